@@ -1,0 +1,104 @@
+"""The three backends: their names, what each needs, how one is chosen, and the error that teaches.
+
+A backend is chosen in one of three ways, in this order: the argument, the variable GPTJ_BACKEND, the only
+framework that is installed. Otherwise the error lists what is installed and how to say which. Nothing is
+switched globally: `backend("flax")` and `backend("pt")` in one process are two wings side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+from typing import Literal
+
+from gptj.errors import BackendError, shown
+
+__all__ = ["BACKENDS", "Backend", "BackendName", "backend", "choose_backend", "installed_backends"]
+
+BackendName = Literal["pt", "tf", "flax"]
+
+ENVIRONMENT_VARIABLE = "GPTJ_BACKEND"
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """One wing.
+
+    Attributes:
+        name: how it is asked for, and the name of its package under `gptj`.
+        framework: how people call it.
+        requires: the distributions' import names that must be there.
+    """
+
+    name: BackendName
+    framework: str
+    requires: tuple[str, ...]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Those of `requires` that are not installed. Nothing is imported to find out."""
+        return tuple(module for module in self.requires if importlib.util.find_spec(module) is None)
+
+
+BACKENDS: dict[str, Backend] = {
+    "pt": Backend("pt", "PyTorch", ("torch",)),
+    "tf": Backend("tf", "TensorFlow", ("tensorflow", "keras")),
+    "flax": Backend("flax", "Flax", ("jax", "flax")),
+}
+
+
+def installed_backends() -> tuple[str, ...]:
+    """The names of the backends whose frameworks are installed, in the order pt, tf, flax."""
+    return tuple(name for name, one in BACKENDS.items() if not one.missing)
+
+
+def choose_backend(name: str | None = None) -> str:
+    """The name of the backend to use: the argument, else GPTJ_BACKEND, else the only one installed.
+
+    Raises:
+        BackendError: the name is unknown, its framework is missing, or there is nothing to choose by.
+    """
+    asked = name if name is not None else os.environ.get(ENVIRONMENT_VARIABLE) or None
+    said = "backend" if name is not None else ENVIRONMENT_VARIABLE
+    installed = installed_backends()
+    if asked is None:
+        if len(installed) == 1:
+            return installed[0]
+        if not installed:
+            raise BackendError(
+                "no framework is installed",
+                hint='Install one: pip install "gptj[pt]", "gptj[tf]" or "gptj[flax]"',
+            )
+        raise BackendError(
+            "several backends are installed and none was chosen",
+            found=", ".join(installed),
+            hint=f'Say which: import gptj.{installed[0]}, or {ENVIRONMENT_VARIABLE}={installed[0]}, '
+            f'or gptj.backend("{installed[0]}")',
+        )
+    if asked not in BACKENDS:
+        raise BackendError("no such backend", where=said, expected="one of " + ", ".join(BACKENDS), found=shown(asked))
+    require(asked)
+    return asked
+
+
+def require(name: str) -> None:
+    """Make sure that the backend's frameworks are installed; each wing calls this before it imports its own.
+
+    Raises:
+        BackendError: one is missing; the message says how to install it.
+    """
+    missing = BACKENDS[name].missing
+    if missing:
+        raise BackendError(
+            f"{BACKENDS[name].framework} is not installed (no module {', '.join(missing)})",
+            where=f"gptj.{name}",
+            hint=f'pip install "gptj[{name}]"; installed now: {", ".join(installed_backends()) or "none"}',
+        )
+
+
+def backend(name: str | None = None) -> ModuleType:
+    """The wing itself, imported: `gptj.backend("flax").GPTJForCausalLM`. See `choose_backend` for the rule."""
+    return importlib.import_module(f"gptj.{choose_backend(name)}")

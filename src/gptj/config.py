@@ -1,0 +1,367 @@
+"""GPTJConfig: what a GPT-J is, before any framework: frozen, validated, config.json in and out.
+
+Field names and defaults are transformers' (4.34, `GPTJConfig`), whose defaults describe GPT-J-6B. Two things
+differ on purpose. A wrong field is refused here, with its name, its value and its rule, rather than at the
+first forward pass; and keys of a config.json that we do not know are kept in `extra` and written back, except
+that a key one slip of the finger away from a known one is refused with the name that was meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gptj.errors import ConfigError, shown
+from gptj.json_file import read_json_object
+
+__all__ = ["ACTIVATIONS", "GPTJConfig"]
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "tanh")
+"""What `activation_function` may be; each wing has one function a name."""
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+CONFIG_FILE = "config.json"
+
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "max_position_embeddings": "n_positions",
+}
+
+_LARGEST_SIZE = 2**31 - 1
+_LARGEST_POSITIONS = 2**24  # a rotary table of that length is already gigabytes
+
+# Keys that transformers writes into config.json without meaning for the forward pass of a GPT-J. They are
+# kept like any unknown key; they are listed so that none is taken for a misspelling of a field of ours.
+_TRANSFORMERS_KEYS = frozenset(
+    """architectures model_type transformers_version torch_dtype dtype tokenizer_class task_specific_params
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    gradient_checkpointing scale_attn_weights sep_token_id decoder_start_token_id is_decoder is_encoder_decoder
+    add_cross_attention cross_attention_hidden_size finetuning_task pruned_heads chunk_size_feed_forward
+    use_return_dict use_bfloat16 torchscript tie_encoder_decoder prefix name_or_path _name_or_path
+    forced_bos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens max_length min_length
+    do_sample num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
+    output_scores return_dict_in_generate remove_invalid_values exponential_decay_length_penalty early_stopping
+    layer_types rotary rotary_pct jax n_ctx _attn_implementation attn_implementation quantization_config
+    tf_legacy_loss vocab_size_padded use_parallel_residual""".split()
+)
+
+
+def _cut(text: str, longest: int = 200) -> str:
+    return text if len(text) <= longest else text[:longest] + "..."
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=True)
+class GPTJConfig:
+    """The sizes and options of one GPT-J.
+
+    Attributes:
+        vocab_size: rows of the token embedding and of lm_head.
+        n_positions: the longest sequence; a position is 0 to n_positions - 1.
+        n_embd: model width m.
+        n_layer: blocks.
+        n_head: attention heads h; n_embd must be a multiple of it.
+        rotary_dim: how much of each head is rotated. None, or more than a head is wide, means the whole head.
+        n_inner: feed-forward width f; None means 4 * n_embd.
+        activation_function: one of `ACTIVATIONS`.
+        resid_pdrop, embd_pdrop, attn_pdrop: dropout probabilities, 0 to below 1.
+        layer_norm_epsilon: added to the variance.
+        initializer_range: standard deviation of freshly made kernels and embeddings.
+        use_cache, output_attentions, output_hidden_states, return_dict: defaults of a call's arguments.
+        bos_token_id, eos_token_id, pad_token_id: token ids or None (eos may be several). They may lie outside
+            a small vocabulary, as they do in real checkpoints; generation checks them when it needs them.
+        tie_word_embeddings: lm_head.weight is wte.weight; lm_head.bias stays its own.
+        num_labels, id2label, label2id, problem_type: the classification head's.
+        extra: unknown keys of config.json, kept and written back.
+
+    Raises:
+        ConfigError: a field breaks its rule. The message names the field, the rule and the value.
+    """
+
+    vocab_size: int = 50400
+    n_positions: int = 2048
+    n_embd: int = 4096
+    n_layer: int = 28
+    n_head: int = 16
+    rotary_dim: int | None = 64
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.0
+    embd_pdrop: float = 0.0
+    attn_pdrop: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    bos_token_id: int | None = 50256
+    eos_token_id: int | list[int] | None = 50256
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+    num_labels: int | None = None
+    id2label: dict[int, str] | None = None
+    label2id: dict[str, int] | None = None
+    problem_type: str | None = None
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._settle_labels()
+        object.__setattr__(self, "extra", dict(self.extra))
+        for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
+            self._require_size(field)
+        for field in ("rotary_dim", "n_inner"):
+            if getattr(self, field) is not None:
+                self._require_size(field)
+        self._require(
+            self.n_positions <= _LARGEST_POSITIONS, "n_positions", f"at most {_LARGEST_POSITIONS}", self.n_positions
+        )
+        self._require(
+            self.n_embd % self.n_head == 0, "n_embd", f"a multiple of n_head = {self.n_head}", self.n_embd
+        )
+        self._require(
+            self.rotary_width % 2 == 0,
+            "rotary_dim",
+            f"an even width of at most the head's {self.head_dim} (rotary turns pairs)",
+            self.rotary_width,
+        )
+        self._require(
+            self.activation_function in ACTIVATIONS,
+            "activation_function",
+            "one of " + ", ".join(ACTIVATIONS),
+            self.activation_function,
+        )
+        for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            value = getattr(self, field)
+            self._require(_is_number(value) and 0 <= value < 1, field, "a probability, 0 to below 1", value)
+        for field, lowest in (("layer_norm_epsilon", "above 0"), ("initializer_range", "0 or above")):
+            value = getattr(self, field)
+            fits = _is_number(value) and (value > 0 or (field == "initializer_range" and value == 0))
+            self._require(fits, field, f"a finite number {lowest}", value)
+        for field in ("use_cache", "tie_word_embeddings", "output_attentions", "output_hidden_states", "return_dict"):
+            value = getattr(self, field)
+            self._require(isinstance(value, bool), field, "true or false", value)
+        self._require_token_ids()
+        self._require(
+            self.problem_type is None or self.problem_type in PROBLEM_TYPES,
+            "problem_type",
+            "null or one of " + ", ".join(PROBLEM_TYPES),
+            self.problem_type,
+        )
+
+    def _require(self, holds: bool, field: str, rule: str, value: object) -> None:
+        if not holds:
+            found = json.dumps(value, default=repr)
+            raise ConfigError("breaks its rule", where=field, expected=rule, found=_cut(found))
+
+    def _require_size(self, field: str) -> None:
+        value = getattr(self, field)
+        self._require(_is_int(value) and 1 <= value <= _LARGEST_SIZE, field, "a whole number, 1 or above", value)
+
+    def _require_token_ids(self) -> None:
+        for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, field)
+            several = field == "eos_token_id" and isinstance(value, list | tuple)
+            ids = value if several else [value]
+            fits = all(_is_int(i) and 0 <= i <= _LARGEST_SIZE for i in ids if several or i is not None)
+            self._require(fits, field, "null or a token id, 0 or above", value)
+
+    def _settle_labels(self) -> None:
+        """Derive num_labels, id2label and label2id from whichever of them was given."""
+        names, ids, count = self.id2label, self.label2id, self.num_labels
+        for field, value in (("id2label", names), ("label2id", ids)):
+            self._require(value is None or (isinstance(value, Mapping) and value), field, "null or a filled object", value)
+        if names is not None:
+            try:
+                names = {int(key): str(name) for key, name in names.items()}
+            except (TypeError, ValueError):
+                self._require(False, "id2label", "label ids as keys", names)
+        elif ids is not None:
+            self._require(all(_is_int(i) for i in ids.values()), "label2id", "label ids as values", ids)
+            names = {i: str(name) for name, i in ids.items()}
+        if names is None:
+            count = 2 if count is None else count
+            if _is_int(count) and 1 <= count <= 1_000_000:
+                names = {i: f"LABEL_{i}" for i in range(count)}
+        else:
+            self._require(sorted(names) == list(range(len(names))), "id2label", "ids 0 to n - 1", sorted(names))
+            count = len(names) if count is None else count
+            self._require(count == len(names), "num_labels", f"the {len(names)} labels of id2label", count)
+        object.__setattr__(self, "num_labels", count)
+        object.__setattr__(self, "id2label", names)
+        if ids is None and names is not None:
+            object.__setattr__(self, "label2id", {name: i for i, name in names.items()})
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    # ---- what follows from the fields
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def rotary_width(self) -> int:
+        """How many of each head's first dimensions rotate: min(rotary_dim or head_dim, head_dim)."""
+        return self.head_dim if self.rotary_dim is None else min(self.rotary_dim, self.head_dim)
+
+    @property
+    def inner_width(self) -> int:
+        """Width f of the feed-forward layer."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """eos_token_id as a tuple: empty for None."""
+        eos = self.eos_token_id
+        return () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+
+    @property
+    def hidden_size(self) -> int:
+        """Alias of n_embd."""
+        return self.n_embd
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Alias of n_head."""
+        return self.n_head
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Alias of n_layer."""
+        return self.n_layer
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Alias of n_positions."""
+        return self.n_positions
+
+    @property
+    def architecture_sha256(self) -> str:
+        """A hash of the fields that change logits without changing any tensor's shape, and of those that do.
+
+        A weights file carries it, so that a config.json whose n_head or rotary_dim was edited afterwards is
+        noticed although every shape still fits.
+        """
+        facts = {
+            "vocab_size": self.vocab_size,
+            "n_embd": self.n_embd,
+            "n_layer": self.n_layer,
+            "n_head": self.n_head,
+            "rotary_width": self.rotary_width,
+            "inner_width": self.inner_width,
+            "activation_function": self.activation_function,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def replace(self, **changes: Any) -> GPTJConfig:
+        """A copy with some fields changed, validated anew. A new num_labels renames the labels."""
+        if "num_labels" in changes or "id2label" in changes or "label2id" in changes:
+            changes = {"num_labels": None, "id2label": None, "label2id": None} | changes
+        unknown = sorted(set(changes) - _FIELDS)
+        if unknown:
+            raise ConfigError("no such field", where=unknown[0], hint=_did_you_mean(unknown[0]) or None)
+        return dataclasses.replace(self, **changes)
+
+    # ---- config.json
+
+    @classmethod
+    def from_dict(cls, members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None) -> GPTJConfig:
+        """The config that the members of a config.json describe; `file` is what errors name.
+
+        Raises:
+            ConfigError: another model_type, remote code, a misspelt key, or a field that breaks its rule.
+        """
+        try:
+            return cls._from_members(dict(members))
+        except ConfigError as error:
+            if file is None or error.file is not None:
+                raise
+            raise ConfigError(
+                error.problem, file=file, where=error.where, expected=error.expected, found=error.found, hint=error.hint
+            ) from None
+
+    @classmethod
+    def _from_members(cls, members: dict[str, Any]) -> GPTJConfig:
+        model_type = members.pop("model_type", "gptj")
+        if model_type != "gptj":
+            raise ConfigError(
+                "another kind of model", where="model_type", expected='"gptj"', found=shown(json.dumps(model_type))
+            )
+        if "auto_map" in members:
+            raise ConfigError("asks for code from the model's folder", where="auto_map", hint="gptj never runs such code")
+        architectures = members.get("architectures")
+        if architectures is not None:
+            known = isinstance(architectures, list) and all(
+                isinstance(a, str) and a.removeprefix("TF").removeprefix("Flax").startswith("GPTJ") for a in architectures
+            )
+            if not known:
+                raise ConfigError(
+                    "another architecture", where="architectures", expected="GPTJ classes", found=shown(architectures)
+                )
+        for alias, field in _ALIASES.items():
+            if alias in members:
+                value = members.pop(alias)
+                if members.setdefault(field, value) != value:
+                    raise ConfigError(
+                        f"contradicts its alias {alias}", where=field, expected=repr(value), found=repr(members[field])
+                    )
+        fields = {key: members.pop(key) for key in list(members) if key in _FIELDS and key != "extra"}
+        for key in members:
+            if key not in _TRANSFORMERS_KEYS and (meant := _did_you_mean(key)):
+                raise ConfigError("unknown key", where=shown(key), hint=meant)
+        return cls(**fields, extra=members)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> GPTJConfig:
+        """The config in `path`: a config.json, or the folder that holds one."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / CONFIG_FILE
+        return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The members of config.json: every field, model_type, and `extra` as it came."""
+        members = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "extra"}
+        if self.id2label == {0: "LABEL_0", 1: "LABEL_1"}:
+            del members["num_labels"], members["id2label"], members["label2id"]
+        else:
+            del members["num_labels"]  # transformers derives it from id2label and warns where both stand
+            members["id2label"] = {str(i): name for i, name in (self.id2label or {}).items()}
+        if self.problem_type is None:
+            del members["problem_type"]
+        return {**self.extra, **members, "model_type": "gptj"}
+
+    def to_json(self) -> str:
+        """The text of config.json: sorted keys, two spaces, a newline at the end."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+_FIELDS = frozenset(field.name for field in dataclasses.fields(GPTJConfig))
+
+
+def _did_you_mean(key: str) -> str:
+    """`Did you mean n_layer?` where `key` is one slip away from a field, else nothing."""
+    close = difflib.get_close_matches(key, (_FIELDS - {"extra"}) | _ALIASES.keys(), n=1, cutoff=0.8)
+    return f"Did you mean {close[0]}?" if close else ""

@@ -1,0 +1,158 @@
+"""Every error that gptj raises on purpose, in one small tree.
+
+    GPTJError
+    ├── FormatError (ValueError)            the bytes of a file are not what its format says
+    │   └── MissingFileError (FileNotFoundError)   a file or folder that must be there is not
+    ├── SchemaError (ValueError)            tensors are missing, unexpected, misshapen or of a wrong dtype
+    ├── ConfigError (ValueError)            a field of config.json or generation_config.json breaks its rule
+    ├── TokenizerError (ValueError)         tokenizer files are incomplete or contradict themselves
+    ├── InputError (ValueError)             an argument of a call: token ids, masks, positions, options
+    ├── UnsafeFileError (ValueError)        a file would run code, or reach outside its folder
+    ├── LimitError (MemoryError)            more tensors, bytes or nesting than is allowed or than there is
+    ├── WriteError (OSError)                an output could not be written; what stood there still stands
+    ├── ParityError (AssertionError)        two backends, or a backend and the oracle, disagree
+    └── BackendError (ImportError)          the backend asked for is unknown or not installed
+
+Each is also the built-in exception that a caller would expect, so code that knows nothing of gptj still
+catches it. A message is one line that says where, what was expected, what was found and what to do; the
+same facts are attributes, and `as_dict` gives them to `--json`.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "FormatError",
+    "GPTJError",
+    "InputError",
+    "LimitError",
+    "MissingFileError",
+    "ParityError",
+    "SchemaError",
+    "TokenizerError",
+    "UnsafeFileError",
+    "WriteError",
+    "shown",
+]
+
+
+def shown(value: object, *, longest: int = 200) -> str:
+    """`value` as it may be printed: quoted where it is text, control characters escaped, cut at `longest`."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    text = ascii(value) if isinstance(value, str | bytes) else str(value)
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
+
+
+def _printable(text: str) -> str:
+    """`text` with lone surrogates and control characters escaped, so that any terminal can print it."""
+    escaped = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in escaped)
+
+
+class GPTJError(Exception):
+    """The root of the tree. `str(error)` is the whole message.
+
+    Args:
+        problem: what is wrong, a sentence without its full stop.
+        file: the file or folder that it is about.
+        where: the tensor, field, argument or line inside it.
+        expected, found: the two values that disagree, already fit to print.
+        hint: what the reader can do about it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        where: str | None = None,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.file = None if file is None else os.fspath(file)
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        place = ": ".join(str(p) for p in (self.file, self.where) if p is not None)
+        text = f"{place}: {self.problem}" if place else self.problem
+        facts = [
+            f"{word} {value}"
+            for word, value in (("expected", self.expected), ("found", self.found))
+            if value is not None
+        ]
+        if facts:
+            text += f" ({', '.join(facts)})"
+        if self.hint:
+            text += f". {self.hint}"
+        return _printable(text)
+
+    def __str__(self) -> str:
+        return self._message()
+
+    @property
+    def code(self) -> str:
+        """The class's name, which is how the command line and `--json` call the error."""
+        return type(self).__name__
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The error's facts as JSON-ready text: code, message, file, where, expected, found, hint."""
+        facts = {"file": self.file, "where": self.where, "expected": self.expected, "found": self.found, "hint": self.hint}
+        return {
+            "code": self.code,
+            "message": str(self),
+            **{key: None if value is None else _printable(str(value)) for key, value in facts.items()},
+        }
+
+
+class FormatError(GPTJError, ValueError):
+    """The bytes of a file are not what its format says."""
+
+
+class MissingFileError(FormatError, FileNotFoundError):
+    """A file or folder that must be there is not."""
+
+
+class SchemaError(GPTJError, ValueError):
+    """Tensors are missing, unexpected, misshapen or of a wrong dtype. All of them are listed at once."""
+
+
+class ConfigError(GPTJError, ValueError):
+    """A field of config.json or generation_config.json breaks its rule."""
+
+
+class TokenizerError(GPTJError, ValueError):
+    """Tokenizer files are incomplete or contradict themselves."""
+
+
+class InputError(GPTJError, ValueError):
+    """An argument of a call breaks its rule: token ids, masks, positions, lengths, options."""
+
+
+class UnsafeFileError(GPTJError, ValueError):
+    """A file would run code when it is read, or reach outside its folder."""
+
+
+class LimitError(GPTJError, MemoryError):
+    """More tensors, bytes, dimensions or nesting than is allowed, or more memory than there is."""
+
+
+class WriteError(GPTJError, OSError):
+    """An output could not be written; what stood at its place still stands there."""
+
+
+class ParityError(GPTJError, AssertionError):
+    """Two backends, or a backend and the oracle, disagree by more than the tolerance."""
+
+
+class BackendError(GPTJError, ImportError):
+    """The backend asked for is unknown, or its framework is not installed."""

@@ -1,0 +1,118 @@
+"""JSON read strictly: what a lenient parser would repair in silence is an error here.
+
+Config files, weight indexes, safetensors headers and manifests all pass through `parse_json_object`, so one
+rule holds for all: UTF-8 (a BOM is accepted), an object at the top, no key twice in one object, no NaN or
+Infinity, and a cap on the bytes before anything is parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gptj.errors import FormatError, GPTJError, LimitError, MissingFileError, shown
+
+__all__ = ["parse_json_object", "read_json_object", "read_small_file"]
+
+SMALL_FILE_BYTES = 1_000_000
+"""The cap for config-like files: transformers' own largest config.json is under 10 kB."""
+
+
+def read_small_file(path: str | os.PathLike[str], *, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:
+    """The bytes of a regular file of at most `limit_bytes`.
+
+    The file's kind is looked at before it is opened, since opening a FIFO waits for ever.
+
+    Raises:
+        MissingFileError: there is no such file.
+        FormatError: it is a folder, FIFO, socket or device, or cannot be read.
+        LimitError: it is larger than the cap.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise MissingFileError("no such file", file=path) from None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"cannot be looked at: {error}", file=path) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError("not a regular file", file=path, expected="a regular file", found=_kind(status.st_mode))
+    if status.st_size > limit_bytes:
+        raise LimitError("too large", file=path, expected=f"at most {limit_bytes} bytes", found=f"{status.st_size} bytes")
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(limit_bytes + 1)
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}", file=path) from None
+    if len(data) > limit_bytes:
+        raise LimitError("grew while it was read", file=path, expected=f"at most {limit_bytes} bytes")
+    return data
+
+
+def read_json_object(
+    path: str | os.PathLike[str], *, limit_bytes: int = SMALL_FILE_BYTES, error: type[GPTJError] = FormatError
+) -> dict[str, Any]:
+    """The JSON object in the file at `path`; see `parse_json_object` for the rules and errors."""
+    return parse_json_object(read_small_file(path, limit_bytes=limit_bytes), file=path, error=error)
+
+
+def parse_json_object(
+    data: bytes, *, file: str | os.PathLike[str], where: str | None = None, error: type[GPTJError] = FormatError
+) -> dict[str, Any]:
+    """The JSON object that `data` spells.
+
+    Args:
+        data: the bytes, UTF-8 with or without a BOM.
+        file, where: what the error message names.
+        error: the class to raise.
+
+    Raises:
+        error: not UTF-8, not JSON, a key twice, a NaN or Infinity, or something else than an object at the top.
+    """
+
+    def refuse(problem: str, **facts: Any) -> NoReturn:
+        raise error(problem, file=file, where=where, **facts) from None
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            refuse(f"the key {shown(twice)} stands twice in one object")
+        return members
+
+    def constant(name: str) -> NoReturn:
+        refuse(f"{name} is not JSON", hint="Write a finite number or null")
+
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        refuse("not UTF-8", found=f"byte 0x{data[problem.start]:02x} at offset {problem.start}")
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except GPTJError:
+        raise
+    except json.JSONDecodeError as problem:
+        refuse(f"not JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}")
+    except RecursionError:
+        refuse("nested too deeply for JSON")
+    except ValueError as problem:  # an integer of more digits than Python converts
+        refuse(f"not JSON that can be read: {problem}")
+    if not isinstance(value, dict):
+        refuse("not a JSON object", expected="{...} at the top", found=type(value).__name__)
+    return value
+
+
+def _kind(mode: int) -> str:
+    """What a `stat` mode says a path is, in words."""
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a character device",
+        stat.S_IFBLK: "a block device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")
