@@ -1,0 +1,207 @@
+"""The checks of a model call's arguments, done on the host, once, before any backend computes.
+
+A token id that the embedding does not have is an error in one framework, a clamp in another and NaN in the
+third; so the same NumPy code looks at the values first and all three wings raise the same `InputError`. A wing
+turns its arrays into NumPy for this and passes None for a value that has none yet (inside jit, tf.function,
+torch.compile or export), which is then not checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.config import GPTJConfig
+from gptj.errors import InputError
+
+__all__ = [
+    "IGNORED_LABEL",
+    "check_attention_mask",
+    "check_cache_room",
+    "check_call",
+    "check_head_mask",
+    "check_ids",
+    "check_labels",
+    "check_positions",
+    "integers",
+]
+
+IGNORED_LABEL = -100
+"""The label that no loss counts."""
+
+
+def integers(value: Any, *, where: str) -> NDArray[Any]:
+    """`value` as a NumPy array of whole numbers, (b, t), neither axis empty.
+
+    Raises:
+        InputError: floats, bools, ragged lists, another number of axes, or an empty axis.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise InputError("rows of different lengths", where=where, hint="Pad them and pass an attention_mask") from None
+    if array.dtype.kind not in "iu":
+        raise InputError("not whole numbers", where=where, expected="an integer array", found=str(array.dtype))
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError("of another shape", where=where, expected="(batch, tokens), neither 0", found=array.shape)
+    return array
+
+
+def _refuse_first(wrong: NDArray[np.bool_], array: NDArray[Any], *, where: str, problem: str, expected: str) -> None:
+    """Raise for the first True of `wrong`, naming the value and its place."""
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        index = "".join(f"[{i}]" for i in place)
+        raise InputError(problem, where=f"{where}{index}", expected=expected, found=array[place].item())
+
+
+def check_ids(config: GPTJConfig, ids: Any, *, where: str = "input_ids") -> NDArray[Any]:
+    """`ids` as whole numbers (b, t) that the embedding has: 0 to vocab_size - 1."""
+    array = integers(ids, where=where)
+    _refuse_first(
+        (array < 0) | (array >= config.vocab_size),
+        array,
+        where=where,
+        problem="no such token",
+        expected=f"0 to {config.vocab_size - 1}",
+    )
+    return array
+
+
+def check_positions(config: GPTJConfig, positions: Any, batch: int, length: int) -> NDArray[Any]:
+    """`positions` as whole numbers (b, t) or (1, t), 0 to n_positions - 1."""
+    array = integers(positions, where="position_ids")
+    if array.shape not in ((batch, length), (1, length)):
+        raise InputError("of another shape", where="position_ids", expected=(batch, length), found=array.shape)
+    _refuse_first(
+        (array < 0) | (array >= config.n_positions),
+        array,
+        where="position_ids",
+        problem="no such position",
+        expected=f"0 to n_positions - 1 = {config.n_positions - 1}",
+    )
+    return array
+
+
+def check_length(config: GPTJConfig, past: int, length: int) -> None:
+    """Refuse a sequence that runs past n_positions when its positions are counted from the start."""
+    if past + length > config.n_positions:
+        raise InputError(
+            "longer than the model's positions",
+            where="input_ids",
+            expected=f"at most n_positions = {config.n_positions} tokens",
+            found=f"{past} cached + {length} new" if past else length,
+        )
+
+
+def check_attention_mask(mask: Any, batch: int, lengths: tuple[int, ...]) -> NDArray[Any]:
+    """`mask` as 0 and 1, (b, s) with s one of `lengths`: 1 In, 0 Out. A row of zeros is allowed: it attends to nothing."""
+    array = np.asarray(mask)
+    if array.dtype.kind not in "iub":
+        raise InputError("neither whole numbers nor bools", where="attention_mask", expected="0 and 1", found=str(array.dtype))
+    if array.ndim != 2 or array.shape[0] != batch or array.shape[1] not in lengths:
+        expected = " or ".join(str((batch, s)) for s in dict.fromkeys(lengths))
+        raise InputError("of another shape", where="attention_mask", expected=expected, found=array.shape)
+    if array.dtype.kind != "b":
+        _refuse_first((array != 0) & (array != 1), array, where="attention_mask", problem="not a mask", expected="0 or 1")
+    return array
+
+
+def check_head_mask(config: GPTJConfig, shape: tuple[int, ...]) -> None:
+    """Refuse a head_mask of another shape than (n_head,) or (n_layer, n_head)."""
+    if tuple(shape) not in ((config.n_head,), (config.n_layer, config.n_head)):
+        expected = f"({config.n_head},) or ({config.n_layer}, {config.n_head})"
+        raise InputError("of another shape", where="head_mask", expected=expected, found=tuple(shape))
+
+
+def check_labels(labels: Any, shape: tuple[int, int], classes: int, *, where: str = "labels") -> NDArray[Any]:
+    """`labels` as whole numbers of this shape, each -100 (ignored) or 0 to `classes` - 1."""
+    array = integers(labels, where=where)
+    if array.shape != shape:
+        raise InputError("of another shape", where=where, expected=shape, found=array.shape)
+    _refuse_first(
+        (array != IGNORED_LABEL) & ((array < 0) | (array >= classes)),
+        array,
+        where=where,
+        problem="no such class",
+        expected=f"{IGNORED_LABEL} or 0 to {classes - 1}",
+    )
+    return array
+
+
+def check_cache_room(length: int, new: int, capacity: int) -> None:
+    """Refuse tokens that a fixed cache has no slots for."""
+    if length + new > capacity:
+        raise InputError(
+            "the cache is full",
+            where="past_key_values",
+            expected=f"room for {new} more tokens",
+            found=f"{length} of {capacity} slots taken",
+            hint="Make a larger one: init_cache(batch, max_length)",
+        )
+
+
+def check_call(
+    config: GPTJConfig,
+    host: Callable[[Any], Any],
+    *,
+    input_ids: Any = None,
+    inputs_embeds: Any = None,
+    attention_mask: Any = None,
+    token_type_ids: Any = None,
+    position_ids: Any = None,
+    head_mask: Any = None,
+    past: Any = None,
+) -> None:
+    """Check every argument of a forward pass together.
+
+    Args:
+        config: the model's.
+        host: turns the framework's array into NumPy, or into None where it has no value yet.
+        past: the call's `KVCache`, or None.
+        input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask: as the call got them.
+
+    Raises:
+        InputError: naming the argument, the first offending value and its place.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        found = "neither" if input_ids is None else "both"
+        raise InputError("give exactly one of them", where="input_ids, inputs_embeds", found=found)
+    if input_ids is not None:
+        ids = host(input_ids)
+        if ids is None:
+            return
+        batch, length = check_ids(config, ids).shape
+    else:
+        shape = tuple(inputs_embeds.shape)
+        if None in shape:
+            return
+        if len(shape) != 3 or shape[2] != config.n_embd or 0 in shape:
+            expected = f"(batch, tokens, {config.n_embd})"
+            raise InputError("of another shape", where="inputs_embeds", expected=expected, found=shape)
+        batch, length = shape[:2]
+    if token_type_ids is not None and (types := host(token_type_ids)) is not None:
+        check_ids(config, types, where="token_type_ids")
+        if types.shape != (batch, length):
+            raise InputError("of another shape", where="token_type_ids", expected=(batch, length), found=types.shape)
+    if head_mask is not None:
+        check_head_mask(config, tuple(head_mask.shape))
+    seen = 0 if past is None else host(past.length)
+    if seen is None:
+        return
+    seen = int(seen)
+    if past is not None:
+        if past.keys[0].shape[0] != batch:
+            raise InputError("a cache of another batch", where="past_key_values", expected=batch, found=past.keys[0].shape[0])
+        if past.fixed:
+            check_cache_room(seen, length, past.capacity)
+    if position_ids is None:
+        check_length(config, seen, length)
+    elif (positions := host(position_ids)) is not None:
+        check_positions(config, positions, batch, length)
+    if attention_mask is not None and (mask := host(attention_mask)) is not None:
+        lengths = (seen + length, past.capacity) if past is not None and past.fixed else (seen + length,)
+        check_attention_mask(mask, batch, lengths)
