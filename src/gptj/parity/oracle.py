@@ -1,0 +1,443 @@
+"""The oracle: GPT-J in plain NumPy, from the equations, in float64. What every backend is compared with.
+
+It is slow and it is simple, and it reads top to bottom: `forward` is the model. Nothing is fused, cached or
+compiled, so that a reader can check each line against its equation:
+
+* Wang and Komatsuzaki 2021, GPT-J-6B: the parallel block, x + attn(ln(x)) + mlp(ln(x)), one layer norm a block.
+* Su et al. 2021 (arXiv:2104.09864), equation 34: the rotary embedding, on interleaved pairs.
+* Vaswani et al. 2017 (arXiv:1706.03762), equation 1: softmax(q k' / sqrt(d)) v.
+* Ba et al. 2016 (arXiv:1607.06450): layer normalisation; Hendrycks and Gimpel 2016 (arXiv:1606.08415): GELU.
+
+Weights are read one at a time through `read`, when they are needed, and forgotten: a forward pass of the 6B
+model holds one matrix, not one model. Every step is a method of its own, which is what lets the tests plant the
+classic mistakes one by one and see that each is caught (`tests/mutants.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from gptj.config import GPTJConfig
+from gptj.errors import InputError
+from gptj.inputs import IGNORED_LABEL, check_call
+from gptj.rotary import rotary_table
+from gptj.schema import BASE_PREFIX
+
+__all__ = [
+    "Oracle",
+    "OracleOutput",
+    "Read",
+    "activation",
+    "causal_lm_loss",
+    "classification_loss",
+    "positions_of_mask",
+    "question_answering_loss",
+    "token_losses",
+]
+
+Array = NDArray[Any]
+Read = Callable[[str], Any]
+"""From a tensor's canonical name to its values, anything that `numpy.asarray` takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OracleOutput:
+    """What a forward pass computes, all in the oracle's dtype.
+
+    Attributes:
+        logits: (b, t, v) of lm_head; None where the head was not asked for.
+        hidden_states: n_layer + 1 arrays (b, t, m). Entry i is what block i reads; the last is ln_f's output,
+            as in transformers (so the last block's own output is not among them).
+        attentions: n_layer arrays (b, h, t, s) of attention weights, or () where they were not asked for.
+    """
+
+    logits: Array | None
+    hidden_states: tuple[Array, ...]
+    attentions: tuple[Array, ...]
+
+
+class Oracle:
+    """A GPT-J whose every step is an equation.
+
+    Args:
+        config: the sizes and options.
+        read: a mapping or a function from a tensor's name to its values. Names are those of a model with a head
+            (`transformer.wte.weight`); with `bare=True`, those of a GPTJModel (`wte.weight`).
+        dtype: what everything is computed in, "float64" or "float32". float32 shows what rounding alone does.
+        bare: whether names lack the prefix `transformer.`.
+
+    >>> config = GPTJConfig(vocab_size=7, n_positions=16, n_embd=8, n_layer=1, n_head=2, rotary_dim=2)
+    >>> from gptj.schema import schema
+    >>> weights = {row.name: np.full(row.shape, 0.5) for row in schema(config)}
+    >>> Oracle(config, weights).forward([[1, 2, 3]]).logits.shape
+    (1, 3, 7)
+    """
+
+    def __init__(
+        self,
+        config: GPTJConfig,
+        read: Mapping[str, Any] | Read,
+        *,
+        dtype: DTypeLike = "float64",
+        bare: bool = False,
+    ) -> None:
+        self.config = config
+        self.dtype = np.dtype(dtype)
+        self._read: Read = read.__getitem__ if isinstance(read, Mapping) else read
+        self._prefix = "" if bare else BASE_PREFIX
+
+    # ---- the model
+
+    def forward(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        *,
+        token_type_ids: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        logits: bool = True,
+        attentions: bool = False,
+    ) -> OracleOutput:
+        """The logits of every position, and what stood between.
+
+        Args:
+            input_ids: (b, t) token ids.
+            attention_mask: (b, t), 1 In, 0 Out; None is all In.
+            position_ids: (b, t) or (1, t); None counts 0, 1, 2 ... from the left, padding included, which is
+                transformers' meaning. `positions_of_mask` gives the positions that generation uses.
+            token_type_ids: (b, t); their embeddings, from the same table, are added.
+            inputs_embeds: (b, t, m) in place of input_ids.
+            head_mask: (h,) or (n_layer, h), a factor for each head's attention weights.
+            logits: whether to apply lm_head.
+            attentions: whether to keep the attention weights.
+
+        Raises:
+            InputError: an argument breaks its rule, as in every backend.
+        """
+        ids = None if input_ids is None else np.asarray(input_ids)
+        embeds = None if inputs_embeds is None else np.asarray(inputs_embeds, self.dtype)
+        types, mask, positions, heads = (
+            None if value is None else np.asarray(value)
+            for value in (token_type_ids, attention_mask, position_ids, head_mask)
+        )
+        check_call(
+            self.config,
+            np.asarray,
+            input_ids=ids,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            token_type_ids=types,
+            position_ids=positions,
+            head_mask=heads,
+        )
+        x = embeds if embeds is not None else self.embed(ids)
+        if types is not None:
+            x = x + self.embed(types)
+        b, t, _ = x.shape
+        if positions is None:
+            positions = np.arange(t)[None]
+        positions = np.broadcast_to(positions, (b, t))
+        allowed = self.allowed(t, None if mask is None else mask.astype(bool))
+        factors = None
+        if heads is not None:
+            factors = np.broadcast_to(heads.astype(self.dtype), (self.config.n_layer, self.config.n_head))
+
+        states, kept = [x], []
+        for layer in range(self.config.n_layer):
+            x, weights = self.block(layer, x, allowed, positions, None if factors is None else factors[layer])
+            states.append(x)
+            if attentions:
+                kept.append(weights)
+        states[-1] = self.layer_norm(f"{self._prefix}ln_f", x)
+        return OracleOutput(self.lm_head(states[-1]) if logits else None, tuple(states), tuple(kept))
+
+    def embed(self, ids: Any) -> Array:
+        """Rows of the token embedding, (b, t) -> (b, t, m). Positions have no embedding in GPT-J."""
+        rows: Array = np.asarray(self._read(f"{self._prefix}wte.weight"))[ids]
+        return rows.astype(self.dtype)
+
+    def allowed(self, t: int, mask: Array | None) -> Array:
+        """Which position may attend to which, (b or 1, 1, t, s): causal and, where there is a mask, not padding."""
+        causal = np.tril(np.ones((t, t), bool))[None, None]
+        return causal if mask is None else causal & mask[:, None, None, :]
+
+    def block(
+        self, layer: int, x: Array, allowed: Array, positions: Array, factors: Array | None
+    ) -> tuple[Array, Array]:
+        """Block `layer` of x, and its attention weights: attn(h) + mlp(h) + x with h = ln_1(x), in that order."""
+        name = f"{self._prefix}h.{layer}."
+        h = self.layer_norm(f"{name}ln_1", x)
+        attended, weights = self.attention(f"{name}attn.", h, allowed, positions, factors)
+        return attended + self.mlp(f"{name}mlp.", h) + x, weights
+
+    def layer_norm(self, name: str, x: Array) -> Array:
+        """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last axis; the variance in two passes."""
+        centred = x - x.mean(-1, keepdims=True)
+        variance = (centred * centred).mean(-1, keepdims=True)
+        normal = centred / np.sqrt(variance + self.config.layer_norm_epsilon)
+        y: Array = normal * self.read(f"{name}.weight") + self.read(f"{name}.bias")
+        return y
+
+    def attention(
+        self, name: str, h: Array, allowed: Array, positions: Array, factors: Array | None
+    ) -> tuple[Array, Array]:
+        """Multi-head attention of h (b, t, m), and its weights (b, h, t, s). No projection has a bias."""
+        q, k, v = (self.split_heads(self.linear(f"{name}{kind}_proj", h)) for kind in "qkv")
+        q, k = self.rotate(q, positions), self.rotate(k, positions)
+        weights = self.attention_weights(self.scores(q, k), allowed)
+        if factors is not None:
+            weights = weights * factors[:, None, None]
+        merged = np.swapaxes(weights @ v, 1, 2).reshape(h.shape)
+        return self.linear(f"{name}out_proj", merged), weights
+
+    def split_heads(self, x: Array) -> Array:
+        """(b, t, m) -> (b, h, t, d): head n owns the n-th run of d consecutive dimensions."""
+        b, t, _ = x.shape
+        return np.swapaxes(x.reshape(b, t, self.config.n_head, self.config.head_dim), 1, 2)
+
+    def rotary(self, positions: Array) -> tuple[Array, Array]:
+        """The sines and cosines of `positions`, (b, t) -> twice (b, 1, t, rotary_width / 2)."""
+        sin, cos = rotary_table(self.config.n_positions, self.config.rotary_width, str(self.dtype))
+        return sin[positions][:, None], cos[positions][:, None]
+
+    def rotate(self, x: Array, positions: Array) -> Array:
+        """x (b, h, t, d) with each interleaved pair of its first rotary_width dimensions turned.
+
+        Pair i at position p turns by a = p * base^(-2i / width): (x0, x1) becomes (x0 cos a - x1 sin a,
+        x1 cos a + x0 sin a). Dimensions past rotary_width stay.
+        """
+        width = self.config.rotary_width
+        sin, cos = self.rotary(positions)
+        even, odd = x[..., 0:width:2], x[..., 1:width:2]
+        turned = x.copy()
+        turned[..., 0:width:2] = even * cos - odd * sin
+        turned[..., 1:width:2] = odd * cos + even * sin
+        return turned
+
+    def scores(self, q: Array, k: Array) -> Array:
+        """q k' / sqrt(d), (b, h, t, s)."""
+        scores: Array = q @ np.swapaxes(k, -1, -2)
+        return scores / math.sqrt(self.config.head_dim)
+
+    def attention_weights(self, scores: Array, allowed: Array) -> Array:
+        """Softmax over the allowed keys, and exactly 0 elsewhere.
+
+        So a query that is allowed no key (a padded position that only sees padding) attends to nothing. Without
+        the second `where` it would attend evenly to every slot, and its value would hang on how many there are.
+        """
+        scores = np.where(allowed, scores, np.finfo(self.dtype).min)
+        exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+        return np.where(allowed, exponentials / exponentials.sum(-1, keepdims=True), 0)
+
+    def mlp(self, name: str, h: Array) -> Array:
+        """fc_out(activation(fc_in(h))), both with bias."""
+        inner = self.linear(f"{name}fc_in", h, bias=True)
+        return self.linear(f"{name}fc_out", activation(self.config.activation_function, inner), bias=True)
+
+    def linear(self, name: str, x: Array, *, bias: bool = False) -> Array:
+        """x W' (+ bias): weights are stored output axis first."""
+        y: Array = x @ self.read(f"{name}.weight").T
+        return y + self.read(f"{name}.bias") if bias else y
+
+    def read(self, name: str) -> Array:
+        """The tensor `name` in the oracle's dtype."""
+        return np.asarray(self._read(name)).astype(self.dtype, copy=False)
+
+    # ---- heads
+
+    def lm_head(self, hidden: Array) -> Array:
+        """Logits over the vocabulary, (b, t, m) -> (b, t, v). A tied head shares wte.weight and keeps its own bias."""
+        tied = self.config.tie_word_embeddings
+        weight = self.read(f"{self._prefix}wte.weight" if tied else "lm_head.weight")
+        logits: Array = hidden @ weight.T + self.read("lm_head.bias")
+        return logits
+
+    def classify(self, input_ids: ArrayLike, attention_mask: ArrayLike | None = None, **options: Any) -> Array:
+        """Logits over the labels, (b, num_labels): `score`, read at each row's last token that is not padding.
+
+        As in transformers, padding is told by the token: the last one that is not pad_token_id counts, wherever
+        the padding stands; without a pad_token_id, the last of all.
+        """
+        ids = np.asarray(input_ids)
+        output = self.forward(ids, attention_mask, logits=False, **options)
+        every = self.linear("score", output.hidden_states[-1])
+        b, t = ids.shape
+        pad = self.config.pad_token_id
+        last = np.full(b, t - 1) if pad is None else (np.arange(t) * (ids != pad)).argmax(-1)
+        pooled: Array = every[np.arange(b), last]
+        return pooled
+
+    def answer(
+        self, input_ids: ArrayLike, attention_mask: ArrayLike | None = None, **options: Any
+    ) -> tuple[Array, Array]:
+        """Start and end logits of an answer's span, each (b, t): the two columns of `qa_outputs`."""
+        output = self.forward(input_ids, attention_mask, logits=False, **options)
+        span = self.linear("qa_outputs", output.hidden_states[-1], bias=True)
+        return span[..., 0], span[..., 1]
+
+    # ---- generation
+
+    def generate(
+        self, input_ids: ArrayLike, attention_mask: ArrayLike | None = None, *, max_new_tokens: int
+    ) -> tuple[Array, Array]:
+        """Greedy continuation without a cache: the sequences (b, t + n), and each step's logits (b, n, v).
+
+        Every step runs the whole sequence again. Positions are `positions_of_mask`; the lowest id wins a tie;
+        nothing stops early.
+        """
+        ids = np.asarray(input_ids)
+        mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
+        steps = []
+        for _ in range(max_new_tokens):
+            logits = self.forward(ids, mask, positions_of_mask(mask)).logits
+            assert logits is not None
+            steps.append(logits[:, -1])
+            chosen = steps[-1].argmax(-1)[:, None].astype(ids.dtype)
+            ids = np.concatenate([ids, chosen], 1)
+            mask = np.concatenate([mask, np.ones_like(mask[:, :1])], 1)
+        return ids, np.stack(steps, 1)
+
+
+def positions_of_mask(attention_mask: ArrayLike) -> Array:
+    """Positions that count only the tokens that are In, (b, t): what generation uses with padded prompts.
+
+    Padding gets position 0, which nothing sees.
+
+    >>> positions_of_mask([[0, 0, 1, 1, 1]]).tolist()
+    [[0, 0, 0, 1, 2]]
+    """
+    positions: Array = np.maximum(np.asarray(attention_mask, np.int64).cumsum(-1) - 1, 0)
+    return positions
+
+
+# ---- activations
+
+
+def activation(name: str, x: Array) -> Array:
+    """The activation function `name` (one of `gptj.config.ACTIVATIONS`) of x, in x's dtype."""
+    function = _ACTIVATIONS.get(name)
+    if function is None:
+        raise InputError("no such activation", where=name, expected="one of " + ", ".join(_ACTIVATIONS))
+    y: Array = function(x).astype(x.dtype, copy=False)
+    return y
+
+
+def _gelu(x: Array) -> Array:
+    """x times the normal distribution's integral up to x, exactly (by the error function)."""
+    integral = np.array([math.erf(value / math.sqrt(2)) for value in x.flat], x.dtype).reshape(x.shape)
+    y: Array = 0.5 * x * (1 + integral)
+    return y
+
+
+def _gelu_tanh(x: Array) -> Array:
+    """GELU by tanh, the 2016 paper's approximation; GPT-J's own."""
+    y: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return y
+
+
+def _gelu_fast(x: Array) -> Array:
+    """The same with sqrt(2 / pi) rounded to ten digits, as transformers spells "gelu_fast"."""
+    y: Array = 0.5 * x * (1 + np.tanh(0.7978845608 * x * (1 + 0.044715 * x * x)))
+    return y
+
+
+def _silu(x: Array) -> Array:
+    """x times its sigmoid; exp only of what is not positive, so nothing overflows."""
+    small = np.exp(-np.abs(x))
+    y: Array = x * np.where(x >= 0, 1, small) / (1 + small)
+    return y
+
+
+def _relu(x: Array) -> Array:
+    return np.maximum(x, 0)
+
+
+def _tanh(x: Array) -> Array:
+    y: Array = np.tanh(x)
+    return y
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": _gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_fast": _gelu_fast,
+    "relu": _relu,
+    "silu": _silu,
+    "swish": _silu,
+    "tanh": _tanh,
+}
+
+
+# ---- losses
+
+
+def token_losses(logits: ArrayLike, labels: ArrayLike) -> Array:
+    """-log softmax(logits)[label] of every position, unshifted; 0 where the label is ignored (-100).
+
+    Args:
+        logits: (..., classes).
+        labels: (...,) class numbers.
+    """
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    above = logits - logits.max(-1, keepdims=True)
+    log_sum = np.log(np.exp(above).sum(-1))
+    counted = labels != IGNORED_LABEL
+    chosen = np.take_along_axis(above, np.where(counted, labels, 0)[..., None], -1)[..., 0]
+    return np.where(counted, log_sum - chosen, np.zeros((), logits.dtype))
+
+
+def _mean_loss(logits: ArrayLike, labels: ArrayLike) -> float:
+    """The mean of `token_losses` over what is not ignored; NaN where everything is, as in PyTorch."""
+    counted = int((np.asarray(labels) != IGNORED_LABEL).sum())
+    return float(token_losses(logits, labels).sum()) / counted if counted else math.nan
+
+
+def causal_lm_loss(logits: ArrayLike, labels: ArrayLike) -> float:
+    """The mean loss of predicting each label from the position before it.
+
+    Args:
+        logits: (b, t, v).
+        labels: (b, t), as long as the inputs: the shift is done here. -100 is not counted.
+    """
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    return _mean_loss(logits[:, :-1], labels[:, 1:])
+
+
+def classification_loss(logits: ArrayLike, labels: ArrayLike, *, problem_type: str) -> float:
+    """The mean loss of `Oracle.classify`'s logits (b, labels) under one of the config's problem types.
+
+    regression: squared error against (b,) or (b, labels); single_label_classification: cross entropy against
+    (b,); multi_label_classification: binary cross entropy against (b, labels) of 0 and 1.
+    """
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    if problem_type == "regression":
+        return float(((logits - labels.reshape(logits.shape)) ** 2).mean())
+    if problem_type == "single_label_classification":
+        return _mean_loss(logits, labels.reshape(-1))
+    if problem_type == "multi_label_classification":
+        return float((np.maximum(logits, 0) - logits * labels + np.log1p(np.exp(-np.abs(logits)))).mean())
+    raise InputError("no such problem type", where="problem_type", found=problem_type)
+
+
+def question_answering_loss(start: ArrayLike, end: ArrayLike, starts: ArrayLike, ends: ArrayLike) -> float:
+    """The mean of the start's and the end's cross entropy; a place outside the t tokens is not counted.
+
+    Args:
+        start, end: (b, t) logits.
+        starts, ends: (b,) places. As in transformers, below 0 means 0, and t or above means "not in this text".
+    """
+    losses = []
+    for logits, places in ((np.asarray(start), np.asarray(starts)), (np.asarray(end), np.asarray(ends))):
+        t = logits.shape[1]
+        places = np.clip(places.reshape(-1), 0, t)
+        losses.append(_mean_loss(logits, np.where(places == t, IGNORED_LABEL, places)))
+    return sum(losses) / 2
