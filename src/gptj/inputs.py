@@ -21,6 +21,7 @@ __all__ = [
     "IGNORED_LABEL",
     "check_attention_mask",
     "check_cache_room",
+    "check_cache_size",
     "check_call",
     "check_head_mask",
     "check_ids",
@@ -132,6 +133,69 @@ def check_labels(labels: Any, shape: tuple[int, int], classes: int, *, where: st
     return array
 
 
+def check_row_ends(config: GPTJConfig, *, batch: int | None, has_ids: bool) -> None:
+    """Refuse to guess where several rows end: token ids without a pad_token_id to tell padding by."""
+    if has_ids and config.pad_token_id is None and batch != 1:
+        raise InputError(
+            "cannot tell where each row ends",
+            where="config.pad_token_id",
+            expected="a token id, for more than one row",
+            found="null",
+            hint="Load with pad_token_id=..., or pass one row at a time",
+        )
+
+
+def problem_type(config: GPTJConfig, *, whole: bool) -> str:
+    """Which loss a classifier takes: the config's, else by num_labels and by whether the labels are whole numbers."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    return "single_label_classification" if whole else "multi_label_classification"
+
+
+def check_class_labels(
+    config: GPTJConfig, problem: str, labels: NDArray[Any] | None, shape: tuple[int, ...], batch: int
+) -> None:
+    """Refuse labels that do not fit the problem: their shape, and where `labels` is not None their values."""
+    classes = config.num_labels
+    assert classes is not None
+    single = problem == "single_label_classification"
+    allowed: tuple[tuple[int, ...], ...] = ((batch,), (batch, 1)) if single else ((batch, classes),)
+    if batch == 1 and single:
+        allowed += ((),)
+    if problem == "regression" and classes == 1:
+        allowed += ((batch,),)
+    if tuple(shape) not in allowed:
+        expected = " or ".join(map(str, allowed))
+        raise InputError(f"of another shape for {problem}", where="labels", expected=expected, found=tuple(shape))
+    if labels is None:
+        return
+    if single:
+        if labels.dtype.kind not in "iu":
+            raise InputError("not whole numbers", where="labels", expected="class ids", found=str(labels.dtype))
+        check_labels(labels.reshape(batch, 1), (batch, 1), classes)
+    elif problem == "multi_label_classification":
+        numbers = labels.astype(np.float64)
+        wrong = ~((numbers >= 0) & (numbers <= 1))
+        _refuse_first(wrong, numbers, where="labels", problem="not a probability", expected="0 to 1")
+
+
+def check_both_ends(start_positions: Any, end_positions: Any) -> None:
+    """Refuse one of start_positions and end_positions without the other."""
+    if (start_positions is None) != (end_positions is None):
+        given, lacking = ("start_positions", "end_positions") if end_positions is None else ("end_positions", "start_positions")
+        raise InputError(f"given without {lacking}", where=given, hint="Give both for a loss, or neither")
+
+
+def check_places(places: NDArray[Any] | None, shape: tuple[int, ...], batch: int, *, where: str) -> None:
+    """Refuse answer positions that are not whole numbers (b,) or (b, 1)."""
+    if tuple(shape) not in ((batch,), (batch, 1)):
+        raise InputError("of another shape", where=where, expected=(batch,), found=tuple(shape))
+    if places is not None and places.dtype.kind not in "iu":
+        raise InputError("not whole numbers", where=where, expected="token positions", found=str(places.dtype))
+
+
 def check_cache_room(length: int, new: int, capacity: int) -> None:
     """Refuse tokens that a fixed cache has no slots for."""
     if length + new > capacity:
@@ -142,6 +206,15 @@ def check_cache_room(length: int, new: int, capacity: int) -> None:
             found=f"{length} of {capacity} slots taken",
             hint="Make a larger one: init_cache(batch, max_length)",
         )
+
+
+def check_cache_size(config: GPTJConfig, batch: int, capacity: int) -> None:
+    """Refuse a cache of no rows, of no slots, or of more slots than there are positions."""
+    for where, value, highest in (("batch_size", batch, None), ("max_length", capacity, config.n_positions)):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < 1 or (highest is not None and value > highest):
+            rule = "1 or above" if highest is None else f"1 to n_positions = {highest}"
+            raise InputError("no such cache", where=where, expected=rule, found=value)
 
 
 def check_call(

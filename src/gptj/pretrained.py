@@ -1,0 +1,133 @@
+"""What `from_pretrained` and `save_pretrained` mean, once for all three wings: which directory, config, rows, dtype.
+
+A wing asks `prepare` what to load and then only moves arrays, one at a time, so that no more than the weights and
+one tensor are ever in memory. Rows of a model's head that the directory lacks altogether (a base model opened as
+a classifier) start from `initial_tensor` and are announced; anything else that is missing is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
+from gptj.config import GPTJConfig
+from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
+from gptj.errors import SchemaError
+from gptj.initial import initial_tensor
+from gptj.schema import HEADS, Head, TensorSpec, schema
+
+__all__ = ["FreshWeightsWarning", "Loading", "prepare"]
+
+
+class FreshWeightsWarning(UserWarning):
+    """Some parameters were not in the directory and start from random values: train them before use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """A decided load: what goes where, in which dtype.
+
+    Attributes:
+        checkpoint: the opened directory.
+        config: the model's config, with the call's overrides.
+        head: the model class asked for.
+        dtype: the parameters' dtype.
+        plan: which stored tensor serves which row.
+        seed: of the start values of the rows that the directory lacks.
+    """
+
+    checkpoint: Checkpoint
+    config: GPTJConfig
+    head: Head
+    dtype: str
+    plan: LoadPlan
+    seed: int
+
+    def arrays(self, *, mmap: bool) -> Iterator[tuple[TensorSpec, NDArray[Any]]]:
+        """Every row of the schema with its values in `dtype`, one at a time.
+
+        Args:
+            mmap: map the file where it holds the asked dtype (no copy; private to the process), else read.
+        """
+        for spec in schema(self.config, self.head):
+            stored = self.plan.tensors.get(spec.name)
+            if stored is None:
+                yield spec, initial_tensor(spec, self.config, self.seed).astype(numpy_dtype(self.dtype))
+            elif mmap and stored.dtype == self.dtype:
+                yield spec, self.checkpoint.map(stored.name)
+            else:
+                yield spec, self.checkpoint.read(stored.name, self.dtype)
+
+    @property
+    def info(self) -> dict[str, list[Any]]:
+        """transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs."""
+        return {
+            "missing_keys": list(self.plan.missing),
+            "unexpected_keys": list(self.plan.unexpected),
+            "mismatched_keys": list(self.plan.mismatched),
+            "error_msgs": [],
+        }
+
+
+def prepare(
+    head: Head,
+    directory: str | os.PathLike[str],
+    *,
+    config: GPTJConfig | None = None,
+    dtype: Any = "auto",
+    weights: str | None = None,
+    subfolder: str = "",
+    ignore_mismatched_sizes: bool = False,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+) -> Loading:
+    """Open `directory` for a model with this head, check everything, and say what there is to do.
+
+    Args:
+        directory: a folder with config.json and safetensors weights.
+        config: to use in place of the folder's own.
+        dtype: the parameters' dtype, or "auto": as stored.
+        weights: which weights file, where there are several.
+        subfolder: a folder inside `directory`.
+        ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
+        seed: of rows that start afresh.
+        overrides: config fields to change, such as num_labels.
+
+    Raises:
+        GPTJError: see `gptj.checkpoint`; all missing, unexpected and misshapen tensors stand in one SchemaError.
+    """
+    path = Path(directory) / subfolder if subfolder else Path(directory)
+    checkpoint = open_checkpoint(path, weights=weights, config=config)
+    settled = checkpoint.config.replace(**overrides) if overrides else checkpoint.config
+    plan = plan_load(checkpoint, settled, head, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    loading = Loading(checkpoint, settled, head, _settle_dtype(dtype, checkpoint, plan), plan, seed)
+    fresh = [*plan.missing, *(name for name, *_ in plan.mismatched)]
+    if fresh:
+        warnings.warn(
+            f"{path}: {HEADS[head]} starts {', '.join(fresh)} from random values, since the weights there have none that fit",
+            FreshWeightsWarning,
+            stacklevel=3,
+        )
+    return loading
+
+
+def _settle_dtype(dtype: Any, checkpoint: Checkpoint, plan: LoadPlan) -> str:
+    """The dtype asked for, or the one that all the stored tensors have."""
+    if dtype is not None and not (isinstance(dtype, str) and dtype == "auto"):
+        return dtype_name(dtype)
+    stored = sorted({tensor.dtype for tensor in plan.tensors.values()})
+    if len(stored) != 1 or stored[0] not in PARAMETER_DTYPES:
+        raise SchemaError(
+            "the tensors are not of one dtype",
+            file=checkpoint.directory,
+            found=", ".join(stored),
+            hint=f"Say which to load: dtype={PARAMETER_DTYPES[0]!r}",
+        )
+    return stored[0]

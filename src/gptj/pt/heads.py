@@ -1,0 +1,296 @@
+"""What stands on the blocks: next-token logits, one label a row, the ends of a span; each with its loss.
+
+Losses are float32 at least, a label of -100 counts nowhere, and the values are the same in all three backends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptj import inputs
+from gptj.config import GPTJConfig
+from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+from gptj.pt.generate import GenerationMixin
+from gptj.pt.model import GPTJModel, at_least_float32
+from gptj.pt.weights import PretrainedModel, as_ids, empty_parameters, host
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the labels that are not -100 of -log softmax(logits)[label], a scalar; 0 where there is none.
+
+    Args:
+        logits: (n, classes), float32 at least.
+        labels: (n,).
+    """
+    counted = labels != inputs.IGNORED_LABEL
+    losses = F.cross_entropy(logits, labels, ignore_index=inputs.IGNORED_LABEL, reduction="sum")
+    return losses / counted.sum().clamp(min=1)
+
+
+class GPTJForCausalLM(PretrainedModel, GenerationMixin):
+    """GPT-J with the language-modelling head: a weight and, unlike GPT-2's, a bias.
+
+    Args:
+        config, dtype, seed, attn_implementation, _do_init: as for `GPTJModel`.
+    """
+
+    head = "causal_lm"
+
+    def __init__(
+        self,
+        config: GPTJConfig,
+        *,
+        dtype: Any = "float32",
+        seed: int = 0,
+        attn_implementation: str = "eager",
+        _do_init: bool = True,
+    ) -> None:
+        super().__init__(config)
+        self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
+        with empty_parameters():
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+        if _do_init:
+            self.initialise(dtype=dtype, seed=seed)
+
+    def tie_weights(self) -> None:
+        """Make lm_head.weight the embedding's, where the config says so; lm_head.bias stays its own."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """The logits of every next token, and with labels the loss.
+
+        Args:
+            labels: (b, t) token ids, -100 where none counts; shifted inside, so they are the input ids themselves.
+
+        The other arguments are `GPTJModel.forward`'s.
+        """
+        outputs = self.transformer(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            return_dict=True,
+        )
+        logits = at_least_float32(self.lm_head(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            targets = as_ids(labels, logits.device, where="labels")
+            if (values := host(targets)) is not None:
+                inputs.check_labels(values, tuple(logits.shape[:2]), self.config.vocab_size)
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+class GPTJForSequenceClassification(PretrainedModel):
+    """GPT-J that gives each row one vector of label scores, read at its last token that is not padding.
+
+    Args:
+        config, dtype, seed, attn_implementation, _do_init: as for `GPTJModel`.
+    """
+
+    head = "sequence_classification"
+
+    def __init__(
+        self,
+        config: GPTJConfig,
+        *,
+        dtype: Any = "float32",
+        seed: int = 0,
+        attn_implementation: str = "eager",
+        _do_init: bool = True,
+    ) -> None:
+        super().__init__(config)
+        self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
+        with empty_parameters():
+            self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
+        if _do_init:
+            self.initialise(dtype=dtype, seed=seed)
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+        """The label scores of each row (b, num_labels), and with labels the loss.
+
+        Args:
+            labels: (b,) class ids, (b,) or (b, num_labels) numbers for regression, or (b, num_labels) of 0 and 1 for
+                multi-label. `config.problem_type` says which; where it is None, one label means regression, whole
+                numbers mean single-label and floats mean multi-label.
+
+        The other arguments are `GPTJModel.forward`'s.
+
+        Raises:
+            InputError: more than one row and no pad_token_id to find their ends by.
+        """
+        outputs = self.transformer(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            return_dict=True,
+        )
+        scores = at_least_float32(self.score(outputs.last_hidden_state))
+        ids = as_ids(input_ids, scores.device, where="input_ids")
+        logits = scores[torch.arange(scores.shape[0], device=scores.device), self._last_tokens(ids, scores)]
+        output = SequenceClassifierOutputWithPast(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _last_tokens(self, ids: Tensor | None, scores: Tensor) -> Tensor:
+        """The place of each row's rightmost token that is not padding, (b,); the last place where ids are not known."""
+        b, t = scores.shape[:2]
+        inputs.check_row_ends(self.config, batch=b, has_ids=ids is not None)
+        if ids is None or self.config.pad_token_id is None:
+            return torch.full((b,), t - 1, device=scores.device)
+        places = torch.arange(t, device=scores.device)
+        return torch.where(ids != self.config.pad_token_id, places, 0).amax(-1)
+
+    def _loss(self, logits: Tensor, labels: Any) -> Tensor:
+        labels = torch.as_tensor(labels, device=logits.device)
+        whole = not (labels.is_floating_point() or labels.dtype == torch.bool)
+        problem = inputs.problem_type(self.config, whole=whole)
+        inputs.check_class_labels(self.config, problem, host(labels), tuple(labels.shape), logits.shape[0])
+        if problem == "single_label_classification":
+            return cross_entropy(logits, labels.flatten().long())
+        targets = labels.reshape(logits.shape).to(logits.dtype)
+        if problem == "regression":
+            return F.mse_loss(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+class GPTJForQuestionAnswering(PretrainedModel):
+    """GPT-J that scores every token as the start and as the end of an answer.
+
+    Args:
+        config, dtype, seed, attn_implementation, _do_init: as for `GPTJModel`.
+    """
+
+    head = "question_answering"
+
+    def __init__(
+        self,
+        config: GPTJConfig,
+        *,
+        dtype: Any = "float32",
+        seed: int = 0,
+        attn_implementation: str = "eager",
+        _do_init: bool = True,
+    ) -> None:
+        super().__init__(config)
+        self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
+        with empty_parameters():
+            self.qa_outputs = nn.Linear(config.n_embd, 2)
+        if _do_init:
+            self.initialise(dtype=dtype, seed=seed)
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        start_positions: Any = None,
+        end_positions: Any = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+        """The scores of each token as start and as end, (b, t) each, and with both positions the loss.
+
+        Args:
+            start_positions, end_positions: (b,) or (b, 1). Below 0 counts as 0; at t or beyond, the answer is outside
+                and the row counts nowhere. The loss is the mean of the two cross entropies.
+
+        The other arguments are `GPTJModel.forward`'s.
+        """
+        outputs = self.transformer(
+            input_ids,
+            None,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        start_logits, end_logits = at_least_float32(self.qa_outputs(outputs.last_hidden_state)).unbind(-1)
+        loss = None
+        inputs.check_both_ends(start_positions, end_positions)
+        if start_positions is not None:
+            starts = cross_entropy(start_logits, self._places(start_positions, start_logits, "start_positions"))
+            ends = cross_entropy(end_logits, self._places(end_positions, end_logits, "end_positions"))
+            loss = (starts + ends) / 2
+        output = QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _places(self, positions: Any, logits: Tensor, where: str) -> Tensor:
+        """Positions as labels (b,): below 0 is 0, at t or beyond is ignored."""
+        positions = torch.as_tensor(positions, device=logits.device)
+        inputs.check_places(host(positions), tuple(positions.shape), logits.shape[0], where=where)
+        positions = positions.flatten().long().clamp(min=0)
+        return torch.where(positions < logits.shape[1], positions, inputs.IGNORED_LABEL)

@@ -1,0 +1,369 @@
+"""GPT-J's blocks in PyTorch, top to bottom.
+
+Wang and Komatsuzaki 2021, https://github.com/kingoflolz/mesh-transformer-jax; rotary position embedding, Su et
+al. 2021, arXiv:2104.09864. Axes: b batch, t query time, s key time, h head, d head width, m model width, f
+feed-forward. Parameter names and layouts are the schema's. Precision is written where it matters: rotation,
+scores, softmax, layer norms and logits are float32 at least whatever the parameters' dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gptj import inputs
+from gptj.config import GPTJConfig
+from gptj.errors import InputError
+from gptj.outputs import BaseModelOutputWithPast, KVCache
+from gptj.pt.weights import PretrainedModel, as_ids, empty_parameters, host
+from gptj.rotary import rotary_table
+
+Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is in float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class RotaryTable:
+    """The sine and cosine of every position, looked up by position ids.
+
+    Not a buffer: `.half()` and `.bfloat16()` must leave it in float32, so the owner places it (`GPTJModel._apply`).
+    """
+
+    def __init__(self, config: GPTJConfig) -> None:
+        self.n_positions, self.width = config.n_positions, config.rotary_width
+        self.sin = self.cos = torch.empty(0)
+        self.place(torch.device("cpu"), torch.float32)
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Keep the table on `device`, in float64 for a float64 model and in float32 for any other."""
+        precision = "float64" if dtype == torch.float64 else "float32"
+        sin, cos = rotary_table(self.n_positions, self.width, precision)
+        self.sin, self.cos = torch.tensor(sin, device=device), torch.tensor(cos, device=device)
+
+    def __call__(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Sine and cosine of each position, (b, t, pairs)."""
+        return self.sin[position_ids], self.cos[position_ids]
+
+
+def rotate_pairs(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    """`x` (b, h, t, d) with its first 2 * pairs dimensions turned, pair by interleaved pair.
+
+    (x0, x1) at angle a becomes (x0 cos a - x1 sin a, x1 cos a + x0 sin a), in the table's precision.
+    """
+    width = 2 * sin.shape[-1]
+    sin, cos = sin[:, None], cos[:, None]  # b 1 t pairs
+    turned = x[..., :width].to(sin.dtype).unflatten(-1, (-1, 2))
+    x0, x1 = turned.unbind(-1)
+    turned = torch.stack((x0 * cos - x1 * sin, x1 * cos + x0 * sin), dim=-1).flatten(-2)
+    return torch.cat((turned.to(x.dtype), x[..., width:]), dim=-1)
+
+
+def visible(attention_mask: Tensor | None, slots: Tensor, length: int) -> Tensor:
+    """Which keys each query sees, (b or 1, 1, t, s): those at or before its own slot that the mask has In.
+
+    Args:
+        attention_mask: (b, up to s) of 0 and 1, or None for all 1.
+        slots: (t,) the slot of each query among the keys.
+        length: s.
+    """
+    causal = torch.arange(length, device=slots.device) <= slots[:, None]
+    if attention_mask is None:
+        return causal[None, None]
+    keys = F.pad(attention_mask.bool(), (0, length - attention_mask.shape[1]))
+    return causal & keys[:, None, None]
+
+
+class Memory:
+    """Joins each layer's new keys and values to those that a cache holds, and becomes the next cache.
+
+    Args:
+        past: the cache, or None.
+        slots: (t,) where the new tokens go in a fixed cache; they are written in place.
+    """
+
+    def __init__(self, past: KVCache | None, slots: Tensor) -> None:
+        self.past, self.slots = past, slots
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def of(self, layer: int, keep: bool) -> Remember:
+        """The function that the layer's attention calls; with `keep` the result is part of the next cache."""
+
+        def remember(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            past = self.past
+            if past is None:
+                whole = k, v
+            elif past.fixed:
+                whole = past.keys[layer].index_copy_(2, self.slots, k), past.values[layer].index_copy_(2, self.slots, v)
+                k, v = (x[:, :, : past.length + len(self.slots)] for x in whole)
+            else:
+                whole = k, v = torch.cat((past.keys[layer], k), dim=2), torch.cat((past.values[layer], v), dim=2)
+            if keep:
+                self.keys.append(whole[0])
+                self.values.append(whole[1])
+            return k, v
+
+        return remember
+
+    def cache(self, length: int) -> KVCache:
+        """The cache after this call, `length` tokens long."""
+        return KVCache(tuple(self.keys), tuple(self.values), length, self.past is not None and self.past.fixed)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions and no biases."""
+
+    def __init__(self, config: GPTJConfig, *, attn_implementation: str) -> None:
+        super().__init__()
+        m = config.n_embd
+        self.n_head, self.head_dim = config.n_head, config.head_dim
+        self.fused = attn_implementation == "sdpa"
+        self.k_proj = nn.Linear(m, m, bias=False)
+        self.v_proj = nn.Linear(m, m, bias=False)
+        self.q_proj = nn.Linear(m, m, bias=False)
+        self.out_proj = nn.Linear(m, m, bias=False)
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor,
+        remember: Remember,
+        head_mask: Tensor | None,
+        weigh: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention's contribution (b, t, m), and where `weigh` is asked its weights (b, h, t, s).
+
+        `remember` takes the new keys and values and gives all that the queries may look at.
+        """
+        q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
+        k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
+        k, v = remember(k, self._heads(self.v_proj(x)))
+        if self.fused and head_mask is None and not weigh:
+            p = self.attn_dropout.p if self.training else 0.0
+            mixed, weights = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p), None
+            mixed = torch.where(mask.any(-1, keepdim=True), mixed, 0)
+        else:
+            mixed, weights = self._attend(q, k, v, mask, head_mask)
+        x = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return self.resid_dropout(x), weights
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_head, self.head_dim)).transpose(1, 2)  # b t m -> b h t d
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, head_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        scores = at_least_float32(q) @ at_least_float32(k).mT / math.sqrt(self.head_dim)
+        scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
+        weights = torch.where(mask, scores.softmax(-1), 0)  # a row that sees nothing attends to nothing
+        weights = self.attn_dropout(weights.to(v.dtype))
+        if head_mask is not None:
+            weights = weights * head_mask.to(weights.dtype)[:, None, None]
+        return weights @ v, weights
+
+
+class MLP(nn.Module):
+    """The feed-forward layer."""
+
+    def __init__(self, config: GPTJConfig) -> None:
+        super().__init__()
+        self.fc_in = nn.Linear(config.n_embd, config.inner_width)
+        self.fc_out = nn.Linear(config.inner_width, config.n_embd)
+        self.activation = ACTIVATIONS[config.activation_function]
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's contribution, (b, t, m)."""
+        return self.resid_dropout(self.fc_out(self.activation(self.fc_in(x))))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward side by side: both read the same normed input."""
+
+    def __init__(self, config: GPTJConfig, *, attn_implementation: str) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config, attn_implementation=attn_implementation)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, *attention_arguments: Any) -> tuple[Tensor, Tensor | None]:
+        """The stream after this block (b, t, m), and the attention weights or None."""
+        h = self.ln_1(x)
+        attended, weights = self.attn(h, *attention_arguments)
+        return attended + self.mlp(h) + x, weights
+
+
+class GPTJModel(PretrainedModel):
+    """The bare model: token ids in, hidden states out.
+
+    Args:
+        config: the sizes.
+        dtype: of the parameters: float32, float64, bfloat16 or float16, as a name or the framework's own.
+        seed: of the start values, which are the same in all three backends.
+        attn_implementation: "eager", the reference, or "sdpa", PyTorch's fused attention.
+        _do_init: False leaves the parameters without values or memory, for `from_pretrained` to fill.
+    """
+
+    head = "base"
+
+    def __init__(
+        self,
+        config: GPTJConfig,
+        *,
+        dtype: Any = "float32",
+        seed: int = 0,
+        attn_implementation: str = "eager",
+        _do_init: bool = True,
+    ) -> None:
+        super().__init__(config)
+        if attn_implementation not in ("eager", "sdpa"):
+            raise InputError("no such attention", where="attn_implementation", expected="eager or sdpa", found=attn_implementation)
+        with empty_parameters():
+            self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+            self.drop = nn.Dropout(config.embd_pdrop)
+            blocks = [Block(config, attn_implementation=attn_implementation) for _ in range(config.n_layer)]
+            self.h = nn.ModuleList(blocks)
+            self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.rotary = RotaryTable(config)
+        self.gradient_checkpointing = False
+        if _do_init:
+            self.initialise(dtype=dtype, seed=seed)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPTJModel:
+        super()._apply(fn, recurse)
+        self.place_rotary()
+        return self
+
+    def place_rotary(self) -> None:
+        """Bring the rotary table to where the parameters are, in its own precision."""
+        if not self.wte.weight.is_meta:
+            self.rotary.place(self.wte.weight.device, self.wte.weight.dtype)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding wte."""
+        return self.wte
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        """Use another token embedding."""
+        self.wte = embeddings
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """The hidden states of every token.
+
+        Args:
+            input_ids: (b, t) token ids, or None where inputs_embeds is given.
+            past_key_values: a `KVCache` from an earlier call or from `init_cache`.
+            attention_mask: (b, cached + t) of 0 and 1; 1 In, 0 Out (padding). None: all In.
+            token_type_ids: (b, t) ids whose wte embeddings are added.
+            position_ids: (b, t) or (1, t). None: counted on from the cache's length.
+            head_mask: (h,) or (n_layer, h) factors of each head's weights.
+            inputs_embeds: (b, t, m) in place of input_ids.
+            use_cache, output_attentions, output_hidden_states, return_dict: None means the config's.
+
+        Raises:
+            InputError: see `gptj.inputs.check_call`.
+        """
+        config = self.config
+        device, dtype = self.wte.weight.device, self.wte.weight.dtype
+        past = KVCache.of(past_key_values, config.n_layer)
+        ids = as_ids(input_ids, device, where="input_ids")
+        types = as_ids(token_type_ids, device, where="token_type_ids")
+        positions = as_ids(position_ids, device, where="position_ids")
+        mask, embeds, factors = (self._tensor(x, device) for x in (attention_mask, inputs_embeds, head_mask))
+        inputs.check_call(
+            config,
+            host,
+            input_ids=ids,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            token_type_ids=types,
+            position_ids=positions,
+            head_mask=factors,
+            past=past,
+        )
+        recompute = self.gradient_checkpointing and self.training
+        remember = (config.use_cache if use_cache is None else use_cache) and not recompute
+        weigh = config.output_attentions if output_attentions is None else output_attentions
+        trace = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+
+        x = self.wte(ids) if embeds is None else embeds.to(dtype)
+        if types is not None:
+            x = x + self.wte(types)
+        x = self.drop(x)
+
+        t, seen = x.shape[1], 0 if past is None else past.length
+        slots = seen + torch.arange(t, device=device)
+        rotation = self.rotary((slots[None] if positions is None else positions).expand(x.shape[0], -1))
+        see = visible(mask, slots, seen + t)
+        if factors is not None:
+            factors = factors.expand(config.n_layer, config.n_head)
+
+        memory = Memory(past, slots)
+        hidden, attentions = [x], []
+        for n, block in enumerate(self.h):
+            arguments = (rotation, see, memory.of(n, remember), None if factors is None else factors[n], weigh)
+            if recompute:
+                x, weights = checkpoint(block, x, *arguments, use_reentrant=False)
+            else:
+                x, weights = block(x, *arguments)
+            hidden.append(x)
+            attentions.append(weights)
+        x = hidden[-1] = self.ln_f(x)
+
+        output = BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=memory.cache(seen + t) if remember else None,
+            hidden_states=tuple(hidden) if trace else None,
+            attentions=tuple(attentions) if weigh else None,
+        )
+        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _tensor(self, value: Any, device: torch.device) -> Tensor | None:
+        return None if value is None else torch.as_tensor(value, device=device)
+
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache of fixed capacity, written in place: n_layer pairs of (b, h, max_length, d).
+
+        Raises:
+            InputError: max_length is more than n_positions, or a size is below 1.
+        """
+        inputs.check_cache_size(self.config, batch_size, max_length)
+        shape = (batch_size, self.config.n_head, max_length, self.config.head_dim)
+        weight = self.wte.weight
+        keys, values = (tuple(weight.new_zeros(shape) for _ in self.h) for _ in range(2))
+        return KVCache(keys, values, 0, fixed=True)

@@ -1,0 +1,200 @@
+"""Weights in and out of PyTorch: arrays to tensors and back, and what every model class can load, save and count.
+
+Parameter names are the schema's, so loading is one assignment a row. A model is built on the meta device, which
+holds no memory; then each parameter becomes a tensor over the mapped file itself, without a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gptj import inputs, pretrained
+from gptj.checkpoint import write_checkpoint
+from gptj.config import GPTJConfig
+from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.initial import initial_tensor
+from gptj.schema import Head, TensorSpec, schema
+
+
+def to_numpy(tensor: Any) -> NDArray[Any]:
+    """The tensor's values as a NumPy array; bfloat16 as ml_dtypes'. Shares memory where the tensor is on the CPU."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def from_numpy(array: NDArray[Any]) -> Tensor:
+    """A tensor over the array's memory, of its dtype; ml_dtypes' bfloat16 becomes torch's."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def host(value: Any) -> NDArray[Any] | None:
+    """The value as NumPy for the argument checks, or None while torch.compile or export traces it."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return None
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    return None if value.is_meta else to_numpy(value)
+
+
+def as_ids(value: Any, device: torch.device, *, where: str) -> Tensor | None:
+    """Token ids or positions as an int64 tensor on `device`; anything but whole numbers is left for the checks."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        value = torch.from_numpy(np.array(inputs.integers(value, where=where)))
+    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    return value.to(device, torch.int64) if whole else value
+
+
+@contextlib.contextmanager
+def empty_parameters() -> Any:
+    """While this is open, modules get parameters that have shapes but no values and no memory."""
+    with torch.device("meta"):
+        yield
+
+
+class PretrainedModel(nn.Module):
+    """What all four model classes have in common: config, start values, loading, saving, counting.
+
+    Attributes:
+        config: the model's `GPTJConfig`.
+        head: which rows of the schema the class has.
+    """
+
+    head: ClassVar[Head]
+
+    def __init__(self, config: GPTJConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def base_model(self) -> PretrainedModel:
+        """The GPTJModel inside, or the model itself where it is one."""
+        return getattr(self, "transformer", self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' dtype."""
+        return next(self.parameters()).dtype
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers the model has; a tied matrix counts once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def init_cache(self, batch_size: int, max_length: int) -> Any:
+        """An empty cache of fixed capacity; see `GPTJModel.init_cache`."""
+        return self.base_model.init_cache(batch_size, max_length)
+
+    # ---- values
+
+    def initialise(self, *, dtype: Any = "float32", seed: int = 0) -> None:
+        """Give every parameter its start value, the same in all three backends for the same seed."""
+        target = numpy_dtype(dtype_name(dtype))
+        rows = schema(self.config, self.head)
+        self._assign((row, initial_tensor(row, self.config, seed).astype(target)) for row in rows)
+
+    def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
+        """Make each array, without a copy, the parameter that its row names."""
+        for spec, array in arrays:
+            owner, _, leaf = spec.name.rpartition(".")
+            setattr(self.get_submodule(owner), leaf, nn.Parameter(from_numpy(array)))
+        self.tie_weights()
+        self.base_model.place_rotary()
+
+    def tie_weights(self) -> None:
+        """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        config: GPTJConfig | None = None,
+        dtype: Any = "auto",
+        weights: str | None = None,
+        subfolder: str = "",
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        mmap: bool = True,
+        seed: int = 0,
+        torch_dtype: Any = None,
+        attn_implementation: str = "eager",
+        **overrides: Any,
+    ) -> Any:
+        """The model in `directory`, in evaluation mode.
+
+        Args:
+            directory: a folder with config.json and safetensors weights.
+            config: to use in place of the folder's own.
+            dtype: of the parameters; "auto" means as stored.
+            weights: which weights file, where there are several.
+            subfolder: a folder inside `directory`.
+            ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
+            output_loading_info: return (model, info) with the missing, unexpected and mismatched keys.
+            mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
+            seed: of rows that start afresh.
+            torch_dtype: transformers' older name of dtype.
+            attn_implementation: "eager" or "sdpa".
+            overrides: config fields to change, such as num_labels.
+
+        Raises:
+            GPTJError: see `gptj.pretrained.prepare`.
+        """
+        # Differs: torch_dtype and attn_implementation are PyTorch's alone.
+        loading = pretrained.prepare(
+            cls.head,
+            directory,
+            config=config,
+            dtype=dtype if torch_dtype is None else torch_dtype,
+            weights=weights,
+            subfolder=subfolder,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            seed=seed,
+            overrides=overrides,
+        )
+        model: Self = cls(loading.config, attn_implementation=attn_implementation, _do_init=False)  # type: ignore[call-arg]
+        model._assign(loading.arrays(mmap=mmap))
+        model.eval()
+        return (model, loading.info) if output_loading_info else model
+
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        max_shard_bytes: int = 5_000_000_000,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
+
+        Raises:
+            WriteError: the folder holds something already and `overwrite` is False, or it cannot be written.
+        """
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        return write_checkpoint(
+            directory,
+            self.config,
+            lambda spec: to_numpy(parameters[spec.name]),
+            head=self.head,
+            dtype=dtype_name(self.dtype),
+            max_shard_bytes=max_shard_bytes,
+            overwrite=overwrite,
+        )
