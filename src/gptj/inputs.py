@@ -20,14 +20,21 @@ from gptj.errors import InputError
 __all__ = [
     "IGNORED_LABEL",
     "check_attention_mask",
+    "check_both_ends",
     "check_cache_room",
     "check_cache_size",
     "check_call",
+    "check_class_labels",
+    "check_embeddings",
     "check_head_mask",
     "check_ids",
     "check_labels",
+    "check_length",
+    "check_places",
     "check_positions",
+    "check_row_ends",
     "integers",
+    "problem_type",
 ]
 
 IGNORED_LABEL = -100
@@ -206,6 +213,13 @@ def check_cache_room(length: int, new: int, capacity: int) -> None:
             found=f"{length} of {capacity} slots taken",
             hint="Make a larger one: init_cache(batch, max_length)",
         )
+
+
+def check_embeddings(config: GPTJConfig, shape: tuple[int, ...]) -> None:
+    """Refuse a token embedding of another shape than (vocab_size, n_embd)."""
+    if shape != (config.vocab_size, config.n_embd):
+        expected = (config.vocab_size, config.n_embd)
+        raise InputError("of another shape", where="embeddings", expected=expected, found=shape, hint="Resize first")
 
 
 def check_cache_size(config: GPTJConfig, batch: int, capacity: int) -> None:

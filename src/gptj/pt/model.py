@@ -261,14 +261,6 @@ class GPTJModel(PretrainedModel):
         if not self.wte.weight.is_meta:
             self.rotary.place(self.wte.weight.device, self.wte.weight.dtype)
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding wte."""
-        return self.wte
-
-    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Use another token embedding."""
-        self.wte = embeddings
-
     def forward(
         self,
         input_ids: Any = None,

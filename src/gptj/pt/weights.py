@@ -23,6 +23,13 @@ from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.initial import initial_tensor
+from gptj.outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    KVCache,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+)
 from gptj.schema import Head, TensorSpec, schema
 
 
@@ -58,6 +65,17 @@ def as_ids(value: Any, device: torch.device, *, where: str) -> Tensor | None:
         value = torch.from_numpy(np.array(inputs.integers(value, where=where)))
     whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
     return value.to(device, torch.int64) if whole else value
+
+
+for _output in (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+    QuestionAnsweringModelOutput,
+    KVCache,
+):
+    # export and torch.func take outputs apart; torch wants to be told how.
+    torch.export.register_dataclass(_output, serialized_type_name=f"gptj.{_output.__name__}")
 
 
 @contextlib.contextmanager
@@ -104,6 +122,55 @@ class PretrainedModel(nn.Module):
         """An empty cache of fixed capacity; see `GPTJModel.init_cache`."""
         return self.base_model.init_cache(batch_size, max_length)
 
+    def gradient_checkpointing_enable(self) -> None:
+        """In training, keep only what enters each block and compute the rest again for the gradient."""
+        self.base_model.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """In training, keep everything that the gradient needs."""
+        self.base_model.gradient_checkpointing = False
+
+    def get_input_embeddings(self) -> Any:
+        """The token embedding wte, (v, m)."""
+        return self.base_model.wte
+
+    def set_input_embeddings(self, embeddings: Any) -> None:
+        """Use another token embedding of the same size; lm_head follows where the config ties them."""
+        inputs.check_embeddings(self.config, tuple(embeddings.weight.shape))
+        self.base_model.wte = embeddings
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> Any:
+        """lm_head, or None where the class has none."""
+        return getattr(self, "lm_head", None)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *, seed: int = 0) -> Any:
+        """Change the vocabulary's size: wte, lm_head's weight and bias, and the config. Returns wte.
+
+        Rows that stay keep their values; new ones get the start values of a model of the new size.
+
+        Args:
+            new_num_tokens: the new vocab_size; None changes nothing.
+            seed: of the new rows.
+        """
+        if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
+            kept = dict(self.named_parameters(remove_duplicate=False))
+            config = self.config.replace(vocab_size=new_num_tokens)
+            rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
+            self._assign((row, self._resized(row, config, kept[row.name], seed)) for row in rows)
+            self.config = self.base_model.config = config
+            self.base_model.wte.num_embeddings = new_num_tokens
+            if (lm_head := self.get_output_embeddings()) is not None:
+                lm_head.out_features = new_num_tokens
+        return self.get_input_embeddings()
+
+    def _resized(self, row: TensorSpec, config: GPTJConfig, old: Tensor, seed: int) -> NDArray[Any]:
+        values = to_numpy(old)
+        new = initial_tensor(row, config, seed).astype(values.dtype)
+        stay = min(len(new), len(values))
+        new[:stay] = values[:stay]
+        return new
+
     # ---- values
 
     def initialise(self, *, dtype: Any = "float32", seed: int = 0) -> None:
@@ -113,10 +180,13 @@ class PretrainedModel(nn.Module):
         self._assign((row, initial_tensor(row, self.config, seed).astype(target)) for row in rows)
 
     def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
-        """Make each array, without a copy, the parameter that its row names."""
+        """Make each array, without a copy on the CPU, the parameter that its row names."""
         for spec, array in arrays:
             owner, _, leaf = spec.name.rpartition(".")
-            setattr(self.get_submodule(owner), leaf, nn.Parameter(from_numpy(array)))
+            module = self.get_submodule(owner)
+            old = getattr(module, leaf)
+            tensor = from_numpy(array) if old.is_meta else from_numpy(array).to(old.device)
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
         self.tie_weights()
         self.base_model.place_rotary()
 
