@@ -30,10 +30,10 @@ from gptj.schema import BASE_PREFIX, Head, TensorSpec, schema
 __all__ = ["revealing_config", "revealing_fill", "revealing_tensor", "revealing_weights"]
 
 EMBEDDING_DEVIATION = 0.02
-WRITTEN_DEVIATION = 0.01
+WRITTEN_DEVIATION = 0.02
 """Standard deviation, over sqrt(fan_in), of the kernels that write into the residual stream."""
 BIAS_DEVIATION = 0.3
-SCALE_MEAN, SCALE_DEVIATION = 1.0, 0.25
+SCALE_MEAN, SCALE_DEVIATION = 1.0, 0.5
 OFFSET_DEVIATION = 0.3
 
 _WRITERS = ("attn.out_proj.weight", "mlp.fc_out.weight", "mlp.fc_out.bias")
