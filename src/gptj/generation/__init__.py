@@ -1,0 +1,38 @@
+"""Generation: one meaning, written once in NumPy, for all three backends.
+
+Table of contents:
+
+    GenerationConfig                   every field, its rule and its meaning       config
+    generate, stream                   the front doors; a wing's method calls them loop
+    GenerateOutput, TokenStep          what they hand back                         output
+    Decoder, Step, DecoderFactory      what a wing provides                        decoder
+    uniforms, draw                     randomness as data                          sampling
+                                       what is done to logits, and in what order   processors
+                                       one generation in progress                  session
+                                       when a row ends                             stopping
+
+A step's logits are copied to the host, (rows, vocabulary) floats, 200 kB a row for GPT-J-6B; everything after
+that is this package. So the strategies cannot differ between frameworks: it is the same code on the same bits.
+"""
+
+from __future__ import annotations
+
+from gptj.generation.config import GenerationConfig
+from gptj.generation.decoder import Decoder, DecoderFactory, Step
+from gptj.generation.loop import Streamer, generate, stream
+from gptj.generation.output import GenerateOutput, TokenStep
+from gptj.generation.sampling import draw, uniforms
+
+__all__ = [
+    "Decoder",
+    "DecoderFactory",
+    "GenerateOutput",
+    "GenerationConfig",
+    "Step",
+    "Streamer",
+    "TokenStep",
+    "draw",
+    "generate",
+    "stream",
+    "uniforms",
+]

@@ -1,0 +1,218 @@
+"""The one thing that a wing provides: a Decoder, which turns token ids into the next logits over a cache.
+
+All bookkeeping that could differ between three frameworks is here, on the host, in NumPy: which cache slot a
+token takes, which slots are real and which are left padding, the position of every token, and whether it still
+fits. A wing's subclass gets finished arrays and computes.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.config import GPTJConfig
+from gptj.errors import InputError
+from gptj.inputs import check_attention_mask, check_cache_room, check_cache_size, check_ids
+
+__all__ = ["Decoder", "DecoderFactory", "Step", "Uncached"]
+
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one call of a decoder computes, in NumPy on the host.
+
+    Attributes:
+        logits: float32 or float64, (b, v) of the last position, or (b, n, v) of all n.
+        hidden_states: where asked, n_layer + 1 arrays (b, n, m); the last is after ln_f.
+        attentions: where asked, n_layer arrays (b, h, n, s), s the cache's length after the call.
+    """
+
+    logits: NDArray[Any]
+    hidden_states: tuple[NDArray[Any], ...] | None = None
+    attentions: tuple[NDArray[Any], ...] | None = None
+
+    def select(self, rows: Sequence[int] | NDArray[Any]) -> Step:
+        """The step of these rows."""
+        index = np.asarray(rows, np.int64)
+        return self._mapped(lambda array: array[index])
+
+    def position(self, n: int) -> Step:
+        """The step of query n alone, where there are n logits: logits (b, v), hidden states (b, 1, m)."""
+        queries = self.logits.shape[1]
+        return Step(
+            self.logits[:, n],
+            None if self.hidden_states is None else tuple(h[:, n : n + 1] for h in self.hidden_states),
+            # Query n saw the slots up to its own, so the later ones are cut off as they are after a single step.
+            None
+            if self.attentions is None
+            else tuple(a[:, :, n : n + 1, : a.shape[3] - (queries - 1 - n)] for a in self.attentions),
+        )
+
+    def _mapped(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Step:
+        return Step(
+            change(self.logits),
+            None if self.hidden_states is None else tuple(change(h) for h in self.hidden_states),
+            None if self.attentions is None else tuple(change(a) for a in self.attentions),
+        )
+
+
+class Decoder(abc.ABC):
+    """A model with a cache of `capacity` slots for each of `batch` rows; slot s of a row holds its column s.
+
+    A wing's subclass calls `super().__init__` first, which refuses a cache that the model has no positions for,
+    then allocates, and implements `_run`, `_gather` and, where a shorter cache needs more than to be masked,
+    `_forget`.
+
+    Attributes:
+        config: the model's.
+        batch: rows now; `select` may change it.
+        capacity: slots of a row.
+        length: filled slots, the same for all rows.
+        mask: bool (batch, capacity), True where a slot holds a token that may be attended to.
+    """
+
+    def __init__(self, config: GPTJConfig, batch: int, capacity: int) -> None:
+        check_cache_size(config, batch, capacity)
+        self.config = config
+        self.batch = batch
+        self.capacity = capacity
+        self.length = 0
+        self.mask: Mask = np.zeros((batch, capacity), bool)
+
+    # ---- what the loops call
+
+    def prefill(
+        self, token_ids: Ids, mask: Mask | None = None, *, want: frozenset[str] = frozenset(), chunk: int | None = None
+    ) -> Step:
+        """The logits (b, v) after the prompt, which enters the empty cache, in chunks of `chunk` columns if given.
+
+        Args:
+            token_ids: int64 (b, t).
+            mask: bool (b, t), True where a column is a token; False only on the left. None: all are.
+            want: of "hidden_states" and "attentions"; they need the prompt in one chunk.
+            chunk: columns of one call of the model.
+        """
+        if chunk is not None and want:
+            raise InputError(
+                f"a prompt in chunks has no {', '.join(sorted(want))}", where="prefill_chunk_size", found=chunk
+            )
+        if self.length:
+            raise InputError("the cache is not empty", where="prefill", expected="0 slots taken", found=self.length)
+        columns = token_ids.shape[1]
+        chunk = columns if chunk is None else chunk
+        for start in range(0, columns, chunk):
+            part = slice(start, min(start + chunk, columns))
+            step = self.extend(token_ids[:, part], None if mask is None else mask[:, part], want=want, last_only=True)
+        return step
+
+    def step(self, token_ids: Ids, *, want: frozenset[str] = frozenset()) -> Step:
+        """The logits (b, v) after one more token a row, int64 (b,)."""
+        return self.extend(token_ids[:, None], want=want, last_only=True)
+
+    def extend(
+        self, token_ids: Ids, mask: Mask | None = None, *, want: frozenset[str] = frozenset(), last_only: bool = False
+    ) -> Step:
+        """The logits after each of n more tokens a row, (b, n, v), or only after the last, (b, v).
+
+        Raises:
+            InputError: a token that the model does not have, another batch, or no room in the cache.
+        """
+        ids = check_ids(self.config, token_ids).astype(np.int64, copy=False)
+        batch, columns = ids.shape
+        if batch != self.batch:
+            raise InputError("another batch than the cache's", where="input_ids", expected=self.batch, found=batch)
+        check_cache_room(self.length, columns, self.capacity)
+        if mask is not None:
+            check_attention_mask(mask, batch, (columns,))
+        start, end = self.length, self.length + columns
+        self.mask[:, start:end] = True if mask is None else mask
+        # A token's position counts the tokens before it, so left padding moves nothing; padding itself gets 0.
+        positions = np.clip(np.cumsum(self.mask[:, :end], axis=1)[:, start:] - 1, 0, None).astype(np.int64)
+        step = self._run(ids, positions, self.mask, start, last_only=last_only, want=want)
+        self.length = end
+        return step
+
+    def select(self, rows: Sequence[int] | NDArray[Any]) -> None:
+        """Row r of the cache becomes what row `rows[r]` was; there may be more or fewer rows than before."""
+        index = np.asarray(rows, np.int64)
+        if index.shape == (self.batch,) and (index == np.arange(self.batch)).all():
+            return
+        self._gather(index)
+        self.mask = self.mask[index]
+        self.batch = len(index)
+
+    def truncate(self, length: int) -> None:
+        """Forget everything in the slots from `length` on."""
+        if not 0 <= length <= self.length:
+            raise InputError("no such length", where="truncate", expected=f"0 to {self.length}", found=length)
+        if length < self.length:
+            self._forget(length)
+            self.mask[:, length:] = False
+            self.length = length
+
+    # ---- what a wing provides
+
+    @abc.abstractmethod
+    def _run(
+        self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
+    ) -> Step:
+        """Write n tokens' keys and values to slots `offset` to `offset + n - 1` and return their logits.
+
+        Args:
+            token_ids, position_ids: int64 (b, n), checked.
+            mask: bool (b, capacity), these n slots included, later slots False. Query i sees slots up to offset + i
+                that are True; a query that sees none is a fully masked row, defined as in a model call.
+            offset: the first slot.
+            last_only: logits (b, v) of the last position, else (b, n, v).
+            want: "hidden_states", "attentions": what the Step holds besides.
+        """
+
+    @abc.abstractmethod
+    def _gather(self, rows: NDArray[np.int64]) -> None:
+        """Make the cache's row r what row `rows[r]` was, for every r."""
+
+    def _forget(self, length: int) -> None:
+        """Called before the slots from `length` on are given up. They are masked and overwritten: nothing to do."""
+        return
+
+
+class Uncached(Decoder):
+    """A decoder that computes every call from the first column, over another one that it empties each time.
+
+    Slow, and the same: it is what `use_cache=False` means, and what a cache is tested against.
+    """
+
+    def __init__(self, inner: Decoder) -> None:
+        super().__init__(inner.config, inner.batch, inner.capacity)
+        self._inner = inner
+        self._ids = np.zeros((inner.batch, inner.capacity), np.int64)
+
+    def _run(
+        self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
+    ) -> Step:
+        count = token_ids.shape[1]
+        end = offset + count
+        self._ids[:, offset:end] = token_ids
+        self._inner.truncate(0)
+        step = self._inner.extend(self._ids[:, :end], mask[:, :end], want=want, last_only=last_only)
+        return Step(
+            step.logits if last_only else step.logits[:, -count:],
+            None if step.hidden_states is None else tuple(h[:, -count:] for h in step.hidden_states),
+            None if step.attentions is None else tuple(a[:, :, -count:] for a in step.attentions),
+        )
+
+    def _gather(self, rows: NDArray[np.int64]) -> None:
+        self._inner.select(rows)
+        self._ids = self._ids[rows]
+
+
+DecoderFactory = Callable[[int, int], Decoder]
+"""`decoder_factory(batch, capacity)`: an empty decoder of that size."""

@@ -1,0 +1,169 @@
+"""The one loop: `generate` runs it to the end, `stream` hands out its steps, and they are the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gptj.config import GPTJConfig
+from gptj.errors import InputError
+from gptj.generation.config import GenerationConfig
+from gptj.generation.decoder import DecoderFactory
+from gptj.generation.output import GenerateOutput, TokenStep
+from gptj.generation.session import LogitsProcessor, Session, prepare
+from gptj.generation.stopping import DecodeText, StoppingCriterion
+
+__all__ = ["Streamer", "generate", "stream"]
+
+
+class Streamer(Protocol):
+    """What `generate(streamer=...)` feeds: first the prompts (prompts, t), then each step's tokens (rows,)."""
+
+    def put(self, tokens: Any) -> object:
+        """Take the next tokens, an int64 NumPy array."""
+
+    def end(self) -> object:
+        """Learn that no more will come."""
+
+
+def generate(
+    decoder_factory: DecoderFactory,
+    input_ids: Any,
+    *,
+    model_config: GPTJConfig,
+    generation_config: GenerationConfig | None = None,
+    attention_mask: Any = None,
+    seed: int | Sequence[int] | None = None,
+    streamer: Streamer | None = None,
+    logits_processor: Sequence[LogitsProcessor] = (),
+    stopping_criteria: Sequence[StoppingCriterion] = (),
+    decode: DecodeText | None = None,
+    assistant: DecoderFactory | None = None,
+) -> GenerateOutput:
+    """The prompts continued.
+
+    Args:
+        decoder_factory: makes an empty decoder for (batch, capacity).
+        input_ids: whole numbers (prompts, t), array-like.
+        model_config: the model's; token ids and lengths are checked against it before anything is computed.
+        generation_config: how; None is greedy with the model's eos.
+        attention_mask: 0 and 1 (prompts, t), 0 for padding, which must be on the left. A padded prompt gives what it
+            gives without padding.
+        seed: 0 to 2**64 - 1 for the whole batch, or one a prompt (then a prompt's text does not depend on its batch);
+            None draws one, which the output names. Greedy decoding draws nothing.
+        streamer: is given the prompts and then every step's tokens as they come.
+        logits_processor: functions (ids, logits) -> logits, after the config's own and before temperature.
+        stopping_criteria: functions (ids, scores) -> bool, or bools (rows,).
+        decode: token ids -> text, for stop_strings.
+        assistant: decoders of a smaller model with the same vocabulary, whose guesses the model checks. The result
+            is the same with and without it.
+
+    Raises:
+        InputError: an argument breaks its rule. Nothing has been computed.
+        GPTJError: the model's logits are not finite.
+    """
+    session, steps = _begin(
+        decoder_factory,
+        input_ids,
+        model_config=model_config,
+        generation_config=generation_config,
+        attention_mask=attention_mask,
+        seed=seed,
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        decode=decode,
+        assistant=assistant,
+    )
+    if streamer is not None:
+        streamer.put(session.prompt.copy())
+    collected = []
+    for step in steps:
+        collected.append(step)
+        if streamer is not None:
+            streamer.put(step.tokens)
+    if streamer is not None:
+        streamer.end()
+    return _gathered(session, collected)
+
+
+def stream(
+    decoder_factory: DecoderFactory,
+    input_ids: Any,
+    *,
+    model_config: GPTJConfig,
+    generation_config: GenerationConfig | None = None,
+    attention_mask: Any = None,
+    seed: int | Sequence[int] | None = None,
+    logits_processor: Sequence[LogitsProcessor] = (),
+    stopping_criteria: Sequence[StoppingCriterion] = (),
+    decode: DecodeText | None = None,
+    assistant: DecoderFactory | None = None,
+) -> Iterator[TokenStep]:
+    """The steps of `generate`, each as soon as it is made; the arguments are checked before the first is asked for.
+
+    Raises:
+        InputError: as `generate`, and for a beam search, which knows its tokens only at the end.
+    """
+    return _begin(
+        decoder_factory,
+        input_ids,
+        model_config=model_config,
+        generation_config=generation_config,
+        attention_mask=attention_mask,
+        seed=seed,
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        decode=decode,
+        assistant=assistant,
+    )[1]
+
+
+def _begin(
+    decoder_factory: DecoderFactory,
+    input_ids: Any,
+    *,
+    model_config: GPTJConfig,
+    generation_config: GenerationConfig | None,
+    assistant: DecoderFactory | None,
+    **arguments: Any,
+) -> tuple[Session, Iterator[TokenStep]]:
+    """A prepared session and the loop that its strategy asks for."""
+    config = generation_config or GenerationConfig.from_model_config(model_config)
+    session = prepare(decoder_factory, input_ids, model_config=model_config, generation_config=config, **arguments)
+    if config.strategy not in ("greedy", "sample") or assistant is not None or config.prompt_lookup_num_tokens:
+        raise InputError("not built yet", where="generation_config", found=config.strategy)
+    return session, plain_steps(session)
+
+
+def plain_steps(session: Session) -> Iterator[TokenStep]:
+    """Greedy and sampled decoding: one model call a token."""
+    decoder = session.decoder()
+    result = session.prefill(decoder, copies=session.copies, want=session.want)
+    while True:
+        scores = session.adjust(session.ids[:, : session.columns], result.logits)
+        tokens = session.choose(scores, session.index)
+        yield session.append(tokens, result, scores)
+        if session.ended.all():
+            return
+        # Ended rows go on computing, on token 0, so that the batch keeps its shape; nobody reads them.
+        result = decoder.step(np.where(session.ended, 0, tokens), want=session.want)
+
+
+def _gathered(session: Session, steps: Sequence[TokenStep]) -> GenerateOutput:
+    """The steps as one output."""
+    config = session.config
+    return GenerateOutput(
+        sequences=session.ids[:, : session.columns].copy(),
+        lengths=session.lengths.copy(),
+        seeds=session.seeds if config.strategy == "sample" else (),
+        logits=tuple(s.logits for s in steps if s.logits is not None) if config.output_logits else None,
+        scores=tuple(s.scores for s in steps if s.scores is not None) if config.output_scores else None,
+        hidden_states=(
+            tuple(s.hidden_states for s in steps if s.hidden_states is not None)
+            if config.output_hidden_states
+            else None
+        ),
+        attentions=tuple(s.attentions for s in steps if s.attentions is not None) if config.output_attentions else None,
+    )

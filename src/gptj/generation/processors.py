@@ -1,0 +1,318 @@
+"""What is done to the logits before a token is chosen: one small pure function a field, and their order.
+
+Each function takes one row's logits (v,) in float64 and returns new ones; what was passed in is not changed. They
+see a row's own tokens, without the padding before it, so a row gives the same in every batch; only `max_length`
+and `min_length`, which count columns, see the padding. Order and meaning are transformers' (4.57,
+`_get_logits_processor`), except that probabilities are summed in float64 and that ties are settled: among equal
+logits the lower id counts as the better one. (top_k, epsilon_cutoff and eta_cutoff need no such rule: whatever
+equals the last one kept is kept.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.generation.config import GenerationConfig
+from gptj.generation.sampling import descending, log_softmax, softmax
+
+__all__ = [
+    "Processor",
+    "Row",
+    "bias_sequences",
+    "decay_length",
+    "diversify",
+    "forbid_ngrams",
+    "force",
+    "keep_above_epsilon",
+    "keep_above_eta",
+    "keep_min_p",
+    "keep_top_k",
+    "keep_top_p",
+    "keep_typical",
+    "penalize_repetition",
+    "processors",
+    "repair",
+    "suppress",
+]
+
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row as a processor sees it.
+
+    Attributes:
+        ids: its tokens so far, without padding, (n,).
+        prompt: how many of them are the prompt's.
+        columns: how many columns the sequences have, padding included.
+    """
+
+    ids: Ids
+    prompt: int
+    columns: int
+
+    @property
+    def made(self) -> int:
+        """How many tokens have been made."""
+        return len(self.ids) - self.prompt
+
+
+Processor = Callable[[Row, Floats], Floats]
+
+
+def processors(config: GenerationConfig, total_length: int) -> tuple[Processor, ...]:
+    """What `config` asks for, in the order in which it is applied, without the draws' own (`filters`).
+
+    Args:
+        config: its fields.
+        total_length: columns of the longest result, for forced_eos_token_id.
+    """
+    c, eos, chosen = config, config.eos_token_ids, []
+
+    def add(wanted: Any, processor: Processor) -> None:
+        if wanted:
+            chosen.append(processor)
+
+    add(c.sequence_bias, lambda row, x: bias_sequences(row.ids, x, c.sequence_bias or ()))
+    add(
+        c.encoder_repetition_penalty != 1,
+        lambda row, x: penalize_repetition(row.ids[: row.prompt], x, 1 / c.encoder_repetition_penalty),
+    )
+    add(c.repetition_penalty != 1, lambda row, x: penalize_repetition(row.ids, x, c.repetition_penalty))
+    add(c.no_repeat_ngram_size, lambda row, x: forbid_ngrams(row.ids, x, c.no_repeat_ngram_size))
+    add(
+        c.encoder_no_repeat_ngram_size,
+        lambda row, x: forbid_ngrams(row.ids, x, c.encoder_no_repeat_ngram_size, made_from=row.ids[: row.prompt]),
+    )
+    bad_words = tuple((word, -math.inf) for word in c.bad_words_ids or () if len(word) > 1 or word[0] not in eos)
+    add(bad_words, lambda row, x: bias_sequences(row.ids, x, bad_words))
+    add(c.min_length and eos, lambda row, x: suppress(x, eos) if row.columns < c.min_length else x)
+    add(c.min_new_tokens and eos, lambda row, x: suppress(x, eos) if row.made < (c.min_new_tokens or 0) else x)
+    forced_bos, forced_eos = _as_ids(c.forced_bos_token_id), _as_ids(c.forced_eos_token_id)
+    add(forced_bos, lambda row, x: force(x, forced_bos) if len(row.ids) == 1 else x)
+    add(forced_eos, lambda row, x: force(x, forced_eos) if row.columns == total_length - 1 else x)
+    add(c.remove_invalid_values, lambda row, x: repair(x))
+    add(c.exponential_decay_length_penalty, lambda row, x: _decay(c, row, x))
+    add(c.suppress_tokens, lambda row, x: suppress(x, c.suppress_tokens or ()))
+    add(c.begin_suppress_tokens, lambda row, x: _suppress_at_start(c, row, x))
+    return tuple(chosen)
+
+
+def filters(config: GenerationConfig) -> tuple[Processor, ...]:
+    """What `config` asks for of the draws, after everything else: temperature, the cuts, and log_softmax.
+
+    In a beam search each cut keeps enough tokens for one that is not an eos.
+    """
+    c, chosen = config, []
+    least = max(2, len(c.eos_token_ids) + 1) if c.num_beams > 1 else 1
+
+    def add(wanted: Any, processor: Processor) -> None:
+        if wanted:
+            chosen.append(processor)
+
+    if c.do_sample and c.temperature > 0:
+        add(c.temperature != 1, lambda row, x: x / c.temperature)
+        add(c.top_k, lambda row, x: keep_top_k(x, max(c.top_k, least)))
+        add(c.top_p < 1, lambda row, x: keep_top_p(x, c.top_p, least))
+        add(c.min_p is not None, lambda row, x: keep_min_p(x, c.min_p or 0.0, least))
+        add(c.typical_p < 1, lambda row, x: keep_typical(x, c.typical_p, least))
+        add(c.epsilon_cutoff, lambda row, x: keep_above_epsilon(x, c.epsilon_cutoff, least))
+        add(c.eta_cutoff, lambda row, x: keep_above_eta(x, c.eta_cutoff, least))
+    add(c.renormalize_logits, lambda row, x: log_softmax(x))
+    return tuple(chosen)
+
+
+# ---- logits of certain tokens
+
+
+def bias_sequences(ids: Ids, logits: Floats, biases: Iterable[tuple[tuple[int, ...], float]]) -> Floats:
+    """Each bias added to its sequence's last token, where the row ends with the tokens before it.
+
+    >>> import numpy as np
+    >>> bias_sequences(np.array([7, 1]), np.zeros(4), [((1, 2), 5.0), ((3,), -1.0), ((2, 0), 9.0)])
+    array([ 0.,  0.,  5., -1.])
+    """
+    bias = np.zeros_like(logits)
+    tail = ids.tolist()[-max((len(sequence) for sequence, _ in biases), default=1) :]
+    for sequence, value in biases:
+        before = len(sequence) - 1
+        if before == 0 or (before <= len(tail) and tuple(tail[-before:]) == sequence[:-1]):
+            bias[sequence[-1]] += value
+    return logits + bias
+
+
+def penalize_repetition(ids: Ids, logits: Floats, penalty: float) -> Floats:
+    """The logit of every token in `ids` divided by `penalty` if positive, else multiplied (arXiv:1909.05858).
+
+    >>> import numpy as np
+    >>> penalize_repetition(np.array([0, 1]), np.array([2.0, -2.0, 2.0]), 4.0)
+    array([ 0.5, -8. ,  2. ])
+    """
+    seen = np.unique(ids)
+    result = logits.copy()
+    result[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
+    return result
+
+
+def forbid_ngrams(ids: Ids, logits: Floats, size: int, *, made_from: Ids | None = None) -> Floats:
+    """-inf for every token that would complete an ngram of `made_from`, by default of the row itself.
+
+    >>> import numpy as np
+    >>> forbid_ngrams(np.array([3, 1, 2, 3]), np.zeros(4), 2)  # 3, 1 was there
+    array([  0., -inf,   0.,   0.])
+    """
+    source = ids if made_from is None else made_from
+    if len(source) < size or len(ids) < size - 1:
+        return logits
+    windows = np.lib.stride_tricks.sliding_window_view(source, size)
+    begun = (windows[:, :-1] == ids[len(ids) - size + 1 :]).all(axis=1)
+    return suppress(logits, windows[begun, -1])
+
+
+def suppress(logits: Floats, tokens: Sequence[int] | Ids) -> Floats:
+    """-inf for `tokens`."""
+    result = logits.copy()
+    result[np.asarray(tokens, np.int64)] = -np.inf
+    return result
+
+
+def force(logits: Floats, tokens: Sequence[int]) -> Floats:
+    """0 for `tokens` and -inf for all others."""
+    result = np.full_like(logits, -np.inf)
+    result[list(tokens)] = 0
+    return result
+
+
+def repair(logits: Floats) -> Floats:
+    """NaN as 0 and infinities as float32's extremes."""
+    return np.nan_to_num(logits, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+
+
+def decay_length(logits: Floats, eos: Sequence[int], factor: float, beyond: int) -> Floats:
+    """The eos logits raised by |logit| * (factor ** beyond - 1), `beyond` tokens after the start of the decay.
+
+    >>> import numpy as np
+    >>> decay_length(np.array([-2.0, 1.0]), [0], 1.5, 2)
+    array([0.5, 1. ])
+    """
+    result = logits.copy()
+    eos = list(eos)
+    with np.errstate(over="ignore", invalid="ignore"):
+        raised = logits[eos] + np.abs(logits[eos]) * (np.float64(factor) ** beyond - 1)
+    result[eos] = np.where(np.isneginf(logits[eos]), -np.inf, np.minimum(raised, _LARGEST))
+    return result
+
+
+def diversify(logits: Floats, chosen: Sequence[int] | Ids, penalty: float) -> Floats:
+    """`penalty` subtracted once for each time that a token is in `chosen`, what earlier groups took at this step."""
+    return logits - penalty * np.bincount(np.asarray(chosen, np.int64), minlength=len(logits))
+
+
+# ---- which tokens may be drawn
+
+
+def keep_top_k(logits: Floats, k: int) -> Floats:
+    """-inf for all that are below the k-th largest; its equals stay. With k above the vocabulary, all stay."""
+    if k >= len(logits):
+        return logits
+    border = np.partition(logits, -k)[-k]
+    return _keep(logits, logits >= border)
+
+
+def keep_top_p(logits: Floats, mass: float, least: int = 1) -> Floats:
+    """-inf for the least probable tokens, as many as hold at most 1 - `mass` together (arXiv:1904.09751).
+
+    >>> import numpy as np
+    >>> keep_top_p(np.log([0.125, 0.5, 0.25, 0.125]), 0.7).round(3)
+    array([  -inf, -0.693, -1.386,   -inf])
+    """
+    kept = np.flatnonzero(logits > -np.inf)
+    order = kept[descending(logits[kept])]
+    held_by_worse = np.cumsum(softmax(logits[order])[::-1])[::-1]
+    stays = held_by_worse > 1 - mass
+    stays[:least] = True
+    return _keep_ids(logits, order[stays])
+
+
+def keep_min_p(logits: Floats, share: float, least: int = 1) -> Floats:
+    """-inf for tokens of less than `share` times the best one's probability (arXiv:2407.01082)."""
+    probabilities = softmax(logits)
+    stays = probabilities >= share * probabilities.max()
+    if least > 1:
+        stays[descending(logits)[:least]] = True
+    return _keep(logits, stays)
+
+
+def keep_typical(logits: Floats, mass: float, least: int = 1) -> Floats:
+    """-inf for all but the tokens whose surprise is nearest to the entropy, together at least `mass`.
+
+    Locally typical sampling (arXiv:2202.00666). Among equally near tokens all stay.
+    """
+    kept = np.flatnonzero(logits > -np.inf)
+    log_probabilities = log_softmax(logits[kept])
+    probabilities = np.exp(log_probabilities)
+    entropy = -(log_probabilities * probabilities).sum()
+    distance = np.abs(-log_probabilities - entropy)
+    order = np.argsort(distance, kind="stable")
+    last = min(int((np.cumsum(probabilities[order]) < mass).sum()), len(order) - 1)
+    stays = distance[order] <= distance[order][last]
+    stays[:least] = True
+    return _keep_ids(logits, kept[order[stays]])
+
+
+def keep_above_epsilon(logits: Floats, epsilon: float, least: int = 1) -> Floats:
+    """-inf for tokens less probable than `epsilon`, but for the `least` best and their equals (arXiv:2210.15191)."""
+    return _keep(logits, (softmax(logits) >= epsilon) | _among_best(logits, least))
+
+
+def keep_above_eta(logits: Floats, epsilon: float, least: int = 1) -> Floats:
+    """As `keep_above_epsilon`, with the border min(epsilon, sqrt(epsilon) * exp(-entropy)) (arXiv:2210.15191)."""
+    probabilities = softmax(logits)
+    there = probabilities > 0
+    entropy = -(probabilities[there] * np.log(probabilities[there])).sum()
+    border = min(epsilon, math.sqrt(epsilon) * math.exp(-entropy))
+    return _keep(logits, (probabilities >= border) | _among_best(logits, least))
+
+
+# ---- parts of the above
+
+
+def _as_ids(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    return () if value is None else value if isinstance(value, tuple) else (value,)
+
+
+def _decay(config: GenerationConfig, row: Row, logits: Floats) -> Floats:
+    start, factor = config.exponential_decay_length_penalty or (0, 1.0)
+    beyond = row.made - start
+    return decay_length(logits, config.eos_token_ids, factor, beyond) if beyond > 0 else logits
+
+
+def _suppress_at_start(config: GenerationConfig, row: Row, logits: Floats) -> Floats:
+    # With a forced bos after a prompt of one token, the first token that is free is the second.
+    start = 1 if row.prompt == 1 and config.forced_bos_token_id is not None else 0
+    return suppress(logits, config.begin_suppress_tokens or ()) if row.made == start else logits
+
+
+def _among_best(logits: Floats, count: int) -> NDArray[np.bool_]:
+    count = min(count, len(logits))
+    return np.asarray(logits >= np.partition(logits, -count)[-count])
+
+
+def _keep(logits: Floats, stays: NDArray[np.bool_]) -> Floats:
+    return np.where(stays, logits, -np.inf)
+
+
+def _keep_ids(logits: Floats, ids: NDArray[Any]) -> Floats:
+    result = np.full_like(logits, -np.inf)
+    result[ids] = logits[ids]
+    return result

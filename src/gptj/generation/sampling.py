@@ -1,0 +1,122 @@
+"""Randomness as data, and how a token is drawn with it.
+
+A uniform number belongs to (seed, step, row) and to nothing else: not to a framework, a device, a batch size or
+the number of draws before it. It comes from Philox-4x64-10 (Salmon et al. 2011) as NumPy implements it, with the
+seed as key and (row, step) in the counter. A token is the inverse of the cumulative distribution at that number,
+the tokens in descending probability, the lower id first among equals, all in float64. So equal logits give equal
+text in every framework, and nearly equal logits give equal text nearly always.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.errors import InputError
+
+__all__ = [
+    "SEEDS",
+    "descending",
+    "draw",
+    "draw_without_replacement",
+    "log_softmax",
+    "seeds_and_rows",
+    "softmax",
+    "uniforms",
+]
+
+SEEDS = 2**64
+"""A seed is 0 to SEEDS - 1."""
+
+Floats = NDArray[np.float64]
+
+
+def uniforms(seed: int, step: int, row: int, count: int = 1) -> Floats:
+    """`count` numbers in [0, 1), float64, that belong to this seed, step and row.
+
+    >>> uniforms(0, 0, 0)[0] == uniforms(0, 0, 0, 3)[0] != uniforms(0, 0, 1)[0]
+    np.True_
+    """
+    counter = np.array([0, row, step, 0], np.uint64)  # the lowest word counts the draws
+    key = np.array([seed, 0], np.uint64)
+    return np.random.Generator(np.random.Philox(counter=counter, key=key)).random(count)
+
+
+def seeds_and_rows(
+    seed: int | Sequence[int] | None, prompts: int, copies: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The (seed, row) of each of `prompts * copies` rows, as two tuples.
+
+    One seed: the rows count through the whole batch. A seed a prompt: each prompt's copies count from 0, so that
+    a prompt gives the same text in every batch. None: one seed from the operating system.
+
+    Raises:
+        InputError: not whole numbers of 0 to 2**64 - 1, or not one a prompt.
+
+    >>> seeds_and_rows(5, 2, 2), seeds_and_rows([5, 6], 2, 2)
+    (((5, 5, 5, 5), (0, 1, 2, 3)), ((5, 5, 6, 6), (0, 1, 0, 1)))
+    """
+    if seed is None:
+        seed = secrets.randbits(64)
+    if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes):
+        if len(seed) != prompts:
+            raise InputError("not one seed a prompt", where="seed", expected=prompts, found=len(seed))
+        return tuple(_seed(s) for s in seed for _ in range(copies)), tuple(range(copies)) * prompts
+    return (_seed(seed),) * (prompts * copies), tuple(range(prompts * copies))
+
+
+def _seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < SEEDS:
+        raise InputError("no such seed", where="seed", expected="a whole number, 0 to 2**64 - 1", found=value)
+    return int(value)
+
+
+def descending(values: NDArray[Any]) -> NDArray[np.intp]:
+    """The indices of `values` (1-D) from the largest to the smallest, the lower index first among equals."""
+    return np.argsort(-values, kind="stable")
+
+
+def softmax(logits: NDArray[Any]) -> Floats:
+    """The probabilities of the last axis, in float64. An axis of nothing but -inf gives NaN."""
+    exponent = np.asarray(logits, np.float64)
+    weights = np.exp(exponent - exponent.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+
+
+def log_softmax(logits: NDArray[Any]) -> Floats:
+    """The log probabilities of the last axis, in float64. -inf stays -inf."""
+    exponent = np.asarray(logits, np.float64)
+    shifted = exponent - exponent.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def draw(logits: NDArray[Any], uniform: float) -> int:
+    """The token at `uniform` (0 to below 1) of the distribution softmax(logits), logits (v,), -inf for never.
+
+    >>> import numpy as np
+    >>> logits = np.log([0.25, 0.5, 0.25])  # the order is 1, 0, 2 with borders at 0.5 and 0.75
+    >>> [draw(logits, u) for u in (0.0, 0.49, 0.51, 0.74, 0.76, 0.99)]
+    [1, 1, 0, 0, 2, 2]
+    """
+    kept = np.flatnonzero(logits > -np.inf)
+    order = kept[descending(logits[kept])]
+    best_first = np.asarray(logits[order], np.float64)
+    cumulative = np.cumsum(np.exp(best_first - best_first[0]))
+    place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    last = int(np.searchsorted(cumulative, cumulative[-1], side="left"))  # the last token with any weight
+    return int(order[min(place, last)])
+
+
+def draw_without_replacement(scores: Floats, count: int, uniform: Floats) -> NDArray[np.intp]:
+    """`count` different indices of `scores` (1-D), in the order drawn, each time by softmax of those that are left.
+
+    By the Gumbel-top-k identity (Kool et al. 2019, arXiv:1903.06059): the largest of score + Gumbel noise, where the
+    noise comes from `uniform`, one number a score. An index of score -inf comes last.
+    """
+    with np.errstate(divide="ignore"):
+        noise = -np.log(-np.log(uniform))
+    return descending(scores + noise)[:count]

@@ -1,0 +1,269 @@
+"""One generation in progress: the checked prompt, the growing rows, and the two acts that every loop shares.
+
+`adjust` makes scores of logits, `choose` makes tokens of scores, `append` writes the tokens down and says which
+rows ended. The loops differ only in when they ask the decoder for what.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.config import GPTJConfig
+from gptj.errors import GPTJError, InputError
+from gptj.generation.config import GenerationConfig
+from gptj.generation.decoder import Decoder, DecoderFactory, Step, Uncached
+from gptj.generation.output import TokenStep
+from gptj.generation.processors import Row, filters, processors
+from gptj.generation.sampling import draw, seeds_and_rows, uniforms
+from gptj.generation.stopping import DecodeText, Stopper, StoppingCriterion
+from gptj.inputs import check_attention_mask, check_ids
+
+__all__ = ["LogitsProcessor", "Session", "prepare"]
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+LogitsProcessor = Callable[[Ids, Floats], Any]
+"""`processor(ids, logits)`: ids (rows, columns) as given, padding included, logits float64 (rows, v), to be returned
+changed or anew. It runs after the config's own processors and before temperature and the cuts."""
+
+
+@dataclasses.dataclass(eq=False)
+class Session:
+    """The state of one generation.
+
+    Attributes:
+        config: how.
+        model_config: the model's.
+        make_decoder: decoders of the wanted kind (cached or not), for `capacity` columns.
+        prompt: int64 (prompts, t), and `prompt_mask` bool (prompts, t).
+        copies: rows made of each prompt.
+        total_length: columns of the longest result.
+        ids: int64 (rows, total_length), filled up to `columns`; the rest is `pad`.
+        starts: int64 (rows,): each row's first column that is no padding.
+        columns: filled columns.
+        ended: bool (rows,).
+        lengths: int64 (rows,): columns of each row that are its own.
+        seeds, seed_rows: what each row draws with.
+        pad: what ended rows are filled with.
+        stopper, custom: when a row ends, and the caller's processors.
+    """
+
+    config: GenerationConfig
+    model_config: GPTJConfig
+    make_decoder: DecoderFactory
+    prompt: Ids
+    prompt_mask: NDArray[np.bool_]
+    copies: int
+    total_length: int
+    seeds: tuple[int, ...]
+    seed_rows: tuple[int, ...]
+    pad: int
+    stopper: Stopper
+    custom: tuple[LogitsProcessor, ...]
+
+    def __post_init__(self) -> None:
+        rows = len(self.prompt) * self.copies
+        self.columns = int(self.prompt.shape[1])
+        self.ids: Ids = np.full((rows, self.total_length), self.pad, np.int64)
+        self.ids[:, : self.columns] = np.repeat(self.prompt, self.copies, axis=0)
+        self.starts: Ids = np.repeat(np.argmax(self.prompt_mask, axis=1), self.copies).astype(np.int64)
+        self.ended: NDArray[np.bool_] = np.zeros(rows, bool)
+        self.lengths: Ids = np.full(rows, self.columns, np.int64)
+        self._processors = processors(self.config, self.total_length)
+        self._filters = filters(self.config)
+        asked = {"hidden_states": self.config.output_hidden_states, "attentions": self.config.output_attentions}
+        self.want = frozenset(name for name, wanted in asked.items() if wanted)
+
+    @property
+    def index(self) -> int:
+        """How many tokens a row has been given: the index of the next one."""
+        return self.columns - int(self.prompt.shape[1])
+
+    @property
+    def running(self) -> NDArray[np.bool_]:
+        """The rows that have not ended."""
+        return ~self.ended
+
+    def decoder(self) -> Decoder:
+        """An empty decoder for the prompts."""
+        return self.make_decoder(len(self.prompt), self.total_length)
+
+    def prefill(self, decoder: Decoder, *, copies: int, want: frozenset[str]) -> Step:
+        """Put the prompts into the decoder once, and give each `copies` rows of its cache."""
+        step = decoder.prefill(self.prompt, self.prompt_mask, want=want, chunk=self.config.prefill_chunk_size)
+        if copies == 1:
+            return step
+        rows = np.repeat(np.arange(len(self.prompt)), copies)
+        decoder.select(rows)
+        return step.select(rows)
+
+    def adjust(self, ids: Ids, logits: NDArray[Any], rows: Sequence[int] | NDArray[np.intp] | None = None) -> Floats:
+        """The scores (n, v) that the config and the caller make of `logits` (n, v), in float64.
+
+        Args:
+            ids: (n, columns) that led to the logits.
+            logits: what the model gave, or a beam search's log probabilities.
+            rows: which of the session's rows these are; None for all. A row that has ended is left as it is.
+
+        Raises:
+            GPTJError: a logit is not finite, or no token is left.
+        """
+        rows = range(len(self.ids)) if rows is None else rows
+        index = ids.shape[1] - self.prompt.shape[1]
+        scores = logits.astype(np.float64)
+        running = [n for n, r in enumerate(rows) if not self.ended[r]]
+        self._refuse_non_finite(logits[running], index)
+        seen = [
+            Row(ids[n, self.starts[r] :], self.prompt.shape[1] - self.starts[r], ids.shape[1])
+            for n, r in enumerate(rows)
+        ]
+        for n in running:
+            for process in self._processors:
+                scores[n] = process(seen[n], scores[n])
+        scores = self._apply_custom(ids, scores)
+        for n in running:
+            for process in self._filters:
+                scores[n] = process(seen[n], scores[n])
+        return scores
+
+    def choose(self, scores: Floats, index: int, rows: Sequence[int] | NDArray[np.intp] | None = None) -> Ids:
+        """The tokens (n,) at new-token index `index`: the best, or drawn with each row's own uniform number.
+
+        Among equal scores the lower id is the better. Ended rows get the padding id.
+        """
+        rows = range(len(self.ids)) if rows is None else rows
+        tokens = np.full(len(scores), self.pad, np.int64)
+        for n, r in enumerate(rows):
+            if self.ended[r]:
+                continue
+            best = int(np.argmax(scores[n]))
+            if not scores[n, best] > -np.inf:
+                raise GPTJError(
+                    f"no token is left to choose at step {index}", where=f"row {r}", hint="Ban fewer tokens"
+                )
+            if self.config.strategy == "sample":
+                uniform = float(uniforms(self.seeds[r], index, self.seed_rows[r])[0])
+                best = draw(scores[n], uniform)
+            tokens[n] = best
+        return tokens
+
+    def append(self, tokens: Ids, result: Step, scores: Floats) -> TokenStep:
+        """Write `tokens` (rows,) as the next column, and say what happened."""
+        running, index, config = self.running, self.index, self.config
+        self.ids[:, self.columns] = np.where(running, tokens, self.pad)
+        self.columns += 1
+        self.lengths[running] = self.columns
+        self.ended = self.ended | self.stopper.ends(self.ids[:, : self.columns], scores)
+        return TokenStep(
+            index=index,
+            tokens=self.ids[:, self.columns - 1].copy(),
+            running=running,
+            ended=self.ended.copy(),
+            logits=result.logits if config.output_logits else None,
+            scores=scores.astype(result.logits.dtype) if config.output_scores else None,
+            hidden_states=result.hidden_states if config.output_hidden_states else None,
+            attentions=result.attentions if config.output_attentions else None,
+        )
+
+    def _refuse_non_finite(self, logits: NDArray[Any], index: int) -> None:
+        if not self.config.remove_invalid_values and not np.isfinite(logits).all():
+            row, token = (int(i) for i in np.argwhere(~np.isfinite(logits))[0])
+            raise GPTJError(
+                f"non-finite logits at step {index}",
+                where=f"row {row}, token {token}",
+                found=logits[row, token].item(),
+                hint="Check the weights, or compute in a wider dtype",
+            )
+
+    def _apply_custom(self, ids: Ids, scores: Floats) -> Floats:
+        for process in self.custom:
+            given = np.asarray(process(ids, scores.copy()))
+            if given.shape != scores.shape or given.dtype.kind != "f":
+                raise InputError(
+                    "returned something else than logits",
+                    where="logits_processor",
+                    expected=f"floats {scores.shape}",
+                    found=f"{given.dtype} {given.shape}",
+                )
+            scores = given.astype(np.float64)
+        return scores
+
+
+def prepare(
+    decoder_factory: DecoderFactory,
+    input_ids: Any,
+    *,
+    model_config: GPTJConfig,
+    generation_config: GenerationConfig,
+    attention_mask: Any = None,
+    seed: int | Sequence[int] | None = None,
+    logits_processor: Sequence[LogitsProcessor] = (),
+    stopping_criteria: Sequence[StoppingCriterion] = (),
+    decode: DecodeText | None = None,
+) -> Session:
+    """A session of checked arguments; nothing has been computed.
+
+    Raises:
+        InputError: naming the argument, the value and the rule.
+    """
+    config = generation_config
+    prompt = check_ids(model_config, input_ids).astype(np.int64)
+    mask = _check_prompt_mask(attention_mask, prompt.shape)
+    config.check_vocabulary(model_config.vocab_size)
+    total_length = config.total_length(prompt.shape[1], model_config.n_positions)
+    copies = config.num_return_sequences if config.num_beams == 1 else 1
+    seeds, seed_rows = seeds_and_rows(seed, len(prompt), copies)
+    if config.padding_id is None and (stopping_criteria or config.stop_strings):
+        raise InputError(
+            "needed to fill rows that stop early", where="pad_token_id", expected="a token id", found="null"
+        )
+    stopper = Stopper(config, total_length, prompt.shape[1], criteria=stopping_criteria, decode=decode)
+    return Session(
+        config=config,
+        model_config=model_config,
+        make_decoder=decoder_factory if config.use_cache else _uncached(decoder_factory),
+        prompt=prompt,
+        prompt_mask=mask,
+        copies=copies,
+        total_length=total_length,
+        seeds=seeds,
+        seed_rows=seed_rows,
+        pad=config.padding_id or 0,
+        stopper=stopper,
+        custom=tuple(logits_processor),
+    )
+
+
+def _uncached(factory: DecoderFactory) -> DecoderFactory:
+    return lambda batch, capacity: Uncached(factory(batch, capacity))
+
+
+def _check_prompt_mask(mask: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The prompt's mask as bool, all True for None.
+
+    Raises:
+        InputError: not 0 and 1, another shape, a row without a token, or padding anywhere but on the left.
+    """
+    if mask is None:
+        return np.ones(shape, bool)
+    array = check_attention_mask(mask, shape[0], (shape[1],)).astype(bool)
+    for row in range(shape[0]):
+        if not array[row].any():
+            raise InputError("a prompt without a token", where=f"attention_mask[{row}]", expected="at least one 1")
+    gaps = np.argwhere(array[:, :-1] & ~array[:, 1:])
+    if len(gaps):
+        row, column = (int(i) for i in gaps[0])
+        raise InputError(
+            "padding to the right of a token",
+            where=f"attention_mask[{row}][{column + 1}]",
+            expected="padding on the left",
+            found=0,
+            hint='Pad with padding_side="left"',
+        )
+    return array

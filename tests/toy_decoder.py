@@ -1,0 +1,68 @@
+"""A decoder of a few lines with real history: its logits depend on every token before, and on the positions.
+
+It keeps its tokens and positions in a cache as a wing keeps keys and values, so a loop that truncates, selects or
+masks wrongly gets other logits. `WIDTH` numbers a token stand for its hidden state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gptj.config import GPTJConfig
+from gptj.generation import Decoder, Step
+
+WIDTH = 6
+
+
+def toy_config(vocab_size: int = 23, n_positions: int = 64) -> GPTJConfig:
+    return GPTJConfig(
+        vocab_size=vocab_size, n_positions=n_positions, n_embd=4, n_layer=1, n_head=1, rotary_dim=4, eos_token_id=None
+    )
+
+
+class ToyDecoder(Decoder):
+    """Query i's state is a decaying sum over the tokens that it sees; its logits are a fixed map of that state."""
+
+    def __init__(
+        self, config: GPTJConfig, batch: int, capacity: int, *, seed: int = 0, dtype: Any = np.float32, sharp: float = 2
+    ) -> None:
+        super().__init__(config, batch, capacity)
+        random = np.random.default_rng(seed)
+        self.embedding = random.normal(size=(config.vocab_size, WIDTH))
+        self.head = random.normal(size=(WIDTH, config.vocab_size)) * sharp
+        self.tokens = np.full((batch, capacity), -1)
+        self.positions = np.full((batch, capacity), -1)
+        self.dtype = dtype
+        self.calls: list[tuple[int, int]] = []
+
+    def _run(self, token_ids: Any, position_ids: Any, mask: Any, offset: int, *, last_only: bool, want: Any) -> Step:
+        batch, count = token_ids.shape
+        self.calls.append((batch, count))
+        self.tokens[:, offset : offset + count] = token_ids
+        self.positions[:, offset : offset + count] = position_ids
+        states = np.zeros((batch, count, WIDTH))
+        for row in range(batch):
+            for query in range(count):
+                seen = np.flatnonzero(mask[row, : offset + query + 1])
+                distance = position_ids[row, query] - self.positions[row, seen]
+                weights = 0.7**distance * (1 + 0.1 * self.positions[row, seen])
+                for weight, token in zip(weights, self.tokens[row, seen], strict=True):  # one order of summing
+                    states[row, query] += weight * self.embedding[token]
+        states = np.tanh(states)
+        # Row by row, so that the bits do not depend on the batch.
+        logits = np.array([[state @ self.head for state in row] for row in states]).astype(self.dtype)
+        attentions = np.broadcast_to(mask[:, None, None, : offset + count], (batch, 1, count, offset + count))
+        return Step(
+            logits[:, -1] if last_only else logits,
+            (states * 0, states.astype(self.dtype)) if "hidden_states" in want else None,
+            (attentions.astype(self.dtype),) if "attentions" in want else None,
+        )
+
+    def _gather(self, rows: Any) -> None:
+        self.tokens = self.tokens[rows]
+        self.positions = self.positions[rows]
+
+    def _forget(self, length: int) -> None:
+        self.tokens[:, length:] = -1
