@@ -1,0 +1,496 @@
+"""A directory written as a whole: made beside its place, forced to the disk, and swapped in with one rename.
+
+At every moment, also after a crash, the target is the old directory or the new one, never a mixture. The stage
+`.<name>.gptj-stage-<pid>` lies beside the target, so that the swap stays inside one file system. A lock
+`.<name>.gptj-lock`, which the kernel lets go of when its holder dies, keeps a second writer out; so whoever
+holds it knows that every stage that is still there belongs to nobody, and clears it.
+
+Each system call goes through one `FileSystem` object, so that a test can fail the n-th of them for every n.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import logging
+import os
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, ParamSpec, TypeVar
+
+import filelock
+
+from gptj.errors import InputError, WriteError, shown
+
+__all__ = ["Fate", "FileSystem", "OutputDirectory", "OutputFile", "require_plain_name"]
+
+_log = logging.getLogger("gptj")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+Fate = Literal["keep", "replace", "refuse"]
+"""What becomes of a file of the old directory: carried over, left behind, or a reason not to overwrite."""
+
+_BLOCK_BYTES = 16 * 2**20
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+
+
+class FileSystem:
+    """The system calls that a writer makes, each a method; all raise OSError as the call does."""
+
+    def mkdir(self, path: Path) -> None:
+        """Make a folder; its mode follows the umask."""
+        path.mkdir()
+
+    def create(self, path: Path) -> int:
+        """A descriptor of a new file, to write and to read; its mode follows the umask."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """How many bytes of `data` were written."""
+        return os.write(descriptor, data)
+
+    def seek(self, descriptor: int, offset: int) -> None:
+        """Continue at `offset`."""
+        os.lseek(descriptor, offset, os.SEEK_SET)
+
+    def read(self, descriptor: int, count: int) -> bytes:
+        """The next bytes, at most `count`."""
+        return os.read(descriptor, count)
+
+    def open(self, path: Path) -> int:
+        """A descriptor for reading, of a file or a folder."""
+        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def fsync(self, descriptor: int) -> None:
+        """Force what was written to the disk."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a descriptor."""
+        os.close(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Rename; on POSIX an empty folder at `new` gives way."""
+        old.rename(new)
+
+    def exchange(self, one: Path, other: Path) -> None:
+        """Swap two names in one step; ENOSYS where the system cannot."""
+        call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+        if call is None:
+            raise OSError(errno.ENOSYS, "no renameat2 here")
+        if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(one))
+
+    def link(self, old: Path, new: Path) -> None:
+        """A second name for a file."""
+        os.link(old, new)
+
+    def chmod(self, path: Path, mode: int) -> None:
+        """Set the mode."""
+        path.chmod(mode)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+        path.unlink()
+
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty folder."""
+        path.rmdir()
+
+    def names(self, path: Path) -> list[str]:
+        """The names in a folder, sorted."""
+        return sorted(os.listdir(path))  # noqa: PTH208 - names that are not UTF-8 stay what they are
+
+    def status(self, path: Path) -> os.stat_result:
+        """lstat."""
+        return path.lstat()
+
+    def free_bytes(self, path: Path) -> int:
+        """What an ordinary user may still write on this file system."""
+        import shutil
+
+        return shutil.disk_usage(path).free
+
+
+class OutputFile:
+    """A file of the stage, written from the front; `rewrite` goes back to room that was left."""
+
+    def __init__(self, directory: OutputDirectory, name: str) -> None:
+        self.name = name
+        self.path = directory.stage / name
+        self._directory = directory
+        self._descriptor = directory.call(self.path, directory.fs.create, self.path)
+        self.nbytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append `data`."""
+        view = memoryview(data).cast("B")
+        while view:
+            count = self._directory.call(self.path, self._directory.fs.write, self._descriptor, view)
+            if count <= 0:
+                raise WriteError("nothing was written", file=self.path)
+            view = view[count:]
+            self.nbytes += count
+
+    def rewrite(self, data: bytes) -> None:
+        """Put `data` at the front, over what stands there, and finish."""
+        assert len(data) <= self.nbytes
+        self._directory.call(self.path, self._directory.fs.seek, self._descriptor, 0)
+        total = self.nbytes
+        self.write(data)
+        self.nbytes = total
+
+    def finish(self, parts: Sequence[int] = ()) -> tuple[str, list[str]]:
+        """Force the file to the disk and read it again.
+
+        Args:
+            parts: the bytes of each part, one after the other, that is to have a hash of its own.
+
+        Returns:
+            The sha256 of what the file now holds, and that of each part.
+        """
+        fs, call = self._directory.fs, self._directory.call
+        call(self.path, fs.fsync, self._descriptor)
+        call(self.path, fs.seek, self._descriptor, 0)
+        whole, hashes = hashlib.sha256(), []
+        for count in (*parts, sys.maxsize):
+            part = hashlib.sha256()
+            while count > 0:
+                block = call(self.path, fs.read, self._descriptor, min(count, _BLOCK_BYTES))
+                if not block:
+                    break
+                whole.update(block)
+                part.update(block)
+                count -= len(block)
+            hashes.append(part.hexdigest())
+        self.close()
+        return whole.hexdigest(), hashes[:-1]
+
+    def close(self) -> None:
+        """Close the file; closing it twice does no harm."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            self._directory.call(self.path, self._directory.fs.close, descriptor)
+
+
+class OutputDirectory:
+    """`with OutputDirectory(target) as output:` write files with `create`, then `commit()`; else nothing happened.
+
+    Args:
+        target: where the directory will stand. Its parent must exist.
+        overwrite: whether a directory with something in it may be replaced.
+        fate: of each file that stands in the old directory.
+        fs: the system calls.
+
+    Raises:
+        WriteError: the target may not be replaced, is being written by another process, or a system call failed.
+    """
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        fate: Callable[[str], Fate] = lambda name: "replace",
+        fs: FileSystem | None = None,
+    ) -> None:
+        self.asked = Path(target)
+        self.overwrite = overwrite
+        self.fate = fate
+        self.fs = FileSystem() if fs is None else fs
+        self.committed = False
+        self._files: list[OutputFile] = []
+
+    # ---- the life of an output
+
+    def __enter__(self) -> OutputDirectory:
+        self._settle_names()
+        self._require_writable_place()
+        self._lock()
+        try:
+            self._recover()
+            self._require_replaceable()
+            self.call(self.stage, self.fs.mkdir, self.stage)
+        except BaseException:
+            self._unlock()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for file in self._files:
+                with contextlib.suppress(WriteError):
+                    file.close()
+            if not self.committed:
+                self._clear(self.stage)
+        finally:
+            self._unlock()
+
+    def create(self, name: str) -> OutputFile:
+        """A new file of the stage."""
+        file = OutputFile(self, name)
+        self._files.append(file)
+        return file
+
+    def write_file(self, name: str, data: bytes) -> str:
+        """Write a whole file; returns its sha256, which has been compared with what the disk gives back."""
+        file = self.create(name)
+        file.write(data)
+        found, _ = file.finish()
+        if found != hashlib.sha256(data).hexdigest():
+            raise WriteError("what was read back differs from what was written", file=file.path)
+        return found
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file of the stage another name."""
+        self.call(self.stage / new, self.fs.rename, self.stage / old, self.stage / new)
+
+    def require_space(self, nbytes: int) -> None:
+        """Make sure, as well as can be known now, that `nbytes` fit on the file system."""
+        free = self.call(self.stage, self.fs.free_bytes, self.stage)
+        if free < nbytes:
+            raise WriteError(
+                "not enough space", file=self.target.parent, expected=f"{nbytes} bytes free", found=f"{free} bytes"
+            )
+
+    def commit(self) -> None:
+        """Swap the stage in, durably; the old directory is then removed."""
+        self._require_replaceable()  # it may have changed while the stage was written
+        self._carry_over()
+        self._sync_folder(self.stage)
+        replaced = self._swap_in()
+        self.committed = True
+        if replaced is not None:
+            self._clear(replaced)
+
+    def call(self, path: Path, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
+        """`function(*arguments)`, an OSError of which becomes a WriteError that names `path`."""
+        try:
+            return function(*arguments, **named)
+        except OSError as error:
+            raise self._write_error(path, error) from error
+
+    # ---- before
+
+    def _settle_names(self) -> None:
+        try:
+            self.target = Path(os.path.realpath(self.asked))
+        except (OSError, ValueError) as error:
+            raise WriteError(f"cannot be a place to write to: {error}", file=shown(self.asked)) from None
+        name = self.target.name
+        if not name:
+            raise WriteError("a file system's root cannot be replaced", file=self.target)
+        if len(os.fsencode(name)) > 200:  # so that the stage's name stays under the usual 255 bytes
+            name = hashlib.sha256(os.fsencode(name)).hexdigest()
+        parent = self.target.parent
+        self._stage_prefix = f".{name}.gptj-stage-"
+        self._lock_path = parent / f".{name}.gptj-lock"
+        self._backup = parent / f".{name}.gptj-old"
+        self.stage = parent / f"{self._stage_prefix}{os.getpid()}"
+
+    def _status(self, path: Path) -> os.stat_result | None:
+        """lstat, or None where nothing stands."""
+        try:
+            return self.fs.status(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._write_error(path, error) from error
+
+    def _require_writable_place(self) -> None:
+        parent = self._status(self.target.parent)
+        if parent is None or not stat.S_ISDIR(parent.st_mode):
+            problem = "no such folder" if parent is None else "not a folder"
+            raise WriteError(problem, file=self.target.parent, hint=f"Make it before {self.target.name} is written")
+
+    def _lock(self) -> None:
+        self._held = filelock.FileLock(self._lock_path, timeout=0)
+        try:
+            self._held.acquire()
+        except filelock.Timeout:
+            raise WriteError(f"is being written by {self._other_writer()}", file=self.target) from None
+        except OSError as error:
+            raise self._write_error(self.target, error) from error
+        except RuntimeError:  # filelock's word for a lock that this very thread holds
+            raise WriteError("is being written by this process", file=self.target) from None
+
+    def _unlock(self) -> None:
+        # Unlinked while it is held: whoever waits for the old file sees that it has no name and tries again.
+        with contextlib.suppress(OSError):
+            self._lock_path.unlink()
+        self._held.release()
+
+    def _other_writer(self) -> str:
+        stages = [name for name in os.listdir(self.target.parent) if name.startswith(self._stage_prefix)]  # noqa: PTH208
+        return f"process {stages[0].removeprefix(self._stage_prefix)}" if stages else "another process"
+
+    def _recover(self) -> None:
+        """Undo what writers that died left behind: put the old directory back, clear their stages."""
+        backup, target = self._status(self._backup), self._status(self.target)
+        if backup is not None and target is None:
+            self.call(self.target, self.fs.rename, self._backup, self.target)
+            _log.warning("%s: put back; a writer died while it was being replaced", self.target)
+        elif backup is not None:
+            self._clear(self._backup, strictly=True)
+        for name in self.call(self.target.parent, self.fs.names, self.target.parent):
+            if name.startswith(self._stage_prefix) and name.removeprefix(self._stage_prefix).isdecimal():
+                self._clear(self.target.parent / name, strictly=True)
+                _log.warning("%s: cleared, the unfinished output of a process that died", self.target.parent / name)
+
+    def _require_replaceable(self) -> None:
+        """Decide the fate of what stands at the target, before any work."""
+        self._old = self._status(self.target)
+        self._old_modes: dict[str, int] = {}
+        self._carried: list[str] = []
+        if self._old is None:
+            return
+        if not stat.S_ISDIR(self._old.st_mode):
+            raise WriteError("is a file; a directory is to be written", file=self.target)
+        names = self.call(self.target, self.fs.names, self.target)
+        if names and not self.overwrite:
+            raise WriteError(
+                f"is not empty: it holds {shown(names[0])}", file=self.target, hint="Say overwrite to replace it"
+            )
+        for name in names:
+            status = self._status(self.target / name)
+            if status is None or not stat.S_ISREG(status.st_mode):
+                raise WriteError(
+                    f"holds {shown(name)}, which is not a plain file",
+                    file=self.target,
+                    hint="A directory is replaced as a whole; write into a new one",
+                )
+            fate = self.fate(name)
+            if fate == "refuse":
+                raise WriteError(
+                    f"holds {shown(name)}, which would be lost", file=self.target, hint="Move it away first"
+                )
+            self._old_modes[name] = stat.S_IMODE(status.st_mode)
+            if fate == "keep":
+                self._carried.append(name)
+
+    # ---- after
+
+    def _carry_over(self) -> None:
+        """Bring along the old directory's other files, and the modes of those that are written anew."""
+        if self._old is None:
+            return
+        written = set(self.call(self.stage, self.fs.names, self.stage))
+        for name in self._carried:
+            if name not in written:
+                self._link_or_copy(name)
+        for name in written & self._old_modes.keys():
+            self.call(self.stage / name, self.fs.chmod, self.stage / name, self._old_modes[name])
+        self.call(self.stage, self.fs.chmod, self.stage, stat.S_IMODE(self._old.st_mode))
+
+    def _link_or_copy(self, name: str) -> None:
+        old, new = self.target / name, self.stage / name
+        try:
+            self.fs.link(old, new)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise self._write_error(new, error) from error
+        source = self.call(old, self.fs.open, old)
+        try:
+            file = self.create(name)
+            while block := self.call(old, self.fs.read, source, _BLOCK_BYTES):
+                file.write(block)
+            file.finish()
+        finally:
+            self.call(old, self.fs.close, source)
+        self.call(new, self.fs.chmod, new, self._old_modes[name])
+
+    def _swap_in(self) -> Path | None:
+        """The stage stands at the target, and the disk knows it; returns where the old directory went."""
+        if self._old is None:
+            self._rename_durably([(self.stage, self.target)])
+            return None
+        try:
+            self.fs.exchange(self.stage, self.target)
+        except OSError as error:
+            if error.errno not in _NO_EXCHANGE:
+                raise self._write_error(self.target, error) from error
+            self._rename_durably([(self.target, self._backup), (self.stage, self.target)])
+            return self._backup
+        try:
+            self._sync_folder(self.target.parent)
+        except BaseException:
+            self.committed = True  # were the next call to fail, the stage would hold the old directory
+            self.call(self.target, self.fs.exchange, self.stage, self.target)
+            self.committed = False
+            raise
+        return self.stage
+
+    def _rename_durably(self, moves: list[tuple[Path, Path]]) -> None:
+        """All the moves, then the parent's fsync; where one fails, those done are taken back."""
+        done: list[tuple[Path, Path]] = []
+        try:
+            for old, new in moves:
+                self.call(new, self.fs.rename, old, new)
+                done.append((old, new))
+            self._sync_folder(self.target.parent)
+        except BaseException:
+            for old, new in reversed(done):
+                self.call(old, self.fs.rename, new, old)
+            raise
+
+    def _sync_folder(self, folder: Path) -> None:
+        if os.name == "nt":  # folders cannot be opened there
+            return
+        descriptor = self.call(folder, self.fs.open, folder)
+        try:
+            self.call(folder, self.fs.fsync, descriptor)
+        finally:
+            self.call(folder, self.fs.close, descriptor)
+
+    def _clear(self, folder: Path, *, strictly: bool = False) -> None:
+        """Remove a stage, or an old directory; what cannot be removed now is left for the next run, and said."""
+        try:
+            status = self._status(folder)
+            if status is None:
+                return
+            for name in self.fs.names(folder):
+                self.fs.unlink(folder / name)
+            self.fs.rmdir(folder)
+        except OSError as error:
+            if strictly:
+                raise self._write_error(folder, error) from error
+            _log.warning("%s: could not be removed: %s", folder, error.strerror)
+
+    def _write_error(self, path: Path, error: OSError) -> WriteError:
+        hints = {
+            errno.ENOSPC: "Free some space, or write to another disk",
+            errno.EDQUOT: "Your quota is used up",
+            errno.EROFS: "The file system is read-only",
+            errno.EFBIG: "Files are limited to a smaller size here (ulimit -f)",
+            errno.EACCES: "You may not write there",
+            errno.EPERM: "You may not write there",
+            errno.EBUSY: "A mount point cannot be replaced; write into a folder inside it",
+        }
+        problem = f"could not be written: {error.strerror or error}"
+        failure = WriteError(problem, file=path, hint=hints.get(error.errno or 0))
+        failure.errno = error.errno
+        return failure
+
+
+def require_plain_name(name: str, *, where: str) -> str:
+    """`name`, which is one plain file name.
+
+    Raises:
+        InputError: it is empty, a path, hidden, too long, or has control characters in it.
+    """
+    fits = name and name.isprintable() and not set(name) & set("/\\:") and not name.startswith(".")
+    if not fits or len(os.fsencode(name)) > 255:
+        raise InputError("not a plain file name", where=where, expected="a name without folders", found=shown(name))
+    return name
