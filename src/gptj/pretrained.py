@@ -20,10 +20,11 @@ from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
 from gptj.config import GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
 from gptj.errors import SchemaError
+from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.initial import initial_tensor
 from gptj.schema import HEADS, Head, TensorSpec, schema
 
-__all__ = ["FreshWeightsWarning", "Loading", "prepare"]
+__all__ = ["FreshWeightsWarning", "Loading", "prepare", "side_files"]
 
 
 class FreshWeightsWarning(UserWarning):
@@ -64,6 +65,12 @@ class Loading:
                 yield spec, self.checkpoint.map(stored.name)
             else:
                 yield spec, self.checkpoint.read(stored.name, self.dtype)
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The folder's generation_config.json, or where it has none the model's eos and padding ids."""
+        path = self.checkpoint.directory / GENERATION_CONFIG_FILE
+        return GenerationConfig.from_file(path) if path.exists() else GenerationConfig.from_model_config(self.config)
 
     @property
     def info(self) -> dict[str, list[Any]]:
@@ -116,6 +123,12 @@ def prepare(
             stacklevel=3,
         )
     return loading
+
+
+def side_files(model: Any) -> dict[str, bytes]:
+    """What `save_pretrained` writes besides config and weights: generation_config.json, where the model has one."""
+    settled: GenerationConfig | None = getattr(model, "generation_config", None)
+    return {} if settled is None else {GENERATION_CONFIG_FILE: settled.to_json().encode()}
 
 
 def _settle_dtype(dtype: Any, checkpoint: Checkpoint, plan: LoadPlan) -> str:

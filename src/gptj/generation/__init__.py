@@ -4,6 +4,7 @@ Table of contents:
 
     GenerationConfig                   every field, its rule and its meaning       config
     generate, stream                   the front doors; a wing's method calls them loop
+    Generates                          these two as methods of a model             mixin
     GenerateOutput, TokenStep          what they hand back                         output
     Decoder, Step, DecoderFactory      what a wing provides                        decoder
     uniforms, draw                     randomness as data                          sampling
@@ -20,6 +21,7 @@ from __future__ import annotations
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, DecoderFactory, Step
 from gptj.generation.loop import Streamer, generate, stream
+from gptj.generation.mixin import Generates
 from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.sampling import draw, uniforms
 
@@ -27,6 +29,7 @@ __all__ = [
     "Decoder",
     "DecoderFactory",
     "GenerateOutput",
+    "Generates",
     "GenerationConfig",
     "Step",
     "Streamer",

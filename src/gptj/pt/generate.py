@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from gptj import generation
-from gptj.generation import GenerationConfig, Step
+from gptj.generation import Step
 from gptj.outputs import KVCache
-from gptj.pt.weights import host, to_numpy
+from gptj.pt.weights import from_numpy, to_numpy
 
 
 class Decoder(generation.Decoder):
@@ -40,10 +40,10 @@ class Decoder(generation.Decoder):
         want: frozenset[str],
     ) -> Step:
         self.cache.length = offset
-        outputs = self.model(
+        outputs = self._evaluated(
             token_ids,
             self.cache,
-            mask,
+            mask[:, : offset + token_ids.shape[1]],
             position_ids=position_ids,
             use_cache=True,
             output_attentions="attentions" in want,
@@ -57,22 +57,28 @@ class Decoder(generation.Decoder):
             attentions=None if outputs.attentions is None else tuple(map(to_numpy, outputs.attentions)),
         )
 
+    def _evaluated(self, *arguments: Any, **options: Any) -> Any:
+        training = self.model.training
+        self.model.eval()
+        try:
+            return self.model(*arguments, **options)
+        finally:
+            self.model.train(training)
+
     def _gather(self, rows: NDArray[np.int64]) -> None:
         index = torch.from_numpy(rows).to(self.model.device)
         keys, values = (tuple(x[index] for x in side) for side in (self.cache.keys, self.cache.values))
         self.cache = KVCache(keys, values, self.cache.length, fixed=True)
 
 
-class GenerationMixin:
-    """`generate` for a model class."""
+class GenerationMixin(generation.Generates):
+    """`generate` and `stream` for a PyTorch model."""
 
-    def generate(
-        self,
-        input_ids: Any,
-        generation_config: GenerationConfig | None = None,
-        *,
-        attention_mask: Any = None,
-        **options: Any,
-    ) -> Any:
-        """The prompts and what follows them, (b, t + new); see `gptj.generation.generate` for every option."""
-        raise NotImplementedError(host(input_ids))
+    def _decoder(self, batch: int, capacity: int) -> Decoder:
+        return Decoder(self, batch, capacity)
+
+    def _host(self, array: Any) -> NDArray[Any]:
+        return to_numpy(array)
+
+    def _native(self, array: NDArray[Any]) -> torch.Tensor:
+        return from_numpy(array).to(self.device)  # type: ignore[attr-defined]

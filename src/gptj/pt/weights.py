@@ -22,6 +22,7 @@ from gptj import inputs, pretrained
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.generation import Generates
 from gptj.initial import initial_tensor
 from gptj.outputs import (
     BaseModelOutputWithPast,
@@ -243,6 +244,8 @@ class PretrainedModel(nn.Module):
         )
         model: Self = cls(loading.config, attn_implementation=attn_implementation, _do_init=False)  # type: ignore[call-arg]
         model._assign(loading.arrays(mmap=mmap))
+        if isinstance(model, Generates):
+            model.generation_config = loading.generation_config
         model.eval()
         return (model, loading.info) if output_loading_info else model
 
@@ -267,4 +270,5 @@ class PretrainedModel(nn.Module):
             dtype=dtype_name(self.dtype),
             max_shard_bytes=max_shard_bytes,
             overwrite=overwrite,
+            extra_files=pretrained.side_files(self),
         )

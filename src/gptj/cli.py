@@ -1,0 +1,328 @@
+"""The command line: convert, inspect, verify, parity, generate, init, doctor, demo.
+
+The result goes to stdout, progress and errors to stderr. Exit status: 0 yes; 1 no (bad input, backends that
+disagree, nothing could be written); 2 misuse of the command line; 130 Ctrl-C. An error is one message without a
+traceback, unless `--debug` asks for it. Commands import what they need when they run, so `gptj --help` is quick
+and convert, inspect and verify never load a framework.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import gptj
+from gptj.backends import BACKENDS, choose_backend, installed_backends
+from gptj.dtypes import PARAMETER_DTYPES
+from gptj.errors import GPTJError, InputError, shown
+
+__all__ = ["main"]
+
+# What a framework must see before it is imported. The library sets none of these; a user's own value stays.
+ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "KERAS_BACKEND": "tensorflow",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+PathArgument = click.Path(path_type=Path)
+BackendChoice = click.Choice(tuple(BACKENDS))
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in sys.argv[1:]
+    try:
+        status = gptj_command.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except GPTJError as error:
+        if debug:
+            traceback.print_exc()
+        elif "--json" in sys.argv[1:]:
+            click.echo(json.dumps({"error": error.as_dict()}))
+        click.echo(f"gptj: {error.code}: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output has left, as `| head` does: nobody is there to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError as error:
+        click.echo(f"gptj: LimitError: out of memory: {error}", err=True)
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _terminate(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+@click.group(name="gptj", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(gptj.__version__, prog_name="gptj")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def gptj_command(debug: bool) -> None:
+    """GPT-J in PyTorch, TensorFlow and Flax: convert, check, run.
+
+    A DIR is a folder with config.json and safetensors weights, as `gptj convert` writes it and transformers too.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is at the destination.")
+
+
+@gptj_command.command()
+@click.argument("src", type=PathArgument)
+@click.argument("dst", type=PathArgument)
+@click.option("--config", type=PathArgument, help="The training config (JSON) of a TPU checkpoint.")
+@click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the written tensors. [default: as in SRC]")
+@overwrite_option
+@click.option("--max-shard-gb", type=click.FloatRange(min=0.001), default=5.0, show_default=True, help="Size of a weights file.")
+@json_option
+def convert(src: Path, dst: Path, config: Path | None, dtype: str | None, overwrite: bool, max_shard_gb: float, as_json: bool) -> None:
+    """Convert SRC, a TPU checkpoint or a foreign folder, into the folder DST.
+
+    SRC is a step folder (step_383500), or the folder above it, whose newest step is taken.
+    """
+    from gptj_conversion.convert import convert as run
+
+    with _progress("converting") as advance:
+        run(
+            src,
+            dst,
+            config=config,
+            dtype=dtype,
+            overwrite=overwrite,
+            max_shard_bytes=int(max_shard_gb * 1e9),
+            progress=advance,
+        )
+    _inspect(dst, as_json)
+
+
+@gptj_command.command()
+@click.argument("path", type=PathArgument)
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what PATH is: format, sizes, dtype, tensors, parameters. Reads headers only."""
+    _inspect(path, as_json)
+
+
+def _inspect(path: Path, as_json: bool) -> None:
+    from gptj_conversion.convert import describe
+
+    facts = describe(path).as_dict()
+    if as_json:
+        _print_json(facts)
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in facts.items():
+        table.add_row(key.replace("_", " "), _spelt(value))
+    _console().print(table)
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "-"
+    return shown(value).strip("'")
+
+
+@gptj_command.command()
+@click.argument("directory", type=PathArgument, metavar="DIR")
+@json_option
+def verify(directory: Path, as_json: bool) -> None:
+    """Check the tensors in DIR against the hashes in its manifest.json."""
+    from gptj.checkpoint import verify_checkpoint
+
+    facts = verify_checkpoint(directory)
+    if as_json:
+        _print_json(facts)
+    else:
+        click.echo(f"{directory}: every tensor is as it was written")
+
+
+@gptj_command.command()
+@click.argument("directory", type=PathArgument, metavar="DIR")
+@click.argument("prompt", required=False)
+@click.option("--token-ids", help='The prompt as token ids: "1 2 3".')
+@click.option("--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]")
+@click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]")
+@click.option("--max-new-tokens", type=int, default=40, show_default=True, help="Tokens to add at most.")
+@click.option("--temperature", type=float, help="Sample; below 1 is bolder, above 1 more even, 0 is greedy.")
+@click.option("--top-k", type=int, help="Sample among the K likeliest tokens.")
+@click.option("--top-p", type=float, help="Sample among the likeliest tokens that make up this probability.")
+@click.option("--seed", type=int, help="Sample with this seed: the same text in every framework.")
+@json_option
+def generate(
+    directory: Path,
+    prompt: str | None,
+    token_ids: str | None,
+    backend: str | None,
+    dtype: str | None,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Continue PROMPT with the model in DIR.
+
+    Greedy, unless one of --temperature, --top-k, --top-p and --seed asks for sampling.
+    """
+    if (prompt is None) == (token_ids is None):
+        raise click.UsageError('Give the prompt either as text or as --token-ids "1 2 3".')
+    from gptj.generation import GenerationConfig
+
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampled = {name: value for name, value in chosen.items() if value is not None}
+    greedy = temperature == 0 or (not sampled and seed is None)
+    options = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=not greedy, **({} if greedy else sampled))
+
+    tokenizer = None
+    if prompt is not None or (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists():
+        from gptj.tokenizer import GPTJTokenizer
+
+        tokenizer = GPTJTokenizer.from_pretrained(directory)
+    ids = _token_ids(token_ids) if token_ids is not None else tokenizer.encode(prompt)  # type: ignore[union-attr]
+
+    wing = gptj.backend(backend)
+    model = wing.GPTJForCausalLM.from_pretrained(directory, **({} if dtype is None else {"dtype": dtype}))
+    sequences = model.generate([ids], options, seed=seed)
+    made = [int(i) for i in wing.to_numpy(sequences)[0]]
+    text = None if tokenizer is None else tokenizer.decode(made)
+    if as_json:
+        _print_json({"backend": choose_backend(backend), "prompt_tokens": len(ids), "token_ids": made, "text": text})
+    else:
+        click.echo(" ".join(map(str, made)) if text is None else text)
+
+
+def _token_ids(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    try:
+        ids = [int(word) for word in words]
+    except ValueError:
+        raise click.BadParameter("whole numbers with spaces between them", param_hint="--token-ids") from None
+    if not ids:
+        raise InputError("no token", where="--token-ids", expected="at least one token id")
+    return ids
+
+
+@gptj_command.command()
+@click.argument("directory", type=PathArgument, metavar="DIR")
+@click.option("--backends", help="Which, with commas between. [default: all that are installed]")
+@click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), default="float32", show_default=True, help="To compute in.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts and of the sampled text.")
+@json_option
+def parity(directory: Path, backends: str | None, dtype: str, seed: int, as_json: bool) -> None:
+    """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
+
+    Each framework runs in a process of its own. The exit status is 1 where any two are too far apart.
+    """
+    from gptj.parity import run_parity
+
+    names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends.split(","))
+    report = run_parity(directory, names, dtype=dtype, seed=seed)
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        _console().print(report.table())
+    if not report.passed:
+        sys.exit(1)
+
+
+@gptj_command.command()
+@click.argument("directory", type=PathArgument, metavar="DIR")
+@click.option("--config", type=PathArgument, help="A config.json. [default: a tiny model with every size different]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random values.")
+@click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), default="float32", show_default=True, help="Of the tensors.")
+@overwrite_option
+def init(directory: Path, config: Path | None, seed: int, dtype: str, overwrite: bool) -> None:
+    """Write DIR with random weights that reveal mistakes: no bias is zero, no scale is one."""
+    from gptj.checkpoint import write_checkpoint
+    from gptj.config import GPTJConfig
+    from gptj.parity.revealing import revealing_config, revealing_fill
+
+    settled = revealing_config() if config is None else GPTJConfig.from_file(config)
+    write_checkpoint(directory, settled, revealing_fill(seed), dtype=dtype, overwrite=overwrite)
+    click.echo(f"{directory}: written")
+
+
+@gptj_command.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say which frameworks are installed, in which versions, and what in the environment changes results."""
+    from gptj.doctor import examine
+
+    report = examine()
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        _console().print(report.table())
+        for warning in report.warnings:
+            _console(stderr=True).print(f"warning: {warning}")
+
+
+@gptj_command.command()
+@click.option("--backends", help="Which, with commas between. [default: all that are installed]")
+def demo(backends: str | None) -> None:
+    """The whole journey on the TPU checkpoint that the package ships: convert, check, load, compare, write."""
+    from gptj.demo import run_demo
+
+    names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends.split(","))
+    if not run_demo(names or (choose_backend(),), _console()):
+        sys.exit(1)
+
+
+class _progress:
+    """While this is open, the function that it gives shows how far the work is: a bar on a terminal, else lines."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.console = _console(stderr=True)
+
+    def __enter__(self) -> Callable[..., None]:
+        return lambda *facts: None
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+def _lines(text: str) -> Iterator[str]:
+    yield from text.splitlines()
