@@ -47,10 +47,9 @@ class ToyDecoder(Decoder):
             for query in range(count):
                 seen = np.flatnonzero(mask[row, : offset + query + 1])
                 distance = position_ids[row, query] - self.positions[row, seen]
-                weights = 0.7**distance * (1 + 0.1 * self.positions[row, seen])
+                weights = 0.8**distance * np.cos(1.0 + self.positions[row, seen])
                 for weight, token in zip(weights, self.tokens[row, seen], strict=True):  # one order of summing
                     states[row, query] += weight * self.embedding[token]
-        states = np.tanh(states)
         # Row by row, so that the bits do not depend on the batch.
         logits = np.array([[state @ self.head for state in row] for row in states]).astype(self.dtype)
         attentions = np.broadcast_to(mask[:, None, None, : offset + count], (batch, 1, count, offset + count))

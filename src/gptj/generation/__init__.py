@@ -9,6 +9,9 @@ Table of contents:
     Decoder, Step, DecoderFactory      what a wing provides                        decoder
     uniforms, draw                     randomness as data                          sampling
                                        what is done to logits, and in what order   processors
+    search_beams                       beam search, beam sampling, diverse groups  beams
+    contrastive_steps                  contrastive search                          contrastive
+    assisted_steps                     assistant models and prompt lookup          assisted
                                        one generation in progress                  session
                                        when a row ends                             stopping
 

@@ -26,7 +26,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, shown
 from gptj.json_file import read_json_object
 
-__all__ = ["GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
+__all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
@@ -55,6 +55,7 @@ UNSUPPORTED: dict[str, tuple[object, str]] = {
 
 _SAMPLING_ONLY = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_k")
 _BEAMS_ONLY = ("length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
+ASSISTANT_FIELDS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
 _OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
 _METADATA = frozenset(("transformers_version", "_from_model_config", "_commit_hash"))
 _SCHEDULES = ("constant", "heuristic", "heuristic_transient")
@@ -265,6 +266,23 @@ class GenerationConfig:
                 if value >= vocab_size:
                     raise InputError("no such token", where=field, expected=f"0 to {vocab_size - 1}", found=value)
 
+    def require_defaults(self, fields: Iterable[str], needed: str, *, but: Iterable[str] = ()) -> None:
+        """Make sure that `fields`, which have no effect without `needed`, hold their defaults.
+
+        Raises:
+            ConfigError: naming the first that does not.
+        """
+        for field in fields:
+            value = getattr(self, field)
+            greedy = field == "temperature" and value == 0 and self.num_beams == 1
+            if field not in but and not greedy and value != _DEFAULTS[field]:
+                raise ConfigError(
+                    f"has no effect without {needed}",
+                    where=field,
+                    expected=_spelt(_DEFAULTS[field]),
+                    found=_spelt(value),
+                )
+
     # ---- copies, and generation_config.json
 
     def replace(self, **changes: Any) -> GenerationConfig:
@@ -360,15 +378,18 @@ class GenerationConfig:
             _refuse("penalty_alpha", "do_sample false, num_beams 1 and top_k above 1 beside it", self.penalty_alpha)
         if not self.do_sample:
             allowed = ("top_k",) if contrastive else ()
-            self._require_defaults(_SAMPLING_ONLY, "do_sample", but=allowed)
+            self.require_defaults(_SAMPLING_ONLY, "do_sample", but=allowed)
         if self.num_beams == 1:
-            self._require_defaults(_BEAMS_ONLY, "num_beams above 1")
+            self.require_defaults(_BEAMS_ONLY, "num_beams above 1")
         elif self.temperature == 0:
             _refuse("temperature", "above 0 beside num_beams above 1", self.temperature)
         self._require_groups()
         self._require_counts()
         if not self.return_dict_in_generate:
-            self._require_defaults(_OUTPUTS, "return_dict_in_generate")
+            self.require_defaults(_OUTPUTS, "return_dict_in_generate")
+        if self.prefill_chunk_size is not None and (contrastive or self.output_hidden_states or self.output_attentions):
+            rule = "null beside hidden states or attentions of the prompt"
+            _refuse("prefill_chunk_size", rule, self.prefill_chunk_size)
         if self.exponential_decay_length_penalty is not None and not self.eos_token_ids:
             _refuse(
                 "exponential_decay_length_penalty", "an eos_token_id beside it", self.exponential_decay_length_penalty
@@ -377,7 +398,7 @@ class GenerationConfig:
     def _require_groups(self) -> None:
         groups = self.num_beam_groups
         if groups == 1:
-            self._require_defaults(("diversity_penalty",), "num_beam_groups above 1")
+            self.require_defaults(("diversity_penalty",), "num_beam_groups above 1")
             return
         if self.num_beams % groups:
             _refuse("num_beam_groups", f"a divisor of num_beams = {self.num_beams}", groups)
@@ -393,21 +414,9 @@ class GenerationConfig:
         if self.num_beams > 1 and rows > self.num_beams:
             _refuse("num_return_sequences", f"at most num_beams = {self.num_beams}", rows)
         if self.prompt_lookup_num_tokens is None:
-            self._require_defaults(("max_matching_ngram_size",), "prompt_lookup_num_tokens")
+            self.require_defaults(("max_matching_ngram_size",), "prompt_lookup_num_tokens")
         elif self.strategy not in ("greedy", "sample"):
             _refuse("prompt_lookup_num_tokens", f"null beside {self.strategy}", self.prompt_lookup_num_tokens)
-
-    def _require_defaults(self, fields: Iterable[str], needed: str, *, but: Iterable[str] = ()) -> None:
-        for field in fields:
-            value = getattr(self, field)
-            greedy = field == "temperature" and value == 0 and self.num_beams == 1
-            if field not in but and not greedy and value != _DEFAULTS[field]:
-                raise ConfigError(
-                    f"has no effect without {needed}",
-                    where=field,
-                    expected=_spelt(_DEFAULTS[field]),
-                    found=_spelt(value),
-                )
 
 
 _DEFAULTS: dict[str, Any] = {

@@ -9,7 +9,10 @@ import numpy as np
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
-from gptj.generation.config import GenerationConfig
+from gptj.generation.assisted import AssistantGuesses, PromptLookup, assisted_steps
+from gptj.generation.beams import search_beams
+from gptj.generation.config import ASSISTANT_FIELDS, GenerationConfig
+from gptj.generation.contrastive import contrastive_steps
 from gptj.generation.decoder import DecoderFactory
 from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.session import LogitsProcessor, Session, prepare
@@ -64,7 +67,7 @@ def generate(
         InputError: an argument breaks its rule. Nothing has been computed.
         GPTJError: the model's logits are not finite.
     """
-    session, steps = _begin(
+    session = _prepared(
         decoder_factory,
         input_ids,
         model_config=model_config,
@@ -76,6 +79,10 @@ def generate(
         decode=decode,
         assistant=assistant,
     )
+    if session.config.num_beams > 1:
+        _refuse_beams(streamer is not None, "streamer")
+        return search_beams(session)
+    steps = _steps(session, assistant)
     if streamer is not None:
         streamer.put(session.prompt.copy())
     collected = []
@@ -106,7 +113,7 @@ def stream(
     Raises:
         InputError: as `generate`, and for a beam search, which knows its tokens only at the end.
     """
-    return _begin(
+    session = _prepared(
         decoder_factory,
         input_ids,
         model_config=model_config,
@@ -117,10 +124,12 @@ def stream(
         stopping_criteria=stopping_criteria,
         decode=decode,
         assistant=assistant,
-    )[1]
+    )
+    _refuse_beams(session.config.num_beams > 1, "num_beams")
+    return _steps(session, assistant)
 
 
-def _begin(
+def _prepared(
     decoder_factory: DecoderFactory,
     input_ids: Any,
     *,
@@ -128,13 +137,36 @@ def _begin(
     generation_config: GenerationConfig | None,
     assistant: DecoderFactory | None,
     **arguments: Any,
-) -> tuple[Session, Iterator[TokenStep]]:
-    """A prepared session and the loop that its strategy asks for."""
+) -> Session:
+    """A checked session, the assistant's own fields included."""
     config = generation_config or GenerationConfig.from_model_config(model_config)
-    session = prepare(decoder_factory, input_ids, model_config=model_config, generation_config=config, **arguments)
-    if config.strategy not in ("greedy", "sample") or assistant is not None or config.prompt_lookup_num_tokens:
-        raise InputError("not built yet", where="generation_config", found=config.strategy)
-    return session, plain_steps(session)
+    if assistant is None:
+        config.require_defaults(ASSISTANT_FIELDS, "an assistant model")
+    elif config.strategy not in ("greedy", "sample") or config.prompt_lookup_num_tokens is not None:
+        found = "prompt_lookup_num_tokens" if config.prompt_lookup_num_tokens is not None else config.strategy
+        raise InputError("assists greedy decoding and sampling alone", where="assistant", found=found)
+    return prepare(decoder_factory, input_ids, model_config=model_config, generation_config=config, **arguments)
+
+
+def _refuse_beams(wrong: bool, where: str) -> None:
+    if wrong:
+        raise InputError(
+            "a beam search knows its tokens only at its end", where=where, hint="Call generate, unstreamed"
+        )
+
+
+def _steps(session: Session, assistant: DecoderFactory | None) -> Iterator[TokenStep]:
+    """The loop that the session's strategy asks for; beam searches have one of their own."""
+    config = session.config
+    if config.strategy == "contrastive":
+        return contrastive_steps(session)
+    if assistant is not None:
+        return assisted_steps(session, AssistantGuesses(session, assistant))
+    if config.prompt_lookup_num_tokens is not None:
+        return assisted_steps(
+            session, PromptLookup(config.prompt_lookup_num_tokens, config.max_matching_ngram_size or 2)
+        )
+    return plain_steps(session)
 
 
 def plain_steps(session: Session) -> Iterator[TokenStep]:

@@ -82,7 +82,9 @@ class Generates:
             InputError, ConfigError: before anything is computed.
         """
         config = self._settled(generation_config, overrides)
-        arguments = self._arguments(attention_mask, seed, logits_processor, stopping_criteria, assistant_model, tokenizer)
+        arguments = self._arguments(
+            attention_mask, seed, logits_processor, stopping_criteria, assistant_model, tokenizer
+        )
         output = generate(
             self._decoder,
             self._numbers(input_ids, "input_ids"),

@@ -55,11 +55,13 @@ class Row:
         ids: its tokens so far, without padding, (n,).
         prompt: how many of them are the prompt's.
         columns: how many columns the sequences have, padding included.
+        taken: in diverse beam search, the tokens that earlier groups took at this step.
     """
 
     ids: Ids
     prompt: int
     columns: int
+    taken: Ids | None = None
 
     @property
     def made(self) -> int:
@@ -84,6 +86,7 @@ def processors(config: GenerationConfig, total_length: int) -> tuple[Processor, 
             chosen.append(processor)
 
     add(c.sequence_bias, lambda row, x: bias_sequences(row.ids, x, c.sequence_bias or ()))
+    add(c.diversity_penalty, lambda row, x: diversify(x, () if row.taken is None else row.taken, c.diversity_penalty))
     add(
         c.encoder_repetition_penalty != 1,
         lambda row, x: penalize_repetition(row.ids[: row.prompt], x, 1 / c.encoder_repetition_penalty),

@@ -20,6 +20,7 @@ from gptj.errors import InputError
 
 __all__ = [
     "SEEDS",
+    "best",
     "descending",
     "draw",
     "draw_without_replacement",
@@ -78,6 +79,20 @@ def _seed(value: Any) -> int:
 def descending(values: NDArray[Any]) -> NDArray[np.intp]:
     """The indices of `values` (1-D) from the largest to the smallest, the lower index first among equals."""
     return np.argsort(-values, kind="stable")
+
+
+def best(values: NDArray[Any], count: int) -> NDArray[np.intp]:
+    """The indices of the `count` largest of `values` (1-D), largest first, the lower index first among equals.
+
+    >>> import numpy as np
+    >>> best(np.array([1.0, 3.0, 2.0, 3.0, 2.0]), 3)
+    array([1, 3, 2])
+    """
+    if count >= len(values):
+        return descending(values)
+    border = np.partition(values, -count)[-count]
+    candidates = np.flatnonzero(values >= border)
+    return candidates[descending(values[candidates])][:count]
 
 
 def softmax(logits: NDArray[Any]) -> Floats:

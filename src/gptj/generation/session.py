@@ -18,8 +18,8 @@ from gptj.errors import GPTJError, InputError
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, DecoderFactory, Step, Uncached
 from gptj.generation.output import TokenStep
-from gptj.generation.processors import Row, filters, processors
-from gptj.generation.sampling import draw, seeds_and_rows, uniforms
+from gptj.generation.processors import Row, filters, processors, repair
+from gptj.generation.sampling import draw, log_softmax, seeds_and_rows, uniforms
 from gptj.generation.stopping import DecodeText, Stopper, StoppingCriterion
 from gptj.inputs import check_attention_mask, check_ids
 
@@ -49,7 +49,7 @@ class Session:
         columns: filled columns.
         ended: bool (rows,).
         lengths: int64 (rows,): columns of each row that are its own.
-        seeds, seed_rows: what each row draws with.
+        seeds, seed_rows: what each row draws with, or each prompt of a beam search.
         pad: what ended rows are filled with.
         stopper, custom: when a row ends, and the caller's processors.
     """
@@ -103,26 +103,36 @@ class Session:
         decoder.select(rows)
         return step.select(rows)
 
-    def adjust(self, ids: Ids, logits: NDArray[Any], rows: Sequence[int] | NDArray[np.intp] | None = None) -> Floats:
+    def adjust(
+        self,
+        ids: Ids,
+        logits: NDArray[Any],
+        rows: Sequence[int] | NDArray[Any] | None = None,
+        *,
+        taken: Ids | None = None,
+        normalize: bool = False,
+    ) -> Floats:
         """The scores (n, v) that the config and the caller make of `logits` (n, v), in float64.
 
         Args:
             ids: (n, columns) that led to the logits.
-            logits: what the model gave, or a beam search's log probabilities.
+            logits: what the model gave.
             rows: which of the session's rows these are; None for all. A row that has ended is left as it is.
+            taken: the tokens that earlier groups of beams took at this step.
+            normalize: begin with log_softmax, as a beam search does.
 
         Raises:
-            GPTJError: a logit is not finite, or no token is left.
+            GPTJError: a logit is not finite.
         """
         rows = range(len(self.ids)) if rows is None else rows
-        index = ids.shape[1] - self.prompt.shape[1]
-        scores = logits.astype(np.float64)
         running = [n for n, r in enumerate(rows) if not self.ended[r]]
-        self._refuse_non_finite(logits[running], index)
-        seen = [
-            Row(ids[n, self.starts[r] :], self.prompt.shape[1] - self.starts[r], ids.shape[1])
-            for n, r in enumerate(rows)
-        ]
+        self._refuse_non_finite(logits, running, ids.shape[1] - self.prompt.shape[1])
+        scores = logits.astype(np.float64)
+        if normalize:
+            scores[running] = log_softmax(
+                repair(scores[running]) if self.config.remove_invalid_values else scores[running]
+            )
+        seen = {n: self._row(ids[n], self.starts[rows[n]], taken) for n in running}
         for n in running:
             for process in self._processors:
                 scores[n] = process(seen[n], scores[n])
@@ -171,15 +181,22 @@ class Session:
             attentions=result.attentions if config.output_attentions else None,
         )
 
-    def _refuse_non_finite(self, logits: NDArray[Any], index: int) -> None:
-        if not self.config.remove_invalid_values and not np.isfinite(logits).all():
-            row, token = (int(i) for i in np.argwhere(~np.isfinite(logits))[0])
-            raise GPTJError(
-                f"non-finite logits at step {index}",
-                where=f"row {row}, token {token}",
-                found=logits[row, token].item(),
-                hint="Check the weights, or compute in a wider dtype",
-            )
+    def _row(self, ids: Ids, start: int, taken: Ids | None) -> Row:
+        return Row(ids[start:], self.prompt.shape[1] - int(start), len(ids), taken)
+
+    def _refuse_non_finite(self, logits: NDArray[Any], rows: list[int], index: int) -> None:
+        if self.config.remove_invalid_values:
+            return
+        for row in rows:
+            finite = np.isfinite(logits[row])
+            if not finite.all():
+                token = int(np.argmin(finite))
+                raise GPTJError(
+                    f"non-finite logits at step {index}",
+                    where=f"row {row}, token {token}",
+                    found=logits[row, token].item(),
+                    hint="Check the weights, or compute in a wider dtype",
+                )
 
     def _apply_custom(self, ids: Ids, scores: Floats) -> Floats:
         for process in self.custom:
@@ -217,8 +234,8 @@ def prepare(
     mask = _check_prompt_mask(attention_mask, prompt.shape)
     config.check_vocabulary(model_config.vocab_size)
     total_length = config.total_length(prompt.shape[1], model_config.n_positions)
-    copies = config.num_return_sequences if config.num_beams == 1 else 1
-    seeds, seed_rows = seeds_and_rows(seed, len(prompt), copies)
+    copies = config.num_return_sequences if config.num_beams == 1 else config.num_beams
+    seeds, seed_rows = seeds_and_rows(seed, len(prompt), copies if config.num_beams == 1 else 1)
     if config.padding_id is None and (stopping_criteria or config.stop_strings):
         raise InputError(
             "needed to fill rows that stop early", where="pad_token_id", expected="a token id", found="null"
