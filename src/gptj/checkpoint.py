@@ -148,7 +148,6 @@ def verify_checkpoint(directory: str | os.PathLike[str], *, follow_links: bool =
     Raises:
         MissingFileError: the directory has no manifest.json, or a file that it lists is missing.
         FormatError: some file or tensor differs; all of them are named.
-        And what `open_checkpoint` raises.
     """
     directory = Path(directory)
     _require_directory(directory)

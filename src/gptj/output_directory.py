@@ -466,7 +466,7 @@ class OutputDirectory:
         except OSError as error:
             if strictly:
                 raise self._write_error(folder, error) from error
-            _log.warning("%s: could not be removed: %s", folder, error.strerror)
+            _log.warning("%s: could not be removed: %s", folder, error)
 
     def _write_error(self, path: Path, error: OSError) -> WriteError:
         hints = {

@@ -219,10 +219,9 @@ def _header_members(head: bytes, *, file: str | os.PathLike[str], file_bytes: in
     """The header's JSON object, after its length has been found to be possible."""
 
     def refuse(problem: str, error: type[GPTJError] = FormatError, **facts: Any) -> NoReturn:
-        kind = _what_it_is(head, file_bytes)
-        raise error(
-            f"this is {kind}, not a safetensors file" if kind else problem, file=file, **({} if kind else facts)
-        )
+        if kind := _what_it_is(head, file_bytes):
+            raise FormatError(f"this is {kind}, not a safetensors file", file=file)
+        raise error(problem, file=file, **facts)
 
     if file_bytes < 8 or len(head) < 8:
         refuse("too short for a safetensors file", expected="at least 8 bytes", found=f"{file_bytes} bytes")

@@ -396,9 +396,9 @@ def token_losses(logits: ArrayLike, labels: ArrayLike) -> Array:
 
 
 def _mean_loss(logits: ArrayLike, labels: ArrayLike) -> float:
-    """The mean of `token_losses` over what is not ignored; NaN where everything is, as in PyTorch."""
+    """The mean of `token_losses` over what is not ignored; 0 where everything is, in every backend, never NaN."""
     counted = int((np.asarray(labels) != IGNORED_LABEL).sum())
-    return float(token_losses(logits, labels).sum()) / counted if counted else math.nan
+    return float(token_losses(logits, labels).sum()) / max(counted, 1)
 
 
 def causal_lm_loss(logits: ArrayLike, labels: ArrayLike) -> float:
