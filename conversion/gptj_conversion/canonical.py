@@ -1,0 +1,122 @@
+"""The canonical directory as a source: safetensors under Hugging Face's names, as gptj and transformers write it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
+from gptj.config import CONFIG_FILE, GPTJConfig
+from gptj.errors import GPTJError
+from gptj.json_file import read_json_object
+from gptj.schema import Head, TensorSpec
+from gptj_conversion.source import Facts
+
+__all__ = ["CanonicalDirectory", "describe_canonical", "open_canonical"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CanonicalDirectory:
+    """A canonical directory whose tensors have all been found, with the right shapes."""
+
+    checkpoint: Checkpoint
+    plan: LoadPlan
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self.checkpoint.directory
+
+    @property
+    def format(self) -> str:
+        """The format's name in plans and manifests."""
+        return "safetensors"
+
+    @property
+    def config(self) -> GPTJConfig:
+        """The directory's config."""
+        return self.checkpoint.config
+
+    @property
+    def head(self) -> Head:
+        """What the names say stands on top of the blocks."""
+        return self.checkpoint.head
+
+    def dtype_of(self, name: str) -> str:
+        """The dtype that the tensor is stored in."""
+        return self.plan.tensors[name].dtype
+
+    def read(self, row: TensorSpec, dtype: Any = None, *, allow_overflow: bool = False) -> NDArray[Any]:
+        """The tensor as it is stored; the writer casts it, a block at a time."""
+        return self.checkpoint.read(self.plan.tensors[row.name].name)
+
+    def origin(self, name: str) -> str:
+        """The file, and the name in it."""
+        stored = self.plan.tensors[name]
+        return f"{stored.name} in {stored.file.name}"
+
+    def facts(self) -> Facts:
+        """What it is."""
+        return _facts(self.checkpoint, [f"{name} is left out" for name in self.plan.dropped])
+
+
+def open_canonical(
+    directory: str | os.PathLike[str],
+    *,
+    config: GPTJConfig | str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    follow_links: bool = False,
+) -> CanonicalDirectory:
+    """The directory, every header checked and every tensor of its head found.
+
+    Raises:
+        GPTJError: see `gptj.checkpoint`.
+    """
+    checkpoint = open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links)
+    return CanonicalDirectory(checkpoint, plan_load(checkpoint, checkpoint.config, checkpoint.head))
+
+
+def describe_canonical(
+    directory: str | os.PathLike[str],
+    *,
+    config: GPTJConfig | str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    follow_links: bool = False,
+) -> Facts:
+    """What the directory is; a schema that its tensors do not fit is among the problems, not an error."""
+    checkpoint = open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links)
+    problems = []
+    try:
+        plan = plan_load(checkpoint, checkpoint.config, checkpoint.head)
+        problems += [f"{name} is left out" for name in plan.dropped]
+    except GPTJError as error:
+        problems.append(str(error))
+    if config is None and "rotary_dim" not in read_json_object(checkpoint.directory / CONFIG_FILE):
+        problems.append(f"{CONFIG_FILE} has no rotary_dim: the default {checkpoint.config.rotary_dim} is taken")
+    return _facts(checkpoint, problems)
+
+
+def _facts(checkpoint: Checkpoint, problems: list[str]) -> Facts:
+    config = checkpoint.config
+    stored = checkpoint.tensors.values()
+    return Facts(
+        path=str(checkpoint.directory),
+        format="safetensors",
+        step=None,
+        shards=len(checkpoint.weight_files),
+        layers=config.n_layer,
+        width=config.n_embd,
+        heads=config.n_head,
+        rotary_width=config.rotary_width,
+        positions=config.n_positions,
+        vocab=config.vocab_size,
+        dtype=", ".join(sorted({tensor.dtype for tensor in stored})),
+        tensors=len(stored),
+        parameters=sum(tensor.size for tensor in stored),
+        bytes=sum(path.stat().st_size for path in checkpoint.weight_files),
+        problems=tuple(problems),
+    )

@@ -1,0 +1,278 @@
+"""The one door of the converters: recognise what is there, write what is asked, say what a path is.
+
+A format is known by what lies on the disk, never by what a caller hopes; where two fit (a folder with the
+weights of two frameworks), none is guessed. Reading is lazy and writing streams, so a conversion holds one
+tensor and some buffers, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from gptj.checkpoint_writer import write_checkpoint
+from gptj.config import GPTJConfig
+from gptj.errors import ConfigError, FormatError, InputError, MissingFileError, WriteError, shown
+from gptj.json_file import read_json_object
+from gptj.safetensors_file import numpy_dtype
+from gptj.schema import TensorSpec, schema
+from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE
+from gptj_conversion.canonical import describe_canonical, open_canonical
+from gptj_conversion.mesh import looks_like_mesh, open_mesh
+from gptj_conversion.source import Facts, Source
+from gptj_conversion.training_config import TrainingConfig
+
+__all__ = ["Facts", "convert", "describe", "open_source", "source_formats"]
+
+ConfigChoice = TrainingConfig | GPTJConfig | str | os.PathLike[str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    config: TrainingConfig | GPTJConfig | None
+    weights: str | None
+    follow_links: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    """One format that can be read.
+
+    Attributes:
+        name: what a caller says to choose it.
+        sign: what it is known by, for the message that nothing was found.
+        fits: whether a path looks like it; reads names only, or a few bytes.
+        open: the source, everything checked that can be without reading data.
+        describe: the facts; unlike `open`, with whatever keeps it from being converted as a problem.
+    """
+
+    name: str
+    sign: str
+    fits: Callable[[Path], bool]
+    open: Callable[[Path, _Options], Source]
+    describe: Callable[[Path, _Options], Facts]
+
+
+def _open_mesh(path: Path, options: _Options) -> Source:
+    return open_mesh(path, config=options.config, follow_links=options.follow_links)
+
+
+def _open_canonical(path: Path, options: _Options) -> Source:
+    return open_canonical(
+        path, config=_model_config(options), weights=options.weights, follow_links=options.follow_links
+    )
+
+
+def _describe_canonical(path: Path, options: _Options) -> Facts:
+    return describe_canonical(
+        path, config=_model_config(options), weights=options.weights, follow_links=options.follow_links
+    )
+
+
+def _model_config(options: _Options) -> GPTJConfig | None:
+    return options.config.model_config() if isinstance(options.config, TrainingConfig) else options.config
+
+
+_FORMATS = (
+    _Format(
+        "safetensors",
+        f"{WEIGHTS_FILE} or {INDEX_FILE}",
+        lambda path: any((path / name).exists() for name in (WEIGHTS_FILE, INDEX_FILE)),
+        _open_canonical,
+        _describe_canonical,
+    ),
+    _Format(
+        "mesh",
+        "step_N or shard_0 folders",
+        looks_like_mesh,
+        _open_mesh,
+        lambda path, options: _open_mesh(path, options).facts(),
+    ),
+)
+
+
+def source_formats() -> tuple[str, ...]:
+    """The names of the formats that can be read."""
+    return tuple(known.name for known in _FORMATS)
+
+
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    source_format: str | None = None,
+    config: ConfigChoice = None,
+    weights: str | None = None,
+    follow_links: bool = False,
+) -> Source:
+    """The checkpoint at `path`, of whatever format, its headers checked.
+
+    Args:
+        path: a folder, or a weights file in one.
+        source_format: one of `source_formats()`, where several fit.
+        config: the training config (or its file) of a TPU checkpoint; a GPTJConfig or config.json else.
+        weights: the name of the weights file, where a folder holds several.
+        follow_links: accept links that lead out of the folder.
+
+    Raises:
+        MissingFileError: there is nothing that any reader knows.
+        FormatError: several formats fit, or a file is malformed.
+        GPTJError: see the readers.
+    """
+    known, path, options = _recognise(path, source_format, config, weights, follow_links)
+    return known.open(path, options)
+
+
+def describe(
+    path: str | os.PathLike[str],
+    *,
+    source_format: str | None = None,
+    config: ConfigChoice = None,
+    weights: str | None = None,
+    follow_links: bool = False,
+) -> Facts:
+    """What the checkpoint at `path` is, from its headers; see `open_source` for the arguments.
+
+    Raises:
+        GPTJError: it cannot be opened at all; what would only keep it from being converted is in `problems`.
+    """
+    known, path, options = _recognise(path, source_format, config, weights, follow_links)
+    return known.describe(path, options)
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    config: ConfigChoice = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    source_format: str | None = None,
+    weights: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    follow_links: bool = False,
+    allow_overflow: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> Path:
+    """The directory `dst`, the checkpoint at `src` in the canonical format.
+
+    Args:
+        src, config, source_format, weights, follow_links: see `open_source`.
+        dst: where; its parent must exist.
+        dtype: of all tensors; None keeps what each is stored as.
+        overwrite: whether a checkpoint at `dst` may be replaced.
+        max_shard_bytes: weights of more bytes than this are cut into several files and an index.
+        allow_overflow, allow_nonfinite: write values that became infinite in a narrowing cast; NaN and infinity.
+        progress: told the name and bytes of each tensor when it has been written.
+
+    Raises:
+        GPTJError: see `open_source` and `gptj.checkpoint_writer`; nothing is left behind at `dst`.
+    """
+    if dtype is not None:
+        dtype = numpy_dtype(dtype).name
+    source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
+    settled = _require_config(source)
+    _require_apart(Path(src), Path(dst))
+
+    def read(row: TensorSpec) -> NDArray[Any]:
+        return source.read(row, dtype, allow_overflow=allow_overflow)
+
+    return write_checkpoint(
+        dst,
+        settled,
+        read,
+        head=source.head,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+        provenance=_provenance(source, settled, dtype),
+        progress=progress,
+        allow_overflow=allow_overflow,
+        allow_nonfinite=allow_nonfinite,
+    )
+
+
+def _recognise(
+    path: str | os.PathLike[str],
+    source_format: str | None,
+    config: ConfigChoice,
+    weights: str | None,
+    follow_links: bool,
+) -> tuple[_Format, Path, _Options]:
+    """The one format that fits, the folder, and the options with the config read."""
+    path = Path(path)
+    if source_format is not None and source_format not in source_formats():
+        raise InputError(
+            "no such format",
+            where="source_format",
+            expected="one of " + ", ".join(source_formats()),
+            found=shown(source_format),
+        )
+    try:
+        exists = path.exists()
+    except (OSError, ValueError) as error:
+        raise FormatError(f"cannot be looked at: {error}", file=shown(path)) from None
+    if not exists:
+        raise MissingFileError("no such file or folder", file=path)
+    if path.is_file() and path.name.endswith((".safetensors", ".safetensors.index.json")) and weights is None:
+        path, weights = path.parent, path.name
+        source_format = source_format or "safetensors"
+    options = _Options(_read_config(config), weights, follow_links)
+    fitting = [known for known in _FORMATS if source_format in (None, known.name) and known.fits(path)]
+    if source_format is not None:
+        fitting = [known for known in _FORMATS if known.name == source_format]
+    if len(fitting) > 1:
+        raise FormatError(
+            "several formats fit",
+            file=path,
+            found=", ".join(f"{known.name} ({known.sign})" for known in fitting),
+            hint=f"Choose one, as source_format={fitting[0].name!r}",
+        )
+    if not fitting:
+        raise MissingFileError(
+            "no checkpoint", file=path, expected="one of: " + "; ".join(f"{f.sign} ({f.name})" for f in _FORMATS)
+        )
+    return fitting[0], path, options
+
+
+def _read_config(config: ConfigChoice) -> TrainingConfig | GPTJConfig | None:
+    """The config of a file, which is a training config or a config.json; `model_type` tells them apart."""
+    if config is None or isinstance(config, TrainingConfig | GPTJConfig):
+        return config
+    members = read_json_object(config, error=ConfigError)
+    if "model_type" in members:
+        return GPTJConfig.from_dict(members, file=config)
+    return TrainingConfig.from_dict(members, file=config)
+
+
+def _require_config(source: Source) -> GPTJConfig:
+    if source.config is None:
+        raise ConfigError(
+            "the number of heads, the rotary width and the positions are not in the checkpoint",
+            file=source.path,
+            hint="Give the JSON file that the model was trained with: --config TRAIN.json",
+        )
+    return source.config
+
+
+def _require_apart(src: Path, dst: Path) -> None:
+    """Refuse an output that is, or lies in, what is being read."""
+    one, other = src.resolve(), dst.resolve()
+    if other == one or one in other.parents or other in one.parents:
+        raise WriteError("is, holds or lies in what is being converted", file=dst, found=shown(src))
+
+
+def _provenance(source: Source, config: GPTJConfig, dtype: str | None) -> dict[str, Any]:
+    """Where each tensor came from and by which rule, for the manifest."""
+    names = [row.name for row in schema(config, source.head)]
+    return {
+        "source": source.path.name,
+        "format": source.format,
+        "dtype": {"stored": sorted({source.dtype_of(name) for name in names}), "written": dtype or "as stored"},
+        "tensors": {name: source.origin(name) for name in names},
+    }

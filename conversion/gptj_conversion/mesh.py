@@ -1,0 +1,582 @@
+"""mesh-transformer-jax v1 checkpoints, read with NumPy alone, a tensor at a time.
+
+A checkpoint is `step_N/shard_S/{0..15}.npz` without a single name: a leaf is known by its place in the order of
+`jax.tree_flatten`. So the number of leaves tells layers and layout, the shapes tell widths and shards, and every
+header of every file is compared with what they imply before any data is read. How leaves become tensors stands
+in `dialects`; the arithmetic is here:
+
+* cut leaves are joined along the axis that the shards cut, and transposed where the table says so;
+* a layer norm is shard 0's copy, since the other copies are never trained;
+* the biases behind an all-reduce count once a shard, so the tensor is their sum, made after decoding 16-bit
+  values, in float64, and rounded to float32 (a sum in bfloat16 moves an 8-shard model's logits by 4.4e-3);
+* the embedding's bias, which GPT-J has no tensor for, is added to every row of the embedding in float32.
+
+The original is https://github.com/kingoflolz/mesh-transformer-jax (checkpoint.py, transformer_shard.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.config import GPTJConfig
+from gptj.errors import (
+    ConfigError,
+    FormatError,
+    GPTJError,
+    LimitError,
+    MissingFileError,
+    SchemaError,
+    UnsafeFileError,
+    shown,
+)
+from gptj.json_file import read_json_object
+from gptj.safetensors_file import WEIGHT_DTYPES, cast, numpy_dtype
+from gptj.schema import Head, TensorSpec, schema
+from gptj_conversion.dialects import MeshLeaf, mesh_leaves
+from gptj_conversion.npz import NpyArray, NpzFile, open_npz
+from gptj_conversion.source import Facts
+from gptj_conversion.training_config import TrainingConfig
+from gptj_conversion.transpose import copy_transposed
+
+__all__ = [
+    "FILES_PER_SHARD",
+    "MeshCheckpoint",
+    "find_step",
+    "looks_like_mesh",
+    "looks_like_mesh_v2",
+    "open_mesh",
+    "pieces",
+]
+
+FILES_PER_SHARD = 16
+META_FILE = "meta.json"
+MOST_LAYERS = 10_000
+
+Layout = Literal["full", "slim"]
+
+_STEP = re.compile(r"step_(0|[1-9]\d{0,17})")
+_SHARD = re.compile(r"shard_(0|[1-9]\d{0,5})")
+
+
+# ---- where it is
+
+
+def looks_like_mesh(path: Path) -> bool:
+    """Whether `path` is a step directory, or a model directory with one (of v1 or v2)."""
+    return path.is_dir() and (
+        any(_SHARD.fullmatch(name) for name in _names(path))
+        or looks_like_mesh_v2(path)
+        or any(_STEP.fullmatch(name) and (path / name).is_dir() for name in _names(path))
+    )
+
+
+def looks_like_mesh_v2(path: Path) -> bool:
+    """Whether `path` is a step directory of the repository's unrelated v2 model."""
+    names = _names(path)
+    if "params" in names and "opt_state" in names:
+        return True
+    if META_FILE not in names or any(_SHARD.fullmatch(name) for name in names):
+        return False
+    try:
+        return not {"param_order", "total_hosts"}.isdisjoint(read_json_object(path / META_FILE, limit_bytes=2**24))
+    except GPTJError:
+        return False
+
+
+def find_step(path: str | os.PathLike[str], *, follow_links: bool = False) -> Path:
+    """The step directory that `path` is, or that is the newest of the model directory `path`.
+
+    The newest is the one that meta.json names; without meta.json (slim checkpoints have none) it is the complete
+    one with the highest number.
+
+    Raises:
+        MissingFileError: there is none, or the one that meta.json names is not there.
+        FormatError: meta.json breaks its rule; or the error of the newest where no step is complete.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        kind = FormatError if path.exists() else MissingFileError
+        raise kind("not a directory" if path.exists() else "no such directory", file=path)
+    if looks_like_mesh_v2(path) or any(_SHARD.fullmatch(name) for name in _names(path)):
+        return path
+    if not follow_links:
+        _require_inside(path, [Path(name) for name in _names(path) if _STEP.fullmatch(name)])
+    steps = sorted((int(m[1]) for name in _names(path) if (m := _STEP.fullmatch(name))), reverse=True)
+    if (path / META_FILE).exists():
+        return _step_of_meta(path, steps)
+    if not steps:
+        raise MissingFileError(
+            "no mesh-transformer-jax checkpoint", file=path, expected="shard_0, shard_1, ... or step_N folders"
+        )
+    newest_error: GPTJError | None = None
+    for step in steps:
+        candidate = path / f"step_{step}"
+        if looks_like_mesh_v2(candidate):
+            return candidate
+        try:
+            _open_shards(candidate, follow_links=follow_links)
+        except GPTJError as error:
+            newest_error = newest_error or error
+        else:
+            return candidate
+    assert newest_error is not None
+    raise newest_error
+
+
+def _step_of_meta(path: Path, steps: Sequence[int]) -> Path:
+    step = read_json_object(path / META_FILE, limit_bytes=2**24).get("step")
+    if type(step) is not int or step < 0:
+        raise FormatError(
+            "breaks its rule",
+            file=path / META_FILE,
+            where="step",
+            expected="a whole number, 0 or above",
+            found=shown(step),
+        )
+    if step not in steps:
+        present = ", ".join(f"step_{n}" for n in sorted(steps)[:10]) or "none"
+        raise MissingFileError(
+            f"the step that {META_FILE} names is missing", file=path / f"step_{step}", found=present,
+            hint="Give the step folder itself to convert another one",
+        )  # fmt: skip
+    return path / f"step_{step}"
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(path))  # noqa: PTH208 - names that are not UTF-8 stay what they are
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}", file=path) from None
+
+
+# ---- what it is
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshCheckpoint:
+    """One step of a v1 training run, every header checked; no data has been read but the step number.
+
+    Attributes:
+        path: the step directory.
+        layout: "full" (with optimizer state) or "slim".
+        step: the training step that the shards hold.
+        shards, layers, width, vocab: sizes, as the files show them.
+        dtype: of the parameters: float32, bfloat16, float16 or float64.
+        config: heads, rotary width and positions included; None where no training config was given.
+        archives: the .npz files, by shard and number.
+        parameters: for each shard, the place of each leaf of `mesh_leaves(layers)`.
+    """
+
+    path: Path
+    layout: Layout
+    step: int
+    shards: int
+    layers: int
+    width: int
+    vocab: int
+    dtype: str
+    config: GPTJConfig | None
+    archives: tuple[tuple[NpzFile, ...], ...]
+    parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]
+
+    @property
+    def format(self) -> str:
+        """The format's name in plans and manifests."""
+        return f"mesh-transformer-jax v1, {self.layout}"
+
+    @property
+    def head(self) -> Head:
+        """A v1 model always has a language-model head."""
+        return "causal_lm"
+
+    def dtype_of(self, name: str) -> str:
+        """The dtype of every parameter."""
+        return self.dtype
+
+    def leaves(self, name: str) -> list[tuple[int, MeshLeaf]]:
+        """The leaves that make a canonical tensor, with their numbers, matrices before biases."""
+        found = [(n, leaf) for n, leaf in enumerate(mesh_leaves(self.layers)) if leaf.tensor == name]
+        if not found:
+            raise SchemaError("no such tensor", file=self.path, where=name)
+        return sorted(found, key=lambda pair: -len(pair[1].axes))
+
+    def origin(self, name: str) -> str:
+        """How a tensor is made, in words: the leaves and the rule."""
+        return "; then ".join(f"{_rule(leaf, self.shards)} ({leaf.path})" for _, leaf in self.leaves(name))
+
+    def read(self, row: TensorSpec | str, dtype: Any = None, *, allow_overflow: bool = False) -> NDArray[Any]:
+        """A canonical tensor in memory of its own, in the checkpoint's dtype or in `dtype`.
+
+        Never more than the tensor, one copy of a summed bias and a buffer are in memory.
+
+        Raises:
+            FormatError: a file changed or is damaged.
+            SchemaError: there is no such tensor, or a value overflows `dtype`.
+        """
+        name = row if isinstance(row, str) else row.name
+        wanted = numpy_dtype(self.dtype if dtype is None else dtype)
+        (number, leaf), *added = self.leaves(name)
+
+        def fit(values: NDArray[Any]) -> NDArray[Any]:
+            return cast(values, wanted, where=name, file=self.path, allow_overflow=allow_overflow)
+
+        if leaf.copies == "sum":
+            return fit(self._sum(number))
+        whole = self._whole_shape(leaf)
+        out = _allocate(whole[::-1] if leaf.transposed else whole, wanted, self.path, name)
+        bias = self._sum(added[0][0]) if added else None
+        for shard in range(1 if leaf.cut is None else self.shards):
+            archive, array = self.parameters[shard][number]
+            place = out if leaf.cut is None else self._part(out, leaf, shard)
+            for start, block in archive.rows(array):
+                if bias is not None and bias.any():
+                    block = block.astype(bias.dtype) + bias
+                rows = slice(start, start + len(block))
+                if leaf.transposed:
+                    copy_transposed(place[:, rows], fit(block))
+                else:
+                    place[rows] = fit(block)
+        return out
+
+    def facts(self) -> Facts:
+        """What it is, and what seems strange about it."""
+        problems = [f"the copies of {path} differ between shards" for path in self.copies_differ()]
+        if self.config is None:
+            problems.append("heads, rotary width and positions are not in the files: convert needs the training config")
+        config = self.config
+        rows = schema(
+            config or GPTJConfig(vocab_size=self.vocab, n_embd=self.width, n_layer=self.layers, n_head=1, rotary_dim=2)
+        )
+        return Facts(
+            path=str(self.path),
+            format=self.format,
+            step=self.step,
+            shards=self.shards,
+            layers=self.layers,
+            width=self.width,
+            heads=None if config is None else config.n_head,
+            rotary_width=None if config is None else config.rotary_width,
+            positions=None if config is None else config.n_positions,
+            vocab=self.vocab,
+            dtype=self.dtype,
+            tensors=len(rows),
+            parameters=sum(row.size for row in rows),
+            bytes=sum(archive.archive.identity[2] for files in self.archives for archive in files),
+            problems=tuple(problems),
+        )
+
+    def copies_differ(self) -> list[str]:
+        """The summed biases whose copies are not the same in every shard.
+
+        Training gives each copy the same gradient, so a difference says that the shards may not belong together.
+        """
+        different = []
+        for number, leaf in enumerate(mesh_leaves(self.layers)):
+            if leaf.cut is None and leaf.copies != "first":
+                copies = [archive.read(array).tobytes() for archive, array in (s[number] for s in self.parameters)]
+                if len(set(copies)) > 1:
+                    different.append(leaf.path)
+        return different
+
+    def _whole_shape(self, leaf: MeshLeaf) -> tuple[int, ...]:
+        return leaf.shape(_axis_sizes(self.width, self.vocab), 1)
+
+    def _part(self, out: NDArray[Any], leaf: MeshLeaf, shard: int) -> NDArray[Any]:
+        """The view of `out` that a shard's piece of a cut leaf fills."""
+        assert leaf.cut is not None
+        axis = len(leaf.axes) - 1 - leaf.cut if leaf.transposed else leaf.cut
+        size = out.shape[axis] // self.shards
+        part = slice(shard * size, (shard + 1) * size)
+        return out[part] if axis == 0 else out[:, part]
+
+    def _sum(self, number: int) -> NDArray[Any]:
+        """The sum of a leaf's copies: in float64, rounded once to float32 (float64 for a float64 checkpoint)."""
+        copies = [archive.read(array).astype(np.float64) for archive, array in (s[number] for s in self.parameters)]
+        total: NDArray[Any] = np.asarray(sum(copies[1:], start=copies[0]))
+        return total if self.dtype == "float64" else total.astype(np.float32)
+
+
+def _rule(leaf: MeshLeaf, shards: int) -> str:
+    if leaf.copies == "sum onto every row":
+        return f"the sum of {shards} copies in float32, added to every row"
+    if leaf.copies == "sum":
+        return f"the sum of {shards} copies in float32"
+    if leaf.cut is None:
+        return "the copy of shard 0"
+    return f"{shards} pieces joined on axis {leaf.cut}" + (", transposed" if leaf.transposed else "")
+
+
+def _axis_sizes(width: int, vocab: int) -> dict[str, int]:
+    return {"vocab": vocab, "embed": width, "heads": width, "mlp": 4 * width, "norm": width}
+
+
+def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, name: str) -> NDArray[Any]:
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError):
+        gigabytes = math.prod(shape) * dtype.itemsize / 1e9
+        raise LimitError(f"needs {gigabytes:.3g} GB of memory, more than there is", file=path, where=name) from None
+
+
+# ---- opening
+
+
+def open_mesh(
+    path: str | os.PathLike[str],
+    *,
+    config: TrainingConfig | GPTJConfig | str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
+) -> MeshCheckpoint:
+    """The checkpoint in a step directory, or the newest in a model directory. Only headers are read.
+
+    Args:
+        path: `step_N`, or the folder above it.
+        config: the training config or its file (or a GPTJConfig); needed to convert, not to look.
+        follow_links: accept links that lead out of `path`.
+
+    Raises:
+        MissingFileError: a shard or one of its files is missing.
+        FormatError: a file is malformed or cut short, or the checkpoint is of the v2 model.
+        SchemaError: shards disagree, or their leaves are not those of a GPT-J.
+        ConfigError: the training config breaks its rules or contradicts the files.
+        UnsafeFileError: a file holds pickled objects, or a link leads out of `path`.
+    """
+    step_directory = find_step(path, follow_links=follow_links)
+    if looks_like_mesh_v2(step_directory):
+        raise FormatError(
+            "a checkpoint of mesh-transformer-jax's v2 model, which is no GPT-J",
+            file=step_directory,
+            found="params/ and param_order in place of shard_0/",
+            hint="Its layers have a gated MLP and biases on query, value and key; only v1 (shard_0/0.npz) is GPT-J",
+        )
+    archives = _open_shards(step_directory, follow_links=follow_links)
+    shards = len(archives)
+    count, layers, layout = _count_leaves(archives, step_directory)
+    first = {"full": 2 * count + 2, "slim": 0}[layout]
+    flat = [[(archive, array) for archive in files for array in archive.arrays] for files in archives]
+    parameters = tuple(tuple(leaves[first : first + count]) for leaves in flat)
+    dtype = _settle_dtype(parameters)
+    width, vocab = _settle_sizes(parameters, layers, step_directory)
+    step = _settle_step([leaves[-1] for leaves in flat], step_directory)
+    settled = None if config is None else _settle_config(config, layers, width, vocab, shards)
+    return MeshCheckpoint(
+        step_directory, layout, step, shards, layers, width, vocab, dtype, settled, archives, parameters
+    )
+
+
+def pieces(leaves: int) -> list[int]:
+    """How many leaves each of a shard's 16 files holds: the original cuts the list into equal runs.
+
+    >>> pieces(37)
+    [3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    """
+    each, more = divmod(leaves, FILES_PER_SHARD)
+    return [each + 1] * more + [each] * (FILES_PER_SHARD - more)
+
+
+def _open_shards(directory: Path, *, follow_links: bool) -> tuple[tuple[NpzFile, ...], ...]:
+    """Every file of every shard, headers checked; shards and files numbered without a gap."""
+    numbers = sorted(int(m[1]) for name in _names(directory) if (m := _SHARD.fullmatch(name)))
+    if not numbers:
+        raise MissingFileError("no shards", file=directory, expected="shard_0, shard_1, ...")
+    for wanted, number in enumerate(numbers):
+        if number != wanted:
+            raise MissingFileError(
+                f"shard {wanted} of at least {numbers[-1] + 1} is missing", file=directory / f"shard_{wanted}"
+            )
+    if not follow_links:
+        _require_inside(directory, [Path(f"shard_{s}") for s in numbers])
+    return tuple(_open_shard(directory, number, follow_links=follow_links) for number in numbers)
+
+
+def _open_shard(directory: Path, shard: int, *, follow_links: bool) -> tuple[NpzFile, ...]:
+    folder = directory / f"shard_{shard}"
+    expected = [f"{n}.npz" for n in range(FILES_PER_SHARD)]
+    present = {name for name in _names(folder) if name.endswith(".npz")}
+    if missing := [name for name in expected if name not in present]:
+        raise MissingFileError(
+            f"shard {shard} is not complete", file=folder / missing[0], expected=f"0.npz to {FILES_PER_SHARD - 1}.npz",
+            found=f"{len(present)} of {FILES_PER_SHARD}",
+        )  # fmt: skip
+    if strange := sorted(present - set(expected)):
+        raise FormatError(
+            "a file that no v1 checkpoint has", file=folder / strange[0], expected=f"0.npz to {expected[-1]}"
+        )
+    if not follow_links:
+        _require_inside(directory, [Path(folder.name) / name for name in expected])
+    return tuple(open_npz(folder / name) for name in expected)
+
+
+def _require_inside(directory: Path, names: list[Path]) -> None:
+    root = directory.resolve()
+    for name in names:
+        try:
+            target = (directory / name).resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            raise FormatError(f"cannot be looked at: {error}", file=directory / name) from None
+        if not target.is_relative_to(root):
+            raise UnsafeFileError(
+                "is a link out of its folder",
+                file=directory / name,
+                found=shown(target),
+                hint="Say follow_links to allow it",
+            )
+
+
+def _count_leaves(archives: tuple[tuple[NpzFile, ...], ...], directory: Path) -> tuple[int, int, Layout]:
+    """How many parameter leaves a shard has, and what follows: the layers and the layout."""
+    counts = [sum(len(archive.arrays) for archive in files) for files in archives]
+    if len(set(counts)) > 1:
+        other = next(s for s, n in enumerate(counts) if n != counts[0])
+        raise SchemaError(
+            "the shards have different numbers of leaves",
+            file=directory / f"shard_{other}",
+            expected=f"{counts[0]}, as in shard_0",
+            found=counts[other],
+        )
+    total = counts[0]
+    layouts: tuple[tuple[Layout, int, int], ...] = (("slim", 1, 1), ("full", 3, 3))
+    for layout, times, more in layouts:
+        parameters, rest = divmod(total - more, times)
+        layers, odd = divmod(parameters - 6, 10)
+        if rest == 0 and odd == 0 and 1 <= layers <= MOST_LAYERS:
+            for files in archives:
+                for archive, wanted in zip(files, pieces(total), strict=True):
+                    if len(archive.arrays) != wanted:
+                        raise SchemaError(
+                            "wrong number of leaves", file=archive.path, expected=wanted, found=len(archive.arrays)
+                        )
+            return parameters, layers, layout
+    raise SchemaError(
+        "no GPT-J has this number of leaves in a shard",
+        file=directory / "shard_0",
+        expected="10 * layers + 7 (slim) or 30 * layers + 21 (with optimizer state)",
+        found=total,
+        hint="Other norm or pe settings add or remove leaves; only norm layernorm with pe rotary is GPT-J",
+    )
+
+
+def _settle_dtype(parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]) -> str:
+    """The one dtype of all parameters."""
+    wanted = parameters[0][0][1].dtype
+    for leaves in parameters:
+        for archive, array in leaves:
+            if array.dtype != wanted or array.dtype.name not in WEIGHT_DTYPES:
+                raise SchemaError(
+                    "not the dtype of the other parameters" if array.dtype != wanted else "not a dtype of weights",
+                    file=archive.path,
+                    where=array.member.name,
+                    expected=wanted.name if array.dtype != wanted else " or ".join(WEIGHT_DTYPES),
+                    found=array.dtype.name,
+                )
+    return wanted.name
+
+
+def _settle_sizes(
+    parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...], layers: int, directory: Path
+) -> tuple[int, int]:
+    """Width and vocabulary, after every leaf of every shard has been found to have the shape that they imply."""
+    shards = len(parameters)
+    leaves = mesh_leaves(layers)
+    by_axes = {leaf.axes: n for n, leaf in reversed(list(enumerate(leaves)))}
+
+    def array(axes: tuple[str, ...], ndim: int) -> NpyArray:
+        archive, found = parameters[0][by_axes[axes]]
+        if len(found.shape) != ndim:
+            raise SchemaError(
+                f"wrong shape for {leaves[by_axes[axes]].path}",
+                file=archive.path,
+                where=found.member.name,
+                expected=f"{ndim} axes",
+                found=found.shape,
+            )
+        return found
+
+    width = array(("embed",), 1).shape[0]
+    query = array(("embed", "heads"), 2).shape
+    vocab = array(("vocab", "embed"), 2).shape[0] * shards
+    implied = width // query[1] if query[0] == width and query[1] and width % query[1] == 0 else shards
+    if implied != shards:
+        problem = f"shard {shards} of {implied} is missing" if implied > shards else "too many shards"
+        raise (MissingFileError if implied > shards else SchemaError)(
+            problem,
+            file=directory / f"shard_{min(shards, implied)}",
+            expected=f"{implied} shards, since a shard has {query[1]} of {width} columns of a query matrix",
+            found=shards,
+        )
+    sizes = _axis_sizes(width, vocab)
+    for shard in parameters:
+        for leaf, (archive, found) in zip(leaves, shard, strict=True):
+            wanted = leaf.shape(sizes, shards)
+            if found.shape != wanted:
+                raise SchemaError(
+                    f"wrong shape for {leaf.path}",
+                    file=archive.path,
+                    where=found.member.name,
+                    expected=f"{wanted} in each of {shards} shards of width {width} and vocabulary {vocab}",
+                    found=found.shape,
+                )
+    if min(width, vocab) == 0:
+        raise SchemaError(
+            "an empty model", file=directory, expected="width and vocabulary above 0", found=(width, vocab)
+        )
+    return width, vocab
+
+
+def _settle_step(places: list[tuple[NpzFile, NpyArray]], directory: Path) -> int:
+    """The training step, the last leaf, which must be the same in every shard."""
+    steps = []
+    for archive, array in places:
+        if array.shape != () or array.dtype.kind not in "iu":
+            raise SchemaError(
+                "the last leaf is not the step",
+                file=archive.path,
+                where=array.member.name,
+                expected="one whole number",
+                found=f"{array.dtype.name} {array.shape}",
+            )
+        steps.append(int(archive.read(array)))
+    for shard, step in enumerate(steps):
+        if step != steps[0]:
+            raise SchemaError(
+                "the shards are of different training steps",
+                file=directory / f"shard_{shard}",
+                expected=f"step {steps[0]}, as in shard_0",
+                found=f"step {step}",
+            )
+    return steps[0]
+
+
+def _settle_config(
+    config: TrainingConfig | GPTJConfig | str | os.PathLike[str], layers: int, width: int, vocab: int, shards: int
+) -> GPTJConfig:
+    """The model's config, after what the files show has been found to agree."""
+    if not isinstance(config, TrainingConfig | GPTJConfig):
+        config = TrainingConfig.from_file(config)
+    if isinstance(config, TrainingConfig):
+        facts = {"layers": layers, "d_model": width, "n_vocab": vocab, "cores_per_replica": shards}
+        heads, heads_key, file = config.n_heads, "n_heads", config.file
+    else:
+        facts = {"n_layer": layers, "n_embd": width, "vocab_size": vocab, "inner_width": 4 * width}
+        heads, heads_key, file = config.n_head, "n_head", None
+    problems = [
+        f"{key} is {getattr(config, key)}, the files show {found}"
+        for key, found in facts.items()
+        if getattr(config, key) not in (None, found)
+    ]
+    if problems:
+        raise ConfigError("contradicts the checkpoint: " + "; ".join(problems), file=file)
+    if heads % shards:
+        raise ConfigError(
+            "breaks its rule", file=file, where=heads_key, expected=f"a multiple of the {shards} shards", found=heads
+        )
+    return config.model_config() if isinstance(config, TrainingConfig) else config
