@@ -78,7 +78,7 @@ class Loading:
         return {
             "missing_keys": list(self.plan.missing),
             "unexpected_keys": list(self.plan.unexpected),
-            "mismatched_keys": list(self.plan.mismatched),
+            "mismatched_keys": [(row.name, row.found, row.expected) for row in self.plan.mismatched],
             "error_msgs": [],
         }
 
@@ -115,7 +115,7 @@ def prepare(
     settled = checkpoint.config.replace(**overrides) if overrides else checkpoint.config
     plan = plan_load(checkpoint, settled, head, ignore_mismatched_sizes=ignore_mismatched_sizes)
     loading = Loading(checkpoint, settled, head, _settle_dtype(dtype, checkpoint, plan), plan, seed)
-    fresh = [*plan.missing, *(name for name, *_ in plan.mismatched)]
+    fresh = [*plan.missing, *(row.name for row in plan.mismatched)]
     if fresh:
         warnings.warn(
             f"{path}: {HEADS[head]} starts {', '.join(fresh)} from random values, since the weights there have none that fit",

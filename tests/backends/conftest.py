@@ -1,0 +1,80 @@
+"""Every test here runs once in each backend that GPTJ_TEST_BACKENDS names, through the public interface alone.
+
+A backend that is named and cannot be imported fails its tests. Where none is named, nothing here is collected:
+the core's environment has no framework.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# float64 is a mode of the whole process in jax, and float32 tests are float32 in it all the same.
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+for _name, _value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "KERAS_BACKEND": "tensorflow"}.items():
+    os.environ.setdefault(_name, _value)
+
+from wings import Wing, named_backends
+
+from gptj import GPTJConfig
+from gptj.checkpoint import write_checkpoint
+from gptj.parity.oracle import Oracle
+from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
+from gptj.schema import Head
+
+collect_ignore_glob = [] if named_backends() else ["*.py"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "wing" in metafunc.fixturenames:
+        metafunc.parametrize("wing", named_backends(), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def wing(request: pytest.FixtureRequest) -> Wing:
+    return Wing(request.param)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A folder with the revealing weights of a head and a config, written once."""
+    written: dict[Any, Path] = {}
+
+    def find(head: Head = "causal_lm", **changes: Any) -> Path:
+        config = revealing_config(**changes)
+        key = head, config
+        if key not in written:
+            path = tmp_path_factory.mktemp(head) / "model"
+            written[key] = write_checkpoint(path, config, revealing_fill(0), head=head)
+        return written[key]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def revealing(wing: Wing, folder: Callable[..., Path]) -> Callable[..., Any]:
+    """The revealing model of a head, in the wing and dtype asked for, loaded once."""
+    loaded: dict[Any, Any] = {}
+
+    def find(head: Head = "causal_lm", *, dtype: str = "float32", **changes: Any) -> Any:
+        key = head, dtype, revealing_config(**changes)
+        if key not in loaded:
+            loaded[key] = wing.model(head).from_pretrained(folder(head, **changes), dtype=dtype)
+        return loaded[key]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[..., Oracle]:
+    """The oracle on the same weights."""
+
+    def find(head: Head = "causal_lm", **changes: Any) -> Oracle:
+        config: GPTJConfig = revealing_config(**changes)
+        return Oracle(config, revealing_weights(config, head=head), bare=head == "base")
+
+    return find

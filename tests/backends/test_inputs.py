@@ -1,0 +1,66 @@
+"""A wrong argument is the same InputError in every wing, before anything is computed: it names argument and value."""
+
+import numpy as np
+import pytest
+
+from gptj.errors import InputError
+from gptj.parity.revealing import revealing_config
+
+CONFIG = revealing_config()
+V, N = CONFIG.vocab_size, CONFIG.n_positions
+IDS = np.arange(10).reshape(2, 5)
+
+WRONG = {
+    "an id that the vocabulary lacks": ({"input_ids": [[1, V]]}, rf"input_ids\[0\]\[1\]: no such token .*found {V}"),
+    "a negative id": ({"input_ids": [[1, -1]]}, r"input_ids\[0\]\[1\]: no such token .*found -1"),
+    "an id that overflowed int8": ({"input_ids": np.array([[-56]], np.int8)}, "found -56"),
+    "floats": ({"input_ids": [[1.0]]}, "input_ids: not whole numbers"),
+    "bools": ({"input_ids": [[True]]}, "input_ids: not whole numbers"),
+    "one axis": ({"input_ids": [1, 2]}, r"input_ids: of another shape .*found \(2,\)"),
+    "three axes": ({"input_ids": [[[1]]]}, r"input_ids: of another shape .*found \(1, 1, 1\)"),
+    "no token": ({"input_ids": np.zeros((1, 0), int)}, r"input_ids: of another shape .*found \(1, 0\)"),
+    "no row": ({"input_ids": np.zeros((0, 1), int)}, r"input_ids: of another shape .*found \(0, 1\)"),
+    "ragged rows": ({"input_ids": [[1, 2], [3]]}, "input_ids: rows of different lengths"),
+    "neither ids nor embeddings": ({}, "give exactly one of them .*neither"),
+    "both ids and embeddings": ({"input_ids": IDS, "inputs_embeds": np.zeros((2, 5, CONFIG.n_embd), "float32")}, "both"),
+    "embeddings of another width": ({"inputs_embeds": np.zeros((2, 5, 3), "float32")}, "inputs_embeds: of another shape"),
+    "more tokens than positions": ({"input_ids": np.zeros((1, N + 1), int)}, f"n_positions = {N} tokens, found {N + 1}"),
+    "a position too far": ({"input_ids": IDS, "position_ids": IDS + N - 9}, rf"position_ids\[1\]\[4\].*found {N}"),
+    "a negative position": ({"input_ids": IDS, "position_ids": IDS - 1}, r"position_ids\[0\]\[0\].*found -1"),
+    "positions of another length": ({"input_ids": IDS, "position_ids": IDS[:, 1:]}, "position_ids: of another shape"),
+    "a mask of another length": ({"input_ids": IDS, "attention_mask": np.ones((2, 4), int)}, "attention_mask: of another"),
+    "a mask with a 2": ({"input_ids": IDS, "attention_mask": np.full((2, 5), 2)}, r"attention_mask\[0\]\[0\]: not a mask"),
+    "a mask of floats": ({"input_ids": IDS, "attention_mask": np.ones((2, 5))}, "attention_mask: neither whole"),
+    "types of another shape": ({"input_ids": IDS, "token_type_ids": IDS[:1]}, "token_type_ids: of another shape"),
+    "a type that the vocabulary lacks": ({"input_ids": IDS, "token_type_ids": IDS + V}, r"token_type_ids\[0\]\[0\]"),
+    "a head mask of another shape": ({"input_ids": IDS, "head_mask": np.ones(99, "float32")}, "head_mask: of another"),
+    "labels of another shape": ({"input_ids": IDS, "labels": IDS[:, 1:]}, "labels: of another shape"),
+    "a label that the vocabulary lacks": ({"input_ids": IDS, "labels": IDS + V}, r"labels\[0\]\[0\]: no such class"),
+    "a label of -1": ({"input_ids": IDS, "labels": np.full((2, 5), -1)}, r"labels\[0\]\[0\]: no such class .*found -1"),
+    "labels of floats": ({"input_ids": IDS, "labels": IDS + 0.5}, "labels: not whole numbers"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_argument_is_named(wing, revealing, arguments, message):
+    with pytest.raises(InputError, match=message):
+        wing.call(revealing(), **arguments)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64, np.uint16])
+def test_any_integer_type_serves(wing, revealing, dtype):
+    expected = wing.numpy(wing.call(revealing(), IDS).logits)
+    assert (wing.numpy(wing.call(revealing(), IDS.astype(dtype)).logits) == expected).all()
+
+
+def test_lists_serve(wing, revealing):
+    expected = wing.numpy(wing.call(revealing(), IDS).logits)
+    assert (wing.numpy(wing.call(revealing(), IDS.tolist()).logits) == expected).all()
+
+
+def test_return_dict_false_gives_the_tuple(wing, revealing):
+    out = wing.call(revealing(), IDS, labels=IDS, return_dict=False, output_hidden_states=True)
+    full = wing.call(revealing(), IDS, labels=IDS, output_hidden_states=True)
+    assert isinstance(out, tuple) and len(out) == 4 == len(full)
+    assert full.keys() == ("loss", "logits", "past_key_values", "hidden_states")
+    assert (wing.numpy(out[1]) == wing.numpy(full[1])).all() and full["logits"] is full.logits is full[1]

@@ -1,0 +1,148 @@
+"""Weights go in and out of each wing bit for bit, under the schema's names, whatever class reads them."""
+
+import numpy as np
+import pytest
+from wings import close
+
+from gptj.checkpoint import open_checkpoint, write_checkpoint
+from gptj.errors import GPTJError, MissingFileError, SchemaError, WriteError
+from gptj.initial import initial_tensor
+from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
+from gptj.pretrained import FreshWeightsWarning
+from gptj.schema import HEADS, schema, schema_by_name
+
+CONFIG = revealing_config()
+EVERY_HEAD = pytest.mark.parametrize("head", HEADS)
+IDS = np.arange(14).reshape(2, 7)
+
+
+@EVERY_HEAD
+def test_parameters_bear_the_schemas_names_and_shapes(wing, revealing, head):
+    expected = {name: row.shape for name, row in schema_by_name(CONFIG, head).items()}
+    assert {name: value.shape for name, value in wing.parameters(revealing(head)).items()} == expected
+
+
+@EVERY_HEAD
+def test_loaded_parameters_are_the_files_bits(wing, revealing, head):
+    stored = revealing_weights(CONFIG, head=head)
+    for name, value in wing.parameters(revealing(head)).items():
+        assert value.dtype == np.float32 and (value == stored[name]).all(), name
+
+
+@EVERY_HEAD
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_a_saved_model_is_read_back_bit_for_bit(wing, revealing, tmp_path, head, dtype):
+    revealing(head, dtype=dtype).save_pretrained(tmp_path / "model")
+    saved = open_checkpoint(tmp_path / "model")
+    assert saved.head == head and {t.dtype for t in saved.tensors.values()} == {dtype}
+    for row in schema(CONFIG, head):
+        expected = revealing_fill(0)(row).astype(saved.read(row.name).dtype)
+        assert (saved.read(row.name) == expected).all(), row.name
+    again = wing.model(head).from_pretrained(tmp_path / "model")
+    assert again.config == revealing(head).config.replace(extra=again.config.extra)
+
+
+def test_a_saved_model_in_shards_is_read_back(wing, revealing, tmp_path):
+    revealing().save_pretrained(tmp_path / "model", max_shard_bytes=100_000)
+    assert (tmp_path / "model" / "model.safetensors.index.json").exists()
+    again = wing.model("causal_lm").from_pretrained(tmp_path / "model")
+    assert (wing.numpy(wing.call(again, IDS).logits) == wing.numpy(wing.call(revealing(), IDS).logits)).all()
+
+
+def test_an_existing_folder_is_not_overwritten_unless_asked(wing, revealing, tmp_path):
+    revealing().save_pretrained(tmp_path / "model")
+    with pytest.raises(WriteError, match="overwrite"):
+        revealing().save_pretrained(tmp_path / "model")
+    revealing().save_pretrained(tmp_path / "model", overwrite=True)
+
+
+@EVERY_HEAD
+def test_the_same_seed_makes_the_same_model_in_every_wing(wing, head):
+    model = wing.model(head)(CONFIG, seed=3)
+    expected = {row.name: initial_tensor(row, CONFIG, 3) for row in schema(CONFIG, head)}
+    for name, value in wing.parameters(model).items():
+        assert (value == expected[name]).all(), name
+
+
+def test_a_causal_lm_folder_opens_as_a_base_model(wing, folder, oracle):
+    model, info = wing.model("base").from_pretrained(folder("causal_lm"), output_loading_info=True)
+    assert sorted(info["unexpected_keys"]) == ["lm_head.bias", "lm_head.weight"] and not info["missing_keys"]
+    got = wing.numpy(wing.call(model, IDS).last_hidden_state)
+    assert close(got, oracle().forward(IDS).hidden_states[-1], "float32")
+
+
+@pytest.mark.parametrize("head", ["causal_lm", "sequence_classification", "question_answering"])
+def test_a_base_folder_opens_under_a_head_whose_fresh_rows_are_announced(wing, folder, head):
+    rows = [row.name for row in schema(CONFIG, head) if not row.name.startswith("transformer.")]
+    with pytest.warns(FreshWeightsWarning, match=rows[0]):
+        model, info = wing.model(head).from_pretrained(folder("base"), output_loading_info=True)
+    assert sorted(info["missing_keys"]) == sorted(rows)
+    found = wing.parameters(model)
+    for row in schema(CONFIG, head):
+        name = row.name.removeprefix("transformer.")
+        expected = initial_tensor(row, CONFIG) if row.name in rows else revealing_weights(CONFIG, head="base")[name]
+        assert (found[row.name] == expected).all(), row.name
+
+
+def test_a_row_of_another_shape_is_an_error_or_starts_afresh(wing, folder):
+    source = folder("sequence_classification")
+    with pytest.raises(SchemaError, match=r"score\.weight"):
+        wing.model("sequence_classification").from_pretrained(source, num_labels=3)
+    with pytest.warns(FreshWeightsWarning, match=r"score\.weight"):
+        model, info = wing.model("sequence_classification").from_pretrained(
+            source, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    assert len(info["mismatched_keys"]) == 1 and model.config.num_labels == 3
+
+
+def test_missing_rows_of_the_base_are_an_error_that_lists_them(wing, tmp_path):
+    fill, deep = revealing_fill(0), CONFIG.replace(n_layer=CONFIG.n_layer + 1)
+    write_checkpoint(tmp_path / "model", CONFIG, fill)
+    with pytest.raises(SchemaError, match=rf"transformer\.h\.{CONFIG.n_layer}\."):
+        wing.model("causal_lm").from_pretrained(tmp_path / "model", config=deep)
+
+
+def test_a_wrong_folder_is_named(wing, tmp_path):
+    with pytest.raises((MissingFileError, GPTJError), match="nowhere"):
+        wing.model("causal_lm").from_pretrained(tmp_path / "nowhere")
+
+
+def test_an_unknown_option_is_refused(wing, folder):
+    with pytest.raises(GPTJError, match="n_lyaer"):
+        wing.model("causal_lm").from_pretrained(folder(), n_lyaer=3)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_dtype_casts_every_parameter(wing, folder, dtype):
+    model = wing.model("causal_lm").from_pretrained(folder(), dtype=dtype)
+    for name, value in _raw(wing, model).items():
+        assert str(value.dtype) == dtype, name
+
+
+def _raw(wing, model):
+    if wing.name == "pt":
+        return {name: wing.module.to_numpy(p) for name, p in model.named_parameters()}
+    if wing.name == "tf":
+        return {v.path: wing.module.to_numpy(v) for v in model.trainable_variables}
+    import jax
+
+    return {str(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(model.params)}
+
+
+@pytest.mark.parametrize("size", [CONFIG.vocab_size + 24, CONFIG.vocab_size - 16])
+def test_resizing_keeps_the_rows_that_stay_and_is_saved(wing, folder, tmp_path, size):
+    model = wing.model("causal_lm").from_pretrained(folder())
+    model.resize_token_embeddings(size)
+    model.save_pretrained(tmp_path / "model")
+    again = wing.model("causal_lm").from_pretrained(tmp_path / "model")
+    kept = min(size, CONFIG.vocab_size)
+    assert again.config.vocab_size == size
+    for name in ("transformer.wte.weight", "lm_head.weight", "lm_head.bias"):
+        value = wing.parameters(again)[name]
+        assert len(value) == size and (value[:kept] == revealing_weights(CONFIG)[name][:kept]).all()
+    assert wing.numpy(wing.call(again, IDS).logits).shape[-1] == size
+
+
+@EVERY_HEAD
+def test_parameters_are_counted_from_the_schema(wing, revealing, head):
+    assert revealing(head).num_parameters() == sum(row.size for row in schema(CONFIG, head))
