@@ -1,0 +1,132 @@
+"""The two steps under generation, prefill and one token, over a preallocated cache; the loop is `gptj.generation`'s.
+
+XLA compiles anew for every shape, so shapes are few: the cache's capacity and a prompt's length are rounded up, the
+slots in excess are masked and later overwritten. The cache is donated to each step, which writes it in place.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from numpy.typing import NDArray
+
+from gptj import generation
+from gptj.flax.weights import Params, from_numpy, to_numpy
+from gptj.generation import Step
+from gptj.outputs import KVCache
+
+
+def rounded(count: int, most: int) -> int:
+    """`count` rounded up to a power of two below 256, to a multiple of 256 above, and to `most` at the most.
+
+    >>> [rounded(n, 2048) for n in (1, 5, 200, 300, 2047)]
+    [1, 8, 256, 512, 2048]
+    """
+    power = 1 << (count - 1).bit_length()
+    return min(power if power <= 256 else -(-count // 256) * 256, most)
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_step(module: nn.Module, last_only: bool, want: frozenset[str]) -> Callable[..., Any]:
+    """The next tokens through the cache, which is used up; compiled once for each rounded shape."""
+
+    def run(
+        params: Params, cache: KVCache, ids: Array, positions: Array, mask: Array, last: Array
+    ) -> tuple[KVCache, dict[str, Any]]:
+        outputs = module.apply(
+            {"params": params},
+            ids,
+            cache,
+            mask,
+            position_ids=positions,
+            use_cache=True,
+            output_attentions="attentions" in want,
+            output_hidden_states="hidden_states" in want,
+            only=last if last_only else None,
+        )
+        made = {"logits": outputs.logits, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+        return outputs.past_key_values, made
+
+    return jax.jit(run, donate_argnums=1)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def gathered(cache: KVCache, rows: Array) -> KVCache:
+    """The cache whose row r is what row `rows[r]` was."""
+    keys, values = (tuple(x[rows] for x in side) for side in (cache.keys, cache.values))
+    return KVCache(keys, values, cache.length, fixed=True)
+
+
+class Decoder(generation.Decoder):
+    """A GPTJForCausalLM with a cache of its own, fed by the loop of `gptj.generation`.
+
+    Args:
+        model: the model; it is run in evaluation mode.
+        batch: rows.
+        capacity: the most tokens a row will have.
+    """
+
+    def __init__(self, model: Any, batch: int, capacity: int) -> None:
+        super().__init__(model.config, batch, capacity)
+        self.model = model
+        self.slots = rounded(capacity, model.config.n_positions)
+        self.cache: KVCache = model.init_cache(batch, self.slots)
+
+    def _run(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64],
+        mask: NDArray[np.bool_],
+        offset: int,
+        *,
+        last_only: bool,
+        want: frozenset[str],
+    ) -> Step:
+        columns = token_ids.shape[1]
+        excess = rounded(columns, self.slots - offset) - columns
+        ids, positions = (
+            np.pad(numbers, ((0, 0), (0, excess))).astype(np.int32) for numbers in (token_ids, position_ids)
+        )
+        self.cache.length = np.int32(offset)
+        self.cache, made = compiled_step(self.model.module, last_only, want)(
+            self.model.params,
+            self.cache,
+            ids,
+            positions,
+            np.pad(mask, ((0, 0), (0, self.slots - self.capacity))),
+            np.int32(columns - 1),
+        )
+        return self._step(made, columns, offset + columns)
+
+    def _step(self, made: dict[str, Any], columns: int, length: int) -> Step:
+        """What was computed, on the host, without what was computed for the slots in excess."""
+        logits, hidden, attentions = made["logits"], made["hidden_states"], made["attentions"]
+        return Step(
+            logits=to_numpy(logits)[:, :columns] if logits.ndim == 3 else to_numpy(logits),
+            hidden_states=None if hidden is None else tuple(to_numpy(x)[:, :columns] for x in hidden),
+            attentions=None if attentions is None else tuple(to_numpy(x)[:, :, :columns, :length] for x in attentions),
+        )
+
+    def _gather(self, rows: NDArray[np.int64]) -> None:
+        self.cache = gathered(self.cache, rows)
+
+
+class GenerationMixin(generation.Generates):
+    """`generate` and `stream` for a Flax model."""
+
+    def _decoder(self, batch: int, capacity: int) -> Decoder:
+        return Decoder(self, batch, capacity)
+
+    def _host(self, array: Any) -> NDArray[Any]:
+        return to_numpy(array)
+
+    def _native(self, array: NDArray[Any]) -> Array:
+        # Differs: jax has no int64 unless it is asked for, and token ids fit in int32.
+        return from_numpy(array if jax.config.jax_enable_x64 else array.astype(jnp.int32))

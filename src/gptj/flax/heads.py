@@ -1,0 +1,443 @@
+"""What stands on the blocks: next-token logits, one label a row, the ends of a span; each with its loss.
+
+Losses are float32 at least, a label of -100 counts nowhere, and the values are the same in all three backends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from gptj import inputs
+from gptj.config import GPTJConfig
+from gptj.flax.generate import GenerationMixin
+from gptj.flax.model import (
+    GPTJModule,
+    Linear,
+    at_least_float32,
+    checked,
+    compute,
+    settled,
+)
+from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host
+from gptj.generation import GenerationConfig
+from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """The mean over the labels that are not -100 of -log softmax(logits)[label], a scalar; 0 where there is none.
+
+    Args:
+        logits: (n, classes), float32 at least.
+        labels: (n,).
+    """
+    counted = labels != inputs.IGNORED_LABEL
+    chosen = jnp.take_along_axis(nn.log_softmax(logits), jnp.where(counted, labels, 0)[:, None], axis=-1)[:, 0]
+    losses = jnp.where(counted, -chosen, 0).sum()
+    return losses / jnp.maximum(counted.sum(), 1).astype(losses.dtype)
+
+
+class GPTJForCausalLMModule(nn.Module):
+    """GPT-J with the language-modelling head as a pure function of its parameters.
+
+    Args:
+        config, dtype, param_dtype, gradient_checkpointing: as for `GPTJModule`.
+    """
+
+    config: GPTJConfig
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    gradient_checkpointing: bool = False
+
+    def setup(self) -> None:
+        """Declare the blocks and the head."""
+        config = self.config
+        self.transformer = GPTJModule(config, self.dtype, self.param_dtype, self.gradient_checkpointing)
+        self.lm_head = Linear(
+            config.n_embd,
+            config.vocab_size,
+            tied=config.tie_word_embeddings,
+            deviation=config.initializer_range,
+            param_dtype=self.param_dtype,
+        )
+
+    def __call__(
+        self,
+        input_ids: Array | None = None,
+        past_key_values: Any = None,
+        attention_mask: Array | None = None,
+        token_type_ids: Array | None = None,
+        position_ids: Array | None = None,
+        head_mask: Array | None = None,
+        inputs_embeds: Array | None = None,
+        labels: Array | None = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        train: bool = False,
+        only: Array | None = None,
+    ) -> CausalLMOutputWithPast:
+        """The logits of every next token, and with labels the loss; see `GPTJForCausalLM.__call__`.
+
+        Args:
+            only: a scalar: give the logits (b, v) of this place alone.
+        """
+        outputs = self.transformer(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            train,
+        )
+        hidden = outputs.last_hidden_state
+        logits = self._logits(hidden if only is None else jnp.take(hidden, only, axis=1))
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _logits(self, hidden: Array) -> Array:
+        tied = self.transformer.wte.weight if self.config.tie_word_embeddings else None
+        return at_least_float32(self.lm_head(hidden, tied))
+
+
+class GPTJForCausalLM(PretrainedModel, GenerationMixin):
+    """GPT-J with the language-modelling head: a weight and, unlike GPT-2's, a bias.
+
+    Args:
+        config, input_shape, seed, dtype, computation_dtype, _do_init: as for `GPTJModel`.
+    """
+
+    head = "causal_lm"
+    module_class = GPTJForCausalLMModule
+
+    def __init__(self, config: GPTJConfig, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options)
+        self.generation_config = GenerationConfig.from_model_config(config)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        params: Params | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """The logits of every next token, and with labels the loss.
+
+        Args:
+            labels: (b, t) token ids, -100 where none counts; shifted inside, so they are the input ids themselves.
+
+        The other arguments are `GPTJModel.__call__`'s.
+        """
+        arguments = checked(
+            self.config,
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+        )
+        if labels is not None:
+            labels = arguments["labels"] = as_ids(labels, where="labels")
+            inputs.check_labels(host(labels), new_tokens(arguments), self.config.vocab_size)
+        flags = settled(self.config, use_cache, output_attentions, output_hidden_states, train)
+        return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
+
+
+def new_tokens(arguments: dict[str, Any]) -> tuple[int, int]:
+    """The call's batch and number of tokens."""
+    ids, embeds = arguments["input_ids"], arguments["inputs_embeds"]
+    b, t = (embeds if ids is None else ids).shape[:2]
+    return int(b), int(t)
+
+
+class GPTJForSequenceClassificationModule(nn.Module):
+    """GPT-J with one vector of label scores a row, as a pure function of its parameters.
+
+    Args:
+        config, dtype, param_dtype, gradient_checkpointing: as for `GPTJModule`.
+    """
+
+    config: GPTJConfig
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    gradient_checkpointing: bool = False
+
+    def setup(self) -> None:
+        """Declare the blocks and the head."""
+        config = self.config
+        self.transformer = GPTJModule(config, self.dtype, self.param_dtype, self.gradient_checkpointing)
+        self.score = Linear(
+            config.n_embd,
+            config.num_labels,
+            use_bias=False,
+            deviation=config.initializer_range,
+            param_dtype=self.param_dtype,
+        )
+
+    def __call__(
+        self,
+        input_ids: Array | None = None,
+        past_key_values: Any = None,
+        attention_mask: Array | None = None,
+        token_type_ids: Array | None = None,
+        position_ids: Array | None = None,
+        head_mask: Array | None = None,
+        inputs_embeds: Array | None = None,
+        labels: Array | None = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        train: bool = False,
+    ) -> SequenceClassifierOutputWithPast:
+        """The label scores of each row, and with labels the loss; see `GPTJForSequenceClassification.__call__`."""
+        outputs = self.transformer(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            train,
+        )
+        scores = at_least_float32(self.score(outputs.last_hidden_state))
+        logits = scores[jnp.arange(scores.shape[0]), self._last_tokens(input_ids, scores)]
+        return SequenceClassifierOutputWithPast(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _last_tokens(self, ids: Array | None, scores: Array) -> Array:
+        """The place of each row's rightmost token that is not padding, (b,); the last place where ids are not known."""
+        b, t = scores.shape[:2]
+        inputs.check_row_ends(self.config, batch=b, has_ids=ids is not None)
+        if ids is None or self.config.pad_token_id is None:
+            return jnp.full((b,), t - 1)
+        return jnp.where(ids != self.config.pad_token_id, jnp.arange(t), 0).max(-1)
+
+    def _loss(self, logits: Array, labels: Array) -> Array:
+        problem = inputs.problem_type(self.config, whole=is_whole(labels))
+        if problem == "single_label_classification":
+            return cross_entropy(logits, labels.reshape(-1))
+        targets = labels.reshape(logits.shape).astype(logits.dtype)
+        if problem == "regression":
+            return ((logits - targets) ** 2).mean()
+        # log(1 + e^-|x|) written so that no large number is raised to a power
+        return (jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))).mean()
+
+
+def is_whole(labels: Any) -> bool:
+    """Whether labels are whole numbers, and not floats or bools."""
+    return bool(jnp.issubdtype(labels.dtype, jnp.integer))
+
+
+class GPTJForSequenceClassification(PretrainedModel):
+    """GPT-J that gives each row one vector of label scores, read at its last token that is not padding.
+
+    Args:
+        config, input_shape, seed, dtype, computation_dtype, _do_init: as for `GPTJModel`.
+    """
+
+    head = "sequence_classification"
+    module_class = GPTJForSequenceClassificationModule
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        params: Params | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
+    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+        """The label scores of each row (b, num_labels), and with labels the loss.
+
+        Args:
+            labels: (b,) class ids, (b,) or (b, num_labels) numbers for regression, or (b, num_labels) of 0 and 1 for
+                multi-label. `config.problem_type` says which; where it is None, one label means regression, whole
+                numbers mean single-label and floats mean multi-label.
+
+        The other arguments are `GPTJModel.__call__`'s.
+
+        Raises:
+            InputError: more than one row and no pad_token_id to find their ends by.
+        """
+        arguments = checked(
+            self.config,
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+        )
+        if labels is not None:
+            labels = arguments["labels"] = as_array(labels)
+            problem = inputs.problem_type(self.config, whole=is_whole(labels))
+            inputs.check_class_labels(self.config, problem, host(labels), labels.shape, new_tokens(arguments)[0])
+        flags = settled(self.config, use_cache, output_attentions, output_hidden_states, train)
+        return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
+
+
+class GPTJForQuestionAnsweringModule(nn.Module):
+    """GPT-J with start and end scores, as a pure function of its parameters.
+
+    Args:
+        config, dtype, param_dtype, gradient_checkpointing: as for `GPTJModule`.
+    """
+
+    config: GPTJConfig
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    gradient_checkpointing: bool = False
+
+    def setup(self) -> None:
+        """Declare the blocks and the head."""
+        config = self.config
+        self.transformer = GPTJModule(config, self.dtype, self.param_dtype, self.gradient_checkpointing)
+        self.qa_outputs = Linear(config.n_embd, 2, deviation=config.initializer_range, param_dtype=self.param_dtype)
+
+    def __call__(
+        self,
+        input_ids: Array | None = None,
+        attention_mask: Array | None = None,
+        token_type_ids: Array | None = None,
+        position_ids: Array | None = None,
+        head_mask: Array | None = None,
+        inputs_embeds: Array | None = None,
+        start_positions: Array | None = None,
+        end_positions: Array | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        train: bool = False,
+    ) -> QuestionAnsweringModelOutput:
+        """The scores of each token, and with both positions the loss; see `GPTJForQuestionAnswering.__call__`."""
+        outputs = self.transformer(
+            input_ids,
+            None,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            False,
+            output_attentions,
+            output_hidden_states,
+            train,
+        )
+        both = at_least_float32(self.qa_outputs(outputs.last_hidden_state))
+        start_logits, end_logits = both[..., 0], both[..., 1]
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            starts = cross_entropy(start_logits, self._places(start_positions, start_logits))
+            ends = cross_entropy(end_logits, self._places(end_positions, end_logits))
+            loss = (starts + ends) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _places(self, positions: Array, logits: Array) -> Array:
+        """Positions as labels (b,): below 0 is 0, at t or beyond is ignored."""
+        positions = jnp.maximum(positions.reshape(-1), 0)
+        return jnp.where(positions < logits.shape[1], positions, inputs.IGNORED_LABEL)
+
+
+class GPTJForQuestionAnswering(PretrainedModel):
+    """GPT-J that scores every token as the start and as the end of an answer.
+
+    Args:
+        config, input_shape, seed, dtype, computation_dtype, _do_init: as for `GPTJModel`.
+    """
+
+    head = "question_answering"
+    module_class = GPTJForQuestionAnsweringModule
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        start_positions: Any = None,
+        end_positions: Any = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        params: Params | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
+    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+        """The scores of each token as start and as end, (b, t) each, and with both positions the loss.
+
+        Args:
+            start_positions, end_positions: (b,) or (b, 1). Below 0 counts as 0; at t or beyond, the answer is outside
+                and the row counts nowhere. The loss is the mean of the two cross entropies.
+
+        The other arguments are `GPTJModel.__call__`'s.
+        """
+        arguments = checked(
+            self.config, input_ids, None, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds
+        )
+        del arguments["past_key_values"]
+        inputs.check_both_ends(start_positions, end_positions)
+        for where, value in (("start_positions", start_positions), ("end_positions", end_positions)):
+            if value is not None:
+                places = arguments[where] = as_array(value)
+                inputs.check_places(host(places), places.shape, new_tokens(arguments)[0], where=where)
+        flags = settled(self.config, False, output_attentions, output_hidden_states, train)
+        del flags["use_cache"]
+        return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)

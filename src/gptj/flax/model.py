@@ -1,0 +1,573 @@
+"""GPT-J's blocks in Flax, top to bottom.
+
+Wang and Komatsuzaki 2021, https://github.com/kingoflolz/mesh-transformer-jax; rotary position embedding, Su et
+al. 2021, arXiv:2104.09864. Axes: b batch, t query time, s key time, h head, d head width, m model width, f
+feed-forward. Parameter names and layouts are the schema's. Precision is written where it matters: rotation,
+scores, softmax, layer norms and logits are float32 at least whatever the parameters' dtype, and float32 products
+are float32 products on every device.
+
+The modules are pure: values are checked by the model classes around them, on the host. Under a caller's own jit no
+value can be seen, and what would have been refused (a token id or a position that there is none of, a cache that is
+full) gives NaN, never a wrong number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array, lax
+
+from gptj import inputs
+from gptj.config import GPTJConfig
+from gptj.errors import InputError
+from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host
+from gptj.outputs import BaseModelOutputWithPast, KVCache
+from gptj.rotary import rotary_table
+
+Remember = Callable[[Array, Array], tuple[Array, Array]]
+"""Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+    "gelu_fast": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+def at_least_float32(x: Array) -> Array:
+    """`x` in float32, or as it is in float64."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def multiply(x: Array, y: Array, axes: tuple[int, int], batch: tuple[int, ...] = ()) -> Array:
+    """The sum of products over one axis of each, in float32 at least; `batch` axes, the same in both, stay.
+
+    Differs: without a word to the contrary, jax multiplies float32 in bfloat16 on TPUs and in TF32 on GPUs.
+    """
+    exact = lax.Precision.HIGHEST if x.dtype in (jnp.float32, jnp.float64) else None
+    contracted = ((axes[0],), (axes[1],)), (batch, batch)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(x, y, contracted, precision=exact, preferred_element_type=wide)
+
+
+# Differs: flax.linen's own Dense, Embed and LayerNorm have other parameter names, the input axis first, and a
+# variance in one pass that loses all digits where the mean is large; these three are PyTorch's, as small as can be.
+
+
+class Linear(nn.Module):
+    """x W' + b, with the output axis of W (o, i) first; summed in float32 at least and rounded once.
+
+    Args:
+        inputs, outputs: i and o.
+        use_bias: whether there is a b.
+        tied: W is another module's, given with each call, and no parameter of this one.
+        deviation, param_dtype: of the start values that flax's `init` makes.
+    """
+
+    inputs: int
+    outputs: int
+    use_bias: bool = True
+    tied: bool = False
+    deviation: float = 0.02
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Any = None) -> Array:
+        """(..., i) -> (..., o), in x's dtype."""
+        if not self.tied:
+            start = nn.initializers.normal(self.deviation)
+            weight = self.param("weight", start, (self.outputs, self.inputs), self.param_dtype)
+        y = multiply(x, weight.astype(x.dtype), (x.ndim - 1, 1))
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.outputs,), self.param_dtype).astype(y.dtype)
+        return y.astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A row of the weight (v, m) for each token id; NaN for an id that it has no row for."""
+
+    rows: int
+    width: int
+    deviation: float = 0.02
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Declare the weight."""
+        start = nn.initializers.normal(self.deviation)
+        self.weight = self.param("weight", start, (self.rows, self.width), self.param_dtype)
+
+    def __call__(self, ids: Array) -> Array:
+        """(b, t) -> (b, t, m), in the dtype that the model computes in."""
+        return lookup(self.weight, ids).astype(self.computation_dtype)
+
+    @property
+    def computation_dtype(self) -> Any:
+        """The dtype given, or the weight's."""
+        return self.weight.dtype if self.dtype is None else self.dtype
+
+
+def lookup(table: Array, rows: Array) -> Array:
+    """table[rows], and NaN for a row that there is none of."""
+    return table.at[rows].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias, in float32 at least and rounded once."""
+
+    width: int
+    epsilon: float
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(b, t, m) -> (b, t, m)."""
+        weight = self.param("weight", nn.initializers.ones, (self.width,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), self.param_dtype)
+        y = at_least_float32(x)
+        centred = y - y.mean(-1, keepdims=True)
+        variance = (centred * centred).mean(-1, keepdims=True)  # in two passes: the mean first
+        y = centred / jnp.sqrt(variance + self.epsilon)
+        return (y * weight.astype(y.dtype) + bias.astype(y.dtype)).astype(x.dtype)
+
+
+class RotaryTable:
+    """The sine and cosine of every position, looked up by position ids: a constant, never a parameter."""
+
+    def __init__(self, config: GPTJConfig, dtype: Any) -> None:
+        precision = "float64" if dtype == jnp.float64 else "float32"
+        sin, cos = rotary_table(config.n_positions, config.rotary_width, precision)
+        self.sin, self.cos = jnp.asarray(sin), jnp.asarray(cos)
+
+    def __call__(self, position_ids: Array) -> tuple[Array, Array]:
+        """Sine and cosine of each position, (b, t, pairs)."""
+        return lookup(self.sin, position_ids), lookup(self.cos, position_ids)
+
+
+def rotate_pairs(x: Array, sin: Array, cos: Array) -> Array:
+    """`x` (b, h, t, d) with its first 2 * pairs dimensions turned, pair by interleaved pair.
+
+    (x0, x1) at angle a becomes (x0 cos a - x1 sin a, x1 cos a + x0 sin a), in the table's precision.
+    """
+    width = 2 * sin.shape[-1]
+    sin, cos = sin[:, None], cos[:, None]  # b 1 t pairs
+    turned = x[..., :width].astype(sin.dtype)
+    x0, x1 = turned[..., 0::2], turned[..., 1::2]
+    turned = jnp.stack((x0 * cos - x1 * sin, x1 * cos + x0 * sin), axis=-1).reshape(turned.shape)
+    return jnp.concatenate((turned.astype(x.dtype), x[..., width:]), axis=-1)
+
+
+def visible(attention_mask: Array | None, slots: Array, length: int) -> Array:
+    """Which keys each query sees, (b or 1, 1, t, s): those at or before its own slot that the mask has In.
+
+    Args:
+        attention_mask: (b, up to s) of 0 and 1, or None for all 1.
+        slots: (t,) the slot of each query among the keys.
+        length: s.
+    """
+    causal = jnp.arange(length) <= slots[:, None]
+    if attention_mask is None:
+        return causal[None, None]
+    keys = jnp.pad(attention_mask.astype(bool), ((0, 0), (0, length - attention_mask.shape[1])))
+    return causal & keys[:, None, None]
+
+
+class Memory:
+    """Joins each layer's new keys and values to those that a cache holds, and becomes the next cache.
+
+    Args:
+        past: the cache, or None.
+        slots: (t,) where the new tokens go in a fixed cache.
+    """
+
+    def __init__(self, past: KVCache | None, slots: Array) -> None:
+        self.past, self.slots = past, slots
+        self.keys: list[Array] = []
+        self.values: list[Array] = []
+
+    def of(self, layer: int, keep: bool) -> Remember:
+        """The function that the layer's attention calls; with `keep` the result is part of the next cache."""
+
+        def remember(k: Array, v: Array) -> tuple[Array, Array]:
+            past = self.past
+            if past is not None and past.fixed:
+                # Differs: a new array, and all slots of it, since a shape cannot hang on the length; the mask hides
+                # those not filled. XLA would move a write that does not fit to where it does: NaN rather than that.
+                k = jnp.where(self.slots[-1] < past.capacity, k, jnp.nan)
+                k, v = (
+                    lax.dynamic_update_slice_in_dim(old, new, self.slots[0], axis=2)
+                    for old, new in ((past.keys[layer], k), (past.values[layer], v))
+                )
+            elif past is not None:
+                k, v = jnp.concatenate((past.keys[layer], k), 2), jnp.concatenate((past.values[layer], v), 2)
+            if keep:
+                self.keys.append(k)
+                self.values.append(v)
+            return k, v
+
+        return remember
+
+    def cache(self, length: Any) -> KVCache:
+        """The cache after this call, `length` tokens long."""
+        return KVCache(tuple(self.keys), tuple(self.values), length, self.past is not None and self.past.fixed)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions and no biases."""
+
+    config: GPTJConfig
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Declare the four projections and the dropouts."""
+        config = self.config
+        linear = functools.partial(
+            Linear, use_bias=False, deviation=config.initializer_range, param_dtype=self.param_dtype
+        )
+        self.k_proj = linear(config.n_embd, config.n_embd)
+        self.v_proj = linear(config.n_embd, config.n_embd)
+        self.q_proj = linear(config.n_embd, config.n_embd)
+        self.out_proj = linear(config.n_embd, config.n_embd)
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def __call__(
+        self,
+        x: Array,
+        rotation: tuple[Array, Array],
+        mask: Array,
+        remember: Remember,
+        head_mask: Array | None,
+        weigh: bool,
+        train: bool,
+    ) -> tuple[Array, Array | None]:
+        """The attention's contribution (b, t, m), and where `weigh` is asked its weights (b, h, t, s).
+
+        `remember` takes the new keys and values and gives all that the queries may look at.
+        """
+        q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
+        k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
+        k, v = remember(k, self._heads(self.v_proj(x)))
+        mixed, weights = self._attend(q, k, v, mask, head_mask, train)
+        x = self.out_proj(mixed.swapaxes(1, 2).reshape(x.shape))
+        return self.resid_dropout(x, deterministic=not train), weights if weigh else None
+
+    def _heads(self, x: Array) -> Array:
+        b, t, _ = x.shape
+        return x.reshape(b, t, self.config.n_head, self.config.head_dim).swapaxes(1, 2)  # b t m -> b h t d
+
+    def _attend(
+        self, q: Array, k: Array, v: Array, mask: Array, head_mask: Array | None, train: bool
+    ) -> tuple[Array, Array]:
+        scores = multiply(at_least_float32(q), at_least_float32(k), (3, 3), (0, 1)) / math.sqrt(self.config.head_dim)
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        weights = jnp.where(mask, nn.softmax(scores, axis=-1), 0)  # a row that sees nothing attends to nothing
+        weights = self.attn_dropout(weights.astype(v.dtype), deterministic=not train)
+        if head_mask is not None:
+            weights = weights * head_mask.astype(weights.dtype)[:, None, None]
+        return multiply(weights, v, (3, 2), (0, 1)).astype(v.dtype), weights
+
+
+class MLP(nn.Module):
+    """The feed-forward layer."""
+
+    config: GPTJConfig
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Declare the two layers and the dropout."""
+        config = self.config
+        linear = functools.partial(Linear, deviation=config.initializer_range, param_dtype=self.param_dtype)
+        self.fc_in = linear(config.n_embd, config.inner_width)
+        self.fc_out = linear(config.inner_width, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """The layer's contribution, (b, t, m)."""
+        # Differs: PyTorch's activations compute 16-bit numbers in float32 by themselves.
+        activated = ACTIVATIONS[self.config.activation_function](at_least_float32(self.fc_in(x))).astype(x.dtype)
+        return self.resid_dropout(self.fc_out(activated), deterministic=not train)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward side by side: both read the same normed input."""
+
+    config: GPTJConfig
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Declare the norm, the attention and the feed-forward layer."""
+        self.ln_1 = LayerNorm(self.config.n_embd, self.config.layer_norm_epsilon, self.param_dtype)
+        self.attn = Attention(self.config, self.param_dtype)
+        self.mlp = MLP(self.config, self.param_dtype)
+
+    def __call__(self, x: Array, *attention_arguments: Any) -> tuple[Array, Array | None]:
+        """The stream after this block (b, t, m), and the attention weights or None."""
+        h = self.ln_1(x)
+        attended, weights = self.attn(h, *attention_arguments)
+        return attended + self.mlp(h, attention_arguments[-1]) + x, weights
+
+
+class Blocks(nn.Module):
+    """The blocks, whose names are their numbers. Differs: a list in a Flax module would name them h_0, h_1 ..."""
+
+    config: GPTJConfig
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Declare as many blocks as the config says."""
+        for n in range(self.config.n_layer):
+            setattr(self, str(n), Block(self.config, self.param_dtype))
+
+    def in_order(self) -> list[Block]:
+        """Block 0, block 1 ..."""
+        return [getattr(self, str(n)) for n in range(self.config.n_layer)]
+
+
+class GPTJModule(nn.Module):
+    """The bare model as a pure function of its parameters: token ids in, hidden states out.
+
+    Args:
+        config: the sizes.
+        dtype: what is computed in; None means the embedding's dtype.
+        param_dtype: of the parameters that `init` makes. (Those of a `GPTJModel` are made elsewhere.)
+        gradient_checkpointing: in training, keep only what enters each block.
+    """
+
+    config: GPTJConfig
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    gradient_checkpointing: bool = False
+
+    def setup(self) -> None:
+        """Declare the embedding, the blocks and the last norm."""
+        config = self.config
+        self.wte = Embedding(config.vocab_size, config.n_embd, config.initializer_range, self.dtype, self.param_dtype)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = Blocks(config, self.param_dtype)
+        self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon, self.param_dtype)
+
+    def __call__(
+        self,
+        input_ids: Array | None = None,
+        past_key_values: KVCache | None = None,
+        attention_mask: Array | None = None,
+        token_type_ids: Array | None = None,
+        position_ids: Array | None = None,
+        head_mask: Array | None = None,
+        inputs_embeds: Array | None = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        train: bool = False,
+    ) -> BaseModelOutputWithPast:
+        """The hidden states of every token; see `GPTJModel.__call__`. With train, dropout needs an rng "dropout"."""
+        config, past = self.config, past_key_values
+        recompute = self.gradient_checkpointing and train
+        remember = use_cache and not recompute
+
+        x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds.astype(self.wte.computation_dtype)
+        if token_type_ids is not None:
+            x = x + self.wte(token_type_ids)
+        x = self.drop(x, deterministic=not train)
+
+        b, t, _ = x.shape
+        seen = 0 if past is None else past.length if past.fixed else past.capacity
+        length = past.capacity if past is not None and past.fixed else seen + t
+        slots = seen + jnp.arange(t)
+        positions = jnp.broadcast_to(slots[None] if position_ids is None else position_ids, (b, t))
+        rotation = RotaryTable(config, x.dtype)(positions)
+        see = visible(attention_mask, slots, length)
+        if head_mask is not None:
+            head_mask = jnp.broadcast_to(head_mask, (config.n_layer, config.n_head))
+
+        memory = Memory(past, slots)
+        hidden, attentions = [x], []
+        for n, block in enumerate(self.h.in_order()):
+            factors = None if head_mask is None else head_mask[n]
+            arguments = (rotation, see, memory.of(n, remember), factors, output_attentions, train)
+            forward = functools.partial(_apply, arguments=arguments)
+            x, weights = (nn.remat(forward) if recompute else forward)(block, x)
+            hidden.append(x)
+            attentions.append(weights)
+        x = hidden[-1] = self.ln_f(x)
+
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=memory.cache(seen + t) if remember else None,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+def _apply(block: Block, x: Array, *, arguments: tuple[Any, ...]) -> tuple[Array, Array | None]:
+    return block(x, *arguments)
+
+
+class GPTJModel(PretrainedModel):
+    """The bare model: token ids in, hidden states out.
+
+    Args:
+        config, input_shape, seed, dtype, computation_dtype, _do_init: see `PretrainedModel`.
+    """
+
+    head = "base"
+    module_class = GPTJModule
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        params: Params | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """The hidden states of every token.
+
+        Differs: parameters, random numbers and training are arguments, since a Flax model has no state. Compiled once
+        for each shape. Inside a caller's jit only shapes and dtypes are checked (see the module's own docstring).
+
+        Args:
+            input_ids: (b, t) token ids, or None where inputs_embeds is given.
+            past_key_values: a `KVCache` from an earlier call or from `init_cache`.
+            attention_mask: (b, cached + t) of 0 and 1; 1 In, 0 Out (padding). None: all In.
+            token_type_ids: (b, t) ids whose wte embeddings are added.
+            position_ids: (b, t) or (1, t). None: counted on from the cache's length.
+            head_mask: (h,) or (n_layer, h) factors of each head's weights.
+            inputs_embeds: (b, t, m) in place of input_ids.
+            use_cache, output_attentions, output_hidden_states, return_dict: None means the config's.
+            params: in place of the model's own.
+            dropout_rng: a jax random key; needed where train is True and the config has dropout.
+            train: whether dropout and gradient checkpointing are on.
+
+        Raises:
+            InputError: see `gptj.inputs.check_call`.
+        """
+        arguments = checked(
+            self.config,
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+        )
+        flags = settled(self.config, use_cache, output_attentions, output_hidden_states, train)
+        return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
+
+
+def checked(
+    config: GPTJConfig,
+    input_ids: Any,
+    past_key_values: Any,
+    attention_mask: Any,
+    token_type_ids: Any,
+    position_ids: Any,
+    head_mask: Any,
+    inputs_embeds: Any,
+) -> dict[str, Any]:
+    """The arguments of a call as arrays by name, after the host has looked at their values where they have any.
+
+    Raises:
+        InputError: see `gptj.inputs.check_call`.
+    """
+    past = KVCache.of(past_key_values, config.n_layer)
+    arguments = {
+        "input_ids": as_ids(input_ids, where="input_ids"),
+        "attention_mask": as_array(attention_mask),
+        "token_type_ids": as_ids(token_type_ids, where="token_type_ids"),
+        "position_ids": as_ids(position_ids, where="position_ids"),
+        "head_mask": as_array(head_mask),
+        "inputs_embeds": as_array(inputs_embeds),
+    }
+    if past is not None and not past.fixed:
+        past = dataclasses.replace(past, length=past.capacity)
+    inputs.check_call(config, host, **arguments, past=past)
+    return arguments | {"past_key_values": past}
+
+
+def settled(
+    config: GPTJConfig,
+    use_cache: bool | None,
+    output_attentions: bool | None,
+    output_hidden_states: bool | None,
+    train: bool,
+) -> dict[str, bool]:
+    """The flags of a call, None being the config's: they are part of what is compiled."""
+    return {
+        "use_cache": bool(config.use_cache if use_cache is None else use_cache),
+        "output_attentions": bool(config.output_attentions if output_attentions is None else output_attentions),
+        "output_hidden_states": bool(
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        ),
+        "train": bool(train),
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def compiled(module: nn.Module, **flags: bool) -> Callable[..., Any]:
+    """`module` with these flags as a function (params, arguments, dropout_rng), compiled once for each shape."""
+
+    def run(params: Params, arguments: Mapping[str, Any], dropout_rng: Array | None) -> Any:
+        rngs = None if dropout_rng is None else {"dropout": dropout_rng}
+        return module.apply({"params": params}, **arguments, **flags, rngs=rngs)
+
+    return jax.jit(run)
+
+
+def compute(
+    model: PretrainedModel,
+    arguments: dict[str, Any],
+    flags: dict[str, bool],
+    *,
+    return_dict: bool | None,
+    params: Params | None,
+    dropout_rng: Any,
+) -> Any:
+    """What the model's module makes of checked arguments, as an output object or as its tuple."""
+    config = model.config
+    if flags["train"] and dropout_rng is None and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
+        raise InputError("needed for dropout", where="dropout_rng", expected="a jax random key", found="None")
+    past: KVCache | None = arguments.get("past_key_values")
+    if past is not None and not isinstance(past.length, Array):
+        arguments = arguments | {"past_key_values": dataclasses.replace(past, length=np.int32(past.length))}
+    output = compiled(model.module, **flags)(model.params if params is None else params, arguments, dropout_rng)
+    tokens = arguments["inputs_embeds"] if arguments["input_ids"] is None else arguments["input_ids"]
+    _tell_length(output, past, tokens.shape[1])
+    return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def _tell_length(output: Any, past: KVCache | None, new: int) -> None:
+    """Where the cache's length is known, make it a plain number again and cut the slots beyond it off the weights."""
+    seen = 0 if past is None else host(past.length)
+    if seen is None:
+        return
+    length = int(seen) + new
+    if getattr(output, "past_key_values", None) is not None:
+        output.past_key_values.length = length
+    if output.attentions is not None and past is not None and past.fixed:
+        output.attentions = tuple(weights[..., :length] for weights in output.attentions)

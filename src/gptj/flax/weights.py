@@ -1,0 +1,439 @@
+"""Weights in and out of Flax: arrays to jax and back, and what every model class can load, save and count.
+
+Parameters are plain nested dicts whose path, joined with dots, is the schema's name; so loading is one assignment a
+row. Nothing is initialised to be overwritten: each row's array goes to jax as it comes, and on the CPU jax keeps it
+where it is if it lies at a multiple of 64 bytes, else copies it and lets it go.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jax import Array
+from numpy.typing import NDArray
+
+from gptj import inputs, pretrained
+from gptj.checkpoint import write_checkpoint
+from gptj.config import GPTJConfig
+from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.errors import InputError, SchemaError
+from gptj.generation import Generates
+from gptj.initial import initial_tensor
+from gptj.outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    KVCache,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+)
+from gptj.schema import Head, TensorSpec, schema, schema_by_name
+
+Params = Mapping[str, Any]
+"""Nested dicts of arrays: `params["transformer"]["h"]["0"]["attn"]["q_proj"]["weight"]`."""
+
+
+def to_numpy(array: Any) -> NDArray[Any]:
+    """The array's values as a NumPy array; bfloat16 as ml_dtypes'. Shares memory where the array is on the CPU."""
+    return np.asarray(array)
+
+
+def from_numpy(array: NDArray[Any]) -> Array:
+    """A jax array of the same dtype. Shares memory on the CPU where the array lies at a multiple of 64 bytes.
+
+    Raises:
+        InputError: it is float64, which jax would round to float32 (see `require_x64`).
+    """
+    require_x64(array.dtype)
+    return jax.device_put(array)
+
+
+def require_x64(dtype: Any, *, where: str = "dtype") -> None:
+    """Refuse float64 where jax has it off, and would take float32 in its place without a word."""
+    if np.dtype(dtype) == np.float64 and not jax.config.jax_enable_x64:
+        raise InputError(
+            "jax has float64 switched off",
+            where=where,
+            expected="float32, bfloat16 or float16",
+            found="float64",
+            hint='Set JAX_ENABLE_X64=1, or call jax.config.update("jax_enable_x64", True) before anything else',
+        )
+
+
+def host(value: Any) -> NDArray[Any] | None:
+    """The value as NumPy for the argument checks.
+
+    While jax traces (jit, grad, vmap), an array has a shape and a dtype but no values: zeros stand in for them, so
+    that shapes and dtypes are checked there too. A traced scalar, a cache's length, has nothing to check: None.
+    """
+    if not isinstance(value, jax.core.Tracer):
+        return np.asarray(value)
+    return np.broadcast_to(np.zeros((), value.dtype), value.shape) if value.shape else None
+
+
+def as_ids(value: Any, *, where: str) -> Any:
+    """Token ids or positions as an array; anything but whole numbers is left for the checks."""
+    if value is None or isinstance(value, jax.Array):
+        return value
+    return inputs.integers(value, where=where)
+
+
+def as_array(value: Any) -> Any:
+    """Any other argument as an array, or None."""
+    return value if value is None or isinstance(value, jax.Array) else np.asarray(value)
+
+
+for _output in (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+    QuestionAnsweringModelOutput,
+):
+    # jit, vmap and export take outputs apart; jax wants to be told how.
+    jax.tree_util.register_dataclass(_output)
+jax.tree_util.register_dataclass(KVCache, data_fields=["keys", "values", "length"], meta_fields=["fixed"])
+
+
+def nested(arrays: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Pairs of a dotted name and an array as nested dicts, taken one at a time."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays:
+        *path, leaf = name.split(".")
+        branch = tree
+        for part in path:
+            branch = branch.setdefault(part, {})
+        branch[leaf] = array
+    return tree
+
+
+def flat(params: Params) -> dict[str, Any]:
+    """The arrays of nested dicts by their dotted names."""
+    return {".".join(path): leaf for path, leaf in traverse_util.flatten_dict(params).items()}
+
+
+class PretrainedModel:
+    """What all four model classes have in common: config, start values, loading, saving, counting.
+
+    Differs: a Flax module is a description without state, so the model is a wrapper that holds the module and its
+    parameters side by side. It is never changed by a call, and a call may bring parameters of its own.
+
+    Args:
+        config: the sizes.
+        input_shape: (batch, tokens), accepted since transformers has it; no parameter's shape depends on it.
+        seed: of the start values, which are the same in all three backends.
+        dtype: of the parameters: float32, float64, bfloat16 or float16, as a name or the framework's own.
+        computation_dtype: what is computed in; None means each call's parameters' own dtype.
+        _do_init: False makes no parameters; a call must then be given some.
+
+    Attributes:
+        config: the model's `GPTJConfig`.
+        module: the flax.linen module: `module.apply({"params": params}, input_ids)` works under jit, grad and vmap.
+        head: which rows of the schema the class has.
+    """
+
+    head: ClassVar[Head]
+    module_class: ClassVar[type[nn.Module]]
+
+    # Differs: input_shape, computation_dtype are Flax's alone, and the order is transformers' (PyTorch has no such).
+    def __init__(
+        self,
+        config: GPTJConfig,
+        input_shape: tuple[int, int] = (1, 1),
+        seed: int = 0,
+        dtype: Any = "float32",
+        *,
+        computation_dtype: Any = None,
+        _do_init: bool = True,
+    ) -> None:
+        inputs.integers([input_shape], where="input_shape")
+        parameters = numpy_dtype(dtype_name(dtype))
+        computation = None if computation_dtype is None else numpy_dtype(dtype_name(computation_dtype))
+        require_x64(parameters)
+        require_x64(computation or parameters, where="computation_dtype")
+        self.config = config
+        self.module: Any = self.module_class(config, dtype=computation, param_dtype=parameters)
+        self._params: Params | None = None
+        if _do_init:
+            self.initialise(dtype=dtype, seed=seed)
+
+    @property
+    def params(self) -> Params:
+        """The parameters, nested dicts of arrays.
+
+        Raises:
+            InputError: the model was made with `_do_init=False` and was never given any.
+        """
+        if self._params is None:
+            hint = "Pass params=..., or set model.params"
+            raise InputError("the model was made without parameters", where="params", hint=hint)
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        check_params(params, self.config, self.head)
+        self._params = params
+
+    @property
+    def base_model(self) -> PretrainedModel:
+        """A GPTJModel over the parameters of the one inside, or the model itself where it is one."""
+        from gptj.flax.model import GPTJModel
+
+        if self.head == "base":
+            return self
+        # Differs: a model without state of its own; what is assigned to it stays with it.
+        model = GPTJModel(self.config, computation_dtype=self.module.dtype, _do_init=False)
+        model.module = model.module.clone(gradient_checkpointing=self.gradient_checkpointing)
+        model._params = None if self._params is None else self._params["transformer"]
+        return model
+
+    @property
+    def device(self) -> jax.Device:
+        """Where the parameters are; the first device of several."""
+        leaf = jax.tree.leaves(self.params)[0]
+        return min(leaf.devices(), key=lambda device: device.id) if isinstance(leaf, Array) else jax.devices()[0]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The parameters' dtype, or where there are none, that of the parameters that there would be."""
+        if self._params is None:
+            return np.dtype(self.module.param_dtype)
+        return np.dtype(jax.tree.leaves(self._params)[0].dtype)
+
+    @property
+    def computation_dtype(self) -> np.dtype[Any]:
+        """What is computed in."""
+        return self.dtype if self.module.dtype is None else np.dtype(self.module.dtype)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether training keeps only what enters each block."""
+        return bool(self.module.gradient_checkpointing)
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers the model has; a tied matrix counts once. In Flax all of them can be trained."""
+        return sum(row.size for row in schema(self.config, self.head))
+
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache of fixed capacity: n_layer pairs of (b, h, max_length, d).
+
+        Differs: jax arrays cannot be written in place; a call returns the filled cache and leaves this one as it was.
+
+        Raises:
+            InputError: max_length is more than n_positions, or a size is below 1.
+        """
+        inputs.check_cache_size(self.config, batch_size, max_length)
+        shape = (batch_size, self.config.n_head, max_length, self.config.head_dim)
+        keys, values = (
+            tuple(jnp.zeros(shape, self.computation_dtype) for _ in range(self.config.n_layer)) for _ in range(2)
+        )
+        return KVCache(keys, values, 0, fixed=True)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """In training, keep only what enters each block and compute the rest again for the gradient."""
+        self.module = self.module.clone(gradient_checkpointing=True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """In training, keep everything that the gradient needs."""
+        self.module = self.module.clone(gradient_checkpointing=False)
+
+    # Differs: there are no module objects with weights in Flax, so embeddings are given and taken as arrays.
+    def get_input_embeddings(self) -> Any:
+        """The token embedding wte, (v, m)."""
+        return flat(self.params)[self._embedding]
+
+    def set_input_embeddings(self, embeddings: Any) -> None:
+        """Use another token embedding of the same size; lm_head follows where the config ties them."""
+        inputs.check_embeddings(self.config, tuple(embeddings.shape))
+        self.params = nested((flat(self.params) | {self._embedding: embeddings}).items())
+
+    def get_output_embeddings(self) -> Any:
+        """lm_head's weight (v, m), or None where the class has none."""
+        if self.head != "causal_lm":
+            return None
+        tied = self.config.tie_word_embeddings
+        return self.get_input_embeddings() if tied else self.params["lm_head"]["weight"]
+
+    @property
+    def _embedding(self) -> str:
+        return schema(self.config, self.head)[0].name
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *, seed: int = 0) -> Any:
+        """Change the vocabulary's size: wte, lm_head's weight and bias, and the config. Returns wte.
+
+        Rows that stay keep their values; new ones get the start values of a model of the new size.
+
+        Args:
+            new_num_tokens: the new vocab_size; None changes nothing.
+            seed: of the new rows.
+        """
+        if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
+            config = self.config.replace(vocab_size=new_num_tokens)
+            rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
+            kept = flat(self.params)
+            resized = {row.name: from_numpy(self._resized(row, config, kept[row.name], seed)) for row in rows}
+            self.config, self.module = config, self.module.clone(config=config)
+            self.params = nested((kept | resized).items())
+        return self.get_input_embeddings()
+
+    def _resized(self, row: TensorSpec, config: GPTJConfig, old: Any, seed: int) -> NDArray[Any]:
+        values = to_numpy(old)
+        new = initial_tensor(row, config, seed).astype(values.dtype)
+        stay = min(len(new), len(values))
+        new[:stay] = values[:stay]
+        return new
+
+    # ---- values
+
+    def initialise(self, *, dtype: Any = "float32", seed: int = 0) -> None:
+        """Give every parameter its start value, the same in all three backends for the same seed."""
+        target = numpy_dtype(dtype_name(dtype))
+        rows = schema(self.config, self.head)
+        self._assign((row, initial_tensor(row, self.config, seed).astype(target, copy=False)) for row in rows)
+
+    def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
+        """Make each array the parameter that its row names; at most one more than the parameters is held."""
+        self._params = nested((spec.name, jax.block_until_ready(from_numpy(array))) for spec, array in arrays)
+
+    # Differs: these three are Flax's alone, since its parameters are data and have no `.half()`.
+    def to_bf16(self, params: Params, mask: Params | None = None) -> Any:
+        """`params` in bfloat16, where `mask`, nested dicts of bools, says True; None: all. They are not assigned."""
+        return cast(params, "bfloat16", mask)
+
+    def to_fp16(self, params: Params, mask: Params | None = None) -> Any:
+        """`params` in float16, where `mask`, nested dicts of bools, says True; None: all. They are not assigned."""
+        return cast(params, "float16", mask)
+
+    def to_fp32(self, params: Params, mask: Params | None = None) -> Any:
+        """`params` in float32, where `mask`, nested dicts of bools, says True; None: all. They are not assigned."""
+        return cast(params, "float32", mask)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        config: GPTJConfig | None = None,
+        dtype: Any = "auto",
+        weights: str | None = None,
+        subfolder: str = "",
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        mmap: bool = True,
+        seed: int = 0,
+        computation_dtype: Any = None,
+        _do_init: bool = True,
+        **overrides: Any,
+    ) -> Any:
+        """The model in `directory`.
+
+        Args:
+            directory: a folder with config.json and safetensors weights.
+            config: to use in place of the folder's own.
+            dtype: of the parameters; "auto" means as stored.
+            weights: which weights file, where there are several.
+            subfolder: a folder inside `directory`.
+            ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
+            output_loading_info: return (model, info) with the missing, unexpected and mismatched keys.
+            mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
+            seed: of rows that start afresh.
+            computation_dtype: what is computed in; None means the parameters' dtype.
+            _do_init: False returns (model, params), the model without parameters of its own.
+            overrides: config fields to change, such as num_labels.
+
+        Raises:
+            GPTJError: see `gptj.pretrained.prepare`.
+            InputError: the parameters are float64 and jax has float64 switched off.
+        """
+        # Differs: computation_dtype and _do_init are Flax's alone.
+        loading = pretrained.prepare(
+            cls.head,
+            directory,
+            config=config,
+            dtype=dtype,
+            weights=weights,
+            subfolder=subfolder,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            seed=seed,
+            overrides=overrides,
+        )
+        model: Any = cls(loading.config, dtype=loading.dtype, computation_dtype=computation_dtype, _do_init=False)
+        model._assign(loading.arrays(mmap=mmap))
+        if isinstance(model, Generates):
+            model.generation_config = loading.generation_config
+        returned: tuple[Any, ...] = (model,)
+        if not _do_init:
+            returned, model._params = (model, model._params), None
+        if output_loading_info:
+            returned += (loading.info,)
+        return returned if len(returned) > 1 else model
+
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        params: Params | None = None,
+        *,
+        max_shard_bytes: int = 5_000_000_000,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
+
+        Args:
+            params: to write in place of the model's own.
+
+        Raises:
+            WriteError: the folder holds something already and `overwrite` is False, or it cannot be written.
+            SchemaError: `params` are not this model's.
+        """
+        # Differs: params is Flax's alone.
+        parameters = flat(self.params if params is None else params)
+        if params is not None:
+            check_params(params, self.config, self.head)
+        return write_checkpoint(
+            directory,
+            self.config,
+            lambda spec: to_numpy(parameters[spec.name]),
+            head=self.head,
+            dtype=dtype_name(np.dtype(next(iter(parameters.values())).dtype)),
+            max_shard_bytes=max_shard_bytes,
+            overwrite=overwrite,
+            extra_files=pretrained.side_files(self),
+        )
+
+
+def cast(params: Params, dtype: str, mask: Params | None) -> Any:
+    """Nested dicts of arrays in `dtype`, where `mask` says True."""
+    target = numpy_dtype(dtype)
+    if mask is None:
+        return jax.tree.map(lambda array: jnp.asarray(array, target), params)
+    return jax.tree.map(lambda array, chosen: jnp.asarray(array, target) if chosen else array, params, mask)
+
+
+def check_params(params: Params, config: GPTJConfig, head: Head) -> None:
+    """Refuse parameters that are not exactly the schema's rows.
+
+    Raises:
+        SchemaError: naming all that are missing, unexpected and misshapen.
+        InputError: one is NumPy's float64 and jax has float64 switched off.
+    """
+    rows, found = schema_by_name(config, head), flat(params)
+    kinds = {
+        "missing": [name for name in rows if name not in found],
+        "unexpected": [name for name in found if name not in rows],
+        "misshapen": [
+            f"{name} expected {row.shape}, found {tuple(np.shape(found[name]))}"
+            for name, row in rows.items()
+            if name in found and tuple(np.shape(found[name])) != row.shape
+        ],
+    }
+    problems = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in kinds.items() if names]
+    if problems:
+        raise SchemaError(f"they do not fit the model: {'; '.join(problems)}", where="params")
+    for name, array in found.items():
+        require_x64(array.dtype, where=f"params: {name}")
