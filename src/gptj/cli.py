@@ -8,6 +8,7 @@ and convert, inspect and verify never load a framework.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 import gptj
@@ -118,8 +120,11 @@ def convert(src: Path, dst: Path, config: Path | None, dtype: str | None, overwr
     SRC is a step folder (step_383500), or the folder above it, whose newest step is taken.
     """
     from gptj_conversion.convert import convert as run
+    from gptj_conversion.convert import describe
 
-    with _progress("converting") as advance:
+    facts = describe(src, config=config)
+    width = 2 if (dtype or facts.dtype) in ("bfloat16", "float16") else 8 if dtype == "float64" else 4
+    with _progress(facts.parameters * width) as advance:
         run(
             src,
             dst,
@@ -134,16 +139,17 @@ def convert(src: Path, dst: Path, config: Path | None, dtype: str | None, overwr
 
 @gptj_command.command()
 @click.argument("path", type=PathArgument)
+@click.option("--config", type=PathArgument, help="The training config (JSON) of a TPU checkpoint.")
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path, config: Path | None, as_json: bool) -> None:
     """Say what PATH is: format, sizes, dtype, tensors, parameters. Reads headers only."""
-    _inspect(path, as_json)
+    _inspect(path, as_json, config=config)
 
 
-def _inspect(path: Path, as_json: bool) -> None:
+def _inspect(path: Path, as_json: bool, *, config: Path | None = None) -> None:
     from gptj_conversion.convert import describe
 
-    facts = describe(path).as_dict()
+    facts = describe(path, config=config).as_dict()
     if as_json:
         _print_json(facts)
         return
@@ -170,11 +176,11 @@ def verify(directory: Path, as_json: bool) -> None:
     """Check the tensors in DIR against the hashes in its manifest.json."""
     from gptj.checkpoint import verify_checkpoint
 
-    facts = verify_checkpoint(directory)
+    manifest = verify_checkpoint(directory)
     if as_json:
-        _print_json(facts)
+        _print_json({"verified": str(directory), "files": len(manifest.files), "tensors": len(manifest.tensors)})
     else:
-        click.echo(f"{directory}: every tensor is as it was written")
+        click.echo(f"{directory}: {len(manifest.tensors)} tensors, {len(manifest.files)} files, all as they were written")
 
 
 @gptj_command.command()
@@ -208,12 +214,10 @@ def generate(
     """
     if (prompt is None) == (token_ids is None):
         raise click.UsageError('Give the prompt either as text or as --token-ids "1 2 3".')
-    from gptj.generation import GenerationConfig
-
     chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampled = {name: value for name, value in chosen.items() if value is not None}
     greedy = temperature == 0 or (not sampled and seed is None)
-    options = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=not greedy, **({} if greedy else sampled))
+    options = {"max_new_tokens": max_new_tokens, "do_sample": not greedy, **({} if greedy else sampled)}
 
     tokenizer = None
     if prompt is not None or (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists():
@@ -224,7 +228,7 @@ def generate(
 
     wing = gptj.backend(backend)
     model = wing.GPTJForCausalLM.from_pretrained(directory, **({} if dtype is None else {"dtype": dtype}))
-    sequences = model.generate([ids], options, seed=seed)
+    sequences = model.generate([ids], seed=seed, **options)
     made = [int(i) for i in wing.to_numpy(sequences)[0]]
     text = None if tokenizer is None else tokenizer.decode(made)
     if as_json:
@@ -310,19 +314,27 @@ def demo(backends: str | None) -> None:
         sys.exit(1)
 
 
-class _progress:
+@contextlib.contextmanager
+def _progress(total_bytes: int) -> Iterator[Callable[[str, int], None]]:
     """While this is open, the function that it gives shows how far the work is: a bar on a terminal, else lines."""
-
-    def __init__(self, verb: str) -> None:
-        self.verb = verb
-        self.console = _console(stderr=True)
-
-    def __enter__(self) -> Callable[..., None]:
-        return lambda *facts: None
-
-    def __exit__(self, *error: object) -> None:
-        return None
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(console, total_bytes)
+        return
+    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("converting", total=total_bytes)
+        yield lambda name, nbytes: bar.update(task, advance=nbytes)
 
 
-def _lines(text: str) -> Iterator[str]:
-    yield from text.splitlines()
+def _lines(console: Console, total_bytes: int) -> Callable[[str, int], None]:
+    """A line for each tenth of the work."""
+    done = 0
+
+    def advance(name: str, nbytes: int) -> None:
+        nonlocal done
+        before, done = done, done + nbytes
+        if 10 * before // total_bytes != 10 * done // total_bytes:
+            console.print(f"converting: {done / 1e6:,.1f} MB of about {total_bytes / 1e6:,.1f}")
+
+    return advance

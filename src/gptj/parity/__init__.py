@@ -1,22 +1,71 @@
 """Parity: the proof that every backend computes the same GPT-J.
 
-oracle.py      GPT-J in plain NumPy float64, from the equations             Oracle
-revealing.py   a random checkpoint in which no mistake can hide             revealing_config, revealing_fill
-record.py      one backend, one process, one checkpoint -> one record       python -m gptj.parity.record
-compare.py     records against the oracle and each other, by NumPy alone    compare, ParityReport
-run.py         all of it: a process a backend, then the judgement           run_parity
+    oracle.py      GPT-J in plain NumPy float64, from the equations             Oracle
+    revealing.py   a random checkpoint in which no mistake can hide             revealing_config, revealing_fill
+    probe.py       what every backend is asked                                  Probe, make_probe
+    record.py      one backend, one process, one checkpoint -> one record       Record, record_backend
+    tolerance.py   how far two right answers may lie apart, and why             tolerance_of
+    compare.py     records against the oracle and each other, by NumPy alone    compare_records, ParityReport
+    run.py         all of it: a process a backend, then the judgement           run_parity
+
+>>> from gptj.parity import run_parity
+>>> run_parity("model", ["pt", "flax"]).raise_if_failed()  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from gptj.parity.oracle import Oracle, OracleOutput
-from gptj.parity.revealing import revealing_config, revealing_fill, revealing_tensor, revealing_weights
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptj.parity.compare import Divergence, Measure, ParityReport, compare_records
+    from gptj.parity.oracle import Oracle, OracleOutput
+    from gptj.parity.probe import Probe, make_probe
+    from gptj.parity.record import Record, record_backend
+    from gptj.parity.revealing import revealing_config, revealing_fill, revealing_tensor, revealing_weights
+    from gptj.parity.run import BackendProcessError, open_oracle, run_parity
+    from gptj.parity.tolerance import Tolerance, tolerance_of
+
+_ROOMS = {
+    "compare": ("Divergence", "Measure", "ParityReport", "compare_records"),
+    "oracle": ("Oracle", "OracleOutput"),
+    "probe": ("Probe", "make_probe"),
+    "record": ("Record", "record_backend"),
+    "revealing": ("revealing_config", "revealing_fill", "revealing_tensor", "revealing_weights"),
+    "run": ("BackendProcessError", "open_oracle", "run_parity"),
+    "tolerance": ("Tolerance", "tolerance_of"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
+    "BackendProcessError",
+    "Divergence",
+    "Measure",
     "Oracle",
     "OracleOutput",
+    "ParityReport",
+    "Probe",
+    "Record",
+    "Tolerance",
+    "compare_records",
+    "make_probe",
+    "open_oracle",
+    "record_backend",
     "revealing_config",
     "revealing_fill",
     "revealing_tensor",
     "revealing_weights",
+    "run_parity",
+    "tolerance_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A name from its module, imported when it is asked for.
+
+    `python -m gptj.parity.record` imports this package first, and must not find the module already there.
+    """
+    room = _ROOM_OF.get(name)
+    if room is None:
+        raise AttributeError(f"module 'gptj.parity' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gptj.parity.{room}"), name)
