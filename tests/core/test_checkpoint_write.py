@@ -71,7 +71,17 @@ def test_the_index_names_the_shard_of_every_tensor_and_the_sum(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "layout",
-    ["fortran", "transposed view", "strided", "reversed", "broadcast", "big-endian", "read-only", "unaligned", "subclass"],
+    [
+        "fortran",
+        "transposed view",
+        "strided",
+        "reversed",
+        "broadcast",
+        "big-endian",
+        "read-only",
+        "unaligned",
+        "subclass",
+    ],
 )
 def test_any_memory_layout_is_written_right(tmp_path: Path, layout: str, block_bytes: int) -> None:
     def lay_out(values: np.ndarray) -> np.ndarray:
@@ -415,7 +425,14 @@ def test_a_checkpoint_can_be_rewritten_in_place_from_itself(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "name",
-    ["with space", "-rf", "new\nline", "emoji \U0001f600", "x" * 255, b"not utf-8 \xff\xfe".decode("utf-8", "surrogateescape")],
+    [
+        "with space",
+        "-rf",
+        "new\nline",
+        "emoji \U0001f600",
+        "x" * 255,
+        b"not utf-8 \xff\xfe".decode("utf-8", "surrogateescape"),
+    ],
 )
 def test_any_name_that_the_file_system_takes_is_written_and_read(tmp_path: Path, name: str) -> None:
     directory = write_sample(tmp_path / name)
