@@ -112,9 +112,13 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what 
 @click.option("--config", type=PathArgument, help="The training config (JSON) of a TPU checkpoint.")
 @click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the written tensors. [default: as in SRC]")
 @overwrite_option
-@click.option("--max-shard-gb", type=click.FloatRange(min=0.001), default=5.0, show_default=True, help="Size of a weights file.")
+@click.option(
+    "--max-shard-gb", type=click.FloatRange(min=0.001), default=5.0, show_default=True, help="Size of a weights file."
+)
 @json_option
-def convert(src: Path, dst: Path, config: Path | None, dtype: str | None, overwrite: bool, max_shard_gb: float, as_json: bool) -> None:
+def convert(
+    src: Path, dst: Path, config: Path | None, dtype: str | None, overwrite: bool, max_shard_gb: float, as_json: bool
+) -> None:
     """Convert SRC, a TPU checkpoint or a foreign folder, into the folder DST.
 
     SRC is a step folder (step_383500), or the folder above it, whose newest step is taken.
@@ -180,7 +184,9 @@ def verify(directory: Path, as_json: bool) -> None:
     if as_json:
         _print_json({"verified": str(directory), "files": len(manifest.files), "tensors": len(manifest.tensors)})
     else:
-        click.echo(f"{directory}: {len(manifest.tensors)} tensors, {len(manifest.files)} files, all as they were written")
+        click.echo(
+            f"{directory}: {len(manifest.tensors)} tensors, {len(manifest.files)} files, all as they were written"
+        )
 
 
 @gptj_command.command()
@@ -251,7 +257,9 @@ def _token_ids(text: str) -> list[int]:
 @gptj_command.command()
 @click.argument("directory", type=PathArgument, metavar="DIR")
 @click.option("--backends", help="Which, with commas between. [default: all that are installed]")
-@click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), default="float32", show_default=True, help="To compute in.")
+@click.option(
+    "--dtype", type=click.Choice(PARAMETER_DTYPES), default="float32", show_default=True, help="To compute in."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts and of the sampled text.")
 @json_option
 def parity(directory: Path, backends: str | None, dtype: str, seed: int, as_json: bool) -> None:
@@ -275,7 +283,9 @@ def parity(directory: Path, backends: str | None, dtype: str, seed: int, as_json
 @click.argument("directory", type=PathArgument, metavar="DIR")
 @click.option("--config", type=PathArgument, help="A config.json. [default: a tiny model with every size different]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random values.")
-@click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), default="float32", show_default=True, help="Of the tensors.")
+@click.option(
+    "--dtype", type=click.Choice(PARAMETER_DTYPES), default="float32", show_default=True, help="Of the tensors."
+)
 @overwrite_option
 def init(directory: Path, config: Path | None, seed: int, dtype: str, overwrite: bool) -> None:
     """Write DIR with random weights that reveal mistakes: no bias is zero, no scale is one."""

@@ -43,17 +43,74 @@ _LARGEST_POSITIONS = 2**24  # a rotary table of that length is already gigabytes
 # Keys that transformers writes into config.json without meaning for the forward pass of a GPT-J. They are
 # kept like any unknown key; they are listed so that none is taken for a misspelling of a field of ours.
 _TRANSFORMERS_KEYS = frozenset(
-    """architectures model_type transformers_version torch_dtype dtype tokenizer_class task_specific_params
-    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    gradient_checkpointing scale_attn_weights sep_token_id decoder_start_token_id is_decoder is_encoder_decoder
-    add_cross_attention cross_attention_hidden_size finetuning_task pruned_heads chunk_size_feed_forward
-    use_return_dict use_bfloat16 torchscript tie_encoder_decoder prefix name_or_path _name_or_path
-    forced_bos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens max_length min_length
-    do_sample num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
-    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
-    output_scores return_dict_in_generate remove_invalid_values exponential_decay_length_penalty early_stopping
-    layer_types rotary rotary_pct jax n_ctx _attn_implementation attn_implementation quantization_config
-    tf_legacy_loss vocab_size_padded use_parallel_residual""".split()
+    [
+        "architectures",
+        "model_type",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "tokenizer_class",
+        "task_specific_params",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+        "gradient_checkpointing",
+        "scale_attn_weights",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "is_decoder",
+        "is_encoder_decoder",
+        "add_cross_attention",
+        "cross_attention_hidden_size",
+        "finetuning_task",
+        "pruned_heads",
+        "chunk_size_feed_forward",
+        "use_return_dict",
+        "use_bfloat16",
+        "torchscript",
+        "tie_encoder_decoder",
+        "prefix",
+        "name_or_path",
+        "_name_or_path",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "max_length",
+        "min_length",
+        "do_sample",
+        "num_beams",
+        "num_beam_groups",
+        "diversity_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "repetition_penalty",
+        "length_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "num_return_sequences",
+        "output_scores",
+        "return_dict_in_generate",
+        "remove_invalid_values",
+        "exponential_decay_length_penalty",
+        "early_stopping",
+        "layer_types",
+        "rotary",
+        "rotary_pct",
+        "jax",
+        "n_ctx",
+        "_attn_implementation",
+        "attn_implementation",
+        "quantization_config",
+        "tf_legacy_loss",
+        "vocab_size_padded",
+        "use_parallel_residual",
+    ]
 )
 
 
@@ -134,9 +191,7 @@ class GPTJConfig:
         self._require(
             self.n_positions <= _LARGEST_POSITIONS, "n_positions", f"at most {_LARGEST_POSITIONS}", self.n_positions
         )
-        self._require(
-            self.n_embd % self.n_head == 0, "n_embd", f"a multiple of n_head = {self.n_head}", self.n_embd
-        )
+        self._require(self.n_embd % self.n_head == 0, "n_embd", f"a multiple of n_head = {self.n_head}", self.n_embd)
         self._require(
             self.rotary_width % 2 == 0,
             "rotary_dim",
@@ -188,7 +243,9 @@ class GPTJConfig:
         """Derive num_labels, id2label and label2id from whichever of them was given."""
         names, ids, count = self.id2label, self.label2id, self.num_labels
         for field, value in (("id2label", names), ("label2id", ids)):
-            self._require(value is None or (isinstance(value, Mapping) and value), field, "null or a filled object", value)
+            self._require(
+                value is None or (isinstance(value, Mapping) and value), field, "null or a filled object", value
+            )
         if names is not None:
             try:
                 names = {int(key): str(name) for key, name in names.items()}
@@ -310,11 +367,14 @@ class GPTJConfig:
                 "another kind of model", where="model_type", expected='"gptj"', found=shown(json.dumps(model_type))
             )
         if "auto_map" in members:
-            raise ConfigError("asks for code from the model's folder", where="auto_map", hint="gptj never runs such code")
+            raise ConfigError(
+                "asks for code from the model's folder", where="auto_map", hint="gptj never runs such code"
+            )
         architectures = members.get("architectures")
         if architectures is not None:
             known = isinstance(architectures, list) and all(
-                isinstance(a, str) and a.removeprefix("TF").removeprefix("Flax").startswith("GPTJ") for a in architectures
+                isinstance(a, str) and a.removeprefix("TF").removeprefix("Flax").startswith("GPTJ")
+                for a in architectures
             )
             if not known:
                 raise ConfigError(

@@ -106,15 +106,19 @@ def check_length(config: GPTJConfig, past: int, length: int) -> None:
 
 
 def check_attention_mask(mask: Any, batch: int, lengths: tuple[int, ...]) -> NDArray[Any]:
-    """`mask` as 0 and 1, (b, s) with s one of `lengths`: 1 In, 0 Out. A row of zeros is allowed: it attends to nothing."""
+    """`mask` as 0 and 1, (b, s) with s one of `lengths`: 1 In, 0 Out. A row of zeros attends to nothing."""
     array = np.asarray(mask)
     if array.dtype.kind not in "iub":
-        raise InputError("neither whole numbers nor bools", where="attention_mask", expected="0 and 1", found=str(array.dtype))
+        raise InputError(
+            "neither whole numbers nor bools", where="attention_mask", expected="0 and 1", found=str(array.dtype)
+        )
     if array.ndim != 2 or array.shape[0] != batch or array.shape[1] not in lengths:
         expected = " or ".join(str((batch, s)) for s in dict.fromkeys(lengths))
         raise InputError("of another shape", where="attention_mask", expected=expected, found=array.shape)
     if array.dtype.kind != "b":
-        _refuse_first((array != 0) & (array != 1), array, where="attention_mask", problem="not a mask", expected="0 or 1")
+        _refuse_first(
+            (array != 0) & (array != 1), array, where="attention_mask", problem="not a mask", expected="0 or 1"
+        )
     return array
 
 
@@ -191,7 +195,9 @@ def check_class_labels(
 def check_both_ends(start_positions: Any, end_positions: Any) -> None:
     """Refuse one of start_positions and end_positions without the other."""
     if (start_positions is None) != (end_positions is None):
-        given, lacking = ("start_positions", "end_positions") if end_positions is None else ("end_positions", "start_positions")
+        given, lacking = (
+            ("start_positions", "end_positions") if end_positions is None else ("end_positions", "start_positions")
+        )
         raise InputError(f"given without {lacking}", where=given, hint="Give both for a loss, or neither")
 
 
@@ -282,7 +288,9 @@ def check_call(
     seen = int(seen)
     if past is not None:
         if past.keys[0].shape[0] != batch:
-            raise InputError("a cache of another batch", where="past_key_values", expected=batch, found=past.keys[0].shape[0])
+            raise InputError(
+                "a cache of another batch", where="past_key_values", expected=batch, found=past.keys[0].shape[0]
+            )
         if past.fixed:
             check_cache_room(seen, length, past.capacity)
     if position_ids is None:

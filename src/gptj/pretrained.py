@@ -118,7 +118,7 @@ def prepare(
     fresh = [*plan.missing, *(row.name for row in plan.mismatched)]
     if fresh:
         warnings.warn(
-            f"{path}: {HEADS[head]} starts {', '.join(fresh)} from random values, since the weights there have none that fit",
+            f"{path}: {HEADS[head]} starts {', '.join(fresh)} from random values: the weights there have none that fit",
             FreshWeightsWarning,
             stacklevel=3,
         )

@@ -89,7 +89,7 @@ def test_a_full_cache_is_an_error_that_says_so(wing, revealing):
 
 @pytest.mark.parametrize("sizes", [(0, 4), (1, 0), (1, CONFIG.n_positions + 1)])
 def test_a_cache_of_no_use_is_refused(wing, revealing, sizes):
-    with pytest.raises(InputError, match="batch_size|max_length"):
+    with pytest.raises(InputError, match=r"batch_size|max_length"):
         revealing().init_cache(*sizes)
 
 

@@ -34,7 +34,8 @@ def test_a_padded_prompt_gives_what_it_gives_alone(wing, revealing):
 def test_uncached_equals_cached(wing, revealing, options):
     settings = {"max_new_tokens": NEW, "attention_mask": MASK, "seed": 5, **options}
     assert (
-        tokens(wing, revealing(), **settings).tolist() == tokens(wing, revealing(), use_cache=False, **settings).tolist()
+        tokens(wing, revealing(), **settings).tolist()
+        == tokens(wing, revealing(), use_cache=False, **settings).tolist()
     )
 
 

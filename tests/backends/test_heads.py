@@ -90,7 +90,11 @@ WRONG = {
     "too few labels": (SC, {"labels": [0, 1]}, "labels: of another shape"),
     "a start without an end": (QA, {"start_positions": [0, 1, 2, 3]}, "given without end_positions"),
     "too few starts": (QA, {"start_positions": [0], "end_positions": [0, 1, 2, 3]}, "start_positions: of another"),
-    "starts of floats": (QA, {"start_positions": np.ones(4), "end_positions": [0, 1, 2, 3]}, "start_positions: not whole"),
+    "starts of floats": (
+        QA,
+        {"start_positions": np.ones(4), "end_positions": [0, 1, 2, 3]},
+        "start_positions: not whole",
+    ),
 }
 
 

@@ -62,7 +62,9 @@ def test_positions_default_to_counting_from_the_left(wing, revealing, oracle, dt
 def test_a_shift_of_all_positions_changes_nothing(wing, revealing, dtype):
     near, far = (
         wing.numpy(
-            wing.call(revealing(dtype=dtype), BATCH.input_ids, attention_mask=BATCH.attention_mask, position_ids=p).logits
+            wing.call(
+                revealing(dtype=dtype), BATCH.input_ids, attention_mask=BATCH.attention_mask, position_ids=p
+            ).logits
         )
         for p in (BATCH.position_ids - FAR, BATCH.position_ids)
     )

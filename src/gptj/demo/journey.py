@@ -38,8 +38,8 @@ def _convert(folder: Path, console: Console) -> Path:
     console.print("[bold]A checkpoint that mesh-transformer-jax trained and wrote[/]")
     facts = describe(ORIGINAL / "step_120", config=ORIGINAL / "training.json")
     console.print(
-        f"  {facts.format}: {facts.shards} shards, {facts.layers} layers, width {facts.width}, vocabulary {facts.vocab}, "
-        f"{facts.dtype}, {facts.parameters:,} parameters"
+        f"  {facts.format}: {facts.shards} shards, {facts.layers} layers, width {facts.width}, "
+        f"vocabulary {facts.vocab}, {facts.dtype}, {facts.parameters:,} parameters"
     )
     with _timed(console, "converted to one safetensors folder, biases summed and kernels turned, in NumPy alone"):
         path = convert(ORIGINAL / "step_120", folder / "model", config=ORIGINAL / "training.json", dtype="float32")
@@ -58,7 +58,9 @@ def _compare(path: Path, backends: Sequence[str], records: Path, console: Consol
     console.print(_table(rows))
     agree = all(row.holds for row in rows) and report.passed
     if agree:
-        console.print(f"[green]All agree[/]: every difference is below {FLOAT32_ABSOLUTE:.0e}, every token is the same.")
+        console.print(
+            f"[green]All agree[/]: every difference is below {FLOAT32_ABSOLUTE:.0e}, every token is the same."
+        )
     else:
         console.print("[bold red]They disagree.[/]")
         console.print(report.table())
@@ -78,7 +80,9 @@ class _Row:
 
     @property
     def holds(self) -> bool:
-        return max(self.from_original, self.from_oracle, self.from_others) <= FLOAT32_ABSOLUTE and self.same == self.tokens
+        return (
+            max(self.from_original, self.from_oracle, self.from_others) <= FLOAT32_ABSOLUTE and self.same == self.tokens
+        )
 
 
 def _row(name: str, record: Record, reference: dict[str, NDArray[Any]], report: ParityReport) -> _Row:
@@ -96,7 +100,13 @@ def _row(name: str, record: Record, reference: dict[str, NDArray[Any]], report: 
 
 def _table(rows: Sequence[_Row]) -> Table:
     table = Table(title="largest difference of any logit, float32", title_justify="left")
-    for heading in ("", "from the original TPU code", "from the float64 oracle", "from each other", "the original's tokens"):
+    for heading in (
+        "",
+        "from the original TPU code",
+        "from the float64 oracle",
+        "from each other",
+        "the original's tokens",
+    ):
         table.add_column(heading, justify="right" if heading else "left")
     for row in rows:
         others = f"{row.from_others:.1e}" if len(rows) > 1 else "-"

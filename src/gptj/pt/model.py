@@ -239,7 +239,9 @@ class GPTJModel(PretrainedModel):
     ) -> None:
         super().__init__(config)
         if attn_implementation not in ("eager", "sdpa"):
-            raise InputError("no such attention", where="attn_implementation", expected="eager or sdpa", found=attn_implementation)
+            raise InputError(
+                "no such attention", where="attn_implementation", expected="eager or sdpa", found=attn_implementation
+            )
         with empty_parameters():
             self.wte = nn.Embedding(config.vocab_size, config.n_embd)
             self.drop = nn.Dropout(config.embd_pdrop)
