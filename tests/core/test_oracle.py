@@ -245,8 +245,8 @@ class TestLosses:
     def test_the_label_before_the_shift_is_that_of_the_next_position(self):
         assert causal_lm_loss(self.logits, [[-100, 1, 2]]) == pytest.approx(-(math.log(0.25) + math.log(0.7)) / 2)
 
-    def test_nothing_counted_is_nan(self):
-        assert math.isnan(causal_lm_loss(self.logits, [[0, -100, -100]]))
+    def test_where_nothing_is_counted_nothing_is_lost(self):
+        assert causal_lm_loss(self.logits, [[0, -100, -100]]) == 0
 
     def test_huge_logits_overflow_nothing(self):
         assert token_losses(np.array([[1e4, -1e4]]), [0]).tolist() == [0.0]

@@ -1,0 +1,146 @@
+"""The probe: what every backend is asked, the same arrays for all, made once and handed to each as a file.
+
+The batch has a whole row, one padded left, one padded right and one with a hole within, so that a mask that leaks
+shows; its positions exist near 0 and far out, so that a rotary table that is kept in 16 bits shows; and the prompts
+to continue are padded left, as a server pads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.config import GPTJConfig
+from gptj.errors import FormatError, InputError, MissingFileError
+from gptj.inputs import IGNORED_LABEL, check_attention_mask, check_ids, check_labels, check_positions
+from gptj.parity.oracle import positions_of_mask
+
+__all__ = ["Probe", "make_probe"]
+
+Ids = NDArray[np.int64]
+
+BATCH_TOKENS = 24
+NEW_TOKENS = 12
+PREFILL_SHARE = 2 / 3
+FAR_POSITION = 1_900
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe:
+    """The questions.
+
+    Attributes:
+        input_ids, attention_mask, position_ids, labels: a batch, each int64 (b, t).
+        far_position_ids: the batch's positions, all shifted by the same number: the answers must not change.
+        prompt_ids, prompt_mask: int64 (rows, n), padded left: what is to be continued.
+        new_tokens: by how many.
+        prefill: how many of the batch's t tokens are computed at once before the rest are stepped, one at a time.
+        seed: of the sampled continuation.
+    """
+
+    input_ids: Ids
+    attention_mask: Ids
+    position_ids: Ids
+    far_position_ids: Ids
+    labels: Ids
+    prompt_ids: Ids
+    prompt_mask: Ids
+    new_tokens: int
+    prefill: int
+    seed: int
+
+    def check(self, config: GPTJConfig) -> None:
+        """Make sure that a model of this config can be asked.
+
+        Raises:
+            InputError: naming the array, the value and the rule.
+        """
+        shape = b, t = check_ids(config, self.input_ids).shape
+        check_attention_mask(self.attention_mask, b, (t,))
+        check_positions(config, self.position_ids, b, t)
+        check_positions(config, self.far_position_ids, b, t)
+        check_labels(self.labels, (shape[0], shape[1]), config.vocab_size)
+        rows, n = check_ids(config, self.prompt_ids, where="prompt_ids").shape
+        check_attention_mask(self.prompt_mask, rows, (n,))
+        if not 1 <= self.prefill < t:
+            raise InputError("leaves nothing to step", where="prefill", expected=f"1 to {t - 1}", found=self.prefill)
+        if self.new_tokens < 1 or n + self.new_tokens > config.n_positions:
+            raise InputError(
+                "does not fit behind the prompt",
+                where="new_tokens",
+                expected=f"1 to {config.n_positions - n}",
+                found=self.new_tokens,
+            )
+
+    def as_arrays(self) -> dict[str, NDArray[np.int64]]:
+        """Every field as an int64 array by name."""
+        return {
+            field.name: np.asarray(getattr(self, field.name), np.int64).copy() for field in dataclasses.fields(self)
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npz that `load` reads."""
+        with open(path, "wb") as file:  # noqa: PTH123 - a path given to savez would get its ending changed
+            np.savez(file, allow_pickle=False, **self.as_arrays())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Probe:
+        """The probe in the .npz at `path`.
+
+        Raises:
+            MissingFileError, FormatError: there is none, or it is something else.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name].astype(np.int64) for name in names}
+        except FileNotFoundError:
+            raise MissingFileError("no such file", file=path) from None
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile, AttributeError, EOFError) as error:
+            raise FormatError(f"not a probe: {error}", file=path, expected=", ".join(names)) from None
+        return cls.of(arrays)
+
+    @classmethod
+    def of(cls, arrays: dict[str, NDArray[np.int64]]) -> Probe:
+        """The probe of `as_arrays`."""
+        scalars = ("new_tokens", "prefill", "seed")
+        return cls(**{name: int(value) if name in scalars else value for name, value in arrays.items()})  # type: ignore[arg-type]
+
+
+def make_probe(config: GPTJConfig, *, seed: int = 0) -> Probe:
+    """A probe for a model of this config: random tokens, four rows of 24 and two prompts, or shorter ones that fit.
+
+    Raises:
+        InputError: the model has fewer than 8 positions or 2 tokens.
+    """
+    if config.n_positions < 8 or config.vocab_size < 2:
+        raise InputError("too small a model to ask anything", expected="8 positions and 2 tokens at least")
+    t = min(BATCH_TOKENS, config.n_positions)
+    random = np.random.Generator(np.random.Philox(seed))
+    ids = random.integers(0, config.vocab_size, (4, t))
+    mask = np.ones((4, t), np.int64)
+    mask[1, : t // 5 + 1] = 0
+    mask[2, -(t // 4) :] = 0
+    mask[3, t // 3 : t // 3 + 2] = 0
+    positions = positions_of_mask(mask)
+    shift = min(FAR_POSITION, config.n_positions - 1 - int(positions.max()))
+
+    n = min(t // 2, config.n_positions // 2)
+    prompt_mask = np.ones((2, n), np.int64)
+    prompt_mask[1, : n // 3] = 0
+    return Probe(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        far_position_ids=positions + shift,
+        labels=np.where(mask == 1, ids, IGNORED_LABEL),
+        prompt_ids=random.integers(0, config.vocab_size, (2, n)),
+        prompt_mask=prompt_mask,
+        new_tokens=min(NEW_TOKENS, config.n_positions - n),
+        prefill=max(1, int(t * PREFILL_SHARE)),
+        seed=seed,
+    )

@@ -1,0 +1,176 @@
+"""The whole proof: one process a backend, then the judgement.
+
+A backend's process gets the same Python and an environment of its own: quiet, threads that do not spin, no 16-bit or
+TF32 matrix products behind the back, and 64-bit numbers in JAX where they are asked for. The variables are set for
+the child alone, and a variable that the caller had set stays.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from gptj.backends import BACKENDS, choose_backend, installed_backends
+from gptj.checkpoint import open_checkpoint, plan_load
+from gptj.dtypes import dtype_name
+from gptj.errors import BackendError, GPTJError, InputError, SchemaError
+from gptj.parity.compare import ParityReport, compare_records
+from gptj.parity.oracle import Oracle
+from gptj.parity.probe import Probe, make_probe
+from gptj.parity.record import Record
+
+__all__ = ["BackendProcessError", "child_environment", "open_oracle", "record_in_process", "run_parity"]
+
+PROCESS_TIMEOUT_S = 3600.0
+
+
+class BackendProcessError(GPTJError, RuntimeError):
+    """A backend's own process ended without a record."""
+
+
+def run_parity(
+    directory: str | os.PathLike[str],
+    backends: Sequence[str] | None = None,
+    *,
+    dtype: str = "float32",
+    probe: Probe | None = None,
+    seed: int = 0,
+    keep: str | os.PathLike[str] | None = None,
+    timeout_s: float = PROCESS_TIMEOUT_S,
+    progress: Callable[[str], None] | None = None,
+) -> ParityReport:
+    """What the backends answer on one checkpoint, and whether they agree with the oracle and with each other.
+
+    Args:
+        directory: the checkpoint, of a causal language model.
+        backends: their names; None is all that are installed.
+        dtype: what the weights are loaded as, in the backends and, rounded the same, in the oracle.
+        probe: what to ask; None makes one of `seed`.
+        keep: a folder for the probe and the records, one folder a backend; None keeps nothing.
+        timeout_s: how long one backend's process may take.
+        progress: told the name of each backend before it starts, and "oracle".
+
+    Raises:
+        BackendError: a backend is unknown or not installed, or none is. Nothing has been run.
+        BackendProcessError: a backend's process failed; the message holds its last words.
+        GPTJError: the checkpoint or the probe breaks a rule.
+    """
+    names = _settle_backends(backends)
+    dtype = dtype_name(dtype)
+    oracle = open_oracle(directory, dtype=dtype)
+    probe = make_probe(oracle.config, seed=seed) if probe is None else probe
+    probe.check(oracle.config)
+    with _folder(keep) as folder:
+        probe.save(folder / "probe.npz")
+        records = []
+        for name in names:
+            if progress is not None:
+                progress(name)
+            records.append(
+                record_in_process(
+                    directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name, timeout_s=timeout_s
+                )
+            )
+    if progress is not None:
+        progress("oracle")
+    return compare_records(records, oracle, checkpoint=os.fspath(directory))
+
+
+def record_in_process(
+    directory: str | os.PathLike[str],
+    backend: str,
+    *,
+    dtype: str,
+    probe: Path,
+    out: Path,
+    timeout_s: float = PROCESS_TIMEOUT_S,
+) -> Record:
+    """The record that a new Python process makes of one backend and leaves in `out`.
+
+    Raises:
+        BackendProcessError: the process failed, was ended by a signal, or took longer than `timeout_s`.
+    """
+    # -P keeps the current folder out of sys.path, where a folder called `flax` would be imported as Flax.
+    command = [sys.executable, "-P", "-m", "gptj.parity.record", os.fspath(directory)]
+    command += ["--backend", backend, "--dtype", dtype, "--probe", os.fspath(probe), "--out", os.fspath(out)]
+    try:
+        done = subprocess.run(
+            command,
+            env=child_environment(dtype),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        raise BackendProcessError(
+            "the backend's process took too long", where=backend, expected=f"at most {timeout_s:g} s"
+        ) from None
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
+        raise BackendProcessError(
+            f"the backend's process failed with {ended}: {lines[-1] if lines else 'it said nothing'}", where=backend
+        )
+    return Record.load(out)
+
+
+def child_environment(dtype: str) -> dict[str, str]:
+    """The environment of a backend's process: the caller's, and what it left unsaid."""
+    defaults = {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KERAS_BACKEND": "tensorflow",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "NVIDIA_TF32_OVERRIDE": "0",
+    }
+    environment = defaults | os.environ
+    if dtype == "float64":
+        environment["JAX_ENABLE_X64"] = "1"
+    return environment
+
+
+def open_oracle(directory: str | os.PathLike[str], *, dtype: str = "float64") -> Oracle:
+    """The float64 oracle of a checkpoint, its weights rounded to `dtype` as a backend's are when it loads them.
+
+    Raises:
+        SchemaError: the checkpoint is no whole causal language model.
+        GPTJError: it cannot be opened.
+    """
+    checkpoint = open_checkpoint(directory)
+    plan = plan_load(checkpoint, checkpoint.config, "causal_lm")
+    if plan.missing:
+        raise SchemaError("not a whole causal language model", file=directory, found=f"no {', '.join(plan.missing)}")
+    return Oracle(checkpoint.config, lambda name: checkpoint.read(plan.tensors[name].name, dtype))
+
+
+def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
+    """The names, each known, installed and there once."""
+    if isinstance(backends, str):
+        backends = [backends]
+    names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
+    if not names:
+        hint = 'Install one: pip install "gptj[pt]", "gptj[tf]" or "gptj[flax]"'
+        raise BackendError("no framework is installed", where="backends", expected=", ".join(BACKENDS), hint=hint)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError("named twice", where="backends", found=", ".join(twice))
+    return names
+
+
+@contextmanager
+def _folder(keep: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """`keep`, made if it is missing, or a temporary folder that goes away."""
+    if keep is not None:
+        Path(keep).mkdir(parents=True, exist_ok=True)
+        yield Path(keep)
+        return
+    with tempfile.TemporaryDirectory(prefix="gptj-parity-") as folder:
+        yield Path(folder)

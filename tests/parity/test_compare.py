@@ -1,0 +1,367 @@
+"""The judgement: right answers pass, each kind of wrong one fails and is named, and where it began is found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from mutants import (
+    MUTANTS,
+    MaskedRowAttendsEvenly,
+    RotarySign,
+    SerialResidual,
+    StepPositionOffByOne,
+)
+from oracle_record import oracle_record
+from rich.console import Console
+
+from gptj.errors import FormatError, InputError, MissingFileError, ParityError
+from gptj.parity.compare import ParityReport, compare_records
+from gptj.parity.oracle import Oracle
+from gptj.parity.probe import Probe, make_probe
+from gptj.parity.record import ANSWERS, Record
+from gptj.parity.revealing import revealing_config, revealing_weights
+from gptj.parity.tolerance import FLOAT32_ABSOLUTE, tolerance_of
+
+CONFIG = revealing_config()
+WEIGHTS = revealing_weights(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Oracle(CONFIG, WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def probe() -> Probe:
+    return make_probe(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def right(probe: Probe) -> Record:
+    """What float32 answers without a mistake."""
+    return oracle_record(Oracle(CONFIG, WEIGHTS, dtype="float32"), probe)
+
+
+def with_answer(record: Record, name: str, value: np.ndarray, *, backend: str | None = None) -> Record:
+    return dataclasses.replace(
+        record, backend=backend or record.backend, answers={**record.answers, name: np.asarray(value)}
+    )
+
+
+def failed(report: ParityReport) -> set[str]:
+    return {measure.what for measure in report.failures}
+
+
+class TestWhatPasses:
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_an_oracle_that_is_right_in_its_dtype(self, oracle, probe, dtype):
+        record = oracle_record(Oracle(CONFIG, WEIGHTS, dtype=dtype), probe)
+        report = compare_records([record], oracle)
+        assert report.passed and not report.divergences
+        report.raise_if_failed()
+
+    def test_float32_does_not_pass_for_float64(self, oracle, probe):
+        record = oracle_record(Oracle(CONFIG, WEIGHTS, dtype="float32"), probe, dtype="float64")
+        assert "logits" in failed(compare_records([record], oracle))
+
+    def test_everything_is_measured_against_the_oracle_and_each_other(self, oracle, right):
+        other = dataclasses.replace(right, backend="flax")
+        report = compare_records([right, other], oracle)
+        pairs = {(m.backend, m.against) for m in report.measures}
+        assert pairs == {("pt", "oracle"), ("flax", "oracle"), ("pt", "flax")}
+        assert {m.what for m in report.measures if m.backend == "flax"} == {
+            "logits",
+            "logits at far positions",
+            "logits without a mask",
+            "logits over the cache",
+            "loss",
+            "loss of each token",
+            "every layer",
+            "greedy tokens",
+            "sampled tokens",
+        }
+
+    def test_a_row_that_ended_with_eos_is_not_judged_further(self, probe, right):
+        start = probe.prompt_ids.shape[1]
+        greedy, sampled = right.answers["greedy"].copy(), right.answers["sampled"].copy()
+        ended = CONFIG.replace(eos_token_id=[int(greedy[0, start]), int(greedy[1, start])])
+        greedy = greedy[:, : start + 1]  # both rows chose an end at once, so generation stopped
+        record = with_answer(with_answer(right, "greedy", greedy), "sampled", sampled)
+        assert "greedy tokens" not in failed(compare_records([record], Oracle(ended, WEIGHTS)))
+
+
+class TestWhatFails:
+    @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.n_layer == 3], ids=lambda mutant: mutant.name)
+    def test_every_planted_mistake(self, oracle, probe, mutant):
+        wrong = mutant.plant(CONFIG, WEIGHTS)
+        far = wrong.forward(probe.input_ids, probe.attention_mask, probe.far_position_ids).logits
+        batch = wrong.forward(probe.input_ids, probe.attention_mask, probe.position_ids).logits
+        expected = oracle.forward(probe.input_ids, probe.attention_mask, probe.position_ids).logits
+        assert max(np.abs(far - expected).max(), np.abs(batch - expected).max()) > 10 * FLOAT32_ABSOLUTE
+
+    @pytest.mark.parametrize("answer", sorted(set(ANSWERS) - {"greedy", "sampled"}))
+    def test_each_answer_is_looked_at(self, oracle, right, answer):
+        value = right.answers[answer].copy()
+        value[(..., *[-1] * value.ndim)] += 1e-3
+        assert not compare_records([with_answer(right, answer, value)], oracle).passed
+
+    @pytest.mark.parametrize("answer", ["logits", "cached_logits", "hidden_states", "attentions", "loss"])
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_a_value_that_is_not_finite_is_never_close(self, oracle, right, answer, value):
+        broken = right.answers[answer].copy()
+        broken[(..., *[0] * broken.ndim)] = value
+        report = compare_records([with_answer(right, answer, broken)], oracle)
+        assert not report.passed
+        json.loads(report.to_json())  # which knows no NaN
+
+    @pytest.mark.parametrize("answer", sorted(set(ANSWERS) - {"loss"}))
+    def test_another_shape_is_a_failure_that_says_both_shapes(self, oracle, right, answer):
+        report = compare_records([with_answer(right, answer, right.answers[answer][:1])], oracle)
+        assert not report.passed
+        if answer not in ("hidden_states", "attentions"):
+            assert any(m.where.startswith("shape (1, ") and "expected (" in m.where for m in report.failures)
+
+    def test_another_backend_that_is_off_while_both_are_near_the_oracle(self, oracle, right):
+        limit = FLOAT32_ABSOLUTE
+        expected = oracle.forward(right.probe.input_ids, right.probe.attention_mask, right.probe.position_ids).logits
+        above, below = (
+            with_answer(right, "logits", expected + s * 0.7 * limit, backend=b) for s, b in ((1, "tf"), (-1, "flax"))
+        )
+        report = compare_records([above, below], oracle)
+        assert [(m.backend, m.against, m.what) for m in report.failures] == [("tf", "flax", "logits")]
+
+    def test_the_place_of_the_largest_difference_is_named(self, oracle, right):
+        logits = right.answers["logits"].copy()
+        logits[1, 20, 7] += 0.5
+        logits[1, 0, 3] -= 0.25
+        first = compare_records([with_answer(right, "logits", logits)], oracle).failures[0]
+        assert (first.what, first.where, round(first.difference, 3)) == ("logits", "row 1, token 20, vocabulary 7", 0.5)
+
+    def test_a_place_in_the_padding_is_called_that(self, oracle, right):
+        logits = right.answers["logits"].copy()
+        logits[1, 0, 3] -= 0.25
+        first = compare_records([with_answer(right, "logits", logits)], oracle).failures[0]
+        assert first.where == "row 1, token 0, vocabulary 3 (padding)"
+
+    def test_a_step_over_the_cache_whose_position_is_off_by_one(self, oracle, probe, right):
+        cached = StepPositionOffByOne(CONFIG, WEIGHTS).forward(
+            probe.input_ids, probe.attention_mask, probe.position_ids
+        )
+        report = compare_records([with_answer(right, "cached_logits", cached.logits)], oracle)
+        assert failed(report) == {"logits over the cache"}
+
+
+class TestChosenTokens:
+    def changed(self, record: Record, answer: str, row: int, step: int, token: int) -> Record:
+        ids = record.answers[answer].copy()
+        ids[row, record.probe.prompt_ids.shape[1] + step] = token
+        return with_answer(record, answer, ids)
+
+    @pytest.mark.parametrize("answer", ["greedy", "sampled"])
+    def test_a_wrong_token_is_found_with_its_row_and_step(self, oracle, right, answer):
+        start = right.probe.prompt_ids.shape[1]
+        logits = oracle.forward(right.answers[answer][:, : start + 11]).logits[1, -1]
+        worst = int(logits.argmin())
+        report = compare_records([self.changed(right, answer, 1, 11, worst)], oracle)
+        assert failed(report) == {f"{answer} tokens"}
+        assert report.failures[0].where == "row 1, step 11"
+
+    @pytest.mark.parametrize("answer", ["greedy", "sampled"])
+    def test_either_of_two_tokens_that_tie_is_right(self, probe, answer):
+        """Two tokens with the same row in the head tie exactly: choosing the other one is right too."""
+        one_step = Probe.of(probe.as_arrays() | {"new_tokens": np.asarray(1)})
+        start = probe.prompt_ids.shape[1]
+        chosen = int(oracle_record(Oracle(CONFIG, WEIGHTS), one_step).answers[answer][0, start])
+        twin = (chosen + 1) % CONFIG.vocab_size
+        weights = {name: value.copy() for name, value in WEIGHTS.items()}
+        for name in ("lm_head.weight", "lm_head.bias"):
+            weights[name][twin] = weights[name][chosen]
+        tied = Oracle(CONFIG, weights)
+        record = oracle_record(tied, one_step)
+        other = {chosen: twin, twin: chosen}[int(record.answers[answer][0, start])]
+        report = compare_records([self.changed(record, answer, 0, 0, other)], tied)
+        assert f"{answer} tokens" not in failed(report)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda ids, start: ids[:, :-1], "row 0 stops after 11 tokens"),
+            (lambda ids, start: np.where(np.arange(ids.shape[1]) == 0, 3, ids), "does not begin with the prompt"),
+            (lambda ids, start: np.where(np.arange(ids.shape[1]) == start, 999, ids), "a token that the vocabulary"),
+        ],
+    )
+    def test_a_broken_text_is_a_failure_with_a_reason(self, oracle, right, change, words):
+        start = right.probe.prompt_ids.shape[1]
+        report = compare_records([with_answer(right, "greedy", change(right.answers["greedy"], start))], oracle)
+        assert failed(report) == {"greedy tokens"} and words in report.failures[0].where
+
+    def test_shared_text_is_counted_and_not_judged(self, oracle, right):
+        start = right.probe.prompt_ids.shape[1]
+        ids = right.answers["sampled"].copy()
+        ids[0, start + 3 :] = 5
+        other = with_answer(right, "sampled", ids, backend="tf")
+        texts = {t.answer: (t.same, t.tokens) for t in compare_records([right, other], oracle).texts}
+        assert texts["greedy"] == (24, 24)
+        assert texts["sampled"] == (15, 24)
+
+
+class TestFirstDivergence:
+    @pytest.mark.parametrize(
+        ("mistaken", "stage"),
+        [
+            (RotarySign, "block 0, attention weights"),
+            (SerialResidual, "block 0"),
+            (MaskedRowAttendsEvenly, "block 0, attention weights"),
+        ],
+    )
+    def test_a_mistake_of_every_block_begins_at_the_first(self, oracle, probe, mistaken, stage):
+        report = compare_records([oracle_record(mistaken(CONFIG, WEIGHTS), probe, dtype="float32")], oracle)
+        assert [d.stage for d in report.divergences] == [stage]
+
+    @pytest.mark.parametrize(
+        ("tensor", "stage"),
+        [
+            ("transformer.wte.weight", "embedding"),
+            ("transformer.h.1.attn.q_proj.weight", "block 1, attention weights"),
+            ("transformer.h.1.attn.v_proj.weight", "block 1"),
+            ("transformer.h.1.mlp.fc_out.bias", "block 1"),
+            ("transformer.h.2.mlp.fc_in.bias", "block 2 and ln_f"),
+            ("transformer.ln_f.bias", "block 2 and ln_f"),
+            ("lm_head.bias", "lm_head"),
+        ],
+    )
+    def test_a_wrong_tensor_is_found_at_its_stage(self, oracle, probe, tensor, stage):
+        wrong = Oracle(CONFIG, WEIGHTS | {tensor: WEIGHTS[tensor] * 1.01})
+        report = compare_records([oracle_record(wrong, probe, dtype="float32")], oracle)
+        assert [(d.backend, d.stage) for d in report.divergences] == [("pt", stage)]
+
+    def test_a_record_of_too_few_layers_diverges_where_they_end(self, oracle, right):
+        short = with_answer(right, "hidden_states", right.answers["hidden_states"][:2])
+        assert compare_records([short], oracle).divergences[0].stage == "block 1"
+
+
+class TestTheReport:
+    @pytest.fixture
+    def report(self, oracle, right):
+        logits = right.answers["logits"].copy()
+        logits[0, 1, 2] = np.inf
+        return compare_records([with_answer(right, "logits", logits)], oracle, checkpoint="model")
+
+    def test_a_failure_is_raised_when_asked_with_its_facts(self, report):
+        with pytest.raises(
+            ParityError,
+            match=r"model: pt and oracle disagree on logits at row 0, token 1, vocabulary 2 .*"
+            r"at most 2e-05 in float32, found inf.*pt first leaves the oracle at lm_head",
+        ):
+            report.raise_if_failed()
+
+    def test_json_tells_the_same(self, report):
+        facts = json.loads(report.to_json())
+        assert facts["passed"] is False and facts["dtype"] == "float32" and facts["backends"] == ["pt"]
+        assert facts["measures"][0]["difference"] == "inf" and facts["measures"][0]["holds"] is False
+        assert facts["divergences"][0]["stage"] == "lm_head"
+        assert facts["versions"]["pt"]["numpy"] == np.__version__
+
+    def test_the_table_has_a_row_a_measure_and_names_the_first_divergence(self, report):
+        console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+        with console.file:
+            console.print(report.table())
+        text = console.export_text()
+        assert "pt in float32: 3 of 9 disagree" in text and "first off at lm_head" in text
+
+    def test_what_is_asked_differs(self, oracle, right, probe):
+        other = dataclasses.replace(
+            right, backend="tf", probe=dataclasses.replace(probe, input_ids=(probe.input_ids + 1) % 200)
+        )
+        with pytest.raises(InputError, match="tf: input_ids: was asked something else"):
+            compare_records([right, other], oracle)
+
+    def test_dtypes_that_differ_are_refused(self, oracle, right):
+        other = dataclasses.replace(right, backend="tf", dtype="float64")
+        with pytest.raises(InputError, match=r"tf: records of different dtypes \(expected float32, found float64"):
+            compare_records([right, other], oracle)
+
+    def test_nothing_to_compare_is_refused(self, oracle):
+        with pytest.raises(InputError, match="at least one record"):
+            compare_records([], oracle)
+
+
+class TestRecordsOnDisk:
+    def test_a_record_comes_back_as_it_was(self, right, tmp_path):
+        right.save(tmp_path / "pt")
+        back = Record.load(tmp_path / "pt")
+        assert (back.backend, back.dtype, back.facts) == (right.backend, right.dtype, right.facts)
+        assert all(np.array_equal(back.answers[name], right.answers[name]) for name in ANSWERS)
+        asked = back.probe.as_arrays()
+        assert all(np.array_equal(value, asked[name]) for name, value in right.probe.as_arrays().items())
+
+    def test_a_missing_part_is_named(self, right, tmp_path):
+        dataclasses.replace(right, answers={k: v for k, v in right.answers.items() if k != "greedy"}).save(tmp_path)
+        with pytest.raises(FormatError, match=r"a part of the record is missing .*no greedy"):
+            Record.load(tmp_path)
+
+    def test_arrays_that_are_no_npz_are_named(self, right, tmp_path):
+        right.save(tmp_path)
+        (tmp_path / "record.npz").write_bytes(b"nonsense")
+        with pytest.raises(FormatError, match=r"record\.npz: not a record's arrays"):
+            Record.load(tmp_path)
+
+    def test_a_missing_record_is_named(self, tmp_path):
+        with pytest.raises(MissingFileError, match=r"record\.json: no such file"):
+            Record.load(tmp_path)
+
+
+class TestProbe:
+    def test_it_has_whole_rows_and_padding_on_every_side(self, probe):
+        assert probe.attention_mask[0].all()
+        assert probe.attention_mask[1, 0] == 0 and probe.attention_mask[2, -1] == 0
+        assert probe.attention_mask[3, 0] == 1 and 0 in probe.attention_mask[3, 1:-1]
+        assert (probe.far_position_ids - probe.position_ids == 1900).all()
+
+    def test_a_small_model_gets_one_that_fits(self):
+        config = revealing_config(n_positions=8, vocab_size=3)
+        small = make_probe(config)
+        small.check(config)
+        assert small.prompt_ids.shape[1] + small.new_tokens <= 8
+
+    def test_too_small_a_model_is_refused(self):
+        with pytest.raises(InputError, match="8 positions"):
+            make_probe(revealing_config(n_positions=7))
+
+    def test_seeds_ask_different_things(self, probe):
+        assert not np.array_equal(make_probe(CONFIG, seed=1).input_ids, probe.input_ids)
+
+    def test_a_probe_that_does_not_fit_the_model_is_refused(self, probe):
+        with pytest.raises(InputError, match="no such token"):
+            probe.check(revealing_config(vocab_size=8))
+        with pytest.raises(InputError, match=r"new_tokens: does not fit .*found 3000"):
+            dataclasses.replace(probe, new_tokens=3000).check(CONFIG)
+        with pytest.raises(InputError, match="prefill: leaves nothing to step"):
+            dataclasses.replace(probe, prefill=24).check(CONFIG)
+
+    def test_it_comes_back_from_a_file_and_another_file_is_refused(self, probe, tmp_path):
+        probe.save(tmp_path / "probe.npz")
+        assert np.array_equal(Probe.load(tmp_path / "probe.npz").labels, probe.labels)
+        np.savez(tmp_path / "other.npz", input_ids=probe.input_ids)
+        with pytest.raises(FormatError, match=r"other\.npz: not a probe"):
+            Probe.load(tmp_path / "other.npz")
+        with pytest.raises(MissingFileError, match="none"):
+            Probe.load(tmp_path / "none")
+
+
+class TestTolerances:
+    def test_larger_logits_are_allowed_more_and_smaller_ones_no_less(self):
+        single = tolerance_of("float32")
+        assert single.of_logits(0.1) == FLOAT32_ABSOLUTE
+        assert single.of_logits(50.0) == pytest.approx(10 * FLOAT32_ABSOLUTE)
+
+    def test_they_are_in_the_order_of_the_dtypes(self):
+        limits = [tolerance_of(dtype).of_logits(5.0) for dtype in ("float64", "float32", "float16", "bfloat16")]
+        assert limits == sorted(limits)
+
+    def test_another_dtype_has_none(self):
+        with pytest.raises(InputError, match=r"no tolerance .*int8"):
+            tolerance_of("int8")

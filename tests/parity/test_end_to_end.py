@@ -1,0 +1,59 @@
+"""The proof itself: the backends that are installed here, each in its own process, give the oracle's answers.
+
+Collected only where GPTJ_TEST_BACKENDS names backends; one that is named and not installed fails.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gptj.checkpoint import write_checkpoint
+from gptj.parity.record import Record
+from gptj.parity.revealing import revealing_config, revealing_fill, revealing_tensor
+from gptj.parity.run import open_oracle, run_parity
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_all_backends_agree_with_the_oracle_and_with_each_other(checkpoint, backend_names, dtype):
+    report = run_parity(checkpoint, backend_names, dtype=dtype)
+    report.raise_if_failed()
+    assert not report.divergences
+    if dtype in ("float64", "float32"):
+        assert all(text.same == text.tokens for text in report.texts)
+
+
+def test_another_model_agrees_too(backend_names, tmp_path):
+    """More layers than ten, the whole head rotating, exact GELU, a tied head, another epsilon, few positions."""
+    config = revealing_config(
+        n_layer=11,
+        rotary_dim=None,
+        activation_function="gelu",
+        tie_word_embeddings=True,
+        layer_norm_epsilon=1e-6,
+        n_positions=64,
+    )
+    directory = write_checkpoint(tmp_path / "model", config, revealing_fill(1))
+    run_parity(directory, backend_names, seed=1).raise_if_failed()
+
+
+def test_one_wrong_tensor_is_caught_and_its_block_named(checkpoint, backend_names, tmp_path):
+    """The proof can fail: the records of a checkpoint whose block 1 lost its fc_out bias, judged by the right one."""
+    from gptj.parity.compare import compare_records
+
+    def without_bias(spec):
+        value = revealing_tensor(spec)
+        return np.zeros_like(value) if spec.name == "transformer.h.1.mlp.fc_out.bias" else value
+
+    wrong = write_checkpoint(tmp_path / "wrong", revealing_config(), without_bias)
+    run_parity(wrong, backend_names[:1], keep=tmp_path / "kept").raise_if_failed()
+    record = Record.load(tmp_path / "kept" / backend_names[0])
+    report = compare_records([record], open_oracle(checkpoint))
+    assert not report.passed
+    assert [d.stage for d in report.divergences] == ["block 1"]
+
+
+def test_a_record_names_its_versions_and_environment(checkpoint, backend_names, tmp_path):
+    run_parity(checkpoint, backend_names[:1], keep=tmp_path)
+    facts = Record.load(tmp_path / backend_names[0]).facts
+    assert {"gptj", "python", "numpy"} < set(facts["versions"]) and facts["environment"]["OMP_WAIT_POLICY"]

@@ -1,0 +1,142 @@
+"""The orchestration, with stand-ins for the backends' processes: what is passed, kept, and said when one fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from oracle_record import oracle_record
+
+from gptj.checkpoint import write_checkpoint
+from gptj.errors import BackendError, InputError, SchemaError
+from gptj.parity import run
+from gptj.parity.oracle import Oracle
+from gptj.parity.probe import Probe, make_probe
+from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
+from gptj.parity.run import BackendProcessError, child_environment, open_oracle, record_in_process, run_parity
+
+
+def answering(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    """In place of `subprocess.run`: a float32 oracle answers as the backend that was asked for."""
+    told = dict(zip(command[5::2], command[6::2], strict=True))
+    config = revealing_config()
+    oracle = Oracle(config, revealing_weights(config), dtype="float32")
+    oracle_record(oracle, Probe.load(told["--probe"]), backend=told["--backend"]).save(told["--out"])
+    return subprocess.CompletedProcess(command, 0, "", "")
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.setattr(run, "installed_backends", lambda: ("pt", "tf"))
+    monkeypatch.setattr(run, "choose_backend", lambda name: name)
+
+
+class TestRunParity:
+    def test_every_installed_backend_is_asked_the_same_and_judged(self, checkpoint, installed, monkeypatch, tmp_path):
+        monkeypatch.setattr(subprocess, "run", answering)
+        told: list[str] = []
+        report = run_parity(checkpoint, seed=3, keep=tmp_path / "kept", progress=told.append)
+        assert report.passed and report.backends == ("pt", "tf")
+        assert told == ["pt", "tf", "oracle"]
+        assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["probe.npz", "pt", "tf"]
+        assert Probe.load(tmp_path / "kept" / "probe.npz").seed == 3
+
+    def test_a_probe_of_ones_own_is_asked(self, checkpoint, installed, monkeypatch, tmp_path):
+        monkeypatch.setattr(subprocess, "run", answering)
+        run_parity(checkpoint, ["pt"], probe=make_probe(revealing_config(), seed=9), keep=tmp_path)
+        assert Probe.load(tmp_path / "probe.npz").seed == 9
+
+    @pytest.mark.parametrize(
+        ("backends", "error", "words"),
+        [
+            (["jax"], BackendError, "no such backend .*pt, tf, flax"),
+            (["pt", "pt"], InputError, "backends: named twice .*pt"),
+            ([], BackendError, "no framework is installed"),
+        ],
+    )
+    def test_wrong_names_are_refused_before_anything_runs(self, tmp_path, monkeypatch, backends, error, words):
+        if backends != ["jax"]:
+            monkeypatch.setattr(run, "choose_backend", lambda name: name)
+        with pytest.raises(error, match=words):
+            run_parity(tmp_path / "missing", backends)
+
+    def test_a_checkpoint_without_a_language_model_is_refused(self, installed, tmp_path):
+        base = write_checkpoint(tmp_path / "base", revealing_config(), revealing_fill(), head="base")
+        with pytest.raises(SchemaError, match=r"lm_head"):
+            run_parity(base, ["pt"])
+
+
+class TestRecordInProcess:
+    def record(self, tmp_path: Path, **options: float) -> None:
+        record_in_process("model", "pt", dtype="float32", probe=tmp_path / "p", out=tmp_path / "o", **options)
+
+    def instead(self, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+        """Run this code in place of the recorder's command."""
+        real = subprocess.run
+        monkeypatch.setattr(subprocess, "run", lambda command, **rest: real([sys.executable, "-c", code], **rest))
+
+    def test_a_failed_process_is_named_with_its_last_words(self, monkeypatch, tmp_path):
+        self.instead(monkeypatch, "import sys; print('noise', file=sys.stderr); sys.exit('SchemaError: no wte')")
+        with pytest.raises(
+            BackendProcessError, match="pt: the backend's process failed with exit status 1: SchemaError: no wte"
+        ):
+            self.record(tmp_path)
+
+    def test_a_process_that_was_ended_is_named_with_the_signal(self, monkeypatch, tmp_path):
+        self.instead(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+        with pytest.raises(BackendProcessError, match="signal 15: it said nothing"):
+            self.record(tmp_path)
+
+    def test_a_process_that_takes_too_long_is_ended(self, monkeypatch, tmp_path):
+        self.instead(monkeypatch, "import sys; sys.stdin = None; import threading; threading.Event().wait()")
+        with pytest.raises(BackendProcessError, match=r"took too long \(expected at most 0\.2 s\)"):
+            self.record(tmp_path, timeout_s=0.2)
+
+    def test_the_real_recorder_says_what_is_wrong_in_its_last_line(self, tmp_path):
+        with pytest.raises(BackendProcessError, match=r"exit status 2: MissingFileError: .*p: no such file"):
+            self.record(tmp_path)
+
+
+class TestChildEnvironment:
+    def test_what_the_caller_left_unsaid_is_said_for_the_child_alone(self, monkeypatch):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+        environment = child_environment("float32")
+        assert environment["OMP_WAIT_POLICY"] == "PASSIVE" and environment["TF_CPP_MIN_LOG_LEVEL"] == "0"
+        assert "OMP_WAIT_POLICY" not in os.environ
+
+    def test_float64_needs_64_bits_in_jax(self, monkeypatch):
+        monkeypatch.setenv("JAX_ENABLE_X64", "0")
+        assert child_environment("float64")["JAX_ENABLE_X64"] == "1"
+        assert child_environment("float32")["JAX_ENABLE_X64"] == "0"
+
+
+class TestOpenOracle:
+    def test_it_reads_the_weights_rounded_as_a_backend_loads_them(self, checkpoint):
+        import ml_dtypes
+
+        name, weights = "lm_head.bias", revealing_weights(revealing_config())
+        whole, rounded = (open_oracle(checkpoint, dtype=dtype).read(name) for dtype in ("float64", "bfloat16"))
+        assert (whole == weights[name]).all()
+        assert (rounded == weights[name].astype(ml_dtypes.bfloat16).astype(float)).all() and (rounded != whole).any()
+
+
+def test_importing_the_judgement_imports_no_framework():
+    code = (
+        "import sys, gptj.parity.compare, gptj.parity.run, gptj.parity.record; "
+        "print([m for m in ('torch', 'tensorflow', 'keras', 'jax', 'flax') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_name_of_the_package_can_be_imported():
+    import gptj.parity
+
+    for name in gptj.parity.__all__:
+        assert callable(getattr(gptj.parity, name)), name
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = gptj.parity.nonsense
