@@ -14,14 +14,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
 
 import gptj
 from gptj.backends import BACKENDS, choose_backend, installed_backends
@@ -83,7 +82,9 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    """The terminal, or a file that is wide enough for every table."""
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=140)
 
 
 def _print_json(value: Any) -> None:
@@ -157,10 +158,14 @@ def _inspect(path: Path, as_json: bool, *, config: Path | None = None) -> None:
     if as_json:
         _print_json(facts)
         return
-    table = Table(show_header=False, box=None, pad_edge=False)
+    _print_facts({key.replace("_", " "): _spelt(value) for key, value in facts.items()})
+
+
+def _print_facts(facts: Mapping[str, str]) -> None:
+    """A line a fact, the same on a terminal of any width and in a file."""
+    width = max(map(len, facts))
     for key, value in facts.items():
-        table.add_row(key.replace("_", " "), _spelt(value))
-    _console().print(table)
+        click.echo(f"{key:<{width}}  {value}")
 
 
 def _spelt(value: Any) -> str:
@@ -308,9 +313,9 @@ def doctor(as_json: bool) -> None:
     if as_json:
         _print_json(report.as_dict())
     else:
-        _console().print(report.table())
+        _print_facts(report.lines())
         for warning in report.warnings:
-            _console(stderr=True).print(f"warning: {warning}")
+            click.echo(f"warning: {warning}", err=True)
 
 
 @gptj_command.command()

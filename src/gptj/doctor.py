@@ -9,12 +9,9 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptj.backends import BACKENDS, ENVIRONMENT_VARIABLE, installed_backends
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = ["Examination", "examine"]
 
@@ -48,19 +45,14 @@ class Examination:
         """The findings, ready for JSON."""
         return dataclasses.asdict(self)
 
-    def table(self) -> Table:
-        """The findings, to be looked at."""
-        from rich.table import Table
-
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_row("python", self.platform)
-        for name, version in self.versions.items():
-            table.add_row(name, version or "-")
+    def lines(self) -> dict[str, str]:
+        """The findings as pairs of a name and what was found."""
+        found = {"python": self.platform, **{name: version or "-" for name, version in self.versions.items()}}
         for name, frameworks in self.backends.items():
-            found = ", ".join(f"{framework} {version}" for framework, version in frameworks.items() if version)
-            lacking = [framework for framework, version in frameworks.items() if version is None]
-            table.add_row(f"gptj.{name}", f'not installed: pip install "gptj[{name}]"' if lacking else found)
-        return table
+            versions = ", ".join(f"{framework} {version}" for framework, version in frameworks.items() if version)
+            lacking = None in frameworks.values()
+            found[f"gptj.{name}"] = f'not installed: pip install "gptj[{name}]"' if lacking else versions
+        return found
 
 
 def examine() -> Examination:
@@ -97,7 +89,9 @@ def _warnings() -> list[str]:
     if "fast_math=true" in os.environ.get("XLA_FLAGS", ""):
         found.append("XLA_FLAGS turns on fast math: NaN and infinity are no longer kept")
     if os.environ.get("ATEN_CPU_CAPABILITY"):
-        found.append(f"ATEN_CPU_CAPABILITY={os.environ['ATEN_CPU_CAPABILITY']}: PyTorch rounds otherwise than by default")
+        found.append(
+            f"ATEN_CPU_CAPABILITY={os.environ['ATEN_CPU_CAPABILITY']}: PyTorch rounds otherwise than by default"
+        )
     if "torch" in sys.modules or "jax" in sys.modules or "tensorflow" in sys.modules:
         found.append("a framework is already imported: what it read from the environment can no longer change")
     if len(installed_backends()) > 1 and not os.environ.get(ENVIRONMENT_VARIABLE):

@@ -117,7 +117,7 @@ def _table(rows: Sequence[_Row]) -> Table:
 
 
 def _reference() -> dict[str, NDArray[Any]]:
-    """What the original model computed: logits (2, 64, v) of `input_ids`, and 16 greedy tokens for each of 8 prompts."""
+    """What the original model computed: logits (2, 64, v) of `input_ids`, and 16 greedy tokens of each of 8 prompts."""
     with np.load(ORIGINAL / "reference.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
