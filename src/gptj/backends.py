@@ -75,7 +75,7 @@ def choose_backend(name: str | None = None) -> str:
         raise BackendError(
             "several backends are installed and none was chosen",
             found=", ".join(installed),
-            hint=f'Say which: import gptj.{installed[0]}, or {ENVIRONMENT_VARIABLE}={installed[0]}, '
+            hint=f"Say which: import gptj.{installed[0]}, or {ENVIRONMENT_VARIABLE}={installed[0]}, "
             f'or gptj.backend("{installed[0]}")',
         )
     if asked not in BACKENDS:

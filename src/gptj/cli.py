@@ -230,12 +230,8 @@ def generate(
     greedy = temperature == 0 or (not sampled and seed is None)
     options = {"max_new_tokens": max_new_tokens, "do_sample": not greedy, **({} if greedy else sampled)}
 
-    tokenizer = None
-    if prompt is not None or (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists():
-        from gptj.tokenizer import GPTJTokenizer
-
-        tokenizer = GPTJTokenizer.from_pretrained(directory)
-    ids = _token_ids(token_ids) if token_ids is not None else tokenizer.encode(prompt)  # type: ignore[union-attr]
+    tokenizer = _tokenizer(directory, needed=prompt is not None)
+    ids = tokenizer.encode(prompt) if token_ids is None else _token_ids(token_ids)
 
     wing = gptj.backend(backend)
     model = wing.GPTJForCausalLM.from_pretrained(directory, **({} if dtype is None else {"dtype": dtype}))
@@ -246,6 +242,15 @@ def generate(
         _print_json({"backend": choose_backend(backend), "prompt_tokens": len(ids), "token_ids": made, "text": text})
     else:
         click.echo(" ".join(map(str, made)) if text is None else text)
+
+
+def _tokenizer(directory: Path, *, needed: bool) -> Any:
+    """The folder's tokenizer; None where it has none and none is needed."""
+    if not needed and not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        return None
+    from gptj.tokenizer import GPTJTokenizer
+
+    return GPTJTokenizer.from_pretrained(directory)
 
 
 def _token_ids(text: str) -> list[int]:

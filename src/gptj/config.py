@@ -244,7 +244,7 @@ class GPTJConfig:
         names, ids, count = self.id2label, self.label2id, self.num_labels
         for field, value in (("id2label", names), ("label2id", ids)):
             self._require(
-                value is None or (isinstance(value, Mapping) and value), field, "null or a filled object", value
+                value is None or (isinstance(value, Mapping) and bool(value)), field, "null or a filled object", value
             )
         if names is not None:
             try:

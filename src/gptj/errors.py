@@ -106,7 +106,13 @@ class GPTJError(Exception):
 
     def as_dict(self) -> dict[str, str | None]:
         """The error's facts as JSON-ready text: code, message, file, where, expected, found, hint."""
-        facts = {"file": self.file, "where": self.where, "expected": self.expected, "found": self.found, "hint": self.hint}
+        facts = {
+            "file": self.file,
+            "where": self.where,
+            "expected": self.expected,
+            "found": self.found,
+            "hint": self.hint,
+        }
         return {
             "code": self.code,
             "message": str(self),

@@ -41,7 +41,9 @@ def read_small_file(path: str | os.PathLike[str], *, limit_bytes: int = SMALL_FI
     if not stat.S_ISREG(status.st_mode):
         raise FormatError("not a regular file", file=path, expected="a regular file", found=_kind(status.st_mode))
     if status.st_size > limit_bytes:
-        raise LimitError("too large", file=path, expected=f"at most {limit_bytes} bytes", found=f"{status.st_size} bytes")
+        raise LimitError(
+            "too large", file=path, expected=f"at most {limit_bytes} bytes", found=f"{status.st_size} bytes"
+        )
     try:
         with path.open("rb") as stream:
             data = stream.read(limit_bytes + 1)

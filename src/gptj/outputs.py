@@ -182,7 +182,9 @@ class KVCache:
         """
         if past is None:
             return None
-        if not isinstance(past, cls):
+        if isinstance(past, cls):
+            cache = past
+        else:
             if not (isinstance(past, tuple | list) and all(isinstance(p, tuple | list) and len(p) == 2 for p in past)):
                 raise InputError(
                     "not a cache",
@@ -191,14 +193,17 @@ class KVCache:
                     found=type(past).__name__,
                 )
             keys, values = zip(*past, strict=True) if past else ((), ())
-            past = cls(tuple(keys), tuple(values), int(keys[0].shape[2]) if keys else 0)
-        if len(past) != n_layer:
-            raise InputError("a cache of another model", where="past_key_values", expected=f"{n_layer} layers", found=len(past))
-        return past
+            cache = cls(tuple(keys), tuple(values), int(keys[0].shape[2]) if keys else 0)
+        if len(cache) != n_layer:
+            raise InputError(
+                "a cache of another model", where="past_key_values", expected=f"{n_layer} layers", found=len(cache)
+            )
+        return cache
 
     def __tf_flatten__(self) -> tuple[tuple[bool], tuple[Any, ...]]:
         return (self.fixed,), (self.keys, self.values, self.length)
 
     @classmethod
     def __tf_unflatten__(cls, metadata: tuple[bool], components: tuple[Any, ...]) -> KVCache:
-        return cls(*components, *metadata)
+        keys, values, length = components
+        return cls(keys, values, length, *metadata)

@@ -35,10 +35,11 @@ BASE_PREFIX = "transformer."
 """What the base model's names begin with inside a model that has a head; GPTJModel's own have no prefix."""
 
 Kind = Literal["embedding", "kernel", "bias", "scale", "offset"]
+Template = tuple[str, tuple[str, ...], Kind]
 
 # name, axes, kind. `{i}` counts the blocks. The order is that of transformers' state_dict.
-_EMBEDDING = (("wte.weight", ("vocab", "embed"), "embedding"),)
-_BLOCK = (
+_EMBEDDING: tuple[Template, ...] = (("wte.weight", ("vocab", "embed"), "embedding"),)
+_BLOCK: tuple[Template, ...] = (
     ("h.{i}.ln_1.weight", ("norm",), "scale"),
     ("h.{i}.ln_1.bias", ("norm",), "offset"),
     ("h.{i}.attn.k_proj.weight", ("heads", "embed"), "kernel"),
@@ -50,8 +51,8 @@ _BLOCK = (
     ("h.{i}.mlp.fc_out.weight", ("embed", "mlp"), "kernel"),
     ("h.{i}.mlp.fc_out.bias", ("embed",), "bias"),
 )
-_FINAL_NORM = (("ln_f.weight", ("norm",), "scale"), ("ln_f.bias", ("norm",), "offset"))
-_HEAD: dict[str, tuple[tuple[str, tuple[str, ...], str], ...]] = {
+_FINAL_NORM: tuple[Template, ...] = (("ln_f.weight", ("norm",), "scale"), ("ln_f.bias", ("norm",), "offset"))
+_HEAD: dict[str, tuple[Template, ...]] = {
     "base": (),
     "causal_lm": (("lm_head.weight", ("vocab", "embed"), "kernel"), ("lm_head.bias", ("vocab",), "bias")),
     "sequence_classification": (("score.weight", ("labels", "embed"), "kernel"),),
@@ -76,7 +77,7 @@ class TensorSpec:
     name: str
     axes: tuple[str, ...]
     shape: tuple[int, ...]
-    kind: str
+    kind: Kind
 
     @property
     def size(self) -> int:

@@ -42,24 +42,25 @@ def test_they_give_the_ids_that_we_give_where_added_tokens_are_allowed(tokenizer
 
 def test_they_decode_to_the_text_that_we_decode_to(tokenizer: GPTJTokenizer, theirs: Any) -> None:
     rows = tokenizer(TEXTS, allow_special=True).input_ids
+    options = {} if theirs.is_fast else {"spaces_between_special_tokens": False}  # the slow one's own addition
     for skip in (False, True):
         ours = tokenizer.batch_decode(rows, skip_special_tokens=skip)
-        assert theirs.batch_decode(rows, skip_special_tokens=skip, clean_up_tokenization_spaces=False) == ours
+        assert theirs.batch_decode(rows, skip_special_tokens=skip, **options) == ours
 
 
 def test_rows_are_padded_and_cut_alike(tokenizer: GPTJTokenizer, theirs: Any) -> None:
-    if theirs.is_fast:
-        theirs.pad_token = theirs.eos_token
-        plain = [text for text in TEXTS if "<|" not in text and text]
-        pairs = list(zip(plain[::2], plain[1::2], strict=False))
-        for limit in (2, 5, 8, 13):
-            arguments: Any = {"padding": True, "truncation": True, "max_length": limit}
-            assert dict(theirs(plain, **arguments)) == dict(tokenizer(plain, **arguments))
+    theirs.pad_token = theirs.eos_token
+    plain = [text for text in TEXTS if "<|" not in text and text]
+    pairs = list(zip(plain[::2], plain[1::2], strict=False))
+    for limit in (2, 5, 8, 13):
+        arguments: Any = {"padding": True, "truncation": True, "max_length": limit}
+        assert dict(theirs(plain, **arguments)) == dict(tokenizer(plain, **arguments))
+        if theirs.is_fast:  # the slow one breaks ties between two equally long texts the other way
             assert dict(theirs(pairs, **arguments)) == dict(tokenizer(pairs, **arguments))
 
 
 def test_offsets_are_theirs(tokenizer: GPTJTokenizer, theirs: Any) -> None:
-    if theirs.is_fast:
+    if theirs.is_fast:  # the slow one has none
         found = tokenizer(TEXTS, allow_special=True, return_offsets=True).offset_mapping
         assert theirs(TEXTS, return_offsets_mapping=True)["offset_mapping"] == found
 

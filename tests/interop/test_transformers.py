@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from gptj_conversion.convert import convert
 from mutants import revealing_batch
 from reference import MESH_FIXTURE, mesh_outputs
 from wings import FLOAT32_ABSOLUTE
@@ -19,7 +20,6 @@ from gptj.checkpoint import write_checkpoint
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.schema import HEADS
-from gptj_conversion.convert import convert
 
 CONFIG = revealing_config()
 BATCH = revealing_batch(CONFIG, first_position=0)

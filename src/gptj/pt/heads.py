@@ -101,7 +101,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin):
         logits = at_least_float32(self.lm_head(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            targets = as_ids(labels, logits.device, where="labels")
+            targets: Any = as_ids(labels, logits.device, where="labels")
             if (values := host(targets)) is not None:
                 inputs.check_labels(values, tuple(logits.shape[:2]), self.config.vocab_size)
             loss = cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())

@@ -34,9 +34,9 @@ from gptj.outputs import (
 from gptj.schema import Head, TensorSpec, schema
 
 
-def to_numpy(tensor: Any) -> NDArray[Any]:
+def to_numpy(array: Any) -> NDArray[Any]:
     """The tensor's values as a NumPy array; bfloat16 as ml_dtypes'. Shares memory where the tensor is on the CPU."""
-    tensor = tensor.detach().cpu()
+    tensor = array.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
@@ -103,7 +103,7 @@ class PretrainedModel(nn.Module):
     @property
     def base_model(self) -> PretrainedModel:
         """The GPTJModel inside, or the model itself where it is one."""
-        return getattr(self, "transformer", self)
+        return self if self.head == "base" else self.transformer
 
     @property
     def device(self) -> torch.device:
