@@ -1,0 +1,407 @@
+"""Weights in and out of TensorFlow: arrays to tensors and back, and what every model class can load, save and count.
+
+Parameter names are the schema's, so loading is one assignment a row. A model is made without variables; then each
+row of the schema becomes a variable over its array's memory, so nothing is ever held twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import keras
+import ml_dtypes
+import numpy as np
+import optree
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from gptj import inputs, pretrained
+from gptj.checkpoint import write_checkpoint
+from gptj.config import GPTJConfig
+from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.errors import InputError
+from gptj.generation import Generates
+from gptj.initial import initial_tensor
+from gptj.outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    KVCache,
+    ModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+)
+from gptj.schema import Head, TensorSpec, schema
+
+ALIGNMENT_BYTES = 64
+"""Where TensorFlow's kernels want a tensor to begin; what begins elsewhere is copied."""
+
+
+def to_numpy(tensor: Any) -> NDArray[Any]:
+    """The tensor's or variable's values as a NumPy array; bfloat16 as ml_dtypes'."""
+    return np.asarray(tensor.numpy())
+
+
+def from_numpy(array: NDArray[Any]) -> tf.Tensor:
+    """A tensor over the array's memory where that is aligned, else over one copy; ml_dtypes' bfloat16 becomes TensorFlow's."""
+    # Differs: TensorFlow's own conversion makes two copies of an array for a moment (measured: +405 MB for 210 MB).
+    if array.ndim == 0 or array.size == 0:
+        return tf.convert_to_tensor(array)
+    bits = array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
+    fits = bits.flags.c_contiguous and bits.flags.writeable and bits.ctypes.data % ALIGNMENT_BYTES == 0
+    tensor = tf.experimental.dlpack.from_dlpack((bits if fits else _aligned(bits)).__dlpack__())
+    return tf.bitcast(tensor, tf.bfloat16) if bits is not array else tensor
+
+
+def _aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """A C-contiguous copy that begins at a multiple of `ALIGNMENT_BYTES`."""
+    room = np.empty(array.nbytes + ALIGNMENT_BYTES, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT_BYTES
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def host(value: Any) -> NDArray[Any] | None:
+    """The value as NumPy for the argument checks, or None while tf.function or Keras traces it."""
+    if isinstance(value, keras.KerasTensor) or (tf.is_tensor(value) and tf.is_symbolic_tensor(value)):
+        return None
+    return np.asarray(value)
+
+
+def as_tensor(value: Any) -> Any:
+    """`value` as a tensor of its own dtype: lists and arrays are converted, tensors and None stay."""
+    if value is None or tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
+        return value
+    return tf.convert_to_tensor(np.asarray(value))
+
+
+def as_ids(value: Any, *, where: str) -> Any:
+    """Token ids or positions as an int64 tensor; anything but whole numbers is left for the checks."""
+    if value is None or isinstance(value, keras.KerasTensor):
+        return value
+    if not tf.is_tensor(value):
+        value = tf.convert_to_tensor(inputs.integers(value, where=where))
+    return tf.cast(value, tf.int64) if value.dtype.is_integer else value
+
+
+def check_traced_ids(value: Any, *, where: str) -> None:
+    """Refuse what a trace knows already: ids that are not whole numbers (b, t). `gptj.inputs` checks what has values."""
+    if value is None or host(value) is not None:
+        return
+    dtype = tf.as_dtype(value.dtype)
+    if not dtype.is_integer:
+        raise InputError("not whole numbers", where=where, expected="an integer array", found=dtype.name)
+    if len(value.shape) != 2:
+        raise InputError(
+            "of another shape", where=where, expected="(batch, tokens), neither 0", found=tuple(value.shape)
+        )
+
+
+def settle_policy(dtype: Any) -> keras.DTypePolicy:
+    """The Keras policy of a dtype, or of a policy's name: what variables are kept in, and what is computed in."""
+    # Differs: Keras has mixed policies, whose variables are float32 while the blocks compute in 16 bits.
+    if isinstance(dtype, keras.DTypePolicy):
+        return dtype
+    if isinstance(dtype, str) and dtype.startswith("mixed_"):
+        return keras.DTypePolicy(dtype)
+    return keras.DTypePolicy(dtype_name(dtype))
+
+
+def _register(output: type[ModelOutput]) -> None:
+    """Tell Keras' trees how to take this output apart, so that predict, metrics and functional models can."""
+
+    def flatten(value: ModelOutput) -> tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...]]:
+        return value.to_tuple(), value.keys(), value.keys()
+
+    def unflatten(names: tuple[str, ...], values: Iterable[Any]) -> ModelOutput:
+        return output(**dict(zip(names, values, strict=True)))
+
+    with contextlib.suppress(ValueError):  # it is registered already, where this module is imported anew
+        optree.register_pytree_node(output, flatten, unflatten, namespace="keras")
+
+
+for _output in (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+    QuestionAnsweringModelOutput,
+):
+    _register(_output)
+
+
+class PretrainedModel(keras.Model):
+    """What all four model classes have in common: config, start values, loading, saving, counting, Keras' training.
+
+    Attributes:
+        config: the model's `GPTJConfig`.
+        head: which rows of the schema the class has.
+    """
+
+    head: ClassVar[Head]
+
+    def __init__(self, config: GPTJConfig, *, dtype: Any, seed: int, name: str | None) -> None:
+        super().__init__(name=name, dtype=settle_policy(dtype), autocast=False)
+        self.config = config
+        self.seed = seed
+        self.built = True  # there is nothing to infer from inputs: every shape follows from the config
+
+    @property
+    def base_model(self) -> Any:
+        """The GPTJModel inside, or the model itself where it is one."""
+        return getattr(self, "transformer", self)
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers the model has; a tied matrix counts once."""
+        weights = self.trainable_weights if only_trainable else self.weights
+        return sum(int(np.prod(weight.shape)) for weight in weights)
+
+    def init_cache(self, batch_size: int, max_length: int) -> Any:
+        """An empty cache of fixed capacity; see `GPTJModel.init_cache`."""
+        return self.base_model.init_cache(batch_size, max_length)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """In training, keep only what enters each block and compute the rest again for the gradient."""
+        self.base_model.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """In training, keep everything that the gradient needs."""
+        self.base_model.gradient_checkpointing = False
+
+    def get_input_embeddings(self) -> Any:
+        """The token embedding wte, (v, m)."""
+        return self.base_model.wte
+
+    def set_input_embeddings(self, embeddings: Any) -> None:
+        """Use another token embedding of the same size; lm_head follows where the config ties them."""
+        inputs.check_embeddings(self.config, tuple(embeddings.weight.shape))
+        self.base_model.wte = embeddings
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> Any:
+        """lm_head, or None where the class has none."""
+        return getattr(self, "lm_head", None)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *, seed: int = 0) -> Any:
+        """Change the vocabulary's size: wte, lm_head's weight and bias, and the config. Returns wte.
+
+        Rows that stay keep their values; new ones get the start values of a model of the new size.
+
+        Args:
+            new_num_tokens: the new vocab_size; None changes nothing.
+            seed: of the new rows.
+        """
+        if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
+            kept = self._named_weights()
+            config = self.config.replace(vocab_size=new_num_tokens)
+            rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
+            self._assign((row, self._resized(row, config, kept[row.name], seed)) for row in rows)
+            self.config = self.base_model.config = config
+        return self.get_input_embeddings()
+
+    def _resized(self, row: TensorSpec, config: GPTJConfig, old: Any, seed: int) -> NDArray[Any]:
+        values = to_numpy(old)
+        new = initial_tensor(row, config, seed).astype(values.dtype)
+        stay = min(len(new), len(values))
+        new[:stay] = values[:stay]
+        return new
+
+    # ---- values
+
+    def initialise(self, *, dtype: Any = "float32", seed: int = 0) -> None:
+        """Give every parameter its start value, the same in all three backends for the same seed."""
+        # Differs: what a Keras model computes in is settled when it is made.
+        if settle_policy(dtype).name != self.dtype_policy.name:
+            raise InputError(
+                "another dtype than the model's", where="dtype", expected=self.dtype_policy.name, found=dtype
+            )
+        target = numpy_dtype(self.variable_dtype)
+        rows = schema(self.config, self.head)
+        self._assign((row, initial_tensor(row, self.config, seed).astype(target)) for row in rows)
+
+    def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
+        """Make each array, without a copy where it is aligned, the variable that its row names."""
+        for spec, array in arrays:
+            *owners, leaf = spec.name.split(".")
+            layer: Any = self
+            with contextlib.ExitStack() as path:
+                path.enter_context(keras.name_scope(self.name))
+                for owner in owners:
+                    path.enter_context(keras.name_scope(owner))
+                    layer = layer[int(owner)] if owner.isdecimal() else getattr(layer, owner)
+                self._give(layer, leaf, from_numpy(array))
+        self.tie_weights()
+
+    def _give(self, layer: Any, leaf: str, value: tf.Tensor) -> None:
+        old = getattr(layer, leaf)
+        if old is not None and old.shape == value.shape and old.dtype == value.dtype.name:
+            old.assign(value)
+            return
+        if old is not None:
+            delattr(layer, leaf)  # or Keras would go on counting it among the layer's weights
+        variable = keras.Variable(
+            lambda shape, dtype: value,
+            shape=tuple(value.shape),
+            dtype=value.dtype.name,
+            trainable=old is None or old.trainable,
+            autocast=False,
+            name=leaf,
+        )
+        setattr(layer, leaf, variable)
+
+    def _named_weights(self) -> dict[str, Any]:
+        """The variables by their schema names: their Keras paths without the model's own name."""
+        named = {weight.path.partition("/")[2].replace("/", "."): weight for weight in self.weights}
+        assert len(named) == len(self.weights)
+        return named
+
+    def tie_weights(self) -> None:
+        """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        config: GPTJConfig | None = None,
+        dtype: Any = "auto",
+        weights: str | None = None,
+        subfolder: str = "",
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        mmap: bool = True,
+        seed: int = 0,
+        **overrides: Any,
+    ) -> Any:
+        """The model in `directory`.
+
+        Args:
+            directory: a folder with config.json and safetensors weights.
+            config: to use in place of the folder's own.
+            dtype: of the parameters, or a Keras policy; "auto" means as stored.
+            weights: which weights file, where there are several.
+            subfolder: a folder inside `directory`.
+            ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
+            output_loading_info: return (model, info) with the missing, unexpected and mismatched keys.
+            mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
+            seed: of rows that start afresh, and of dropout.
+            overrides: config fields to change, such as num_labels.
+
+        Raises:
+            GPTJError: see `gptj.pretrained.prepare`.
+        """
+        policy = None if isinstance(dtype, str) and dtype == "auto" else settle_policy(dtype)
+        loading = pretrained.prepare(
+            cls.head,
+            directory,
+            config=config,
+            dtype="auto" if policy is None else policy.variable_dtype,
+            weights=weights,
+            subfolder=subfolder,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            seed=seed,
+            overrides=overrides,
+        )
+        model: Self = cls(loading.config, dtype=policy or loading.dtype, seed=seed, _do_init=False)  # type: ignore[call-arg]
+        model._assign(loading.arrays(mmap=mmap))
+        if isinstance(model, Generates):
+            model.generation_config = loading.generation_config
+        return (model, loading.info) if output_loading_info else model
+
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        max_shard_bytes: int = 5_000_000_000,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
+
+        Raises:
+            WriteError: the folder holds something already and `overwrite` is False, or it cannot be written.
+        """
+        named = self._named_weights()
+        return write_checkpoint(
+            directory,
+            self.config,
+            lambda spec: to_numpy(named[spec.name]),
+            head=self.head,
+            dtype=dtype_name(self.variable_dtype),
+            max_shard_bytes=max_shard_bytes,
+            overwrite=overwrite,
+            extra_files=pretrained.side_files(self),
+        )
+
+    # ---- calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's `call`, once its arguments are tensors and known to be sound.
+
+        The first argument may be all of them: a list or tuple in the order of `call`, or a dict by name.
+        """
+        given = self._settle_arguments(args, kwargs)
+        symbolic = any(isinstance(value, keras.KerasTensor) for value in given.values())
+        if symbolic and "use_cache" in inspect.signature(self.call).parameters:
+            given.setdefault("use_cache", False)  # a cache is no output of a functional model
+        self._check(given)
+        return super().__call__(**given)
+
+    def _settle_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name, without those that are None, with arrays as tensors."""
+        names = list(inspect.signature(self.call).parameters)
+        first = args[0] if args else kwargs.get(names[0])
+        if isinstance(first, Mapping):
+            args, kwargs = args[1:], {name: value for name, value in kwargs.items() if name != names[0]}
+            if args:
+                raise InputError(
+                    "arguments after a dict of them", where="call", hint="Put them into the dict, or name them"
+                )
+            given = _united(dict(first), kwargs)
+        else:
+            if _is_argument_list(first):
+                args, kwargs = (*first, *args[1:]), {name: value for name, value in kwargs.items() if name != names[0]}
+            if len(args) > len(names):
+                raise InputError("too many arguments", where="call", expected=f"at most {len(names)}", found=len(args))
+            given = _united(dict(zip(names, args, strict=False)), kwargs)
+        for name in given:
+            if name not in names:
+                raise InputError("no such argument", where=str(name), expected="one of " + ", ".join(names))
+        return {name: self._settle_argument(name, value) for name, value in given.items() if value is not None}
+
+    def _settle_argument(self, name: str, value: Any) -> Any:
+        if name == "past_key_values":
+            return KVCache.of(value, self.config.n_layer)
+        if name in ("input_ids", "token_type_ids", "position_ids"):
+            return as_ids(value, where=name)
+        return value if isinstance(value, bool) else as_tensor(value)
+
+    def _check(self, given: Mapping[str, Any]) -> None:
+        """Refuse arguments of the wrong kind, and where they have values already, wrong values."""
+        names = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "head_mask")
+        arguments = {name: given.get(name) for name in names}
+        for name in ("input_ids", "token_type_ids", "position_ids"):
+            check_traced_ids(given.get(name), where=name)
+        inputs.check_call(self.config, host, past=given.get("past_key_values"), **arguments)
+
+
+def _united(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Both dicts in one, where they do not name the same argument twice."""
+    for name in one.keys() & other.keys():
+        if one[name] is not None and other[name] is not None:
+            raise InputError("given twice", where=name)
+    return {**one, **{name: value for name, value in other.items() if value is not None}}
+
+
+def _is_argument_list(first: Any) -> bool:
+    """Whether the first argument is a list of the arguments, rather than token ids written as lists of numbers.
+
+    >>> _is_argument_list([[1, 2, 3]]), _is_argument_list([np.array([[1, 2, 3]]), None])
+    (False, True)
+    """
+    if not isinstance(first, list | tuple) or not first:
+        return False
+    return first[0] is None or len(getattr(first[0], "shape", ())) > 1
