@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, SchemaError, shown
@@ -29,8 +29,7 @@ _TIED = "lm_head.weight"
 _MOST_GUESSES = 500  # names that a misspelt one is compared with; each comparison takes some 50 us
 
 
-@dataclasses.dataclass(frozen=True)
-class Mismatch:
+class Mismatch(NamedTuple):
     """A row whose stored shape is another, and which is to be initialised instead."""
 
     name: str

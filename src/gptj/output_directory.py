@@ -426,8 +426,15 @@ class OutputDirectory:
         try:
             self._sync_folder(self.target.parent)
         except BaseException:
-            self.committed = True  # were the next call to fail, the stage would hold the old directory
-            self.call(self.target, self.fs.exchange, self.stage, self.target)
+            self.committed = True  # were the next call to fail, the stage would be the old directory: not to be cleared
+            try:
+                self.fs.exchange(self.stage, self.target)
+            except OSError as error:
+                raise WriteError(
+                    f"was replaced, but neither could be forced to the disk nor taken back: {error.strerror}",
+                    file=self.target,
+                    hint=f"The old directory is {self.stage.name} beside it",
+                ) from error
             self.committed = False
             raise
         return self.stage

@@ -106,7 +106,7 @@ def test_foreign_weights_alone_are_to_be_converted(single: Path, name: str) -> N
 
 def test_another_safetensors_name_must_be_chosen(single: Path) -> None:
     (single / "model.safetensors").rename(single / "mine.safetensors")
-    with pytest.raises(MissingFileError, match="weights='mine.safetensors'"):
+    with pytest.raises(MissingFileError, match=r"weights='mine\.safetensors'"):
         open_checkpoint(single)
     assert open_checkpoint(single, weights="mine.safetensors").head == "causal_lm"
 
@@ -202,7 +202,7 @@ def test_a_shard_of_another_model_is_noticed(tmp_path: Path, sharded: Path) -> N
 def test_all_contradictions_are_listed_at_once(sharded: Path) -> None:
     first_shard(sharded).unlink()
     edit_index(sharded, lambda members: members["weight_map"].update({"ghost": "model-00099-of-00099.safetensors"}))
-    with pytest.raises(SchemaError, match="model-00001.* is missing, shard 'model-00099"):
+    with pytest.raises(SchemaError, match=r"model-00001.* is missing, shard 'model-00099"):
         open_checkpoint(sharded)
 
 
@@ -231,14 +231,14 @@ def test_a_wrong_total_size_is_refused_and_a_missing_one_accepted(sharded: Path)
 )
 def test_a_malformed_index_is_refused_by_name(sharded: Path, text: str) -> None:
     (sharded / INDEX).write_text(text)
-    with pytest.raises(FormatError, match="index.json"):
+    with pytest.raises(FormatError, match=r"index\.json"):
         open_checkpoint(sharded)
 
 
 def test_an_index_of_a_million_entries_is_refused(sharded: Path) -> None:
     entries = ",".join(f'"{n}":"x.safetensors"' for n in range(1_000_000))
     (sharded / INDEX).write_text(f'{{"weight_map":{{{entries}}}}}')
-    with pytest.raises((FormatError, LimitError), match="index.json"):
+    with pytest.raises((FormatError, LimitError), match=r"index\.json"):
         open_checkpoint(sharded)
 
 
@@ -277,6 +277,18 @@ def test_the_hub_cache_layout_is_followed(tmp_path: Path, single: Path) -> None:
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
     checkpoint = open_checkpoint(snapshot)
     np.testing.assert_array_equal(checkpoint.map("lm_head.bias"), arrays()["lm_head.bias"])
+
+
+@pytest.mark.parametrize("place", ["models--someone--gpt-j/elsewhere", "models--another--gpt-j/blobs"])
+def test_a_hub_snapshot_may_not_link_beyond_its_own_blobs(tmp_path: Path, single: Path, place: str) -> None:
+    snapshot, outside = tmp_path / "models--someone--gpt-j" / "snapshots" / "0123abcd", tmp_path / place
+    snapshot.parent.mkdir(parents=True)
+    outside.mkdir(parents=True)
+    single.rename(snapshot)
+    (snapshot / "model.safetensors").rename(outside / "0")
+    (snapshot / "model.safetensors").symlink_to(outside / "0")
+    with pytest.raises(UnsafeFileError, match="link out of its folder"):
+        open_checkpoint(snapshot)
 
 
 @pytest.mark.parametrize("kind", ["loop", "dangling", "folder", "fifo"])

@@ -306,6 +306,30 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed(tmp_path: Path, damaged: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_swap_that_can_be_neither_kept_nor_taken_back_deletes_nothing(tmp_path: Path) -> None:
+    """The parent's fsync fails, then the exchange back: the new directory stands, the old one beside it."""
+
+    class Broken(FileSystem):
+        exchanged = 0
+
+        def exchange(self, one: Path, other: Path) -> None:
+            if self.exchanged:
+                raise OSError(errno.EIO, "broken")
+            self.exchanged += 1
+            super().exchange(one, other)
+
+        def fsync(self, descriptor: int) -> None:
+            if self.exchanged:
+                raise OSError(errno.EIO, "broken")
+
+    make_old(tmp_path / "x")
+    old = snapshot(tmp_path / "x")
+    with pytest.raises(WriteError, match=r"nor taken back: broken\. The old directory is \.x\.gptj-stage-"):
+        write(tmp_path / "x", 1, fs=Broken())
+    assert verify_checkpoint(tmp_path / "x")
+    assert snapshot(tmp_path / f".x.gptj-stage-{os.getpid()}") == old
+
+
 def test_too_little_space_is_noticed_before_any_tensor_is_asked_for(tmp_path: Path) -> None:
     class Full(FileSystem):
         def free_bytes(self, path: Path) -> int:
