@@ -337,6 +337,12 @@ def _from_tokenizer_json(data: bytes, *, file: Path) -> TokenizerData:
     return TokenizerData(vocab=vocab, merges=tuple(pairs), added=tuple(sorted(tokens, key=lambda token: token.id)))
 
 
+def _spelt(value: object) -> str:
+    """A JSON value as JSON spells it, all ASCII, cut at 80 characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
 def _kind(value: object) -> str:
     """What a JSON value is, for a message: its `type` member where it has one."""
     if value is None:
@@ -359,7 +365,7 @@ def _check_members(value: object, rules: Mapping[str, tuple[Any, ...]], *, file:
                 file=file,
                 where=f"{where}.{member}",
                 expected=" or ".join(json.dumps(one) for one in allowed),
-                found=shown(json.dumps(found)),
+                found=_spelt(found),
             )
 
 
@@ -372,7 +378,7 @@ def _merge_pair(merge: object, *, file: Path, number: int) -> tuple[str, str]:
             file=file,
             where=f"model.merges[{number}]",
             expected="two tokens",
-            found=shown(json.dumps(merge), longest=80),
+            found=_spelt(merge),
         )
     return parts[0], parts[1]
 
@@ -383,15 +389,13 @@ def _added_token(value: object, *, file: Path, where: str, **known: Any) -> Adde
     content, token_id = members.get("content"), members.get("id")
     if not isinstance(content, str) or not content or not _is_unicode(content) or type(token_id) is not int:
         raise TokenizerError(
-            "not an added token", file=file, where=where, expected="an id and a content", found=shown(json.dumps(value))
+            "not an added token", file=file, where=where, expected="an id and a content", found=_spelt(value)
         )
     flags = {}
     for flag in ("special", "single_word", "lstrip", "rstrip", "normalized"):
         flags[flag] = members.get(flag, flag == "normalized" and not members.get("special", False))
         if not isinstance(flags[flag], bool):
-            raise TokenizerError(
-                "not true or false", file=file, where=f"{where}.{flag}", found=shown(json.dumps(flags[flag]))
-            )
+            raise TokenizerError("not true or false", file=file, where=f"{where}.{flag}", found=_spelt(flags[flag]))
     return AddedToken(content=content, id=token_id, **flags)
 
 
@@ -556,7 +560,7 @@ def _check_ids(data: TokenizerData, *, file: Path) -> None:
                 f"{size} tokens have the ids 0 to {size - 1}, each once",
                 file=file,
                 where=f"token {shown(token, longest=80)}",
-                found=f"id {shown(json.dumps(token_id))}",
+                found=f"id {_spelt(token_id)}",
             )
         if token_id in owner:
             raise TokenizerError(
