@@ -13,6 +13,7 @@ from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.errors import GPTJError
 from gptj.json_file import read_json_object
+from gptj.safetensors_file import cast, numpy_dtype
 from gptj.schema import Head, TensorSpec
 from gptj_conversion.source import Facts
 
@@ -51,8 +52,11 @@ class CanonicalDirectory:
         return self.plan.tensors[name].dtype
 
     def read(self, row: TensorSpec, dtype: Any = None, *, allow_overflow: bool = False) -> NDArray[Any]:
-        """The tensor as it is stored; the writer casts it, a block at a time."""
-        return self.checkpoint.read(self.plan.tensors[row.name].name)
+        """The tensor in its own dtype or in `dtype`."""
+        name = self.plan.tensors[row.name].name
+        if dtype is None or not allow_overflow:
+            return self.checkpoint.read(name, dtype)
+        return cast(self.checkpoint.read(name), numpy_dtype(dtype), where=name, allow_overflow=True)
 
     def origin(self, name: str) -> str:
         """The file, and the name in it."""

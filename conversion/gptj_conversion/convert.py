@@ -11,23 +11,24 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
 from gptj.checkpoint_writer import write_checkpoint
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, FormatError, InputError, MissingFileError, WriteError, shown
+from gptj.errors import ConfigError, FormatError, InputError, MissingFileError, SchemaError, WriteError, shown
 from gptj.json_file import read_json_object
 from gptj.safetensors_file import numpy_dtype
 from gptj.schema import TensorSpec, schema
 from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE
 from gptj_conversion.canonical import describe_canonical, open_canonical
-from gptj_conversion.mesh import looks_like_mesh, open_mesh
+from gptj_conversion.mesh import MeshCheckpoint, looks_like_mesh, open_mesh
+from gptj_conversion.mesh_writer import write_mesh
 from gptj_conversion.source import Facts, Source
 from gptj_conversion.training_config import TrainingConfig
 
-__all__ = ["Facts", "convert", "describe", "open_source", "source_formats"]
+__all__ = ["Facts", "convert", "describe", "open_source", "source_formats", "target_formats"]
 
 ConfigChoice = TrainingConfig | GPTJConfig | str | os.PathLike[str] | None
 
@@ -153,48 +154,132 @@ def convert(
     overwrite: bool = False,
     source_format: str | None = None,
     weights: str | None = None,
+    to: str = "safetensors",
     max_shard_bytes: int = 5_000_000_000,
+    shards: int | None = None,
+    layout: Literal["slim", "full"] = "slim",
     follow_links: bool = False,
     allow_overflow: bool = False,
     allow_nonfinite: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> Path:
-    """The directory `dst`, the checkpoint at `src` in the canonical format.
+    """The directory `dst`, the checkpoint at `src` in another format.
 
     Args:
         src, config, source_format, weights, follow_links: see `open_source`.
         dst: where; its parent must exist.
         dtype: of all tensors; None keeps what each is stored as.
         overwrite: whether a checkpoint at `dst` may be replaced.
+        to: the format to write, one of `target_formats()`.
         max_shard_bytes: weights of more bytes than this are cut into several files and an index.
+        shards, layout: of a TPU checkpoint (`to="mesh"`): the cores that will load it, and "slim" or "full".
         allow_overflow, allow_nonfinite: write values that became infinite in a narrowing cast; NaN and infinity.
         progress: told the name and bytes of each tensor when it has been written.
 
     Raises:
-        GPTJError: see `open_source` and `gptj.checkpoint_writer`; nothing is left behind at `dst`.
+        GPTJError: see `open_source` and the writers; nothing is left behind at `dst`.
     """
+    if to not in _TARGETS:
+        raise InputError("no such format", where="to", expected="one of " + ", ".join(_TARGETS), found=shown(to))
+    if (shards is not None) != (to == "mesh"):
+        raise InputError(
+            "is for TPU checkpoints, and needed there", where="shards", found=f"to={to!r}, shards={shards}"
+        )
     if dtype is not None:
         dtype = numpy_dtype(dtype).name
     source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
     settled = _require_config(source)
     _require_apart(Path(src), Path(dst))
+    order = _Order(
+        Path(dst), source, settled, dtype, overwrite, max_shard_bytes, shards or 1, layout,
+        allow_overflow, allow_nonfinite, progress,
+    )  # fmt: skip
+    return _TARGETS[to](order)
 
-    def read(row: TensorSpec) -> NDArray[Any]:
-        return source.read(row, dtype, allow_overflow=allow_overflow)
 
+def target_formats() -> tuple[str, ...]:
+    """The names of the formats that can be written."""
+    return tuple(_TARGETS)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """What is to be written, and where."""
+
+    directory: Path
+    source: Source
+    config: GPTJConfig
+    dtype: str | None
+    overwrite: bool
+    max_shard_bytes: int
+    shards: int
+    layout: Literal["slim", "full"]
+    allow_overflow: bool
+    allow_nonfinite: bool
+    progress: Callable[[str, int], None] | None
+
+    def read(self, row: TensorSpec) -> NDArray[Any]:
+        """A tensor in the dtype to be written."""
+        return self.source.read(row, self.dtype, allow_overflow=self.allow_overflow)
+
+    def one_dtype(self) -> str:
+        """The dtype to write, for formats that have one for all tensors."""
+        stored = {self.source.dtype_of(row.name) for row in schema(self.config, self.source.head)}
+        if self.dtype is None and len(stored) > 1:
+            raise InputError(
+                "the tensors are of several dtypes",
+                where="dtype",
+                expected="one for all",
+                found=", ".join(sorted(stored)),
+            )
+        return self.dtype or stored.pop()
+
+    def require_language_model(self, name: str) -> None:
+        """Refuse another head, for formats that have none."""
+        if self.source.head != "causal_lm":
+            raise SchemaError(
+                f"{name} has no place for this head",
+                file=self.source.path,
+                expected="causal_lm",
+                found=self.source.head,
+            )
+
+
+def _write_canonical(order: _Order) -> Path:
     return write_checkpoint(
-        dst,
-        settled,
-        read,
-        head=source.head,
-        dtype=dtype,
-        max_shard_bytes=max_shard_bytes,
-        overwrite=overwrite,
-        provenance=_provenance(source, settled, dtype),
-        progress=progress,
-        allow_overflow=allow_overflow,
-        allow_nonfinite=allow_nonfinite,
+        order.directory,
+        order.config,
+        order.read,
+        head=order.source.head,
+        dtype=order.dtype,
+        max_shard_bytes=order.max_shard_bytes,
+        overwrite=order.overwrite,
+        provenance=_provenance(order.source, order.config, order.dtype),
+        progress=order.progress,
+        allow_overflow=order.allow_overflow,
+        allow_nonfinite=order.allow_nonfinite,
     )
+
+
+def _write_mesh(order: _Order) -> Path:
+    order.require_language_model("a TPU checkpoint")
+    step = order.source.step if isinstance(order.source, MeshCheckpoint) else 0
+    return write_mesh(
+        order.directory,
+        order.config,
+        order.read,
+        shards=order.shards,
+        layout=order.layout,
+        dtype=order.one_dtype(),
+        step=step,
+        overwrite=order.overwrite,
+        progress=order.progress,
+        allow_overflow=order.allow_overflow,
+        allow_nonfinite=order.allow_nonfinite,
+    )
+
+
+_TARGETS: dict[str, Callable[[_Order], Path]] = {"safetensors": _write_canonical, "mesh": _write_mesh}
 
 
 def _recognise(

@@ -59,6 +59,9 @@ __all__ = [
 
 FILES_PER_SHARD = 16
 META_FILE = "meta.json"
+TRAINING_FILE = "training_config.json"
+"""Where our writer keeps the training config, beside meta.json; the original never wrote one."""
+
 MOST_LAYERS = 10_000
 
 Layout = Literal["full", "slim"]
@@ -340,7 +343,8 @@ def open_mesh(
 
     Args:
         path: `step_N`, or the folder above it.
-        config: the training config or its file (or a GPTJConfig); needed to convert, not to look.
+        config: the training config or its file (or a GPTJConfig); needed to convert, not to look. None takes the
+            training_config.json beside the step directory, where our own writer left one.
         follow_links: accept links that lead out of `path`.
 
     Raises:
@@ -367,6 +371,8 @@ def open_mesh(
     dtype = _settle_dtype(parameters)
     width, vocab = _settle_sizes(parameters, layers, step_directory)
     step = _settle_step([leaves[-1] for leaves in flat], step_directory)
+    if config is None and (beside := step_directory.parent / TRAINING_FILE).is_file():
+        config = TrainingConfig.from_file(beside)
     settled = None if config is None else _settle_config(config, layers, width, vocab, shards)
     return MeshCheckpoint(
         step_directory, layout, step, shards, layers, width, vocab, dtype, settled, archives, parameters

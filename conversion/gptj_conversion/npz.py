@@ -25,7 +25,7 @@ from gptj.errors import FormatError, GPTJError, LimitError, SchemaError, UnsafeF
 from gptj.safetensors_file import read_into
 from gptj_conversion.stored_zip import BLOCK_BYTES, StoredZip, ZipMember, open_stored_zip
 
-__all__ = ["NpyArray", "NpzFile", "open_npz"]
+__all__ = ["NpyArray", "NpzFile", "npy_header", "open_npz"]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LARGEST_NPY_HEADER_BYTES = 4096

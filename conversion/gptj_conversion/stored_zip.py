@@ -12,14 +12,14 @@ import contextlib
 import dataclasses
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError, shown
 from gptj.safetensors_file import FileIdentity, file_identity, open_regular_file, read_into
 
-__all__ = ["StoredZip", "ZipMember", "open_stored_zip"]
+__all__ = ["StoredZip", "StoredZipWriter", "ZipMember", "open_stored_zip"]
 
 MOST_MEMBERS = 100_000
 LARGEST_DIRECTORY_BYTES = 16 * 2**20
@@ -33,6 +33,9 @@ _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
+
+_WIDE_LOCAL = struct.Struct("<2H2Q")
+_JANUARY_1980 = 1 << 5 | 1
 
 # zipfile writes 64-bit fields from here on, although 32 bits hold twice as much.
 _ZIP64_FROM = 2**31 - 1
@@ -105,6 +108,69 @@ class StoredZip:
                 found=f"{found:08x}",
                 hint="The file is damaged; fetch it again",
             )
+
+
+class StoredZipWriter:
+    """Writes a stored zip from front to end, to the byte as np.savez does: fixed dates, 64-bit local headers.
+
+    Args:
+        write: takes the bytes, one run after the other.
+    """
+
+    def __init__(self, write: Callable[[bytes | memoryview], None]) -> None:
+        self._write = write
+        self._entries: list[bytes] = []
+        self._at = 0
+
+    def add(self, name: str, *parts: bytes | memoryview) -> None:
+        """Write a member whose data are these parts, one after the other; a memoryview is of bytes."""
+        raw = name.encode("utf-8")
+        crc32, nbytes = 0, 0
+        for part in parts:
+            crc32 = zlib.crc32(part, crc32)
+            nbytes += len(part)
+        large = nbytes >= _ZIP64_FROM
+        version = 45 if large else 20
+        size = _FULL32 if large else nbytes
+        local = _LOCAL.pack(
+            b"PK\x03\x04", version, 0, 0, 0, _JANUARY_1980, crc32, size, size, len(raw), _WIDE_LOCAL.size
+        )
+        header_at = self._at
+        for data in (local, raw, _WIDE_LOCAL.pack(1, 16, nbytes, nbytes), *parts):
+            self._write(data)
+            self._at += len(data)
+        self._entries.append(self._entry(raw, version, crc32, nbytes, header_at))
+
+    def finish(self) -> None:
+        """Write the directory."""
+        directory = b"".join(self._entries)
+        count, at = len(self._entries), self._at
+        self._write(directory)
+        if at > _ZIP64_FROM or len(directory) > _ZIP64_FROM or count > _FULL16:
+            wide = _END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, count, count, len(directory), at)
+            self._write(wide + _LOCATOR64.pack(b"PK\x06\x07", 0, at + len(directory), 1))
+        few, low = min(count, _FULL16), min(at, _FULL32)
+        self._write(_END.pack(b"PK\x05\x06", 0, 0, few, few, len(directory), low, 0))
+
+    @staticmethod
+    def _entry(raw: bytes, version: int, crc32: int, nbytes: int, header_at: int) -> bytes:
+        wide: list[int] = []
+        if nbytes >= _ZIP64_FROM:
+            wide += [nbytes, nbytes]
+        if header_at > _ZIP64_FROM:
+            wide.append(header_at)
+        extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+        size = _FULL32 if nbytes >= _ZIP64_FROM else nbytes
+        at = _FULL32 if header_at > _ZIP64_FROM else header_at
+        version = 45 if wide else version
+        return (
+            _ENTRY.pack(
+                b"PK\x01\x02", version | 3 << 8, version, 0, 0, 0, _JANUARY_1980, crc32, size, size,
+                len(raw), len(extra), 0, 0, 0, 0o600 << 16, at,
+            )
+            + raw
+            + extra
+        )  # fmt: skip
 
 
 def open_stored_zip(path: Path) -> StoredZip:

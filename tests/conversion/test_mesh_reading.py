@@ -190,7 +190,7 @@ def test_the_manifest_says_how_each_tensor_was_made(tmp_path):
 
 
 def test_a_tensor_that_no_model_has_is_refused_by_name():
-    with pytest.raises(SchemaError, match="transformer.h.3.ln_1.bias"):
+    with pytest.raises(SchemaError, match=r"transformer\.h\.3\.ln_1\.bias"):
         open_mesh(MP2 / "full").read("transformer.h.3.ln_1.bias")
 
 
