@@ -26,7 +26,14 @@ class ToyDecoder(Decoder):
     """Query i's state is a decaying sum over the tokens that it sees; its logits are a fixed map of that state."""
 
     def __init__(
-        self, config: GPTJConfig, batch: int, capacity: int, *, seed: int = 0, dtype: Any = np.float32, sharp: float = 2
+        self,
+        config: GPTJConfig,
+        batch: int,
+        capacity: int,
+        *,
+        seed: int = 0,
+        dtype: Any = np.float32,
+        sharp: float = 0.5,
     ) -> None:
         super().__init__(config, batch, capacity)
         random = np.random.default_rng(seed)

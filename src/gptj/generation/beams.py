@@ -159,7 +159,8 @@ def _step(session: Session, searches: list[list[_Search]], result: Step) -> tupl
             ends = session.stopper.ends(longer, scores[rows[beams]]) if len(longer) else np.zeros(0, bool)
             former, tokens[rows] = search.advance(beams, chosen, totals, ends)
             sources[rows] = rows[former]
-            taken = np.concatenate([taken, tokens[rows][search.log_probabilities > -np.inf]])
+            going = chosen[~np.isin(chosen, session.config.eos_token_ids)]  # also those that end by their length
+            taken = np.concatenate([taken, going[: len(rows)]])
             session.ended[rows] = search.closed
     return scores, sources, tokens
 

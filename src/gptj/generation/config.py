@@ -62,6 +62,7 @@ _SCHEDULES = ("constant", "heuristic", "heuristic_transient")
 
 _LARGEST_TOKEN_ID = 2**31 - 1
 _LARGEST_COUNT = 2**31 - 1
+_LONGEST_SHOWN = 200
 _TEMPERATURES = (1e-6, 1e6)  # beyond these a float32 logit may leave float64 or vanish; 0 is greedy, by definition
 
 
@@ -425,7 +426,8 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def _spelt(value: object) -> str:
-    return shown(json.dumps(value, default=repr))
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
 
 
 def _refuse(field: str, rule: str, value: object) -> NoReturn:
@@ -517,14 +519,11 @@ _SETTLE = {
 
 
 def _is_biases(value: object) -> bool:
-    return (
-        isinstance(value, tuple)
-        and bool(value)
-        and all(
-            isinstance(pair, tuple) and len(pair) == 2 and _is_token_ids(pair[0]) and _is_number(pair[1])
-            for pair in value
-        )
-    )
+    pairs = isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
+    if not isinstance(value, tuple) or not value or not pairs:
+        return False
+    once = len({pair[0] for pair in value}) == len(value)
+    return once and all(_is_token_ids(ids) and _is_number(bias) for ids, bias in value)
 
 
 def _is_decay(value: object) -> bool:
@@ -579,7 +578,10 @@ _RULES: dict[str, _Rule] = {
     "num_return_sequences": _whole(1),
     "use_cache": _FLAG,
     "prefill_chunk_size": _whole(1, null=True),
-    "sequence_bias": (lambda v: v is None or _is_biases(v), "null or pairs of token ids and a finite bias"),
+    "sequence_bias": (
+        lambda v: v is None or _is_biases(v),
+        "null or pairs of token ids, each sequence once, and a finite bias",
+    ),
     "encoder_repetition_penalty": _POSITIVE,
     "repetition_penalty": _POSITIVE,
     "no_repeat_ngram_size": _whole(0),

@@ -68,7 +68,7 @@ NEW = {
 
 
 def model() -> GPTJForCausalLM:
-    """The fixture's model in float64, less sure of itself and fonder of its eos, so that rows end at different times."""
+    """The fixture's model in float64, less sure of itself and fonder of its eos, so that options tell."""
     config = GPTJConfig(
         vocab_size=160,
         n_positions=64,
