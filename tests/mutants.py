@@ -1,7 +1,7 @@
 """The classic mistakes of GPT-J ports, each planted into the oracle, so that the catcher can be seen to catch.
 
 A parity test that passes says little until it is known what it would have refused. Each mutant here is one
-mistake that people really make, most of them shipped by somebody once. `tests/core/test_oracle_mutants.py` proves
+mistake that ports really make; several were shipped. `tests/core/test_oracle_mutants.py` proves
 that on the revealing checkpoint every one moves the logits of `revealing_batch` by more than `VISIBLE`, twenty
 times the tolerance that float32 backends are held to; and that what must change nothing changes nothing.
 """
