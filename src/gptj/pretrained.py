@@ -21,6 +21,7 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
 from gptj.errors import SchemaError
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
+from gptj.generation.mixin import Generates
 from gptj.initial import initial_tensor
 from gptj.schema import HEADS, Head, TensorSpec, schema
 
@@ -67,10 +68,10 @@ class Loading:
                 yield spec, self.checkpoint.read(stored.name, self.dtype)
 
     @property
-    def generation_config(self) -> GenerationConfig:
-        """The folder's generation_config.json, or where it has none the model's eos and padding ids."""
+    def generation_config(self) -> GenerationConfig | None:
+        """The folder's generation_config.json, None where it has none."""
         path = self.checkpoint.directory / GENERATION_CONFIG_FILE
-        return GenerationConfig.from_file(path) if path.exists() else GenerationConfig.from_model_config(self.config)
+        return GenerationConfig.from_file(path) if path.exists() else None
 
     @property
     def info(self) -> dict[str, list[Any]]:
@@ -126,9 +127,11 @@ def prepare(
 
 
 def side_files(model: Any) -> dict[str, bytes]:
-    """What `save_pretrained` writes besides config and weights: generation_config.json, where the model has one."""
-    settled: GenerationConfig | None = getattr(model, "generation_config", None)
-    return {} if settled is None else {GENERATION_CONFIG_FILE: settled.to_json().encode()}
+    """What `save_pretrained` writes besides config and weights: generation_config.json, where the model makes text."""
+    if not isinstance(model, Generates):
+        return {}
+    settled = model.generation_config or GenerationConfig.from_model_config(model.config)
+    return {GENERATION_CONFIG_FILE: settled.to_json().encode()}
 
 
 def _settle_dtype(dtype: Any, checkpoint: Checkpoint, plan: LoadPlan) -> str:

@@ -155,10 +155,19 @@ def test_debug_shows_the_traceback(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("convert",), ("convert", "a"), ("inspect",), ("generate",), ("generate", "dir"), ("fly",), ("inspect", "a", "--fly"),
-     ("generate", "dir", "text", "--token-ids", "1"), ("convert", "a", "b", "--dtype", "int8")],
+    [
+        ("convert",),
+        ("convert", "a"),
+        ("inspect",),
+        ("generate",),
+        ("generate", "dir"),
+        ("fly",),
+        ("inspect", "a", "--fly"),
+        ("generate", "dir", "text", "--token-ids", "1"),
+        ("convert", "a", "b", "--dtype", "int8"),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_misuse_is_status_2(arguments):
     done = gptj(*arguments)
     assert done.returncode == 2 and "Usage" in done.stderr and "Traceback" not in done.stderr

@@ -23,7 +23,6 @@ from gptj.flax.model import (
     settled,
 )
 from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host
-from gptj.generation import GenerationConfig
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 
 
@@ -125,10 +124,6 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin):
 
     head = "causal_lm"
     module_class = GPTJForCausalLMModule
-
-    def __init__(self, config: GPTJConfig, *arguments: Any, **options: Any) -> None:
-        super().__init__(config, *arguments, **options)
-        self.generation_config = GenerationConfig.from_model_config(config)
 
     def __call__(
         self,

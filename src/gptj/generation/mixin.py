@@ -28,12 +28,12 @@ class Generates:
     """What a model that makes text can do.
 
     Attributes:
-        generation_config: what a call without one of its own uses: the folder's generation_config.json, or the
-            model's eos and padding ids.
+        generation_config: what a call without one of its own uses: the folder's generation_config.json. None means
+            the defaults, with the model's eos and padding ids.
     """
 
     config: GPTJConfig
-    generation_config: GenerationConfig
+    generation_config: GenerationConfig | None = None
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         """An empty decoder of that size over this model."""
@@ -118,7 +118,7 @@ class Generates:
         )
 
     def _settled(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
-        config = self.generation_config if config is None else config
+        config = config or self.generation_config or GenerationConfig.from_model_config(self.config)
         return config.replace(**overrides) if overrides else config
 
     def _arguments(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from gptj import inputs
 from gptj.config import GPTJConfig
-from gptj.generation import GenerationConfig
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 from gptj.pt.generate import GenerationMixin
 from gptj.pt.model import GPTJModel, at_least_float32
@@ -54,7 +53,6 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin):
         self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
         with empty_parameters():
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
-        self.generation_config = GenerationConfig.from_model_config(config)
         if _do_init:
             self.initialise(dtype=dtype, seed=seed)
 

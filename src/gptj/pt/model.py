@@ -255,10 +255,10 @@ class GPTJModel(PretrainedModel):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPTJModel:
         super()._apply(fn, recurse)
-        self.place_rotary()
+        self._place_rotary()
         return self
 
-    def place_rotary(self) -> None:
+    def _place_rotary(self) -> None:
         """Bring the rotary table to where the parameters are, in its own precision."""
         if not self.wte.weight.is_meta:
             self.rotary.place(self.wte.weight.device, self.wte.weight.dtype)

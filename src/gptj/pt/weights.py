@@ -189,7 +189,7 @@ class PretrainedModel(nn.Module):
             tensor = from_numpy(array) if old.is_meta else from_numpy(array).to(old.device)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
         self.tie_weights()
-        self.base_model.place_rotary()
+        self.base_model._place_rotary()
 
     def tie_weights(self) -> None:
         """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""

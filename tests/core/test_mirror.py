@@ -1,0 +1,119 @@
+"""The three wings are mirrors: the same files, and the same public classes, methods and arguments in the same order.
+
+This reads the sources, so it needs no framework. What a framework forces is listed here by name, and nothing else
+may differ. The comparison is also shown to notice a difference.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import gptj
+from gptj.backends import BACKENDS
+from gptj.schema import HEADS
+
+ROOT = Path(gptj.__file__).parent
+FILES = ("__init__.py", "generate.py", "heads.py", "model.py", "weights.py")
+
+CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
+"""What each framework calls the method behind `model(...)`."""
+
+OWN_ARGUMENTS = {
+    "pt": {"attn_implementation", "torch_dtype"},
+    "tf": {"name", "training"},
+    "flax": {"params", "dropout_rng", "train", "input_shape", "computation_dtype"},
+}
+"""Arguments that one framework alone has: its own idiom, on the seed page or in its base class."""
+
+FORCED_ARGUMENTS = {("from_pretrained", "_do_init"), ("__init__", "_do_init")}
+"""Flax gives `_do_init` a meaning in from_pretrained too: it returns the parameters beside the model."""
+
+OWN_METHODS = {
+    "pt": {"device", "dtype", "tie_weights"},
+    "tf": {"dtype", "tie_weights", "build"}
+    | {"get_config", "from_config", "compute_loss", "compute_metrics", "train_step", "predict_step", "export"},
+    "flax": {"device", "dtype", "gradient_checkpointing"}
+    | {"params", "params_shape_tree", "computation_dtype", "to_bf16", "to_fp16", "to_fp32"},
+}
+"""Public names that one framework's idiom asks for, or that its base class gives in the others."""
+
+
+def classes(wing: str, sources: dict[str, str]) -> dict[str, ast.ClassDef]:
+    """Every class of a wing by name."""
+    found = {}
+    for source in sources.values():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                found[node.name] = node
+    return found
+
+
+def methods(name: str, known: dict[str, ast.ClassDef], wing: str) -> dict[str, tuple[str, ...]]:
+    """The public methods of a class and of its bases in the same wing, each with its arguments in order."""
+    node = known[name]
+    found: dict[str, tuple[str, ...]] = {}
+    for base in node.bases:
+        inner = base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
+        if inner in known and inner != name:
+            found |= methods(inner, known, wing)
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef):
+            said = "(call)" if item.name == CALL[wing] else item.name
+            if said.startswith("_") and said != "__init__":
+                continue
+            arguments = [a.arg for a in (*item.args.posonlyargs, *item.args.args, *item.args.kwonlyargs)][1:]
+            kept = [a for a in arguments if a not in OWN_ARGUMENTS[wing] and (said, a) not in FORCED_ARGUMENTS]
+            found[said] = tuple(kept)
+    return {said: arguments for said, arguments in found.items() if said not in OWN_METHODS[wing]}
+
+
+def surface(wing: str, sources: dict[str, str]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The public interface of a wing's four model classes. A constructor's keywords count by name."""
+    known = classes(wing, sources)
+    found = {name: methods(name, known, wing) for name in HEADS.values()}
+    for of_class in found.values():
+        of_class["__init__"] = tuple(sorted(of_class["__init__"]))
+    return found
+
+
+def sources_of(wing: str) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted((ROOT / wing).glob("*.py"))}
+
+
+@pytest.mark.parametrize("wing", BACKENDS)
+def test_the_wings_have_the_same_files(wing):
+    assert tuple(sources_of(wing)) == FILES
+
+
+@pytest.mark.parametrize("wing", ["tf", "flax"])
+@pytest.mark.parametrize("name", HEADS.values())
+def test_the_wings_have_the_same_methods_and_arguments(wing, name):
+    assert surface(wing, sources_of(wing))[name] == surface("pt", sources_of("pt"))[name]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("head_mask: Any = None,", ""),
+        ("def num_parameters", "def count_parameters"),
+        ("max_length: int", "length: int"),
+    ],
+)
+def test_a_difference_would_be_noticed(before, after):
+    changed = {name: source.replace(before, after) for name, source in sources_of("pt").items()}
+    assert surface("pt", changed) != surface("pt", sources_of("pt"))
+
+
+@pytest.mark.parametrize("wing", BACKENDS)
+def test_the_modules_of_a_wing_export_the_same_names(wing):
+    def exported(name: str) -> set[str]:
+        tree = ast.parse((ROOT / name / "__init__.py").read_text())
+        node = next(n for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
+        return {element.value for element in node.value.elts}
+
+    prefix = {"pt": "", "tf": "TF", "flax": "Flax"}[wing]
+    aliases = {prefix + name for name in HEADS.values()} if prefix else set()
+    assert exported(wing) - aliases == exported("pt")
