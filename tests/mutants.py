@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Weights = dict[str, Array]
 
 VISIBLE = 4e-4
-"""How far a mistake must move some logit: 20 times the float32 tolerance of 2e-5, 300 times float32's own rounding."""
+"""How far a mistake must move some logit: 20 times the float32 tolerance of 2e-5, 230 times float32's own rounding."""
 
 FAR = 1_900
 """Where the batch's positions begin: bfloat16 holds whole numbers exactly only to 256, float16 to 2,048."""

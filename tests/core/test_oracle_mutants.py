@@ -14,7 +14,7 @@ PINNED = [0xBCA23CA3, 0x3AB433DB, 0x3D025021]
 """The bits of the first three values of wte.weight under seed 0."""
 
 FLOAT32_ROUNDING = 5e-6
-"""What float32 alone may move the revealing logits by; measured 1.2e-6."""
+"""What float32 alone may move the revealing logits by; measured 1.7e-6."""
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
