@@ -57,7 +57,7 @@ def compiled_step(module: nn.Module, last_only: bool, want: frozenset[str]) -> C
     return jax.jit(run, donate_argnums=1)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@jax.jit
 def gathered(cache: KVCache, rows: Array) -> KVCache:
     """The cache whose row r is what row `rows[r]` was."""
     keys, values = (tuple(x[rows] for x in side) for side in (cache.keys, cache.values))

@@ -28,7 +28,7 @@ from jax import Array, lax
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
-from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host
+from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host, require_x64
 from gptj.outputs import BaseModelOutputWithPast, KVCache
 from gptj.rotary import rotary_table
 
@@ -203,6 +203,8 @@ class Memory:
 
         def remember(k: Array, v: Array) -> tuple[Array, Array]:
             past = self.past
+            if past is not None:
+                _require_dtype(past.keys[layer], k)
             if past is not None and past.fixed:
                 # Differs: a new array, and all slots of it, since a shape cannot hang on the length; the mask hides
                 # those not filled. XLA would move a write that does not fit to where it does: NaN rather than that.
@@ -223,6 +225,11 @@ class Memory:
     def cache(self, length: Any) -> KVCache:
         """The cache after this call, `length` tokens long."""
         return KVCache(tuple(self.keys), tuple(self.values), length, self.past is not None and self.past.fixed)
+
+
+def _require_dtype(old: Array, new: Array) -> None:
+    if old.dtype != new.dtype:  # jax would widen the one or narrow the other
+        raise InputError("a cache of another dtype", where="past_key_values", expected=new.dtype, found=old.dtype)
 
 
 class Attention(nn.Module):
@@ -552,6 +559,8 @@ def compute(
     config = model.config
     if flags["train"] and dropout_rng is None and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
         raise InputError("needed for dropout", where="dropout_rng", expected="a jax random key", found="None")
+    for leaf in jax.tree.leaves(params):
+        require_x64(leaf.dtype, where="params")
     past: KVCache | None = arguments.get("past_key_values")
     if past is not None and not isinstance(past.length, Array):
         arguments = arguments | {"past_key_values": dataclasses.replace(past, length=np.int32(past.length))}

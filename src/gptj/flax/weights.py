@@ -152,7 +152,7 @@ class PretrainedModel:
         computation_dtype: Any = None,
         _do_init: bool = True,
     ) -> None:
-        inputs.integers([input_shape], where="input_shape")
+        _check_input_shape(input_shape)
         parameters = numpy_dtype(dtype_name(dtype))
         computation = None if computation_dtype is None else numpy_dtype(dtype_name(computation_dtype))
         require_x64(parameters)
@@ -179,6 +179,15 @@ class PretrainedModel:
     def params(self, params: Params) -> None:
         check_params(params, self.config, self.head)
         self._params = params
+
+    @property
+    def params_shape_tree(self) -> dict[str, Any]:
+        """Shapes and dtypes in the place of the parameters: what orbax and `jax.eval_shape` want to know them by.
+
+        Differs: Flax's alone, as in transformers.
+        """
+        rows = schema(self.config, self.head)
+        return nested((row.name, jax.ShapeDtypeStruct(row.shape, self.dtype)) for row in rows)
 
     @property
     def base_model(self) -> PretrainedModel:
@@ -405,6 +414,12 @@ class PretrainedModel:
             overwrite=overwrite,
             extra_files=pretrained.side_files(self),
         )
+
+
+def _check_input_shape(shape: Any) -> None:
+    whole = isinstance(shape, tuple | list) and all(isinstance(size, int) and size >= 1 for size in shape)
+    if not whole or len(shape) != 2:
+        raise InputError("no such shape", where="input_shape", expected="(batch, tokens), neither 0", found=shape)
 
 
 def cast(params: Params, dtype: str, mask: Params | None) -> Any:

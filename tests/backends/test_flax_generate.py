@@ -1,0 +1,91 @@
+"""What is Flax's alone in generation: few compiled shapes, and a cache that is used up by each step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from wings import FLOAT32_ABSOLUTE, named_backends
+
+__test__ = "flax" in named_backends()  # where it is not under test, jax may not be there
+if __test__:
+    import jax
+
+    from gptj.flax import Decoder, GPTJForCausalLM
+    from gptj.flax.generate import compiled_step, rounded
+
+NOTHING: frozenset[str] = frozenset()
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return GPTJForCausalLM.from_pretrained(folder())
+
+
+def prompt(length: int) -> np.ndarray:
+    return np.random.default_rng(length).integers(0, 214, (2, length))
+
+
+@pytest.mark.parametrize("most", [1, 7, 2048, 2056])
+def test_a_rounded_count_is_enough_and_never_too_much(most):
+    for count in range(1, most + 1):
+        assert count <= rounded(count, most) <= most
+    assert len({rounded(count, most) for count in range(1, most + 1)}) <= 17
+
+
+def test_prompts_of_many_lengths_compile_few_shapes(folder):
+    model = GPTJForCausalLM.from_pretrained(folder(), layer_norm_epsilon=1.1e-5)  # a config that no other test compiles
+    for length in range(9, 17):
+        model.generate(prompt(length), max_new_tokens=4, eos_token_id=None)
+    # a prompt of 16 and a step, in caches of 16 and 32
+    assert compiled_step(model.module, True, NOTHING)._cache_size() == 4
+
+
+@pytest.mark.parametrize("length", [1, 9, 16, 31])
+def test_slots_in_excess_change_nothing(model, oracle, length):
+    decoder = Decoder(model, 2, 40)
+    ids = prompt(length)
+    whole = oracle().forward(ids, attentions=True)
+    step = decoder.extend(ids, want=frozenset({"hidden_states", "attentions"}))
+    for got, expected in zip(
+        (step.logits, *step.hidden_states, *step.attentions),
+        (whole.logits, *whole.hidden_states, *whole.attentions),
+        strict=True,
+    ):
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).max() <= FLOAT32_ABSOLUTE
+
+
+def test_a_prompt_that_fills_the_cache_to_its_last_slot_fits(folder, oracle):
+    changes = {"n_positions": 72}  # a prompt of 69 would be rounded to 128
+    decoder = Decoder(GPTJForCausalLM.from_pretrained(folder(**changes)), 2, 72)
+    assert decoder.slots == 72
+    decoder.extend(prompt(69))
+    decoder.extend(prompt(2))
+    last = decoder.step(np.array([5, 6])).logits
+    ids = np.concatenate((prompt(69), prompt(2), [[5], [6]]), axis=1)
+    assert np.abs(last - oracle(**changes).forward(ids).logits[:, -1]).max() <= FLOAT32_ABSOLUTE
+
+
+def test_a_step_writes_the_cache_in_place(model):
+    decoder = Decoder(model, 2, 16)
+    decoder.prefill(prompt(5))
+    keys = decoder.cache.keys
+    places = [array.unsafe_buffer_pointer() for array in keys]
+    decoder.step(np.array([1, 2]))
+    assert all(array.is_deleted() for array in keys)
+    assert [array.unsafe_buffer_pointer() for array in decoder.cache.keys] == places
+
+
+def test_only_the_last_places_logits_leave_the_device(model):
+    decoder = Decoder(model, 2, 300)
+    run = compiled_step(model.module, True, NOTHING)
+    ids = np.zeros((2, 256), np.int32)
+    shapes = jax.eval_shape(run, model.params, decoder.cache, ids, ids, np.ones((2, decoder.slots), bool), np.int32(0))
+    assert shapes[1]["logits"].shape == (2, 216)
+
+
+def test_dropout_is_off_in_generation(folder):
+    model = GPTJForCausalLM.from_pretrained(folder(), resid_pdrop=0.9)
+    plain = GPTJForCausalLM.from_pretrained(folder())
+    one, other = (m.generate(prompt(5), max_new_tokens=6) for m in (model, plain))
+    assert np.array_equal(one, other)
