@@ -1,0 +1,44 @@
+"""Every example of the documentation runs: docs/pytorch.md, docs/tensorflow.md and docs/flax.md, as doctests."""
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+from gptj import GPTJConfig, GPTJTokenizer
+from gptj.checkpoint import write_checkpoint
+from gptj.parity.revealing import revealing_fill
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = {"pt": "pytorch.md", "tf": "tensorflow.md", "flax": "flax.md"}
+FOLDERS = {
+    "gptj-tiny": "causal_lm",
+    "gptj-tiny-classifier": "sequence_classification",
+    "gptj-tiny-answerer": "question_answering",
+}
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """The folders that the pages speak of, in the current directory, with GPT-2's tokenizer."""
+    config = GPTJConfig(
+        vocab_size=50400,
+        n_positions=128,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        rotary_dim=4,
+        num_labels=3,
+        pad_token_id=50256,
+    )
+    files = GPTJTokenizer.gpt2().files()
+    for name, head in FOLDERS.items():
+        write_checkpoint(tmp_path / name, config, revealing_fill(0), head=head, extra_files=files)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_example_on_the_backends_page_runs(wing, folders):
+    found = doctest.testfile(
+        str(DOCS / PAGE[wing.name]), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert found.failed == 0 and found.attempted >= 20
