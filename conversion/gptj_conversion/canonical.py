@@ -1,4 +1,8 @@
-"""The canonical directory as a source: safetensors under Hugging Face's names, as gptj and transformers write it."""
+"""safetensors directories as sources: Hugging Face's names, or those of transformers' Flax and TensorFlow models.
+
+transformers stores whatever names and layout the framework has and says which in the header (`format: pt | flax |
+tf`); all three are called model.safetensors.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,18 @@ from numpy.typing import NDArray
 
 from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.errors import GPTJError
+from gptj.errors import GPTJError, SchemaError
 from gptj.json_file import read_json_object
-from gptj.safetensors_file import cast, numpy_dtype
+from gptj.safetensors_file import FileIdentity, StoredTensor, cast, numpy_dtype
 from gptj.schema import Head, TensorSpec
+from gptj_conversion.dialects import Dialect
+from gptj_conversion.foreign import ForeignCheckpoint, match_arrays
 from gptj_conversion.source import Facts
+from gptj_conversion.stored_array import DTYPES, StoredArray
 
-__all__ = ["CanonicalDirectory", "describe_canonical", "open_canonical"]
+__all__ = ["CanonicalDirectory", "describe_canonical", "open_safetensors"]
+
+_DIALECTS: dict[str, Dialect] = {"flax": "flax", "tf": "tf"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,20 +77,34 @@ class CanonicalDirectory:
         return _facts(self.checkpoint, [f"{name} is left out" for name in self.plan.dropped])
 
 
-def open_canonical(
+def open_safetensors(
     directory: str | os.PathLike[str],
     *,
     config: GPTJConfig | str | os.PathLike[str] | None = None,
     weights: str | None = None,
     follow_links: bool = False,
-) -> CanonicalDirectory:
-    """The directory, every header checked and every tensor of its head found.
+) -> CanonicalDirectory | ForeignCheckpoint:
+    """The directory in whichever of the three dialects it is, every tensor of its head found.
 
     Raises:
         GPTJError: see `gptj.checkpoint`.
     """
     checkpoint = open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links)
-    return CanonicalDirectory(checkpoint, plan_load(checkpoint, checkpoint.config, checkpoint.head))
+    dialect = _DIALECTS.get(checkpoint.metadata.get("format", ""))
+    if dialect is None:
+        return CanonicalDirectory(checkpoint, plan_load(checkpoint, checkpoint.config, checkpoint.head))
+    arrays = [_stored_array(tensor, file.identity) for file in checkpoint.files for tensor in file.tensors.values()]
+    if dialect == "flax":  # its tree is joined with dots there
+        arrays = [dataclasses.replace(array, name=array.name.replace(".", "/")) for array in arrays]
+    name = f"safetensors ({dialect})"
+    return match_arrays(checkpoint.directory, name, dialect, checkpoint.config, arrays)
+
+
+def _stored_array(tensor: StoredTensor, identity: FileIdentity) -> StoredArray:
+    if tensor.dtype not in DTYPES:
+        raise SchemaError("not a dtype of weights", file=tensor.file, where=tensor.name, found=tensor.dtype)
+    extents = ((tensor.offset, tensor.nbytes),)
+    return StoredArray(tensor.name, DTYPES[tensor.dtype], tensor.shape, tensor.file, identity, extents)
 
 
 def describe_canonical(
@@ -93,23 +116,24 @@ def describe_canonical(
 ) -> Facts:
     """What the directory is; a schema that its tensors do not fit is among the problems, not an error."""
     checkpoint = open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links)
-    problems = []
+    problems: list[str] = []
     try:
-        plan = plan_load(checkpoint, checkpoint.config, checkpoint.head)
-        problems += [f"{name} is left out" for name in plan.dropped]
+        source = open_safetensors(directory, config=config, weights=weights, follow_links=follow_links)
+        problems += source.facts().problems
     except GPTJError as error:
         problems.append(str(error))
     if config is None and "rotary_dim" not in read_json_object(checkpoint.directory / CONFIG_FILE):
         problems.append(f"{CONFIG_FILE} has no rotary_dim: the default {checkpoint.config.rotary_dim} is taken")
-    return _facts(checkpoint, problems)
+    dialect = _DIALECTS.get(checkpoint.metadata.get("format", ""))
+    return _facts(checkpoint, problems, f"safetensors ({dialect})" if dialect else "safetensors")
 
 
-def _facts(checkpoint: Checkpoint, problems: list[str]) -> Facts:
+def _facts(checkpoint: Checkpoint, problems: list[str], name: str = "safetensors") -> Facts:
     config = checkpoint.config
     stored = checkpoint.tensors.values()
     return Facts(
         path=str(checkpoint.directory),
-        format="safetensors",
+        format=name,
         step=None,
         shards=len(checkpoint.weight_files),
         layers=config.n_layer,

@@ -22,7 +22,13 @@ from gptj.json_file import read_json_object
 from gptj.safetensors_file import numpy_dtype
 from gptj.schema import TensorSpec, schema
 from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE
-from gptj_conversion.canonical import describe_canonical, open_canonical
+from gptj_conversion.canonical import describe_canonical, open_safetensors
+from gptj_conversion.dialects import Dialect
+from gptj_conversion.foreign import ForeignCheckpoint
+from gptj_conversion.foreign_writer import WeightsWriter, write_foreign
+from gptj_conversion.hf_bin import BIN_FILE, BIN_INDEX, BinWriter, open_bin
+from gptj_conversion.hf_flax import FLAX_FILE, FLAX_INDEX, MsgpackWriter, open_flax
+from gptj_conversion.hf_tf import H5_FILE, H5_INDEX, H5Writer, model_prefix, open_h5
 from gptj_conversion.mesh import MeshCheckpoint, looks_like_mesh, open_mesh
 from gptj_conversion.mesh_writer import write_mesh
 from gptj_conversion.source import Facts, Source
@@ -64,7 +70,7 @@ def _open_mesh(path: Path, options: _Options) -> Source:
 
 
 def _open_canonical(path: Path, options: _Options) -> Source:
-    return open_canonical(
+    return open_safetensors(
         path, config=_model_config(options), weights=options.weights, follow_links=options.follow_links
     )
 
@@ -77,6 +83,30 @@ def _describe_canonical(path: Path, options: _Options) -> Facts:
 
 def _model_config(options: _Options) -> GPTJConfig | None:
     return options.config.model_config() if isinstance(options.config, TrainingConfig) else options.config
+
+
+def _named_format(name: str, files: tuple[str, str], opener: Callable[..., ForeignCheckpoint]) -> _Format:
+    """A format of one weights file, or several and an index."""
+
+    def open_it(path: Path, options: _Options) -> Source:
+        present = [file for file in files if os.path.lexists(path / file)]
+        weights = options.weights or (present[0] if present else files[0])
+        if options.weights is None and len(present) > 1:
+            raise FormatError(
+                "several weight sets",
+                file=path,
+                found=", ".join(present),
+                hint=f"Choose one, as weights={present[0]!r}",
+            )
+        return opener(path, config=_model_config(options), weights=weights, follow_links=options.follow_links)
+
+    return _Format(
+        name,
+        " or ".join(files),
+        lambda path: any(os.path.lexists(path / file) for file in files),
+        open_it,
+        lambda path, options: open_it(path, options).facts(),
+    )
 
 
 _FORMATS = (
@@ -94,7 +124,12 @@ _FORMATS = (
         _open_mesh,
         lambda path, options: _open_mesh(path, options).facts(),
     ),
+    _named_format("bin", (BIN_FILE, BIN_INDEX), open_bin),
+    _named_format("flax", (FLAX_FILE, FLAX_INDEX), open_flax),
+    _named_format("tf", (H5_FILE, H5_INDEX), open_h5),
 )
+
+_SUFFIXES = {".safetensors": "safetensors", ".bin": "bin", ".msgpack": "flax", ".h5": "tf"}
 
 
 def source_formats() -> tuple[str, ...]:
@@ -279,7 +314,37 @@ def _write_mesh(order: _Order) -> Path:
     )
 
 
-_TARGETS: dict[str, Callable[[_Order], Path]] = {"safetensors": _write_canonical, "mesh": _write_mesh}
+def _write_named(
+    file_name: str, dialect: Dialect, writer: type[WeightsWriter], prefix: Callable[[str], str] = lambda head: ""
+) -> Callable[[_Order], Path]:
+    def write(order: _Order) -> Path:
+        return write_foreign(
+            order.directory,
+            order.config,
+            order.read,
+            writer,
+            file_name=file_name,
+            dialect=dialect,
+            dtype_of=lambda name: order.dtype or order.source.dtype_of(name),
+            head=order.source.head,
+            index_prefix=prefix(order.source.head),
+            max_shard_bytes=order.max_shard_bytes,
+            overwrite=order.overwrite,
+            progress=order.progress,
+            allow_overflow=order.allow_overflow,
+            allow_nonfinite=order.allow_nonfinite,
+        )
+
+    return write
+
+
+_TARGETS: dict[str, Callable[[_Order], Path]] = {
+    "safetensors": _write_canonical,
+    "mesh": _write_mesh,
+    "bin": _write_named(BIN_FILE, "pt", BinWriter),
+    "flax": _write_named(FLAX_FILE, "flax", MsgpackWriter),
+    "tf": _write_named(H5_FILE, "tf", H5Writer, model_prefix),
+}
 
 
 def _recognise(
@@ -304,9 +369,13 @@ def _recognise(
         raise FormatError(f"cannot be looked at: {error}", file=shown(path)) from None
     if not exists:
         raise MissingFileError("no such file or folder", file=path)
-    if path.is_file() and path.name.endswith((".safetensors", ".safetensors.index.json")) and weights is None:
+    suffix = Path(path.name.removesuffix(".index.json")).suffix
+    if path.is_file() and suffix in _SUFFIXES and weights is None:
         path, weights = path.parent, path.name
-        source_format = source_format or "safetensors"
+    elif weights is not None:
+        suffix = Path(weights.removesuffix(".index.json")).suffix
+    if weights is not None and source_format is None:
+        source_format = _SUFFIXES.get(suffix)
     options = _Options(_read_config(config), weights, follow_links)
     fitting = [known for known in _FORMATS if source_format in (None, known.name) and known.fits(path)]
     if source_format is not None:
@@ -316,7 +385,7 @@ def _recognise(
             "several formats fit",
             file=path,
             found=", ".join(f"{known.name} ({known.sign})" for known in fitting),
-            hint=f"Choose one, as source_format={fitting[0].name!r}",
+            hint=f"Choose one: source_format={fitting[0].name!r} or weights=FILE",
         )
     if not fitting:
         raise MissingFileError(

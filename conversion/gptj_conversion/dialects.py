@@ -19,7 +19,7 @@ from typing import Literal
 
 from gptj.schema import SPLIT_AXES
 
-__all__ = ["MESH_MODULE", "ROWS", "ForeignArray", "MeshLeaf", "Row", "mesh_leaves"]
+__all__ = ["MESH_MODULE", "ROWS", "Dialect", "ForeignArray", "MeshLeaf", "Row", "Spelling", "mesh_leaves", "spell"]
 
 Copies = Literal["first", "sum", "sum onto every row"]
 """What copies of an uncut array in several shards mean.
@@ -55,95 +55,129 @@ class Row:
     Attributes:
         tensor: the canonical name, without the prefix `transformer.`; `{i}` counts the blocks.
         axes: the canonical axes, the same as in the schema (a test holds them together).
-        mesh: the leaves of a mesh-transformer-jax v1 shard that make it.
+        mesh: the leaves of a mesh-transformer-jax v1 shard that make it; none for heads that it has not.
+        flax: the array in transformers' FlaxGPTJ tree, below `transformer` (heads: at the top).
+        tf: the variable in transformers' TFGPTJ, the same.
     """
 
     tensor: str
     axes: tuple[str, ...]
     mesh: tuple[ForeignArray, ...]
+    flax: ForeignArray
+    tf: ForeignArray
 
+
+def _embedding(tensor: str, mesh: tuple[ForeignArray, ...]) -> Row:
+    axes = ("vocab", "embed")
+    module = tensor.split(".")[0]
+    return Row(
+        tensor,
+        axes,
+        mesh,
+        flax=ForeignArray(module, "embedding", axes),
+        tf=ForeignArray(module, "weight:0", axes),
+    )
+
+
+def _kernel(tensor: str, axes: tuple[str, str], *mesh: ForeignArray) -> Row:
+    """A linear layer's matrix: output axis first here, input axis first in Flax and Keras."""
+    flax, tf = _modules(tensor)
+    return Row(
+        tensor, axes, mesh, flax=ForeignArray(flax, "kernel", axes[::-1]), tf=ForeignArray(tf, "kernel:0", axes[::-1])
+    )
+
+
+def _vector(tensor: str, axis: str, flax_name: str, tf_name: str, *mesh: ForeignArray) -> Row:
+    flax, tf = _modules(tensor)
+    return Row(
+        tensor, (axis,), mesh, flax=ForeignArray(flax, flax_name, (axis,)), tf=ForeignArray(tf, tf_name, (axis,))
+    )
+
+
+def _modules(tensor: str) -> tuple[str, str]:
+    """The module's path in Flax, where blocks are numbered folders, and in Keras, where they are called h_._0."""
+    module = tensor.rpartition(".")[0]
+    return module.replace(".", "/"), module.replace(".", "/").replace("h/{i}", "h_._{i}")
+
+
+def _leaf(module: str, name: str, *axes: str, copies: Copies = "first") -> ForeignArray:
+    return ForeignArray(module, name, axes, copies)
+
+
+_NORM = "replicated_layer_norm"
 
 ROWS: tuple[Row, ...] = (
-    Row(
+    _embedding(
         "wte.weight",
-        ("vocab", "embed"),
-        mesh=(
-            ForeignArray("embedding_shard/~/linear", "w", ("vocab", "embed")),
-            ForeignArray("embedding_shard/~/linear", "b", ("embed",), "sum onto every row"),
+        (
+            _leaf("embedding_shard/~/linear", "w", "vocab", "embed"),
+            _leaf("embedding_shard/~/linear", "b", "embed", copies="sum onto every row"),
         ),
     ),
-    Row(
-        "h.{i}.ln_1.weight",
-        ("norm",),
-        mesh=(ForeignArray("layer_{i}/~/replicated_layer_norm", "scale", ("norm",)),),
+    _vector("h.{i}.ln_1.weight", "norm", "scale", "gamma:0", _leaf(f"layer_{{i}}/~/{_NORM}", "scale", "norm")),
+    _vector("h.{i}.ln_1.bias", "norm", "bias", "beta:0", _leaf(f"layer_{{i}}/~/{_NORM}", "offset", "norm")),
+    # The order of creation in mesh-transformer-jax is query, VALUE, key.
+    _kernel("h.{i}.attn.q_proj.weight", ("heads", "embed"), _leaf("layer_{i}/~/linear", "w", "embed", "heads")),
+    _kernel("h.{i}.attn.v_proj.weight", ("heads", "embed"), _leaf("layer_{i}/~/linear_1", "w", "embed", "heads")),
+    _kernel("h.{i}.attn.k_proj.weight", ("heads", "embed"), _leaf("layer_{i}/~/linear_2", "w", "embed", "heads")),
+    _kernel("h.{i}.attn.out_proj.weight", ("embed", "heads"), _leaf("layer_{i}/~/linear_3", "w", "heads", "embed")),
+    _kernel("h.{i}.mlp.fc_in.weight", ("mlp", "embed"), _leaf("layer_{i}/~/linear_4", "w", "embed", "mlp")),
+    _vector("h.{i}.mlp.fc_in.bias", "mlp", "bias", "bias:0", _leaf("layer_{i}/~/linear_4", "b", "mlp")),
+    _kernel("h.{i}.mlp.fc_out.weight", ("embed", "mlp"), _leaf("layer_{i}/~/linear_5", "w", "mlp", "embed")),
+    _vector(
+        "h.{i}.mlp.fc_out.bias", "embed", "bias", "bias:0", _leaf("layer_{i}/~/linear_5", "b", "embed", copies="sum")
     ),
-    Row(
-        "h.{i}.ln_1.bias",
-        ("norm",),
-        mesh=(ForeignArray("layer_{i}/~/replicated_layer_norm", "offset", ("norm",)),),
-    ),
-    # The order of creation in the original is query, VALUE, key.
-    Row(
-        "h.{i}.attn.q_proj.weight",
-        ("heads", "embed"),
-        mesh=(ForeignArray("layer_{i}/~/linear", "w", ("embed", "heads")),),
-    ),
-    Row(
-        "h.{i}.attn.v_proj.weight",
-        ("heads", "embed"),
-        mesh=(ForeignArray("layer_{i}/~/linear_1", "w", ("embed", "heads")),),
-    ),
-    Row(
-        "h.{i}.attn.k_proj.weight",
-        ("heads", "embed"),
-        mesh=(ForeignArray("layer_{i}/~/linear_2", "w", ("embed", "heads")),),
-    ),
-    Row(
-        "h.{i}.attn.out_proj.weight",
-        ("embed", "heads"),
-        mesh=(ForeignArray("layer_{i}/~/linear_3", "w", ("heads", "embed")),),
-    ),
-    Row(
-        "h.{i}.mlp.fc_in.weight",
-        ("mlp", "embed"),
-        mesh=(ForeignArray("layer_{i}/~/linear_4", "w", ("embed", "mlp")),),
-    ),
-    Row(
-        "h.{i}.mlp.fc_in.bias",
-        ("mlp",),
-        mesh=(ForeignArray("layer_{i}/~/linear_4", "b", ("mlp",)),),
-    ),
-    Row(
-        "h.{i}.mlp.fc_out.weight",
-        ("embed", "mlp"),
-        mesh=(ForeignArray("layer_{i}/~/linear_5", "w", ("mlp", "embed")),),
-    ),
-    Row(
-        "h.{i}.mlp.fc_out.bias",
-        ("embed",),
-        mesh=(ForeignArray("layer_{i}/~/linear_5", "b", ("embed",), "sum"),),
-    ),
-    Row(
-        "ln_f.weight",
-        ("norm",),
-        mesh=(ForeignArray("projection_shard/~/replicated_layer_norm", "scale", ("norm",)),),
-    ),
-    Row(
-        "ln_f.bias",
-        ("norm",),
-        mesh=(ForeignArray("projection_shard/~/replicated_layer_norm", "offset", ("norm",)),),
-    ),
-    Row(
-        "lm_head.weight",
-        ("vocab", "embed"),
-        mesh=(ForeignArray("projection_shard/~/linear", "w", ("embed", "vocab")),),
-    ),
-    Row(
-        "lm_head.bias",
-        ("vocab",),
-        mesh=(ForeignArray("projection_shard/~/linear", "b", ("vocab",)),),
-    ),
+    _vector("ln_f.weight", "norm", "scale", "gamma:0", _leaf(f"projection_shard/~/{_NORM}", "scale", "norm")),
+    _vector("ln_f.bias", "norm", "bias", "beta:0", _leaf(f"projection_shard/~/{_NORM}", "offset", "norm")),
+    _kernel("lm_head.weight", ("vocab", "embed"), _leaf("projection_shard/~/linear", "w", "embed", "vocab")),
+    _vector("lm_head.bias", "vocab", "bias", "bias:0", _leaf("projection_shard/~/linear", "b", "vocab")),
+    _kernel("score.weight", ("labels", "embed")),
+    _kernel("qa_outputs.weight", ("span", "embed")),
+    _vector("qa_outputs.bias", "span", "bias", "bias:0"),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """How a named format spells one tensor of a model.
+
+    Attributes:
+        name: the array's name.
+        transposed: its axes are the schema's in reverse.
+    """
+
+    name: str
+    transposed: bool
+
+
+Dialect = Literal["pt", "flax", "tf"]
+"""The formats whose arrays have names: Hugging Face's own, and transformers' Flax and TensorFlow models'."""
+
+
+def spell(name: str, dialect: Dialect) -> Spelling:
+    """How `dialect` spells the canonical tensor `name`, with or without the prefix `transformer.`.
+
+    Flax's names are joined with slashes.
+
+    >>> spell("transformer.h.3.mlp.fc_in.weight", "tf")
+    Spelling(name='transformer/h_._3/mlp/fc_in/kernel:0', transposed=True)
+    >>> spell("lm_head.bias", "flax")
+    Spelling(name='lm_head/bias', transposed=False)
+    """
+    if dialect == "pt":
+        return Spelling(name, False)
+    prefix = "transformer/" if name.startswith("transformer.") else ""
+    parts = name.removeprefix("transformer.").split(".")
+    layer = parts[1] if parts[0] == "h" else None
+    if layer is not None:
+        parts[1] = "{i}"
+    row = next(row for row in ROWS if row.tensor == ".".join(parts))
+    array = row.flax if dialect == "flax" else row.tf
+    return Spelling(f"{prefix}{array.module.format(i=layer)}/{array.name}", _is_reversed(array.axes, row.axes))
+
+
+def _is_reversed(axes: tuple[str, ...], canonical: tuple[str, ...]) -> bool:
+    return len(axes) == 2 and axes == canonical[::-1] != canonical
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +211,7 @@ def canonical_name(tensor: str, layer: int | None = None) -> str:
     >>> canonical_name("h.{i}.ln_1.bias", 3), canonical_name("lm_head.bias")
     ('transformer.h.3.ln_1.bias', 'lm_head.bias')
     """
-    prefix = "" if tensor.startswith("lm_head") else "transformer."
+    prefix = "" if tensor.startswith(("lm_head", "score", "qa_outputs")) else "transformer."
     return prefix + tensor.format(i=layer)
 
 
@@ -194,7 +228,7 @@ def mesh_leaves(layers: int) -> tuple[MeshLeaf, ...]:
             for array in row.mesh:
                 module = MESH_MODULE + array.module.format(i=layer)
                 cut = next((n for n, axis in enumerate(array.axes) if axis in SPLIT_AXES), None)
-                transposed = len(array.axes) == 2 and array.axes == row.axes[::-1] != row.axes
+                transposed = _is_reversed(array.axes, row.axes)
                 leaf = MeshLeaf(
                     f"{module}/{array.name}",
                     canonical_name(row.tensor, layer),

@@ -10,7 +10,6 @@ written with, so S is the number of cores that will load it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -22,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, InputError, SchemaError, WriteError, shown
-from gptj.output_directory import FileSystem, OutputFile
+from gptj.errors import ConfigError, InputError, SchemaError, shown
+from gptj.output_directory import FileSystem
 from gptj.safetensors_file import cast, numpy_dtype
 from gptj.schema import TensorSpec, axis_sizes, schema_by_name
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
+from gptj_conversion.foreign_writer import HashedFile, require_finite
 from gptj_conversion.mesh import FILES_PER_SHARD, META_FILE, TRAINING_FILE, Layout, pieces
 from gptj_conversion.npz import npy_header
 from gptj_conversion.output_tree import OutputTree
@@ -36,7 +36,6 @@ from gptj_conversion.transpose import copy_transposed
 __all__ = ["write_mesh"]
 
 MESH_DTYPES = ("float32", "bfloat16", "float16")
-_BLOCK = 2**22
 _OURS = re.compile(rf"({META_FILE}|{TRAINING_FILE}|step_\d+(/shard_\d+(/\d+\.npz)?)?)".replace(".json", r"\.json"))
 
 
@@ -204,14 +203,14 @@ class _ShardsWriter:
         self.left = [*pieces(len(plan.leaves))]
         self.number = -1
         self.members = 0
-        self.files: list[tuple[OutputFile, StoredZipWriter, Any]] = []
+        self.files: list[tuple[HashedFile, StoredZipWriter]] = []
 
     def add(self, shards: Iterator[NDArray[Any]]) -> int:
         """Write one leaf, given as each shard's piece in turn; returns the bytes."""
         while not self.files or self.members == self.left[self.number]:
             self._next_file()
         written = 0
-        for (_, archive, _), piece in zip(self.files, shards, strict=True):
+        for (_, archive), piece in zip(self.files, shards, strict=True):
             data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
             archive.add(f"arr_{self.members}.npy", npy_header(piece.dtype, piece.shape), data)
             written += len(data)
@@ -229,25 +228,14 @@ class _ShardsWriter:
         self.number += 1
         self.members = 0
         for shard in range(self.plan.shards):
-            file = self.output.create(f"step_{self.plan.step}/shard_{shard}/{self.number}.npz")
-            digest = hashlib.sha256()
-            self.files.append((file, StoredZipWriter(_both(file, digest)), digest))
+            file = HashedFile(self.output, f"step_{self.plan.step}/shard_{shard}/{self.number}.npz")
+            self.files.append((file, StoredZipWriter(file.write)))
 
     def _close_files(self) -> None:
-        for file, archive, digest in self.files:
+        for file, archive in self.files:
             archive.finish()
-            found, _ = file.finish()
-            if found != digest.hexdigest():
-                raise WriteError("what was read back differs from what was written", file=file.path)
+            file.finish()
         self.files = []
-
-
-def _both(file: OutputFile, digest: Any) -> Callable[[bytes | memoryview], None]:
-    def write(data: bytes | memoryview) -> None:
-        digest.update(data)
-        file.write(data)
-
-    return write
 
 
 def _write_leaf(
@@ -272,18 +260,11 @@ def _write_leaf(
     if values.shape != spec.shape:
         raise SchemaError("wrong shape", where=spec.name, expected=spec.shape, found=values.shape)
     if not allow_nonfinite:
-        _require_finite(values, spec.name)
+        require_finite(values, spec.name)
     values = cast(values, plan.dtype, where=spec.name, allow_overflow=allow_overflow)
     written = writer.add(_pieces_of(values, row, plan))
     if progress is not None:
         progress(spec.name, written)
-
-
-def _require_finite(values: NDArray[Any], name: str) -> None:
-    flat = values.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):
-        if not np.isfinite(flat[start : start + _BLOCK]).all():
-            raise SchemaError("holds values that are not finite", where=name, hint="Say allow_nonfinite to write them")
 
 
 def _pieces_of(values: NDArray[Any], leaf: MeshLeaf, plan: _Plan) -> Iterator[NDArray[Any]]:

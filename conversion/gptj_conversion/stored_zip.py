@@ -115,10 +115,12 @@ class StoredZipWriter:
 
     Args:
         write: takes the bytes, one run after the other.
+        alignment: members begin at multiples of it, behind a padding field in their header; 1 for none, as np.savez.
     """
 
-    def __init__(self, write: Callable[[bytes | memoryview], None]) -> None:
+    def __init__(self, write: Callable[[bytes | memoryview], None], *, alignment: int = 1) -> None:
         self._write = write
+        self._alignment = alignment
         self._entries: list[bytes] = []
         self._at = 0
 
@@ -132,14 +134,21 @@ class StoredZipWriter:
         large = nbytes >= _ZIP64_FROM
         version = 45 if large else 20
         size = _FULL32 if large else nbytes
-        local = _LOCAL.pack(
-            b"PK\x03\x04", version, 0, 0, 0, _JANUARY_1980, crc32, size, size, len(raw), _WIDE_LOCAL.size
-        )
+        extra = _WIDE_LOCAL.pack(1, 16, nbytes, nbytes)
+        extra += self._padding(self._at + _LOCAL.size + len(raw) + len(extra))
+        local = _LOCAL.pack(b"PK\x03\x04", version, 0, 0, 0, _JANUARY_1980, crc32, size, size, len(raw), len(extra))
         header_at = self._at
-        for data in (local, raw, _WIDE_LOCAL.pack(1, 16, nbytes, nbytes), *parts):
+        for data in (local, raw, extra, *parts):
             self._write(data)
             self._at += len(data)
         self._entries.append(self._entry(raw, version, crc32, nbytes, header_at))
+
+    def _padding(self, at: int) -> bytes:
+        """An extra field, of the kind that torch uses, after which the next byte is aligned."""
+        if at % self._alignment == 0:
+            return b""
+        count = -(at + 4) % self._alignment
+        return struct.pack("<2sH", b"FB", count) + b"Z" * count
 
     def finish(self) -> None:
         """Write the directory."""

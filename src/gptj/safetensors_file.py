@@ -270,8 +270,10 @@ def _stored_tensor(name: str, entry: Any, file: Path, data_start: int, data_byte
     def refuse(problem: str, error: type[GPTJError] = FormatError, **facts: Any) -> NoReturn:
         raise error(problem, file=file, where=shown(name), **facts)
 
-    if not name or len(name) > LONGEST_NAME or not name.isprintable() or set(name) & set("/\\") or name in (".", ".."):
-        refuse("not a tensor's name", expected=f"1 to {LONGEST_NAME} printable characters without slashes")
+    # TensorFlow's names are paths, h_._0/attn/q_proj/kernel:0; none may be one that leads anywhere.
+    is_path = "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))
+    if not name or len(name) > LONGEST_NAME or not name.isprintable() or is_path:
+        refuse("not a tensor's name", expected=f"1 to {LONGEST_NAME} printable characters that lead nowhere")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         keys = sorted(entry) if isinstance(entry, dict) else entry
         refuse("breaks its rule", expected="an object of dtype, shape and data_offsets", found=shown(keys))

@@ -1,0 +1,232 @@
+"""Writing the formats whose arrays have names: one file or several and an index, swapped in as a whole.
+
+What the containers share is here: which tensor goes to which file, how it is spelt and turned, the casts and
+checks, config.json and the index. A container only knows how to put named runs of bytes into a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.config import CONFIG_FILE, GPTJConfig
+from gptj.errors import InputError, SchemaError, WriteError, shown
+from gptj.output_directory import Fate, FileSystem, OutputDirectory
+from gptj.safetensors_file import WEIGHT_DTYPES, cast, numpy_dtype
+from gptj.schema import HEADS, Head, TensorSpec, schema
+from gptj_conversion.dialects import Dialect, Spelling, spell
+from gptj_conversion.transpose import copy_transposed
+
+__all__ = ["Entry", "HashedFile", "WeightsWriter", "require_finite", "write_foreign"]
+
+_BLOCK = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One array to write, in the foreign format's own spelling and layout."""
+
+    row: TensorSpec
+    spelling: Spelling
+    dtype: np.dtype[Any]
+
+    @property
+    def name(self) -> str:
+        """The array's name."""
+        return self.spelling.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return self.row.shape[::-1] if self.spelling.transposed else self.row.shape
+
+    @property
+    def nbytes(self) -> int:
+        """The array's bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class WeightsWriter(Protocol):
+    """Writes one weights file: made with the stage, the file's name, its entries and the model's head."""
+
+    def __init__(self, output: OutputDirectory, name: str, entries: Sequence[Entry], head: Head) -> None: ...
+
+    def add(self, entry: Entry, data: memoryview) -> None:
+        """Write the next entry's bytes, which are in C order."""
+
+    def finish(self) -> None:
+        """Complete the file, force it to the disk and compare what it gives back."""
+
+
+class HashedFile:
+    """A file of the stage that notices if the disk gives back something else than what was written."""
+
+    def __init__(self, output: OutputDirectory, name: str) -> None:
+        self._file = output.create(name)
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append `data`."""
+        self._digest.update(data)
+        self._file.write(data)
+
+    def finish(self) -> None:
+        """Force the file to the disk, read it again, close it.
+
+        Raises:
+            WriteError: it holds something else.
+        """
+        found, _ = self._file.finish()
+        if found != self._digest.hexdigest():
+            raise WriteError("what was read back differs from what was written", file=self._file.path)
+
+
+def write_foreign(
+    directory: str | os.PathLike[str],
+    config: GPTJConfig,
+    read: Callable[[TensorSpec], NDArray[Any]],
+    writer: type[WeightsWriter],
+    *,
+    file_name: str,
+    dialect: Dialect,
+    dtype_of: Callable[[str], str],
+    head: Head = "causal_lm",
+    index_prefix: str = "",
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+    allow_overflow: bool = False,
+    allow_nonfinite: bool = False,
+    fs: FileSystem | None = None,
+) -> Path:
+    """The directory, written whole: config.json, the weights, and an index where they are in several files.
+
+    Args:
+        directory: where; its parent must exist.
+        config, head: the model.
+        read: gives the tensor of a row; called once a row.
+        writer: the container.
+        file_name: of the weights, `flax_model.msgpack`; shards and index are named after it.
+        dialect: how arrays are spelt and turned.
+        dtype_of: the dtype to store a canonical tensor in.
+        index_prefix: what the index puts before each name.
+        max_shard_bytes: weights of more bytes than this are cut into several files.
+        overwrite: whether a checkpoint of this format at `directory` may be replaced.
+        progress: told the name and bytes of each tensor when it has been written.
+        allow_overflow, allow_nonfinite: write what became infinite in a narrowing cast; NaN and infinity.
+        fs: the system calls, for tests.
+
+    Raises:
+        WriteError, SchemaError, InputError: as for `gptj.checkpoint_writer.write_checkpoint`.
+    """
+    if type(max_shard_bytes) is not int or max_shard_bytes < 1:
+        raise InputError(
+            "breaks its rule",
+            where="max_shard_bytes",
+            expected="a whole number, 1 or above",
+            found=shown(max_shard_bytes),
+        )
+    entries = _entries(config, head, dialect, dtype_of)
+    shards = _cut(entries, max_shard_bytes)
+    stem, suffix = file_name.rsplit(".", 1)
+    with OutputDirectory(directory, overwrite=overwrite, fate=_fate_for(stem, suffix), fs=fs) as output:
+        output.require_space(sum(entry.nbytes for entry in entries))
+        places: dict[str, str] = {}
+        for number, shard in enumerate(shards, start=1):
+            several = f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}"
+            name = file_name if len(shards) == 1 else several
+            file = writer(output, name, shard, head)
+            for entry in shard:
+                file.add(entry, _bytes_of(entry, read, allow_overflow, allow_nonfinite))
+                places[index_prefix + entry.name] = name
+                if progress is not None:
+                    progress(entry.row.name, entry.nbytes)
+            file.finish()
+        if len(shards) > 1:
+            total = sum(entry.nbytes for entry in entries)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+            output.write_file(f"{file_name}.index.json", (json.dumps(index, indent=2) + "\n").encode())
+        widest = max({entry.dtype.name for entry in entries}, key=WEIGHT_DTYPES.index)
+        kept = {key: value for key, value in config.extra.items() if key != "dtype"}
+        extra = {**kept, "architectures": [HEADS[head]], "torch_dtype": widest}
+        output.write_file(CONFIG_FILE, config.replace(extra=extra).to_json().encode())
+        output.commit()
+    return Path(directory)
+
+
+def _entries(config: GPTJConfig, head: Head, dialect: Dialect, dtype_of: Callable[[str], str]) -> list[Entry]:
+    """What to write, in an order in which names with the same beginning stand together."""
+    rows = schema(config, head)
+    entries = [Entry(row, _with_prefix(row, head, dialect), numpy_dtype(dtype_of(row.name))) for row in rows]
+    if dialect == "pt":
+        return entries
+    place = {part: n for n, part in enumerate(dict.fromkeys(p for e in entries for p in e.name.split("/")))}
+    return sorted(entries, key=lambda entry: [place[part] for part in entry.name.split("/")])
+
+
+def _with_prefix(row: TensorSpec, head: Head, dialect: Dialect) -> Spelling:
+    """A base model's variables are called transformer/... in TensorFlow, and only there."""
+    if head == "base" and dialect == "tf":
+        return spell("transformer." + row.name, dialect)
+    return spell(row.name, dialect)
+
+
+def _cut(entries: Sequence[Entry], max_shard_bytes: int) -> list[list[Entry]]:
+    """Runs of entries of at most so many bytes each, or of one entry."""
+    shards: list[list[Entry]] = [[]]
+    filled = 0
+    for entry in entries:
+        if shards[-1] and filled + entry.nbytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(entry)
+        filled += entry.nbytes
+    return shards
+
+
+def _fate_for(stem: str, suffix: str) -> Callable[[str], Fate]:
+    """Our own format's files are replaced; another checkpoint's are a reason not to; the rest is kept."""
+    ours = re.compile(rf"{re.escape(stem)}(-\d{{5}}-of-\d{{5}})?\.{suffix}(\.index\.json)?")
+    weights = re.compile(r".*\.(bin|h5|msgpack|safetensors)(\.index\.json)?")
+
+    def fate(name: str) -> Fate:
+        if ours.fullmatch(name) or name == CONFIG_FILE:
+            return "replace"
+        return "refuse" if weights.fullmatch(name) else "keep"
+
+    return fate
+
+
+def _bytes_of(
+    entry: Entry, read: Callable[[TensorSpec], NDArray[Any]], allow_overflow: bool, allow_nonfinite: bool
+) -> memoryview:
+    values = np.asarray(read(entry.row))
+    if values.shape != entry.row.shape:
+        raise SchemaError("wrong shape", where=entry.row.name, expected=entry.row.shape, found=values.shape)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if not allow_nonfinite:
+        require_finite(values, entry.row.name)
+    values = cast(values, entry.dtype, where=entry.row.name, allow_overflow=allow_overflow)
+    if entry.spelling.transposed:
+        turned = np.empty(entry.shape, entry.dtype)
+        copy_transposed(turned, values)
+        values = turned
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def require_finite(values: NDArray[Any], name: str) -> None:
+    """Raise SchemaError if any value is NaN or infinite."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        if not np.isfinite(flat[start : start + _BLOCK]).all():
+            raise SchemaError("holds values that are not finite", where=name, hint="Say allow_nonfinite to write them")

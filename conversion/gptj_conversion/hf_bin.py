@@ -1,0 +1,256 @@
+"""pytorch_model.bin, read and written without torch: a stored zip, a pickle that is never run, raw storages.
+
+Where a tensor lies is settled from the pickle and the archive's directory: the storage must have exactly the
+bytes that its number of elements calls for, and the view must be the whole of a contiguous run in it, row by row
+or column by column. Files from before PyTorch 1.6, tar files and TorchScript archives are refused by name.
+
+The writer makes the same archive from the schema, which torch.load(weights_only=True) and transformers open.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptj.config import GPTJConfig
+from gptj.errors import FormatError, SchemaError, UnsafeFileError, shown
+from gptj.output_directory import OutputDirectory
+from gptj.safetensors_file import open_regular_file
+from gptj.schema import Head
+from gptj_conversion.foreign import (
+    ForeignCheckpoint,
+    match_arrays,
+    read_model_config,
+    require_index_agrees,
+    sharded_files,
+)
+from gptj_conversion.foreign_writer import Entry, HashedFile
+from gptj_conversion.stored_array import DTYPES, StoredArray
+from gptj_conversion.stored_zip import StoredZip, StoredZipWriter, open_stored_zip
+from gptj_conversion.torch_pickle import STORAGES, PickledTensor, read_state_dict
+
+__all__ = ["BIN_FILE", "BIN_INDEX", "BinWriter", "open_bin", "read_bin"]
+
+BIN_FILE = "pytorch_model.bin"
+BIN_INDEX = "pytorch_model.bin.index.json"
+LARGEST_PICKLE_BYTES = 16 * 2**20
+
+
+def open_bin(
+    directory: str | os.PathLike[str],
+    *,
+    config: GPTJConfig | None = None,
+    weights: str = BIN_FILE,
+    follow_links: bool = False,
+) -> ForeignCheckpoint:
+    """The PyTorch checkpoint in a folder. No tensor is read.
+
+    Args:
+        directory: the folder.
+        config: in place of the folder's config.json.
+        weights: the file, or the index of several.
+        follow_links: accept links that lead out of the folder.
+
+    Raises:
+        UnsafeFileError: a pickle calls something, or a name or link leads out of the folder.
+        FormatError: a file is malformed, or of one of PyTorch's other formats.
+        SchemaError: the tensors are not the model's.
+    """
+    directory = Path(directory)
+    settled = read_model_config(directory, config, follow_links=follow_links)
+    files, weight_map = sharded_files(directory, weights, follow_links=follow_links)
+    arrays = [array for file in files for array in read_bin(file)]
+    require_index_agrees(directory / weights, weight_map, ((array.name, array.file.name) for array in arrays))
+    return match_arrays(directory, "pytorch_model.bin", "pt", settled, arrays)
+
+
+def read_bin(path: Path) -> list[StoredArray]:
+    """Every tensor of one file, by the name in its state dict.
+
+    Raises:
+        UnsafeFileError, FormatError, LimitError: see `open_bin`.
+    """
+    _refuse_other_formats(path)
+    archive = open_stored_zip(path)
+    pickles = [name for name in archive.members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    root = pickles[0].split("/")[0] if pickles else ""
+    if any(name.endswith("/constants.pkl") or name.startswith(f"{root}/code/") for name in archive.members):
+        raise UnsafeFileError(
+            "a TorchScript archive, which is a program", file=path, hint="Save the model's state_dict() instead"
+        )
+    if len(pickles) != 1:
+        raise FormatError("not a PyTorch checkpoint", file=path, expected="one */data.pkl", found=len(pickles))
+    data = archive.read(pickles[0], limit_bytes=LARGEST_PICKLE_BYTES)
+    tensors = read_state_dict(data, file=path, where=pickles[0])
+    swapped = _is_big_endian(archive, root)
+    arrays = [_stored_array(name, tensor, archive, root, swapped) for name, tensor in tensors.items()]
+    _refuse_overlaps(arrays, path)
+    return arrays
+
+
+def _refuse_other_formats(path: Path) -> None:
+    with open_regular_file(path) as stream:
+        head = stream.read(512)
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        raise UnsafeFileError(
+            "a bare pickle (PyTorch before 1.6 saved so)",
+            file=path,
+            expected="a zip archive",
+            hint="Load it in a sandbox with torch and save the state_dict() again",
+        )
+    if head[257:262] == b"ustar":
+        raise FormatError("a tar archive (PyTorch before 0.2 saved so)", file=path, expected="a zip archive")
+
+
+def _is_big_endian(archive: StoredZip, root: str) -> bool:
+    name = f"{root}/byteorder"
+    if name not in archive.members:
+        return False
+    order = archive.read(name, limit_bytes=16).strip()
+    if order not in (b"little", b"big"):
+        raise FormatError(
+            "unknown byte order", file=archive.path, where=name, expected="little or big", found=shown(order)
+        )
+    return order == b"big"
+
+
+def _stored_array(name: str, tensor: PickledTensor, archive: StoredZip, root: str, swapped: bool) -> StoredArray:
+    """Where a tensor's bytes lie, after its view has been found to fit its storage."""
+    storage = tensor.storage
+    dtype = DTYPES[storage.dtype]
+    member = archive.members.get(f"{root}/data/{storage.key}")
+    if member is None:
+        raise FormatError(
+            "its storage is missing", file=archive.path, where=shown(name), expected=f"data/{storage.key}"
+        )
+    if member.nbytes != storage.numel * dtype.itemsize:
+        raise FormatError(
+            "its storage has another size",
+            file=archive.path,
+            where=shown(name),
+            expected=f"{storage.numel * dtype.itemsize} bytes",
+            found=f"{member.nbytes} bytes",
+        )
+    size = math.prod(tensor.shape)
+    if tensor.offset + size > storage.numel:
+        raise FormatError(
+            "reaches beyond its storage",
+            file=archive.path,
+            where=shown(name),
+            expected=f"at most {storage.numel} elements",
+            found=f"{size} from element {tensor.offset} on",
+        )
+    rows_first, columns_first = _strides(tensor.shape), _strides(tensor.shape[::-1])[::-1]
+    significant = [n for n, length in enumerate(tensor.shape) if length != 1]
+
+    def agrees(strides: tuple[int, ...]) -> bool:
+        return size == 0 or all(tensor.strides[n] == strides[n] for n in significant)
+
+    if not agrees(rows_first) and not agrees(columns_first):
+        raise FormatError(
+            "strides that skip or repeat elements",
+            file=archive.path,
+            where=shown(name),
+            expected=f"{rows_first} for the shape {tensor.shape}",
+            found=tensor.strides,
+            hint="Save it with .contiguous()",
+        )
+    extent = (member.offset + tensor.offset * dtype.itemsize, size * dtype.itemsize)
+    reversed_axes = not agrees(rows_first)
+    return StoredArray(
+        name,
+        dtype,
+        tensor.shape,
+        archive.path,
+        archive.identity,
+        (extent,),
+        swapped and dtype.itemsize > 1,
+        reversed_axes,
+    )
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[n + 1 :]) for n in range(len(shape)))
+
+
+def _refuse_overlaps(arrays: list[StoredArray], path: Path) -> None:
+    """Refuse two tensors on the same bytes, unless they are the same tensor under two names (tied weights)."""
+    last: StoredArray | None = None
+    for array in sorted(arrays, key=lambda a: a.extents):
+        if array.nbytes == 0:
+            continue
+        if last is not None and array.extents[0][0] < sum(last.extents[0]) and not _is_same(array, last):
+            raise FormatError(
+                "shares bytes with another tensor", file=path, where=shown(array.name), found=shown(last.name)
+            )
+        last = array
+
+
+def _is_same(one: StoredArray, other: StoredArray) -> bool:
+    return (one.extents, one.shape, one.dtype) == (other.extents, other.shape, other.dtype)
+
+
+# ---- writing
+
+
+class BinWriter:
+    """Writes one file of a PyTorch checkpoint; see `foreign_writer.WeightsWriter`."""
+
+    def __init__(self, output: OutputDirectory, name: str, entries: Sequence[Entry], head: Head) -> None:
+        self._file = HashedFile(output, name)
+        self._archive = StoredZipWriter(self._file.write, alignment=64)
+        self._root = name.removesuffix(".bin")
+        self._count = 0
+        pickle = pickle_state_dict([(entry.name, entry.dtype.name, entry.shape) for entry in entries])
+        small = {"data.pkl": pickle, ".format_version": b"1", ".storage_alignment": b"64", "byteorder": b"little"}
+        for member, data in small.items():
+            self._archive.add(f"{self._root}/{member}", data)
+
+    def add(self, entry: Entry, data: memoryview) -> None:
+        """Write the next tensor's bytes."""
+        self._archive.add(f"{self._root}/data/{self._count}", data)
+        self._count += 1
+
+    def finish(self) -> None:
+        """Close the file and compare what the disk gives back."""
+        self._archive.add(f"{self._root}/version", b"3\n")
+        self._archive.finish()
+        self._file.finish()
+
+
+def pickle_state_dict(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """The pickle of a state dict of these tensors (name, dtype, shape), each on a storage of its own.
+
+    The opcodes are those that torch.save writes (protocol 2), without the memo that it uses to save space.
+    """
+    classes = {dtype: name for name, dtype in STORAGES.items()}
+    out = bytearray(b"\x80\x02}(")
+    for number, (name, dtype, shape) in enumerate(tensors):
+        if dtype not in classes:
+            raise SchemaError("no dtype of PyTorch", where=name, found=shown(dtype))
+        out += _text(name)
+        out += b"ctorch._utils\n_rebuild_tensor_v2\n("
+        out += b"(" + _text("storage") + f"ctorch\n{classes[dtype]}\n".encode() + _text(str(number)) + _text("cpu")
+        out += _whole(math.prod(shape)) + b"tQ"
+        out += _whole(0) + _whole_tuple(shape) + _whole_tuple(_strides(shape))
+        out += b"\x89ccollections\nOrderedDict\n)RtR"
+    return bytes(out + b"u.")
+
+
+def _text(value: str) -> bytes:
+    data = value.encode("utf-8")
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _whole(value: int) -> bytes:
+    if value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    data = value.to_bytes((value.bit_length() + 8) // 8, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def _whole_tuple(values: tuple[int, ...]) -> bytes:
+    return b"(" + b"".join(_whole(value) for value in values) + b"t"

@@ -1,0 +1,321 @@
+"""tf_model.h5: transformers' TFGPTJ weights in an HDF5 file, read and written with h5py alone.
+
+HDF5 can point anywhere: to other files, to devices, through filters, at itself. So h5py is asked only where each
+dataset lies, and a dataset that is not one plain run of IEEE numbers inside this very file is refused; the
+numbers are then read from the file itself. Names are checked against the lists that Keras keeps beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from gptj.config import GPTJConfig
+from gptj.errors import (
+    BackendError,
+    FormatError,
+    GPTJError,
+    LimitError,
+    SchemaError,
+    UnsafeFileError,
+    WriteError,
+    shown,
+)
+from gptj.output_directory import OutputDirectory
+from gptj.safetensors_file import file_identity, open_regular_file
+from gptj.schema import Head
+from gptj.weight_files import listed
+from gptj_conversion.foreign import (
+    ForeignCheckpoint,
+    match_arrays,
+    read_model_config,
+    require_index_agrees,
+    sharded_files,
+)
+from gptj_conversion.foreign_writer import Entry
+from gptj_conversion.stored_array import StoredArray
+
+__all__ = ["H5_FILE", "H5_INDEX", "H5Writer", "model_prefix", "open_h5", "plain_name", "read_h5"]
+
+H5_FILE = "tf_model.h5"
+H5_INDEX = "tf_model.h5.index.json"
+MOST_OBJECTS = 100_000
+DEEPEST = 16
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_MODEL = re.compile(r"tfgptj_[a-z_0-9]+/")
+_SINGLE = re.compile(r"[^/]+/(?P<weight>tfgptj_[a-z_0-9]+/.*)")
+
+
+def open_h5(
+    directory: str | os.PathLike[str],
+    *,
+    config: GPTJConfig | None = None,
+    weights: str = H5_FILE,
+    follow_links: bool = False,
+) -> ForeignCheckpoint:
+    """The TensorFlow checkpoint in a folder. No array is read.
+
+    Args:
+        directory: the folder.
+        config: in place of the folder's config.json.
+        weights: the file, or the index of several.
+        follow_links: accept links that lead out of the folder.
+
+    Raises:
+        BackendError: h5py is not installed.
+        UnsafeFileError: the file points outside itself, or a name or link leads out of the folder.
+        FormatError: a file is malformed.
+        SchemaError: the arrays are not the model's.
+    """
+    directory = Path(directory)
+    settled = read_model_config(directory, config, follow_links=follow_links)
+    files, weight_map = sharded_files(directory, weights, follow_links=follow_links)
+    arrays = [array for file in files for array in read_h5(file)]
+    plain_map = None if weight_map is None else {plain_name(name): file for name, file in weight_map.items()}
+    require_index_agrees(directory / weights, plain_map, ((array.name, array.file.name) for array in arrays))
+    return match_arrays(directory, H5_FILE, "tf", settled, arrays)
+
+
+def plain_name(weight: str) -> str:
+    """A variable's name without the name of the model that it was saved from.
+
+    >>> plain_name("tfgptj_for_causal_lm/transformer/wte/weight:0")
+    'transformer/wte/weight:0'
+    """
+    return _MODEL.sub("", weight, count=1) if _MODEL.match(weight) else weight
+
+
+def model_prefix(head: str) -> str:
+    """What transformers calls the model that has this head: the first part of its variables' names."""
+    return "tfgptj_model/" if head == "base" else f"tfgptj_for_{head}/"
+
+
+def import_h5py() -> Any:
+    """The h5py module.
+
+    Raises:
+        BackendError: it is not installed.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise BackendError("h5py is not installed", hint='pip install "gptj[convert]"') from None
+    return h5py
+
+
+def read_h5(path: Path) -> list[StoredArray]:
+    """Every dataset of one file, by its variable's plain name.
+
+    Raises:
+        GPTJError: see `open_h5`.
+    """
+    h5py = import_h5py()
+    with open_regular_file(path) as stream:
+        identity = file_identity(stream)
+        if (head := stream.read(8)) != _MAGIC:
+            raise FormatError("not an HDF5 file", file=path, expected=shown(_MAGIC), found=shown(head))
+    try:
+        with h5py.File(path, "r") as file:
+            walk = _Walk(h5py, file, path, identity)
+            walk.group(file, "", 0)
+            walk.require_listed()
+    except GPTJError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise FormatError(f"malformed HDF5: {shown(str(error), longest=120)}", file=path) from None
+    walk.refuse_overlaps()
+    return walk.arrays
+
+
+class _Walk:
+    """Visits every object once and notes where the datasets lie."""
+
+    def __init__(self, h5py: Any, file: Any, path: Path, identity: Any) -> None:
+        self.h5py = h5py
+        self.file = file
+        self.path = path
+        self.identity = identity
+        self.seen: set[int] = set()
+        self.places: dict[str, StoredArray] = {}
+
+    @property
+    def arrays(self) -> list[StoredArray]:
+        return list(self.places.values())
+
+    def refuse(self, where: str, problem: str, error: type[GPTJError] = FormatError, **facts: Any) -> NoReturn:
+        raise error(problem, file=self.path, where=shown(where)[1:-1] or None, **facts)
+
+    def group(self, group: Any, prefix: str, depth: int) -> None:
+        if depth > DEEPEST:
+            self.refuse(prefix, "nested too deeply", LimitError, expected=f"at most {DEEPEST} levels")
+        for name in group:
+            where = f"{prefix}{name}"
+            link = group.get(name, getlink=True)
+            if type(link) is not self.h5py.HardLink:
+                self.refuse(where, f"a link of kind {type(link).__name__}", UnsafeFileError, expected="no links")
+            item = group[name]
+            address = self.h5py.h5o.get_info(item.id).addr
+            if address in self.seen:
+                self.refuse(where, "stands twice in the file")
+            self.seen.add(address)
+            if len(self.seen) > MOST_OBJECTS:
+                self.refuse(where, "too many objects", LimitError, expected=f"at most {MOST_OBJECTS}")
+            if isinstance(item, self.h5py.Group):
+                self.group(item, f"{where}/", depth + 1)
+            elif isinstance(item, self.h5py.Dataset):
+                self.places[where] = self.dataset(item, where)
+            else:
+                self.refuse(where, "neither group nor dataset", found=type(item).__name__)
+
+    def dataset(self, dataset: Any, where: str) -> StoredArray:
+        """Where the dataset lies, after it has been found to be a plain run of numbers."""
+        h5py = self.h5py
+        plist = dataset.id.get_create_plist()
+        layout = plist.get_layout()
+        if layout == h5py.h5d.VIRTUAL or plist.get_external_count():
+            self.refuse(where, "keeps its data in other files", UnsafeFileError, expected="data in this file")
+        if layout != h5py.h5d.CONTIGUOUS or plist.get_nfilters():
+            self.refuse(
+                where, "is chunked, compressed or compact", expected="one plain run of numbers, as Keras writes it"
+            )
+        dtype = dataset.dtype
+        if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8) or dtype.names or dtype.subdtype:
+            self.refuse(where, "not a dtype of weights", SchemaError, expected="float16, 32 or 64", found=shown(dtype))
+        if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype)):
+            self.refuse(where, "numbers that are not IEEE", SchemaError, found=shown(dtype))
+        offset, nbytes = dataset.id.get_offset(), dataset.size * dtype.itemsize
+        if dataset.id.get_storage_size() != nbytes or offset is None or offset + nbytes > self.identity[2]:
+            self.refuse(
+                where, "its bytes are not in the file", expected=f"{nbytes} bytes for {dtype} {dataset.shape}",
+                found=f"{dataset.id.get_storage_size()} at {offset} of {self.identity[2]}",
+            )  # fmt: skip
+        single = _SINGLE.fullmatch(where)
+        name = plain_name(single["weight"]) if single else where
+        return StoredArray(
+            name,
+            dtype.newbyteorder("="),
+            tuple(dataset.shape),
+            self.path,
+            self.identity,
+            ((offset, nbytes),),
+            swapped=not dtype.isnative,
+        )
+
+    # ---- the lists that Keras keeps
+
+    def require_listed(self) -> None:
+        """Make sure that the file's own lists name exactly the datasets that are there, none twice."""
+        layers = self.names(self.file, "layer_names", "")
+        single = any(_SINGLE.fullmatch(where) for where in self.places)
+        if single:
+            expected = []
+            for layer in layers:
+                if layer not in self.file or not isinstance(self.file[layer], self.h5py.Group):
+                    self.refuse(layer, "a layer that layer_names lists is missing", SchemaError)
+                expected += [f"{layer}/{name}" for name in self.names(self.file[layer], "weight_names", layer)]
+        else:
+            expected = layers
+        problems = [f"{shown(n)} is listed twice" for n in sorted(set(expected)) if expected.count(n) > 1]
+        problems += [f"{shown(n)} is listed and missing" for n in expected if n not in self.places]
+        problems += [f"{shown(n)} is not listed" for n in self.places if n not in expected]
+        if problems:
+            raise SchemaError(f"the lists of names and the datasets disagree: {listed(problems)}", file=self.path)
+
+    def names(self, group: Any, key: str, where: str) -> list[str]:
+        """A list of names; Keras cuts those of more than 64 kB into key0, key1, ..."""
+        keys = [key] if key in group.attrs else list(self.numbered(group, key))
+        if not keys:
+            self.refuse(where or key, f"has no {key}", SchemaError, expected="a file that Keras wrote")
+        found: list[str] = []
+        for one in keys:
+            values = np.asarray(group.attrs[one])
+            if values.ndim != 1 or values.size > MOST_OBJECTS:
+                self.refuse(where or key, f"{one} breaks its rule", expected="a list of names")
+            for value in values.tolist():
+                text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+                if not isinstance(text, str):
+                    self.refuse(where or key, f"{one} breaks its rule", expected="names", found=type(value).__name__)
+                found.append(text)
+        return found
+
+    def numbered(self, group: Any, key: str) -> Iterator[str]:
+        number = 0
+        while f"{key}{number}" in group.attrs:
+            yield f"{key}{number}"
+            number += 1
+
+    def refuse_overlaps(self) -> None:
+        """Refuse datasets that share bytes."""
+        last = (0, 0, "")
+        for offset, nbytes, where in sorted((*array.extents[0], where) for where, array in self.places.items()):
+            if nbytes and offset < sum(last[:2]):
+                self.refuse(where, "shares bytes with another dataset", found=shown(last[2]))
+            if nbytes:
+                last = (offset, nbytes, where)
+
+
+# ---- writing
+
+
+class H5Writer:
+    """Writes one file of a TensorFlow checkpoint; see `foreign_writer.WeightsWriter`.
+
+    A single file has Keras's two levels, layer and weight, with the model's own name between; the files of a sharded
+    checkpoint have the plain names. h5py writes the file itself, so its data is compared through our reader.
+    """
+
+    def __init__(self, output: OutputDirectory, name: str, entries: Sequence[Entry], head: Head) -> None:
+        self._h5py = import_h5py()
+        self._output = output
+        self._path = output.stage / name
+        self._prefix = model_prefix(head)
+        self._sharded = name != H5_FILE
+        self._layers: dict[str, list[str]] = {}
+        self._digests: dict[str, str] = {}
+        output.create(name).close()
+        self._file = output.call(self._path, self._h5py.File, self._path, "w")
+
+    def add(self, entry: Entry, data: memoryview) -> None:
+        """Write the next array."""
+        if entry.dtype.name == "bfloat16":
+            raise SchemaError("HDF5 has no bfloat16", where=entry.name, hint="Choose float32, or float16 if it fits")
+        layer = entry.name.split("/")[0]
+        self._layers.setdefault(layer, []).append(self._prefix + entry.name)
+        path = entry.name if self._sharded else f"{layer}/{self._prefix}{entry.name}"
+        values = np.frombuffer(data, entry.dtype).reshape(entry.shape)
+        self._output.call(self._path, self._file.create_dataset, path, data=values)
+        self._digests[entry.name] = hashlib.sha256(data).hexdigest()
+
+    def finish(self) -> None:
+        """Close the file, force it to the disk, and compare what it gives back."""
+        self._output.call(self._path, self._write_lists)
+        self._output.call(self._path, self._file.close)
+        fs = self._output.fs
+        descriptor = self._output.call(self._path, fs.open, self._path)
+        try:
+            self._output.call(self._path, fs.fsync, descriptor)
+        finally:
+            self._output.call(self._path, fs.close, descriptor)
+        for array in read_h5(self._path):
+            if hashlib.sha256(array.read(array.dtype).tobytes()).hexdigest() != self._digests.pop(array.name):
+                raise WriteError("what was read back differs from what was written", file=self._path, where=array.name)
+        if self._digests:
+            raise WriteError("an array was not written", file=self._path, where=next(iter(self._digests)))
+
+    def _write_lists(self) -> None:
+        text = self._h5py.string_dtype()
+        if self._sharded:
+            names = [name.removeprefix(self._prefix) for weights in self._layers.values() for name in weights]
+            self._file.attrs["layer_names"] = np.array(names, dtype=text)
+            return
+        self._file.attrs["layer_names"] = np.array([*self._layers], dtype=text)
+        self._file.attrs["backend"] = "tensorflow"
+        for layer, weights in self._layers.items():
+            self._file[layer].attrs["weight_names"] = np.array(weights, dtype=text)
+        self._file.create_group("top_level_model_weights").attrs["weight_names"] = np.array([], dtype="S1")
