@@ -121,6 +121,25 @@ def test_beam_draws_are_without_replacement_and_belong_to_the_prompt_s_seed() ->
     assert search(prompts[1:], seed=[7], **options).sequences.tolist() != alone.sequences.tolist()
 
 
+def test_equal_prompts_of_one_seed_draw_different_numbers() -> None:
+    options: dict[str, Any] = {"num_beams": 3, "do_sample": True, "num_return_sequences": 3, "eos_token_id": None}
+    output = search([PROMPT, PROMPT], seed=5, max_new_tokens=6, **options).sequences.tolist()
+    assert output[:3] != output[3:]
+
+
+def test_beams_go_on_although_every_one_of_them_likes_each_eos_best() -> None:
+    """Looking at 2 * num_beams candidates would find nothing but the two eos of both beams."""
+    output = search(
+        num_beams=2,
+        eos_token_id=[2, 3],
+        sequence_bias=[[[0], -9.0], [[1], -9.0], [[4], -9.0]],
+        early_stopping="never",
+        length_penalty=40.0,
+        max_new_tokens=4,
+    )
+    assert output.lengths.tolist() == [3 + 4]
+
+
 def test_equal_scores_prefer_the_earlier_beam_and_the_lower_id() -> None:
     class Level(ToyDecoder):
         def _run(self, *args: Any, **options: Any) -> Any:

@@ -70,6 +70,14 @@ def test_a_prompt_gives_the_same_with_and_without_padding(name: str) -> None:
     assert together == alone
 
 
+def test_the_padding_is_not_a_token_that_was_said() -> None:
+    """Each row is padded with the very token that it would say next, and repetition is forbidden."""
+    how = config(repetition_penalty=50.0, no_repeat_ngram_size=1)
+    alone = [texts(run([prompt], how), len(prompt))[0] for prompt in SHORT]
+    padded = [[text[0]] * (4 - len(prompt)) + prompt for text, prompt in zip(alone, SHORT, strict=True)]
+    assert texts(run(padded, how, attention_mask=MASK), 4) == alone
+
+
 @every_strategy
 def test_the_cache_changes_nothing(name: str) -> None:
     cached, uncached = (run(PADDED, config(name, use_cache=on), attention_mask=MASK) for on in (True, False))
@@ -113,14 +121,16 @@ def test_an_assistant_changes_nothing(options: dict[str, Any], schedule: str, as
     assert run(PADDED, helped, attention_mask=MASK, assistant=assistant).sequences.tolist() == plain.sequences.tolist()
 
 
-def test_a_good_assistant_saves_calls_of_the_model() -> None:
+@pytest.mark.parametrize("name", ["greedy", "sample"])
+def test_a_good_assistant_saves_calls_of_the_model(name: str) -> None:
+    """One that is the model itself draws with the model's numbers, so even its draws are all right."""
     made: list[ToyDecoder] = []
 
     def counted(batch: int, capacity: int) -> ToyDecoder:
         made.append(ToyDecoder(CONFIG, batch, capacity))
         return made[-1]
 
-    how = config(max_new_tokens=20, eos_token_id=None)
+    how = config(name, max_new_tokens=20, eos_token_id=None)
     run(PROMPTS[:1], how, factory=counted)
     run(
         PROMPTS[:1],
@@ -178,6 +188,21 @@ def test_a_row_ends_at_its_eos_and_is_padded_and_the_batch_ends_with_its_last_ro
         assert row == full[: ends[0] + 1 if ends else 12]
     for row, end in zip(output.sequences, output.lengths, strict=True):
         assert (row[end:] == 17).all()
+
+
+@every_strategy
+def test_what_comes_after_a_rows_end_is_the_padding_id_even_one_that_the_model_does_not_have(name: str) -> None:
+    output = run(PROMPTS, config(name, pad_token_id=99, eos_token_id=list(range(8)), min_new_tokens=1))
+    assert len(set(output.lengths.tolist())) > 1
+    for row, end in zip(output.sequences, output.lengths, strict=True):
+        assert (row[:end] < 23).all()
+        assert (row[end:] == 99).all()
+
+
+def test_contrastive_search_never_takes_what_is_forbidden() -> None:
+    """Of four candidates two are forbidden, and nothing is less like the context than a token that cannot be."""
+    how = config("contrastive", penalty_alpha=1.0, suppress_tokens=list(range(21)), eos_token_id=None)
+    assert (run(PROMPTS, how).sequences[:, 4:] >= 21).all()
 
 
 def test_length_is_counted_in_columns_or_in_new_tokens_or_is_twenty() -> None:
@@ -466,7 +491,9 @@ def test_truncate_and_select_give_back_what_was() -> None:
     before = decoder.step(np.array([7, 8])).logits
     decoder.step(np.array([9, 9]))
     decoder.truncate(3)
+    assert not decoder.mask[:, 3:].any()
     decoder.select([1, 1, 0])
     again = decoder.step(np.array([8, 8, 7])).logits
     assert again.tolist() == before[[1, 1, 0]].tolist()
-    assert (decoder.batch, decoder.length, decoder.mask.shape) == (3, 4, (3, 8))
+    assert (decoder.batch, decoder.length) == (3, 4)
+    assert decoder.mask.tolist() == [[True] * 4 + [False] * 4] * 3

@@ -193,6 +193,7 @@ def row(ids: list[int], *, prompt: int, padding: int = 0) -> p.Row:
         ({"min_length": 4, "eos_token_id": 1}, row([0, 0, 0], prompt=2), {0, 2, 3}),
         ({"min_length": 4, "eos_token_id": 1}, row([0, 0, 0], prompt=2, padding=1), {0, 1, 2, 3}),
         ({"min_new_tokens": 2, "eos_token_id": [1, 2]}, row([0, 0, 0], prompt=2), {0, 3}),
+        ({"min_new_tokens": 2, "eos_token_id": [1, 2]}, row([0, 0, 0], prompt=2, padding=3), {0, 3}),
         ({"min_new_tokens": 2, "eos_token_id": [1, 2]}, row([0, 0, 0, 0], prompt=2), {0, 1, 2, 3}),
         ({"forced_bos_token_id": 3}, row([0], prompt=1, padding=4), {3}),
         ({"forced_bos_token_id": 3}, row([0, 0], prompt=2), {0, 1, 2, 3}),

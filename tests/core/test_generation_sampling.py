@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gptj.errors import InputError
+from gptj.generation.processors import keep_top_p
 from gptj.generation.sampling import (
     best,
     draw,
@@ -50,6 +51,21 @@ def test_a_draw_is_the_inverse_of_the_cumulative_distribution_best_first_lower_i
     logits = np.log([0.125, 0.25, 0.5, 0.125])
     edges = {0.0: 2, 0.499: 2, 0.501: 1, 0.749: 1, 0.751: 0, 0.874: 0, 0.876: 3, 1 - 2**-53: 3}
     assert {u: draw(logits, u) for u in edges} == edges
+    assert draw(np.zeros(4), 0.5) == 2  # a border belongs to the token after it
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+def test_a_large_vocabulary_is_cut_and_drawn_from_as_a_small_one(spread: float) -> None:
+    """Sorting only the best few, where they decide, gives what sorting all 20,000 gives; every third logit is a tie."""
+    logits = np.random.default_rng(9).normal(size=20_000) * spread
+    logits[::3] = logits[0]
+    order = np.argsort(-logits, kind="stable")
+    cumulative = np.cumsum(softmax(logits)[order])
+    for uniform in uniforms(1, 0, 0, 40):
+        assert draw(logits, uniform) == order[np.searchsorted(cumulative, uniform, side="right")]
+    for mass in (0.05, 0.5, 0.9, 0.999):
+        kept = np.flatnonzero(keep_top_p(logits, mass) > -math.inf)
+        assert set(kept) == set(order[: np.searchsorted(cumulative, mass) + 1])
 
 
 def test_a_token_without_probability_is_never_drawn() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.generation.config import GenerationConfig
-from gptj.generation.sampling import descending, log_softmax, softmax
+from gptj.generation.sampling import best, best_counts, log_softmax, softmax
 
 __all__ = [
     "Processor",
@@ -239,10 +239,13 @@ def keep_top_p(logits: Floats, mass: float, least: int = 1) -> Floats:
     >>> keep_top_p(np.log([0.125, 0.5, 0.25, 0.125]), 0.7).round(3)
     array([  -inf, -0.693, -1.386,   -inf])
     """
-    kept = np.flatnonzero(logits > -np.inf)
-    order = kept[descending(logits[kept])]
-    held_by_worse = np.cumsum(softmax(logits[order])[::-1])[::-1]
-    stays = held_by_worse > 1 - mass
+    probabilities = softmax(logits)
+    for count in best_counts(len(logits)):
+        order = best(logits, count)
+        held_by_better = np.concatenate([[0.0], np.cumsum(probabilities[order[:-1]])])
+        if held_by_better[-1] >= mass and count >= least:
+            break
+    stays = 1 - held_by_better > 1 - mass
     stays[:least] = True
     return _keep_ids(logits, order[stays])
 
@@ -252,7 +255,7 @@ def keep_min_p(logits: Floats, share: float, least: int = 1) -> Floats:
     probabilities = softmax(logits)
     stays = probabilities >= share * probabilities.max()
     if least > 1:
-        stays[descending(logits)[:least]] = True
+        stays[best(logits, least)] = True
     return _keep(logits, stays)
 
 
