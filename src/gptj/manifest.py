@@ -16,9 +16,21 @@ from typing import Any
 from gptj.errors import FormatError, MissingFileError, shown
 from gptj.json_file import read_json_object
 from gptj.safetensors_file import BLOCK_BYTES, file_identity, open_regular_file, read_into, read_safetensors
+from gptj.tally import CastRecord, ValueRecord
 from gptj.weight_files import LARGEST_INDEX_BYTES, listed, safe_path
 
-__all__ = ["CONFIG_HASH_KEY", "MANIFEST_FILE", "FileRecord", "Manifest", "TensorRecord", "verify_manifest"]
+__all__ = [
+    "CONFIG_HASH_KEY",
+    "MANIFEST_FILE",
+    "CastRecord",
+    "FileRecord",
+    "Fingerprint",
+    "Manifest",
+    "Origin",
+    "TensorRecord",
+    "ValueRecord",
+    "verify_manifest",
+]
 
 MANIFEST_FILE = "manifest.json"
 CONFIG_HASH_KEY = "gptj.config_sha256"
@@ -29,20 +41,81 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
-    """A file's size and hash."""
+    """A file's size, and the hash of its first `hashed_bytes`.
+
+    That is all of a small file. Of a weights file it is the header: each tensor behind it has a hash of its own,
+    and to hash 12 GB a second time would take as long as writing them.
+    """
 
     nbytes: int
     sha256: str
+    hashed_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a tensor came from: the source's files, by their path in it, and how the tensor was made of them."""
+
+    files: tuple[str, ...]
+    rule: str
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorRecord:
-    """A tensor: its file, dtype and shape, and the hash of its bytes as they are stored."""
+    """A tensor as it is stored.
+
+    Attributes:
+        file, dtype, shape: where and what.
+        sha256: of its bytes.
+        values: its extremes, and its elements that are not finite.
+        cast: what a narrowing cast did; None where nothing was narrowed.
+        origin: where it came from; None where the writer was not told.
+    """
 
     file: str
     dtype: str
     shape: tuple[int, ...]
     sha256: str
+    values: ValueRecord
+    cast: CastRecord | None = None
+    origin: Origin | None = None
+
+    @classmethod
+    def from_dict(cls, members: Mapping[str, Any]) -> TensorRecord:
+        """The record of its members in JSON; TypeError or KeyError where they are not those of one."""
+        cast, origin = members.get("cast"), members.get("origin")
+        settled = {
+            "shape": tuple(members["shape"]),
+            "values": ValueRecord(**members["values"]),
+            "cast": None if cast is None else CastRecord(**cast),
+            "origin": None if origin is None else Origin(tuple(origin["files"]), origin["rule"]),
+        }
+        return cls(**{**members, **settled})
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """A few numbers of the reference's forward pass, by which a config or matrix that fits but is wrong is seen.
+
+    Attributes:
+        token_ids: the prompt.
+        output: "logits", or "hidden_state" for a model without a language-model head; of the last position.
+        places: which of its elements were kept.
+        values: those elements.
+        norm: the square root of the sum of the squares of all elements.
+    """
+
+    token_ids: tuple[int, ...]
+    output: str
+    places: tuple[int, ...]
+    values: tuple[float, ...]
+    norm: float
+
+    @classmethod
+    def from_dict(cls, members: Mapping[str, Any]) -> Fingerprint:
+        """The fingerprint of its members in JSON; TypeError where they are not those of one."""
+        lists = {key: tuple(members[key]) for key in ("token_ids", "places", "values")}
+        return cls(**{**members, **lists})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +128,7 @@ class Manifest:
         files: by name.
         tensors: by name, in schema order.
         provenance: where the weights came from; whatever the writer was told.
+        fingerprint: of the forward pass; None where none was asked for.
     """
 
     tool: str
@@ -62,10 +136,20 @@ class Manifest:
     files: Mapping[str, FileRecord]
     tensors: Mapping[str, TensorRecord]
     provenance: Mapping[str, Any]
+    fingerprint: Fingerprint | None = None
+
+    @property
+    def sha256(self) -> str:
+        """One hash of the whole: of every tensor's name, dtype, shape and hash, in schema order.
+
+        It does not depend on how the tensors are cut into files, nor on where they came from.
+        """
+        rows = [[name, record.dtype, list(record.shape), record.sha256] for name, record in self.tensors.items()]
+        return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The text of manifest.json."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
+        return json.dumps({"format": FORMAT, "sha256": self.sha256, **dataclasses.asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def from_file(cls, path: Path) -> Manifest:
@@ -78,14 +162,22 @@ class Manifest:
         if members.pop("format", None) != FORMAT:
             raise FormatError("not a manifest of this kind", file=path, where="format", expected=FORMAT)
         try:
+            whole, fingerprint = members.pop("sha256"), members.pop("fingerprint", None)
             files = {name: FileRecord(**record) for name, record in members.pop("files").items()}
-            tensors = {
-                name: TensorRecord(**{**record, "shape": tuple(record["shape"])})
-                for name, record in members.pop("tensors").items()
-            }
-            return cls(files=files, tensors=tensors, **members)
+            tensors = {name: TensorRecord.from_dict(record) for name, record in members.pop("tensors").items()}
+            taken = None if fingerprint is None else Fingerprint.from_dict(fingerprint)
+            manifest = cls(files=files, tensors=tensors, fingerprint=taken, **members)
         except (AttributeError, KeyError, TypeError) as error:
             raise FormatError(f"not a manifest: {shown(error)}", file=path) from None
+        if manifest.sha256 != whole:
+            raise FormatError(
+                "its tensors are not those of its hash: it was edited",
+                file=path,
+                where="sha256",
+                expected=shown(whole),
+                found=manifest.sha256,
+            )
+        return manifest
 
 
 def verify_manifest(directory: Path, *, follow_links: bool = False) -> Manifest:
@@ -113,10 +205,10 @@ def verify_manifest(directory: Path, *, follow_links: bool = False) -> Manifest:
 def _differences(manifest: Manifest, name: str, record: FileRecord, path: Path) -> list[str]:
     """What in a file is not as recorded: nothing, its tensors by name, or the file as a whole."""
     recorded = {key: tensor for key, tensor in manifest.tensors.items() if tensor.file == name}
-    if _file_sha256(path) == record.sha256:
-        return []
+    nbytes, sha256 = _hash_of_start(path, record.hashed_bytes)
+    begins_right = sha256 == record.sha256
     if not recorded:
-        return [f"{shown(name)} differs"]
+        return [] if begins_right and nbytes == record.nbytes else [f"{shown(name)} differs"]
     file = read_safetensors(path)
     problems = [f"tensor {shown(key)} in {name} is missing" for key in recorded.keys() - file.tensors.keys()]
     problems += [f"tensor {key} in {name} is not recorded" for key in file.tensors.keys() - recorded.keys()]
@@ -127,19 +219,20 @@ def _differences(manifest: Manifest, name: str, record: FileRecord, path: Path) 
                 digest.update(block)
             if digest.hexdigest() != recorded[key].sha256:
                 problems.append(f"tensor {key} in {name} differs")
-    return problems or [f"the header of {name} differs"]
+    return problems or ([] if begins_right and nbytes == record.nbytes else [f"the header of {name} differs"])
 
 
-def _file_sha256(path: Path) -> str:
-    """The hash of a whole file, which must not change while it is read."""
+def _hash_of_start(path: Path, hashed_bytes: int) -> tuple[int, str]:
+    """A file's size, and the hash of its first bytes; it must not change meanwhile."""
     digest = hashlib.sha256()
     with open_regular_file(path) as stream:
         before = file_identity(stream)
-        buffer = memoryview(bytearray(min(BLOCK_BYTES, before[2])))
-        for start in range(0, before[2], BLOCK_BYTES):
-            block = buffer[: min(BLOCK_BYTES, before[2] - start)]
+        count = min(hashed_bytes, before[2])
+        buffer = memoryview(bytearray(min(BLOCK_BYTES, count)))
+        for start in range(0, count, BLOCK_BYTES):
+            block = buffer[: min(BLOCK_BYTES, count - start)]
             read_into(stream, block, start, file=path, where="data")
             digest.update(block)
         if file_identity(stream) != before:
             raise FormatError("changed while being read", file=path)
-    return digest.hexdigest()
+    return before[2], digest.hexdigest()

@@ -21,13 +21,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
 import filelock
 
 from gptj.errors import InputError, WriteError, shown
 
-__all__ = ["Fate", "FileSystem", "OutputDirectory", "OutputFile", "require_plain_name"]
+__all__ = ["Checksum", "Fate", "FileSystem", "OutputDirectory", "OutputFile", "require_plain_name"]
 
 _log = logging.getLogger("gptj")
 _P = ParamSpec("_P")
@@ -40,6 +40,16 @@ _BLOCK_BYTES = 16 * 2**20
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+
+
+class Checksum(Protocol):
+    """What hashlib's objects are."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take in the next bytes."""
+
+    def hexdigest(self) -> str:
+        """The checksum of everything so far."""
 
 
 class FileSystem:
@@ -124,12 +134,13 @@ class FileSystem:
 class OutputFile:
     """A file of the stage, written from the front; `rewrite` goes back to room that was left."""
 
-    def __init__(self, directory: OutputDirectory, name: str) -> None:
+    def __init__(self, directory: OutputDirectory, name: str, *, old: bool = False) -> None:
         self.name = name
         self.path = directory.stage / name
         self._directory = directory
-        self._descriptor = directory.call(self.path, directory.fs.create, self.path)
-        self.nbytes = 0
+        open_file = directory.fs.open if old else directory.fs.create
+        self._descriptor = directory.call(self.path, open_file, self.path)
+        self.nbytes = directory.call(self.path, directory.fs.status, self.path).st_size if old else 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`."""
@@ -149,31 +160,37 @@ class OutputFile:
         self.write(data)
         self.nbytes = total
 
-    def finish(self, parts: Sequence[int] = ()) -> tuple[str, list[str]]:
-        """Force the file to the disk and read it again.
+    def finish(self) -> tuple[str, list[str]]:
+        """Force the file to the disk and read it again; returns the sha256 of what it now holds, and []."""
+        [whole] = self.read_back([sys.maxsize], hashlib.sha256)
+        return whole, []
+
+    def read_back(self, parts: Sequence[int], checksum: Callable[[], Checksum]) -> list[str]:
+        """Force the file to the disk, read it again and close it.
 
         Args:
-            parts: the bytes of each part, one after the other, that is to have a hash of its own.
+            parts: the bytes of each part, one after the other, that is to have a checksum of its own.
+            checksum: makes one.
 
         Returns:
-            The sha256 of what the file now holds, and that of each part.
+            The checksum of each part of what the file now holds. Bytes after the last part count into none, and
+            are for the caller to rule out by the file's size.
         """
         fs, call = self._directory.fs, self._directory.call
         call(self.path, fs.fsync, self._descriptor)
         call(self.path, fs.seek, self._descriptor, 0)
-        whole, hashes = hashlib.sha256(), []
-        for count in (*parts, sys.maxsize):
-            part = hashlib.sha256()
+        sums = []
+        for count in parts:
+            part = checksum()
             while count > 0:
                 block = call(self.path, fs.read, self._descriptor, min(count, _BLOCK_BYTES))
                 if not block:
                     break
-                whole.update(block)
                 part.update(block)
                 count -= len(block)
-            hashes.append(part.hexdigest())
+            sums.append(part.hexdigest())
         self.close()
-        return whole.hexdigest(), hashes[:-1]
+        return sums
 
     def close(self) -> None:
         """Close the file; closing it twice does no harm."""
@@ -189,6 +206,8 @@ class OutputDirectory:
         target: where the directory will stand. Its parent must exist.
         overwrite: whether a directory with something in it may be replaced.
         fate: of each file that stands in the old directory.
+        adopt: whether a stage that a dead writer left, given the names in it, is to be continued. Then `adopted`
+            are those names; and when this writer is interrupted its stage is left for the next in its turn.
         fs: the system calls.
 
     Raises:
@@ -201,11 +220,14 @@ class OutputDirectory:
         *,
         overwrite: bool = False,
         fate: Callable[[str], Fate] = lambda name: "replace",
+        adopt: Callable[[list[str]], bool] | None = None,
         fs: FileSystem | None = None,
     ) -> None:
         self.asked = Path(target)
         self.overwrite = overwrite
         self.fate = fate
+        self.adopt = adopt
+        self.adopted: list[str] = []
         self.fs = FileSystem() if fs is None else fs
         self.committed = False
         self._files: list[OutputFile] = []
@@ -217,9 +239,12 @@ class OutputDirectory:
         self._require_writable_place()
         self._lock()
         try:
-            self._recover()
+            abandoned = self._recover()
             self._require_replaceable()
-            self.call(self.stage, self.fs.mkdir, self.stage)
+            if abandoned is None:
+                self.call(self.stage, self.fs.mkdir, self.stage)
+            elif abandoned != self.stage:
+                self.call(self.stage, self.fs.rename, abandoned, self.stage)
         except BaseException:
             self._unlock()
             raise
@@ -232,7 +257,8 @@ class OutputDirectory:
             for file in self._files:
                 with contextlib.suppress(WriteError):
                     file.close()
-            if not self.committed:
+            interrupted = kind is not None and not issubclass(kind, Exception)
+            if not self.committed and not (interrupted and self.adopt is not None):
                 self._clear(self.stage)
         finally:
             self._unlock()
@@ -242,6 +268,16 @@ class OutputDirectory:
         file = OutputFile(self, name)
         self._files.append(file)
         return file
+
+    def reopen(self, name: str) -> OutputFile:
+        """A file of an adopted stage, to be read back."""
+        file = OutputFile(self, name, old=True)
+        self._files.append(file)
+        return file
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the stage."""
+        self.call(self.stage / name, self.fs.unlink, self.stage / name)
 
     def write_file(self, name: str, data: bytes) -> str:
         """Write a whole file; returns its sha256, which has been compared with what the disk gives back."""
@@ -335,18 +371,31 @@ class OutputDirectory:
         stages = [name for name in os.listdir(self.target.parent) if name.startswith(self._stage_prefix)]  # noqa: PTH208
         return f"process {stages[0].removeprefix(self._stage_prefix)}" if stages else "another process"
 
-    def _recover(self) -> None:
-        """Undo what writers that died left behind: put the old directory back, clear their stages."""
+    def _recover(self) -> Path | None:
+        """Undo what writers that died left behind: put the old directory back, clear their stages.
+
+        Returns the one stage that is to be continued, or None.
+        """
         backup, target = self._status(self._backup), self._status(self.target)
         if backup is not None and target is None:
             self.call(self.target, self.fs.rename, self._backup, self.target)
             _log.warning("%s: put back; a writer died while it was being replaced", self.target)
         elif backup is not None:
             self._clear(self._backup, strictly=True)
+        continued: Path | None = None
         for name in self.call(self.target.parent, self.fs.names, self.target.parent):
-            if name.startswith(self._stage_prefix) and name.removeprefix(self._stage_prefix).isdecimal():
-                self._clear(self.target.parent / name, strictly=True)
-                _log.warning("%s: cleared, the unfinished output of a process that died", self.target.parent / name)
+            if not name.startswith(self._stage_prefix) or not name.removeprefix(self._stage_prefix).isdecimal():
+                continue
+            stage = self.target.parent / name
+            if continued is None and self.adopt is not None:
+                self.adopted = self.call(stage, self.fs.names, stage)
+                if self.adopt(self.adopted):
+                    continued = stage
+                    continue
+                self.adopted = []
+            self._clear(stage, strictly=True)
+            _log.warning("%s: cleared, the unfinished output of a process that died", stage)
+        return continued
 
     def _require_replaceable(self) -> None:
         """Decide the fate of what stands at the target, before any work."""

@@ -1,0 +1,351 @@
+"""The weights of a checkpoint, taken tensor by tensor and cut into files; each file is read back when it is full.
+
+A safetensors header stands before the data but names the dtypes of all of it. So room is left for the longest
+header that these rows can have, the data is streamed behind it, and the header, padded with spaces as the format
+allows, is written last. Nobody has to know the dtypes before the tensors come, and no tensor is asked for twice.
+
+Two cores are used: a thread hashes a block while this one counts, sums and writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from gptj.column_sums import ColumnSums
+from gptj.errors import FormatError, InputError, SchemaError, WriteError, shown
+from gptj.journal import Journal, Note, stage_file
+from gptj.manifest import FileRecord, Origin, TensorRecord
+from gptj.output_directory import OutputDirectory, OutputFile
+from gptj.safetensors_file import BLOCK_BYTES, WEIGHT_DTYPES, cast, pack_header, read_safetensors
+from gptj.schema import TensorSpec
+from gptj.tally import CastTally, ValueTally, is_narrowing
+from gptj.weight_files import WEIGHTS_FILE
+
+__all__ = ["WeightsWriter", "WritingRules", "shard_name"]
+
+_log = logging.getLogger("gptj")
+_MOST_SHARDS = 99_999
+_INLINE_BYTES = 2**16  # to hand a block to the other thread costs as long as hashing this much
+_NEVER_ZERO = ("kernel", "embedding", "scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class WritingRules:
+    """How weights are written: when a file is full, and which values are let through."""
+
+    max_shard_bytes: int
+    allow_overflow: bool
+    allow_nonfinite: bool
+
+
+def shard_name(number: int, count: int) -> str:
+    """The name of weights file `number` of `count`, counted from 1.
+
+    >>> shard_name(1, 1), shard_name(2, 3)
+    ('model.safetensors', 'model-00002-of-00003.safetensors')
+    """
+    return WEIGHTS_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+@dataclasses.dataclass
+class _Shard:
+    """A weights file in the making.
+
+    Attributes:
+        name: in the stage.
+        first: its first row.
+        room: the bytes that are left for the header.
+        file: open while it is written; None once it is finished.
+        nbytes: its size.
+        tensors: the record of each tensor in it; their `file` is filled in at the end.
+        sums: the checksum of each tensor's bytes.
+        sizes: the bytes of each.
+        header_sha256: of the header, once it is finished.
+    """
+
+    name: str
+    first: int
+    room: int
+    file: OutputFile | None
+    nbytes: int
+    tensors: dict[str, TensorRecord] = dataclasses.field(default_factory=dict)
+    sums: list[str] = dataclasses.field(default_factory=list)
+    sizes: list[int] = dataclasses.field(default_factory=list)
+    header_sha256: str = ""
+
+    def header(self, metadata: Mapping[str, str]) -> bytes:
+        """The bytes of its header, as long as the room."""
+        entries = [(name, record.dtype, record.shape) for name, record in self.tensors.items()]
+        return pack_header(entries, metadata, length=self.room)
+
+
+class WeightsWriter:
+    """`with WeightsWriter(...) as weights:` give it the tensors in order with `add`, then `finish()`.
+
+    Args:
+        output: the directory in the making.
+        rows: the schema.
+        metadata: of each header.
+        rules: how they are written.
+        journal: where finished files are noted; None notes nothing.
+        origin: where a tensor comes from, for its record.
+    """
+
+    def __init__(
+        self,
+        output: OutputDirectory,
+        rows: Sequence[TensorSpec],
+        metadata: Mapping[str, str],
+        rules: WritingRules,
+        *,
+        journal: Journal | None = None,
+        origin: Callable[[TensorSpec], Origin] | None = None,
+    ) -> None:
+        self.output = output
+        self.rows = rows
+        self.metadata = metadata
+        self.rules = rules
+        self.journal = journal
+        self.origin = origin
+        self.shards: list[_Shard] = []
+
+    def __enter__(self) -> WeightsWriter:
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="gptj-hash")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown()
+
+    @property
+    def total_bytes(self) -> int:
+        """The bytes of all tensors."""
+        return sum(sum(shard.sizes) for shard in self.shards)
+
+    # ---- going on from where another stopped
+
+    def resume(self) -> int:
+        """Keep the finished files of an adopted stage that still hold what they should; returns the next row.
+
+        Everything else in the stage is removed.
+        """
+        kept: dict[str, str] = {}
+        while self.journal is not None:
+            number = len(self.shards) + 1
+            name, note = stage_file(self.output.adopted, number), self.journal.read(self.output.stage, number)
+            if name is None or note is None or note.first != self._next_row() or not self._adopt(name, note):
+                break
+            kept[name] = f"shard-{number}"
+        for name in self.output.adopted:
+            if name not in kept and name.removesuffix(".journal") not in kept.values():
+                self.output.remove(name)
+            elif kept.get(name, name) != name:
+                self.output.rename(name, kept[name])
+        if self.output.adopted:
+            kept_or_not = f"{len(kept)} finished weights file(s) kept" if kept else "begun anew: other input or options"
+            _log.warning("%s: %s", self.output.target, kept_or_not)
+        return self._next_row()
+
+    def _next_row(self) -> int:
+        return self.shards[-1].first + len(self.shards[-1].tensors) if self.shards else 0
+
+    def _adopt(self, name: str, note: Note) -> bool:
+        """Take a finished file in, after all of it has been hashed again."""
+        sizes = [self.rows[row].size * _itemsize(record) for row, record in _rows_of(note)]
+        file = self.output.reopen(name)
+        hashes = file.read_back([note.file.hashed_bytes, *sizes], hashlib.sha256)
+        wanted = [note.file.sha256, *(record.sha256 for record in note.tensors.values())]
+        if hashes != wanted or file.nbytes != note.file.nbytes:
+            return False
+        number = len(self.shards) + 1
+        shard = _Shard(f"shard-{number}", note.first, note.file.hashed_bytes, None, file.nbytes)
+        shard.tensors, shard.sizes, shard.header_sha256 = dict(note.tensors), sizes, note.file.sha256
+        self.shards.append(shard)
+        return True
+
+    # ---- one tensor
+
+    def add(self, number: int, values: NDArray[Any], dtype: np.dtype[Any] | None) -> int:
+        """Write the tensor of row `number`; returns its stored bytes."""
+        row = self.rows[number]
+        if values.shape != row.shape:
+            raise SchemaError("wrong shape", where=row.name, expected=row.shape, found=values.shape)
+        dtype = _native(values.dtype) if dtype is None else dtype
+        if dtype.name not in WEIGHT_DTYPES:
+            raise SchemaError(
+                "not a dtype of weights", where=row.name, expected=" or ".join(WEIGHT_DTYPES), found=shown(values.dtype)
+            )
+        nbytes = row.size * dtype.itemsize
+        shard = self._shard_for(number, nbytes, dtype.itemsize)
+        assert shard.file is not None
+        digest, sums = hashlib.sha256(), ColumnSums()
+        tally = _BlockTally(row.name, _native(values.dtype), dtype, self.rules)
+        hashing: Future[None] | None = None
+        for block in self._blocks(values, dtype, tally):
+            if hashing is not None:
+                hashing.result()
+            hashing = self._threads.submit(digest.update, block) if len(block) > _INLINE_BYTES else None
+            if hashing is None:
+                digest.update(block)
+            sums.update(block)
+            shard.file.write(block)
+        if hashing is not None:
+            hashing.result()
+        shard.tensors[row.name] = self._record(row, dtype.name, digest.hexdigest(), tally)
+        shard.sums.append(sums.hexdigest())
+        shard.sizes.append(nbytes)
+        return nbytes
+
+    def _blocks(self, values: NDArray[Any], dtype: np.dtype[Any], tally: _BlockTally) -> Iterator[memoryview]:
+        """The bytes to store: C order, little-endian, counted and cast, some rows at a time."""
+        values = values.reshape(1) if values.ndim == 0 else values
+        row_bytes = max(values.dtype.itemsize, dtype.itemsize) * (values[:1].size or 1)
+        rows = max(1, BLOCK_BYTES // row_bytes)
+        for at in range(0, len(values), rows):
+            block = values[at : at + rows]
+            block = block.astype(_native(block.dtype), order="C", copy=False)
+            yield np.ascontiguousarray(tally.store(block, at)).reshape(-1).view(np.uint8).data
+
+    def _record(self, row: TensorSpec, dtype: str, sha256: str, tally: _BlockTally) -> TensorRecord:
+        values = tally.stored.record()
+        if values.is_all_zero and row.kind in _NEVER_ZERO:
+            _log.warning("%s: %s is all zero", self.output.target, row.name)
+        origin = None if self.origin is None else self.origin(row)
+        return TensorRecord("", dtype, row.shape, sha256, values, tally.casts and tally.casts.record(), origin)
+
+    # ---- files
+
+    def finish(self) -> tuple[dict[str, FileRecord], dict[str, TensorRecord]]:
+        """Name the files, and say what is in them."""
+        self._close_shard()
+        files: dict[str, FileRecord] = {}
+        tensors: dict[str, TensorRecord] = {}
+        for number, shard in enumerate(self.shards, start=1):
+            name = shard_name(number, len(self.shards))
+            self.output.rename(shard.name, name)
+            files[name] = FileRecord(shard.nbytes, shard.header_sha256, shard.room)
+            tensors |= {key: dataclasses.replace(record, file=name) for key, record in shard.tensors.items()}
+        return files, tensors
+
+    def _shard_for(self, number: int, nbytes: int, itemsize: int) -> _Shard:
+        """The shard to append to: a new one where the last is full, or would leave the tensor unaligned.
+
+        Readers view the data in place, which needs offsets that are multiples of the item size.
+        """
+        if self.shards and self.shards[-1].file is not None:
+            shard = self.shards[-1]
+            full = sum(shard.sizes) + nbytes > self.rules.max_shard_bytes
+            if not full and shard.file is not None and shard.file.nbytes % itemsize == 0:
+                return shard
+            self._close_shard()
+        if len(self.shards) >= _MOST_SHARDS:
+            raise InputError("too small", where="max_shard_bytes", expected=f"at most {_MOST_SHARDS} shards")
+        name, room = f"shard-{len(self.shards) + 1}", self._room(number)
+        shard = _Shard(name, number, room, self.output.create(name), 0)
+        assert shard.file is not None
+        shard.file.write(bytes(room))
+        self.shards.append(shard)
+        return shard
+
+    def _room(self, first: int) -> int:
+        """The bytes of the longest header of a file that begins with this row: 8-byte numbers, 4-letter dtypes."""
+        rows = [(row.name, "float64", row.shape) for row in self.rows[first:]]
+        longest = len(pack_header(rows, self.metadata)) + len(rows)
+        return longest + -longest % 8
+
+    def _close_shard(self) -> None:
+        """Write the last shard's header, force it to the disk, and compare what the disk holds with what came."""
+        shard = self.shards[-1]
+        if shard.file is None:
+            return
+        header = shard.header(self.metadata)
+        shard.header_sha256 = hashlib.sha256(header).hexdigest()
+        shard.file.rewrite(header)
+        shard.nbytes = shard.file.nbytes
+        of_header = ColumnSums()
+        of_header.update(header)
+        found = shard.file.read_back([shard.room, *shard.sizes], ColumnSums)
+        meant = [("header", of_header.hexdigest()), *zip(shard.tensors, shard.sums, strict=True)]
+        wrong = [name for (name, a), b in zip(meant, found, strict=True) if a != b]
+        if wrong:
+            raise WriteError("what was read back differs from what was written", file=shard.file.path, where=wrong[0])
+        _compare_header(shard.file, shard)
+        shard.file = None
+        if self.journal is not None:
+            record = FileRecord(shard.nbytes, shard.header_sha256, shard.room)
+            note = Note(shard.first, shard.first + len(shard.tensors), record, shard.tensors)
+            self.journal.write(self.output, len(self.shards), note)
+
+
+class _BlockTally:
+    """Counts what is in a tensor's blocks, and casts them to what is stored."""
+
+    def __init__(self, name: str, source: np.dtype[Any], dtype: np.dtype[Any], rules: WritingRules) -> None:
+        self.name = name
+        self.dtype = dtype
+        self.rules = rules
+        self.stored = ValueTally(dtype)
+        self.source = self.stored if source == dtype or source.name not in WEIGHT_DTYPES else ValueTally(source)
+        narrows = source.name in WEIGHT_DTYPES and is_narrowing(source.name, dtype.name)
+        self.casts = CastTally(source) if narrows else None
+
+    def store(self, block: NDArray[Any], at: int) -> NDArray[Any]:
+        """The block, which begins at row `at` of its tensor, as it is stored.
+
+        Raises:
+            SchemaError: it holds values that are not finite, or that overflow, and may not.
+        """
+        if block.dtype.name not in WEIGHT_DTYPES:
+            return cast(block, self.dtype, where=self.name)  # which says why it cannot be
+        bad = self.source.add(block)
+        if bad and not self.rules.allow_nonfinite:
+            raise SchemaError(
+                "holds values that are not finite",
+                where=self.name,
+                found=f"{bad} NaN or infinite in rows {at} to {at + len(block) - 1}",
+                hint="Say allow_nonfinite to write them",
+            )
+        if block.dtype == self.dtype:
+            return block
+        stored = cast(block, self.dtype, where=self.name, allow_overflow=True)
+        self.stored.add(stored)
+        if self.casts is not None and self.casts.add(block, stored) and not self.rules.allow_overflow:
+            cast(block, self.dtype, where=self.name)  # which says what overflowed
+        return stored
+
+
+def _rows_of(note: Note) -> Iterator[tuple[int, TensorRecord]]:
+    """The records of a note with the numbers of their rows."""
+    return zip(range(note.first, note.stop), note.tensors.values(), strict=True)
+
+
+def _itemsize(record: TensorRecord) -> int:
+    return {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[record.dtype]
+
+
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def _compare_header(file: OutputFile, shard: _Shard) -> None:
+    """Make sure that our own strict reader and safetensors' both find in the file what was meant."""
+    meant = [(name, record.dtype, record.shape) for name, record in shard.tensors.items()]
+    try:
+        ours = [(tensor.name, tensor.dtype, tensor.shape) for tensor in read_safetensors(file.path).tensors.values()]
+        with safe_open(file.path, framework="numpy") as theirs:
+            names = set(theirs.keys())
+    except (FormatError, SafetensorError) as error:
+        raise WriteError(f"what was written cannot be read back: {error}", file=file.path) from error
+    if ours != meant or names != shard.tensors.keys():
+        raise WriteError("the header read back differs from what was written", file=file.path)
