@@ -23,6 +23,7 @@ from gptj.flax.model import (
     settled,
 )
 from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host
+from gptj.generation import GenerationConfig
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 
 
@@ -124,6 +125,19 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin):
 
     head = "causal_lm"
     module_class = GPTJForCausalLMModule
+
+    def __init__(
+        self,
+        config: GPTJConfig,
+        input_shape: tuple[int, int] = (1, 1),
+        seed: int = 0,
+        dtype: Any = "float32",
+        *,
+        computation_dtype: Any = None,
+        _do_init: bool = True,
+    ) -> None:
+        super().__init__(config, input_shape, seed, dtype, computation_dtype=computation_dtype, _do_init=_do_init)
+        self.generation_config = GenerationConfig.from_model_config(config)
 
     def __call__(
         self,

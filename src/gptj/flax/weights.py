@@ -310,6 +310,9 @@ class PretrainedModel:
         """Make each array the parameter that its row names; at most one more than the parameters is held."""
         self._params = nested((spec.name, jax.block_until_ready(from_numpy(array))) for spec, array in arrays)
 
+    def tie_weights(self) -> None:
+        """Nothing to do. Differs: where the config ties it, lm_head.weight is no parameter, but read from wte."""
+
     # Differs: these three are Flax's alone, since its parameters are data and have no `.half()`.
     def to_bf16(self, params: Params, mask: Params | None = None) -> Any:
         """`params` in bfloat16, where `mask`, nested dicts of bools, says True; None: all. They are not assigned."""
