@@ -21,6 +21,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,10 @@ TRAINING_FILE = "training_config.json"
 """Where our writer keeps the training config, beside meta.json; the original never wrote one."""
 
 MOST_LAYERS = 10_000
+
+# Reading, checking and turning let go of Python's lock, so two shards are read side by side.
+_THREADS = 2
+_WORTH_THREADS_BYTES = 2**22
 
 Layout = Literal["full", "slim"]
 
@@ -219,7 +224,7 @@ class MeshCheckpoint:
     def read(self, row: TensorSpec | str, dtype: Any = None, *, allow_overflow: bool = False) -> NDArray[Any]:
         """A canonical tensor in memory of its own, in the checkpoint's dtype or in `dtype`.
 
-        Never more than the tensor, one copy of a summed bias and a buffer are in memory.
+        Never more than the tensor, one copy of a summed bias and two buffers are in memory.
 
         Raises:
             FormatError: a file changed or is damaged.
@@ -237,17 +242,28 @@ class MeshCheckpoint:
         whole = self._whole_shape(leaf)
         out = _allocate(whole[::-1] if leaf.transposed else whole, wanted, self.path, name)
         bias = self._sum(added[0][0]) if added else None
-        for shard in range(1 if leaf.cut is None else self.shards):
+        if bias is not None and not bias.any():
+            bias = None
+
+        def fill(shard: int) -> None:
             archive, array = self.parameters[shard][number]
             place = out if leaf.cut is None else self._part(out, leaf, shard)
             for start, block in archive.rows(array):
-                if bias is not None and bias.any():
+                if bias is not None:
                     block = block.astype(bias.dtype) + bias
                 rows = slice(start, start + len(block))
                 if leaf.transposed:
                     copy_transposed(place[:, rows], fit(block))
                 else:
                     place[rows] = fit(block)
+
+        pieces_to_read = range(1 if leaf.cut is None else self.shards)
+        if out.nbytes < _WORTH_THREADS_BYTES:
+            for shard in pieces_to_read:
+                fill(shard)
+        else:
+            with ThreadPoolExecutor(_THREADS, thread_name_prefix="gptj-read") as threads:
+                list(threads.map(fill, pieces_to_read))
         return out
 
     def facts(self) -> Facts:

@@ -135,7 +135,8 @@ class CastTally:
 
     def _add_near(self, values: NDArray[Any], stored: NDArray[Any]) -> None:
         wide = np.dtype(np.float64) if self._source.itemsize == 8 else np.dtype(np.float32)
-        before, after = values.astype(wide, copy=False), stored.astype(wide)
+        before: NDArray[Any] = values.astype(wide, copy=False)
+        after: NDArray[Any] = stored.astype(wide)
         with np.errstate(all="ignore"):
             relative = np.abs((after - before) / before)  # 1 where it became zero, inf where infinite, NaN at 0 and NaN
         worst = float(np.fmax.reduce(relative, initial=0))

@@ -222,7 +222,8 @@ class WeightsWriter:
         if values.is_all_zero and row.kind in _NEVER_ZERO:
             _log.warning("%s: %s is all zero", self.output.target, row.name)
         origin = None if self.origin is None else self.origin(row)
-        return TensorRecord("", dtype, row.shape, sha256, values, tally.casts and tally.casts.record(), origin)
+        casts = None if tally.casts is None else tally.casts.record()
+        return TensorRecord("", dtype, row.shape, sha256, values, casts, origin)
 
     # ---- files
 
