@@ -41,6 +41,7 @@ def in_pieces(wing, model, cuts, *, fixed):
 @DTYPES
 @CUTS
 @KINDS
+@pytest.mark.feature("growing and fixed caches, masked history", "causal_lm")
 def test_cached_equals_uncached_on_all_channels(wing, revealing, oracle, dtype, cuts, fixed):
     logits, hidden, past = in_pieces(wing, revealing(dtype=dtype), cuts, fixed=fixed)
     expected = oracle().forward(IDS, MASK)

@@ -18,6 +18,7 @@ def tokens(wing, model, ids=IDS, **options):
     return wing.numpy(model.generate(ids, **options))
 
 
+@pytest.mark.feature("generate: greedy, sampled, beams, streamed, padded prompts", "causal_lm")
 def test_greedy_tokens_are_the_oracles(wing, revealing, oracle):
     expected, _ = oracle().generate(IDS, MASK, max_new_tokens=NEW)
     got = tokens(wing, revealing(), attention_mask=MASK, max_new_tokens=NEW, eos_token_id=None)

@@ -35,6 +35,7 @@ PROBLEMS = {
 
 @DTYPES
 @pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.feature("regression, single-label and multi-label", "sequence_classification")
 def test_each_problem_has_the_oracles_loss(wing, revealing, oracle, dtype, problem):
     labels = PROBLEMS[problem]
     model = revealing(SC, dtype=dtype, problem_type=problem)

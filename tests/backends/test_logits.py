@@ -104,6 +104,7 @@ def test_a_head_mask_weighs_each_head(wing, revealing, oracle, dtype, shape):
 
 
 @DTYPES
+@pytest.mark.feature("tie_word_embeddings", "causal_lm")
 def test_tied_embeddings_share_the_weight_and_keep_the_bias(wing, revealing, oracle, dtype):
     model = revealing(dtype=dtype, tie_word_embeddings=True)
     assert model.num_parameters() == sum(row.size for row in schema(model.config))
@@ -123,6 +124,7 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("changes", UNUSUAL.values(), ids=UNUSUAL)
+@pytest.mark.feature("unusual rotary, inner and head sizes, every activation", "causal_lm")
 def test_unusual_shapes_and_activations_are_the_oracles(wing, revealing, oracle, changes):
     ids = BATCH.input_ids[:2, :9]
     got = wing.numpy(wing.call(revealing(dtype="float64", **changes), ids).logits)
@@ -135,6 +137,7 @@ def test_one_token_in_one_row(wing, revealing, oracle):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.feature("bfloat16 and float16 parameters, float32 logits", "causal_lm")
 def test_logits_and_loss_of_a_16_bit_model_are_float32_and_near(wing, revealing, dtype):
     # 8 bits of mantissa: each of about 30 roundings on the way costs at most 2**-9 of logits of size 5.
     bound = {"bfloat16": 0.15, "float16": 0.02}[dtype]
@@ -147,6 +150,7 @@ def test_logits_and_loss_of_a_16_bit_model_are_float32_and_near(wing, revealing,
 
 
 @pytest.mark.parametrize("tag", ["fp32"])
+@pytest.mark.feature("logits and tokens of the original TPU code", "causal_lm")
 def test_logits_are_those_of_the_original_implementation(wing, mesh_folder, tag):
     outputs = mesh_outputs()
     model = wing.model("causal_lm").from_pretrained(mesh_folder)

@@ -31,6 +31,7 @@ def test_loaded_parameters_are_the_files_bits(wing, revealing, head):
 
 @EVERY_HEAD
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.feature("from_pretrained, save_pretrained, bit for bit in four dtypes", "every")
 def test_a_saved_model_is_read_back_bit_for_bit(wing, revealing, tmp_path, head, dtype):
     revealing(head, dtype=dtype).save_pretrained(tmp_path / "model")
     saved = open_checkpoint(tmp_path / "model")
@@ -57,6 +58,7 @@ def test_an_existing_folder_is_not_overwritten_unless_asked(wing, revealing, tmp
 
 
 @EVERY_HEAD
+@pytest.mark.feature("the same start values for a seed", "every")
 def test_the_same_seed_makes_the_same_model_in_every_wing(wing, head):
     model = wing.model(head)(CONFIG, seed=3)
     expected = {row.name: initial_tensor(row, CONFIG, 3) for row in schema(CONFIG, head)}
@@ -64,6 +66,7 @@ def test_the_same_seed_makes_the_same_model_in_every_wing(wing, head):
         assert (value == expected[name]).all(), name
 
 
+@pytest.mark.feature("a head folder as a base model", "base")
 def test_a_causal_lm_folder_opens_as_a_base_model(wing, folder, oracle):
     model, info = wing.model("base").from_pretrained(folder("causal_lm"), output_loading_info=True)
     assert sorted(info["unexpected_keys"]) == ["lm_head.bias", "lm_head.weight"] and not info["missing_keys"]
@@ -72,6 +75,7 @@ def test_a_causal_lm_folder_opens_as_a_base_model(wing, folder, oracle):
 
 
 @pytest.mark.parametrize("head", ["causal_lm", "sequence_classification", "question_answering"])
+@pytest.mark.feature("a base folder under a head", "causal_lm", "sequence_classification", "question_answering")
 def test_a_base_folder_opens_under_a_head_whose_fresh_rows_are_announced(wing, folder, head):
     rows = [row.name for row in schema(CONFIG, head) if not row.name.startswith("transformer.")]
     with pytest.warns(FreshWeightsWarning, match=rows[0]):

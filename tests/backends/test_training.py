@@ -56,6 +56,7 @@ def test_recomputing_blocks_gives_the_same_loss_and_gradients(wing, folder):
 
 
 @pytest.mark.parametrize("field", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
+@pytest.mark.feature("dropout of embeddings, weights and residuals", "causal_lm")
 def test_each_dropout_acts_in_training_and_only_there(wing, folder, revealing, field):
     model = wing.model("causal_lm").from_pretrained(folder(), **{field: 0.5})
     still = wing.numpy(wing.call(model, IDS).logits)
