@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, SchemaError, UnsafeFileError, shown
@@ -74,13 +75,16 @@ def read_bin(path: Path) -> list[StoredArray]:
         UnsafeFileError, FormatError, LimitError: see `open_bin`.
     """
     _refuse_other_formats(path)
-    archive = open_stored_zip(path)
+    try:
+        archive = open_stored_zip(path)
+    except FormatError as error:
+        if "/code/" in str(error.where):  # which TorchScript compresses
+            _refuse_program(path)
+        raise
     pickles = [name for name in archive.members if name.count("/") == 1 and name.endswith("/data.pkl")]
     root = pickles[0].split("/")[0] if pickles else ""
     if any(name.endswith("/constants.pkl") or name.startswith(f"{root}/code/") for name in archive.members):
-        raise UnsafeFileError(
-            "a TorchScript archive, which is a program", file=path, hint="Save the model's state_dict() instead"
-        )
+        _refuse_program(path)
     if len(pickles) != 1:
         raise FormatError("not a PyTorch checkpoint", file=path, expected="one */data.pkl", found=len(pickles))
     data = archive.read(pickles[0], limit_bytes=LARGEST_PICKLE_BYTES)
@@ -89,6 +93,12 @@ def read_bin(path: Path) -> list[StoredArray]:
     arrays = [_stored_array(name, tensor, archive, root, swapped) for name, tensor in tensors.items()]
     _refuse_overlaps(arrays, path)
     return arrays
+
+
+def _refuse_program(path: Path) -> NoReturn:
+    raise UnsafeFileError(
+        "a TorchScript archive, which is a program", file=path, hint="Save the model's state_dict() instead"
+    )
 
 
 def _refuse_other_formats(path: Path) -> None:

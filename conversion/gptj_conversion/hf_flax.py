@@ -187,7 +187,7 @@ class _Walk:
 
     def node(self, path: tuple[str, ...], depth: int) -> None:
         kind = self.byte()
-        if 0xC7 <= kind <= 0xC9 or 0xD4 <= kind <= 0xD8:
+        if _is_extension(kind):
             dtype, shape, extent = self.array(kind)
             self.store(path, dtype, shape, (extent,))
         else:
@@ -202,6 +202,8 @@ class _Walk:
 
     def array(self, kind: int) -> tuple[np.dtype[Any], tuple[int, ...], tuple[int, int]]:
         """An extension: its dtype, shape, and where its bytes lie; they are passed over."""
+        if not _is_extension(kind):
+            self.refuse("breaks its rule", expected="an array", found=f"byte 0x{kind:02x} at {self.at - 1}")
         length = self.count(1 << (kind - 0xC7)) if kind <= 0xC9 else 1 << (kind - 0xD4)
         code = self.byte()
         end = self.at + length
@@ -278,6 +280,10 @@ class _Walk:
             if key != str(number):
                 self.refuse("a chunked array that breaks its rule", expected=f"the key {number}", found=shown(key))
             yield key
+
+
+def _is_extension(kind: int) -> bool:
+    return 0xC7 <= kind <= 0xC9 or 0xD4 <= kind <= 0xD8
 
 
 # ---- writing

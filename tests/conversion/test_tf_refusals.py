@@ -1,0 +1,183 @@
+"""HDF5 can point anywhere; whatever is not a plain run of numbers inside the file is refused, with its path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from gptj_conversion.convert import convert
+from gptj_conversion.hf_tf import read_h5
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptj.errors import FormatError, GPTJError, SchemaError, UnsafeFileError
+
+FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
+WTE = "transformer/tfgptj_for_causal_lm/transformer/wte/weight:0"
+SHAPE = (40, 12)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "src").mkdir()
+    for name in ("config.json", "tf_model.h5"):
+        (tmp_path / "src" / name).write_bytes((FOREIGN / "tf" / name).read_bytes())
+    return tmp_path / "src"
+
+
+def replaced(file: h5py.File, **options: object) -> None:
+    """Put another dataset where wte.weight was."""
+    del file[WTE]
+    file.create_dataset(WTE, **options)
+
+
+def external_storage(file: h5py.File) -> None:
+    del file[WTE]
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_external(b"/etc/passwd", 0, 40 * 12 * 4)
+    space = h5py.h5s.create_simple(SHAPE)
+    h5py.h5d.create(file.id, WTE.encode(), h5py.h5t.IEEE_F32LE, space, plist)
+
+
+def external_link(file: h5py.File) -> None:
+    del file[WTE]
+    file[WTE] = h5py.ExternalLink("/etc/passwd", "/x")
+
+
+def soft_link(file: h5py.File) -> None:
+    del file[WTE]
+    file[WTE] = h5py.SoftLink("/transformer")
+
+
+def soft_link_loop(file: h5py.File) -> None:
+    file["a"] = h5py.SoftLink("/b")
+    file["b"] = h5py.SoftLink("/a")
+
+
+def hard_link_loop(file: h5py.File) -> None:
+    file["transformer/again"] = file["transformer"]
+
+
+def virtual(file: h5py.File) -> None:
+    del file[WTE]
+    layout = h5py.VirtualLayout(SHAPE, "<f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", SHAPE)
+    file.create_virtual_dataset(WTE, layout)
+
+
+def sparse_bomb(file: h5py.File) -> None:
+    replaced(file, shape=(2**40, 2**10), dtype="<f4", chunks=(2**10, 2**10))
+
+
+def unwritten(file: h5py.File) -> None:
+    replaced(file, shape=SHAPE, dtype="<f4")
+
+
+def no_weight_names(file: h5py.File) -> None:
+    del file["transformer"].attrs["weight_names"]
+
+
+def no_layer_names(file: h5py.File) -> None:
+    del file.attrs["layer_names"]
+
+
+def duplicate_names(file: h5py.File) -> None:
+    names = list(file["transformer"].attrs["weight_names"])
+    file["transformer"].attrs["weight_names"] = [*names, names[0]]
+
+
+def unlisted(file: h5py.File) -> None:
+    file["transformer"].attrs["weight_names"] = list(file["transformer"].attrs["weight_names"])[1:]
+
+
+def listed_only(file: h5py.File) -> None:
+    del file[WTE]
+
+
+def no_such_layer(file: h5py.File) -> None:
+    file.attrs["layer_names"] = ["transformer", "lm_head", "ghost"]
+
+
+FAULTS: dict[str, tuple[Callable[[h5py.File], None], type[GPTJError], str]] = {
+    "external storage": (external_storage, UnsafeFileError, "keeps its data in other files"),
+    "external link": (external_link, UnsafeFileError, "a link of kind ExternalLink"),
+    "soft link": (soft_link, UnsafeFileError, "a link of kind SoftLink"),
+    "soft link loop": (soft_link_loop, UnsafeFileError, "a link of kind SoftLink"),
+    "hard link loop": (hard_link_loop, FormatError, "stands twice in the file"),
+    "virtual dataset": (virtual, UnsafeFileError, "keeps its data in other files"),
+    "sparse bomb": (sparse_bomb, FormatError, "chunked, compressed"),
+    "compressed": (
+        lambda file: replaced(file, data=np.zeros(SHAPE, "<f4"), compression="gzip"),
+        FormatError,
+        "chunked, compressed",
+    ),
+    "never written": (unwritten, FormatError, "its bytes are not in the file"),
+    "string dtype": (lambda file: replaced(file, data=np.full(SHAPE, b"ab")), SchemaError, "not a dtype of weights"),
+    "compound dtype": (
+        lambda file: replaced(file, data=np.zeros(SHAPE, [("a", "<f4")])),
+        SchemaError,
+        "not a dtype of weights",
+    ),
+    "variable-length dtype": (
+        lambda file: replaced(file, shape=SHAPE, dtype=h5py.vlen_dtype(np.float32)),
+        SchemaError,
+        "not a dtype of weights",
+    ),
+    "integers": (lambda file: replaced(file, data=np.zeros(SHAPE, "<i4")), SchemaError, "not a dtype of weights"),
+    "wrong shape of the same size": (
+        lambda file: replaced(file, data=np.zeros((24, 20), "<f4")),
+        SchemaError,
+        "has shape (24, 20), expected (40, 12)",
+    ),
+    "another rank": (lambda file: replaced(file, data=np.zeros(480, "<f4")), SchemaError, "has shape (480,)"),
+    "no weight_names": (no_weight_names, SchemaError, "has no weight_names"),
+    "no layer_names": (no_layer_names, SchemaError, "has no layer_names"),
+    "duplicate names": (duplicate_names, SchemaError, "is listed twice"),
+    "an array that no list names": (unlisted, SchemaError, "is not listed"),
+    "a name without an array": (listed_only, SchemaError, "is listed and missing"),
+    "a layer without a group": (no_such_layer, SchemaError, "ghost"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_W19_a_hostile_or_broken_h5_is_refused_by_name(source, tmp_path, fault):
+    change, kind, words = FAULTS[fault]
+    with h5py.File(source / "tf_model.h5", "r+") as file:
+        change(file)
+    with pytest.raises(kind) as caught:
+        convert(source, tmp_path / "out")
+    assert words in str(caught.value) and "src" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_big_endian_and_half_precision_datasets_are_read(source, tmp_path):
+    values = np.arange(480, dtype=np.float32).reshape(SHAPE)
+    with h5py.File(source / "tf_model.h5", "r+") as file:
+        replaced(file, data=values.astype(">f4"))
+    array = next(a for a in read_h5(source / "tf_model.h5") if a.name == "transformer/wte/weight:0")
+    assert np.array_equal(array.read(array.dtype), values)
+
+
+def test_W19_every_truncation_is_refused(source):
+    whole = (source / "tf_model.h5").read_bytes()
+    for length in range(0, len(whole), 997):
+        (source / "tf_model.h5").write_bytes(whole[:length])
+        with pytest.raises(FormatError, match=r"tf_model\.h5"):
+            read_h5(source / "tf_model.h5")
+
+
+@settings(deadline=None, max_examples=100)
+@given(at=st.integers(0, 8000), flip=st.integers(1, 255))
+def test_W19_a_mutated_file_gives_arrays_or_one_of_our_errors(tmp_path_factory, at, flip):
+    data = bytearray((FOREIGN / "tf" / "tf_model.h5").read_bytes())
+    data[at] ^= flip
+    path = tmp_path_factory.getbasetemp() / "mutant.h5"
+    path.write_bytes(data)
+    try:
+        for array in read_h5(path):
+            array.read(array.dtype)
+    except GPTJError as error:
+        assert "mutant.h5" in str(error)
