@@ -81,10 +81,10 @@ def model() -> GPTJForCausalLM:
     )
     built = GPTJForCausalLM(config).to(torch.float64).eval()
     with np.load(HERE.parent / "mesh_mp2" / "hf_state_dict_fp32.npz") as file:
-        state = {name: torch.from_numpy(file[name]).to(torch.float64) for name in file.files}
-    built.load_state_dict(state, strict=False)
-    built.lm_head.weight.data *= FLATTER
-    built.lm_head.bias.data[EOS] += 1.0
+        state = {name: torch.from_numpy(file[name]) for name in file.files}
+    state["lm_head.weight"] *= FLATTER
+    state["lm_head.bias"][EOS] += 1.0
+    built.load_state_dict({name: value.to(torch.float64) for name, value in state.items()}, strict=False)
     return built
 
 
