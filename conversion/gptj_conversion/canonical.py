@@ -72,6 +72,10 @@ class CanonicalDirectory:
         stored = self.plan.tensors[name]
         return f"{stored.name} in {stored.file.name}"
 
+    def origin_files(self, name: str) -> tuple[str, ...]:
+        """The file that holds it."""
+        return (self.plan.tensors[name].file.name,)
+
     def facts(self) -> Facts:
         """What it is."""
         return _facts(self.checkpoint, [f"{name} is left out" for name in self.plan.dropped])

@@ -29,12 +29,16 @@ from gptj_conversion.foreign_writer import WeightsWriter, write_foreign
 from gptj_conversion.hf_bin import BIN_FILE, BIN_INDEX, BinWriter, open_bin
 from gptj_conversion.hf_flax import FLAX_FILE, FLAX_INDEX, MsgpackWriter, open_flax
 from gptj_conversion.hf_tf import H5_FILE, H5_INDEX, H5Writer, model_prefix, open_h5
-from gptj_conversion.mesh import MeshCheckpoint, looks_like_mesh, open_mesh
+from gptj_conversion.mesh import MeshCheckpoint, open_mesh
+from gptj_conversion.mesh_folder import DiskFolder, looks_like_mesh
 from gptj_conversion.mesh_writer import write_mesh
+from gptj_conversion.plan import ConversionPlan, interim_dtype, make_plan, plan_memory
+from gptj_conversion.proof import examiner, input_identity, origin_of
 from gptj_conversion.source import Facts, Source
+from gptj_conversion.tar import is_tar_name, open_tar
 from gptj_conversion.training_config import TrainingConfig
 
-__all__ = ["Facts", "convert", "describe", "open_source", "source_formats", "target_formats"]
+__all__ = ["Facts", "convert", "describe", "open_source", "plan", "source_formats", "target_formats"]
 
 ConfigChoice = TrainingConfig | GPTJConfig | str | os.PathLike[str] | None
 
@@ -67,6 +71,10 @@ class _Format:
 
 def _open_mesh(path: Path, options: _Options) -> Source:
     return open_mesh(path, config=options.config, follow_links=options.follow_links)
+
+
+def _open_tar(path: Path, options: _Options) -> Source:
+    return open_tar(path, config=options.config)
 
 
 def _open_canonical(path: Path, options: _Options) -> Source:
@@ -120,9 +128,16 @@ _FORMATS = (
     _Format(
         "mesh",
         "step_N or shard_0 folders",
-        looks_like_mesh,
+        lambda path: path.is_dir() and looks_like_mesh(DiskFolder(path)),
         _open_mesh,
         lambda path, options: _open_mesh(path, options).facts(),
+    ),
+    _Format(
+        "tar",
+        "a file *.tar or *.tar.zst",
+        lambda path: path.is_file() and is_tar_name(path),
+        _open_tar,
+        lambda path, options: _open_tar(path, options).facts(),
     ),
     _named_format("bin", (BIN_FILE, BIN_INDEX), open_bin),
     _named_format("flax", (FLAX_FILE, FLAX_INDEX), open_flax),
@@ -196,6 +211,9 @@ def convert(
     follow_links: bool = False,
     allow_overflow: bool = False,
     allow_nonfinite: bool = False,
+    fingerprint: bool = True,
+    verify: bool = False,
+    resume: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> Path:
     """The directory `dst`, the checkpoint at `src` in another format.
@@ -209,7 +227,12 @@ def convert(
         max_shard_bytes: weights of more bytes than this are cut into several files and an index.
         shards, layout: of a TPU checkpoint (`to="mesh"`): the cores that will load it, and "slim" or "full".
         allow_overflow, allow_nonfinite: write values that became infinite in a narrowing cast; NaN and infinity.
+        fingerprint: note some logits of the float64 oracle in the manifest; see `gptj.fingerprint`.
+        verify: run the oracle with the source's tensors and with what was written, and refuse a difference.
+        resume: go on from what a killed conversion of the same input left; else it is cleared.
         progress: told the name and bytes of each tensor when it has been written.
+
+    The last three are for safetensors alone; where nothing else is said, other formats go without.
 
     Raises:
         GPTJError: see `open_source` and the writers; nothing is left behind at `dst`.
@@ -222,14 +245,50 @@ def convert(
         )
     if dtype is not None:
         dtype = numpy_dtype(dtype).name
+    if to != "safetensors" and (verify or resume):
+        raise InputError("is for safetensors alone", where="verify" if verify else "resume", found=f"to={to!r}")
     source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
     settled = _require_config(source)
     _require_apart(Path(src), Path(dst))
     order = _Order(
         Path(dst), source, settled, dtype, overwrite, max_shard_bytes, shards or 1, layout,
-        allow_overflow, allow_nonfinite, progress,
+        allow_overflow, allow_nonfinite, fingerprint, verify, resume, progress,
     )  # fmt: skip
-    return _TARGETS[to](order)
+    try:
+        return _TARGETS[to](order)
+    except GPTJError:
+        raise
+    except MemoryError:
+        needed = plan_memory(schema(settled, source.head), source, dtype)
+        raise LimitError(
+            f"needs about {needed / 1e9:.2g} GB of memory over what Python takes, more than there is", file=source.path
+        ) from None
+
+
+def plan(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    config: ConfigChoice = None,
+    dtype: str | None = None,
+    source_format: str | None = None,
+    weights: str | None = None,
+    to: str = "safetensors",
+    max_shard_bytes: int = 5_000_000_000,
+    follow_links: bool = False,
+) -> ConversionPlan:
+    """What `convert` with these arguments would do; only headers are read, and nothing is written.
+
+    Raises:
+        GPTJError: it would not begin; see `open_source`.
+    """
+    dtype = None if dtype is None else numpy_dtype(dtype).name
+    source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
+    settled = _require_config(source)
+    _require_apart(Path(src), Path(dst))
+    return make_plan(
+        source, source.facts(), settled, Path(dst), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes
+    )
 
 
 def target_formats() -> tuple[str, ...]:
@@ -251,7 +310,14 @@ class _Order:
     layout: Literal["slim", "full"]
     allow_overflow: bool
     allow_nonfinite: bool
+    fingerprint: bool
+    verify: bool
+    resume: bool
     progress: Callable[[str, int], None] | None
+
+    def read_for_cast(self, row: TensorSpec) -> NDArray[Any]:
+        """A tensor as a writer wants it that casts and counts by itself."""
+        return self.source.read(row, interim_dtype(self.source.dtype_of(row.name), self.dtype))
 
     def read(self, row: TensorSpec) -> NDArray[Any]:
         """A tensor in the dtype to be written."""
@@ -284,7 +350,7 @@ def _write_canonical(order: _Order) -> Path:
     return write_checkpoint(
         order.directory,
         order.config,
-        order.read,
+        order.read_for_cast,
         head=order.source.head,
         dtype=order.dtype,
         max_shard_bytes=order.max_shard_bytes,
@@ -293,6 +359,12 @@ def _write_canonical(order: _Order) -> Path:
         progress=order.progress,
         allow_overflow=order.allow_overflow,
         allow_nonfinite=order.allow_nonfinite,
+        origin=lambda row: origin_of(order.source, row),
+        examine=examiner(
+            order.config, order.source.head, order.read, fingerprint=order.fingerprint, verify=order.verify
+        ),
+        input_identity=input_identity(order.source.path),
+        resume=order.resume,
     )
 
 
@@ -422,11 +494,10 @@ def _require_apart(src: Path, dst: Path) -> None:
 
 
 def _provenance(source: Source, config: GPTJConfig, dtype: str | None) -> dict[str, Any]:
-    """Where each tensor came from and by which rule, for the manifest."""
+    """What was converted, for the manifest; each tensor's record says where it came from."""
     names = [row.name for row in schema(config, source.head)]
     return {
         "source": source.path.name,
         "format": source.format,
         "dtype": {"stored": sorted({source.dtype_of(name) for name in names}), "written": dtype or "as stored"},
-        "tensors": {name: source.origin(name) for name in names},
     }

@@ -71,6 +71,10 @@ class ForeignCheckpoint:
         array, spelling = self.arrays[name]
         return f"{array.name} in {array.file.name}" + (", transposed" if spelling.transposed else "")
 
+    def origin_files(self, name: str) -> tuple[str, ...]:
+        """The file that holds it."""
+        return (self.arrays[name][0].file.name,)
+
     def facts(self) -> Facts:
         """What it is."""
         rows = schema(self.config, self.head)

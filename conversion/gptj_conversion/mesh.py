@@ -19,8 +19,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -32,36 +30,28 @@ from gptj.config import GPTJConfig
 from gptj.errors import (
     ConfigError,
     FormatError,
-    GPTJError,
     LimitError,
     MissingFileError,
     SchemaError,
-    UnsafeFileError,
-    shown,
 )
-from gptj.json_file import read_json_object
 from gptj.safetensors_file import WEIGHT_DTYPES, cast, numpy_dtype
 from gptj.schema import Head, TensorSpec, schema
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
-from gptj_conversion.npz import NpyArray, NpzFile, open_npz
+from gptj_conversion.mesh_folder import (
+    FILES_PER_SHARD,
+    TRAINING_FILE,
+    DiskFolder,
+    MeshFolder,
+    find_step,
+    looks_like_mesh_v2,
+    open_shards,
+)
+from gptj_conversion.npz import NpyArray, NpzFile
 from gptj_conversion.source import Facts
 from gptj_conversion.training_config import TrainingConfig
 from gptj_conversion.transpose import copy_transposed
 
-__all__ = [
-    "FILES_PER_SHARD",
-    "MeshCheckpoint",
-    "find_step",
-    "looks_like_mesh",
-    "looks_like_mesh_v2",
-    "open_mesh",
-    "pieces",
-]
-
-FILES_PER_SHARD = 16
-META_FILE = "meta.json"
-TRAINING_FILE = "training_config.json"
-"""Where our writer keeps the training config, beside meta.json; the original never wrote one."""
+__all__ = ["Layout", "MeshCheckpoint", "open_mesh", "open_mesh_folder", "pieces"]
 
 MOST_LAYERS = 10_000
 
@@ -70,101 +60,6 @@ _THREADS = 2
 _WORTH_THREADS_BYTES = 2**22
 
 Layout = Literal["full", "slim"]
-
-_STEP = re.compile(r"step_(0|[1-9]\d{0,17})")
-_SHARD = re.compile(r"shard_(0|[1-9]\d{0,5})")
-
-
-# ---- where it is
-
-
-def looks_like_mesh(path: Path) -> bool:
-    """Whether `path` is a step directory, or a model directory with one (of v1 or v2)."""
-    return path.is_dir() and (
-        any(_SHARD.fullmatch(name) for name in _names(path))
-        or looks_like_mesh_v2(path)
-        or any(_STEP.fullmatch(name) and (path / name).is_dir() for name in _names(path))
-    )
-
-
-def looks_like_mesh_v2(path: Path) -> bool:
-    """Whether `path` is a step directory of the repository's unrelated v2 model."""
-    names = _names(path)
-    if "params" in names and "opt_state" in names:
-        return True
-    if META_FILE not in names or any(_SHARD.fullmatch(name) for name in names):
-        return False
-    try:
-        return not {"param_order", "total_hosts"}.isdisjoint(read_json_object(path / META_FILE, limit_bytes=2**24))
-    except GPTJError:
-        return False
-
-
-def find_step(path: str | os.PathLike[str], *, follow_links: bool = False) -> Path:
-    """The step directory that `path` is, or that is the newest of the model directory `path`.
-
-    The newest is the one that meta.json names; without meta.json (slim checkpoints have none) it is the complete
-    one with the highest number.
-
-    Raises:
-        MissingFileError: there is none, or the one that meta.json names is not there.
-        FormatError: meta.json breaks its rule; or the error of the newest where no step is complete.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        kind = FormatError if path.exists() else MissingFileError
-        raise kind("not a directory" if path.exists() else "no such directory", file=path)
-    if looks_like_mesh_v2(path) or any(_SHARD.fullmatch(name) for name in _names(path)):
-        return path
-    if not follow_links:
-        _require_inside(path, [Path(name) for name in _names(path) if _STEP.fullmatch(name)])
-    steps = sorted((int(m[1]) for name in _names(path) if (m := _STEP.fullmatch(name))), reverse=True)
-    if (path / META_FILE).exists():
-        return _step_of_meta(path, steps)
-    if not steps:
-        raise MissingFileError(
-            "no mesh-transformer-jax checkpoint", file=path, expected="shard_0, shard_1, ... or step_N folders"
-        )
-    newest_error: GPTJError | None = None
-    for step in steps:
-        candidate = path / f"step_{step}"
-        if looks_like_mesh_v2(candidate):
-            return candidate
-        try:
-            _open_shards(candidate, follow_links=follow_links)
-        except GPTJError as error:
-            newest_error = newest_error or error
-        else:
-            return candidate
-    assert newest_error is not None
-    raise newest_error
-
-
-def _step_of_meta(path: Path, steps: Sequence[int]) -> Path:
-    step = read_json_object(path / META_FILE, limit_bytes=2**24).get("step")
-    if type(step) is not int or step < 0:
-        raise FormatError(
-            "breaks its rule",
-            file=path / META_FILE,
-            where="step",
-            expected="a whole number, 0 or above",
-            found=shown(step),
-        )
-    if step not in steps:
-        present = ", ".join(f"step_{n}" for n in sorted(steps)[:10]) or "none"
-        raise MissingFileError(
-            f"the step that {META_FILE} names is missing", file=path / f"step_{step}", found=present,
-            hint="Give the step folder itself to convert another one",
-        )  # fmt: skip
-    return path / f"step_{step}"
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(path))  # noqa: PTH208 - names that are not UTF-8 stay what they are
-    except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror}", file=path) from None
-
 
 # ---- what it is
 
@@ -220,6 +115,15 @@ class MeshCheckpoint:
     def origin(self, name: str) -> str:
         """How a tensor is made, in words: the leaves and the rule."""
         return "; then ".join(f"{_rule(leaf, self.shards)} ({leaf.path})" for _, leaf in self.leaves(name))
+
+    def origin_files(self, name: str) -> tuple[str, ...]:
+        """The archives, by their path below the step directory."""
+        places = {
+            f"shard_{shard}/{self.parameters[shard][number][0].path.name}": None
+            for number, leaf in self.leaves(name)
+            for shard in range(1 if leaf.cut is None and leaf.copies == "first" else self.shards)
+        }
+        return tuple(places)
 
     def read(self, row: TensorSpec | str, dtype: Any = None, *, allow_overflow: bool = False) -> NDArray[Any]:
         """A canonical tensor in memory of its own, in the checkpoint's dtype or in `dtype`.
@@ -289,7 +193,7 @@ class MeshCheckpoint:
             dtype=self.dtype,
             tensors=len(rows),
             parameters=sum(row.size for row in rows),
-            bytes=sum(archive.archive.identity[2] for files in self.archives for archive in files),
+            bytes=sum(archive.archive.nbytes for files in self.archives for archive in files),
             problems=tuple(problems),
         )
 
@@ -370,15 +274,23 @@ def open_mesh(
         ConfigError: the training config breaks its rules or contradicts the files.
         UnsafeFileError: a file holds pickled objects, or a link leads out of `path`.
     """
-    step_directory = find_step(path, follow_links=follow_links)
-    if looks_like_mesh_v2(step_directory):
+    return open_mesh_folder(DiskFolder(Path(path), follow_links), config)
+
+
+def open_mesh_folder(
+    folder: MeshFolder, config: TrainingConfig | GPTJConfig | str | os.PathLike[str] | None = None
+) -> MeshCheckpoint:
+    """`open_mesh`, wherever the folder is: on the disk or in an archive."""
+    above, step_folder = find_step(folder)
+    step_directory = step_folder.path
+    if looks_like_mesh_v2(step_folder):
         raise FormatError(
             "a checkpoint of mesh-transformer-jax's v2 model, which is no GPT-J",
             file=step_directory,
             found="params/ and param_order in place of shard_0/",
             hint="Its layers have a gated MLP and biases on query, value and key; only v1 (shard_0/0.npz) is GPT-J",
         )
-    archives = _open_shards(step_directory, follow_links=follow_links)
+    archives = open_shards(step_folder)
     shards = len(archives)
     count, layers, layout = _count_leaves(archives, step_directory)
     first = {"full": 2 * count + 2, "slim": 0}[layout]
@@ -387,8 +299,8 @@ def open_mesh(
     dtype = _settle_dtype(parameters)
     width, vocab = _settle_sizes(parameters, layers, step_directory)
     step = _settle_step([leaves[-1] for leaves in flat], step_directory)
-    if config is None and (beside := step_directory.parent / TRAINING_FILE).is_file():
-        config = TrainingConfig.from_file(beside)
+    if config is None and above is not None and TRAINING_FILE in above.names():
+        config = TrainingConfig.from_dict(above.read_json(TRAINING_FILE), file=above.path / TRAINING_FILE)
     settled = None if config is None else _settle_config(config, layers, width, vocab, shards)
     return MeshCheckpoint(
         step_directory, layout, step, shards, layers, width, vocab, dtype, settled, archives, parameters
@@ -403,55 +315,6 @@ def pieces(leaves: int) -> list[int]:
     """
     each, more = divmod(leaves, FILES_PER_SHARD)
     return [each + 1] * more + [each] * (FILES_PER_SHARD - more)
-
-
-def _open_shards(directory: Path, *, follow_links: bool) -> tuple[tuple[NpzFile, ...], ...]:
-    """Every file of every shard, headers checked; shards and files numbered without a gap."""
-    numbers = sorted(int(m[1]) for name in _names(directory) if (m := _SHARD.fullmatch(name)))
-    if not numbers:
-        raise MissingFileError("no shards", file=directory, expected="shard_0, shard_1, ...")
-    for wanted, number in enumerate(numbers):
-        if number != wanted:
-            raise MissingFileError(
-                f"shard {wanted} of at least {numbers[-1] + 1} is missing", file=directory / f"shard_{wanted}"
-            )
-    if not follow_links:
-        _require_inside(directory, [Path(f"shard_{s}") for s in numbers])
-    return tuple(_open_shard(directory, number, follow_links=follow_links) for number in numbers)
-
-
-def _open_shard(directory: Path, shard: int, *, follow_links: bool) -> tuple[NpzFile, ...]:
-    folder = directory / f"shard_{shard}"
-    expected = [f"{n}.npz" for n in range(FILES_PER_SHARD)]
-    present = {name for name in _names(folder) if name.endswith(".npz")}
-    if missing := [name for name in expected if name not in present]:
-        raise MissingFileError(
-            f"shard {shard} is not complete", file=folder / missing[0], expected=f"0.npz to {FILES_PER_SHARD - 1}.npz",
-            found=f"{len(present)} of {FILES_PER_SHARD}",
-        )  # fmt: skip
-    if strange := sorted(present - set(expected)):
-        raise FormatError(
-            "a file that no v1 checkpoint has", file=folder / strange[0], expected=f"0.npz to {expected[-1]}"
-        )
-    if not follow_links:
-        _require_inside(directory, [Path(folder.name) / name for name in expected])
-    return tuple(open_npz(folder / name) for name in expected)
-
-
-def _require_inside(directory: Path, names: list[Path]) -> None:
-    root = directory.resolve()
-    for name in names:
-        try:
-            target = (directory / name).resolve(strict=True)
-        except (OSError, RuntimeError) as error:
-            raise FormatError(f"cannot be looked at: {error}", file=directory / name) from None
-        if not target.is_relative_to(root):
-            raise UnsafeFileError(
-                "is a link out of its folder",
-                file=directory / name,
-                found=shown(target),
-                hint="Say follow_links to allow it",
-            )
 
 
 def _count_leaves(archives: tuple[tuple[NpzFile, ...], ...], directory: Path) -> tuple[int, int, Layout]:

@@ -27,7 +27,8 @@ from gptj.safetensors_file import cast, numpy_dtype
 from gptj.schema import TensorSpec, axis_sizes, schema_by_name
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.foreign_writer import HashedFile, require_finite
-from gptj_conversion.mesh import FILES_PER_SHARD, META_FILE, TRAINING_FILE, Layout, pieces
+from gptj_conversion.mesh import Layout, pieces
+from gptj_conversion.mesh_folder import FILES_PER_SHARD, META_FILE, TRAINING_FILE
 from gptj_conversion.npz import npy_header
 from gptj_conversion.output_tree import OutputTree
 from gptj_conversion.stored_zip import StoredZipWriter

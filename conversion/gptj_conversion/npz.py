@@ -114,8 +114,11 @@ class NpzFile:
         return out.reshape(array.shape)
 
 
-def open_npz(path: Path) -> NpzFile:
+def open_npz(path: Path, *, container: Path | None = None, begin: int = 0, nbytes: int | None = None) -> NpzFile:
     """The .npz at `path` with every array's header checked; no data is read.
+
+    With `container` it is the part of that file that begins at `begin` and is `nbytes` long, and `path` only its
+    name.
 
     Raises:
         MissingFileError: there is no such file.
@@ -123,7 +126,7 @@ def open_npz(path: Path) -> NpzFile:
         UnsafeFileError: an array of Python objects, which only a pickle could read.
         LimitError, SchemaError: more dimensions or other dtypes than weights have.
     """
-    archive = open_stored_zip(path)
+    archive = open_stored_zip(path, container=container, begin=begin, nbytes=nbytes)
     expected = [f"arr_{n}.npy" for n in range(len(archive.members))]
     if sorted(archive.members) != sorted(expected):
         strange = sorted(set(archive.members) - set(expected))

@@ -78,5 +78,8 @@ class Source(Protocol):
     def origin(self, name: str) -> str:
         """How a canonical tensor is made, in words."""
 
+    def origin_files(self, name: str) -> tuple[str, ...]:
+        """The files that it is made of, by their path in the source."""
+
     def facts(self) -> Facts:
         """What it is."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -53,11 +54,22 @@ class ZipMember:
 
 @dataclasses.dataclass(frozen=True)
 class StoredZip:
-    """An archive whose directory has been checked. It is open only while something is read."""
+    """An archive whose directory has been checked. It is open only while something is read.
+
+    Attributes:
+        path: what errors name: the file, or its name inside another.
+        members: by name.
+        identity: the file's, when it was opened.
+        container: the file to read.
+        begin, nbytes: which part of it is the archive.
+    """
 
     path: Path
     members: dict[str, ZipMember]
     identity: FileIdentity
+    container: Path
+    begin: int
+    nbytes: int
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
@@ -66,9 +78,9 @@ class StoredZip:
         Raises:
             FormatError: it has changed since.
         """
-        with open_regular_file(self.path) as stream:
+        with open_regular_file(self.container) as stream:
             self._require_unchanged(stream)
-            yield stream
+            yield _part(stream, self.begin)
             self._require_unchanged(stream)
 
     def _require_unchanged(self, stream: BinaryIO) -> None:
@@ -182,8 +194,33 @@ class StoredZipWriter:
         )  # fmt: skip
 
 
-def open_stored_zip(path: Path) -> StoredZip:
+class _Part(io.RawIOBase):
+    """A file from some byte on; offsets count from there."""
+
+    def __init__(self, stream: BinaryIO, begin: int) -> None:
+        self._stream = stream
+        self._begin = begin
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        assert whence == 0
+        return self._stream.seek(self._begin + offset) - self._begin
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._stream.readinto(buffer)  # type: ignore[attr-defined]
+        return count
+
+
+def _part(stream: BinaryIO, begin: int) -> BinaryIO:
+    return stream if begin == 0 else _Part(stream, begin)  # type: ignore[return-value]
+
+
+def open_stored_zip(
+    path: Path, *, container: Path | None = None, begin: int = 0, nbytes: int | None = None
+) -> StoredZip:
     """The archive at `path`, its directory and all local headers checked; no member's data is read.
+
+    With `container` it is the part of that file that begins at `begin` and is `nbytes` long, and `path` only its
+    name.
 
     Raises:
         MissingFileError: there is no such file.
@@ -191,15 +228,17 @@ def open_stored_zip(path: Path) -> StoredZip:
         LimitError: it has more members than any checkpoint needs.
         UnsafeFileError: a member's name would lead outside a folder.
     """
-    with open_regular_file(path) as stream:
-        identity = file_identity(stream)
-        size = identity[2]
+    container = path if container is None else container
+    with open_regular_file(container) as file:
+        identity = file_identity(file)
+        size = identity[2] if nbytes is None else nbytes
+        stream = _part(file, begin)
         directory_at, directory_bytes, count = _find_directory(stream, path, size)
         directory = bytearray(directory_bytes)
         read_into(stream, memoryview(directory), directory_at, file=path, where="directory")
         entries = _parse_directory(bytes(directory), count, path)
         members = _check_local_headers(stream, entries, directory_at, path)
-    return StoredZip(path, members, identity)
+    return StoredZip(path, members, identity, container, begin, size)
 
 
 @dataclasses.dataclass(frozen=True)

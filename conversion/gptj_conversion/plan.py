@@ -1,0 +1,122 @@
+"""What a conversion would do, from headers alone: `gptj convert --dry-run` prints it and touches nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gptj.config import GPTJConfig
+from gptj.safetensors_file import BLOCK_BYTES, numpy_dtype
+from gptj.schema import TensorSpec, schema
+from gptj.weights_writer import shard_name
+from gptj_conversion.source import Facts, Source
+
+__all__ = ["ConversionPlan", "PlannedFile", "interim_dtype", "make_plan", "plan_files", "plan_memory"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedFile:
+    """A file that would be written: its name, how many tensors it holds, and their bytes."""
+
+    name: str
+    tensors: int
+    nbytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionPlan:
+    """What would be done.
+
+    Attributes:
+        source: what was found.
+        destination, to: where, and in which format.
+        dtype: of the written tensors.
+        files: the weights files, where the format says before it is written how they are cut; else one entry.
+        nbytes: of all tensors.
+        peak_memory_bytes: an estimate, over what Python and its imports take.
+        free_bytes: what the destination's file system has left.
+    """
+
+    source: Facts
+    destination: str
+    to: str
+    dtype: str
+    files: tuple[PlannedFile, ...]
+    nbytes: int
+    peak_memory_bytes: int
+    free_bytes: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan, ready for JSON."""
+        return {**dataclasses.asdict(self), "source": self.source.as_dict(), "fits": self.fits}
+
+    @property
+    def fits(self) -> bool:
+        """Whether the destination has room, as far as is known."""
+        return self.free_bytes is None or self.nbytes <= self.free_bytes
+
+
+def interim_dtype(stored: str, wanted: str | None) -> str | None:
+    """In which dtype a tensor is asked for when it is to be written as `wanted`.
+
+    Widening and keeping are the reader's work. Narrowing is the writer's, who counts what it does; a sum of 16-bit
+    copies is then asked for in float32, in which it is made, so that it is rounded once.
+
+    >>> interim_dtype("float32", "bfloat16"), interim_dtype("bfloat16", "float16"), interim_dtype("float16", "float32")
+    ('float32', 'float32', 'float32')
+    """
+    if wanted is None or wanted == stored:
+        return wanted
+    if numpy_dtype(wanted).itemsize > numpy_dtype(stored).itemsize:
+        return wanted
+    return "float32" if numpy_dtype(stored).itemsize == 2 else stored
+
+
+def plan_files(rows: tuple[TensorSpec, ...], dtypes: dict[str, str], max_shard_bytes: int) -> tuple[PlannedFile, ...]:
+    """How `WeightsWriter` will cut the tensors into files: a new one where the last would become too large.
+
+    It also begins a new one where an 8-byte tensor follows an odd number of narrower ones, which this leaves out.
+    """
+    cuts: list[list[int]] = []
+    for row in rows:
+        nbytes = row.size * numpy_dtype(dtypes[row.name]).itemsize
+        if not cuts or sum(cuts[-1]) + nbytes > max_shard_bytes:
+            cuts.append([])
+        cuts[-1].append(nbytes)
+    return tuple(
+        PlannedFile(shard_name(number, len(cuts)), len(cut), sum(cut)) for number, cut in enumerate(cuts, start=1)
+    )
+
+
+def plan_memory(rows: tuple[TensorSpec, ...], source: Source, dtype: str | None) -> int:
+    """The largest tensor as it is asked for, and the buffers of both sides."""
+    largest = 0
+    for row in rows:
+        stored = source.dtype_of(row.name)
+        largest = max(largest, row.size * numpy_dtype(interim_dtype(stored, dtype) or stored).itemsize)
+    return largest + 4 * BLOCK_BYTES
+
+
+def make_plan(
+    source: Source, facts: Facts, config: GPTJConfig, destination: Path, *, to: str, dtype: str | None,
+    max_shard_bytes: int,
+) -> ConversionPlan:  # fmt: skip
+    """The plan of a conversion whose source has been opened."""
+    rows = schema(config, source.head)
+    dtypes = {row.name: dtype or source.dtype_of(row.name) for row in rows}
+    cut = plan_files(rows, dtypes, max_shard_bytes)
+    nbytes = sum(file.nbytes for file in cut)
+    files = cut if to == "safetensors" else (PlannedFile(f"({to})", len(rows), nbytes),)
+    folder = destination.parent
+    return ConversionPlan(
+        source=facts,
+        destination=str(destination),
+        to=to,
+        dtype=", ".join(sorted(set(dtypes.values()))),
+        files=files,
+        nbytes=nbytes,
+        peak_memory_bytes=plan_memory(rows, source, dtype),
+        free_bytes=shutil.disk_usage(folder).free if folder.is_dir() else None,
+    )
