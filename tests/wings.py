@@ -49,6 +49,13 @@ class Wing:
     def __repr__(self) -> str:
         return self.name
 
+    def allow_float64(self) -> None:
+        """In jax float64 is a mode of the whole process; where JAX_ENABLE_X64 was not set, this sets it."""
+        if self.name == "flax":
+            import jax
+
+            jax.config.update("jax_enable_x64", True)
+
     def model(self, head: Head) -> Any:
         """The class with this head."""
         return getattr(self.module, HEADS[head])
@@ -109,6 +116,56 @@ class Wing:
             loss, tree = jax.value_and_grad(loss_of)(model.params)
             grads = dict(_flat(tree))
         return float(self.numpy(loss)), {name: self.numpy(g) for name, g in grads.items()}
+
+    def step(self, model: Any, kind: str, **arguments: Any) -> dict[str, np.ndarray]:
+        """Every parameter after one step of the framework's own optimizer; see `stepped` for the constants."""
+        if self.name == "pt":
+            import torch
+
+            adam = {"betas": (BETA_1, BETA_2), "eps": EPSILON, "weight_decay": DECAY}
+            optimizer = (
+                torch.optim.AdamW(model.parameters(), lr=RATE, **adam)
+                if kind == "adamw"
+                else torch.optim.SGD(model.parameters(), lr=RATE)
+            )
+            model.train()
+            model(**arguments).loss.backward()
+            optimizer.step()
+            model.eval()
+            return self.parameters(model)
+        if self.name == "tf":
+            import keras
+            import tensorflow as tf
+
+            # Keras adds epsilon before it corrects the second moment's bias, the others after.
+            adam = {"beta_1": BETA_1, "beta_2": BETA_2, "epsilon": EPSILON * (1 - BETA_2) ** 0.5, "weight_decay": DECAY}
+            chosen = keras.optimizers.AdamW(RATE, **adam) if kind == "adamw" else keras.optimizers.SGD(RATE)
+            with tf.GradientTape() as tape:
+                loss = model(**arguments, training=True).loss
+            variables = model.trainable_variables
+            chosen.apply(tape.gradient(loss, variables), variables)
+            return self.parameters(model)
+        import jax
+        import optax
+
+        adam = {"b1": BETA_1, "b2": BETA_2, "eps": EPSILON, "weight_decay": DECAY}
+        chosen = optax.adamw(RATE, **adam) if kind == "adamw" else optax.sgd(RATE)
+        gradient = jax.grad(lambda params: model(**arguments, params=params, train=True).loss)(model.params)
+        updates, _ = chosen.update(gradient, chosen.init(model.params), model.params)
+        return {name: self.numpy(value) for name, value in _flat(optax.apply_updates(model.params, updates))}
+
+
+RATE, BETA_1, BETA_2, EPSILON, DECAY = 2**-10, 0.875, 0.96875, 2**-20, 2**-7
+"""Powers of two and their sums, which float32 holds exactly: Keras keeps its learning rate in float32."""
+
+
+def stepped(parameter: np.ndarray, gradient: np.ndarray, kind: str) -> np.ndarray:
+    """A parameter after one step: SGD, or AdamW (Loshchilov and Hutter, arXiv:1711.05101) with both moments at zero."""
+    if kind == "sgd":
+        return parameter - RATE * gradient
+    first, second = (1 - BETA_1) * gradient, (1 - BETA_2) * gradient**2
+    ratio = (first / (1 - BETA_1)) / (np.sqrt(second / (1 - BETA_2)) + EPSILON)
+    return parameter - RATE * (ratio + DECAY * parameter)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Any:
