@@ -26,7 +26,7 @@ if keras.backend.backend() != "tensorflow":
         where="gptj.tf",
         expected="tensorflow",
         found=keras.backend.backend(),
-        hint='Set KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in ~/.keras/keras.json, before Keras is imported',
+        hint='Before Keras is imported, set KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in keras.json',
     )
 
 from gptj.config import GPTJConfig  # noqa: E402

@@ -17,7 +17,7 @@ from gptj import generation
 from gptj.generation import Step
 from gptj.outputs import KVCache
 from gptj.tf.model import at_least_float32
-from gptj.tf.weights import from_numpy, to_numpy
+from gptj.tf.weights import to_numpy
 
 FEWEST_COLUMNS = 8
 """The shortest compiled prompt, unless it is one token."""

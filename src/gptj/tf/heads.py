@@ -54,9 +54,8 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config, dtype=dtype, seed=seed, name=name)
         policy = self.dtype_policy
-        self.transformer = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
+        self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
         self.lm_head = Linear(name="lm_head", dtype=policy)
-        self.generation_config = GenerationConfig.from_model_config(config)
         if _do_init:
             self.initialise(dtype=policy, seed=seed)
 
@@ -128,7 +127,17 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin):
 
     def get_config(self) -> dict[str, Any]:
         """What Keras saves beside the weights; see `from_config`."""
-        return {**super().get_config(), "generation_config": self.generation_config.to_dict()}
+        settled = self.generation_config
+        return {**super().get_config(), "generation_config": None if settled is None else settled.to_dict()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> GPTJForCausalLM:
+        """A model with start values, as `get_config` described it."""
+        members = dict(config)
+        settled = members.pop("generation_config", None)
+        model: GPTJForCausalLM = super().from_config(members)
+        model.generation_config = None if settled is None else GenerationConfig.from_dict(settled)
+        return model
 
 
 @keras.saving.register_keras_serializable("gptj")
@@ -152,7 +161,7 @@ class GPTJForSequenceClassification(PretrainedModel):
     ) -> None:
         super().__init__(config, dtype=dtype, seed=seed, name=name)
         policy = self.dtype_policy
-        self.transformer = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
+        self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
         self.score = Linear(name="score", dtype=policy)
         if _do_init:
             self.initialise(dtype=policy, seed=seed)
@@ -256,7 +265,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
     ) -> None:
         super().__init__(config, dtype=dtype, seed=seed, name=name)
         policy = self.dtype_policy
-        self.transformer = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
+        self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
         self.qa_outputs = Linear(name="qa_outputs", dtype=policy)
         if _do_init:
             self.initialise(dtype=policy, seed=seed)

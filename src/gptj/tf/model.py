@@ -9,7 +9,7 @@ scores, softmax, layer norms and logits are float32 at least whatever the parame
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -57,7 +57,7 @@ def sizes(x: tf.Tensor) -> list[Any]:
 
 
 def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
-    """`x` with each element zeroed with probability `rate` and the rest scaled to the same mean; all of it without a seed.
+    """`x`, and with a seed each element zeroed with probability `rate` and the rest scaled to the same mean.
 
     Differs: a function of its seed, since a block that is computed twice for its gradient must drop the same
     elements twice; a Keras layer would draw anew.
@@ -72,7 +72,8 @@ class Linear(keras.layers.Layer):
 
     def __init__(self, *, name: str, dtype: Any) -> None:
         super().__init__(name=name, dtype=dtype, autocast=False)
-        self.weight = self.bias = None  # made, or not, when they are given their values
+        self.weight: Any = None  # these are made, or not, when they are given their values
+        self.bias: Any = None
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -90,7 +91,7 @@ class Embedding(keras.layers.Layer):
 
     def __init__(self, *, name: str, dtype: Any) -> None:
         super().__init__(name=name, dtype=dtype, autocast=False)
-        self.weight = None
+        self.weight: Any = None
         self.built = True
 
     def call(self, ids: tf.Tensor) -> tf.Tensor:
@@ -107,7 +108,8 @@ class LayerNorm(keras.layers.Layer):
     def __init__(self, epsilon: float, *, name: str, dtype: Any) -> None:
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.epsilon = epsilon
-        self.weight = self.bias = None
+        self.weight: Any = None
+        self.bias: Any = None
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -202,7 +204,7 @@ class Memory:
         return keras.ops.slice_update(slots, [*(0 for _ in rows), self.past.length, 0], new)
 
     def _filled(self, slots: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-        # Differs: in a compiled step the length is not a number, so the queries get all slots; the mask hides the empty.
+        # Differs: in a compiled step the length is no number, so the queries get all slots, and a mask hides the empty.
         assert self.past is not None
         return slots[:, :, : self.past.length + new.shape[2]] if isinstance(self.past.length, int) else slots
 
@@ -397,15 +399,28 @@ class GPTJModel(PretrainedModel):
         trace = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         seeds = self._seeds(training)
 
+        past, t = past_key_values, sizes(input_ids if inputs_embeds is None else inputs_embeds)[1]
+        seen = filled_slots(past)
+        claims = (
+            []
+            if tf.executing_eagerly()
+            else claims_of(
+                config,
+                t,
+                input_ids=input_ids,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                attention_mask=attention_mask,
+                past=past,
+            )
+        )
+        assert_claims(claims)
+
         x = self.wte(input_ids) if inputs_embeds is None else tf.cast(inputs_embeds, self.compute_dtype)
         if token_type_ids is not None:
             x += self.wte(token_type_ids)
-        x = dropout(x, config.embd_pdrop, None if seeds is None else seeds[0])
+        x = dropout(spoiled(x, claims), config.embd_pdrop, None if seeds is None else seeds[0])
 
-        past, t = past_key_values, sizes(x)[1]
-        seen = filled_slots(past)
-        if not tf.executing_eagerly():
-            x = refuse(config, x, input_ids, token_type_ids, position_ids, attention_mask, past)
         slots = seen + tf.range(t)
         rotation = self.rotary(slots[None] if position_ids is None else position_ids)
         everything = past is not None and past.fixed and not isinstance(seen, int)
@@ -437,6 +452,12 @@ class GPTJModel(PretrainedModel):
             attentions=tuple(attentions) if weigh else None,
         )
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _assert_call(self, given: Mapping[str, Any]) -> None:
+        """Make the graph raise where a call's arguments by name are wrong."""
+        names = ("input_ids", "token_type_ids", "position_ids", "attention_mask")
+        tokens = given.get("input_ids", given.get("inputs_embeds"))
+        assert_claims(claims_of(self.config, sizes(tokens)[1], **{name: given.get(name) for name in names}))
 
     def _seeds(self, training: bool | None) -> tf.Tensor | None:
         """A seed for each place that drops (1 + 3 * n_layer, 2): the embedding, then each block's three; or None."""
@@ -477,56 +498,58 @@ def recomputed(block: Block) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     return run
 
 
-def refuse(
-    config: GPTJConfig,
-    x: tf.Tensor,
-    input_ids: tf.Tensor | None,
-    token_type_ids: tf.Tensor | None,
-    position_ids: tf.Tensor | None,
-    attention_mask: tf.Tensor | None,
-    past: KVCache | None,
-) -> tf.Tensor:
-    """`x` (b, t, m) as it is, if a graph's arguments are sound; an error at run time if they are not.
+Claim = tuple[str, Any, tf.Tensor, tf.Tensor]
+"""What a sound call keeps: the rule in words, the highest value allowed, the values found, and where it holds."""
 
-    Differs: a graph has no values when it is traced, so it carries assertions, which raise
-    tf.errors.InvalidArgumentError. XLA drops them, and would clamp an id to one that exists; there x becomes NaN.
-    """
-    t = sizes(x)[1]
-    seen = filled_slots(past)
-    claims = []
-    for where, value, count in (
-        ("input_ids: no such token", input_ids, config.vocab_size),
-        ("token_type_ids: no such token", token_type_ids, config.vocab_size),
-        ("position_ids: no such position", position_ids, config.n_positions),
-    ):
-        if value is not None:
-            claims.append((where, (value >= 0) & (value < count), count - 1, value))
-    if position_ids is None:
-        claims.append(
-            (
-                "input_ids: longer than the model's positions",
-                seen + t <= config.n_positions,
-                config.n_positions,
-                seen + t,
-            )
-        )
-    if past is not None and past.fixed:
-        claims.append(
-            (
-                "past_key_values: the cache is full",
-                seen + t <= sizes(past.keys[0])[-2],
-                sizes(past.keys[0])[-2],
-                seen + t,
-            )
-        )
+
+def claims_of(
+    config: GPTJConfig,
+    length: Any,
+    *,
+    input_ids: tf.Tensor | None = None,
+    token_type_ids: tf.Tensor | None = None,
+    position_ids: tf.Tensor | None = None,
+    attention_mask: tf.Tensor | None = None,
+    past: KVCache | None = None,
+) -> list[Claim]:
+    """What must hold of the values of a call with `length` tokens a row, where they are known only at run time."""
+    found: list[tuple[str, Any, Any]] = [
+        ("input_ids: no such token", config.vocab_size - 1, input_ids),
+        ("token_type_ids: no such token", config.vocab_size - 1, token_type_ids),
+        ("position_ids: no such position", config.n_positions - 1, position_ids),
+    ]
     if attention_mask is not None and attention_mask.dtype != tf.bool:
-        claims.append(("attention_mask: not a mask", (attention_mask == 0) | (attention_mask == 1), 1, attention_mask))
-    for problem, holds, highest, found in claims:
-        tf.debugging.Assert(tf.reduce_all(holds), [f"{problem} (expected at most {highest}, found)", found])
-    sound = tf.constant(True)
-    for problem, holds, *_ in claims:
-        if not problem.startswith("attention_mask"):
-            sound = sound & holds
-    return tf.where(
-        tf.reshape(sound, (*sizes(sound), *([1] * (3 - len(sound.shape))))), x, tf.constant(math.nan, x.dtype)
-    )
+        found.append(("attention_mask: not a mask", 1, attention_mask))
+    seen = filled_slots(past)
+    if position_ids is None:
+        found.append(("input_ids: longer than the model's positions", config.n_positions, seen + length))
+    if past is not None and past.fixed:
+        found.append(("past_key_values: the cache is full", sizes(past.keys[0])[-2], seen + length))
+    return [
+        (rule, highest, value, (value >= 0) & (value <= highest))
+        for rule, highest, value in (
+            (rule, highest, tf.convert_to_tensor(v)) for rule, highest, v in found if v is not None
+        )
+    ]
+
+
+def assert_claims(claims: list[Claim]) -> None:
+    """Make the graph raise, with the first value that is wrong, where a claim does not hold.
+
+    Differs: a graph has no values when it is traced, so this is no InputError but tf.errors.InvalidArgumentError.
+    """
+    for rule, highest, found, holds in claims:
+        # gather, since XLA would compile a slice anew for every value of its index
+        first = tf.gather(tf.reshape(found, (-1,)), tf.argmax(tf.reshape(~holds, (-1,))))
+        tf.debugging.Assert(tf.reduce_all(holds), [f"{rule} (expected 0 to", highest, ", found", first, ")"])
+
+
+def spoiled(x: tf.Tensor, claims: list[Claim]) -> tf.Tensor:
+    """`x` (b, t, m), but NaN where a claim about its token, or about all, does not hold.
+
+    XLA drops assertions, and would take an id that is too high for the highest that there is.
+    """
+    for *_, found, holds in claims:
+        of_tokens = len(found.shape) == 2 and found.shape[1] == x.shape[1]
+        x = tf.where(holds[..., None] if of_tokens else tf.reduce_all(holds), x, tf.constant(math.nan, x.dtype))
+    return x

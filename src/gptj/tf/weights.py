@@ -7,9 +7,10 @@ row of the schema becomes a variable over its array's memory, so nothing is ever
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -41,13 +42,16 @@ ALIGNMENT_BYTES = 64
 """Where TensorFlow's kernels want a tensor to begin; what begins elsewhere is copied."""
 
 
-def to_numpy(tensor: Any) -> NDArray[Any]:
-    """The tensor's or variable's values as a NumPy array; bfloat16 as ml_dtypes'."""
-    return np.asarray(tensor.numpy())
+def to_numpy(array: Any) -> NDArray[Any]:
+    """The tensor's or variable's values as a NumPy array, to be read only; bfloat16 as ml_dtypes'."""
+    return np.asarray(array.numpy())
 
 
 def from_numpy(array: NDArray[Any]) -> tf.Tensor:
-    """A tensor over the array's memory where that is aligned, else over one copy; ml_dtypes' bfloat16 becomes TensorFlow's."""
+    """A tensor over the array's memory, or over a copy where that is not aligned, of its dtype, bfloat16 included.
+
+    The array must not be written to from then on.
+    """
     # Differs: TensorFlow's own conversion makes two copies of an array for a moment (measured: +405 MB for 210 MB).
     if array.ndim == 0 or array.size == 0:
         return tf.convert_to_tensor(array)
@@ -90,7 +94,7 @@ def as_ids(value: Any, *, where: str) -> Any:
 
 
 def check_traced_ids(value: Any, *, where: str) -> None:
-    """Refuse what a trace knows already: ids that are not whole numbers (b, t). `gptj.inputs` checks what has values."""
+    """Refuse ids of which a trace knows already that they are not whole numbers (b, t)."""
     if value is None or host(value) is not None:
         return
     dtype = tf.as_dtype(value.dtype)
@@ -121,8 +125,9 @@ def _register(output: type[ModelOutput]) -> None:
     def unflatten(names: tuple[str, ...], values: Iterable[Any]) -> ModelOutput:
         return output(**dict(zip(names, values, strict=True)))
 
+    register: Any = optree.register_pytree_node
     with contextlib.suppress(ValueError):  # it is registered already, where this module is imported anew
-        optree.register_pytree_node(output, flatten, unflatten, namespace="keras")
+        register(output, flatten, unflatten, namespace="keras")
 
 
 for _output in (
@@ -132,6 +137,19 @@ for _output in (
     QuestionAnsweringModelOutput,
 ):
     _register(_output)
+
+
+def checked_first(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Keras' fit, evaluate or predict, but with the data checked on the host before anything is compiled.
+
+    Differs: Keras compiles its steps with XLA, which drops the assertions that a graph has in place of errors.
+    """
+
+    @functools.wraps(run)
+    def checked(self: PretrainedModel, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return run(self, self._checked_data(x), *args, **kwargs)
+
+    return checked
 
 
 class PretrainedModel(keras.Model):
@@ -153,7 +171,7 @@ class PretrainedModel(keras.Model):
     @property
     def base_model(self) -> Any:
         """The GPTJModel inside, or the model itself where it is one."""
-        return getattr(self, "transformer", self)
+        return self if self.head == "base" else self.transformer
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers the model has; a tied matrix counts once."""
@@ -338,11 +356,14 @@ class PretrainedModel(keras.Model):
 
     # ---- calls
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's `call`, once its arguments are tensors and known to be sound.
 
         The first argument may be all of them: a list or tuple in the order of `call`, or a dict by name.
         """
+        if self.base_model.wte.weight is None:
+            raise InputError("the model was made without parameters", where="_do_init", hint="Use from_pretrained")
         given = self._settle_arguments(args, kwargs)
         symbolic = any(isinstance(value, keras.KerasTensor) for value in given.values())
         if symbolic and "use_cache" in inspect.signature(self.call).parameters:
@@ -352,24 +373,19 @@ class PretrainedModel(keras.Model):
 
     def _settle_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name, without those that are None, with arrays as tensors."""
-        names = list(inspect.signature(self.call).parameters)
-        first = args[0] if args else kwargs.get(names[0])
-        if isinstance(first, Mapping):
-            args, kwargs = args[1:], {name: value for name, value in kwargs.items() if name != names[0]}
-            if args:
-                raise InputError(
-                    "arguments after a dict of them", where="call", hint="Put them into the dict, or name them"
-                )
-            given = _united(dict(first), kwargs)
-        else:
-            if _is_argument_list(first):
-                args, kwargs = (*first, *args[1:]), {name: value for name, value in kwargs.items() if name != names[0]}
-            if len(args) > len(names):
-                raise InputError("too many arguments", where="call", expected=f"at most {len(names)}", found=len(args))
-            given = _united(dict(zip(names, args, strict=False)), kwargs)
-        for name in given:
-            if name not in names:
-                raise InputError("no such argument", where=str(name), expected="one of " + ", ".join(names))
+        signature = inspect.signature(self.call)
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        names = list(signature.parameters)
+        first: Any = given.get(names[0])
+        if isinstance(first, Mapping) or _is_argument_list(first):
+            del given[names[0]]
+            named = dict(first) if isinstance(first, Mapping) else _named(first, names)
+            for name in named:
+                if name not in names:
+                    raise InputError("no such argument", where=str(name), expected="one of " + ", ".join(names))
+                if named[name] is not None and given.get(name) is not None:
+                    raise InputError("given twice", where=name)
+            given = {**named, **{name: value for name, value in given.items() if value is not None}}
         return {name: self._settle_argument(name, value) for name, value in given.items() if value is not None}
 
     def _settle_argument(self, name: str, value: Any) -> Any:
@@ -377,7 +393,8 @@ class PretrainedModel(keras.Model):
             return KVCache.of(value, self.config.n_layer)
         if name in ("input_ids", "token_type_ids", "position_ids"):
             return as_ids(value, where=name)
-        return value if isinstance(value, bool) else as_tensor(value)
+        flags = ("use_cache", "output_attentions", "output_hidden_states", "return_dict", "training")
+        return bool(value) if name in flags else as_tensor(value)
 
     def _check(self, given: Mapping[str, Any]) -> None:
         """Refuse arguments of the wrong kind, and where they have values already, wrong values."""
@@ -386,14 +403,132 @@ class PretrainedModel(keras.Model):
         for name in ("input_ids", "token_type_ids", "position_ids"):
             check_traced_ids(given.get(name), where=name)
         inputs.check_call(self.config, host, past=given.get("past_key_values"), **arguments)
+        if given.keys().isdisjoint({"position_ids", "past_key_values"}):
+            tokens = given.get("input_ids", given.get("inputs_embeds"))
+            if tokens.shape[1] is not None:
+                inputs.check_length(self.config, 0, tokens.shape[1])
+
+    # ---- Keras' training, prediction and saving
+
+    # Differs: Keras has a training loop of its own, so its models know their loss, predict in batches, save themselves.
+
+    fit = checked_first(keras.Model.fit)
+    evaluate = checked_first(keras.Model.evaluate)
+    predict = checked_first(keras.Model.predict)
+
+    def _checked_data(self, x: Any) -> Any:
+        """`x`, once its arrays are checked; a dataset such that it checks each batch when it comes."""
+        if isinstance(x, tf.data.Dataset):
+            return x.map(self._checked_batch, num_parallel_calls=tf.data.AUTOTUNE)
+        arrays = x.values() if isinstance(x, Mapping) else x if isinstance(x, list | tuple) else [x]
+        if all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in arrays):
+            self._check(self._settle_arguments((x,), {}))
+        return x
+
+    @tf.autograph.experimental.do_not_convert
+    def _checked_batch(self, *batch: Any) -> Any:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch if len(batch) > 1 else batch[0])
+        given = self._settle_arguments((x,), {})
+        self._check(given)
+        self.base_model._assert_call(given)
+        return batch if len(batch) > 1 else batch[0]
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """The loss that `compile` was given, of y; or where there is no y, the model's own, of the labels in x.
+
+        Raises:
+            InputError: a loss or weights were given without a y that they could apply to.
+        """
+        if y is not None or getattr(y_pred, "loss", None) is None:
+            return super().compute_loss(x, y, _predictions(y_pred, like=y), sample_weight, training)
+        if self._compile_loss is not None or sample_weight is not None:
+            hint = "Pass the labels as y, or compile without a loss for the model's own"
+            raise InputError("a loss or weights, but the labels are inside x", where="compile", hint=hint)
+        return tf.add_n([y_pred.loss, *(tf.cast(loss, y_pred.loss.dtype) for loss in self.losses)])
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Keras' metrics of y and what answers it: the logits, or a start and an end."""
+        return super().compute_metrics(x, y, _predictions(y_pred, like=y), sample_weight)
+
+    def predict_step(self, data: Any) -> Any:
+        """The outputs of one batch, those whose first axis is the batch: neither cache nor loss."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        options = {"use_cache": False} if "use_cache" in inspect.signature(self.call).parameters else {}
+        outputs = self(x, training=False, **options)
+        if not isinstance(outputs, ModelOutput):
+            return outputs
+        return type(outputs)(**{name: value for name, value in outputs.items() if name != "loss"})
+
+    def export(
+        self,
+        filepath: str | os.PathLike[str],
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write a SavedModel that serves {"input_ids", "attention_mask"} of any sizes, without this library.
+
+        `input_signature` may say otherwise: a list of one dict of `tf.TensorSpec` by argument. Other formats are
+        Keras' own.
+        """
+        if format != "tf_saved_model":
+            super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
+            return
+        ids = {name: tf.TensorSpec((None, None), tf.int64, name=name) for name in ("input_ids", "attention_mask")}
+
+        def serve(arguments: dict[str, Any]) -> dict[str, tf.Tensor]:
+            outputs = self.predict_step((arguments,))
+            return {name: value for name, value in outputs.items() if tf.is_tensor(value)}
+
+        archive = keras.export.ExportArchive()
+        archive.track(self)
+        archive.add_endpoint("serve", serve, input_signature or [ids])
+        archive.write_out(os.fspath(filepath), verbose=bool(verbose))
+
+    def __dir__(self) -> list[str]:
+        # Keras loads what dir() lists, and would never come to the end of a model that is its own base.
+        return [name for name in super().__dir__() if name != "base_model"]
+
+    def get_config(self) -> dict[str, Any]:
+        """What Keras saves beside the weights; see `from_config`."""
+        return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name, "seed": self.seed, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """A model with start values, as `get_config` described it."""
+        members = dict(config)
+        return cls(GPTJConfig.from_dict(members.pop("config")), **members)
 
 
-def _united(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Both dicts in one, where they do not name the same argument twice."""
-    for name in one.keys() & other.keys():
-        if one[name] is not None and other[name] is not None:
-            raise InputError("given twice", where=name)
-    return {**one, **{name: value for name, value in other.items() if value is not None}}
+def _predictions(y_pred: Any, *, like: Any) -> Any:
+    """What of a model's output a Keras loss or metric compares with y: the logits, or a start and an end."""
+    if not isinstance(y_pred, ModelOutput):
+        return y_pred
+    if isinstance(y_pred, QuestionAnsweringModelOutput):
+        pair = y_pred.start_logits, y_pred.end_logits
+        return dict(zip(("start_positions", "end_positions"), pair, strict=True)) if isinstance(like, Mapping) else pair
+    return y_pred["last_hidden_state" if isinstance(y_pred, BaseModelOutputWithPast) else "logits"]
+
+
+def _named(listed: Sequence[Any], names: list[str]) -> dict[str, Any]:
+    """A list of arguments by their names.
+
+    As on transformers' page, `[input_ids, attention_mask]` is understood although past_key_values comes second in
+    the call: a cache is never a matrix.
+    """
+    if len(listed) > len(names):
+        raise InputError("too many arguments", where=names[0], expected=f"at most {len(names)}", found=len(listed))
+    if names[1] == "past_key_values" and len(listed) > 1 and len(getattr(listed[1], "shape", ())) == 2:
+        listed = [listed[0], None, *listed[1:]]
+    return dict(zip(names, listed, strict=False))
 
 
 def _is_argument_list(first: Any) -> bool:
