@@ -14,9 +14,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -26,6 +26,9 @@ import gptj
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import GPTJError, InputError, shown
+
+if TYPE_CHECKING:
+    from gptj_conversion.plan import ConversionPlan
 
 __all__ = ["main"]
 
@@ -107,39 +110,97 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is at the destination.")
 
 
+source_options = (
+    click.option("--config", type=PathArgument, help="The training config (JSON) of a TPU checkpoint."),
+    click.option("--source-format", metavar="FORMAT", help="Where several fit. [default: what is found]"),
+    click.option("--weights", metavar="FILE", help="Which weights file of SRC, where it holds several sets."),
+    click.option("--follow-links", is_flag=True, help="Accept links that lead out of SRC."),
+)
+size_option = click.option(
+    "--max-shard-gb", type=click.FloatRange(min=0.001), default=5.0, show_default=True, help="Size of a weights file."
+)
+
+
+def _with(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """One decorator of several."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed([*options]):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 @gptj_command.command()
 @click.argument("src", type=PathArgument)
 @click.argument("dst", type=PathArgument)
-@click.option("--config", type=PathArgument, help="The training config (JSON) of a TPU checkpoint.")
+@_with(source_options)
+@click.option("--to", default="safetensors", show_default=True, metavar="FORMAT", help="What to write.")
+@click.option("--shards", type=int, help="How many cores will load it: for --to mesh.")
 @click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the written tensors. [default: as in SRC]")
+@size_option
 @overwrite_option
-@click.option(
-    "--max-shard-gb", type=click.FloatRange(min=0.001), default=5.0, show_default=True, help="Size of a weights file."
-)
+@click.option("--allow-overflow", is_flag=True, help="Let a narrowing cast turn large values into infinity.")
+@click.option("--allow-nonfinite", is_flag=True, help="Write NaN and infinity.")
+@click.option("--verify", is_flag=True, help="Run the float64 reference on SRC and on the result, and compare.")
+@click.option("--no-fingerprint", is_flag=True, help="Note no logits of the reference in manifest.json.")
+@click.option("--resume", is_flag=True, help="Go on from what a killed run left.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and touch nothing.")
 @json_option
 def convert(
-    src: Path, dst: Path, config: Path | None, dtype: str | None, overwrite: bool, max_shard_gb: float, as_json: bool
-) -> None:
+    src: Path, dst: Path, to: str, shards: int | None, dtype: str | None, overwrite: bool, max_shard_gb: float,
+    allow_overflow: bool, allow_nonfinite: bool, verify: bool, no_fingerprint: bool, resume: bool, dry_run: bool,
+    as_json: bool, **source: Any,
+) -> None:  # fmt: skip
     """Convert SRC, a TPU checkpoint or a foreign folder, into the folder DST.
 
     SRC is a step folder (step_383500), or the folder above it, whose newest step is taken.
     """
     from gptj_conversion.convert import convert as run
-    from gptj_conversion.convert import describe
+    from gptj_conversion.convert import plan
 
-    facts = describe(src, config=config)
-    width = 2 if (dtype or facts.dtype) in ("bfloat16", "float16") else 8 if dtype == "float64" else 4
-    with _progress(facts.parameters * width) as advance:
+    shared = {"to": to, "dtype": dtype, "max_shard_bytes": int(max_shard_gb * 1e9), **source}
+    planned = plan(src, dst, **shared)
+    if dry_run:
+        _print_plan(planned, as_json)
+        return
+    with _progress(planned.nbytes) as advance:
         run(
             src,
             dst,
-            config=config,
-            dtype=dtype,
+            shards=shards,
             overwrite=overwrite,
-            max_shard_bytes=int(max_shard_gb * 1e9),
+            allow_overflow=allow_overflow,
+            allow_nonfinite=allow_nonfinite,
+            fingerprint=not no_fingerprint,
+            verify=verify,
+            resume=resume,
             progress=advance,
+            **shared,
         )
     _inspect(dst, as_json)
+
+
+def _print_plan(plan: ConversionPlan, as_json: bool) -> None:
+    if as_json:
+        _print_json(plan.as_dict())
+        return
+    _print_facts({key.replace("_", " "): _spelt(value) for key, value in plan.source.as_dict().items()})
+    click.echo("")
+    facts: dict[str, Any] = {
+        "destination": plan.destination,
+        "to": plan.to,
+        "dtype": plan.dtype,
+        "bytes": plan.nbytes,
+        "free": plan.free_bytes,
+        "memory": f"about {plan.peak_memory_bytes / 1e6:,.0f} MB over what Python takes",
+    }
+    _print_facts({key: _spelt(value) for key, value in facts.items()})
+    for file in plan.files:
+        click.echo(f"  {file.name}  {file.tensors} tensors, {file.nbytes:,} bytes")
+    if not plan.fits:
+        click.echo("warning: there is not enough space", err=True)
 
 
 @gptj_command.command()
@@ -180,17 +241,24 @@ def _spelt(value: Any) -> str:
 
 @gptj_command.command()
 @click.argument("directory", type=PathArgument, metavar="DIR")
+@click.option("--fingerprint", is_flag=True, help="Also run the float64 reference, and compare its logits.")
 @json_option
-def verify(directory: Path, as_json: bool) -> None:
+def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
     """Check the tensors in DIR against the hashes in its manifest.json."""
     from gptj.checkpoint import verify_checkpoint
 
     manifest = verify_checkpoint(directory)
+    if fingerprint:
+        from gptj.fingerprint import check_fingerprint
+
+        check_fingerprint(directory)
     if as_json:
-        _print_json({"verified": str(directory), "files": len(manifest.files), "tensors": len(manifest.tensors)})
+        facts = {"files": len(manifest.files), "tensors": len(manifest.tensors), "sha256": manifest.sha256}
+        _print_json({"verified": str(directory), **facts, "fingerprint": fingerprint})
     else:
+        same = ", and the reference computes the same" if fingerprint else ""
         click.echo(
-            f"{directory}: {len(manifest.tensors)} tensors, {len(manifest.files)} files, all as they were written"
+            f"{directory}: {len(manifest.tensors)} tensors, {len(manifest.files)} files, all as they were written{same}"
         )
 
 

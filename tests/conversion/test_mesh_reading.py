@@ -17,6 +17,7 @@ from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 
 from gptj.checkpoint import open_checkpoint
 from gptj.errors import GPTJError, SchemaError
+from gptj.manifest import Manifest
 from gptj.schema import schema, schema_by_name
 
 DATA = Path(__file__).parent.parent / "data"
@@ -184,10 +185,13 @@ def test_describe_notes_copies_of_a_bias_that_differ_between_shards(tmp_path):
 
 def test_the_manifest_says_how_each_tensor_was_made(tmp_path):
     convert(MP2 / "full", tmp_path / "out", config=TRAINING)
-    provenance = json.loads((tmp_path / "out" / "manifest.json").read_text())["provenance"]
-    assert provenance["format"] == "mesh-transformer-jax v1, full"
-    assert provenance["tensors"]["transformer.h.0.ln_1.bias"].startswith("the copy of shard 0")
-    assert "sum of 2 copies in float32, added to every row" in provenance["tensors"]["transformer.wte.weight"]
+    manifest = Manifest.from_file(tmp_path / "out" / "manifest.json")
+    assert manifest.provenance["format"] == "mesh-transformer-jax v1, full"
+    norm = manifest.tensors["transformer.h.0.ln_1.bias"].origin
+    assert norm.rule.startswith("the copy of shard 0") and norm.files[0].startswith("shard_0/")
+    embedding = manifest.tensors["transformer.wte.weight"].origin
+    assert "sum of 2 copies in float32, added to every row" in embedding.rule
+    assert {file.split("/")[0] for file in embedding.files} == {"shard_0", "shard_1"}
 
 
 def test_a_tensor_that_no_model_has_is_refused_by_name():
