@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 
 from gptj.checkpoint_writer import write_checkpoint
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, FormatError, InputError, MissingFileError, SchemaError, WriteError, shown
+from gptj.errors import (
+    ConfigError,
+    FormatError,
+    GPTJError,
+    InputError,
+    LimitError,
+    MissingFileError,
+    SchemaError,
+    WriteError,
+    shown,
+)
 from gptj.json_file import read_json_object
 from gptj.safetensors_file import numpy_dtype
 from gptj.schema import TensorSpec, schema
