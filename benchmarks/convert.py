@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from gptj_conversion.mesh_writer import write_mesh
 
 from gptj.config import GPTJConfig
 from gptj.schema import TensorSpec, schema
-from gptj_conversion.mesh_writer import write_mesh
 
 SHARDS = 8
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,7 @@ class Manifest:
             tensors = {name: TensorRecord.from_dict(record) for name, record in members.pop("tensors").items()}
             taken = None if fingerprint is None else Fingerprint.from_dict(fingerprint)
             manifest = cls(files=files, tensors=tensors, fingerprint=taken, **members)
+            _require_kinds(manifest)
         except (AttributeError, KeyError, TypeError) as error:
             raise FormatError(f"not a manifest: {shown(error)}", file=path) from None
         if manifest.sha256 != whole:
@@ -178,6 +179,29 @@ class Manifest:
                 found=manifest.sha256,
             )
         return manifest
+
+
+def _require_kinds(manifest: Manifest) -> None:
+    """Raise TypeError unless everything that is computed with later is of its kind."""
+    for name, record in manifest.files.items():
+        if set(name) & set("/\\:\x00") or name in ("", ".", ".."):
+            raise TypeError(f"{shown(name)} is not a plain file name")
+        if not _are([record.nbytes, record.hashed_bytes], int) or min(record.nbytes, record.hashed_bytes) < 0:
+            raise TypeError(f"the sizes of {shown(name)} are not whole numbers, 0 or above")
+    for name, tensor in manifest.tensors.items():
+        if not _are([tensor.file, tensor.dtype, tensor.sha256], str) or not _are(tensor.shape, int):
+            raise TypeError(f"the record of {shown(name)} has a member of another kind")
+    taken = manifest.fingerprint
+    if taken is not None and not (
+        _are([*taken.token_ids, *taken.places], int) and _are([*taken.values, taken.norm], float)
+    ):
+        raise TypeError("the fingerprint holds something else than numbers")
+    if not isinstance(manifest.provenance, dict):
+        raise TypeError("the provenance is not an object")
+
+
+def _are(values: Iterable[Any], kind: type) -> bool:
+    return all(type(value) is kind for value in values)
 
 
 def verify_manifest(directory: Path, *, follow_links: bool = False) -> Manifest:

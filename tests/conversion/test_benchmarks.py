@@ -1,0 +1,60 @@
+"""Bounded slices of the long runs in benchmarks/: what they look for is looked for on every change."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"gptj_benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzz = load("fuzz")
+
+
+@pytest.mark.parametrize("name", ["header", "index", "config", "training config", "manifest"])
+def test_no_lie_in_json_crashes_a_reader(tmp_path, name):
+    readers = fuzz.make_readers(tmp_path)
+    assert readers.keys() == {"header", "index", "config", "training config", "manifest"}
+    _, crashes = fuzz.fuzz(readers[name], 400, "a slice")
+    assert crashes == []
+
+
+def test_the_fuzzer_notices_a_crash(tmp_path):
+    _, crashes = fuzz.fuzz(fuzz.Reader(b"{}", lambda data: None if data == b"{}" else [][0]), 20, "x")
+    assert crashes and crashes[0][0].startswith("IndexError")
+
+
+def test_S2_a_killed_conversion_leaves_the_old_directory_or_the_new_one(tmp_path):
+    """In an interpreter of its own, since the driver forks."""
+    command = [sys.executable, BENCHMARKS / "kill.py", "--rounds", "12", "--directory", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert counts["killed"] == 12
+    assert counts["old"] + counts.get("new", 0) == 12 + counts.get("finished first", 0)
+    for wrong in ("mixed or lost", "sources changed", "wrong after the next run", "leftovers after the next run"):
+        assert not counts.get(wrong), counts
+
+
+def test_the_conversion_benchmark_runs(tmp_path):
+    sizes = ["--layers", "2", "--width", "2048", "--vocab", "128", "--rounds", "1", "--directory", tmp_path]
+    command = [sys.executable, BENCHMARKS / "convert.py", *sizes, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["cpu_ratio"] > 0 and figures["peak_bytes_over_imports"] < 40 * figures["largest_tensor_bytes"]
+    assert list(tmp_path.iterdir()) == []
