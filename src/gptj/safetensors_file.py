@@ -45,6 +45,9 @@ MOST_DIMENSIONS = 8
 LONGEST_NAME = 512
 LARGEST_TENSOR_BYTES = 2**62
 
+ALIGNMENT = 64
+"""Bytes: data that begins at a multiple of this, in the file or in memory, is used by jax without a copy."""
+
 BLOCK_BYTES = 16 * 2**20
 """How much is read, cast, hashed or written at a time: the buffer beside the one tensor that is held."""
 
@@ -331,7 +334,7 @@ def pack_header(
 ) -> bytes:
     """The length and header of a file whose data is these tensors (name, dtype, shape) one after the other.
 
-    The whole is padded with spaces to a multiple of 8 bytes, or to `length` where it is given, which the format
+    The whole is padded with spaces to a multiple of `ALIGNMENT`, or to `length` where it is given, which the format
     allows; so a header can be written last, into room that was left for it.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -341,7 +344,7 @@ def pack_header(
         header[name] = {"dtype": _CODE_OF[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    whole = 8 + len(text) + -len(text) % 8 if length is None else length
+    whole = 8 + len(text) + -(8 + len(text)) % ALIGNMENT if length is None else length
     assert whole >= 8 + len(text)
     return struct.pack("<Q", whole - 8) + text.ljust(whole - 8)
 
@@ -495,10 +498,12 @@ class SafetensorsFile:
 
 
 def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], *, file: Path, where: str) -> NDArray[Any]:
+    needed = math.prod(shape) * dtype.itemsize
     try:
-        return np.empty(shape, dtype)
+        room = np.empty(needed + ALIGNMENT, np.uint8)
+        start = -room.ctypes.data % ALIGNMENT
+        return room[start : start + needed].view(dtype).reshape(shape)
     except (MemoryError, ValueError):
-        needed = math.prod(shape) * dtype.itemsize
         raise LimitError(f"needs {needed / 1e9:.3g} GB of memory, more than there is", file=file, where=where) from None
 
 

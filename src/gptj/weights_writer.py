@@ -26,7 +26,7 @@ from gptj.errors import FormatError, InputError, SchemaError, WriteError, shown
 from gptj.journal import Journal, Note, stage_file
 from gptj.manifest import FileRecord, Origin, TensorRecord
 from gptj.output_directory import OutputDirectory, OutputFile
-from gptj.safetensors_file import BLOCK_BYTES, WEIGHT_DTYPES, cast, pack_header, read_safetensors
+from gptj.safetensors_file import ALIGNMENT, BLOCK_BYTES, WEIGHT_DTYPES, cast, pack_header, read_safetensors
 from gptj.schema import TensorSpec
 from gptj.tally import CastTally, ValueTally, is_narrowing
 from gptj.weight_files import WEIGHTS_FILE
@@ -263,7 +263,7 @@ class WeightsWriter:
         """The bytes of the longest header of a file that begins with this row: 8-byte numbers, 4-letter dtypes."""
         rows = [(row.name, "float64", row.shape) for row in self.rows[first:]]
         longest = len(pack_header(rows, self.metadata)) + len(rows)
-        return longest + -longest % 8
+        return longest + -longest % ALIGNMENT
 
     def _close_shard(self) -> None:
         """Write the last shard's header, force it to the disk, and compare what the disk holds with what came."""

@@ -21,12 +21,14 @@ for _name, _value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0",
 from wings import Wing, named_backends
 
 from gptj import GPTJConfig
+from gptj.backends import BACKENDS
 from gptj.checkpoint import write_checkpoint
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.schema import Head
 
-collect_ignore_glob = [] if named_backends() else ["*.py"]
+_others = set(BACKENDS) - set(named_backends())
+collect_ignore_glob = [f"test_{name}_*.py" for name in _others] if named_backends() else ["*.py"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

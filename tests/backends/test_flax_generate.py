@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
-from wings import FLOAT32_ABSOLUTE, named_backends
+from wings import FLOAT32_ABSOLUTE
 
-__test__ = "flax" in named_backends()  # where it is not under test, jax may not be there
-if __test__:
-    import jax
-
-    from gptj.flax import Decoder, GPTJForCausalLM
-    from gptj.flax.generate import compiled_step, rounded
+from gptj.flax import Decoder, GPTJForCausalLM
+from gptj.flax.generate import compiled_step, rounded
 
 NOTHING: frozenset[str] = frozenset()
 

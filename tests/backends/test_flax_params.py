@@ -6,23 +6,20 @@ import os
 import subprocess
 import sys
 
+import flax
+import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint
 import pytest
-from wings import FLOAT32_ABSOLUTE, named_backends
+from flax import serialization
+from wings import FLOAT32_ABSOLUTE
 
-__test__ = "flax" in named_backends()  # where it is not under test, jax may not be there
-if __test__:
-    import flax
-    import jax
-    import jax.numpy as jnp
-    import orbax.checkpoint
-    from flax import serialization
-
-    from gptj import flax as wing
-    from gptj.errors import InputError, SchemaError
-    from gptj.flax import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification, GPTJModel
-    from gptj.flax.weights import flat, nested
-    from gptj.parity.revealing import revealing_config
+from gptj import flax as wing
+from gptj.errors import InputError, SchemaError
+from gptj.flax import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification, GPTJModel
+from gptj.flax.weights import flat, nested
+from gptj.parity.revealing import revealing_config
 
 IDS = np.random.default_rng(0).integers(0, 214, (2, 6))
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from wings import named_backends
 
-__test__ = "flax" in named_backends()  # where it is not under test, jax may not be there
-if __test__:
-    import jax
-    import jax.numpy as jnp
-
-    from gptj.flax import GPTJForCausalLM
-    from gptj.flax.model import ACTIVATIONS, LayerNorm, Linear
-    from gptj.parity.oracle import activation
+from gptj.flax import GPTJForCausalLM
+from gptj.flax.model import ACTIVATIONS, LayerNorm, Linear
+from gptj.parity.oracle import activation
 
 IDS = np.random.default_rng(0).integers(0, 214, (2, 5))
 

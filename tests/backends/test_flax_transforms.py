@@ -6,18 +6,15 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from wings import FLOAT32_ABSOLUTE, named_backends
+from wings import FLOAT32_ABSOLUTE
 
-__test__ = "flax" in named_backends()  # where it is not under test, jax may not be there
-if __test__:
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from gptj.errors import InputError
-    from gptj.flax import GPTJForCausalLM
+from gptj.errors import InputError
+from gptj.flax import GPTJForCausalLM
 
 IDS = np.random.default_rng(0).integers(0, 214, (3, 7))
 
