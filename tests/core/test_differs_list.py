@@ -1,0 +1,18 @@
+"""CONTRIBUTING lists every place where a framework forces the wings apart, and only those."""
+
+from pathlib import Path
+
+from differs_list import differences, listing, placed
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_contributing_lists_what_the_wings_say():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert placed(page, listing(ROOT / "src" / "gptj")) == page, "run: python tests/differs_list.py --write"
+
+
+def test_comments_and_docstrings_are_both_found():
+    comment = "x = 1  \n# Differs: jax has\n# no such thing.\ny = 2\n"
+    docstring = 'def f():\n    """A fact.\n\n    Differs: a graph has\n    no values.\n    """\n'
+    assert differences(comment) == ["jax has no such thing."] and differences(docstring) == ["a graph has no values."]
