@@ -23,6 +23,7 @@ def load(name: str) -> ModuleType:
 
 
 fuzz = load("fuzz")
+faults = load("faults")
 
 
 @pytest.mark.parametrize("name", ["header", "index", "config", "training config", "manifest"])
@@ -58,3 +59,12 @@ def test_the_conversion_benchmark_runs(tmp_path):
     figures = json.loads(done.stdout)
     assert figures["cpu_ratio"] > 0 and figures["peak_bytes_over_imports"] < 40 * figures["largest_tensor_bytes"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", faults.faults(), ids=lambda fault: f"{fault.row} {fault.what}"[:60])
+def test_a_malformed_folder_is_refused_and_its_culprit_named(tmp_path, fault):
+    outcome = faults.run(fault, tmp_path / "x")
+    assert outcome.refused, outcome.error
+    assert outcome.named, outcome.error
+    assert outcome.took_s < 5
+    assert not (tmp_path / "x" / "out").exists()
