@@ -32,8 +32,8 @@ FORCED_ARGUMENTS = {("from_pretrained", "_do_init"), ("__init__", "_do_init")}
 """Flax gives `_do_init` a meaning in from_pretrained too: it returns the parameters beside the model."""
 
 OWN_METHODS = {
-    "pt": {"device", "dtype", "tie_weights"},
-    "tf": {"dtype", "tie_weights", "build"}
+    "pt": {"device", "dtype"},
+    "tf": {"dtype", "build"}
     | {"get_config", "from_config", "compute_loss", "compute_metrics", "train_step", "predict_step", "export"},
     "flax": {"device", "dtype", "gradient_checkpointing"}
     | {"params", "params_shape_tree", "computation_dtype", "to_bf16", "to_fp16", "to_fp32"},
