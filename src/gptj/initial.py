@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.schema import BASE_PREFIX, TensorSpec
 
-__all__ = ["initial_tensor"]
+__all__ = ["initial_tensor", "resized_tensor"]
 
 
 def initial_tensor(spec: TensorSpec, config: GPTJConfig, seed: int = 0) -> NDArray[Any]:
@@ -36,3 +36,17 @@ def initial_tensor(spec: TensorSpec, config: GPTJConfig, seed: int = 0) -> NDArr
     values = stream.standard_normal(spec.shape, dtype=np.float32)
     values *= np.float32(config.initializer_range)
     return values
+
+
+def resized_tensor(spec: TensorSpec, config: GPTJConfig, old: NDArray[Any], seed: int = 0) -> NDArray[Any]:
+    """A row of the schema with the first axis of another size: what was there stays, what is new starts afresh.
+
+    Args:
+        spec, config: of the new size.
+        old: the values before; the result has their dtype.
+        seed: of the new rows.
+    """
+    new = initial_tensor(spec, config, seed).astype(old.dtype)
+    stay = min(len(new), len(old))
+    new[:stay] = old[:stay]
+    return new

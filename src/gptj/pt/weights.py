@@ -23,7 +23,7 @@ from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.generation import Generates
-from gptj.initial import initial_tensor
+from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -158,19 +158,12 @@ class PretrainedModel(nn.Module):
             kept = dict(self.named_parameters(remove_duplicate=False))
             config = self.config.replace(vocab_size=new_num_tokens)
             rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
-            self._assign((row, self._resized(row, config, kept[row.name], seed)) for row in rows)
+            self._assign((row, resized_tensor(row, config, to_numpy(kept[row.name]), seed)) for row in rows)
             self.config = self.base_model.config = config
             self.base_model.wte.num_embeddings = new_num_tokens
             if (lm_head := self.get_output_embeddings()) is not None:
                 lm_head.out_features = new_num_tokens
         return self.get_input_embeddings()
-
-    def _resized(self, row: TensorSpec, config: GPTJConfig, old: Tensor, seed: int) -> NDArray[Any]:
-        values = to_numpy(old)
-        new = initial_tensor(row, config, seed).astype(values.dtype)
-        stay = min(len(new), len(values))
-        new[:stay] = values[:stay]
-        return new
 
     # ---- values
 

@@ -27,7 +27,7 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError
 from gptj.generation import Generates
-from gptj.initial import initial_tensor
+from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -217,16 +217,9 @@ class PretrainedModel(keras.Model):
             kept = self._named_weights()
             config = self.config.replace(vocab_size=new_num_tokens)
             rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
-            self._assign((row, self._resized(row, config, kept[row.name], seed)) for row in rows)
+            self._assign((row, resized_tensor(row, config, to_numpy(kept[row.name]), seed)) for row in rows)
             self.config = self.base_model.config = config
         return self.get_input_embeddings()
-
-    def _resized(self, row: TensorSpec, config: GPTJConfig, old: Any, seed: int) -> NDArray[Any]:
-        values = to_numpy(old)
-        new = initial_tensor(row, config, seed).astype(values.dtype)
-        stay = min(len(new), len(values))
-        new[:stay] = values[:stay]
-        return new
 
     # ---- values
 
