@@ -135,10 +135,10 @@ FAULTS: dict[str, tuple[Callable[[h5py.File], None], type[GPTJError], str]] = {
     "another rank": (lambda file: replaced(file, data=np.zeros(480, "<f4")), SchemaError, "has shape (480,)"),
     "no weight_names": (no_weight_names, SchemaError, "has no weight_names"),
     "no layer_names": (no_layer_names, SchemaError, "has no layer_names"),
-    "duplicate names": (duplicate_names, SchemaError, "is listed twice"),
-    "an array that no list names": (unlisted, SchemaError, "is not listed"),
-    "a name without an array": (listed_only, SchemaError, "is listed and missing"),
-    "a layer without a group": (no_such_layer, SchemaError, "ghost"),
+    "duplicate names": (duplicate_names, SchemaError, "weight_names lists 24 names, 23 are there"),
+    "an array that no list names": (unlisted, SchemaError, "weight_names lists 22 names, 23 are there"),
+    "a name without an array": (listed_only, SchemaError, "weight_names lists 23 names, 22 are there"),
+    "a layer without a group": (no_such_layer, SchemaError, "layer_names lists 3 names, 2 are there"),
 }
 
 
@@ -151,6 +151,30 @@ def test_W19_a_hostile_or_broken_h5_is_refused_by_name(source, tmp_path, fault):
         convert(source, tmp_path / "out")
     assert words in str(caught.value) and "src" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def fixed_length(names: list[str]) -> np.ndarray:
+    return np.array([name.encode() for name in names])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda names: names, None),
+        (lambda names: [*names[1:], names[1]], "is listed twice"),
+        (lambda names: [*names[1:], "tfgptj_for_causal_lm/ghost:0"], "is listed and missing"),
+        (lambda names: names[1:], "is not listed"),
+    ],
+)
+def test_W19_names_of_fixed_length_are_compared_one_by_one(source, change, words):
+    with h5py.File(source / "tf_model.h5", "r+") as file:
+        attributes = file["transformer"].attrs
+        attributes["weight_names"] = fixed_length(change(list(attributes["weight_names"])))
+    if words is None:
+        assert len(read_h5(source / "tf_model.h5")) == 25
+    else:
+        with pytest.raises(SchemaError, match=words):
+            read_h5(source / "tf_model.h5")
 
 
 def test_big_endian_and_half_precision_datasets_are_read(source, tmp_path):

@@ -60,7 +60,7 @@ def set_tensorflow(model, values: dict[str, np.ndarray]) -> None:
     for variable in model.weights:
         name = variable.name.split("/", 1)[1].removesuffix(":0").replace("h_._", "h.").replace("/", ".")
         module, _, last = name.rpartition(".")
-        name = f"{module}.{ {'kernel': 'weight', 'gamma': 'weight', 'beta': 'bias'}.get(last, last)}"
+        name = f"{module}.{ {'kernel': 'weight', 'gamma': 'weight', 'beta': 'bias'}.get(last, last) }"
         variable.assign(values[name].T if last == "kernel" else values[name])
         left.remove(name)
     assert not left, left

@@ -1,0 +1,27 @@
+"""A bounded slice of the fuzzer; `python tests/conversion/fuzz.py` is the whole."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+_SPEC = importlib.util.spec_from_file_location("gptj_fuzz", Path(__file__).parent / "fuzz.py")
+fuzz = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(fuzz)
+
+
+@pytest.mark.parametrize("reader", fuzz.READERS)
+def test_no_mutant_crashes_a_reader(reader):
+    accepted, refused, crashes = fuzz.fuzz(reader, 1500, seed=20261123)
+    assert crashes == [] and refused > 0 and accepted + refused == 1500
+
+
+def test_a_crash_would_be_noticed(monkeypatch):
+    def crash(path):
+        if path.read_bytes() != b"good file":
+            raise IndexError("a bug")
+
+    monkeypatch.setitem(fuzz.READERS, "broken", (lambda: b"good file", crash))
+    assert len(fuzz.fuzz("broken", 10, seed=0)[2]) > 0
