@@ -8,6 +8,7 @@ Infinity, and a cap on the bytes before anything is parsed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -86,6 +87,12 @@ def parse_json_object(
             refuse(f"the key {shown(twice)} stands twice in one object")
         return members
 
+    def finite(literal: str) -> float:
+        value = float(literal)
+        if math.isinf(value):
+            refuse("a number too large", found=shown(literal))
+        return value
+
     def constant(name: str) -> NoReturn:
         refuse(f"{name} is not JSON", hint="Write a finite number or null")
 
@@ -94,7 +101,7 @@ def parse_json_object(
     except UnicodeDecodeError as problem:
         refuse("not UTF-8", found=f"byte 0x{data[problem.start]:02x} at offset {problem.start}")
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
     except GPTJError:
         raise
     except json.JSONDecodeError as problem:

@@ -135,9 +135,9 @@ class CastTally:
 
     def _add_near(self, values: NDArray[Any], stored: NDArray[Any]) -> None:
         wide = np.dtype(np.float64) if self._source.itemsize == 8 else np.dtype(np.float32)
-        before: NDArray[Any] = values.astype(wide, copy=False)
-        after: NDArray[Any] = stored.astype(wide)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # a signalling NaN is noticed even by a cast
+            before: NDArray[Any] = values.astype(wide, copy=False)
+            after: NDArray[Any] = stored.astype(wide)
             relative = np.abs((after - before) / before)  # 1 where it became zero, inf where infinite, NaN at 0 and NaN
         worst = float(np.fmax.reduce(relative, initial=0))
         if worst >= 1:

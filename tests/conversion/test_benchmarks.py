@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from gptj.errors import FormatError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -32,6 +35,13 @@ def test_no_lie_in_json_crashes_a_reader(tmp_path, name):
     assert readers.keys() == {"header", "index", "config", "training config", "manifest"}
     _, crashes = fuzz.fuzz(readers[name], 400, "a slice")
     assert crashes == []
+
+
+def test_a_number_beyond_floats_in_an_index_is_refused(tmp_path):
+    """Found by the fuzzer: int(1e999) is an OverflowError."""
+    index = fuzz.make_readers(tmp_path)["index"]
+    with pytest.raises(FormatError, match="a number too large .*1e999"):
+        index.read(re.sub(rb'"total_size": \d+', b'"total_size": 1e999', index.good))
 
 
 def test_the_fuzzer_notices_a_crash(tmp_path):
