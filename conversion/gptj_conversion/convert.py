@@ -296,9 +296,7 @@ def plan(
     source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
     settled = _require_config(source)
     _require_apart(Path(src), Path(dst))
-    return make_plan(
-        source, source.facts(), settled, Path(dst), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes
-    )
+    return make_plan(source, source.facts(), settled, Path(dst), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
 
 def target_formats() -> tuple[str, ...]:
