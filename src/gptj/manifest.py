@@ -184,7 +184,7 @@ class Manifest:
 def _require_kinds(manifest: Manifest) -> None:
     """Raise TypeError unless everything that is computed with later is of its kind."""
     for name, record in manifest.files.items():
-        if set(name) & set("/\\:\x00") or name in ("", ".", ".."):
+        if not name.isprintable() or set(name) & set("/\\:") or name in ("", ".", ".."):
             raise TypeError(f"{shown(name)} is not a plain file name")
         if not _are([record.nbytes, record.hashed_bytes], int) or min(record.nbytes, record.hashed_bytes) < 0:
             raise TypeError(f"the sizes of {shown(name)} are not whole numbers, 0 or above")

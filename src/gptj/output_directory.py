@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 Fate = Literal["keep", "replace", "refuse"]
 """What becomes of a file of the old directory: carried over, left behind, or a reason not to overwrite."""
 
-_BLOCK_BYTES = 16 * 2**20
+_BLOCK_BYTES = 2**20  # of what is read back: a larger buffer is new memory, and touching it costs as much as reading
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)

@@ -157,7 +157,7 @@ def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
         verify_checkpoint(directory)
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a\\b", ""])
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a\\b", "", "\ud800", "a\0b"])
 def test_a_manifest_that_names_a_path_is_refused(tmp_path: Path, name: str) -> None:
     directory = write_checkpoint(tmp_path / "x", CONFIG, array_of)
     members = json.loads((directory / "manifest.json").read_text())
