@@ -61,7 +61,10 @@ class Decoder(generation.Decoder):
         columns, slots = token_ids.shape[1], self.keys[0].shape[1]
         width = 1 if columns == 1 else min(power_of_two(columns, FEWEST_COLUMNS), slots - offset)
         padding = ((0, 0), (0, width - columns))
-        logits, hidden_states, attentions = self.compiled.run(
+        run = self.compiled.function(
+            (self.batch, slots, width), last_only=last_only, weigh="attentions" in want, trace="hidden_states" in want
+        )
+        logits, hidden_states, attentions = run(
             self.keys,
             self.values,
             tf.constant(np.pad(token_ids, padding)),
@@ -69,9 +72,6 @@ class Decoder(generation.Decoder):
             tf.constant(np.pad(mask, ((0, 0), (0, slots - mask.shape[1])))),
             tf.constant(offset),
             tf.constant(columns - 1),
-            last_only=last_only,
-            weigh="attentions" in want,
-            trace="hidden_states" in want,
         )
         return Step(
             logits=to_numpy(logits) if last_only else to_numpy(logits)[:, :columns],
@@ -104,12 +104,13 @@ class CompiledModel:
 
     Attributes:
         weights: the variables that were compiled in; a model that has got others is compiled anew.
+        functions: what is compiled, by shape and by what it returns.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.weights = list(model.weights)
-        self.run = tf.function(self._run, jit_compile=True, autograph=False)
+        self.functions: dict[tuple[Any, ...], Any] = {}
 
     @classmethod
     def of(cls, model: Any) -> CompiledModel:
@@ -120,6 +121,18 @@ class CompiledModel:
         if kept is None or not same or any(a is not b for a, b in zip(kept.weights, weights, strict=True)):
             kept = model._compiled = cls(model)
         return kept
+
+    def function(self, shape: tuple[int, ...], **options: Any) -> Any:
+        """The compiled function for these sizes; `_run` says what it takes and gives.
+
+        One for each, since TensorFlow warns of a function that meets many shapes.
+        """
+        key = (*shape, *options.items())
+        if key not in self.functions:
+            self.functions[key] = tf.function(
+                lambda *arguments: self._run(*arguments, **options), jit_compile=True, autograph=False
+            )
+        return self.functions[key]
 
     def _run(
         self,

@@ -401,28 +401,23 @@ class GPTJModel(PretrainedModel):
 
         past, t = past_key_values, sizes(input_ids if inputs_embeds is None else inputs_embeds)[1]
         seen = filled_slots(past)
-        claims = (
-            []
-            if tf.executing_eagerly()
-            else claims_of(
-                config,
-                t,
-                input_ids=input_ids,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                attention_mask=attention_mask,
-                past=past,
-            )
+        claims = claims_of(
+            config,
+            t,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            past=past,
         )
-        assert_claims(claims)
-
-        x = self.wte(input_ids) if inputs_embeds is None else tf.cast(inputs_embeds, self.compute_dtype)
-        if token_type_ids is not None:
-            x += self.wte(token_type_ids)
+        slots = seen + tf.range(t)
+        with tf.control_dependencies(assert_claims(claims)):
+            x = self.wte(input_ids) if inputs_embeds is None else tf.cast(inputs_embeds, self.compute_dtype)
+            if token_type_ids is not None:
+                x += self.wte(token_type_ids)
+            rotation = self.rotary(slots[None] if position_ids is None else position_ids)
         x = dropout(spoiled(x, claims), config.embd_pdrop, None if seeds is None else seeds[0])
 
-        slots = seen + tf.range(t)
-        rotation = self.rotary(slots[None] if position_ids is None else position_ids)
         everything = past is not None and past.fixed and not isinstance(seen, int)
         see = visible(attention_mask, slots, sizes(past.keys[0])[-2] if everything else seen + t)
         factors = None if head_mask is None else tf.broadcast_to(head_mask, (config.n_layer, config.n_head))
@@ -512,7 +507,9 @@ def claims_of(
     attention_mask: tf.Tensor | None = None,
     past: KVCache | None = None,
 ) -> list[Claim]:
-    """What must hold of the values of a call with `length` tokens a row, where they are known only at run time."""
+    """What must hold of the values of a call with `length` tokens a row; nothing where the host has seen them already."""
+    if tf.executing_eagerly():
+        return []
     found: list[tuple[str, Any, Any]] = [
         ("input_ids: no such token", config.vocab_size - 1, input_ids),
         ("token_type_ids: no such token", config.vocab_size - 1, token_type_ids),
@@ -533,15 +530,18 @@ def claims_of(
     ]
 
 
-def assert_claims(claims: list[Claim]) -> None:
-    """Make the graph raise, with the first value that is wrong, where a claim does not hold.
+def assert_claims(claims: list[Claim]) -> list[Any]:
+    """Operations that raise, with the first value that is wrong, where a claim does not hold.
 
     Differs: a graph has no values when it is traced, so this is no InputError but tf.errors.InvalidArgumentError.
     """
+    assertions = []
     for rule, highest, found, holds in claims:
         # gather, since XLA would compile a slice anew for every value of its index
         first = tf.gather(tf.reshape(found, (-1,)), tf.argmax(tf.reshape(~holds, (-1,))))
-        tf.debugging.Assert(tf.reduce_all(holds), [f"{rule} (expected 0 to", highest, ", found", first, ")"])
+        data = [f"{rule} (expected 0 to", highest, ", found", first, ")"]
+        assertions.append(tf.debugging.Assert(tf.reduce_all(holds), data))
+    return assertions
 
 
 def spoiled(x: tf.Tensor, claims: list[Claim]) -> tf.Tensor:

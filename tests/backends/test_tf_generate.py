@@ -1,0 +1,106 @@
+"""What is TensorFlow's alone in generation: steps that XLA compiles, few shapes, a cache that is updated in place."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from wings import FLOAT32_ABSOLUTE, named_backends
+
+__test__ = "tf" in named_backends()  # where it is not under test, TensorFlow may not be there
+if __test__:
+    import tensorflow as tf
+
+    from gptj.tf import Decoder, GPTJForCausalLM
+    from gptj.tf.generate import CompiledModel, power_of_two
+
+FEW = {"n_layer": 1, "n_positions": 200}
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return GPTJForCausalLM.from_pretrained(folder(**FEW))
+
+
+def prompt(length: int) -> np.ndarray:
+    return np.random.default_rng(length).integers(0, 214, (2, length))
+
+
+@pytest.mark.parametrize("fewest", [1, 8, 64])
+def test_a_power_of_two_is_enough_and_less_than_twice(fewest):
+    for number in range(1, 300):
+        power = power_of_two(number, fewest)
+        assert power.bit_count() == 1 and max(number, fewest) <= power < 2 * max(number, fewest)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 31])
+def test_padding_to_a_compiled_shape_changes_nothing(model, oracle, length):
+    step = Decoder(model, 2, 40).extend(prompt(length), want=frozenset({"hidden_states", "attentions"}))
+    whole = oracle(**FEW).forward(prompt(length), attentions=True)
+    for got, expected in zip(
+        (step.logits, *step.hidden_states, *step.attentions),
+        (whole.logits, *whole.hidden_states, *whole.attentions),
+        strict=True,
+    ):
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).max() <= FLOAT32_ABSOLUTE
+
+
+def test_a_prompt_that_fills_the_cache_to_its_last_slot_fits(model, oracle):
+    decoder = Decoder(model, 2, 200)  # rounded up it would have more slots than the model has positions
+    decoder.prefill(prompt(200)[:, :150])
+    step = decoder.extend(prompt(200)[:, 150:])  # 50 columns would be rounded to 64, and 50 slots are left
+    assert np.abs(step.logits - oracle(**FEW).forward(prompt(200)).logits[:, 150:]).max() <= FLOAT32_ABSOLUTE
+
+
+def test_prompts_and_results_of_many_lengths_compile_few_shapes(folder):
+    model = GPTJForCausalLM.from_pretrained(folder(**FEW))
+    for length in range(9, 17):
+        model.generate(prompt(length), max_new_tokens=length, eos_token_id=None)
+    compiled = CompiledModel.of(model).functions
+    assert len(compiled) == 2  # a prompt of 16 and a step, in a cache of 64
+    assert [function.experimental_get_tracing_count() for function in compiled.values()] == [1, 1]
+
+
+def compiled_text(model, stage: str) -> str:
+    decoder = Decoder(model, 1, 64)
+    decoder.prefill(prompt(5)[:1])
+    decoder.step(np.array([3]))
+    function = CompiledModel.of(model).function((1, 64, 1), last_only=True, weigh=False, trace=False)
+    ids, mask, number = tf.constant([[3]], tf.int64), tf.ones((1, 64), tf.bool), tf.constant(7)
+    arguments = decoder.keys, decoder.values, ids, ids, mask, number, number
+    return function.experimental_get_compiler_ir(*arguments)(stage=stage)
+
+
+def test_a_step_is_not_compiled_anew_for_another_token_or_slot(model):
+    header = compiled_text(model, "hlo").splitlines()[0]
+    layout = header[header.index("entry_computation_layout") :]
+    assert layout.count("s64[1,1]") == 2, "token and position must be inputs of the program, not constants"
+    assert layout.count("s32[]") >= 1 and layout.count("pred[1,64]") >= 1
+
+
+def test_a_step_updates_its_cache_in_place(model):
+    text = compiled_text(model, "optimized_hlo")
+    assert "may-alias" in text.splitlines()[0]
+    assert not re.findall(r"f32\[4,64,12\]\S* copy\(", text), "a copy of a whole cache at every step"
+
+
+def test_new_weights_are_compiled_in(folder):
+    model = GPTJForCausalLM.from_pretrained(folder(**FEW))
+    before = model.generate(prompt(5), max_new_tokens=4, eos_token_id=None).numpy()
+    model.lm_head.bias.assign(tf.one_hot(17, 216) * 1000)
+    assert (model.generate(prompt(5), max_new_tokens=4, eos_token_id=None).numpy()[:, 5:] == 17).all()
+    model.resize_token_embeddings(300)
+    model.lm_head.bias.assign(tf.one_hot(250, 300) * 1000)
+    after = model.generate(prompt(5), max_new_tokens=4, eos_token_id=None).numpy()
+    assert (after[:, 5:] == 250).all() and (before[:, 5:] != 250).all()
+
+
+def test_a_model_that_has_generated_can_be_exported(model, tmp_path):
+    model.generate(prompt(3), max_new_tokens=2, eos_token_id=None)
+    model.export(tmp_path / "served")
+    served = tf.saved_model.load(str(tmp_path / "served"))
+    ids = prompt(3)
+    got = served.serve({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
+    assert np.abs(got - model(ids).logits).max() <= FLOAT32_ABSOLUTE
