@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from gptj_conversion.convert import convert
 from mutants import FAR, revealing_batch
-from reference import mesh_outputs
+from reference import MESH_FIXTURE, mesh_outputs
 from wings import FLOAT32_ABSOLUTE, close
 
-from gptj.checkpoint import write_checkpoint
 from gptj.config import ACTIVATIONS
-from gptj.parity.oracle import Oracle, causal_lm_loss
+from gptj.parity.oracle import Oracle, causal_lm_loss, token_losses
 from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.schema import schema
 
@@ -149,33 +149,58 @@ def test_logits_and_loss_of_a_16_bit_model_are_float32_and_near(wing, revealing,
     assert 0 < np.abs(raw - expected).max() < bound
 
 
-@pytest.mark.parametrize("tag", ["fp32"])
-@pytest.mark.feature("logits and tokens of the original TPU code", "causal_lm")
-def test_logits_are_those_of_the_original_implementation(wing, mesh_folder, tag):
+LAYOUTS = {"fp32": "full", "bf16": "full_slim", "f16": "full_slim_f16"}
+"""What the original calls its outputs, and the checkpoint that it computed them from."""
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The original's checkpoints, converted and loaded as float32, which is what the original computes in."""
+    folders = {}
+
+    def find(tag):
+        if tag not in folders:
+            folders[tag] = convert(
+                MESH_FIXTURE / LAYOUTS[tag] / "step_120",
+                tmp_path_factory.mktemp(tag) / "model",
+                config=MESH_FIXTURE / "config.json",
+                dtype="float32",
+            )
+        return folders[tag]
+
+    return find
+
+
+@pytest.mark.feature("logits, losses and tokens of the original TPU code", "causal_lm")
+@pytest.mark.parametrize("tag", LAYOUTS)
+def test_logits_are_those_of_the_original_implementation(wing, converted, tag):
     outputs = mesh_outputs()
-    model = wing.model("causal_lm").from_pretrained(mesh_folder)
+    model = wing.model("causal_lm").from_pretrained(converted(tag))
     got = wing.numpy(wing.call(model, outputs["input_ids"]).logits)
     assert np.abs(got - outputs[f"logits_{tag}"]).max() <= FLOAT32_ABSOLUTE
 
 
-def test_greedy_tokens_are_those_of_the_original_implementation(wing, mesh_folder):
+@pytest.mark.parametrize("tag", LAYOUTS)
+def test_losses_are_those_of_the_original_implementation(wing, converted, tag):
     outputs = mesh_outputs()
-    model = wing.model("causal_lm").from_pretrained(mesh_folder)
-    length = outputs["gen_context_right_aligned"].shape[1]
-    for row, count, expected in zip(
-        outputs["gen_context_right_aligned"], outputs["gen_ctx_length"], outputs["gen_tokens_fp32"], strict=True
-    ):
-        fits = min(len(expected), model.config.n_positions - int(count))
-        made = wing.numpy(model.generate(row[length - int(count) :][None], max_new_tokens=fits))[0, int(count) :]
-        assert made.tolist() == expected[:fits].tolist()
+    model = wing.model("causal_lm").from_pretrained(converted(tag))
+    ids, targets, every = outputs["input_ids"], outputs["targets"], outputs[f"all_loss_{tag}"]
+    logits = wing.numpy(wing.call(model, ids).logits)
+    assert np.abs(token_losses(logits, targets) - every).max() <= FLOAT32_ABSOLUTE
+    # Our labels are shifted inside, so a row with its last target behind it gives the loss of all its targets.
+    for row, following, expected in zip(ids, targets, every, strict=True):
+        labels = np.concatenate([row[:1], following[:-1]])[None]
+        loss = wing.numpy(wing.call(model, row[None], labels=labels).loss)
+        assert abs(loss - expected[:-1].mean()) <= FLOAT32_ABSOLUTE
 
 
-@pytest.fixture(scope="module")
-def mesh_folder(tmp_path_factory):
-    from reference import MESH_CONFIG, mesh_weights
-
-    from gptj import GPTJConfig
-
-    weights = mesh_weights()
-    path = tmp_path_factory.mktemp("mesh") / "model"
-    return write_checkpoint(path, GPTJConfig(**MESH_CONFIG), lambda row: weights[row.name])
+@pytest.mark.parametrize("tag", ["fp32", "bf16"])
+def test_greedy_tokens_are_those_of_the_original_implementation(wing, converted, tag):
+    outputs = mesh_outputs()
+    model = wing.model("causal_lm").from_pretrained(converted(tag))
+    prompts, lengths = outputs["gen_context_right_aligned"], outputs["gen_ctx_length"]
+    longest, new = int(lengths.max()), outputs[f"gen_tokens_{tag}"].shape[1]
+    assert longest + new == model.config.n_positions
+    mask = (np.arange(longest) >= longest - lengths[:, None]).astype(np.int64)
+    made = wing.numpy(model.generate(prompts[:, -longest:], attention_mask=mask, max_new_tokens=new))
+    assert made[:, longest:].tolist() == outputs[f"gen_tokens_{tag}"].tolist()
