@@ -12,6 +12,7 @@ msgpack, h5, tar) have a fuzzer of their own, `python tests/conversion/fuzz.py`.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import random
@@ -173,7 +174,7 @@ def changed_tree(data: bytes, chance: random.Random) -> bytes:
         if kind == 0:
             del place[key]
         elif kind == 1:
-            place[key] = chance.choice(STRANGE)
+            place[key] = copy.deepcopy(chance.choice(STRANGE))  # which later changes may change
         elif kind == 2:
             other = chance.choice(places)
             place[key] = json.loads(
