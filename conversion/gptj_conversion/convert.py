@@ -31,6 +31,7 @@ from gptj.errors import (
 from gptj.json_file import read_json_object
 from gptj.safetensors_file import numpy_dtype
 from gptj.schema import TensorSpec, schema
+from gptj.tokenizer import GPTJTokenizer
 from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE
 from gptj_conversion.canonical import describe_canonical, open_safetensors
 from gptj_conversion.dialects import Dialect
@@ -224,6 +225,7 @@ def convert(
     fingerprint: bool = True,
     verify: bool = False,
     resume: bool = False,
+    tokenizer: str | os.PathLike[str] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Path:
     """The directory `dst`, the checkpoint at `src` in another format.
@@ -240,9 +242,10 @@ def convert(
         fingerprint: note some logits of the float64 oracle in the manifest; see `gptj.fingerprint`.
         verify: run the oracle with the source's tensors and with what was written, and refuse a difference.
         resume: go on from what a killed conversion of the same input left; else it is cleared.
+        tokenizer: to write beside the weights: "gpt2", which is GPT-J's and needs `gptj[vocab]`, or one's folder.
         progress: told the name and bytes of each tensor when it has been written.
 
-    The last three are for safetensors alone; where nothing else is said, other formats go without.
+    `fingerprint`, `verify`, `resume` and `tokenizer` are for safetensors alone; other formats go without.
 
     Raises:
         GPTJError: see `open_source` and the writers; nothing is left behind at `dst`.
@@ -255,14 +258,15 @@ def convert(
         )
     if dtype is not None:
         dtype = numpy_dtype(dtype).name
-    if to != "safetensors" and (verify or resume):
-        raise InputError("is for safetensors alone", where="verify" if verify else "resume", found=f"to={to!r}")
+    asked = {"verify": verify, "resume": resume, "tokenizer": tokenizer is not None}
+    for where in (name for name, given in asked.items() if given and to != "safetensors"):
+        raise InputError("is for safetensors alone", where=where, found=f"to={to!r}")
     source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
     settled = _require_config(source)
     _require_apart(Path(src), Path(dst))
     order = _Order(
         Path(dst), source, settled, dtype, overwrite, max_shard_bytes, shards or 1, layout,
-        allow_overflow, allow_nonfinite, fingerprint, verify, resume, progress,
+        allow_overflow, allow_nonfinite, fingerprint, verify, resume, _tokenizer_files(tokenizer, settled), progress,
     )  # fmt: skip
     try:
         return _TARGETS[to](order)
@@ -321,6 +325,7 @@ class _Order:
     fingerprint: bool
     verify: bool
     resume: bool
+    tokenizer_files: dict[str, bytes]
     progress: Callable[[str, int], None] | None
 
     def read_for_cast(self, row: TensorSpec) -> NDArray[Any]:
@@ -354,6 +359,18 @@ class _Order:
             )
 
 
+def _tokenizer_files(tokenizer: str | os.PathLike[str] | None, config: GPTJConfig) -> dict[str, bytes]:
+    """The files of the tokenizer that was asked for, which must fit the model's vocabulary."""
+    if tokenizer is None:
+        return {}
+    if tokenizer == "gpt2":
+        found = GPTJTokenizer.gpt2(extra_tokens=config.vocab_size >= 50_400)
+    else:
+        found = GPTJTokenizer.from_pretrained(tokenizer)
+    found.check_fits(config)
+    return found.files()
+
+
 def _write_canonical(order: _Order) -> Path:
     return write_checkpoint(
         order.directory,
@@ -363,6 +380,7 @@ def _write_canonical(order: _Order) -> Path:
         dtype=order.dtype,
         max_shard_bytes=order.max_shard_bytes,
         overwrite=order.overwrite,
+        extra_files=order.tokenizer_files,
         provenance=_provenance(order.source, order.config, order.dtype),
         progress=order.progress,
         allow_overflow=order.allow_overflow,

@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
@@ -138,6 +138,8 @@ def _with(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 @_with(source_options)
 @click.option("--to", default="safetensors", show_default=True, metavar="FORMAT", help="What to write.")
 @click.option("--shards", type=int, help="How many cores will load it: for --to mesh.")
+@click.option("--layout", type=click.Choice(("slim", "full")), default="slim", show_default=True, help="For --to mesh.")
+@click.option("--tokenizer", metavar="gpt2|DIR", help="Write this tokenizer beside the weights.")
 @click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the written tensors. [default: as in SRC]")
 @size_option
 @overwrite_option
@@ -149,7 +151,8 @@ def _with(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and touch nothing.")
 @json_option
 def convert(
-    src: Path, dst: Path, to: str, shards: int | None, dtype: str | None, overwrite: bool, max_shard_gb: float,
+    src: Path, dst: Path, to: str, shards: int | None, layout: Literal["slim", "full"], tokenizer: str | None,
+    dtype: str | None, overwrite: bool, max_shard_gb: float,
     allow_overflow: bool, allow_nonfinite: bool, verify: bool, no_fingerprint: bool, resume: bool, dry_run: bool,
     as_json: bool, **source: Any,
 ) -> None:  # fmt: skip
@@ -170,6 +173,8 @@ def convert(
             src,
             dst,
             shards=shards,
+            layout=layout,
+            tokenizer=tokenizer,
             overwrite=overwrite,
             allow_overflow=allow_overflow,
             allow_nonfinite=allow_nonfinite,

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from reference import MESH_FIXTURE
 
+from gptj import GPTJConfig, GPTJTokenizer
+
 CONFIG = MESH_FIXTURE / "config.json"
 V2 = MESH_FIXTURE.parent / "mesh_v2_refuse"
 COMMANDS = ("convert", "demo", "doctor", "generate", "init", "inspect", "parity", "verify")
@@ -191,3 +193,18 @@ def test_a_closed_pipe_ends_quietly(converted):
         f'"{sys.executable}" -m gptj inspect "{converted}" | head -c 1', shell=True, capture_output=True, text=True
     )
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_convert_writes_a_tokenizer_beside_the_weights(tmp_path):
+    (tmp_path / "config.json").write_text(GPTJConfig(vocab_size=320, n_embd=16, n_layer=1, n_head=2).to_json())
+    assert gptj("init", tmp_path / "model", "--config", tmp_path / "config.json").returncode == 0
+    GPTJTokenizer.train(["to be or not to be"] * 9, 264).save_pretrained(tmp_path / "tokenizer")
+    done = gptj("convert", tmp_path / "model", tmp_path / "out", "--tokenizer", tmp_path / "tokenizer")
+    assert done.returncode == 0, done.stderr
+    written = GPTJTokenizer.from_pretrained(tmp_path / "out")
+    assert written.decode(written.encode("to be")) == "to be"
+
+
+def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(tmp_path):
+    arguments = ("--config", CONFIG, "--tokenizer", "gpt2")
+    refused(gptj("convert", MESH_FIXTURE / "full", tmp_path / "dst", *arguments), tmp_path / "dst", "50257", "160")
