@@ -117,6 +117,12 @@ def test_a_loss_without_a_y_is_refused(model):
         model.fit({"input_ids": IDS, "labels": IDS}, **STEP)
 
 
+def test_training_on_nothing_is_refused(model):
+    model.compile("sgd", jit_compile=False)
+    with pytest.raises(InputError, match="x: no labels to train on"):
+        model.fit({"input_ids": IDS}, **STEP)
+
+
 @pytest.mark.parametrize("run", ["fit", "evaluate", "predict"])
 def test_wrong_arrays_are_refused_before_xla_computes(model, run):
     model.compile("sgd", jit_compile=True)

@@ -61,6 +61,16 @@ def test_paths_stay_after_calls_and_resizing():
     assert model.num_parameters() == sum(row.size for row in schema(model.config))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_another_embeddings_values_are_taken_and_counted_once(tied):
+    model = GPTJForCausalLM(revealing_config(n_layer=1, tie_word_embeddings=tied), seed=1)
+    count, other = model.num_parameters(), GPTJModel(revealing_config(n_layer=1), seed=2)
+    model.set_input_embeddings(other.get_input_embeddings())
+    assert np.array_equal(model.get_input_embeddings().weight, other.wte.weight)
+    assert model.num_parameters() == count
+    assert (model.get_output_embeddings().weight is model.transformer.wte.weight) == tied
+
+
 def test_starting_afresh_keeps_the_variables():
     model = GPTJModel(revealing_config(n_layer=1), seed=1)
     weights = model.weights

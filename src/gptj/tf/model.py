@@ -507,7 +507,7 @@ def claims_of(
     attention_mask: tf.Tensor | None = None,
     past: KVCache | None = None,
 ) -> list[Claim]:
-    """What must hold of the values of a call with `length` tokens a row; nothing where the host has seen them already."""
+    """What must hold of a call's values, `length` tokens a row; nothing where the host has seen them already."""
     if tf.executing_eagerly():
         return []
     found: list[tuple[str, Any, Any]] = [

@@ -195,10 +195,11 @@ class PretrainedModel(keras.Model):
         return self.base_model.wte
 
     def set_input_embeddings(self, embeddings: Any) -> None:
-        """Use another token embedding of the same size; lm_head follows where the config ties them."""
+        """Use another token embedding's values, of the same size; lm_head follows where the config ties them."""
+        # Differs: the values are copied, since Keras would go on counting the layer that another takes the place of.
         inputs.check_embeddings(self.config, tuple(embeddings.weight.shape))
-        self.base_model.wte = embeddings
-        self.tie_weights()
+        row = next(row for row in schema(self.config, self.head) if row.kind == "embedding")
+        self._assign([(row, to_numpy(embeddings.weight).astype(numpy_dtype(self.variable_dtype)))])
 
     def get_output_embeddings(self) -> Any:
         """lm_head, or None where the class has none."""
@@ -437,14 +438,18 @@ class PretrainedModel(keras.Model):
         """The loss that `compile` was given, of y; or where there is no y, the model's own, of the labels in x.
 
         Raises:
-            InputError: a loss or weights were given without a y that they could apply to.
+            InputError: a loss or weights were given without a y that they apply to, or there are no labels at all.
         """
-        if y is not None or getattr(y_pred, "loss", None) is None:
+        own: Any = getattr(y_pred, "loss", None)
+        if own is None and y is None:
+            hint = "Put them into x, or pass them as y and a loss to compile"
+            raise InputError("no labels to train on", where="x", hint=hint)
+        if y is not None:
             return super().compute_loss(x, y, _predictions(y_pred, like=y), sample_weight, training)
         if self._compile_loss is not None or sample_weight is not None:
             hint = "Pass the labels as y, or compile without a loss for the model's own"
             raise InputError("a loss or weights, but the labels are inside x", where="compile", hint=hint)
-        return tf.add_n([y_pred.loss, *(tf.cast(loss, y_pred.loss.dtype) for loss in self.losses)])
+        return tf.add_n([own, *(tf.cast(loss, own.dtype) for loss in self.losses)])
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Keras' metrics of y and what answers it: the logits, or a start and an end."""
