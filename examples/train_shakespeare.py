@@ -3,7 +3,8 @@
     python examples/train_shakespeare.py tinyshakespeare.txt shakespeare --tpu shakespeare-tpu
 
 `--tpu` also writes it as mesh-transformer-jax would have: 8 shards of bfloat16, and the tokenizer's files. The recipe's
-defaults are for 2.6 million parameters on the 1,115,394 characters of tinyshakespeare (public domain; https://github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt,
+defaults are for 2.6 million parameters on the 1,115,394 characters of tinyshakespeare (public domain;
+https://github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt,
 sha256 86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed). Every field of `Recipe` is also an option.
 
 Why it is as it is. The text is small, so the model sees it many times over, and what is learnt by heart is lost:
