@@ -67,6 +67,19 @@ def test_a_step_of_fit_is_the_step_of_a_loop(folder, model):
         assert np.abs(values(model)[name] - value).max() <= FLOAT32_ABSOLUTE, name
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_token_that_occurs_twice_counts_as_one_to_adam(folder, tied):
+    model = GPTJForCausalLM.from_pretrained(folder(tie_word_embeddings=tied, **FEW))
+    with tf.GradientTape() as tape:
+        loss = model(IDS * 0 + 7, labels=IDS, training=True).loss
+    table = model.transformer.wte.weight
+    before, slope = table.numpy(), tape.gradient(loss, [table])[0]
+    assert isinstance(slope, tf.Tensor), "Keras squares each row of tf.IndexedSlices on its own"
+    keras.optimizers.Adam(0.01, epsilon=1e-30).apply([slope], [table])
+    step = np.abs(table.numpy() - before)[7]
+    assert np.abs(step - 0.01).max() <= 1e-4  # Adam's first step is the rate, whatever the gradient
+
+
 def test_a_loss_given_to_compile_gets_the_logits_and_y(model, oracle):
     model.compile(keras.optimizers.SGD(0.0), from_logits(), metrics=["accuracy"], jit_compile=False)
     history = model.fit({"input_ids": IDS}, IDS, **STEP).history

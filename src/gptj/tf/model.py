@@ -86,6 +86,21 @@ class Linear(keras.layers.Layer):
         return tf.reshape(y, (*before, weight.shape[0]))
 
 
+@tf.custom_gradient
+def looked_up(table: tf.Tensor, ids: tf.Tensor) -> Any:
+    """The rows of `table` (v, m) with these ids, (b, t, m), with a gradient of the table's own shape.
+
+    Differs: TensorFlow's own gradient lists each use of a row by itself, and Keras' AdamW then takes a row that is used
+    twice for two (measured: off by a whole step). Summed here, a row's gradient is what it is in the other backends.
+    """
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        uses = tf.reshape(upstream, [-1, table.shape[1]])
+        return tf.math.unsorted_segment_sum(uses, tf.reshape(ids, [-1]), table.shape[0]), None
+
+    return tf.gather(table, ids), gradient
+
+
 class Embedding(keras.layers.Layer):
     """Rows of a table, looked up by token id."""
 
@@ -96,7 +111,25 @@ class Embedding(keras.layers.Layer):
 
     def call(self, ids: tf.Tensor) -> tf.Tensor:
         """(b, t) to (b, t, m)."""
-        return tf.cast(tf.gather(self.weight.value, ids), self.compute_dtype)
+        return tf.cast(rows_of(tf.convert_to_tensor(self.weight), ids), self.compute_dtype)
+
+
+def rows_of(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+    """The rows of `table` (v, m) that `ids` (b, t) name, with a gradient that is a whole table.
+
+    Differs: TensorFlow's own gradient is a list of rows, in which an id that occurs twice stands twice; Keras'
+    optimizers square each on its own, so AdamW would take another step than it says.
+    """
+
+    @tf.custom_gradient
+    def look_up(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        def slope(upstream: tf.Tensor) -> tf.Tensor:
+            rows, width = sizes(table)
+            return tf.math.unsorted_segment_sum(tf.reshape(upstream, (-1, width)), tf.reshape(ids, (-1,)), rows)
+
+        return tf.gather(table, ids), slope
+
+    return look_up(table)
 
 
 class LayerNorm(keras.layers.Layer):
