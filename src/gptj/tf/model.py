@@ -86,21 +86,6 @@ class Linear(keras.layers.Layer):
         return tf.reshape(y, (*before, weight.shape[0]))
 
 
-@tf.custom_gradient
-def looked_up(table: tf.Tensor, ids: tf.Tensor) -> Any:
-    """The rows of `table` (v, m) with these ids, (b, t, m), with a gradient of the table's own shape.
-
-    Differs: TensorFlow's own gradient lists each use of a row by itself, and Keras' AdamW then takes a row that is used
-    twice for two (measured: off by a whole step). Summed here, a row's gradient is what it is in the other backends.
-    """
-
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
-        uses = tf.reshape(upstream, [-1, table.shape[1]])
-        return tf.math.unsorted_segment_sum(uses, tf.reshape(ids, [-1]), table.shape[0]), None
-
-    return tf.gather(table, ids), gradient
-
-
 class Embedding(keras.layers.Layer):
     """Rows of a table, looked up by token id."""
 
