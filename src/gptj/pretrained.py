@@ -11,7 +11,6 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
 from gptj.errors import SchemaError
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.mixin import Generates
+from gptj.hub import locate
 from gptj.initial import initial_tensor
 from gptj.schema import HEADS, Head, TensorSpec, schema
 
@@ -99,7 +99,7 @@ def prepare(
     """Open `directory` for a model with this head, check everything, and say what there is to do.
 
     Args:
-        directory: a folder with config.json and safetensors weights.
+        directory: a folder with config.json and safetensors weights, or a repository of the hub; see `gptj.hub`.
         config: to use in place of the folder's own.
         dtype: the parameters' dtype, or "auto": as stored.
         weights: which weights file, where there are several.
@@ -111,7 +111,7 @@ def prepare(
     Raises:
         GPTJError: see `gptj.checkpoint`; all missing, unexpected and misshapen tensors stand in one SchemaError.
     """
-    path = Path(directory) / subfolder if subfolder else Path(directory)
+    path = locate(directory) / subfolder
     checkpoint = open_checkpoint(path, weights=weights, config=config)
     settled = checkpoint.config.replace(**overrides) if overrides else checkpoint.config
     plan = plan_load(checkpoint, settled, head, ignore_mismatched_sizes=ignore_mismatched_sizes)

@@ -1,0 +1,58 @@
+"""What is PyTorch's alone: compile, export, casts that leave the rotary table, and the fused attention."""
+
+import numpy as np
+import pytest
+import torch
+from mutants import revealing_batch
+from wings import close
+
+from gptj.parity.revealing import revealing_config
+from gptj.pt import GPTJForCausalLM
+from gptj.rotary import rotary_table
+
+CONFIG = revealing_config()
+IDS = torch.from_numpy(revealing_batch(CONFIG).input_ids[:2])
+
+
+@pytest.fixture(scope="module")
+def expected(oracle):
+    return oracle().forward(IDS.numpy()).logits
+
+
+def test_an_exported_program_computes_the_oracles_logits(folder, expected):
+    program = torch.export.export(GPTJForCausalLM.from_pretrained(folder()), (IDS,), {"use_cache": False})
+    got = program.module()(IDS, use_cache=False).logits
+    assert close(got.detach().numpy(), expected, "float32")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_one_compiled_graph_computes_the_oracles_logits(folder, expected):
+    # Warnings are torch's own, of its compiler's internals; aot_eager traces and differentiates without a C++ compiler.
+    compiled = torch.compile(GPTJForCausalLM.from_pretrained(folder()), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert close(compiled(IDS, use_cache=False).logits.numpy(), expected, "float32")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_casting_the_model_leaves_its_rotary_table_in_its_own_precision(folder, dtype):
+    rotary = GPTJForCausalLM.from_pretrained(folder()).to(dtype).transformer.rotary
+    kept = "float64" if dtype == torch.float64 else "float32"
+    sin, cos = rotary_table(CONFIG.n_positions, CONFIG.rotary_width, kept)
+    assert np.array_equal(rotary.sin.numpy(), sin) and np.array_equal(rotary.cos.numpy(), cos)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_fused_attention_computes_the_oracles_logits(folder, oracle, dtype):
+    batch = revealing_batch(CONFIG)
+    call = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+    model = GPTJForCausalLM.from_pretrained(folder(), dtype=dtype, attn_implementation="sdpa")
+    with torch.no_grad():
+        got = model(batch.input_ids, **call).logits.numpy()
+    assert close(got, oracle().forward(batch.input_ids, **call).logits, dtype)
+
+
+def test_a_state_dict_goes_from_one_model_to_another(folder):
+    source, target = GPTJForCausalLM.from_pretrained(folder()), GPTJForCausalLM(CONFIG, seed=9)
+    target.load_state_dict(source.state_dict())
+    with torch.no_grad():
+        assert torch.equal(source(IDS).logits, target(IDS).logits)
