@@ -39,7 +39,7 @@ def mesh_weights() -> dict[str, NDArray[np.float32]]:
 
 
 def mesh_outputs() -> dict[str, NDArray[Any]]:
-    """What the original model computed: see MESH_FORMAT's part on reference_outputs.npz."""
+    """What the original model computed: inputs, and for each of its dtypes logits, losses and greedy tokens."""
     with np.load(MESH_FIXTURE / "reference_outputs.npz") as file:
         return {name: file[name] for name in file.files}
 
