@@ -132,10 +132,20 @@ print(megabytes('VmHWM') - before)
     assert float(done.stdout) <= 1.1 * weights + 12, weights  # what Keras makes of a first model is some 10 MB
 
 
-def test_keras_on_another_framework_is_refused_by_name():
-    done = python("import gptj.tf", KERAS_BACKEND="numpy")
-    assert "BackendError: gptj.tf: Keras runs on another framework (expected tensorflow, found numpy)" in done.stderr
+@pytest.mark.parametrize("name", ["numpy", "jax", "no-such-framework"])
+def test_keras_on_another_framework_is_refused_by_name(name):
+    done = python("import gptj.tf", KERAS_BACKEND=name)
+    assert f"BackendError: gptj.tf: Keras runs on another framework (expected tensorflow, found {name})" in done.stderr
     assert "KERAS_BACKEND=tensorflow" in done.stderr
+
+
+def test_keras_json_of_another_framework_is_refused_by_name(tmp_path):
+    (tmp_path / "keras.json").write_text(json.dumps({"backend": "numpy"}))
+    # Keras' NumPy backend imports scipy: without it the import itself fails, with it Keras says where it runs
+    hidden = "import sys; sys.modules['scipy'] = None; import gptj.tf"
+    for code in ("import gptj.tf", hidden):
+        done = python(code, KERAS_HOME=str(tmp_path), KERAS_BACKEND="")
+        assert "BackendError: gptj.tf: Keras runs on another framework (expected tensorflow, found" in done.stderr
 
 
 def test_import_sets_no_environment_variable():

@@ -12,22 +12,36 @@ Table of contents:
 The classes have transformers' names too, TFGPTJModel and so on: the same objects.
 """
 
+import os
+
 from gptj.backends import require
+from gptj.errors import BackendError
 
 require("tf")
 
-import keras  # noqa: E402 - the missing framework must be named before it is imported
 
-from gptj.errors import BackendError  # noqa: E402
+def _require_tensorflow_under_keras(found: str) -> None:
+    """Raise a BackendError unless `found`, the framework that Keras runs on, is TensorFlow."""
+    if found != "tensorflow":
+        raise BackendError(
+            "Keras runs on another framework",
+            where="gptj.tf",
+            expected="tensorflow",
+            found=found,
+            hint='Before Keras is imported, set KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in keras.json',
+        )
 
-if keras.backend.backend() != "tensorflow":
-    raise BackendError(
-        "Keras runs on another framework",
-        where="gptj.tf",
-        expected="tensorflow",
-        found=keras.backend.backend(),
-        hint='Before Keras is imported, set KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in keras.json',
-    )
+
+# Before the import too: Keras imports the framework that it is told to, which may not be installed.
+_require_tensorflow_under_keras(os.environ.get("KERAS_BACKEND") or "tensorflow")
+
+try:
+    import keras
+except ImportError as error:
+    _require_tensorflow_under_keras(str(error))  # keras.json names a framework that is not installed
+    raise
+
+_require_tensorflow_under_keras(keras.backend.backend())
 
 from gptj.config import GPTJConfig  # noqa: E402
 from gptj.tf.generate import Decoder  # noqa: E402
