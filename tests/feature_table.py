@@ -54,9 +54,10 @@ def cells(folder: Path) -> dict[str, dict[str, set[str]]]:
 
 
 def table(folder: Path) -> str:
-    """The table in Markdown: a row a feature, a column a class, the wings in the cells."""
+    """The table in Markdown: a row a feature, a column a class, the wings in the cells; one framework's own rows last."""
     lines = ["| | " + " | ".join(HEADS.values()) + " |", "|---" * (len(HEADS) + 1) + "|"]
-    for name, by_head in cells(folder).items():
+    alone = {name: len(set().union(*by_head.values())) == 1 for name, by_head in cells(folder).items()}
+    for name, by_head in sorted(cells(folder).items(), key=lambda item: alone[item[0]]):
         row = [", ".join(WINGS[w] for w in WINGS if w in by_head.get(head, ())) or "-" for head in HEADS]
         lines.append("| " + " | ".join([name, *("all three" if c.count(",") == 2 else c for c in row)]) + " |")
     return "\n".join(lines)

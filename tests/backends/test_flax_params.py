@@ -153,12 +153,14 @@ def test_saving_foreign_parameters_is_refused_and_leaves_nothing(model, tmp_path
     assert not (tmp_path / "wrong").exists()
 
 
+@pytest.mark.feature("params through orbax and flax.serialization", "causal_lm")
 def test_parameters_pass_through_flax_serialization(model):
     data = serialization.to_bytes(model.params)
     restored = serialization.from_bytes(jax.tree.map(jnp.zeros_like, model.params), data)
     assert same(restored, model.params)
 
 
+@pytest.mark.feature("params through orbax and flax.serialization", "causal_lm")
 def test_parameters_pass_through_orbax(model, tmp_path):
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "orbax", model.params)

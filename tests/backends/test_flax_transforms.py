@@ -38,10 +38,12 @@ def test_the_module_is_a_pure_function_of_its_parameters(model, expected):
     assert near(run(model.params, IDS), expected)
 
 
+@pytest.mark.feature("jit, grad, vmap", "causal_lm")
 def test_a_call_works_inside_jit(model, expected):
     assert near(jax.jit(lambda ids: model(ids).logits)(IDS), expected)
 
 
+@pytest.mark.feature("jit, grad, vmap", "causal_lm")
 def test_a_call_works_inside_vmap(model, expected):
     assert near(jax.vmap(lambda row: model(row[None]).logits[0])(IDS), expected)
 
@@ -129,6 +131,7 @@ def test_dropout_needs_a_key_and_the_same_key_gives_the_same(folder):
     assert np.array_equal(one, same) and not np.array_equal(one, other)
 
 
+@pytest.mark.feature("jit, grad, vmap", "causal_lm")
 def test_optax_trains_it(model):
     optimiser = optax.adamw(1e-2)
 
@@ -211,6 +214,7 @@ def sharded(folder):
     return {name: float(value) for name, value in (line.split() for line in run.stdout.splitlines())}
 
 
+@pytest.mark.feature("pmap and sharding over several devices", "causal_lm")
 @pytest.mark.parametrize("way", ["shard_map", "pmap", "tensor_parallel"])
 def test_four_devices_give_what_one_gives(sharded, way):
     assert sharded[way] <= FLOAT32_ABSOLUTE

@@ -19,12 +19,14 @@ def expected(oracle):
     return oracle().forward(IDS.numpy()).logits
 
 
+@pytest.mark.feature("torch.compile in one graph, torch.export", "causal_lm")
 def test_an_exported_program_computes_the_oracles_logits(folder, expected):
     program = torch.export.export(GPTJForCausalLM.from_pretrained(folder()), (IDS,), {"use_cache": False})
     got = program.module()(IDS, use_cache=False).logits
     assert close(got.detach().numpy(), expected, "float32")
 
 
+@pytest.mark.feature("torch.compile in one graph, torch.export", "causal_lm")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_one_compiled_graph_computes_the_oracles_logits(folder, expected):
     # Warnings are torch's own, of its compiler's internals; aot_eager traces and differentiates without a C++ compiler.
@@ -33,6 +35,7 @@ def test_one_compiled_graph_computes_the_oracles_logits(folder, expected):
         assert close(compiled(IDS, use_cache=False).logits.numpy(), expected, "float32")
 
 
+@pytest.mark.feature(".half(), .bfloat16(), .to(), state_dict", "causal_lm")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_casting_the_model_leaves_its_rotary_table_in_its_own_precision(folder, dtype):
     rotary = GPTJForCausalLM.from_pretrained(folder()).to(dtype).transformer.rotary
@@ -41,6 +44,7 @@ def test_casting_the_model_leaves_its_rotary_table_in_its_own_precision(folder, 
     assert np.array_equal(rotary.sin.numpy(), sin) and np.array_equal(rotary.cos.numpy(), cos)
 
 
+@pytest.mark.feature('fused attention (attn_implementation="sdpa")', "causal_lm")
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_fused_attention_computes_the_oracles_logits(folder, oracle, dtype):
     batch = revealing_batch(CONFIG)
@@ -51,6 +55,7 @@ def test_the_fused_attention_computes_the_oracles_logits(folder, oracle, dtype):
     assert close(got, oracle().forward(batch.input_ids, **call).logits, dtype)
 
 
+@pytest.mark.feature(".half(), .bfloat16(), .to(), state_dict", "causal_lm")
 def test_a_state_dict_goes_from_one_model_to_another(folder):
     source, target = GPTJForCausalLM.from_pretrained(folder()), GPTJForCausalLM(CONFIG, seed=9)
     target.load_state_dict(source.state_dict())

@@ -134,6 +134,7 @@ def test_a_trace_refuses_what_it_knows_already(model, spec, message):
         traced.get_concrete_function(tf.TensorSpec(shape, dtype))
 
 
+@pytest.mark.feature("tf.function, XLA (jit_compile)", "causal_lm")
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_graph_computes_what_an_eager_call_does(model, expected, jit_compile):
     @tf.function(autograph=False, jit_compile=jit_compile)

@@ -45,6 +45,7 @@ def values(model):
     return {weight.path.split("/", 1)[1]: weight.numpy() for weight in model.weights}
 
 
+@pytest.mark.feature("Keras compile, fit, predict", "causal_lm")
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}], ids=str)
 def test_labels_inside_the_dict_train_with_the_models_own_loss(model, oracle, options):
     from gptj.parity.oracle import causal_lm_loss
@@ -91,6 +92,7 @@ def test_a_loss_given_to_compile_gets_the_logits_and_y(model, oracle):
     assert history["accuracy"] == [pytest.approx((logits.argmax(-1) == IDS).mean())]
 
 
+@pytest.mark.feature("Keras compile, fit, predict", "question_answering")
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_spans_train_with_a_loss_for_each_end(as_dict):
     model = GPTJForQuestionAnswering(revealing_config(**FEW))
@@ -103,6 +105,7 @@ def test_spans_train_with_a_loss_for_each_end(as_dict):
     assert model.fit(IDS, y, **STEP).history["loss"] == [pytest.approx(2 * float(before), rel=1e-5)]
 
 
+@pytest.mark.feature("Keras compile, fit, predict", "sequence_classification")
 @pytest.mark.parametrize("data", ["arrays", "dataset"])
 def test_classes_train_evaluate_and_are_predicted(data):
     model = GPTJForSequenceClassification(revealing_config(**FEW))
@@ -154,6 +157,7 @@ def test_a_wrong_batch_of_a_dataset_is_refused_before_xla_computes(model):
         model.predict(batches, verbose=0)
 
 
+@pytest.mark.feature("mixed_float16 and mixed_bfloat16 policies", "causal_lm")
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_a_mixed_policy_keeps_float32_and_computes_in_16_bits(folder, oracle, policy):
     model = GPTJForCausalLM.from_pretrained(folder(**FEW), dtype=policy)
@@ -168,6 +172,7 @@ def test_a_mixed_policy_keeps_float32_and_computes_in_16_bits(folder, oracle, po
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.feature("model.save and reload", "causal_lm")
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_keras_file_brings_back_model_and_optimizer(folder, tmp_path, tied):
     model = GPTJForCausalLM.from_pretrained(folder(tie_word_embeddings=tied, **FEW))
@@ -183,6 +188,7 @@ def test_a_keras_file_brings_back_model_and_optimizer(folder, tmp_path, tied):
     assert (loaded.lm_head.weight is loaded.transformer.wte.weight) == tied
 
 
+@pytest.mark.feature("model.export to a SavedModel", "every")
 @pytest.mark.parametrize(
     "class_",
     [GPTJModel, GPTJForCausalLM, GPTJForSequenceClassification, GPTJForQuestionAnswering] if __test__ else [],
