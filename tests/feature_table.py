@@ -54,7 +54,7 @@ def cells(folder: Path) -> dict[str, dict[str, set[str]]]:
 
 
 def table(folder: Path) -> str:
-    """The table in Markdown: a row a feature, a column a class, the wings in the cells; one framework's own rows last."""
+    """The table in Markdown: a row a feature, a column a class, the wings in the cells; a single wing's rows last."""
     lines = ["| | " + " | ".join(HEADS.values()) + " |", "|---" * (len(HEADS) + 1) + "|"]
     alone = {name: len(set().union(*by_head.values())) == 1 for name, by_head in cells(folder).items()}
     for name, by_head in sorted(cells(folder).items(), key=lambda item: alone[item[0]]):
