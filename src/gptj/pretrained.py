@@ -15,10 +15,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
+from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
 from gptj.errors import SchemaError
+from gptj.fingerprint import check_fingerprint
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.mixin import Generates
 from gptj.hub import locate
@@ -93,6 +94,7 @@ def prepare(
     weights: str | None = None,
     subfolder: str = "",
     ignore_mismatched_sizes: bool = False,
+    verify: bool = False,
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> Loading:
@@ -105,15 +107,21 @@ def prepare(
         weights: which weights file, where there are several.
         subfolder: a folder inside `directory`.
         ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
+        verify: first check the folder against its manifest.json: every hash, and the reference's forward pass, which
+            alone notices another n_head or rotary_dim, or a transposed square matrix.
         seed: of rows that start afresh.
         overrides: config fields to change, such as num_labels.
 
     Raises:
-        GPTJError: see `gptj.checkpoint`; all missing, unexpected and misshapen tensors stand in one SchemaError.
+        GPTJError: see `gptj.checkpoint`; all missing, unexpected and misshapen tensors stand in one SchemaError. With
+            `verify`, see `verify_checkpoint` and `check_fingerprint` too.
     """
     path = locate(directory) / subfolder
     checkpoint = open_checkpoint(path, weights=weights, config=config)
     settled = checkpoint.config.replace(**overrides) if overrides else checkpoint.config
+    if verify:
+        verify_checkpoint(path)
+        check_fingerprint(path, config=settled)
     plan = plan_load(checkpoint, settled, head, ignore_mismatched_sizes=ignore_mismatched_sizes)
     loading = Loading(checkpoint, settled, head, _settle_dtype(dtype, checkpoint, plan), plan, seed)
     fresh = [*plan.missing, *(row.name for row in plan.mismatched)]

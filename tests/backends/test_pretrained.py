@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from gptj_conversion.convert import convert
 from wings import close
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
-from gptj.errors import GPTJError, MissingFileError, SchemaError, WriteError
+from gptj.errors import FormatError, GPTJError, MissingFileError, ParityError, SchemaError, WriteError
 from gptj.initial import initial_tensor
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.pretrained import FreshWeightsWarning
@@ -109,6 +110,21 @@ def test_missing_rows_of_the_base_are_an_error_that_lists_them(wing, tmp_path):
 def test_a_wrong_folder_is_named(wing, tmp_path):
     with pytest.raises((MissingFileError, GPTJError), match="nowhere"):
         wing.model("causal_lm").from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.feature("a folder checked against its manifest and fingerprint", "causal_lm")
+def test_a_verified_load_notices_what_no_shape_shows(wing, folder, tmp_path):
+    path, load = convert(folder(), tmp_path / "model"), wing.model("causal_lm").from_pretrained
+    load(path, verify=True)
+    with pytest.raises(ParityError, match="forward pass"):
+        load(path, verify=True, n_head=CONFIG.n_head // 2, rotary_dim=CONFIG.rotary_dim)
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    load(path)
+    with pytest.raises(FormatError, match=r"lm_head\.bias"):
+        load(path, verify=True)
+    with pytest.raises(MissingFileError, match="manifest"):
+        load(folder(), verify=True)
 
 
 def test_an_unknown_option_is_refused(wing, folder):

@@ -333,6 +333,7 @@ class PretrainedModel:
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         mmap: bool = True,
+        verify: bool = False,
         seed: int = 0,
         computation_dtype: Any = None,
         _do_init: bool = True,
@@ -349,6 +350,7 @@ class PretrainedModel:
             ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
             output_loading_info: return (model, info) with the missing, unexpected and mismatched keys.
             mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
+            verify: first check the folder against its manifest.json: every hash, and the reference's forward pass.
             seed: of rows that start afresh.
             computation_dtype: what is computed in; None means the parameters' dtype.
             _do_init: False returns (model, params), the model without parameters of its own.
@@ -367,6 +369,7 @@ class PretrainedModel:
             weights=weights,
             subfolder=subfolder,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
+            verify=verify,
             seed=seed,
             overrides=overrides,
         )

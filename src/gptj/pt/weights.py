@@ -199,6 +199,7 @@ class PretrainedModel(nn.Module):
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         mmap: bool = True,
+        verify: bool = False,
         seed: int = 0,
         torch_dtype: Any = None,
         attn_implementation: str = "eager",
@@ -215,6 +216,7 @@ class PretrainedModel(nn.Module):
             ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
             output_loading_info: return (model, info) with the missing, unexpected and mismatched keys.
             mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
+            verify: first check the folder against its manifest.json: every hash, and the reference's forward pass.
             seed: of rows that start afresh.
             torch_dtype: transformers' older name of dtype.
             attn_implementation: "eager" or "sdpa".
@@ -232,6 +234,7 @@ class PretrainedModel(nn.Module):
             weights=weights,
             subfolder=subfolder,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
+            verify=verify,
             seed=seed,
             overrides=overrides,
         )

@@ -286,6 +286,7 @@ class PretrainedModel(keras.Model):
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         mmap: bool = True,
+        verify: bool = False,
         seed: int = 0,
         **overrides: Any,
     ) -> Any:
@@ -300,6 +301,7 @@ class PretrainedModel(keras.Model):
             ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
             output_loading_info: return (model, info) with the missing, unexpected and mismatched keys.
             mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
+            verify: first check the folder against its manifest.json: every hash, and the reference's forward pass.
             seed: of rows that start afresh, and of dropout.
             overrides: config fields to change, such as num_labels.
 
@@ -315,6 +317,7 @@ class PretrainedModel(keras.Model):
             weights=weights,
             subfolder=subfolder,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
+            verify=verify,
             seed=seed,
             overrides=overrides,
         )
