@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
 from gptj.config import CONFIG_FILE, GPTJConfig
+from gptj.dtypes import numpy_dtype
 from gptj.errors import GPTJError, SchemaError
 from gptj.json_file import read_json_object
-from gptj.safetensors_file import FileIdentity, StoredTensor, cast, numpy_dtype
+from gptj.safetensors_file import FileIdentity, StoredTensor, cast
 from gptj.schema import Head, TensorSpec
 from gptj_conversion.dialects import Dialect
 from gptj_conversion.foreign import ForeignCheckpoint, match_arrays

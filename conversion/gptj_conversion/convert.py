@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gptj.checkpoint_writer import write_checkpoint
 from gptj.config import GPTJConfig
+from gptj.dtypes import numpy_dtype
 from gptj.errors import (
     ConfigError,
     FormatError,
@@ -29,7 +30,6 @@ from gptj.errors import (
     shown,
 )
 from gptj.json_file import read_json_object
-from gptj.safetensors_file import numpy_dtype
 from gptj.schema import TensorSpec, schema
 from gptj.tokenizer import GPTJTokenizer
 from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE

@@ -14,9 +14,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
+from gptj.dtypes import numpy_dtype
 from gptj.errors import FormatError, MissingFileError, SchemaError, UnsafeFileError, shown
 from gptj.json_file import read_json_object
-from gptj.safetensors_file import WEIGHT_DTYPES, numpy_dtype
+from gptj.safetensors_file import WEIGHT_DTYPES
 from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, is_old_buffer, schema
 from gptj.weight_files import listed, safe_path
 from gptj_conversion.dialects import Dialect, Spelling, spell

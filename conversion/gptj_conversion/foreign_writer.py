@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
+from gptj.dtypes import numpy_dtype
 from gptj.errors import InputError, SchemaError, WriteError, shown
 from gptj.output_directory import Fate, FileSystem, OutputDirectory
-from gptj.safetensors_file import WEIGHT_DTYPES, cast, numpy_dtype
+from gptj.safetensors_file import WEIGHT_DTYPES, cast
 from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj_conversion.dialects import Dialect, Spelling, spell
 from gptj_conversion.transpose import copy_transposed

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.dtypes import numpy_dtype
 from gptj.errors import (
     ConfigError,
     FormatError,
@@ -34,7 +35,7 @@ from gptj.errors import (
     MissingFileError,
     SchemaError,
 )
-from gptj.safetensors_file import WEIGHT_DTYPES, cast, numpy_dtype
+from gptj.safetensors_file import WEIGHT_DTYPES, cast
 from gptj.schema import Head, TensorSpec, schema
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.mesh_folder import (

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.dtypes import numpy_dtype
 from gptj.errors import ConfigError, InputError, SchemaError, shown
 from gptj.output_directory import FileSystem
-from gptj.safetensors_file import cast, numpy_dtype
+from gptj.safetensors_file import cast
 from gptj.schema import TensorSpec, axis_sizes, schema_by_name
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.foreign_writer import HashedFile, require_finite

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gptj.config import GPTJConfig
-from gptj.safetensors_file import BLOCK_BYTES, numpy_dtype
+from gptj.dtypes import numpy_dtype
+from gptj.safetensors_file import BLOCK_BYTES
 from gptj.schema import TensorSpec, schema
 from gptj.weights_writer import shard_name
 from gptj_conversion.source import Facts, Source

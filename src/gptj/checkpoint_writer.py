@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
+from gptj.dtypes import numpy_dtype
 from gptj.errors import InputError, shown
 from gptj.journal import Journal
 from gptj.manifest import (
@@ -29,7 +30,7 @@ from gptj.manifest import (
     TensorRecord,
 )
 from gptj.output_directory import Fate, FileSystem, OutputDirectory, require_plain_name
-from gptj.safetensors_file import WEIGHT_DTYPES, numpy_dtype
+from gptj.safetensors_file import WEIGHT_DTYPES
 from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.weight_files import INDEX_FILE, is_weights_name
 from gptj.weights_writer import WeightsWriter, WritingRules

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptj.errors import ConfigError, shown
+from gptj.errors import ConfigError, naming_file, shown
 from gptj.json_file import read_json_object
 
 __all__ = ["ACTIVATIONS", "GPTJConfig"]
@@ -350,14 +350,8 @@ class GPTJConfig:
         Raises:
             ConfigError: another model_type, remote code, a misspelt key, or a field that breaks its rule.
         """
-        try:
+        with naming_file(file):
             return cls._from_members(dict(members))
-        except ConfigError as error:
-            if file is None or error.file is not None:
-                raise
-            raise ConfigError(
-                error.problem, file=file, where=error.where, expected=error.expected, found=error.found, hint=error.hint
-            ) from None
 
     @classmethod
     def _from_members(cls, members: dict[str, Any]) -> GPTJConfig:

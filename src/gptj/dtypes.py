@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import ml_dtypes
@@ -28,6 +29,17 @@ def dtype_name(value: Any) -> str:
     return name
 
 
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """NumPy's dtype of that name; bfloat16 is ml_dtypes'."""
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+def numpy_dtype(dtype: Any) -> np.dtype[Any]:
+    """NumPy's dtype of one of `PARAMETER_DTYPES`, given by name, NumPy dtype or scalar type; bfloat16 is ml_dtypes'.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return np.dtype(ml_dtypes.bfloat16)
+    with contextlib.suppress(TypeError):
+        found: np.dtype[Any] = np.dtype(dtype)
+        if found.name in PARAMETER_DTYPES and found.isnative:
+            return found
+    expected = " or ".join(PARAMETER_DTYPES)
+    raise InputError("not a dtype of weights", where="dtype", expected=expected, found=shown(dtype))

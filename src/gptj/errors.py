@@ -20,7 +20,9 @@ same facts are attributes, and `as_dict` gives them to `--json`.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 __all__ = [
     "BackendError",
@@ -35,6 +37,7 @@ __all__ = [
     "TokenizerError",
     "UnsafeFileError",
     "WriteError",
+    "naming_file",
     "shown",
 ]
 
@@ -118,6 +121,17 @@ class GPTJError(Exception):
             "message": str(self),
             **{key: None if value is None else _printable(str(value)) for key, value in facts.items()},
         }
+
+
+@contextlib.contextmanager
+def naming_file(file: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Let an error that is raised inside, and names no file yet, name this one."""
+    try:
+        yield
+    except GPTJError as error:
+        if error.file is None and file is not None:
+            error.file = os.fspath(file)
+        raise
 
 
 class FormatError(GPTJError, ValueError):

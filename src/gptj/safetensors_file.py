@@ -25,6 +25,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.dtypes import numpy_dtype
 from gptj.errors import FormatError, GPTJError, InputError, LimitError, MissingFileError, SchemaError, shown
 from gptj.json_file import parse_json_object
 
@@ -33,7 +34,6 @@ __all__ = [
     "SafetensorsFile",
     "StoredTensor",
     "cast",
-    "numpy_dtype",
     "pack_header",
     "parse_header",
     "read_safetensors",
@@ -106,21 +106,6 @@ class StoredTensor:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
-
-
-def numpy_dtype(dtype: Any) -> np.dtype[Any]:
-    """The NumPy dtype of one of `WEIGHT_DTYPES`, given by name, NumPy dtype or scalar type.
-
-    Raises:
-        InputError: it is none of them.
-    """
-    if isinstance(dtype, str) and dtype in WEIGHT_DTYPES:
-        return _DTYPES[dtype]
-    with contextlib.suppress(TypeError):
-        found: np.dtype[Any] = np.dtype(dtype)
-        if found.name in WEIGHT_DTYPES and found.isnative:
-            return found
-    raise InputError("not a dtype of weights", where="dtype", expected=" or ".join(WEIGHT_DTYPES), found=shown(dtype))
 
 
 def cast(

@@ -23,7 +23,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, InputError, shown
+from gptj.errors import ConfigError, InputError, naming_file, shown
 from gptj.json_file import read_json_object
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
@@ -315,19 +315,13 @@ class GenerationConfig:
         Raises:
             ConfigError: a misspelt or unsupported key, or a field that breaks its rule.
         """
-        try:
+        with naming_file(file):
             fields = {key: value for key, value in members.items() if key in _DEFAULTS or key in UNSUPPORTED}
             extra = {key: value for key, value in members.items() if key not in fields}
             for key in extra.keys() - _METADATA:
                 if meant := _did_you_mean(key):
                     raise ConfigError("unknown key", where=shown(key), hint=meant)
             return cls(**_known_members(fields), extra=extra)
-        except ConfigError as error:
-            if file is None or error.file is not None:
-                raise
-            raise ConfigError(
-                error.problem, file=file, where=error.where, expected=error.expected, found=error.found, hint=error.hint
-            ) from None
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> GenerationConfig:
