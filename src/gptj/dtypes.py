@@ -35,10 +35,9 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
     Raises:
         InputError: it is none of them.
     """
-    if isinstance(dtype, str) and dtype == "bfloat16":
-        return np.dtype(ml_dtypes.bfloat16)
+    by_name = isinstance(dtype, str) and dtype == "bfloat16"
     with contextlib.suppress(TypeError):
-        found: np.dtype[Any] = np.dtype(dtype)
+        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if by_name else dtype)
         if found.name in PARAMETER_DTYPES and found.isnative:
             return found
     expected = " or ".join(PARAMETER_DTYPES)
