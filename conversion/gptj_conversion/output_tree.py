@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Callable
@@ -18,7 +17,7 @@ class OutputTree(OutputDirectory):
     """A directory with folders in it, made beside its place and swapped in with one rename.
 
     Args:
-        target, overwrite, fs: as for OutputDirectory.
+        target, overwrite, adopt, fs: as for OutputDirectory.
         replaceable: whether a path below the old directory, as `step_3/shard_0/0.npz`, is one that this kind of
             output writes. Anything else in the old directory is a reason not to replace it.
     """
@@ -29,9 +28,10 @@ class OutputTree(OutputDirectory):
         *,
         replaceable: Callable[[str], bool],
         overwrite: bool = False,
+        adopt: Callable[[list[str]], bool] | None = None,
         fs: FileSystem | None = None,
     ) -> None:
-        super().__init__(target, overwrite=overwrite, fs=fs)
+        super().__init__(target, overwrite=overwrite, adopt=adopt, fs=fs)
         self.replaceable = replaceable
         self._folders: list[Path] = []
 
@@ -40,9 +40,10 @@ class OutputTree(OutputDirectory):
         return self
 
     def make_folder(self, name: str) -> None:
-        """A folder of the stage; the one above it must have been made."""
+        """A folder of the stage, unless it was adopted; the one above it must have been made."""
         folder = self.stage / name
-        self.call(folder, self.fs.mkdir, folder)
+        if self._status(folder) is None:
+            self.call(folder, self.fs.mkdir, folder)
         self._folders.append(folder)
 
     def commit(self) -> None:
@@ -69,23 +70,3 @@ class OutputTree(OutputDirectory):
                 raise WriteError(
                     f"holds {shown(name)}, which would be lost", file=self.target, hint="Move it away first"
                 )
-
-    def _tree(self, folder: Path, prefix: str = "") -> list[str]:
-        """Every path below `folder`; a link is a leaf, whatever it leads to."""
-        paths = []
-        for name in self.call(folder, self.fs.names, folder):
-            paths.append(prefix + name)
-            if stat.S_ISDIR(self.call(folder / name, self.fs.status, folder / name).st_mode):
-                paths += self._tree(folder / name, f"{prefix}{name}/")
-        return paths
-
-    def _clear(self, folder: Path, *, strictly: bool = False) -> None:
-        status = self._status(folder)
-        if status is None:
-            return
-        with contextlib.nullcontext() if strictly else contextlib.suppress(WriteError):
-            for name in sorted(self._tree(folder), key=lambda path: -path.count("/")):
-                path = folder / name
-                is_folder = stat.S_ISDIR(self.call(path, self.fs.status, path).st_mode)
-                self.call(path, self.fs.rmdir if is_folder else self.fs.unlink, path)
-        super()._clear(folder, strictly=strictly)

@@ -191,7 +191,7 @@ def _config_text(config: GPTJConfig, head: Head, tensors: Mapping[str, TensorRec
 
 
 def _index_text(tensors: Mapping[str, TensorRecord], total_bytes: int) -> str:
-    weight_map = {name: tensor.file for name, tensor in tensors.items()}
+    weight_map = {name: tensor.files[0] for name, tensor in tensors.items()}
     return json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2) + "\n"
 
 

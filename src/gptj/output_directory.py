@@ -276,8 +276,8 @@ class OutputDirectory:
         return file
 
     def remove(self, name: str) -> None:
-        """Remove a file of the stage."""
-        self.call(self.stage / name, self.fs.unlink, self.stage / name)
+        """Remove a file, or an empty folder, of the stage."""
+        self._remove(self.stage / name)
 
     def write_file(self, name: str, data: bytes) -> str:
         """Write a whole file; returns its sha256, which has been compared with what the disk gives back."""
@@ -388,13 +388,14 @@ class OutputDirectory:
                 continue
             stage = self.target.parent / name
             if continued is None and self.adopt is not None:
-                self.adopted = self.call(stage, self.fs.names, stage)
+                self.adopted = self._tree(stage)
                 if self.adopt(self.adopted):
                     continued = stage
                     continue
                 self.adopted = []
             self._clear(stage, strictly=True)
-            _log.warning("%s: cleared, the unfinished output of a process that died", stage)
+            why = "" if self.adopt is None else "; it had finished no weights file, so all begins again"
+            _log.warning("%s: cleared, the unfinished output of a process that died%s", stage, why)
         return continued
 
     def _require_replaceable(self) -> None:
@@ -516,13 +517,28 @@ class OutputDirectory:
             status = self._status(folder)
             if status is None:
                 return
-            for name in self.fs.names(folder):
-                self.fs.unlink(folder / name)
-            self.fs.rmdir(folder)
-        except OSError as error:
+            for name in self._tree(folder):
+                self._remove(folder / name)
+            self.call(folder, self.fs.rmdir, folder)
+        except WriteError as error:
             if strictly:
-                raise self._write_error(folder, error) from error
-            _log.warning("%s: could not be removed: %s", folder, error)
+                raise
+            _log.warning("%s: could not be removed: %s", folder, error.problem)
+
+    def _tree(self, folder: Path, prefix: str = "") -> list[str]:
+        """Every path below `folder`, what is in a folder before the folder; a link is a leaf, wherever it leads."""
+        paths = []
+        for name in self.call(folder, self.fs.names, folder):
+            if self._is_folder(folder / name):
+                paths += self._tree(folder / name, f"{prefix}{name}/")
+            paths.append(prefix + name)
+        return paths
+
+    def _is_folder(self, path: Path) -> bool:
+        return stat.S_ISDIR(self.call(path, self.fs.status, path).st_mode)
+
+    def _remove(self, path: Path) -> None:
+        self.call(path, self.fs.rmdir if self._is_folder(path) else self.fs.unlink, path)
 
     def _write_error(self, path: Path, error: OSError) -> WriteError:
         hints = {

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from gptj.column_sums import ColumnSums
 from gptj.errors import FormatError, InputError, SchemaError, WriteError, shown
-from gptj.journal import Journal, Note, stage_file
+from gptj.journal import Journal, Note, say_kept, stage_file
 from gptj.manifest import FileRecord, Origin, TensorRecord
 from gptj.output_directory import OutputDirectory, OutputFile
 from gptj.safetensors_file import ALIGNMENT, BLOCK_BYTES, WEIGHT_DTYPES, cast, pack_header, read_safetensors
@@ -67,7 +67,7 @@ class _Shard:
         room: the bytes that are left for the header.
         file: open while it is written; None once it is finished.
         nbytes: its size.
-        tensors: the record of each tensor in it; their `file` is filled in at the end.
+        tensors: the record of each tensor in it; their `files` are filled in at the end.
         sums: the checksum of each tensor's bytes.
         sizes: the bytes of each.
         header_sha256: of the header, once it is finished.
@@ -153,8 +153,7 @@ class WeightsWriter:
             elif kept.get(name, name) != name:
                 self.output.rename(name, kept[name])
         if self.output.adopted:
-            kept_or_not = f"{len(kept)} finished weights file(s) kept" if kept else "begun anew: other input or options"
-            _log.warning("%s: %s", self.output.target, kept_or_not)
+            say_kept(self.output, len(kept))
         return self._next_row()
 
     def _next_row(self) -> int:
@@ -164,13 +163,14 @@ class WeightsWriter:
         """Take a finished file in, after all of it has been hashed again."""
         sizes = [self.rows[row].size * _itemsize(record) for row, record in _rows_of(note)]
         file = self.output.reopen(name)
-        hashes = file.read_back([note.file.hashed_bytes, *sizes], hashlib.sha256)
-        wanted = [note.file.sha256, *(record.sha256 for record in note.tensors.values())]
-        if hashes != wanted or file.nbytes != note.file.nbytes:
+        [header] = note.files.values()
+        hashes = file.read_back([header.hashed_bytes, *sizes], hashlib.sha256)
+        wanted = [header.sha256, *(record.sha256 for record in note.tensors.values())]
+        if hashes != wanted or file.nbytes != header.nbytes:
             return False
         number = len(self.shards) + 1
-        shard = _Shard(f"shard-{number}", note.first, note.file.hashed_bytes, None, file.nbytes)
-        shard.tensors, shard.sizes, shard.header_sha256 = dict(note.tensors), sizes, note.file.sha256
+        shard = _Shard(f"shard-{number}", note.first, header.hashed_bytes, None, file.nbytes)
+        shard.tensors, shard.sizes, shard.header_sha256 = dict(note.tensors), sizes, header.sha256
         self.shards.append(shard)
         return True
 
@@ -223,7 +223,7 @@ class WeightsWriter:
             _log.warning("%s: %s is all zero", self.output.target, row.name)
         origin = None if self.origin is None else self.origin(row)
         casts = None if tally.casts is None else tally.casts.record()
-        return TensorRecord("", dtype, row.shape, sha256, values, casts, origin)
+        return TensorRecord((), dtype, row.shape, sha256, values, casts, origin)
 
     # ---- files
 
@@ -236,7 +236,7 @@ class WeightsWriter:
             name = shard_name(number, len(self.shards))
             self.output.rename(shard.name, name)
             files[name] = FileRecord(shard.nbytes, shard.header_sha256, shard.room)
-            tensors |= {key: dataclasses.replace(record, file=name) for key, record in shard.tensors.items()}
+            tensors |= {key: dataclasses.replace(record, files=(name,)) for key, record in shard.tensors.items()}
         return files, tensors
 
     def _shard_for(self, number: int, nbytes: int, itemsize: int) -> _Shard:
@@ -285,7 +285,7 @@ class WeightsWriter:
         shard.file = None
         if self.journal is not None:
             record = FileRecord(shard.nbytes, shard.header_sha256, shard.room)
-            note = Note(shard.first, shard.first + len(shard.tensors), record, shard.tensors)
+            note = Note(shard.first, shard.first + len(shard.tensors), {shard.name: record}, shard.tensors)
             self.journal.write(self.output, len(self.shards), note)
 
 

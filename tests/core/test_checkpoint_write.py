@@ -330,7 +330,7 @@ def test_verifying_without_a_manifest_says_so(tmp_path: Path) -> None:
         verify_checkpoint(directory)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"format": 2}', '{"format": 1, "files": [], "tensors": {}}', "[]"])
+@pytest.mark.parametrize("text", ["{}", '{"format": 2}', '{"format": 2, "files": [], "tensors": {}}', "[]"])
 def test_a_malformed_manifest_is_refused(tmp_path: Path, text: str) -> None:
     directory = write_sample(tmp_path / "x")
     (directory / "manifest.json").write_text(text)
