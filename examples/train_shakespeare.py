@@ -348,7 +348,6 @@ def main() -> None:
     (arguments.output / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if arguments.tpu is not None:
         convert(arguments.output, arguments.tpu, to="mesh", shards=TPU_SHARDS, dtype="bfloat16")
-        tokenizer.save_pretrained(arguments.tpu)
     print(f"\n{write_verse(model, tokenizer)}")
 
 

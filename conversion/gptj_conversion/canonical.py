@@ -57,6 +57,21 @@ class CanonicalDirectory:
         """What the names say stands on top of the blocks."""
         return self.checkpoint.head
 
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """The directory."""
+        return (self.path,)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Nothing: there is a config.json."""
+        return ()
+
+    @property
+    def unread(self) -> tuple[Path, ...]:
+        """Nothing."""
+        return ()
+
     def dtype_of(self, name: str) -> str:
         """The dtype that the tensor is stored in."""
         return self.plan.tensors[name].dtype

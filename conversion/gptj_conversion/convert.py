@@ -31,9 +31,9 @@ from gptj.errors import (
 )
 from gptj.json_file import read_json_object
 from gptj.schema import TensorSpec, schema
-from gptj.tokenizer import GPTJTokenizer
 from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE
 from gptj_conversion.canonical import describe_canonical, open_safetensors
+from gptj_conversion.companions import settle_companions
 from gptj_conversion.dialects import Dialect
 from gptj_conversion.foreign import ForeignCheckpoint
 from gptj_conversion.foreign_writer import WeightsWriter, write_foreign
@@ -242,10 +242,12 @@ def convert(
         fingerprint: note some logits of the float64 oracle in the manifest; see `gptj.fingerprint`.
         verify: run the oracle with the source's tensors and with what was written, and refuse a difference.
         resume: go on from what a killed conversion of the same input left; else it is cleared.
-        tokenizer: to write beside the weights: "gpt2", which is GPT-J's and needs `gptj[vocab]`, or one's folder.
+        tokenizer: to write beside the weights: "gpt2", which is GPT-J's and needs `gptj[vocab]`; one's folder; None
+            for the one that lies beside the source, where one does; "none" for none. It also says which token ends a
+            text; see `gptj_conversion.companions` for the rule, and `plan` for what it comes to.
         progress: told the name and bytes of each tensor when it has been written.
 
-    `fingerprint`, `verify`, `resume` and `tokenizer` are for safetensors alone; other formats go without.
+    `fingerprint`, `verify` and `resume` are for safetensors alone; other formats go without.
 
     Raises:
         GPTJError: see `open_source` and the writers; nothing is left behind at `dst`.
@@ -258,22 +260,22 @@ def convert(
         )
     if dtype is not None:
         dtype = numpy_dtype(dtype).name
-    asked = {"verify": verify, "resume": resume, "tokenizer": tokenizer is not None}
+    asked = {"verify": verify, "resume": resume}
     for where in (name for name, given in asked.items() if given and to != "safetensors"):
         raise InputError("is for safetensors alone", where=where, found=f"to={to!r}")
     source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
-    settled = _require_config(source)
+    settled = settle_companions(source, _require_config(source), tokenizer=tokenizer)
     _require_apart(Path(src), Path(dst))
     order = _Order(
-        Path(dst), source, settled, dtype, overwrite, max_shard_bytes, shards or 1, layout,
-        allow_overflow, allow_nonfinite, fingerprint, verify, resume, _tokenizer_files(tokenizer, settled), progress,
+        Path(dst), source, settled.config, dtype, overwrite, max_shard_bytes, shards or 1, layout,
+        allow_overflow, allow_nonfinite, fingerprint, verify, resume, settled.files, settled.notes, progress,
     )  # fmt: skip
     try:
         return _TARGETS[to](order)
     except GPTJError:
         raise
     except MemoryError:
-        needed = plan_memory(schema(settled, source.head), source, dtype)
+        needed = plan_memory(schema(settled.config, source.head), source, dtype)
         raise LimitError(
             f"needs about {needed / 1e9:.2g} GB of memory over what Python takes, more than there is", file=source.path
         ) from None
@@ -290,6 +292,7 @@ def plan(
     to: str = "safetensors",
     max_shard_bytes: int = 5_000_000_000,
     follow_links: bool = False,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> ConversionPlan:
     """What `convert` with these arguments would do; only headers are read, and nothing is written.
 
@@ -298,9 +301,12 @@ def plan(
     """
     dtype = None if dtype is None else numpy_dtype(dtype).name
     source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
-    settled = _require_config(source)
+    settled = settle_companions(source, _require_config(source), tokenizer=tokenizer)
     _require_apart(Path(src), Path(dst))
-    return make_plan(source, source.facts(), settled, Path(dst), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    return make_plan(
+        source, source.facts(), settled.config, Path(dst), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes,
+        notes=settled.notes,
+    )  # fmt: skip
 
 
 def target_formats() -> tuple[str, ...]:
@@ -325,7 +331,8 @@ class _Order:
     fingerprint: bool
     verify: bool
     resume: bool
-    tokenizer_files: dict[str, bytes]
+    companions: dict[str, bytes]
+    notes: tuple[str, ...]
     progress: Callable[[str, int], None] | None
 
     def read_for_cast(self, row: TensorSpec) -> NDArray[Any]:
@@ -359,18 +366,6 @@ class _Order:
             )
 
 
-def _tokenizer_files(tokenizer: str | os.PathLike[str] | None, config: GPTJConfig) -> dict[str, bytes]:
-    """The files of the tokenizer that was asked for, which must fit the model's vocabulary."""
-    if tokenizer is None:
-        return {}
-    if tokenizer == "gpt2":
-        found = GPTJTokenizer.gpt2(extra_tokens=config.vocab_size >= 50_400)
-    else:
-        found = GPTJTokenizer.from_pretrained(tokenizer)
-    found.check_fits(config)
-    return found.files()
-
-
 def _write_canonical(order: _Order) -> Path:
     return write_checkpoint(
         order.directory,
@@ -380,8 +375,8 @@ def _write_canonical(order: _Order) -> Path:
         dtype=order.dtype,
         max_shard_bytes=order.max_shard_bytes,
         overwrite=order.overwrite,
-        extra_files=order.tokenizer_files,
-        provenance=_provenance(order.source, order.config, order.dtype),
+        extra_files=order.companions,
+        provenance=_provenance(order.source, order.config, order.dtype, order.notes),
         progress=order.progress,
         allow_overflow=order.allow_overflow,
         allow_nonfinite=order.allow_nonfinite,
@@ -405,6 +400,7 @@ def _write_mesh(order: _Order) -> Path:
         layout=order.layout,
         dtype=order.one_dtype(),
         step=step,
+        extra_files=order.companions,
         overwrite=order.overwrite,
         progress=order.progress,
         allow_overflow=order.allow_overflow,
@@ -427,6 +423,7 @@ def _write_named(
             head=order.source.head,
             index_prefix=prefix(order.source.head),
             max_shard_bytes=order.max_shard_bytes,
+            extra_files=order.companions,
             overwrite=order.overwrite,
             progress=order.progress,
             allow_overflow=order.allow_overflow,
@@ -519,11 +516,12 @@ def _require_apart(src: Path, dst: Path) -> None:
         raise WriteError("is, holds or lies in what is being converted", file=dst, found=shown(src))
 
 
-def _provenance(source: Source, config: GPTJConfig, dtype: str | None) -> dict[str, Any]:
+def _provenance(source: Source, config: GPTJConfig, dtype: str | None, notes: tuple[str, ...]) -> dict[str, Any]:
     """What was converted, for the manifest; each tensor's record says where it came from."""
     names = [row.name for row in schema(config, source.head)]
     return {
         "source": source.path.name,
         "format": source.format,
         "dtype": {"stored": sorted({source.dtype_of(name) for name in names}), "written": dtype or "as stored"},
+        **({"notes": list(notes)} if notes else {}),
     }

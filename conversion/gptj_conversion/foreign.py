@@ -57,6 +57,21 @@ class ForeignCheckpoint:
     files: tuple[Path, ...]
     dropped: tuple[str, ...]
 
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """The folder."""
+        return (self.path,)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Nothing: there is a config.json."""
+        return ()
+
+    @property
+    def unread(self) -> tuple[Path, ...]:
+        """Nothing."""
+        return ()
+
     def dtype_of(self, name: str) -> str:
         """The dtype that a canonical tensor is stored in."""
         return self.arrays[name][0].dtype.name

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,6 +104,7 @@ def write_foreign(
     head: Head = "causal_lm",
     index_prefix: str = "",
     max_shard_bytes: int = 5_000_000_000,
+    extra_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
     allow_overflow: bool = False,
@@ -122,6 +123,7 @@ def write_foreign(
         dtype_of: the dtype to store a canonical tensor in.
         index_prefix: what the index puts before each name.
         max_shard_bytes: weights of more bytes than this are cut into several files.
+        extra_files: further files by name, as a tokenizer's.
         overwrite: whether a checkpoint of this format at `directory` may be replaced.
         progress: told the name and bytes of each tensor when it has been written.
         allow_overflow, allow_nonfinite: write what became infinite in a narrowing cast; NaN and infinity.
@@ -161,6 +163,8 @@ def write_foreign(
         kept = {key: value for key, value in config.extra.items() if key != "dtype"}
         extra = {**kept, "architectures": [HEADS[head]], "torch_dtype": widest}
         output.write_file(CONFIG_FILE, config.replace(extra=extra).to_json().encode())
+        for name, data in (extra_files or {}).items():
+            output.write_file(name, data)
         output.commit()
     return Path(directory)
 

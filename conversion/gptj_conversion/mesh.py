@@ -48,7 +48,7 @@ from gptj_conversion.mesh_folder import (
     open_shards,
 )
 from gptj_conversion.npz import NpyArray, NpzFile
-from gptj_conversion.source import Facts
+from gptj_conversion.source import TOKENIZER_SIGNS, Facts
 from gptj_conversion.training_config import TrainingConfig
 from gptj_conversion.transpose import copy_transposed
 
@@ -76,6 +76,8 @@ class MeshCheckpoint:
         shards, layers, width, vocab: sizes, as the files show them.
         dtype: of the parameters: float32, bfloat16, float16 or float64.
         config: heads, rotary width and positions included; None where no training config was given.
+        assumed: the token ids of `config` that the training config does not say.
+        beside, unread: the folders in which its tokenizer may lie; the tokenizer's files that lie in an archive.
         archives: the .npz files, by shard and number.
         parameters: for each shard, the place of each leaf of `mesh_leaves(layers)`.
     """
@@ -89,6 +91,9 @@ class MeshCheckpoint:
     vocab: int
     dtype: str
     config: GPTJConfig | None
+    assumed: tuple[str, ...]
+    beside: tuple[Path, ...]
+    unread: tuple[Path, ...]
     archives: tuple[tuple[NpzFile, ...], ...]
     parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]
 
@@ -302,10 +307,23 @@ def open_mesh_folder(
     step = _settle_step([leaves[-1] for leaves in flat], step_directory)
     if config is None and above is not None and TRAINING_FILE in above.names():
         config = TrainingConfig.from_dict(above.read_json(TRAINING_FILE), file=above.path / TRAINING_FILE)
+    if config is not None and not isinstance(config, TrainingConfig | GPTJConfig):
+        config = TrainingConfig.from_file(config)
     settled = None if config is None else _settle_config(config, layers, width, vocab, shards)
+    folders = [one for one in (step_folder, above) if one is not None]
     return MeshCheckpoint(
-        step_directory, layout, step, shards, layers, width, vocab, dtype, settled, archives, parameters
-    )
+        step_directory, layout, step, shards, layers, width, vocab, dtype, settled,
+        assumed=config.assumed if isinstance(config, TrainingConfig) else (),
+        beside=tuple(one.path for one in folders if isinstance(one, DiskFolder)),
+        unread=tuple(
+            one.path / name
+            for one in folders
+            for name in TOKENIZER_SIGNS
+            if not isinstance(one, DiskFolder) and name in one.names()
+        ),
+        archives=archives,
+        parameters=parameters,
+    )  # fmt: skip
 
 
 def pieces(leaves: int) -> list[int]:
@@ -442,12 +460,8 @@ def _settle_step(places: list[tuple[NpzFile, NpyArray]], directory: Path) -> int
     return steps[0]
 
 
-def _settle_config(
-    config: TrainingConfig | GPTJConfig | str | os.PathLike[str], layers: int, width: int, vocab: int, shards: int
-) -> GPTJConfig:
+def _settle_config(config: TrainingConfig | GPTJConfig, layers: int, width: int, vocab: int, shards: int) -> GPTJConfig:
     """The model's config, after what the files show has been found to agree."""
-    if not isinstance(config, TrainingConfig | GPTJConfig):
-        config = TrainingConfig.from_file(config)
     if isinstance(config, TrainingConfig):
         facts = {"layers": layers, "d_model": width, "n_vocab": vocab, "cores_per_replica": shards}
         heads, heads_key, file = config.n_heads, "n_heads", config.file

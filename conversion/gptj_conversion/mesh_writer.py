@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import ConfigError, InputError, SchemaError, shown
-from gptj.output_directory import FileSystem
+from gptj.output_directory import FileSystem, require_plain_name
 from gptj.safetensors_file import cast
 from gptj.schema import TensorSpec, axis_sizes, schema_by_name
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
@@ -33,6 +33,7 @@ from gptj_conversion.mesh_folder import FILES_PER_SHARD, META_FILE, TRAINING_FIL
 from gptj_conversion.npz import npy_header
 from gptj_conversion.output_tree import OutputTree
 from gptj_conversion.stored_zip import StoredZipWriter
+from gptj_conversion.training_config import TOKEN_ID_KEYS
 from gptj_conversion.transpose import copy_transposed
 
 __all__ = ["write_mesh"]
@@ -50,6 +51,7 @@ def write_mesh(
     layout: Layout = "slim",
     dtype: str = "bfloat16",
     step: int = 0,
+    extra_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
     allow_overflow: bool = False,
@@ -58,8 +60,8 @@ def write_mesh(
 ) -> Path:
     """The model directory, written whole: `step_N/shard_S/{0..15}.npz`, meta.json, and the training config.
 
-    The training config's numbers go to training_config.json, which the original does not read and `open_mesh`
-    does. On any failure, what stood there still stands.
+    The training config's numbers and the config's token ids go to training_config.json, which the original does not
+    read and `open_mesh` does. On any failure, what stood there still stands.
 
     Args:
         directory: where; its parent must exist.
@@ -69,6 +71,7 @@ def write_mesh(
         layout: "slim", or "full" with a fresh optimizer state (count 0, zero moments), which is float32.
         dtype: of all parameters: float32, bfloat16 or float16.
         step: the training step to write.
+        extra_files: further files by name, as a tokenizer's; they stand beside the step directory.
         overwrite: whether a mesh checkpoint at `directory` may be replaced.
         progress: told the name and bytes of each tensor when it has been written.
         allow_overflow, allow_nonfinite: write what became infinite in a narrowing cast; NaN and infinity.
@@ -82,7 +85,14 @@ def write_mesh(
     """
     _check_arguments(config, shards, layout, dtype, step)
     plan = _Plan(config, shards, layout, numpy_dtype(dtype), step)
-    with OutputTree(directory, replaceable=lambda p: bool(_OURS.fullmatch(p)), overwrite=overwrite, fs=fs) as output:
+    extra = dict(extra_files or {})
+    for name in extra:
+        require_plain_name(name, where="extra_files")
+
+    def replaceable(path: str) -> bool:
+        return path in extra or bool(_OURS.fullmatch(path))
+
+    with OutputTree(directory, replaceable=replaceable, overwrite=overwrite, fs=fs) as output:
         output.require_space(plan.total_bytes)
         output.make_folder(f"step_{step}")
         for shard in range(shards):
@@ -94,6 +104,8 @@ def write_mesh(
         meta = {"step": step, "checkpoints": [step], "aux": {str(step): {"train_loader": None}}}
         output.write_file(META_FILE, json.dumps(meta).encode())
         output.write_file(TRAINING_FILE, (json.dumps(_training_config(config, shards), indent=2) + "\n").encode())
+        for name, data in extra.items():
+            output.write_file(name, data)
         output.commit()
     return Path(directory)
 
@@ -144,6 +156,7 @@ def _training_config(config: GPTJConfig, shards: int) -> dict[str, Any]:
         "pe_rotary_dims": config.rotary_width,
         "seq": config.n_positions,
         "cores_per_replica": shards,
+        **{key: getattr(config, key) for key in TOKEN_ID_KEYS},
     }
 
 

@@ -38,6 +38,7 @@ class ConversionPlan:
         nbytes: of all tensors.
         peak_memory_bytes: an estimate, over what Python and its imports take.
         free_bytes: what the destination's file system has left.
+        notes: what was settled about the tokenizer and the end of a text without having been asked for.
     """
 
     source: Facts
@@ -48,10 +49,11 @@ class ConversionPlan:
     nbytes: int
     peak_memory_bytes: int
     free_bytes: int | None
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The plan, ready for JSON."""
-        return {**dataclasses.asdict(self), "source": self.source.as_dict(), "fits": self.fits}
+        return {**dataclasses.asdict(self), "source": self.source.as_dict(), "notes": [*self.notes], "fits": self.fits}
 
     @property
     def fits(self) -> bool:
@@ -102,7 +104,7 @@ def plan_memory(rows: tuple[TensorSpec, ...], source: Source, dtype: str | None)
 
 def make_plan(
     source: Source, facts: Facts, config: GPTJConfig, destination: Path, *, to: str, dtype: str | None,
-    max_shard_bytes: int,
+    max_shard_bytes: int, notes: tuple[str, ...] = (),
 ) -> ConversionPlan:  # fmt: skip
     """The plan of a conversion whose source has been opened."""
     rows = schema(config, source.head)
@@ -120,4 +122,5 @@ def make_plan(
         nbytes=nbytes,
         peak_memory_bytes=plan_memory(rows, source, dtype),
         free_bytes=shutil.disk_usage(folder).free if folder.is_dir() else None,
+        notes=notes,
     )

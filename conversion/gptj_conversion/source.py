@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.schema import Head, TensorSpec
 
-__all__ = ["Facts", "Source"]
+__all__ = ["TOKENIZER_SIGNS", "Facts", "Source"]
+
+TOKENIZER_SIGNS = ("tokenizer.json", "vocab.json")
+"""A folder that holds one of these files holds a tokenizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,18 @@ class Source(Protocol):
     @property
     def head(self) -> Head:
         """What stands on top of the blocks."""
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """The fields of `config` that nothing in the checkpoint says: values of GPT-J-6B."""
+
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """The folders in which its tokenizer and generation_config.json may lie, the nearest first."""
+
+    @property
+    def unread(self) -> tuple[Path, ...]:
+        """Files of its tokenizer that lie where they are not read from."""
 
     def dtype_of(self, name: str) -> str:
         """The dtype that a canonical tensor is stored in."""

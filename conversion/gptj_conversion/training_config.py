@@ -2,7 +2,7 @@
 
 The checkpoint's files show layers, widths, vocabulary and shards; heads, rotary width and sequence length stand
 in this file alone. What both say must agree. Keys that concern only training (learning rates, buckets) are not
-looked at.
+looked at. Our own writer adds the token ids that begin, end and pad a text, which the original has no key for.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, shown
 from gptj.json_file import read_json_object
 
-__all__ = ["TrainingConfig"]
+__all__ = ["TOKEN_ID_KEYS", "TrainingConfig"]
+
+TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""What our writer adds, spelt as in config.json; the original looks at none of them."""
 
 _LARGEST_SIZE = 2**31 - 1
 
 # transformers' values for GPT-J-6B, which the original converter writes whatever the vocabulary
-_END_OF_TEXT = 50256
+_ASSUMED_TOKEN_IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class TrainingConfig:
         seq: the length of a training sequence, and so the most positions.
         pe_rotary_dims: how much of each head is rotated; None means the whole head, as in the original.
         cores_per_replica: the number of shards; None where the file does not say.
+        token_ids: which of bos_token_id, eos_token_id and pad_token_id the file says, and what.
         file: where it was read, which errors name.
     """
 
@@ -44,6 +48,7 @@ class TrainingConfig:
     seq: int
     pe_rotary_dims: int | None = None
     cores_per_replica: int | None = None
+    token_ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     file: str | os.PathLike[str] | None = None
 
     @classmethod
@@ -72,7 +77,8 @@ class TrainingConfig:
             None if members.get(key) is None else _size(members, key, file)
             for key in ("pe_rotary_dims", "cores_per_replica")
         )
-        config = cls(**sizes, pe_rotary_dims=rotary, cores_per_replica=shards, file=file)
+        token_ids = {key: members[key] for key in TOKEN_ID_KEYS if key in members}
+        config = cls(**sizes, pe_rotary_dims=rotary, cores_per_replica=shards, token_ids=token_ids, file=file)
         if config.d_model % config.n_heads:
             raise ConfigError(
                 "breaks its rule", file=file, where="n_heads", expected=f"a divisor of d_model = {config.d_model}",
@@ -80,6 +86,11 @@ class TrainingConfig:
             )  # fmt: skip
         config.model_config()
         return config
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """The fields of `model_config` that the file does not say."""
+        return tuple(key for key in _ASSUMED_TOKEN_IDS if key not in self.token_ids)
 
     def model_config(self) -> GPTJConfig:
         """The same model's GPTJConfig, as the original's converter writes it."""
@@ -93,8 +104,7 @@ class TrainingConfig:
                 rotary_dim=self.pe_rotary_dims,
                 activation_function="gelu_new",
                 layer_norm_epsilon=1e-5,
-                bos_token_id=_END_OF_TEXT,
-                eos_token_id=_END_OF_TEXT,
+                **{**_ASSUMED_TOKEN_IDS, **self.token_ids},
                 extra={"architectures": ["GPTJForCausalLM"], "tokenizer_class": "GPT2Tokenizer"},
             )
         except ConfigError as error:

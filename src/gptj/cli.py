@@ -139,7 +139,9 @@ def _with(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 @click.option("--to", default="safetensors", show_default=True, metavar="FORMAT", help="What to write.")
 @click.option("--shards", type=int, help="How many cores will load it: for --to mesh.")
 @click.option("--layout", type=click.Choice(("slim", "full")), default="slim", show_default=True, help="For --to mesh.")
-@click.option("--tokenizer", metavar="gpt2|DIR", help="Write this tokenizer beside the weights.")
+@click.option(
+    "--tokenizer", metavar="gpt2|DIR|none", help="To write beside the weights. [default: the one beside SRC, if any]"
+)
 @click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the written tensors. [default: as in SRC]")
 @size_option
 @overwrite_option
@@ -158,12 +160,13 @@ def convert(
 ) -> None:  # fmt: skip
     """Convert SRC, a TPU checkpoint or a foreign folder, into the folder DST.
 
-    SRC is a step folder (step_383500), or the folder above it, whose newest step is taken.
+    SRC is a step folder (step_383500), or the folder above it, whose newest step is taken. A tokenizer beside it is
+    carried along; --tokenizer gpt2 writes GPT-J's own. The tokenizer says which token ends a text.
     """
     from gptj_conversion.convert import convert as run
     from gptj_conversion.convert import plan
 
-    shared = {"to": to, "dtype": dtype, "max_shard_bytes": int(max_shard_gb * 1e9), **source}
+    shared = {"to": to, "dtype": dtype, "max_shard_bytes": int(max_shard_gb * 1e9), "tokenizer": tokenizer, **source}
     planned = plan(src, dst, **shared)
     if dry_run:
         _print_plan(planned, as_json)
@@ -174,7 +177,6 @@ def convert(
             dst,
             shards=shards,
             layout=layout,
-            tokenizer=tokenizer,
             overwrite=overwrite,
             allow_overflow=allow_overflow,
             allow_nonfinite=allow_nonfinite,
@@ -184,6 +186,7 @@ def convert(
             progress=advance,
             **shared,
         )
+    _print_notes(planned)
     _inspect(dst, as_json)
 
 
@@ -204,8 +207,14 @@ def _print_plan(plan: ConversionPlan, as_json: bool) -> None:
     _print_facts({key: _spelt(value) for key, value in facts.items()})
     for file in plan.files:
         click.echo(f"  {file.name}  {file.tensors} tensors, {file.nbytes:,} bytes")
+    _print_notes(plan)
     if not plan.fits:
         click.echo("warning: there is not enough space", err=True)
+
+
+def _print_notes(plan: ConversionPlan) -> None:
+    for note in plan.notes:
+        click.echo(f"note: {note}", err=True)
 
 
 @gptj_command.command()

@@ -1,0 +1,176 @@
+"""What stands beside the weights, the tokenizer and generation_config.json, and which ids begin and end a text.
+
+A model's config, its generation_config.json and its tokenizer each say which token ends a text, and a conversion
+must not let them drift apart. A TPU checkpoint is where they would: its training config says nothing, and the
+original's converter writes 50256 whatever the vocabulary. So, in this order:
+
+* A tokenizer that was asked for counts: bos and eos become its own.
+* One that lies beside the source is carried along. A config that says which tokens begin and end a text keeps its
+  word, unless it names an id beyond its own vocabulary; where it is silent, the tokenizer's count.
+* Without a tokenizer the config stays as it is.
+
+generation_config.json is carried along under the same rule. Whatever was settled without having been asked for, and
+whatever still contradicts itself, is said in a note.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from gptj.config import GPTJConfig
+from gptj.errors import ConfigError, TokenizerError, shown
+from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
+from gptj.json_file import read_small_file
+from gptj.tokenizer import GPTJTokenizer
+from gptj_conversion.source import TOKENIZER_SIGNS, Source
+
+__all__ = ["GPT2", "NO_TOKENIZER", "Companions", "settle_companions"]
+
+GPT2, NO_TOKENIZER = "gpt2", "none"
+"""What may be said in place of a tokenizer's folder: GPT-J's own vocabulary, and that none is to be written."""
+
+LARGEST_GENERATION_CONFIG_BYTES = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Companions:
+    """What is written besides the weights.
+
+    Attributes:
+        config: with the bos and eos that were settled.
+        files: the tokenizer's and generation_config.json, by name.
+        notes: what a user should know, a sentence each.
+    """
+
+    config: GPTJConfig
+    files: dict[str, bytes]
+    notes: tuple[str, ...]
+
+
+def settle_companions(
+    source: Source, config: GPTJConfig, *, tokenizer: str | os.PathLike[str] | None = None
+) -> Companions:
+    """The config, files and notes that go with the weights of `source`.
+
+    Args:
+        source, config: what is converted.
+        tokenizer: "gpt2", a folder, "none", or None for the one beside the source, where there is one.
+
+    Raises:
+        TokenizerError: the tokenizer is damaged or no GPT-J's.
+        ConfigError: it is larger than the embedding.
+    """
+    asked = tokenizer is not None
+    found, notes = _find(source, config, tokenizer)
+    files: dict[str, bytes] = {}
+    generation_file, generation = _generation_config(source, notes)
+    if found is not None:
+        found.check_fits(config)
+        files |= found.files()
+        settled = _settle(config, config.vocab_size, found, asked=asked, silent=source.assumed)
+        notes += _differences(config, settled, source.assumed)
+        config = config.replace(**settled)
+        if generation is not None:
+            generation = generation.replace(**_settle(generation, config.vocab_size, found, asked=asked))
+    if generation is not None:
+        files[GENERATION_CONFIG_FILE] = generation.to_json().encode()
+    elif generation_file is not None:
+        files[GENERATION_CONFIG_FILE] = read_small_file(generation_file, limit_bytes=LARGEST_GENERATION_CONFIG_BYTES)
+    notes += _contradictions(config, generation, found)
+    return Companions(config, files, tuple(notes))
+
+
+def _find(
+    source: Source, config: GPTJConfig, tokenizer: str | os.PathLike[str] | None
+) -> tuple[GPTJTokenizer | None, list[str]]:
+    """The tokenizer to write, and where it came from if that was not said."""
+    if tokenizer == NO_TOKENIZER:
+        return None, []
+    if tokenizer == GPT2:
+        return GPTJTokenizer.gpt2(extra_tokens=config.vocab_size >= 50_400), []
+    if tokenizer is not None:
+        return GPTJTokenizer.from_pretrained(tokenizer), []
+    for folder in source.beside:
+        if any((folder / name).exists() for name in TOKENIZER_SIGNS):
+            try:
+                found = GPTJTokenizer.from_pretrained(folder)
+            except TokenizerError as error:
+                raise TokenizerError(
+                    error.problem, file=error.file, where=error.where, expected=error.expected, found=error.found,
+                    hint="Give another one, as --tokenizer gpt2 or --tokenizer DIR, or write none: --tokenizer none",
+                ) from None  # fmt: skip
+            return found, [f"the tokenizer in {shown(folder)} is carried along ({len(found):,} tokens)"]
+    return None, [f"{name} in the archive is not read: unpack it and say --tokenizer DIR" for name in source.unread[:1]]
+
+
+def _generation_config(source: Source, notes: list[str]) -> tuple[Path | None, GenerationConfig | None]:
+    """The file, and what it says: None where it breaks a rule, which is no reason not to convert weights."""
+    for folder in source.beside:
+        file = folder / GENERATION_CONFIG_FILE
+        if file.exists():
+            try:
+                return file, GenerationConfig.from_file(file)
+            except ConfigError as error:
+                notes.append(f"{GENERATION_CONFIG_FILE} is carried along as it is: {error}")
+                return file, None
+    return None, None
+
+
+def _settle(
+    config: GPTJConfig | GenerationConfig,
+    vocab_size: int,
+    tokenizer: GPTJTokenizer,
+    *,
+    asked: bool,
+    silent: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The fields of `config` that the tokenizer decides, where it has such a token and they say something else."""
+    settled: dict[str, Any] = {}
+    for field, token in (("bos_token_id", tokenizer.bos_token_id), ("eos_token_id", tokenizer.eos_token_id)):
+        ids = _as_ids(getattr(config, field))
+        gives_way = asked or field in silent or any(one >= vocab_size for one in ids)
+        fits = token in ids and all(one < vocab_size for one in ids)
+        if token is not None and gives_way and not fits:
+            settled[field] = token
+    return settled
+
+
+def _differences(config: GPTJConfig, settled: dict[str, Any], silent: tuple[str, ...]) -> list[str]:
+    return [
+        f"{field} is {token}, as the tokenizer says"
+        + (": the training config does not say it" if field in silent else f", and no longer {getattr(config, field)}")
+        for field, token in settled.items()
+    ]
+
+
+def _contradictions(
+    config: GPTJConfig, generation: GenerationConfig | None, tokenizer: GPTJTokenizer | None
+) -> list[str]:
+    """What is written as it was found although it cannot be right."""
+    notes = []
+    beyond = [one for one in _as_ids(config.eos_token_id) if one >= config.vocab_size]
+    if beyond:
+        notes.append(
+            f"no token ends a text: eos_token_id {beyond[0]} is beyond the vocabulary of {config.vocab_size}; "
+            "--tokenizer DIR would say which one does"
+        )
+    elif tokenizer is not None and tokenizer.eos_token_id not in (None, *_as_ids(config.eos_token_id)):
+        notes.append(
+            f"eos_token_id {config.eos_token_id} stays, but the tokenizer's is {tokenizer.eos_token_id}; "
+            "--tokenizer DIR takes the tokenizer's"
+        )
+    ends = {one for one in _as_ids(config.eos_token_id) if one < config.vocab_size}
+    if generation is not None and set(_as_ids(generation.eos_token_id)) != ends:
+        notes.append(
+            f"{GENERATION_CONFIG_FILE} has eos_token_id {generation.eos_token_id}, the config {config.eos_token_id}"
+        )
+    return notes
+
+
+def _as_ids(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
