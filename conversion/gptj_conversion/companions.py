@@ -98,10 +98,8 @@ def _find(
             try:
                 found = GPTJTokenizer.from_pretrained(folder)
             except TokenizerError as error:
-                raise TokenizerError(
-                    error.problem, file=error.file, where=error.where, expected=error.expected, found=error.found,
-                    hint="Give another one, as --tokenizer gpt2 or --tokenizer DIR, or write none: --tokenizer none",
-                ) from None  # fmt: skip
+                error.hint = "Say another, --tokenizer gpt2 or --tokenizer DIR, or write none: --tokenizer none"
+                raise
             return found, [f"the tokenizer in {shown(folder)} is carried along ({len(found):,} tokens)"]
     return None, [f"{name} in the archive is not read: unpack it and say --tokenizer DIR" for name in source.unread[:1]]
 
