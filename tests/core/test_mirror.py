@@ -16,7 +16,7 @@ from gptj.backends import BACKENDS
 from gptj.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
-FILES = ("__init__.py", "generate.py", "heads.py", "model.py", "weights.py")
+FILES = ("__init__.py", "generate.py", "heads.py", "inference.py", "model.py", "weights.py")
 
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
 """What each framework calls the method behind `model(...)`."""

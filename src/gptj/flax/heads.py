@@ -14,6 +14,7 @@ from jax import Array
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.flax.generate import GenerationMixin
+from gptj.flax.inference import InferenceMixin
 from gptj.flax.model import (
     GPTJModule,
     Linear,
@@ -116,7 +117,7 @@ class GPTJForCausalLMModule(nn.Module):
         return at_least_float32(self.lm_head(hidden, tied))
 
 
-class GPTJForCausalLM(PretrainedModel, GenerationMixin):
+class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
     """GPT-J with the language-modelling head: a weight and, unlike GPT-2's, a bias.
 
     Args:

@@ -34,6 +34,7 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
+from gptj.prepared import check_inference
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
 
 Params = Mapping[str, Any]
@@ -335,6 +336,8 @@ class PretrainedModel:
         mmap: bool = True,
         verify: bool = False,
         seed: int = 0,
+        inference: bool = False,
+        quantize: str | None = None,
         computation_dtype: Any = None,
         _do_init: bool = True,
         **overrides: Any,
@@ -352,6 +355,8 @@ class PretrainedModel:
             mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
             verify: first check the folder against its manifest.json: every hash, and the reference's forward pass.
             seed: of rows that start afresh.
+            inference: prepare the model for decoding alone; see `GPTJForCausalLM.prepare_for_inference`.
+            quantize: with `inference`, the precision of the weights.
             computation_dtype: what is computed in; None means the parameters' dtype.
             _do_init: False returns (model, params), the model without parameters of its own.
             overrides: config fields to change, such as num_labels.
@@ -360,6 +365,7 @@ class PretrainedModel:
             GPTJError: see `gptj.pretrained.prepare`.
             InputError: the parameters are float64 and jax has float64 switched off.
         """
+        check_inference(cls.head, inference, quantize)
         # Differs: computation_dtype and _do_init are Flax's alone.
         loading = pretrained.prepare(
             cls.head,
@@ -377,6 +383,8 @@ class PretrainedModel:
         model._assign(loading.arrays(mmap=mmap))
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
+        if inference:
+            model.prepare_for_inference(quantize=quantize)
         returned: tuple[Any, ...] = (model,)
         if not _do_init:
             returned, model._params = (model, model._params), None

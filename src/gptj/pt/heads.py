@@ -15,6 +15,7 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 from gptj.pt.generate import GenerationMixin
+from gptj.pt.inference import InferenceMixin
 from gptj.pt.model import GPTJModel, at_least_float32
 from gptj.pt.weights import PretrainedModel, as_ids, empty_parameters, host
 
@@ -31,7 +32,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return losses / counted.sum().clamp(min=1)
 
 
-class GPTJForCausalLM(PretrainedModel, GenerationMixin):
+class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
     """GPT-J with the language-modelling head: a weight and, unlike GPT-2's, a bias.
 
     Args:

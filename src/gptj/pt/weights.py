@@ -31,6 +31,7 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
+from gptj.prepared import check_inference
 from gptj.schema import Head, TensorSpec, schema
 
 
@@ -201,6 +202,8 @@ class PretrainedModel(nn.Module):
         mmap: bool = True,
         verify: bool = False,
         seed: int = 0,
+        inference: bool = False,
+        quantize: str | None = None,
         torch_dtype: Any = None,
         attn_implementation: str = "eager",
         **overrides: Any,
@@ -218,6 +221,8 @@ class PretrainedModel(nn.Module):
             mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
             verify: first check the folder against its manifest.json: every hash, and the reference's forward pass.
             seed: of rows that start afresh.
+            inference: prepare the model for decoding alone; see `GPTJForCausalLM.prepare_for_inference`.
+            quantize: with `inference`, the precision of the weights.
             torch_dtype: transformers' older name of dtype.
             attn_implementation: "eager" or "sdpa".
             overrides: config fields to change, such as num_labels.
@@ -225,6 +230,7 @@ class PretrainedModel(nn.Module):
         Raises:
             GPTJError: see `gptj.pretrained.prepare`.
         """
+        check_inference(cls.head, inference, quantize)
         # Differs: torch_dtype and attn_implementation are PyTorch's alone.
         loading = pretrained.prepare(
             cls.head,
@@ -243,6 +249,8 @@ class PretrainedModel(nn.Module):
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
         model.eval()
+        if inference:
+            model.prepare_for_inference(quantize=quantize)
         return (model, loading.info) if output_loading_info else model
 
     def save_pretrained(

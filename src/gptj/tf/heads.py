@@ -16,6 +16,7 @@ from gptj.config import GPTJConfig
 from gptj.generation import GenerationConfig
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 from gptj.tf.generate import GenerationMixin
+from gptj.tf.inference import InferenceMixin
 from gptj.tf.model import GPTJModel, Linear, at_least_float32, sizes
 from gptj.tf.weights import PretrainedModel, check_traced_ids, host
 
@@ -34,7 +35,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable("gptj")
-class GPTJForCausalLM(PretrainedModel, GenerationMixin):
+class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
     """GPT-J with the language-modelling head: a weight and, unlike GPT-2's, a bias.
 
     Args:

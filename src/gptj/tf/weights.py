@@ -36,6 +36,7 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
+from gptj.prepared import check_inference
 from gptj.schema import Head, TensorSpec, schema
 
 ALIGNMENT_BYTES = 64
@@ -288,6 +289,8 @@ class PretrainedModel(keras.Model):
         mmap: bool = True,
         verify: bool = False,
         seed: int = 0,
+        inference: bool = False,
+        quantize: str | None = None,
         **overrides: Any,
     ) -> Any:
         """The model in `directory`.
@@ -308,6 +311,7 @@ class PretrainedModel(keras.Model):
         Raises:
             GPTJError: see `gptj.pretrained.prepare`.
         """
+        check_inference(cls.head, inference, quantize)
         policy = None if isinstance(dtype, str) and dtype == "auto" else settle_policy(dtype)
         loading = pretrained.prepare(
             cls.head,
@@ -325,6 +329,8 @@ class PretrainedModel(keras.Model):
         model._assign(loading.arrays(mmap=mmap))
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
+        if inference:
+            model.prepare_for_inference(quantize=quantize)
         return (model, loading.info) if output_loading_info else model
 
     def save_pretrained(
