@@ -28,6 +28,7 @@ from gptj.manifest import (
     Manifest,
     Origin,
     TensorRecord,
+    tool_name,
 )
 from gptj.output_directory import Fate, FileSystem, OutputDirectory, require_plain_name
 from gptj.safetensors_file import WEIGHT_DTYPES
@@ -108,7 +109,7 @@ def write_checkpoint(
     journal = None
     if input_identity is not None:
         names = [None if chosen is None else chosen.name for chosen in dtypes]
-        journal = Journal([_tool(), input_identity, header, head, names, max_shard_bytes, allow_overflow])
+        journal = Journal([tool_name(), input_identity, header, head, names, max_shard_bytes, allow_overflow])
     adopt = Journal.has_notes if resume else None
     with OutputDirectory(directory, overwrite=overwrite, fate=_fate, adopt=adopt, fs=fs) as output:
         with WeightsWriter(output, rows, header, rules, journal=journal, origin=origin) as weights:
@@ -127,7 +128,9 @@ def write_checkpoint(
         for name, data in texts.items():
             files[name] = FileRecord(len(data), output.write_file(name, data), len(data))
         fingerprint = None if examine is None else examine(output.stage)
-        manifest = Manifest(_tool(), config.architecture_sha256, files, tensors, dict(provenance or {}), fingerprint)
+        manifest = Manifest(
+            tool_name(), config.architecture_sha256, files, tensors, dict(provenance or {}), fingerprint
+        )
         output.write_file(MANIFEST_FILE, manifest.to_json().encode())
         if journal is not None:
             journal.clear(output, len(weights.shards))
@@ -193,9 +196,3 @@ def _config_text(config: GPTJConfig, head: Head, tensors: Mapping[str, TensorRec
 def _index_text(tensors: Mapping[str, TensorRecord], total_bytes: int) -> str:
     weight_map = {name: tensor.files[0] for name, tensor in tensors.items()}
     return json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2) + "\n"
-
-
-def _tool() -> str:
-    from gptj import __version__
-
-    return f"gptj {__version__}"

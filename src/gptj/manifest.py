@@ -35,6 +35,7 @@ __all__ = [
     "TensorRecord",
     "ValueRecord",
     "find_tensors",
+    "tool_name",
     "verify_manifest",
 ]
 
@@ -220,6 +221,13 @@ def _require_inside(path: str) -> None:
 
 def _are(values: Iterable[Any], kind: type) -> bool:
     return all(type(value) is kind for value in values)
+
+
+def tool_name() -> str:
+    """What writes here, for `Manifest.tool`."""
+    from gptj import __version__
+
+    return f"gptj {__version__}"
 
 
 @dataclasses.dataclass(frozen=True)

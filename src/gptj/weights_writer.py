@@ -31,7 +31,7 @@ from gptj.schema import TensorSpec
 from gptj.tally import CastTally, ValueTally, is_narrowing
 from gptj.weight_files import WEIGHTS_FILE
 
-__all__ = ["WeightsWriter", "WritingRules", "shard_name"]
+__all__ = ["BlockTally", "WeightsWriter", "WritingRules", "native", "shard_name", "stored_blocks"]
 
 _log = logging.getLogger("gptj")
 _MOST_SHARDS = 99_999
@@ -181,7 +181,7 @@ class WeightsWriter:
         row = self.rows[number]
         if values.shape != row.shape:
             raise SchemaError("wrong shape", where=row.name, expected=row.shape, found=values.shape)
-        dtype = _native(values.dtype) if dtype is None else dtype
+        dtype = native(values.dtype) if dtype is None else dtype
         if dtype.name not in WEIGHT_DTYPES:
             raise SchemaError(
                 "not a dtype of weights", where=row.name, expected=" or ".join(WEIGHT_DTYPES), found=shown(values.dtype)
@@ -190,9 +190,9 @@ class WeightsWriter:
         shard = self._shard_for(number, nbytes, dtype.itemsize)
         assert shard.file is not None
         digest, sums = hashlib.sha256(), ColumnSums()
-        tally = _BlockTally(row.name, _native(values.dtype), dtype, self.rules)
+        tally = BlockTally(row.name, native(values.dtype), dtype, self.rules)
         hashing: Future[None] | None = None
-        for block in self._blocks(values, dtype, tally):
+        for block in stored_blocks(values, dtype, tally):
             if hashing is not None:
                 hashing.result()
             hashing = self._threads.submit(digest.update, block) if len(block) > _INLINE_BYTES else None
@@ -207,17 +207,7 @@ class WeightsWriter:
         shard.sizes.append(nbytes)
         return nbytes
 
-    def _blocks(self, values: NDArray[Any], dtype: np.dtype[Any], tally: _BlockTally) -> Iterator[memoryview]:
-        """The bytes to store: C order, little-endian, counted and cast, some rows at a time."""
-        values = values.reshape(1) if values.ndim == 0 else values
-        row_bytes = max(values.dtype.itemsize, dtype.itemsize) * (values[:1].size or 1)
-        rows = max(1, BLOCK_BYTES // row_bytes)
-        for at in range(0, len(values), rows):
-            block = values[at : at + rows]
-            block = block.astype(_native(block.dtype), order="C", copy=False)
-            yield np.ascontiguousarray(tally.store(block, at)).reshape(-1).view(np.uint8).data
-
-    def _record(self, row: TensorSpec, dtype: str, sha256: str, tally: _BlockTally) -> TensorRecord:
+    def _record(self, row: TensorSpec, dtype: str, sha256: str, tally: BlockTally) -> TensorRecord:
         values = tally.stored.record()
         if values.is_all_zero and row.kind in _NEVER_ZERO:
             _log.warning("%s: %s is all zero", self.output.target, row.name)
@@ -289,7 +279,7 @@ class WeightsWriter:
             self.journal.write(self.output, len(self.shards), note)
 
 
-class _BlockTally:
+class BlockTally:
     """Counts what is in a tensor's blocks, and casts them to what is stored."""
 
     def __init__(self, name: str, source: np.dtype[Any], dtype: np.dtype[Any], rules: WritingRules) -> None:
@@ -326,6 +316,17 @@ class _BlockTally:
         return stored
 
 
+def stored_blocks(values: NDArray[Any], dtype: np.dtype[Any], tally: BlockTally) -> Iterator[memoryview]:
+    """A tensor's canonical bytes as stored: C order, little-endian, counted and cast, some rows at a time."""
+    values = values.reshape(1) if values.ndim == 0 else values
+    row_bytes = max(values.dtype.itemsize, dtype.itemsize) * (values[:1].size or 1)
+    rows = max(1, BLOCK_BYTES // row_bytes)
+    for at in range(0, len(values), rows):
+        block = values[at : at + rows]
+        block = block.astype(native(block.dtype), order="C", copy=False)
+        yield np.ascontiguousarray(tally.store(block, at)).reshape(-1).view(np.uint8).data
+
+
 def _rows_of(note: Note) -> Iterator[tuple[int, TensorRecord]]:
     """The records of a note with the numbers of their rows."""
     return zip(range(note.first, note.stop), note.tensors.values(), strict=True)
@@ -335,7 +336,8 @@ def _itemsize(record: TensorRecord) -> int:
     return {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[record.dtype]
 
 
-def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in this machine's byte order."""
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
