@@ -45,6 +45,7 @@ from gptj_conversion.mesh_folder import DiskFolder, looks_like_mesh
 from gptj_conversion.mesh_writer import write_mesh
 from gptj_conversion.plan import ConversionPlan, interim_dtype, make_plan, plan_memory
 from gptj_conversion.proof import examiner, input_identity, origin_of
+from gptj_conversion.recorder import Account
 from gptj_conversion.source import Facts, Source
 from gptj_conversion.tar import is_tar_name, open_tar
 from gptj_conversion.training_config import TrainingConfig
@@ -247,8 +248,6 @@ def convert(
             text; see `gptj_conversion.companions` for the rule, and `plan` for what it comes to.
         progress: told the name and bytes of each tensor when it has been written.
 
-    `fingerprint`, `verify` and `resume` are for safetensors alone; other formats go without.
-
     Raises:
         GPTJError: see `open_source` and the writers; nothing is left behind at `dst`.
     """
@@ -260,9 +259,6 @@ def convert(
         )
     if dtype is not None:
         dtype = numpy_dtype(dtype).name
-    asked = {"verify": verify, "resume": resume}
-    for where in (name for name, given in asked.items() if given and to != "safetensors"):
-        raise InputError("is for safetensors alone", where=where, found=f"to={to!r}")
     source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
     settled = settle_companions(source, _require_config(source), tokenizer=tokenizer)
     _require_apart(Path(src), Path(dst))
@@ -376,13 +372,24 @@ def _write_canonical(order: _Order) -> Path:
         max_shard_bytes=order.max_shard_bytes,
         overwrite=order.overwrite,
         extra_files=order.companions,
-        provenance=_provenance(order.source, order.config, order.dtype, order.notes),
         progress=order.progress,
         allow_overflow=order.allow_overflow,
         allow_nonfinite=order.allow_nonfinite,
+        **vars(_account(order, "safetensors")),
+    )
+
+
+def _account(order: _Order, weights_format: str) -> Account:
+    """What the manifest says besides the tensors, the same for every format."""
+
+    def reopen(stage: Path) -> Source:
+        return open_source(stage, source_format=weights_format)
+
+    return Account(
+        provenance=_provenance(order.source, order.config, order.dtype, order.notes),
         origin=lambda row: origin_of(order.source, row),
         examine=examiner(
-            order.config, order.source.head, order.read, fingerprint=order.fingerprint, verify=order.verify
+            order.config, order.source.head, order.read, reopen, fingerprint=order.fingerprint, verify=order.verify
         ),
         input_identity=input_identity(order.source.path),
         resume=order.resume,
@@ -395,7 +402,7 @@ def _write_mesh(order: _Order) -> Path:
     return write_mesh(
         order.directory,
         order.config,
-        order.read,
+        order.read_for_cast,
         shards=order.shards,
         layout=order.layout,
         dtype=order.one_dtype(),
@@ -405,17 +412,22 @@ def _write_mesh(order: _Order) -> Path:
         progress=order.progress,
         allow_overflow=order.allow_overflow,
         allow_nonfinite=order.allow_nonfinite,
+        account=_account(order, "mesh"),
     )
 
 
 def _write_named(
-    file_name: str, dialect: Dialect, writer: type[WeightsWriter], prefix: Callable[[str], str] = lambda head: ""
+    weights_format: str,
+    file_name: str,
+    dialect: Dialect,
+    writer: type[WeightsWriter],
+    prefix: Callable[[str], str] = lambda head: "",
 ) -> Callable[[_Order], Path]:
     def write(order: _Order) -> Path:
         return write_foreign(
             order.directory,
             order.config,
-            order.read,
+            order.read_for_cast,
             writer,
             file_name=file_name,
             dialect=dialect,
@@ -428,6 +440,8 @@ def _write_named(
             progress=order.progress,
             allow_overflow=order.allow_overflow,
             allow_nonfinite=order.allow_nonfinite,
+            weights_format=weights_format,
+            account=_account(order, weights_format),
         )
 
     return write
@@ -436,9 +450,9 @@ def _write_named(
 _TARGETS: dict[str, Callable[[_Order], Path]] = {
     "safetensors": _write_canonical,
     "mesh": _write_mesh,
-    "bin": _write_named(BIN_FILE, "pt", BinWriter),
-    "flax": _write_named(FLAX_FILE, "flax", MsgpackWriter),
-    "tf": _write_named(H5_FILE, "tf", H5Writer, model_prefix),
+    "bin": _write_named("bin", BIN_FILE, "pt", BinWriter),
+    "flax": _write_named("flax", FLAX_FILE, "flax", MsgpackWriter),
+    "tf": _write_named("tf", H5_FILE, "tf", H5Writer, model_prefix),
 }
 
 

@@ -1,7 +1,7 @@
 """Writing the formats whose arrays have names: one file or several and an index, swapped in as a whole.
 
-What the containers share is here: which tensor goes to which file, how it is spelt and turned, the casts and
-checks, config.json and the index. A container only knows how to put named runs of bytes into a file.
+What the containers share is here: which tensor goes to which file, how it is spelt and turned, config.json,
+the index and the manifest. A container only knows how to put named runs of bytes into a file.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.column_sums import ColumnSums
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
-from gptj.errors import InputError, SchemaError, WriteError, shown
+from gptj.errors import InputError, WriteError, shown
+from gptj.manifest import MANIFEST_FILE, FileRecord
 from gptj.output_directory import Fate, FileSystem, OutputDirectory
-from gptj.safetensors_file import WEIGHT_DTYPES, cast
+from gptj.safetensors_file import WEIGHT_DTYPES
 from gptj.schema import HEADS, Head, TensorSpec, schema
+from gptj.weights_writer import WritingRules
 from gptj_conversion.dialects import Dialect, Spelling, spell
+from gptj_conversion.recorder import Account, Recorder
 from gptj_conversion.transpose import copy_transposed
 
-__all__ = ["Entry", "HashedFile", "WeightsWriter", "require_finite", "write_foreign"]
-
-_BLOCK = 2**22
+__all__ = ["Entry", "HashedFile", "WeightsWriter", "write_foreign"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +67,8 @@ class WeightsWriter(Protocol):
     def add(self, entry: Entry, data: memoryview) -> None:
         """Write the next entry's bytes, which are in C order."""
 
-    def finish(self) -> None:
-        """Complete the file, force it to the disk and compare what it gives back."""
+    def finish(self) -> FileRecord:
+        """Complete the file, force it to the disk, compare what it gives back, and say what it is."""
 
 
 class HashedFile:
@@ -75,21 +77,25 @@ class HashedFile:
     def __init__(self, output: OutputDirectory, name: str) -> None:
         self._file = output.create(name)
         self._digest = hashlib.sha256()
+        self._sums = ColumnSums()
 
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`."""
         self._digest.update(data)
+        self._sums.update(data)
         self._file.write(data)
 
-    def finish(self) -> None:
+    def finish(self) -> FileRecord:
         """Force the file to the disk, read it again, close it.
 
         Raises:
             WriteError: it holds something else.
         """
-        found, _ = self._file.finish()
-        if found != self._digest.hexdigest():
+        nbytes = self._file.nbytes
+        [found] = self._file.read_back([nbytes], ColumnSums)
+        if found != self._sums.hexdigest():
             raise WriteError("what was read back differs from what was written", file=self._file.path)
+        return FileRecord(nbytes, self._digest.hexdigest(), nbytes)
 
 
 def write_foreign(
@@ -109,9 +115,11 @@ def write_foreign(
     progress: Callable[[str, int], None] | None = None,
     allow_overflow: bool = False,
     allow_nonfinite: bool = False,
+    weights_format: str = "",
+    account: Account | None = None,
     fs: FileSystem | None = None,
 ) -> Path:
-    """The directory, written whole: config.json, the weights, and an index where they are in several files.
+    """The directory, written whole: config.json, the weights, an index where they are in several files, manifest.json.
 
     Args:
         directory: where; its parent must exist.
@@ -127,6 +135,8 @@ def write_foreign(
         overwrite: whether a checkpoint of this format at `directory` may be replaced.
         progress: told the name and bytes of each tensor when it has been written.
         allow_overflow, allow_nonfinite: write what became infinite in a narrowing cast; NaN and infinity.
+        weights_format: what the manifest calls the format; the dialect if empty.
+        account: what else the manifest says, and whether to go on from what a killed writer left.
         fs: the system calls, for tests.
 
     Raises:
@@ -139,34 +149,51 @@ def write_foreign(
             expected="a whole number, 1 or above",
             found=shown(max_shard_bytes),
         )
+    account = account or Account()
     entries = _entries(config, head, dialect, dtype_of)
     shards = _cut(entries, max_shard_bytes)
-    stem, suffix = file_name.rsplit(".", 1)
-    with OutputDirectory(directory, overwrite=overwrite, fate=_fate_for(stem, suffix), fs=fs) as output:
-        output.require_space(sum(entry.nbytes for entry in entries))
-        places: dict[str, str] = {}
-        for number, shard in enumerate(shards, start=1):
-            several = f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}"
-            name = file_name if len(shards) == 1 else several
-            file = writer(output, name, shard, head)
+    names = _names(file_name, len(shards))
+    rules = WritingRules(max_shard_bytes, allow_overflow, allow_nonfinite)
+    dtypes = [entry.dtype.name for entry in entries]
+    order = [config.to_json(), head, file_name, max_shard_bytes, dtypes]
+    fate = _fate_for(file_name)
+    with (
+        OutputDirectory(directory, overwrite=overwrite, fate=fate, adopt=account.adopt, fs=fs) as output,
+        Recorder(output, weights_format or dialect, order, rules, account) as recorder,
+    ):
+        finished = recorder.resume()
+        output.require_space(sum(entry.nbytes for shard in shards[finished:] for entry in shard))
+        for number, (name, shard) in enumerate(zip(names, shards, strict=True)):
+            file = writer(output, name, shard, head) if number >= finished else None
             for entry in shard:
-                file.add(entry, _bytes_of(entry, read, allow_overflow, allow_nonfinite))
-                places[index_prefix + entry.name] = name
+                if file is not None:
+                    file.add(entry, _bytes_of(entry, recorder.store(entry.row, read(entry.row), entry.dtype, (name,))))
                 if progress is not None:
-                    progress(entry.row.name, entry.nbytes)
-            file.finish()
+                    progress(entry.row.name, 0 if file is None else entry.nbytes)
+            if file is not None:
+                recorder.finish_part({name: file.finish()})
         if len(shards) > 1:
+            places = {index_prefix + e.name: name for name, shard in zip(names, shards, strict=True) for e in shard}
             total = sum(entry.nbytes for entry in entries)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-            output.write_file(f"{file_name}.index.json", (json.dumps(index, indent=2) + "\n").encode())
-        widest = max({entry.dtype.name for entry in entries}, key=WEIGHT_DTYPES.index)
+            recorder.write_file(f"{file_name}.index.json", (json.dumps(index, indent=2) + "\n").encode())
+        widest = max(dtypes, key=WEIGHT_DTYPES.index)
         kept = {key: value for key, value in config.extra.items() if key != "dtype"}
         extra = {**kept, "architectures": [HEADS[head]], "torch_dtype": widest}
-        output.write_file(CONFIG_FILE, config.replace(extra=extra).to_json().encode())
+        recorder.write_file(CONFIG_FILE, config.replace(extra=extra).to_json().encode())
         for name, data in (extra_files or {}).items():
-            output.write_file(name, data)
+            recorder.write_file(name, data)
+        recorder.write_manifest(config, schema(config, head))
         output.commit()
     return Path(directory)
+
+
+def _names(file_name: str, count: int) -> list[str]:
+    """What `count` weights files are called."""
+    stem, suffix = file_name.rsplit(".", 1)
+    if count == 1:
+        return [file_name]
+    return [f"{stem}-{number:05d}-of-{count:05d}.{suffix}" for number in range(1, count + 1)]
 
 
 def _entries(config: GPTJConfig, head: Head, dialect: Dialect, dtype_of: Callable[[str], str]) -> list[Entry]:
@@ -199,39 +226,24 @@ def _cut(entries: Sequence[Entry], max_shard_bytes: int) -> list[list[Entry]]:
     return shards
 
 
-def _fate_for(stem: str, suffix: str) -> Callable[[str], Fate]:
+def _fate_for(file_name: str) -> Callable[[str], Fate]:
     """Our own format's files are replaced; another checkpoint's are a reason not to; the rest is kept."""
+    stem, suffix = file_name.rsplit(".", 1)
     ours = re.compile(rf"{re.escape(stem)}(-\d{{5}}-of-\d{{5}})?\.{suffix}(\.index\.json)?")
     weights = re.compile(r".*\.(bin|h5|msgpack|safetensors)(\.index\.json)?")
 
     def fate(name: str) -> Fate:
-        if ours.fullmatch(name) or name == CONFIG_FILE:
+        if ours.fullmatch(name) or name in (CONFIG_FILE, MANIFEST_FILE):
             return "replace"
         return "refuse" if weights.fullmatch(name) else "keep"
 
     return fate
 
 
-def _bytes_of(
-    entry: Entry, read: Callable[[TensorSpec], NDArray[Any]], allow_overflow: bool, allow_nonfinite: bool
-) -> memoryview:
-    values = np.asarray(read(entry.row))
-    if values.shape != entry.row.shape:
-        raise SchemaError("wrong shape", where=entry.row.name, expected=entry.row.shape, found=values.shape)
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    if not allow_nonfinite:
-        require_finite(values, entry.row.name)
-    values = cast(values, entry.dtype, where=entry.row.name, allow_overflow=allow_overflow)
+def _bytes_of(entry: Entry, values: NDArray[Any]) -> memoryview:
+    """The bytes of a canonical tensor in the format's layout."""
     if entry.spelling.transposed:
         turned = np.empty(entry.shape, entry.dtype)
         copy_transposed(turned, values)
         values = turned
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-
-
-def require_finite(values: NDArray[Any], name: str) -> None:
-    """Raise SchemaError if any value is NaN or infinite."""
-    flat = values.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):
-        if not np.isfinite(flat[start : start + _BLOCK]).all():
-            raise SchemaError("holds values that are not finite", where=name, hint="Say allow_nonfinite to write them")
+    return values.reshape(-1).view(np.uint8).data

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, SchemaError, UnsafeFileError, shown
+from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory
 from gptj.safetensors_file import open_regular_file
 from gptj.schema import Head
@@ -224,11 +225,11 @@ class BinWriter:
         self._archive.add(f"{self._root}/data/{self._count}", data)
         self._count += 1
 
-    def finish(self) -> None:
+    def finish(self) -> FileRecord:
         """Close the file and compare what the disk gives back."""
         self._archive.add(f"{self._root}/version", b"3\n")
         self._archive.finish()
-        self._file.finish()
+        return self._file.finish()
 
 
 def pickle_state_dict(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:

@@ -19,6 +19,7 @@ import numpy as np
 
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, GPTJError, LimitError, SchemaError, shown
+from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory
 from gptj.safetensors_file import FileIdentity, file_identity, open_regular_file, read_into
 from gptj.schema import Head
@@ -331,9 +332,9 @@ class MsgpackWriter:
             self._file.write(data[start : start + nbytes])
             start += nbytes
 
-    def finish(self) -> None:
+    def finish(self) -> FileRecord:
         """Close the file and compare what the disk gives back."""
-        self._file.finish()
+        return self._file.finish()
 
 
 def pack_text(text: str) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from gptj.column_sums import ColumnSums
 from gptj.config import GPTJConfig
 from gptj.errors import (
     BackendError,
@@ -27,6 +28,7 @@ from gptj.errors import (
     WriteError,
     shown,
 )
+from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory
 from gptj.safetensors_file import file_identity, open_regular_file
 from gptj.schema import Head
@@ -292,7 +294,7 @@ class H5Writer:
         self._prefix = model_prefix(head)
         self._sharded = name != H5_FILE
         self._layers: dict[str, list[str]] = {}
-        self._digests: dict[str, str] = {}
+        self._sums: dict[str, str] = {}
         output.create(name).close()
         self._file = output.call(self._path, self._h5py.File, self._path, "w")
 
@@ -305,23 +307,21 @@ class H5Writer:
         path = entry.name if self._sharded else f"{layer}/{self._prefix}{entry.name}"
         values = np.frombuffer(data, entry.dtype).reshape(entry.shape)
         self._output.call(self._path, self._file.create_dataset, path, data=values)
-        self._digests[entry.name] = hashlib.sha256(data).hexdigest()
+        self._sums[entry.name] = _sum_of(data)
 
-    def finish(self) -> None:
+    def finish(self) -> FileRecord:
         """Close the file, force it to the disk, and compare what it gives back."""
         self._output.call(self._path, self._write_lists)
         self._output.call(self._path, self._file.close)
-        fs = self._output.fs
-        descriptor = self._output.call(self._path, fs.open, self._path)
-        try:
-            self._output.call(self._path, fs.fsync, descriptor)
-        finally:
-            self._output.call(self._path, fs.close, descriptor)
+        file = self._output.reopen(self._path.name)
+        [whole] = file.read_back([file.nbytes], hashlib.sha256)
         for array in read_h5(self._path):
-            if hashlib.sha256(array.read(array.dtype).tobytes()).hexdigest() != self._digests.pop(array.name):
+            values = array.read(array.dtype).reshape(-1).view(np.uint8).data
+            if _sum_of(values) != self._sums.pop(array.name):
                 raise WriteError("what was read back differs from what was written", file=self._path, where=array.name)
-        if self._digests:
-            raise WriteError("an array was not written", file=self._path, where=next(iter(self._digests)))
+        if self._sums:
+            raise WriteError("an array was not written", file=self._path, where=next(iter(self._sums)))
+        return FileRecord(file.nbytes, whole, file.nbytes)
 
     def _write_lists(self) -> None:
         text = self._h5py.string_dtype()
@@ -334,3 +334,9 @@ class H5Writer:
         for layer, weights in self._layers.items():
             self._file[layer].attrs["weight_names"] = np.array(weights, dtype=text)
         self._file.create_group("top_level_model_weights").attrs["weight_names"] = np.array([], dtype="S1")
+
+
+def _sum_of(data: memoryview) -> str:
+    sums = ColumnSums()
+    sums.update(data)
+    return sums.hexdigest()

@@ -10,6 +10,8 @@ written with, so S is the number of cores that will load it.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import re
@@ -22,16 +24,18 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
-from gptj.errors import ConfigError, InputError, SchemaError, shown
+from gptj.errors import ConfigError, InputError, shown
+from gptj.manifest import MANIFEST_FILE, FileRecord
 from gptj.output_directory import FileSystem, require_plain_name
-from gptj.safetensors_file import cast
-from gptj.schema import TensorSpec, axis_sizes, schema_by_name
+from gptj.schema import TensorSpec, axis_sizes, schema, schema_by_name
+from gptj.weights_writer import WritingRules
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
-from gptj_conversion.foreign_writer import HashedFile, require_finite
+from gptj_conversion.foreign_writer import HashedFile
 from gptj_conversion.mesh import Layout, pieces
-from gptj_conversion.mesh_folder import FILES_PER_SHARD, META_FILE, TRAINING_FILE
+from gptj_conversion.mesh_folder import META_FILE, TRAINING_FILE
 from gptj_conversion.npz import npy_header
 from gptj_conversion.output_tree import OutputTree
+from gptj_conversion.recorder import Account, Recorder
 from gptj_conversion.stored_zip import StoredZipWriter
 from gptj_conversion.training_config import TOKEN_ID_KEYS
 from gptj_conversion.transpose import copy_transposed
@@ -39,7 +43,9 @@ from gptj_conversion.transpose import copy_transposed
 __all__ = ["write_mesh"]
 
 MESH_DTYPES = ("float32", "bfloat16", "float16")
-_OURS = re.compile(rf"({META_FILE}|{TRAINING_FILE}|step_\d+(/shard_\d+(/\d+\.npz)?)?)".replace(".json", r"\.json"))
+_OURS = re.compile(
+    rf"({META_FILE}|{TRAINING_FILE}|{MANIFEST_FILE}|step_\d+(/shard_\d+(/\d+\.npz)?)?)".replace(".json", r"\.json")
+)
 
 
 def write_mesh(
@@ -56,9 +62,10 @@ def write_mesh(
     progress: Callable[[str, int], None] | None = None,
     allow_overflow: bool = False,
     allow_nonfinite: bool = False,
+    account: Account | None = None,
     fs: FileSystem | None = None,
 ) -> Path:
-    """The model directory, written whole: `step_N/shard_S/{0..15}.npz`, meta.json, and the training config.
+    """The model directory, written whole: `step_N/shard_S/{0..15}.npz`, meta.json, the training config, manifest.json.
 
     The training config's numbers and the config's token ids go to training_config.json, which the original does not
     read and `open_mesh` does. On any failure, what stood there still stands.
@@ -75,6 +82,7 @@ def write_mesh(
         overwrite: whether a mesh checkpoint at `directory` may be replaced.
         progress: told the name and bytes of each tensor when it has been written.
         allow_overflow, allow_nonfinite: write what became infinite in a narrowing cast; NaN and infinity.
+        account: what else the manifest says, and whether to go on from what a killed writer left.
         fs: the system calls, for tests.
 
     Raises:
@@ -92,20 +100,32 @@ def write_mesh(
     def replaceable(path: str) -> bool:
         return path in extra or bool(_OURS.fullmatch(path))
 
-    with OutputTree(directory, replaceable=replaceable, overwrite=overwrite, fs=fs) as output:
-        output.require_space(plan.total_bytes)
+    account = account or Account()
+    rules = WritingRules(plan.total_bytes, allow_overflow, allow_nonfinite)
+    order = [config.to_json(), shards, layout, dtype, step]
+    with (
+        OutputTree(directory, replaceable=replaceable, overwrite=overwrite, adopt=account.adopt, fs=fs) as output,
+        Recorder(output, "mesh", order, rules, account) as recorder,
+    ):
+        finished = recorder.resume()
+        output.require_space(sum(plan.leaf_bytes(leaf) for part in plan.parts[finished:] for leaf in part) * shards)
         output.make_folder(f"step_{step}")
         for shard in range(shards):
             output.make_folder(f"step_{step}/shard_{shard}")
-        writer = _ShardsWriter(output, plan)
-        for leaf in plan.leaves:
-            _write_leaf(writer, plan, leaf, read, progress, allow_overflow, allow_nonfinite)
-        writer.finish()
+        for number in range(finished):
+            for row in plan.tensors_in(number):
+                _tell(progress, row, 0)
+        for number in range(finished, len(plan.parts)):
+            part = _Part(output, plan, number)
+            for leaf in plan.parts[number]:
+                _write_leaf(part, plan, leaf, read, recorder, progress)
+            recorder.finish_part(part.finish())
         meta = {"step": step, "checkpoints": [step], "aux": {str(step): {"train_loader": None}}}
-        output.write_file(META_FILE, json.dumps(meta).encode())
-        output.write_file(TRAINING_FILE, (json.dumps(_training_config(config, shards), indent=2) + "\n").encode())
+        recorder.write_file(META_FILE, json.dumps(meta).encode())
+        recorder.write_file(TRAINING_FILE, (json.dumps(_training_config(config, shards), indent=2) + "\n").encode())
         for name, data in extra.items():
-            output.write_file(name, data)
+            recorder.write_file(name, data)
+        recorder.write_manifest(config, schema(config))
         output.commit()
     return Path(directory)
 
@@ -174,6 +194,11 @@ class _Leaf:
     fresh: bool = False
     value: int = 0
 
+    @property
+    def is_written_from(self) -> bool:
+        """Whether its values are a canonical tensor's."""
+        return self.parameter is not None and not self.fresh and self.parameter.copies != "sum onto every row"
+
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
@@ -185,7 +210,31 @@ class _Plan:
     dtype: np.dtype[Any]
     step: int
 
-    @property
+    @functools.cached_property
+    def parts(self) -> list[list[_Leaf]]:
+        """The leaves of each of a shard's files."""
+        left = iter(self.leaves)
+        return [[*itertools.islice(left, count)] for count in pieces(len(self.leaves))]
+
+    def files(self, number: int) -> list[str]:
+        """The files of this number, one a shard."""
+        return [f"step_{self.step}/shard_{shard}/{number}.npz" for shard in range(self.shards)]
+
+    def files_of(self, tensor: str) -> tuple[str, ...]:
+        """The files that hold a canonical tensor: those of each of its leaves, in every shard whose piece counts."""
+        found: dict[str, None] = {}
+        for number, part in enumerate(self.parts):
+            for row in (leaf.parameter for leaf in part if leaf.parameter is not None and not leaf.fresh):
+                if row.tensor == tensor:
+                    counting = 1 if row.cut is None and row.copies == "first" else self.shards
+                    found |= dict.fromkeys(self.files(number)[:counting])
+        return tuple(found)
+
+    def tensors_in(self, number: int) -> list[str]:
+        """The canonical tensors that are written with the files of this number."""
+        return [leaf.parameter.tensor for leaf in self.parts[number] if leaf.parameter and leaf.is_written_from]
+
+    @functools.cached_property
     def leaves(self) -> list[_Leaf]:
         """A shard's leaves in the order of jax.tree_flatten: opt_state, params, step."""
         rows = mesh_leaves(self.config.n_layer)
@@ -197,89 +246,66 @@ class _Plan:
     @property
     def total_bytes(self) -> int:
         """The bytes of all leaves of all shards."""
-        return self.shards * sum(self._leaf_bytes(leaf) for leaf in self.leaves)
+        return self.shards * sum(self.leaf_bytes(leaf) for leaf in self.leaves)
 
     def shape(self, leaf: MeshLeaf) -> tuple[int, ...]:
         """A parameter leaf's shape in one shard."""
         return leaf.shape(axis_sizes(self.config), self.shards)
 
-    def _leaf_bytes(self, leaf: _Leaf) -> int:
+    def leaf_bytes(self, leaf: _Leaf) -> int:
+        """A leaf's bytes in one shard."""
         if leaf.parameter is None:
             return 4
         return int(np.prod(self.shape(leaf.parameter), dtype=np.int64)) * self.dtype.itemsize
 
 
-class _ShardsWriter:
-    """Appends a leaf to every shard; goes on to the next .npz where the original does."""
+class _Part:
+    """The files of one number in the making, one a shard, all with the same leaves."""
 
-    def __init__(self, output: OutputTree, plan: _Plan) -> None:
-        self.output = output
-        self.plan = plan
-        self.left = [*pieces(len(plan.leaves))]
-        self.number = -1
-        self.members = 0
-        self.files: list[tuple[HashedFile, StoredZipWriter]] = []
+    def __init__(self, output: OutputTree, plan: _Plan, number: int) -> None:
+        self._files = {name: HashedFile(output, name) for name in plan.files(number)}
+        self._archives = [StoredZipWriter(file.write) for file in self._files.values()]
+        self._members = 0
 
     def add(self, shards: Iterator[NDArray[Any]]) -> int:
         """Write one leaf, given as each shard's piece in turn; returns the bytes."""
-        while not self.files or self.members == self.left[self.number]:
-            self._next_file()
         written = 0
-        for (_, archive), piece in zip(self.files, shards, strict=True):
+        for archive, piece in zip(self._archives, shards, strict=True):
             data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-            archive.add(f"arr_{self.members}.npy", npy_header(piece.dtype, piece.shape), data)
+            archive.add(f"arr_{self._members}.npy", npy_header(piece.dtype, piece.shape), data)
             written += len(data)
-        self.members += 1
+        self._members += 1
         return written
 
-    def finish(self) -> None:
-        """Close the last file, and write those that hold no leaf."""
-        while self.number < FILES_PER_SHARD - 1:
-            self._next_file()
-        self._close_files()
-
-    def _next_file(self) -> None:
-        self._close_files()
-        self.number += 1
-        self.members = 0
-        for shard in range(self.plan.shards):
-            file = HashedFile(self.output, f"step_{self.plan.step}/shard_{shard}/{self.number}.npz")
-            self.files.append((file, StoredZipWriter(file.write)))
-
-    def _close_files(self) -> None:
-        for file, archive in self.files:
+    def finish(self) -> dict[str, FileRecord]:
+        """Complete the files, and say what they are."""
+        for archive in self._archives:
             archive.finish()
-            file.finish()
-        self.files = []
+        return {name: file.finish() for name, file in self._files.items()}
 
 
 def _write_leaf(
-    writer: _ShardsWriter,
+    part: _Part,
     plan: _Plan,
     leaf: _Leaf,
     read: Callable[[TensorSpec], NDArray[Any]],
+    recorder: Recorder,
     progress: Callable[[str, int], None] | None,
-    allow_overflow: bool,
-    allow_nonfinite: bool,
 ) -> None:
     if leaf.parameter is None:
-        writer.add(np.array(leaf.value, np.int32) for _ in range(plan.shards))
-        return
-    row = leaf.parameter
-    if leaf.fresh or row.copies == "sum onto every row":
-        zeros = np.zeros(plan.shape(row), plan.dtype)
-        writer.add(zeros for _ in range(plan.shards))
-        return
-    spec = schema_by_name(plan.config)[row.tensor]
-    values = np.asarray(read(spec))
-    if values.shape != spec.shape:
-        raise SchemaError("wrong shape", where=spec.name, expected=spec.shape, found=values.shape)
-    if not allow_nonfinite:
-        require_finite(values, spec.name)
-    values = cast(values, plan.dtype, where=spec.name, allow_overflow=allow_overflow)
-    written = writer.add(_pieces_of(values, row, plan))
+        part.add(np.array(leaf.value, np.int32) for _ in range(plan.shards))
+    elif not leaf.is_written_from:
+        zeros = np.zeros(plan.shape(leaf.parameter), plan.dtype)
+        part.add(zeros for _ in range(plan.shards))
+    else:
+        row = schema_by_name(plan.config)[leaf.parameter.tensor]
+        values = recorder.store(row, np.asarray(read(row)), plan.dtype, plan.files_of(row.name))
+        _tell(progress, row.name, part.add(_pieces_of(values, leaf.parameter, plan)))
+
+
+def _tell(progress: Callable[[str, int], None] | None, name: str, nbytes: int) -> None:
     if progress is not None:
-        progress(spec.name, written)
+        progress(name, nbytes)
 
 
 def _pieces_of(values: NDArray[Any], leaf: MeshLeaf, plan: _Plan) -> Iterator[NDArray[Any]]:

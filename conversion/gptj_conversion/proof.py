@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.checkpoint import open_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, ParityError
-from gptj.fingerprint import FINGERPRINT_TOLERANCE, StreamedOracle, read_by_row, take_fingerprint
+from gptj.fingerprint import FINGERPRINT_TOLERANCE, StreamedOracle, take_fingerprint
 from gptj.manifest import Fingerprint, Origin
 from gptj.parity.oracle import OracleOutput
 from gptj.schema import Head, TensorSpec, schema_by_name
@@ -57,21 +56,32 @@ def input_identity(path: Path) -> list[list[Any]]:
 
 
 def examiner(
-    config: GPTJConfig, head: Head, read: Callable[[TensorSpec], NDArray[Any]], *, fingerprint: bool, verify: bool
+    config: GPTJConfig,
+    head: Head,
+    read: Callable[[TensorSpec], NDArray[Any]],
+    reopen: Callable[[Path], Source],
+    *,
+    fingerprint: bool,
+    verify: bool,
 ) -> Callable[[Path], Fingerprint | None]:
     """What looks at the finished directory before it takes its place: see `write_checkpoint`'s `examine`.
 
     Args:
         config, head: the model.
         read: the source's tensors, as they were to be written.
+        reopen: opens what was written, in its format.
         fingerprint: whether to take one.
         verify: whether to compare the forward passes of the source and of the directory, in float64.
     """
 
     def examine(stage: Path) -> Fingerprint | None:
-        stored = read_by_row(open_checkpoint(stage))
+        rows = schema_by_name(config, head)
+        written = reopen(stage)
+
+        def stored(name: str) -> NDArray[Any]:
+            return written.read(rows[name])
+
         if verify:
-            rows = schema_by_name(config, head)
             _require_same_forward(config, head, lambda name: read(rows[name]), stored, stage)
         taken = take_fingerprint(config, head, stored) if fingerprint else None
         if taken is not None and not math.isfinite(taken.norm):

@@ -258,22 +258,23 @@ def _spelt(value: Any) -> str:
 @click.option("--fingerprint", is_flag=True, help="Also run the float64 reference, and compare its logits.")
 @json_option
 def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
-    """Check the tensors in DIR against the hashes in its manifest.json."""
-    from gptj.checkpoint import verify_checkpoint
+    """Check what `gptj convert` wrote into DIR, in any format, against its manifest.json.
 
-    manifest = verify_checkpoint(directory)
-    if fingerprint:
-        from gptj.fingerprint import check_fingerprint
+    Every file and every tensor is read and hashed again; the source is not needed. The sha256 is of all tensors in
+    their canonical layout: two folders of the same sha256 hold the same model, whatever their formats.
+    """
+    from gptj_conversion.verify import verify as run
 
-        check_fingerprint(directory)
+    manifest = run(directory, fingerprint=fingerprint)
     if as_json:
         facts = {"files": len(manifest.files), "tensors": len(manifest.tensors), "sha256": manifest.sha256}
-        _print_json({"verified": str(directory), **facts, "fingerprint": fingerprint})
+        format_of = {"verified": str(directory), "format": manifest.weights_format}
+        _print_json({**format_of, **facts, "fingerprint": fingerprint})
     else:
         same = ", and the reference computes the same" if fingerprint else ""
-        click.echo(
-            f"{directory}: {len(manifest.tensors)} tensors, {len(manifest.files)} files, all as they were written{same}"
-        )
+        counts = f"{len(manifest.tensors)} tensors, {len(manifest.files)} files"
+        click.echo(f"{directory}: {counts}, all as they were written{same}")
+        click.echo(f"sha256 {manifest.sha256}")
 
 
 @gptj_command.command()

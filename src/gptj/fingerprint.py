@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,12 +102,21 @@ def check_fingerprint(
         GPTJError: the directory cannot be opened; see `open_checkpoint`.
     """
     checkpoint = open_checkpoint(directory, config=config, follow_links=follow_links)
-    path = safe_path(checkpoint.directory, MANIFEST_FILE, follow_links=follow_links)
+    read = read_by_row(checkpoint)
+    return compare_fingerprint(
+        checkpoint.directory, checkpoint.config, checkpoint.head, read, follow_links=follow_links
+    )
+
+
+def compare_fingerprint(
+    directory: Path, config: GPTJConfig, head: Head, read: Read, *, follow_links: bool = False
+) -> Fingerprint:
+    """`check_fingerprint` for tensors that `read` gives by their canonical names, whatever holds them."""
+    path = safe_path(directory, MANIFEST_FILE, follow_links=follow_links)
     recorded = Manifest.from_file(path).fingerprint
     if recorded is None:
         raise MissingFileError("no fingerprint in it", file=path, hint="Convert again, without --no-fingerprint")
-    found = take_fingerprint(checkpoint.config, checkpoint.head, read_by_row(checkpoint))
-    _require_same(recorded, found, checkpoint)
+    _require_same(recorded, take_fingerprint(config, head, read), directory)
     return recorded
 
 
@@ -116,7 +126,7 @@ def read_by_row(checkpoint: Checkpoint) -> Read:
     return lambda name: checkpoint.read(tensors[name].name)
 
 
-def _require_same(recorded: Fingerprint, found: Fingerprint, checkpoint: Checkpoint) -> None:
+def _require_same(recorded: Fingerprint, found: Fingerprint, directory: Path) -> None:
     same_prompt = (recorded.token_ids, recorded.output, recorded.places) == (
         found.token_ids,
         found.output,
@@ -129,7 +139,7 @@ def _require_same(recorded: Fingerprint, found: Fingerprint, checkpoint: Checkpo
     worst = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))
     raise ParityError(
         "the forward pass is not the one that was recorded when this was written",
-        file=checkpoint.directory,
+        file=directory,
         where=f"fingerprint.{recorded.output}",
         expected=f"{worst[0]:.9g}" if same_prompt else f"{recorded.output} {list(recorded.places)}",
         found=f"{worst[1]:.9g}" if same_prompt else f"{found.output} {list(found.places)}",

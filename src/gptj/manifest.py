@@ -245,6 +245,13 @@ def find_tensors(directory: Path, manifest: Manifest) -> dict[str, FoundTensor]:
     Raises:
         GPTJError: a file cannot be opened.
     """
+    if manifest.weights_format != "safetensors":
+        raise FormatError(
+            "its weights are not safetensors",
+            file=directory,
+            found=manifest.weights_format,
+            hint="Say `gptj verify DIR`",
+        )
     found: dict[str, FoundTensor] = {}
     for name in dict.fromkeys(name for record in manifest.tensors.values() for name in record.files):
         file = read_safetensors(directory / name)

@@ -193,7 +193,9 @@ def test_a_mesh_checkpoint_is_replaced_as_a_whole_and_nothing_else_is(tmp_path):
     with pytest.raises(WriteError, match="not empty"):
         write_mesh(tmp_path / "out", CONFIG, tensor, shards=2)
     write_mesh(tmp_path / "out", CONFIG, tensor, shards=2, step=5, overwrite=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["meta.json", "step_5", "training_config.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json", "meta.json", "step_5", "training_config.json"
+    ]  # fmt: skip
     assert open_mesh(tmp_path / "out").shards == 2
     (tmp_path / "out" / "step_5" / "notes.txt").write_text("mine")
     with pytest.raises(WriteError, match=r"step_5/notes\.txt"):

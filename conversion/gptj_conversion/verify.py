@@ -1,0 +1,82 @@
+"""A written directory checked against its manifest, in whichever format it is, without the source that it came from."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from gptj.checkpoint import verify_checkpoint
+from gptj.errors import FormatError, shown
+from gptj.fingerprint import check_fingerprint, compare_fingerprint
+from gptj.manifest import MANIFEST_FILE, FoundTensor, Manifest, verify_manifest
+from gptj.schema import TensorSpec, schema
+from gptj.weight_files import safe_path
+from gptj_conversion.convert import open_source, target_formats
+from gptj_conversion.source import Source
+
+__all__ = ["verify"]
+
+
+def verify(directory: str | os.PathLike[str], *, fingerprint: bool = False, follow_links: bool = False) -> Manifest:
+    """The directory's manifest, after everything that it hashes has been read again and found to be the same.
+
+    Each file is hashed as it lies there, and each tensor as our reader gives it, in its canonical layout: so the files
+    are those that were written, and the reader still makes of them what it did then.
+
+    Args:
+        directory: what `gptj convert` wrote, in any format.
+        fingerprint: also run the float64 reference, and compare its logits with the noted ones.
+        follow_links: accept links that lead out of the directory.
+
+    Raises:
+        MissingFileError: there is no manifest; or no fingerprint in it, where one is to be compared.
+        FormatError: files or tensors differ; all of them are named.
+        ParityError: the reference computes something else.
+        GPTJError: the directory cannot be opened.
+    """
+    directory = Path(directory)
+    written = Manifest.from_file(safe_path(directory, MANIFEST_FILE, follow_links=follow_links)).weights_format
+    if written == "safetensors":
+        manifest = verify_checkpoint(directory, follow_links=follow_links)
+        if fingerprint:
+            check_fingerprint(directory, follow_links=follow_links)
+        return manifest
+    if written not in target_formats():
+        raise FormatError(
+            "no such format",
+            file=directory / MANIFEST_FILE,
+            where="weights_format",
+            expected="one of " + ", ".join(target_formats()),
+            found=shown(written),
+        )
+    find = functools.partial(_find_tensors, follow_links=follow_links)
+    manifest = verify_manifest(directory, find=find, follow_links=follow_links)
+    if fingerprint:
+        source, rows = _open(directory, manifest, follow_links=follow_links)
+        by_name = {row.name: row for row in rows}
+        assert source.config is not None
+        compare_fingerprint(
+            directory, source.config, source.head, lambda name: source.read(by_name[name]), follow_links=follow_links
+        )
+    return manifest
+
+
+def _find_tensors(directory: Path, manifest: Manifest, *, follow_links: bool) -> dict[str, FoundTensor]:
+    """Every canonical tensor of the directory, through its format's reader; one is in memory at a time."""
+    source, rows = _open(directory, manifest, follow_links=follow_links)
+
+    def blocks(row: TensorSpec) -> Iterator[memoryview]:
+        yield source.read(row).reshape(-1).view(np.uint8).data
+
+    return {row.name: FoundTensor(source.dtype_of(row.name), row.shape, functools.partial(blocks, row)) for row in rows}
+
+
+def _open(directory: Path, manifest: Manifest, *, follow_links: bool) -> tuple[Source, tuple[TensorSpec, ...]]:
+    source = open_source(directory, source_format=manifest.weights_format, follow_links=follow_links)
+    if source.config is None:
+        raise FormatError("says nothing of heads, rotary width and positions", file=directory)
+    return source, schema(source.config, source.head)
