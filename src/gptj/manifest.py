@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +284,7 @@ def verify_manifest(
     tensors: list[tuple[str, tuple[str, ...]]] = []
     if not any("missing" in problem for name, problem in files.items() if name in of_weights):
         try:
-            tensors = _tensor_problems(manifest, find(directory, manifest))
+            tensors = _tensor_problems(manifest, find(directory, manifest), files.keys())
         except GPTJError:
             if not files:
                 raise
@@ -314,11 +314,14 @@ def _file_problems(directory: Path, manifest: Manifest, *, follow_links: bool) -
     return problems
 
 
-def _tensor_problems(manifest: Manifest, found: Mapping[str, FoundTensor]) -> list[tuple[str, tuple[str, ...]]]:
-    """What is wrong with tensors, and the files that each lies in."""
+def _tensor_problems(
+    manifest: Manifest, found: Mapping[str, FoundTensor], damaged: Collection[str]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """What is wrong with tensors, and the files that each lies in; where some of these are damaged, those are named."""
     problems: list[tuple[str, tuple[str, ...]]] = []
     for name, record in manifest.tensors.items():
-        where = f"tensor {name} in {listed([*record.files], most=3)}"
+        culprits = [file for file in record.files if file in damaged] or [*record.files]
+        where = f"tensor {name} in {listed(culprits, most=3)}"
         tensor = found.get(name)
         if tensor is None:
             problems.append((f"{where} is missing", record.files))
