@@ -1,4 +1,4 @@
-"""Make malformed model folders, give each to `convert` or `verify`, and write docs/faults.md: who is refused, and how.
+"""Make malformed model folders, give each to `convert` or `verify`, and say in docs/faults.md who is refused, and how.
 
     python benchmarks/faults.py                     # prints the figures
     python benchmarks/faults.py --write             # and writes docs/faults.md
@@ -34,6 +34,7 @@ CONFIG = revealing_config(n_layer=2)
 Q_PROJ = "transformer.h.0.attn.q_proj.weight"
 FC_IN = "transformer.h.0.mlp.fc_in.weight"
 PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
+BEGIN, END = "<!-- folders: made by benchmarks/faults.py -->", "<!-- folders end -->"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +78,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     arguments = parser.parse_args()
     outcomes = run_all()
-    page = report(outcomes, peak_over_largest())
-    print(page)
+    text = report(outcomes, peak_over_largest())
+    print(text)
     if arguments.write:
-        PAGE.write_text(page)
+        PAGE.write_text(placed(PAGE.read_text(), BEGIN, END, text))
     sys.exit(0 if all(outcome.named for outcome in outcomes) else 1)
 
 
@@ -371,12 +372,6 @@ def report(outcomes: list[Outcome], peak: float) -> str:
         f"| peak memory of a conversion over its imports, in largest tensors | {peak:.2f} | | |",
     ]
     lines = [
-        "# Faults",
-        "",
-        "Written by `python benchmarks/faults.py --write`, which makes each folder and gives it to `gptj convert`, or",
-        "to `gptj verify --fingerprint` where neither names nor shapes can tell (a flipped bit, a transposed square).",
-        "transformers' figures are of 74 folders of the same kinds, loaded by it (4.57.6 and 5.23.0, November 2026).",
-        "",
         "| | gptj | transformers 4.57.6 | 5.23.0 |",
         "|---|---|---|---|",
         *figures,
@@ -392,7 +387,13 @@ def report(outcomes: list[Outcome], peak: float) -> str:
         lines.append(
             f"| {outcome.fault.row} | {shown(outcome.fault.what)} | {kind}{named_or_not} | {shown(message, 160)} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def placed(page: str, begin: str, end: str, text: str) -> str:
+    """The page with `text` between two of its marks."""
+    start, stop = page.index(begin) + len(begin), page.index(end)
+    return f"{page[:start]}\n\n{text}\n\n{page[stop:]}"
 
 
 def shown(text: str, longest: int = 60) -> str:

@@ -139,7 +139,7 @@ def test_keras_on_another_framework_is_refused_by_name(name):
     assert "KERAS_BACKEND=tensorflow" in done.stderr
 
 
-def test_keras_json_of_another_framework_is_refused_by_name(tmp_path):
+def test_R5_keras_json_of_another_framework_is_refused_by_name(tmp_path):
     (tmp_path / "keras.json").write_text(json.dumps({"backend": "numpy"}))
     # Keras' NumPy backend imports scipy: without it the import itself fails, with it Keras says where it runs
     hidden = "import sys; sys.modules['scipy'] = None; import gptj.tf"
@@ -154,7 +154,7 @@ def test_import_sets_no_environment_variable():
     assert done.stdout.strip() == "True", done.stderr
 
 
-def test_a_float16_of_keras_own_settings_is_not_taken_up(tmp_path, folder):
+def test_R5_a_float16_of_keras_own_settings_is_not_taken_up(tmp_path, folder):
     (tmp_path / "keras.json").write_text(json.dumps({"floatx": "float16", "backend": "tensorflow"}))
     code = f"""
 import keras, numpy as np, gptj.tf

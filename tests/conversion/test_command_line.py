@@ -88,7 +88,7 @@ def test_inspect_reads_a_tpu_checkpoint_and_a_folder(converted):
         assert done.returncode == 0 and json.loads(done.stdout)["parameters"] == 48_000
 
 
-def test_verify_knows_a_flipped_bit(converted, tmp_path):
+def test_W12_verify_knows_a_flipped_bit(converted, tmp_path):
     assert gptj("verify", converted).returncode == 0
     spoilt = Path(shutil.copytree(converted, tmp_path / "spoilt"))
     with (spoilt / "model.safetensors").open("r+b") as file:
@@ -137,7 +137,7 @@ def test_an_empty_folder_is_refused(tmp_path):
     refused(gptj("convert", tmp_path / "empty", tmp_path / "dst", "--config", CONFIG), tmp_path / "dst", "empty")
 
 
-def test_a_filled_destination_is_left_as_it_is(tmp_path):
+def test_S5_a_filled_destination_is_left_as_it_is(tmp_path):
     (tmp_path / "dst").mkdir()
     (tmp_path / "dst" / "thesis.txt").write_text("mine")
     done = gptj("convert", MESH_FIXTURE / "full", tmp_path / "dst", "--config", CONFIG)
@@ -182,7 +182,7 @@ def test_init_writes_a_folder_that_inspect_reads(tmp_path):
     assert again.returncode == 1 and "tiny" in again.stderr
 
 
-def test_results_do_not_depend_on_the_terminal(converted):
+def test_R4_results_do_not_depend_on_the_terminal(converted):
     plain = gptj("inspect", converted).stdout
     for environment in ({"TERM": "dumb"}, {"NO_COLOR": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"COLUMNS": "20"}):
         assert gptj("inspect", converted, **environment).stdout == plain
@@ -205,6 +205,6 @@ def test_convert_writes_a_tokenizer_beside_the_weights(tmp_path):
     assert written.decode(written.encode("to be")) == "to be"
 
 
-def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(tmp_path):
+def test_C8_a_tokenizer_that_is_larger_than_the_embedding_is_refused(tmp_path):
     arguments = ("--config", CONFIG, "--tokenizer", "gpt2")
     refused(gptj("convert", MESH_FIXTURE / "full", tmp_path / "dst", *arguments), tmp_path / "dst", "50257", "160")

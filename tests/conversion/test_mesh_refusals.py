@@ -242,7 +242,7 @@ def test_optional_keys_of_a_training_config_may_be_absent(sample, tmp_path):
     assert describe(tmp_path / "out").rotary_width == 4
 
 
-def test_an_existing_destination_stays_as_it_was(sample, tmp_path):
+def test_S5_an_existing_destination_stays_as_it_was(sample, tmp_path):
     target = tmp_path / "out"
     target.mkdir()
     (target / "precious").write_text("1")

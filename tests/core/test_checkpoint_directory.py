@@ -77,20 +77,20 @@ def test_a_file_in_place_of_the_directory_is_refused(single: Path) -> None:
         open_checkpoint(single / "model.safetensors")
 
 
-def test_a_directory_without_weights_says_what_was_looked_for(single: Path) -> None:
+def test_X6_a_directory_without_weights_says_what_was_looked_for(single: Path) -> None:
     (single / "model.safetensors").unlink()
     with pytest.raises(MissingFileError, match=r"model\.safetensors or model\.safetensors\.index\.json"):
         open_checkpoint(single)
 
 
-def test_a_directory_without_config_is_refused(single: Path) -> None:
+def test_X6_a_directory_without_config_is_refused(single: Path) -> None:
     (single / "config.json").unlink()
     with pytest.raises(MissingFileError, match=r"config\.json: no such file"):
         open_checkpoint(single)
 
 
 @pytest.mark.parametrize("other", ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", INDEX])
-def test_several_weight_sets_are_refused_unless_one_is_chosen(single: Path, other: str) -> None:
+def test_W13_several_weight_sets_are_refused_unless_one_is_chosen(single: Path, other: str) -> None:
     (single / other).write_bytes(b"x")
     with pytest.raises(FormatError, match=r"several weight sets .*Choose one, as weights='model\.safetensors'"):
         open_checkpoint(single)
@@ -138,38 +138,38 @@ def test_chosen_weights_must_be_a_plain_name(single: Path) -> None:
         None,
     ],
 )
-def test_a_shard_name_that_could_lead_elsewhere_is_unsafe(sharded: Path, name: Any) -> None:
+def test_X1_a_shard_name_that_could_lead_elsewhere_is_unsafe(sharded: Path, name: Any) -> None:
     edit_index(sharded, lambda members: members["weight_map"].update({"lm_head.bias": name}))
     with pytest.raises(UnsafeFileError, match=r"weight_map\['lm_head\.bias'\]"):
         open_checkpoint(sharded)
 
 
-def test_a_missing_shard_is_named(sharded: Path) -> None:
+def test_X4_a_missing_shard_is_named(sharded: Path) -> None:
     first_shard(sharded).unlink()
     with pytest.raises(SchemaError, match=r"shard 'model-00001-of-\d+\.safetensors' is missing"):
         open_checkpoint(sharded)
 
 
-def test_a_cut_shard_is_named(sharded: Path) -> None:
+def test_X4_a_cut_shard_is_named(sharded: Path) -> None:
     shard = first_shard(sharded)
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(FormatError, match=shard.name):
         open_checkpoint(sharded)
 
 
-def test_a_tensor_listed_in_the_wrong_shard_is_named(sharded: Path) -> None:
+def test_X4_a_tensor_listed_in_the_wrong_shard_is_named(sharded: Path) -> None:
     edit_index(sharded, lambda members: members["weight_map"].update({"lm_head.bias": first_shard(sharded).name}))
     with pytest.raises(SchemaError, match=r"lm_head\.bias lies in model-\d+-of-\d+\.safetensors, not in model-00001"):
         open_checkpoint(sharded)
 
 
-def test_a_tensor_that_is_listed_and_absent_is_named(sharded: Path) -> None:
+def test_X4_a_tensor_that_is_listed_and_absent_is_named(sharded: Path) -> None:
     edit_index(sharded, lambda members: members["weight_map"].update({"ghost": first_shard(sharded).name}))
     with pytest.raises(SchemaError, match="'ghost' is not in model-00001"):
         open_checkpoint(sharded)
 
 
-def test_a_tensor_that_is_there_and_not_listed_is_named(sharded: Path) -> None:
+def test_X4_a_tensor_that_is_there_and_not_listed_is_named(sharded: Path) -> None:
     def drop(members: Any) -> None:
         del members["weight_map"]["transformer.h.0.ln_1.bias"]
 
@@ -178,7 +178,7 @@ def test_a_tensor_that_is_there_and_not_listed_is_named(sharded: Path) -> None:
         open_checkpoint(sharded)
 
 
-def test_a_tensor_in_two_shards_is_named(sharded: Path) -> None:
+def test_X4_a_tensor_in_two_shards_is_named(sharded: Path) -> None:
     last = sorted(sharded.glob("model-*.safetensors"))[-1]
     (sharded / "more.safetensors").write_bytes(last.read_bytes())
     edit_index(sharded, lambda members: members["weight_map"].update({"x": "more.safetensors"}))
@@ -186,27 +186,27 @@ def test_a_tensor_in_two_shards_is_named(sharded: Path) -> None:
         open_checkpoint(sharded)
 
 
-def test_a_shard_that_the_index_does_not_know_is_named(sharded: Path) -> None:
+def test_X4_a_shard_that_the_index_does_not_know_is_named(sharded: Path) -> None:
     (sharded / "model-00099-of-00099.safetensors").write_bytes(b"x")
     with pytest.raises(SchemaError, match=r"'model-00099-of-00099\.safetensors' is not listed"):
         open_checkpoint(sharded)
 
 
-def test_a_shard_of_another_model_is_noticed(tmp_path: Path, sharded: Path) -> None:
+def test_X4_a_shard_of_another_model_is_noticed(tmp_path: Path, sharded: Path) -> None:
     other = write_sample(tmp_path / "other", CONFIG.replace(n_head=2), max_shard_bytes=3000)
     shutil.copy(first_shard(other), first_shard(sharded))
     with pytest.raises(SchemaError, match="belong to different models"):
         open_checkpoint(sharded)
 
 
-def test_all_contradictions_are_listed_at_once(sharded: Path) -> None:
+def test_X4_all_contradictions_are_listed_at_once(sharded: Path) -> None:
     first_shard(sharded).unlink()
     edit_index(sharded, lambda members: members["weight_map"].update({"ghost": "model-00099-of-00099.safetensors"}))
     with pytest.raises(SchemaError, match=r"model-00001.* is missing, shard 'model-00099"):
         open_checkpoint(sharded)
 
 
-def test_a_wrong_total_size_is_refused_and_a_missing_one_accepted(sharded: Path) -> None:
+def test_X5_a_wrong_total_size_is_refused_and_a_missing_one_accepted(sharded: Path) -> None:
     edit_index(sharded, lambda members: members["metadata"].update({"total_size": 5}))
     with pytest.raises(FormatError, match=r"metadata\.total_size: wrong sum \(expected \d+, found 5\)"):
         open_checkpoint(sharded)
@@ -229,13 +229,13 @@ def test_a_wrong_total_size_is_refused_and_a_missing_one_accepted(sharded: Path)
         '{"weight_map": {"a": "x.safetensors", "b": "X.safetensors"}}',
     ],
 )
-def test_a_malformed_index_is_refused_by_name(sharded: Path, text: str) -> None:
+def test_X5_a_malformed_index_is_refused_by_name(sharded: Path, text: str) -> None:
     (sharded / INDEX).write_text(text)
     with pytest.raises(FormatError, match=r"index\.json"):
         open_checkpoint(sharded)
 
 
-def test_an_index_of_a_million_entries_is_refused(sharded: Path) -> None:
+def test_X5_an_index_of_a_million_entries_is_refused(sharded: Path) -> None:
     entries = ",".join(f'"{n}":"x.safetensors"' for n in range(1_000_000))
     (sharded / INDEX).write_text(f'{{"weight_map":{{{entries}}}}}')
     with pytest.raises((FormatError, LimitError), match=r"index\.json"):
@@ -245,7 +245,7 @@ def test_an_index_of_a_million_entries_is_refused(sharded: Path) -> None:
 # ---- links
 
 
-def test_a_link_out_of_the_folder_is_refused_unless_it_is_allowed(tmp_path: Path, single: Path) -> None:
+def test_X2_a_link_out_of_the_folder_is_refused_unless_it_is_allowed(tmp_path: Path, single: Path) -> None:
     (single / "model.safetensors").rename(tmp_path / "elsewhere")
     (single / "model.safetensors").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UnsafeFileError, match="link out of its folder"):
@@ -253,21 +253,21 @@ def test_a_link_out_of_the_folder_is_refused_unless_it_is_allowed(tmp_path: Path
     assert open_checkpoint(single, follow_links=True).head == "causal_lm"
 
 
-def test_a_config_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path, single: Path) -> None:
+def test_X2_a_config_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path, single: Path) -> None:
     (single / "config.json").rename(tmp_path / "elsewhere")
     (single / "config.json").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UnsafeFileError, match=r"config\.json: is a link out"):
         open_checkpoint(single)
 
 
-def test_a_link_inside_the_folder_is_followed(single: Path) -> None:
+def test_X3_a_link_inside_the_folder_is_followed(single: Path) -> None:
     (single / "model.safetensors").rename(single / "real.safetensors")
     (single / "model.safetensors").symlink_to("real.safetensors")
     checkpoint = open_checkpoint(single)
     np.testing.assert_array_equal(checkpoint.read("lm_head.bias"), arrays()["lm_head.bias"])
 
 
-def test_the_hub_cache_layout_is_followed(tmp_path: Path, single: Path) -> None:
+def test_X2_the_hub_cache_layout_is_followed(tmp_path: Path, single: Path) -> None:
     cache = tmp_path / "models--someone--gpt-j"
     snapshot, blobs = cache / "snapshots" / "0123abcd", cache / "blobs"
     snapshot.mkdir(parents=True)
@@ -280,7 +280,7 @@ def test_the_hub_cache_layout_is_followed(tmp_path: Path, single: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["models--someone--gpt-j/elsewhere", "models--another--gpt-j/blobs"])
-def test_a_hub_snapshot_may_not_link_beyond_its_own_blobs(tmp_path: Path, single: Path, place: str) -> None:
+def test_X2_a_hub_snapshot_may_not_link_beyond_its_own_blobs(tmp_path: Path, single: Path, place: str) -> None:
     snapshot, outside = tmp_path / "models--someone--gpt-j" / "snapshots" / "0123abcd", tmp_path / place
     snapshot.parent.mkdir(parents=True)
     outside.mkdir(parents=True)
@@ -292,7 +292,7 @@ def test_a_hub_snapshot_may_not_link_beyond_its_own_blobs(tmp_path: Path, single
 
 
 @pytest.mark.parametrize("kind", ["loop", "dangling", "folder", "fifo"])
-def test_a_link_that_leads_nowhere_or_to_no_file_is_refused(single: Path, kind: str) -> None:
+def test_X3_a_link_that_leads_nowhere_or_to_no_file_is_refused(single: Path, kind: str) -> None:
     path = single / "model.safetensors"
     path.unlink()
     if kind == "fifo":
@@ -315,7 +315,7 @@ def test_the_directory_itself_may_be_a_link(tmp_path: Path, single: Path) -> Non
 
 
 @pytest.mark.parametrize("field", [{"n_head": 2}, {"rotary_dim": 4}, {"layer_norm_epsilon": 1e-6}])
-def test_an_edited_config_is_noticed_although_every_shape_still_fits(single: Path, field: dict[str, Any]) -> None:
+def test_C6_an_edited_config_is_noticed_although_every_shape_still_fits(single: Path, field: dict[str, Any]) -> None:
     (single / "config.json").write_text(CONFIG.replace(**field).to_json())
     with pytest.raises(ConfigError, match="n_head, rotary_dim") as caught:
         open_checkpoint(single)
@@ -333,7 +333,7 @@ def test_a_directory_of_another_tool_without_hash_opens(tmp_path: Path) -> None:
     assert open_checkpoint(write_raw(tmp_path / "raw", arrays())).metadata == {}
 
 
-def test_another_kind_of_model_is_refused(single: Path) -> None:
+def test_C7_another_kind_of_model_is_refused(single: Path) -> None:
     (single / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ConfigError, match="model_type"):
         open_checkpoint(single)

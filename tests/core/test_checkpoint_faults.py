@@ -136,7 +136,7 @@ def finished(scene: Any) -> Any:
     ("name", "number"),
     [*((name, errno.EIO) for name in SCENES), ("an old directory", errno.EPERM), ("an old directory", errno.EINVAL)],
 )
-def test_when_any_one_call_fails_the_old_directory_stands_and_nothing_lies_about(
+def test_S3_when_any_one_call_fails_the_old_directory_stands_and_nothing_lies_about(
     memory_path: Path, name: str, number: int
 ) -> None:
     scene = scene_maker(name, memory_path)
@@ -164,7 +164,7 @@ def test_when_any_one_call_fails_the_old_directory_stands_and_nothing_lies_about
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_when_a_disk_stays_broken_nothing_is_mixed_and_the_next_run_clears_up(memory_path: Path, name: str) -> None:
+def test_S3_when_a_disk_stays_broken_nothing_is_mixed_and_the_next_run_clears_up(memory_path: Path, name: str) -> None:
     scene = scene_maker(name, memory_path)
     new = finished(scene)
     for n in range(1, 1000):
@@ -223,7 +223,7 @@ def scene_of_the_dead(folder: Path, without: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("without", [(), ("exchange",)], ids=["exchange", "two renames"])
-def test_a_writer_killed_at_any_call_leaves_old_or_new_and_the_next_run_clears_up(
+def test_S2_a_writer_killed_at_any_call_leaves_old_or_new_and_the_next_run_clears_up(
     memory_path: Path, without: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
@@ -249,7 +249,7 @@ def test_a_writer_killed_at_any_call_leaves_old_or_new_and_the_next_run_clears_u
     assert absent <= (2 if without else 0)  # only between the two renames
 
 
-def test_each_file_is_forced_to_the_disk_before_the_swap_and_the_folders_around_it(tmp_path: Path) -> None:
+def test_S8_each_file_is_forced_to_the_disk_before_the_swap_and_the_folders_around_it(tmp_path: Path) -> None:
     events: list[tuple[str, str]] = []
 
     class Recording(WatchedFileSystem):
@@ -268,7 +268,7 @@ def test_each_file_is_forced_to_the_disk_before_the_swap_and_the_folders_around_
     assert all(events.index(("fsync", tmp_path.name)) < n for n, (event, _) in enumerate(events) if event == "unlink")
 
 
-def test_short_writes_and_reads_are_continued(tmp_path: Path) -> None:
+def test_S3_short_writes_and_reads_are_continued(tmp_path: Path) -> None:
     class Short(FileSystem):
         def write(self, descriptor: int, data: memoryview) -> int:
             return super().write(descriptor, data[:7])
@@ -280,7 +280,7 @@ def test_short_writes_and_reads_are_continued(tmp_path: Path) -> None:
     assert verify_checkpoint(tmp_path / "x")
 
 
-def test_a_disk_that_takes_nothing_ends_in_an_error(tmp_path: Path) -> None:
+def test_S1_a_disk_that_takes_nothing_ends_in_an_error(tmp_path: Path) -> None:
     class Stuck(FileSystem):
         def write(self, descriptor: int, data: memoryview) -> int:
             return 0
@@ -291,7 +291,7 @@ def test_a_disk_that_takes_nothing_ends_in_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["shard-1", "config.json", "manifest.json"])
-def test_a_disk_that_gives_back_other_bytes_is_noticed(tmp_path: Path, damaged: str) -> None:
+def test_S9_a_disk_that_gives_back_other_bytes_is_noticed(tmp_path: Path, damaged: str) -> None:
     class Lying(FileSystem):
         lies = False
 
@@ -330,7 +330,7 @@ def test_a_swap_that_can_be_neither_kept_nor_taken_back_deletes_nothing(tmp_path
     assert snapshot(tmp_path / f".x.gptj-stage-{os.getpid()}") == old
 
 
-def test_too_little_space_is_noticed_before_any_tensor_is_asked_for(tmp_path: Path) -> None:
+def test_S1_too_little_space_is_noticed_before_any_tensor_is_asked_for(tmp_path: Path) -> None:
     class Full(FileSystem):
         def free_bytes(self, path: Path) -> int:
             return 100
@@ -340,7 +340,7 @@ def test_too_little_space_is_noticed_before_any_tensor_is_asked_for(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_beside_a_writer_sees_the_old_or_the_new_directory(tmp_path: Path) -> None:
+def test_S4_a_reader_beside_a_writer_sees_the_old_or_the_new_directory(tmp_path: Path) -> None:
     """Opened ahead of each of the writer's calls: every value is of one model, or a named error says why not."""
     target = tmp_path / "x"
     write(target, 0)

@@ -60,21 +60,21 @@ def test_what_pack_header_makes_parses_to_the_same() -> None:
 
 
 @pytest.mark.parametrize("size", range(len(GOOD)))
-def test_a_file_cut_anywhere_is_refused(size: int) -> None:
+def test_W1_a_file_cut_anywhere_is_refused(size: int) -> None:
     assert isinstance(refusal(GOOD[:size]), FormatError)
 
 
-def test_a_cut_header_says_how_much_there_is_and_how_much_is_needed() -> None:
+def test_W1_a_cut_header_says_how_much_there_is_and_how_much_is_needed() -> None:
     needed = len(GOOD) - 32
     assert f"the file has 20 bytes, its header needs {needed}" in str(refusal(GOOD[:20]))
 
 
 @pytest.mark.parametrize("length", [2**63, 2**40, 99_000_000, 8 * 2**20 + 1])
-def test_an_absurd_header_length_is_refused_before_anything_is_allocated(length: int) -> None:
+def test_W2_an_absurd_header_length_is_refused_before_anything_is_allocated(length: int) -> None:
     assert isinstance(refusal(safetensors_bytes({}, length=length)), LimitError)
 
 
-def test_an_empty_header_is_refused() -> None:
+def test_W2_an_empty_header_is_refused() -> None:
     assert "does not begin with {" in str(refusal(struct.pack("<Q", 0) + bytes(8)))
 
 
@@ -101,19 +101,19 @@ def test_an_empty_header_is_refused() -> None:
         ({"a": [1, 2]}, 8, "a", "dtype, shape and data_offsets"),
     ],
 )
-def test_a_lie_about_a_tensor_is_refused_with_its_name(header: Any, data: int, tensor: str, words: str) -> None:
+def test_W3_a_lie_about_a_tensor_is_refused_with_its_name(header: Any, data: int, tensor: str, words: str) -> None:
     error = refusal(safetensors_bytes(header, bytes(data)))
     assert isinstance(error, FormatError)
     assert tensor in (error.where or "")
     assert words in str(error)
 
 
-def test_bytes_after_the_last_tensor_are_refused() -> None:
+def test_W3_bytes_after_the_last_tensor_are_refused() -> None:
     assert "after the last tensor" in str(refusal(GOOD + b"x"))
 
 
 @pytest.mark.parametrize("again", [entry(), entry("F16", (4,))])
-def test_a_name_that_stands_twice_is_refused(again: dict[str, Any]) -> None:
+def test_W4_a_name_that_stands_twice_is_refused(again: dict[str, Any]) -> None:
     text = f'{{"a": {json.dumps(entry())}, "\\u0061": {json.dumps(again)}}}'.encode()
     assert "stands twice" in str(refusal(safetensors_bytes(text, bytes(8))))
 
@@ -121,14 +121,14 @@ def test_a_name_that_stands_twice_is_refused(again: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "name", ["", "a\0b", "a\nb", "../a", "/a", "a\\b", ".", "..", "a" * 600, "a" * 1_000_000, "\u202eabc", "\ud800"]
 )
-def test_a_hostile_name_is_refused_and_printed_escaped(name: str) -> None:
+def test_W5_a_hostile_name_is_refused_and_printed_escaped(name: str) -> None:
     error = refusal(one(name))
     assert isinstance(error, FormatError)
     assert str(error).isprintable()
     assert len(str(error)) < 500
 
 
-def test_a_tensor_that_is_called_metadata_is_refused() -> None:
+def test_W5_a_tensor_that_is_called_metadata_is_refused() -> None:
     assert "__metadata__" in str(refusal(one("__metadata__")))
 
 
@@ -137,23 +137,23 @@ def test_metadata_that_are_not_strings_are_refused(metadata: Any) -> None:
     assert "an object of strings" in str(refusal(safetensors_bytes({"__metadata__": metadata})))
 
 
-def test_more_tensors_than_the_cap_are_refused() -> None:
+def test_W6_more_tensors_than_the_cap_are_refused() -> None:
     text = b"{" + b",".join(b'"%x":0' % n for n in range(100_001)) + b"}"
     assert isinstance(refusal(safetensors_bytes(text)), LimitError)
 
 
 @pytest.mark.parametrize("shape", [[1] * 9, [1] * 10_000, [2**62, 0], [2**31, 2**31, 0]])
-def test_absurd_shapes_are_refused(shape: list[int]) -> None:
+def test_W6_absurd_shapes_are_refused(shape: list[int]) -> None:
     assert isinstance(refusal(one(shape=shape, data_offsets=[0, 0])), LimitError)
 
 
-def test_deep_nesting_is_refused() -> None:
+def test_W6_deep_nesting_is_refused() -> None:
     error = refusal(safetensors_bytes(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"))
     assert "nested too deeply" in str(error)
 
 
 @pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "Q4", "float32", "", 7, None])
-def test_an_unknown_or_sub_byte_dtype_is_refused_with_name_found_and_wanted(dtype: Any) -> None:
+def test_W7_an_unknown_or_sub_byte_dtype_is_refused_with_name_found_and_wanted(dtype: Any) -> None:
     error = refusal(one("h.0.x", dtype=dtype))
     assert isinstance(error, SchemaError)
     assert "h.0.x" in str(error)
@@ -179,7 +179,7 @@ def test_a_header_that_is_not_json_is_refused(text: bytes) -> None:
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
     ],
 )
-def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, content: bytes, kind: str) -> None:
+def test_W14_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, content: bytes, kind: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(FormatError, match=kind) as caught:
@@ -187,7 +187,7 @@ def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, content: by
     assert caught.value.file == str(path)
 
 
-def test_a_file_that_is_no_regular_file_is_refused_without_being_opened(tmp_path: Path) -> None:
+def test_W14_a_file_that_is_no_regular_file_is_refused_without_being_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "fifo", tmp_path / "folder", Path("/dev/zero")):

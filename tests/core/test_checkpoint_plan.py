@@ -66,7 +66,7 @@ def test_half_a_head_is_refused(stored: Any) -> None:
     assert "1 missing: lm_head.bias" in refusal(stored(tensors))
 
 
-def test_old_buffers_are_dropped(stored: Any) -> None:
+def test_W10_old_buffers_are_dropped(stored: Any) -> None:
     buffers = {
         "transformer.h.0.attn.bias": np.ones((1, 1, 4, 4), bool),
         "transformer.h.1.attn.masked_bias": np.float32(-1e9).reshape(()),
@@ -74,7 +74,7 @@ def test_old_buffers_are_dropped(stored: Any) -> None:
     assert plan(stored(arrays() | buffers)).dropped == tuple(buffers)
 
 
-def test_one_missing_tensor_is_named(stored: Any) -> None:
+def test_W10_one_missing_tensor_is_named(stored: Any) -> None:
     tensors = arrays()
     del tensors[Q]
     assert f"1 missing: {Q}" in refusal(stored(tensors))
@@ -87,34 +87,34 @@ def test_a_missing_row_is_refused_although_the_head_is_missing_too(stored: Any) 
     assert "3 missing: transformer.wte.weight, lm_head.weight, lm_head.bias" in text
 
 
-def test_a_missing_layer_is_listed_and_the_config_field_is_named(stored: Any) -> None:
+def test_W10_a_missing_layer_is_listed_and_the_config_field_is_named(stored: Any) -> None:
     tensors = {name: array for name, array in arrays().items() if ".h.1." not in name}
     text = refusal(stored(tensors))
     assert "10 missing" in text
     assert "The config says n_layer = 2, the file 1" in text
 
 
-def test_a_layer_too_many_is_unexpected(stored: Any) -> None:
+def test_W10_a_layer_too_many_is_unexpected(stored: Any) -> None:
     text = refusal(stored(arrays(CONFIG.replace(n_layer=3))))
     assert "10 unexpected" in text
     assert "n_layer = 2, the file 3" in text
 
 
-def test_a_misspelt_name_is_listed_with_the_one_that_was_meant(stored: Any) -> None:
+def test_W10_a_misspelt_name_is_listed_with_the_one_that_was_meant(stored: Any) -> None:
     tensors = arrays()
     tensors["transformer.h.0.attn.q_prj.weight"] = tensors.pop(Q)
     text = refusal(stored(tensors))
     assert f"'transformer.h.0.attn.q_prj.weight' (did you mean {Q}?)" in text
 
 
-def test_a_long_list_shows_ten_and_the_count(stored: Any) -> None:
+def test_W10_a_long_list_shows_ten_and_the_count(stored: Any) -> None:
     text = refusal(stored({f"x{name}": array for name, array in arrays().items()}))
     assert "25 missing" in text
     assert "25 unexpected" in text
     assert text.count("and 15 more") == 2
 
 
-def test_shapes_are_named_and_a_transposed_matrix_is_recognised(stored: Any) -> None:
+def test_W8_shapes_are_named_and_a_transposed_matrix_is_recognised(stored: Any) -> None:
     tensors = arrays()
     name = "transformer.h.0.mlp.fc_in.weight"
     tensors[name] = tensors[name].T.copy()
@@ -124,20 +124,20 @@ def test_shapes_are_named_and_a_transposed_matrix_is_recognised(stored: Any) -> 
     assert "lm_head.bias expected (11,), found (12,)" in text
 
 
-def test_the_config_fields_that_the_shapes_contradict_are_named(stored: Any) -> None:
+def test_C6_the_config_fields_that_the_shapes_contradict_are_named(stored: Any) -> None:
     text = refusal(stored(arrays(CONFIG.replace(vocab_size=13, n_inner=16))))
     assert "vocab_size = 11, the file 13" in text
     assert "n_inner = 20, the file 16" in text
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
-def test_a_dtype_that_no_weight_has_is_refused(stored: Any, dtype: str) -> None:
+def test_W7_a_dtype_that_no_weight_has_is_refused(stored: Any, dtype: str) -> None:
     tensors = arrays()
     tensors[Q] = tensors[Q].astype(dtype)
     assert f"{Q} is {dtype}" in refusal(stored(tensors))
 
 
-def test_everything_wrong_is_in_one_message(stored: Any) -> None:
+def test_W10_everything_wrong_is_in_one_message(stored: Any) -> None:
     tensors = arrays()
     del tensors["transformer.ln_f.bias"]
     tensors["ghost"] = np.zeros(1, np.float32)
@@ -184,7 +184,7 @@ def test_a_tied_models_equal_lm_head_weight_is_dropped(stored: Any) -> None:
 
 
 @pytest.mark.parametrize("change", ["value", "dtype", "shape"])
-def test_a_tied_models_other_lm_head_weight_is_refused(stored: Any, change: str) -> None:
+def test_C3_a_tied_models_other_lm_head_weight_is_refused(stored: Any, change: str) -> None:
     tensors = arrays(TIED)
     other = tensors["transformer.wte.weight"].copy()
     other[-1, -1] += 1e-6
@@ -201,11 +201,11 @@ def test_a_file_without_lm_head_weight_does_not_fit_an_untied_config(stored: Any
 # ---- absurd configs
 
 
-def test_an_absurd_number_of_layers_is_refused_before_the_schema_is_built(stored: Any) -> None:
+def test_C1_an_absurd_number_of_layers_is_refused_before_the_schema_is_built(stored: Any) -> None:
     with pytest.raises(ConfigError, match="n_layer"):
         plan(stored(arrays()), config=CONFIG.replace(n_layer=10**9))
 
 
-def test_absurd_sizes_are_refused_by_the_shapes_without_being_allocated(stored: Any) -> None:
+def test_C1_absurd_sizes_are_refused_by_the_shapes_without_being_allocated(stored: Any) -> None:
     absurd = CONFIG.replace(vocab_size=2**31 - 1, n_embd=3 * 2**29, n_inner=2**31 - 1)
     assert "misshapen" in refusal(stored(arrays()), config=absurd)

@@ -106,7 +106,7 @@ def test_a_dtype_that_no_weight_has_is_refused(checkpoint: Checkpoint, dtype: An
         checkpoint.read(NAME, dtype)
 
 
-def test_a_cast_that_would_overflow_is_refused_by_name(tmp_path: Path) -> None:
+def test_W11_a_cast_that_would_overflow_is_refused_by_name(tmp_path: Path) -> None:
     tensors = arrays()
     tensors[NAME][3, 4] = -70_000
     checkpoint = open_checkpoint(write_raw(tmp_path / "x", tensors))
@@ -121,7 +121,7 @@ def test_infinity_in_the_file_stays_infinity(tmp_path: Path) -> None:
     assert open_checkpoint(write_raw(tmp_path / "x", tensors)).read(NAME, "float16")[0, 0] == np.inf
 
 
-def test_whole_numbers_are_never_cast(tmp_path: Path) -> None:
+def test_W7_whole_numbers_are_never_cast(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_raw(tmp_path / "x", {"a": np.arange(3)}))
     np.testing.assert_array_equal(checkpoint.read("a"), np.arange(3))
     with pytest.raises(SchemaError, match="cannot be cast"):
@@ -162,14 +162,14 @@ def test_a_tensor_that_lies_unaligned_is_read_instead_of_mapped(tmp_path: Path) 
 # ---- files that change
 
 
-def test_a_file_that_shrank_is_noticed(checkpoint: Checkpoint) -> None:
+def test_W15_a_file_that_shrank_is_noticed(checkpoint: Checkpoint) -> None:
     os.truncate(checkpoint.tensors[NAME].file, 2000)
     for read in (checkpoint.read, checkpoint.map, lambda name: checkpoint.read_slice(name, 0, 0, 1)):
         with pytest.raises(FormatError, match="changed while being read"):
             read(NAME)
 
 
-def test_a_file_that_was_written_to_is_noticed(checkpoint: Checkpoint) -> None:
+def test_W15_a_file_that_was_written_to_is_noticed(checkpoint: Checkpoint) -> None:
     path = checkpoint.tensors[NAME].file
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
@@ -177,7 +177,7 @@ def test_a_file_that_was_written_to_is_noticed(checkpoint: Checkpoint) -> None:
         checkpoint.read(NAME)
 
 
-def test_a_file_that_shrinks_in_the_middle_of_a_read_is_noticed(checkpoint: Checkpoint, monkeypatch: Any) -> None:
+def test_W15_a_file_that_shrinks_in_the_middle_of_a_read_is_noticed(checkpoint: Checkpoint, monkeypatch: Any) -> None:
     real = safetensors_file.read_into
 
     def shrink_first(*args: Any, **named: Any) -> None:
@@ -195,7 +195,7 @@ def test_a_file_that_vanished_is_missing(checkpoint: Checkpoint) -> None:
         checkpoint.read(NAME)
 
 
-def test_a_directory_replaced_after_it_was_opened_is_never_mixed_in(tmp_path: Path) -> None:
+def test_S4_a_directory_replaced_after_it_was_opened_is_never_mixed_in(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_sample(tmp_path / "x"))
     write_sample(tmp_path / "x", seed=1, overwrite=True)
     with pytest.raises(FormatError, match="changed while being read"):
@@ -205,7 +205,7 @@ def test_a_directory_replaced_after_it_was_opened_is_never_mixed_in(tmp_path: Pa
 # ---- memory and descriptors
 
 
-def test_reading_with_a_cast_holds_one_tensor_and_a_block(tmp_path: Path, monkeypatch: Any) -> None:
+def test_R1_reading_with_a_cast_holds_one_tensor_and_a_block(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 2**16)
     config = CONFIG.replace(vocab_size=40_000)
     checkpoint = open_checkpoint(write_sample(tmp_path / "x", config))
@@ -218,7 +218,7 @@ def test_reading_with_a_cast_holds_one_tensor_and_a_block(tmp_path: Path, monkey
     assert peak < array.nbytes + 8 * 2**16
 
 
-def test_a_tensor_larger_than_memory_is_a_limit_error(tmp_path: Path) -> None:
+def test_R1_a_tensor_larger_than_memory_is_a_limit_error(tmp_path: Path) -> None:
     """A sparse file of 2^46 bytes with an honest header: more than any machine has."""
     path = tmp_path / "t.safetensors"
     path.write_bytes(safetensors_bytes({"t": entry("F32", (2**44,), 0, 2**46)}))
@@ -247,7 +247,7 @@ def test_a_tensor_larger_than_memory_is_a_limit_error(tmp_path: Path) -> None:
     assert file.tensors["t"].nbytes >= 2**43
 
 
-def test_forty_shards_are_read_with_few_descriptors(tmp_path: Path) -> None:
+def test_R2_forty_shards_are_read_with_few_descriptors(tmp_path: Path) -> None:
     write_sample(tmp_path / "x", max_shard_bytes=1)
     code = textwrap.dedent(
         f"""

@@ -83,7 +83,7 @@ def test_the_index_names_the_shard_of_every_tensor_and_the_sum(tmp_path: Path) -
         "subclass",
     ],
 )
-def test_any_memory_layout_is_written_right(tmp_path: Path, layout: str, block_bytes: int) -> None:
+def test_S9_any_memory_layout_is_written_right(tmp_path: Path, layout: str, block_bytes: int) -> None:
     def lay_out(values: np.ndarray) -> np.ndarray:
         if layout == "fortran":
             return np.asfortranarray(values)
@@ -110,7 +110,7 @@ def test_any_memory_layout_is_written_right(tmp_path: Path, layout: str, block_b
         np.testing.assert_array_equal(read, given[name].astype(np.float32), strict=True)
 
 
-def test_arrays_are_stored_as_they_come_when_no_dtype_is_said(tmp_path: Path) -> None:
+def test_S9_arrays_are_stored_as_they_come_when_no_dtype_is_said(tmp_path: Path) -> None:
     def read(row: Any) -> np.ndarray:
         return array_of(row).astype(np.float64 if "ln_" in row.name else ml_dtypes.bfloat16)
 
@@ -158,7 +158,7 @@ def test_the_same_model_is_written_as_the_same_bytes(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in two.iterdir()}
 
 
-def test_writing_holds_one_tensor_and_a_few_blocks(tmp_path: Path, monkeypatch: Any) -> None:
+def test_R1_writing_holds_one_tensor_and_a_few_blocks(tmp_path: Path, monkeypatch: Any) -> None:
     for module, name in ((weights_writer, "BLOCK_BYTES"), (output_directory, "_BLOCK_BYTES")):
         monkeypatch.setattr(module, name, 2**16)
     monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 2**16)
@@ -184,7 +184,7 @@ def test_writing_holds_one_tensor_and_a_few_blocks(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_values_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: float, dtype: str) -> None:
+def test_W11_values_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: float, dtype: str) -> None:
     given = {name: array.astype(DTYPES[dtype]) for name, array in arrays().items()}
     given[WTE][4, 2] = bad
     with pytest.raises(SchemaError, match=r"transformer\.wte\.weight: holds values that are not finite"):
@@ -193,7 +193,7 @@ def test_values_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: flo
     write_checkpoint(tmp_path / "x", CONFIG, lambda row: given[row.name], allow_nonfinite=True)
 
 
-def test_a_cast_that_overflows_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+def test_W11_a_cast_that_overflows_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
     given = arrays()
     given[WTE][4, 2] = 1e6
     with pytest.raises(SchemaError, match="does not fit float16"):
@@ -292,7 +292,7 @@ def test_the_manifest_records_files_tensors_and_provenance(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("shards", [5_000_000_000, 3000])
-def test_a_flipped_bit_is_noticed_and_its_tensor_named(tmp_path: Path, shards: int) -> None:
+def test_W12_a_flipped_bit_is_noticed_and_its_tensor_named(tmp_path: Path, shards: int) -> None:
     directory = write_sample(tmp_path / "x", max_shard_bytes=shards)
     tensor = open_checkpoint(directory).tensors[WTE]
     with tensor.file.open("r+b") as stream:
@@ -304,7 +304,7 @@ def test_a_flipped_bit_is_noticed_and_its_tensor_named(tmp_path: Path, shards: i
         verify_checkpoint(directory)
 
 
-def test_two_layers_that_changed_places_are_noticed(tmp_path: Path) -> None:
+def test_W9_two_layers_that_changed_places_are_noticed(tmp_path: Path) -> None:
     directory = write_sample(tmp_path / "x")
     path = directory / "model.safetensors"
     path.write_bytes(
@@ -341,7 +341,7 @@ def test_a_malformed_manifest_is_refused(tmp_path: Path, text: str) -> None:
 # ---- where it may be written
 
 
-def test_a_directory_with_something_in_it_is_not_replaced_unasked(tmp_path: Path) -> None:
+def test_S5_a_directory_with_something_in_it_is_not_replaced_unasked(tmp_path: Path) -> None:
     write_sample(tmp_path / "x")
     before = (tmp_path / "x" / "model.safetensors").read_bytes()
     with pytest.raises(WriteError, match=r"is not empty: it holds .*Say overwrite"):
@@ -375,7 +375,7 @@ def test_replacing_carries_other_files_over_and_leaves_old_weights_behind(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "tf_model.h5", "flax_model-00001-of-00002.msgpack"])
-def test_weights_of_another_format_are_not_thrown_away(tmp_path: Path, name: str) -> None:
+def test_S5_weights_of_another_format_are_not_thrown_away(tmp_path: Path, name: str) -> None:
     directory = write_sample(tmp_path / "x")
     (directory / name).write_bytes(b"precious")
     with pytest.raises(WriteError, match="would be lost"):
@@ -384,7 +384,7 @@ def test_weights_of_another_format_are_not_thrown_away(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "fifo"])
-def test_a_directory_that_holds_more_than_files_is_not_replaced(tmp_path: Path, kind: str) -> None:
+def test_S5_a_directory_that_holds_more_than_files_is_not_replaced(tmp_path: Path, kind: str) -> None:
     directory = write_sample(tmp_path / "x")
     if kind == "folder":
         (directory / "inner").mkdir()
@@ -396,7 +396,7 @@ def test_a_directory_that_holds_more_than_files_is_not_replaced(tmp_path: Path, 
         write_sample(directory, overwrite=True)
 
 
-def test_a_parent_that_is_missing_or_a_target_that_is_a_file_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_S5_a_parent_that_is_missing_or_a_target_that_is_a_file_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for target, words in (("a/b", "no such folder"), ("file", "is a file"), ("file/x", "not a folder")):
         with pytest.raises(WriteError, match=words):
@@ -434,7 +434,7 @@ def test_a_checkpoint_can_be_rewritten_in_place_from_itself(tmp_path: Path) -> N
         b"not utf-8 \xff\xfe".decode("utf-8", "surrogateescape"),
     ],
 )
-def test_any_name_that_the_file_system_takes_is_written_and_read(tmp_path: Path, name: str) -> None:
+def test_S10_any_name_that_the_file_system_takes_is_written_and_read(tmp_path: Path, name: str) -> None:
     directory = write_sample(tmp_path / name)
     assert verify_checkpoint(directory).tensors
     np.testing.assert_array_equal(open_checkpoint(directory).read(WTE), arrays()[WTE])
@@ -442,7 +442,7 @@ def test_any_name_that_the_file_system_takes_is_written_and_read(tmp_path: Path,
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_modes_follow_the_umask_and_are_kept_where_a_file_is_replaced(tmp_path: Path) -> None:
+def test_S6_modes_follow_the_umask_and_are_kept_where_a_file_is_replaced(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
         directory = write_sample(tmp_path / "x")
@@ -458,7 +458,7 @@ def test_modes_follow_the_umask_and_are_kept_where_a_file_is_replaced(tmp_path: 
         os.umask(old)
 
 
-def test_a_file_size_limit_is_a_write_error_and_the_old_directory_stands(tmp_path: Path) -> None:
+def test_S1_a_file_size_limit_is_a_write_error_and_the_old_directory_stands(tmp_path: Path) -> None:
     directory = write_sample(tmp_path / "x")
     before = {p.name: p.read_bytes() for p in directory.iterdir()}
     code = textwrap.dedent(
@@ -484,7 +484,7 @@ def test_a_file_size_limit_is_a_write_error_and_the_old_directory_stands(tmp_pat
 # ---- two writers
 
 
-def test_a_second_writer_is_told_who_is_writing(tmp_path: Path) -> None:
+def test_S4_a_second_writer_is_told_who_is_writing(tmp_path: Path) -> None:
     with OutputDirectory(tmp_path / "x") as first:
         for overwrite in (False, True):
             with pytest.raises(WriteError, match=rf"is being written by (process {os.getpid()}|this process)"):
@@ -495,7 +495,7 @@ def test_a_second_writer_is_told_who_is_writing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_second_process_is_told_who_is_writing(tmp_path: Path) -> None:
+def test_S4_a_second_process_is_told_who_is_writing(tmp_path: Path) -> None:
     code = textwrap.dedent(
         f"""
         from gptj.errors import WriteError
