@@ -1,0 +1,121 @@
+"""Measure the three wings beside transformers, CTranslate2 and OpenVINO; print tables, write JSON and a picture.
+
+    python -m benchmarks.speed --shape S --peers-python ~/peers/bin/python
+    python -m benchmarks.speed --shape M --only decode1 --only decode8 --contenders gptj-pt,transformers-pt \\
+        --json speed.json --plot speed.png                       # a slice, whose figures are added to the file's
+    python -m benchmarks.speed --json speed.json --plot speed.png                  # shows a file again
+    python -m benchmarks.speed --shape L --alone --contenders gptj-pt-bfloat16,transformers-pt-bfloat16 ...
+
+The peers live in an environment of their own, since transformers 4.57.6 is the last release with all three frameworks:
+`pip install transformers==4.57.6 torch tensorflow tf-keras jax flax ctranslate2`; OpenVINO in another, with
+`pip install transformers==4.57.6 optimum-intel openvino nncf`. A contender that cannot be imported is named with the
+reason; where it was asked for by --contenders, the exit status is 1. Several models are held in memory side by side;
+where they do not fit, name fewer, or say --alone. The machine should do nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.speed.contenders import Contender, contenders
+from benchmarks.speed.contest import Contest, Rules
+from benchmarks.speed.folders import Folders
+from benchmarks.speed.measures import MEASURES
+from benchmarks.speed.picture import draw
+from benchmarks.speed.report import tables
+from benchmarks.speed.results import Results, machine
+from benchmarks.speed.shapes import SHAPES
+
+
+def main() -> None:
+    arguments = parsed(sys.argv[1:])
+    run = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    results = Results.opened(arguments.json, run)
+    try:
+        for name in arguments.shape:
+            results.data["machine"] = machine(arguments.threads)
+            with tempfile.TemporaryDirectory() as temporary:
+                contest = contest_of(arguments, name, results, arguments.directory or Path(temporary))
+                wanted = () if arguments.make else arguments.only or MEASURES
+                contest.run(chosen(arguments, name), [measure for measure in MEASURES if measure in wanted])
+    finally:
+        if arguments.json:
+            results.write(arguments.json)
+    console = Console(soft_wrap=True, highlight=False)
+    for table in tables(results):
+        (console if console.is_terminal else Console(width=200, highlight=False)).print(table)
+    if arguments.plot:
+        draw(results, arguments.plot)
+    named = (arguments.contenders or "").split(",")
+    sys.exit(1 if any(failure[0] in named for name in arguments.shape for failure in results.failures(name)) else 0)
+
+
+def parsed(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", action="append", choices=SHAPES, default=[], help="may be said again")
+    parser.add_argument("--only", action="append", choices=MEASURES, help="may be said again [default: all]")
+    parser.add_argument("--contenders", help="names with commas between [default: all whose weights fit]")
+    parser.add_argument("--list", action="store_true", help="print the contenders' and measures' names, and stop")
+    parser.add_argument("--peers-python", type=Path, default=Path(sys.executable), help="has the peers")
+    parser.add_argument("--openvino-python", type=Path, default=Path(sys.executable), help="has OpenVINO")
+    parser.add_argument("--directory", type=Path, help="where the weights are kept [default: temporary]")
+    parser.add_argument("--make", action="store_true", help="only write what is missing in --directory")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="for all [default: %(default)s]"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="turns a measure [default: %(default)s]")
+    parser.add_argument("--steps", type=int, default=32, help="decoded tokens a turn at most [default: %(default)s]")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a decoding turn at most [default: %(default)s]")
+    parser.add_argument("--cold", action="store_true", help="drop the weights from the page cache before each load")
+    parser.add_argument("--alone", action="store_true", help="hold one model in memory at a time")
+    parser.add_argument("--json", type=Path, help="add the figures to this file")
+    parser.add_argument("--plot", type=Path, help="draw decoding under the memory's limit (PNG; needs matplotlib)")
+    arguments = parser.parse_args(words)
+    if arguments.list:
+        for name, what in [*((name, "") for name in contenders()), *MEASURES.items()]:
+            print(f"{name:28} {what}".rstrip())
+        parser.exit()
+    unknown = set((arguments.contenders or "").split(",")) - {""} - contenders().keys()
+    if unknown:
+        parser.error(f"unknown contenders {', '.join(sorted(unknown))}; --list names them")
+    if not arguments.shape and not (arguments.json and arguments.json.exists()):
+        parser.error("name a --shape to measure, or a --json file to show")
+    return arguments
+
+
+def chosen(arguments: argparse.Namespace, shape: str) -> list[Contender]:
+    """Those that were named, or all; none in a wider dtype than the shape's folder is stored in."""
+    everybody = contenders()
+    names = arguments.contenders.split(",") if arguments.contenders else list(everybody)
+    narrow = SHAPES[shape].dtype != "float32"
+    return [everybody[name] for name in names if not (narrow and everybody[name].dtype == "float32")]
+
+
+def contest_of(arguments: argparse.Namespace, shape: str, results: Results, directory: Path) -> Contest:
+    peers, openvino = arguments.peers_python, arguments.openvino_python
+    folders = Folders(directory, SHAPES[shape], peers_python=peers, openvino_python=openvino)
+    engines = ("TransformersPyTorch", "TransformersTensorFlow", "TransformersFlax", "CTranslate2")
+    rules = Rules(
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+        most_steps=arguments.steps,
+        target_s=arguments.seconds,
+        cold=arguments.cold,
+        alone=arguments.alone,
+        limits={"megabytes": 16, "matrix": 64} if shape == "tiny" else {},
+    )
+    pythons = {**dict.fromkeys(engines, peers), "OpenVINO": openvino}
+    return Contest(SHAPES[shape], folders, pythons, rules, results, say=lambda line: print(line, file=sys.stderr))
+
+
+if __name__ == "__main__":
+    main()

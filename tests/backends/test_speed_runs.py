@@ -1,0 +1,22 @@
+"""The speed benchmark runs: every measure of each wing at a tiny shape. How fast it was is nobody's claim here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.speed.measures import FIGURES
+from benchmarks.speed.results import Results
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_measure_gives_its_figures(wing, tmp_path):
+    name, path = f"gptj-{wing.name}", tmp_path / "speed.json"
+    options = ["--shape", "tiny", "--contenders", name, "--repeats", "1", "--steps", "4", "--threads", "1"]
+    command = [sys.executable, "-m", "benchmarks.speed", *options, "--json", path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = Results.opened(path, "now")
+    assert [figure for figure in FIGURES if results.median("tiny", name, figure) is None] == []
+    assert results.agreement("tiny", name, name) == (24, 24)
+    assert name in done.stdout
