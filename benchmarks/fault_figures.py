@@ -128,7 +128,7 @@ def killed(rounds: int) -> tuple[str, str, str]:
     """SIGKILL at random moments, in every format."""
     wrong: dict[str, int] = {}
     for to in FORMATS:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
             counts = kill.run(Path(folder), to, rounds, random.Random(0))
         bad = ("mixed or lost", "sources changed", "wrong after the next run", "leftovers after the next run")
         wrong[to] = sum(counts.get(key, 0) for key in bad)

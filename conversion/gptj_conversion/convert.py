@@ -36,14 +36,14 @@ from gptj_conversion.canonical import describe_canonical, open_safetensors
 from gptj_conversion.companions import settle_companions
 from gptj_conversion.dialects import Dialect
 from gptj_conversion.foreign import ForeignCheckpoint
-from gptj_conversion.foreign_writer import WeightsWriter, write_foreign
+from gptj_conversion.foreign_writer import WeightsWriter, plan_foreign, write_foreign
 from gptj_conversion.hf_bin import BIN_FILE, BIN_INDEX, BinWriter, open_bin
 from gptj_conversion.hf_flax import FLAX_FILE, FLAX_INDEX, MsgpackWriter, open_flax
 from gptj_conversion.hf_tf import H5_FILE, H5_INDEX, H5Writer, model_prefix, open_h5
 from gptj_conversion.mesh import MeshCheckpoint, open_mesh
 from gptj_conversion.mesh_folder import DiskFolder, looks_like_mesh
-from gptj_conversion.mesh_writer import write_mesh
-from gptj_conversion.plan import ConversionPlan, interim_dtype, make_plan, plan_memory
+from gptj_conversion.mesh_writer import plan_mesh, write_mesh
+from gptj_conversion.plan import ConversionPlan, PlannedFile, interim_dtype, make_plan, plan_files, plan_memory
 from gptj_conversion.proof import examiner, input_identity, origin_of
 from gptj_conversion.recorder import Account
 from gptj_conversion.source import Facts, Source
@@ -251,29 +251,21 @@ def convert(
     Raises:
         GPTJError: see `open_source` and the writers; nothing is left behind at `dst`.
     """
-    if to not in _TARGETS:
-        raise InputError("no such format", where="to", expected="one of " + ", ".join(_TARGETS), found=shown(to))
-    if (shards is not None) != (to == "mesh"):
-        raise InputError(
-            "is for TPU checkpoints, and needed there", where="shards", found=f"to={to!r}, shards={shards}"
-        )
-    if dtype is not None:
-        dtype = numpy_dtype(dtype).name
-    source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
-    settled = settle_companions(source, _require_config(source), tokenizer=tokenizer)
-    _require_apart(Path(src), Path(dst))
-    order = _Order(
-        Path(dst), source, settled.config, dtype, overwrite, max_shard_bytes, shards or 1, layout,
-        allow_overflow, allow_nonfinite, fingerprint, verify, resume, settled.files, settled.notes, progress,
+    order = _settle(
+        src, dst, config=config, dtype=dtype, source_format=source_format, weights=weights, to=to,
+        max_shard_bytes=max_shard_bytes, shards=shards, layout=layout, follow_links=follow_links, tokenizer=tokenizer,
+        overwrite=overwrite, allow_overflow=allow_overflow, allow_nonfinite=allow_nonfinite, fingerprint=fingerprint,
+        verify=verify, resume=resume, progress=progress,
     )  # fmt: skip
     try:
-        return _TARGETS[to](order)
+        return _TARGETS[to].write(order)
     except GPTJError:
         raise
     except MemoryError:
-        needed = plan_memory(schema(settled.config, source.head), source, dtype)
+        needed = plan_memory(order.rows, order.source, order.dtype, to)
         raise LimitError(
-            f"needs about {needed / 1e9:.2g} GB of memory over what Python takes, more than there is", file=source.path
+            f"needs about {needed / 1e9:.2g} GB of memory over what Python takes, more than there is",
+            file=order.source.path,
         ) from None
 
 
@@ -287,6 +279,8 @@ def plan(
     weights: str | None = None,
     to: str = "safetensors",
     max_shard_bytes: int = 5_000_000_000,
+    shards: int | None = None,
+    layout: Literal["slim", "full"] = "slim",
     follow_links: bool = False,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> ConversionPlan:
@@ -295,14 +289,12 @@ def plan(
     Raises:
         GPTJError: it would not begin; see `open_source`.
     """
-    dtype = None if dtype is None else numpy_dtype(dtype).name
-    source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
-    settled = settle_companions(source, _require_config(source), tokenizer=tokenizer)
-    _require_apart(Path(src), Path(dst))
-    return make_plan(
-        source, source.facts(), settled.config, Path(dst), to=to, dtype=dtype, max_shard_bytes=max_shard_bytes,
-        notes=settled.notes,
+    order = _settle(
+        src, dst, config=config, dtype=dtype, source_format=source_format, weights=weights, to=to,
+        max_shard_bytes=max_shard_bytes, shards=shards, layout=layout, follow_links=follow_links, tokenizer=tokenizer,
     )  # fmt: skip
+    return make_plan(order.source, order.rows, Path(dst), to=to, dtype=order.dtype, files=_TARGETS[to].plan(order),
+                     notes=order.notes)  # fmt: skip
 
 
 def target_formats() -> tuple[str, ...]:
@@ -318,18 +310,27 @@ class _Order:
     source: Source
     config: GPTJConfig
     dtype: str | None
-    overwrite: bool
     max_shard_bytes: int
     shards: int
     layout: Literal["slim", "full"]
-    allow_overflow: bool
-    allow_nonfinite: bool
-    fingerprint: bool
-    verify: bool
-    resume: bool
     companions: dict[str, bytes]
     notes: tuple[str, ...]
-    progress: Callable[[str, int], None] | None
+    overwrite: bool = False
+    allow_overflow: bool = False
+    allow_nonfinite: bool = False
+    fingerprint: bool = True
+    verify: bool = False
+    resume: bool = False
+    progress: Callable[[str, int], None] | None = None
+
+    @property
+    def rows(self) -> tuple[TensorSpec, ...]:
+        """What is to be written."""
+        return schema(self.config, self.source.head)
+
+    def dtype_of(self, name: str) -> str:
+        """The dtype that a tensor is to be written in."""
+        return self.dtype or self.source.dtype_of(name)
 
     def read_for_cast(self, row: TensorSpec) -> NDArray[Any]:
         """A tensor as a writer wants it that casts and counts by itself."""
@@ -341,7 +342,7 @@ class _Order:
 
     def one_dtype(self) -> str:
         """The dtype to write, for formats that have one for all tensors."""
-        stored = {self.source.dtype_of(row.name) for row in schema(self.config, self.source.head)}
+        stored = {self.source.dtype_of(row.name) for row in self.rows}
         if self.dtype is None and len(stored) > 1:
             raise InputError(
                 "the tensors are of several dtypes",
@@ -360,6 +361,40 @@ class _Order:
                 expected="causal_lm",
                 found=self.source.head,
             )
+
+
+def _settle(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    config: ConfigChoice,
+    dtype: str | None,
+    source_format: str | None,
+    weights: str | None,
+    to: str,
+    max_shard_bytes: int,
+    shards: int | None,
+    layout: Literal["slim", "full"],
+    follow_links: bool,
+    tokenizer: str | os.PathLike[str] | None,
+    **rest: Any,
+) -> _Order:
+    """The order that these arguments of `convert` and `plan` come to, everything checked that can be at once."""
+    if to not in _TARGETS:
+        raise InputError("no such format", where="to", expected="one of " + ", ".join(_TARGETS), found=shown(to))
+    if shards is None and to == "mesh":
+        raise InputError("is needed: how many cores will load it", where="shards", hint="GPT-J-6B was trained on 8")
+    if shards is not None and to != "mesh":
+        raise InputError("is for TPU checkpoints alone", where="shards", found=f"to={to!r}, shards={shards}")
+    if dtype is not None:
+        dtype = numpy_dtype(dtype).name
+    source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
+    settled = settle_companions(source, _require_config(source), tokenizer=tokenizer)
+    _require_apart(Path(src), Path(dst))
+    return _Order(
+        Path(dst), source, settled.config, dtype, max_shard_bytes, 1 if shards is None else shards, layout,
+        settled.files, settled.notes, **rest,
+    )  # fmt: skip
 
 
 def _write_canonical(order: _Order) -> Path:
@@ -396,9 +431,21 @@ def _account(order: _Order, weights_format: str) -> Account:
     )
 
 
+def _plan_canonical(order: _Order) -> tuple[PlannedFile, ...]:
+    return plan_files(order.rows, {row.name: order.dtype_of(row.name) for row in order.rows}, order.max_shard_bytes)
+
+
+def _plan_mesh(order: _Order) -> tuple[PlannedFile, ...]:
+    order.require_language_model("a TPU checkpoint")
+    return plan_mesh(order.config, shards=order.shards, layout=order.layout, dtype=order.one_dtype(), step=_step(order))
+
+
+def _step(order: _Order) -> int:
+    return order.source.step if isinstance(order.source, MeshCheckpoint) else 0
+
+
 def _write_mesh(order: _Order) -> Path:
     order.require_language_model("a TPU checkpoint")
-    step = order.source.step if isinstance(order.source, MeshCheckpoint) else 0
     return write_mesh(
         order.directory,
         order.config,
@@ -406,7 +453,7 @@ def _write_mesh(order: _Order) -> Path:
         shards=order.shards,
         layout=order.layout,
         dtype=order.one_dtype(),
-        step=step,
+        step=_step(order),
         extra_files=order.companions,
         overwrite=order.overwrite,
         progress=order.progress,
@@ -416,13 +463,24 @@ def _write_mesh(order: _Order) -> Path:
     )
 
 
-def _write_named(
+def _named_target(
     weights_format: str,
     file_name: str,
     dialect: Dialect,
     writer: type[WeightsWriter],
     prefix: Callable[[str], str] = lambda head: "",
-) -> Callable[[_Order], Path]:
+    *,
+    lacks: str = "",
+) -> _Target:
+    """A format of one weights file, or several and an index, in which there is no dtype `lacks`."""
+
+    def require_dtypes(order: _Order) -> None:
+        for row in order.rows:
+            if order.dtype_of(row.name) == lacks:
+                raise SchemaError(
+                    f"{file_name} has no {lacks}", where=row.name, hint="Choose float32, or float16 if it fits"
+                )
+
     def write(order: _Order) -> Path:
         return write_foreign(
             order.directory,
@@ -431,7 +489,7 @@ def _write_named(
             writer,
             file_name=file_name,
             dialect=dialect,
-            dtype_of=lambda name: order.dtype or order.source.dtype_of(name),
+            dtype_of=order.dtype_of,
             head=order.source.head,
             index_prefix=prefix(order.source.head),
             max_shard_bytes=order.max_shard_bytes,
@@ -444,15 +502,34 @@ def _write_named(
             account=_account(order, weights_format),
         )
 
-    return write
+    def plan_it(order: _Order) -> tuple[PlannedFile, ...]:
+        require_dtypes(order)
+        return plan_foreign(
+            order.config,
+            file_name=file_name,
+            dialect=dialect,
+            dtype_of=order.dtype_of,
+            head=order.source.head,
+            max_shard_bytes=order.max_shard_bytes,
+        )
+
+    return _Target(write, plan_it)
 
 
-_TARGETS: dict[str, Callable[[_Order], Path]] = {
-    "safetensors": _write_canonical,
-    "mesh": _write_mesh,
-    "bin": _write_named("bin", BIN_FILE, "pt", BinWriter),
-    "flax": _write_named("flax", FLAX_FILE, "flax", MsgpackWriter),
-    "tf": _write_named("tf", H5_FILE, "tf", H5Writer, model_prefix),
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """One format that can be written: how it is, and which weights files that makes."""
+
+    write: Callable[[_Order], Path]
+    plan: Callable[[_Order], tuple[PlannedFile, ...]]
+
+
+_TARGETS = {
+    "safetensors": _Target(_write_canonical, _plan_canonical),
+    "mesh": _Target(_write_mesh, _plan_mesh),
+    "bin": _named_target("bin", BIN_FILE, "pt", BinWriter),
+    "flax": _named_target("flax", FLAX_FILE, "flax", MsgpackWriter),
+    "tf": _named_target("tf", H5_FILE, "tf", H5Writer, model_prefix, lacks="bfloat16"),
 }
 
 

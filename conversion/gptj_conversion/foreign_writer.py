@@ -29,10 +29,11 @@ from gptj.safetensors_file import WEIGHT_DTYPES
 from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.weights_writer import WritingRules
 from gptj_conversion.dialects import Dialect, Spelling, spell
+from gptj_conversion.plan import PlannedFile
 from gptj_conversion.recorder import Account, Recorder
 from gptj_conversion.transpose import copy_transposed
 
-__all__ = ["Entry", "HashedFile", "WeightsWriter", "write_foreign"]
+__all__ = ["Entry", "HashedFile", "WeightsWriter", "plan_foreign", "write_foreign"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +187,23 @@ def write_foreign(
         recorder.write_manifest(config, schema(config, head))
         output.commit()
     return Path(directory)
+
+
+def plan_foreign(
+    config: GPTJConfig,
+    *,
+    file_name: str,
+    dialect: Dialect,
+    dtype_of: Callable[[str], str],
+    head: Head,
+    max_shard_bytes: int,
+) -> tuple[PlannedFile, ...]:
+    """The weights files that `write_foreign` would write."""
+    shards = _cut(_entries(config, head, dialect, dtype_of), max_shard_bytes)
+    return tuple(
+        PlannedFile(name, len(shard), sum(entry.nbytes for entry in shard))
+        for name, shard in zip(_names(file_name, len(shards)), shards, strict=True)
+    )
 
 
 def _names(file_name: str, count: int) -> list[str]:

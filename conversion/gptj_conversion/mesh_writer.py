@@ -35,12 +35,13 @@ from gptj_conversion.mesh import Layout, pieces
 from gptj_conversion.mesh_folder import META_FILE, TRAINING_FILE
 from gptj_conversion.npz import npy_header
 from gptj_conversion.output_tree import OutputTree
+from gptj_conversion.plan import PlannedFile
 from gptj_conversion.recorder import Account, Recorder
 from gptj_conversion.stored_zip import StoredZipWriter
 from gptj_conversion.training_config import TOKEN_ID_KEYS
 from gptj_conversion.transpose import copy_transposed
 
-__all__ = ["write_mesh"]
+__all__ = ["plan_mesh", "write_mesh"]
 
 MESH_DTYPES = ("float32", "bfloat16", "float16")
 _OURS = re.compile(
@@ -128,6 +129,22 @@ def write_mesh(
         recorder.write_manifest(config, schema(config))
         output.commit()
     return Path(directory)
+
+
+def plan_mesh(config: GPTJConfig, *, shards: int, layout: Layout, dtype: str, step: int) -> tuple[PlannedFile, ...]:
+    """What `write_mesh` would write, an entry a shard.
+
+    Raises:
+        ConfigError, InputError: as for `write_mesh`.
+    """
+    _check_arguments(config, shards, layout, dtype, step)
+    plan = _Plan(config, shards, layout, numpy_dtype(dtype), step)
+    files = f"0.npz to {len(plan.parts) - 1}.npz"
+    tensors = sum(leaf.is_written_from for leaf in plan.leaves)
+    return tuple(
+        PlannedFile(f"step_{step}/shard_{shard}/{files}", tensors, plan.total_bytes // shards)
+        for shard in range(shards)
+    )
 
 
 def _check_arguments(config: GPTJConfig, shards: int, layout: str, dtype: str, step: int) -> None:

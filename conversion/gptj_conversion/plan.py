@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.safetensors_file import BLOCK_BYTES
-from gptj.schema import TensorSpec, schema
+from gptj.schema import TensorSpec
 from gptj.weights_writer import shard_name
 from gptj_conversion.source import Facts, Source
 
@@ -34,7 +33,7 @@ class ConversionPlan:
         source: what was found.
         destination, to: where, and in which format.
         dtype: of the written tensors.
-        files: the weights files, where the format says before it is written how they are cut; else one entry.
+        files: the weights files; of a TPU checkpoint, an entry a shard.
         nbytes: of all tensors.
         peak_memory_bytes: an estimate, over what Python and its imports take.
         free_bytes: what the destination's file system has left.
@@ -93,34 +92,31 @@ def plan_files(rows: tuple[TensorSpec, ...], dtypes: dict[str, str], max_shard_b
     )
 
 
-def plan_memory(rows: tuple[TensorSpec, ...], source: Source, dtype: str | None) -> int:
-    """The largest tensor as it is asked for, and the buffers of both sides."""
+def plan_memory(rows: tuple[TensorSpec, ...], source: Source, dtype: str | None, to: str) -> int:
+    """The largest tensor as it is asked for, again where it is turned, and the buffers of both sides."""
     largest = 0
     for row in rows:
         stored = source.dtype_of(row.name)
-        largest = max(largest, row.size * numpy_dtype(interim_dtype(stored, dtype) or stored).itemsize)
+        asked_for = numpy_dtype(interim_dtype(stored, dtype) or stored).itemsize
+        turned = 0 if to in ("safetensors", "bin") else numpy_dtype(dtype or stored).itemsize
+        largest = max(largest, row.size * (asked_for + turned))
     return largest + 4 * BLOCK_BYTES
 
 
 def make_plan(
-    source: Source, facts: Facts, config: GPTJConfig, destination: Path, *, to: str, dtype: str | None,
-    max_shard_bytes: int, notes: tuple[str, ...] = (),
+    source: Source, rows: tuple[TensorSpec, ...], destination: Path, *, to: str, dtype: str | None,
+    files: tuple[PlannedFile, ...], notes: tuple[str, ...] = (),
 ) -> ConversionPlan:  # fmt: skip
     """The plan of a conversion whose source has been opened."""
-    rows = schema(config, source.head)
-    dtypes = {row.name: dtype or source.dtype_of(row.name) for row in rows}
-    cut = plan_files(rows, dtypes, max_shard_bytes)
-    nbytes = sum(file.nbytes for file in cut)
-    files = cut if to == "safetensors" else (PlannedFile(f"({to})", len(rows), nbytes),)
     folder = destination.parent
     return ConversionPlan(
-        source=facts,
+        source=source.facts(),
         destination=str(destination),
         to=to,
-        dtype=", ".join(sorted(set(dtypes.values()))),
+        dtype=", ".join(sorted({dtype or source.dtype_of(row.name) for row in rows})),
         files=files,
-        nbytes=nbytes,
-        peak_memory_bytes=plan_memory(rows, source, dtype),
+        nbytes=sum(file.nbytes for file in files),
+        peak_memory_bytes=plan_memory(rows, source, dtype, to),
         free_bytes=shutil.disk_usage(folder).free if folder.is_dir() else None,
         notes=notes,
     )

@@ -166,7 +166,15 @@ def convert(
     from gptj_conversion.convert import convert as run
     from gptj_conversion.convert import plan
 
-    shared = {"to": to, "dtype": dtype, "max_shard_bytes": int(max_shard_gb * 1e9), "tokenizer": tokenizer, **source}
+    shared = {
+        "to": to,
+        "shards": shards,
+        "layout": layout,
+        "dtype": dtype,
+        "max_shard_bytes": int(max_shard_gb * 1e9),
+        "tokenizer": tokenizer,
+        **source,
+    }
     planned = plan(src, dst, **shared)
     if dry_run:
         _print_plan(planned, as_json)
@@ -175,8 +183,6 @@ def convert(
         run(
             src,
             dst,
-            shards=shards,
-            layout=layout,
             overwrite=overwrite,
             allow_overflow=allow_overflow,
             allow_nonfinite=allow_nonfinite,
@@ -194,20 +200,21 @@ def _print_plan(plan: ConversionPlan, as_json: bool) -> None:
     if as_json:
         _print_json(plan.as_dict())
         return
-    _print_facts({key.replace("_", " "): _spelt(value) for key, value in plan.source.as_dict().items()})
+    _print_source(plan.source.as_dict())
     click.echo("")
     facts: dict[str, Any] = {
         "destination": plan.destination,
         "to": plan.to,
         "dtype": plan.dtype,
-        "bytes": plan.nbytes,
-        "free": plan.free_bytes,
+        "bytes": _size(plan.nbytes),
+        "free": "-" if plan.free_bytes is None else _size(plan.free_bytes),
         "memory": f"about {plan.peak_memory_bytes / 1e6:,.0f} MB over what Python takes",
     }
     _print_facts({key: _spelt(value) for key, value in facts.items()})
     for file in plan.files:
-        click.echo(f"  {file.name}  {file.tensors} tensors, {file.nbytes:,} bytes")
+        click.echo(f"  {file.name}  {file.tensors} tensors, {_size(file.nbytes)}")
     _print_notes(plan)
+    click.echo("nothing was written: this is what would be done", err=True)
     if not plan.fits:
         click.echo("warning: there is not enough space", err=True)
 
@@ -219,21 +226,31 @@ def _print_notes(plan: ConversionPlan) -> None:
 
 @gptj_command.command()
 @click.argument("path", type=PathArgument)
-@click.option("--config", type=PathArgument, help="The training config (JSON) of a TPU checkpoint.")
+@_with(source_options)
 @json_option
-def inspect(path: Path, config: Path | None, as_json: bool) -> None:
+def inspect(path: Path, as_json: bool, **source: Any) -> None:
     """Say what PATH is: format, sizes, dtype, tensors, parameters. Reads headers only."""
-    _inspect(path, as_json, config=config)
+    _inspect(path, as_json, **source)
 
 
-def _inspect(path: Path, as_json: bool, *, config: Path | None = None) -> None:
+def _inspect(path: Path, as_json: bool, **source: Any) -> None:
     from gptj_conversion.convert import describe
 
-    facts = describe(path, config=config).as_dict()
+    facts = describe(path, **source).as_dict()
     if as_json:
         _print_json(facts)
         return
-    _print_facts({key.replace("_", " "): _spelt(value) for key, value in facts.items()})
+    _print_source(facts)
+
+
+def _print_source(facts: Mapping[str, Any]) -> None:
+    """What a checkpoint is; what its format does not know is left out, and sizes are spelt for people too."""
+    told = {key.replace("_", " "): _spelt(value) for key, value in facts.items() if value is not None}
+    told["bytes"] = _size(facts["bytes"])
+    del told["problems"]
+    _print_facts(told)
+    for problem in facts["problems"]:
+        click.echo(f"note: {problem}", err=True)
 
 
 def _print_facts(facts: Mapping[str, str]) -> None:
@@ -241,6 +258,17 @@ def _print_facts(facts: Mapping[str, str]) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         click.echo(f"{key:<{width}}  {value}")
+
+
+def _size(nbytes: int) -> str:
+    """So many bytes: exactly, and from 10 kB on in a larger unit too.
+
+    >>> _size(9_999), _size(12_992), _size(24_241_003_136)
+    ('9,999 bytes', '13.0 kB (12,992 bytes)', '24.2 GB (24,241,003,136 bytes)')
+    """
+    unit = next((unit for unit in (1e9, 1e6, 1e3) if nbytes >= unit), 1)
+    short = f"{nbytes / unit:.1f} {({1e9: 'GB', 1e6: 'MB', 1e3: 'kB'}).get(unit)}"
+    return f"{nbytes:,} bytes" if nbytes < 10_000 else f"{short} ({nbytes:,} bytes)"
 
 
 def _spelt(value: Any) -> str:
@@ -438,6 +466,6 @@ def _lines(console: Console, total_bytes: int) -> Callable[[str, int], None]:
         nonlocal done
         before, done = done, done + nbytes
         if 10 * before // total_bytes != 10 * done // total_bytes:
-            console.print(f"converting: {done / 1e6:,.1f} MB of about {total_bytes / 1e6:,.1f}")
+            console.print(f"converting: {100 * done // total_bytes} % of about {_size(total_bytes)}")
 
     return advance

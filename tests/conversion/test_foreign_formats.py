@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from checkpoint_samples import CONFIG, write_sample
 from gptj_conversion import convert as door
-from gptj_conversion.convert import convert, describe, open_source, source_formats, target_formats
+from gptj_conversion.convert import convert, describe, open_source, plan, source_formats, target_formats
 from gptj_conversion.dialects import spell
 from gptj_conversion.foreign_writer import Entry
 from gptj_conversion.hf_bin import read_bin
@@ -189,8 +189,10 @@ def test_large_arrays_are_cut_as_flax_cuts_them_and_joined_again(tmp_path):
 
 
 def test_bfloat16_in_hdf5_is_refused_with_what_to_choose(tmp_path):
-    with pytest.raises(SchemaError, match=r"HDF5 has no bfloat16.*Choose float32"):
+    with pytest.raises(SchemaError, match=r"has no bfloat16.*Choose float32"):
         convert(FOREIGN / "pt_bin_bfloat16", tmp_path / "out", to="tf")
+    with pytest.raises(SchemaError, match=r"has no bfloat16.*Choose float32"):
+        plan(FOREIGN / "pt_bin_bfloat16", tmp_path / "out", to="tf")
     assert list(tmp_path.iterdir()) == []
 
 

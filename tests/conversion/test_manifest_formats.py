@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from checkpoint_samples import array_of, write_sample
-from gptj_conversion.convert import convert, open_source
+from gptj_conversion.convert import convert, open_source, plan
 from gptj_conversion.foreign import ForeignCheckpoint
 from gptj_conversion.foreign_writer import write_foreign
 from gptj_conversion.hf_bin import BIN_FILE, BinWriter
@@ -30,6 +30,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import FormatError, GPTJError, MissingFileError, ParityError, SchemaError, WriteError
 from gptj.manifest import Manifest
 from gptj.output_directory import FileSystem
+from gptj.schema import schema
 
 CONFIG = GPTJConfig(vocab_size=24, n_positions=16, n_embd=16, n_layer=2, n_head=4, rotary_dim=2)
 FC_IN = "transformer.h.1.mlp.fc_in.weight"
@@ -274,6 +275,40 @@ def test_S7_what_a_writer_of_another_format_left_is_cleared(source, tmp_path, fi
     convert(source, tmp_path / "out", resume=resume, **FORMATS[then])
     assert files(tmp_path / "out") == files(convert(source, tmp_path / "whole", **FORMATS[then]))
     assert not [path for path in tmp_path.iterdir() if "gptj-" in path.name]
+
+
+# ---- the plan
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_plan_names_the_weights_files_of_any_format(source, tmp_path, name):
+    planned = plan(source, tmp_path / "out", **FORMATS[name])
+    assert not (tmp_path / "out").exists()
+    out = convert(source, tmp_path / "out", fingerprint=False, **FORMATS[name])
+    written = {file for record in Manifest.from_file(out / "manifest.json").tensors.values() for file in record.files}
+    if FORMATS[name]["to"] == "mesh":
+        shards = FORMATS[name]["shards"]
+        assert [file.name for file in planned.files] == [f"step_0/shard_{n}/0.npz to 15.npz" for n in range(shards)]
+        assert all((out / file.name.removesuffix("0.npz to 15.npz") / "15.npz").exists() for file in planned.files)
+        assert {file.tensors for file in planned.files} == {len(schema(CONFIG))}
+    else:
+        assert {file.name for file in planned.files} == written
+    stored = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert planned.nbytes < stored
+
+
+def test_what_cannot_be_written_is_refused_by_the_plan_already(source, tmp_path):
+    for options, words in (
+        ({"to": "mesh"}, "shards: is needed: how many cores"),
+        ({"to": "mesh", "shards": 3}, "n_head = 4"),
+        ({"to": "bin", "shards": 2}, "shards: is for TPU checkpoints alone"),
+        ({"to": "tf", "dtype": "bfloat16"}, "has no bfloat16"),
+        ({"to": "onnx"}, "one of safetensors, mesh"),
+    ):
+        for do in (plan, convert):
+            with pytest.raises(GPTJError, match=words):
+                do(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 # ---- S3, S7: the n-th system call fails, or is the last
