@@ -1,5 +1,8 @@
 """Feed each reader mutants of a good file, and count what it says: `python tests/conversion/fuzz.py [CASES] [SEED]`.
 
+`python tests/conversion/fuzz.py replay READER FILE` feeds it one file. A mutant that was found to crash or to hang a
+reader is kept in tests/data/fuzz/READER/, where a test replays it; so it is found once.
+
 A mutant may be read or be refused by one of our errors; anything else is a crash, is printed with its bytes, and makes
 the exit status 1. Pytest runs a bounded slice (test_fuzz.py); the recorded figures stand in benchmarks/README.md.
 """
@@ -188,8 +191,20 @@ def fuzz(reader: str, cases: int, seed: int) -> tuple[int, int, list[tuple[str, 
     return accepted, refused, crashes
 
 
+def replay(reader: str, path: Path) -> None:
+    """Read one file, which may be refused by one of our errors."""
+    try:
+        READERS[reader][1](path)
+        print("read")
+    except GPTJError as error:
+        print(error)
+
+
 def main() -> int:
     """Run all readers and print a line for each."""
+    if sys.argv[1:2] == ["replay"]:
+        replay(sys.argv[2], Path(sys.argv[3]))
+        return 0
     cases = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     failed = False

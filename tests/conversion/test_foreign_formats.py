@@ -18,9 +18,10 @@ from gptj_conversion.dialects import spell
 from gptj_conversion.foreign_writer import Entry
 from gptj_conversion.hf_bin import read_bin
 from gptj_conversion.hf_flax import MsgpackWriter, pack_array_heads, read_msgpack
+from gptj_conversion.verify import verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mesh_samples import BFLOAT16, same_bits
+from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 
 from gptj.checkpoint import open_checkpoint
 from gptj.config import GPTJConfig
@@ -93,16 +94,38 @@ def test_a_journey_through_every_format_is_bit_identical(tmp_path, dtype, max_sh
     assert all(same_bits(start.read(name), end.read(name)) for name in start.tensors)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("shards", [1, 2, 4, 8])
-def test_the_whole_journey_with_mesh_in_it_is_bit_identical(tmp_path, shards):
+def test_from_pt_by_tf_flax_and_mesh_back_to_pt_is_bit_identical(tmp_path, shards, dtype):
+    """HDF5 has no bfloat16, so that leg is float32, which holds every bfloat16 number."""
     config = GPTJConfig(vocab_size=24, n_positions=16, n_embd=16, n_layer=2, n_head=8, rotary_dim=2)
-    write_sample(tmp_path / "pt", config)
-    convert(tmp_path / "pt", tmp_path / "tf", to="tf")
-    convert(tmp_path / "tf", tmp_path / "flax", to="flax")
-    convert(tmp_path / "flax", tmp_path / "mesh", to="mesh", shards=shards, layout="full")
-    convert(tmp_path / "mesh", tmp_path / "end")
+    write_sample(tmp_path / "pt", config, dtype=dtype)
+    mesh = {"to": "mesh", "shards": shards, "layout": "full" if dtype == "float32" else "slim"}
+    legs = [("pt", "tf", {"to": "tf", "dtype": "float32" if dtype == "bfloat16" else dtype}),
+            ("tf", "flax", {"to": "flax", "dtype": dtype}), ("flax", "mesh", mesh), ("mesh", "end", {})]  # fmt: skip
+    for source, target, options in legs:
+        convert(tmp_path / source, tmp_path / target, fingerprint=False, **options)
     start, end = open_checkpoint(tmp_path / "pt"), open_checkpoint(tmp_path / "end")
+    assert start.tensors.keys() == end.tensors.keys()
     assert all(same_bits(start.read(name), end.read(name)) for name in start.tensors)
+    assert {tensor.dtype for tensor in end.tensors.values()} == {dtype}
+    sums = [verify(tmp_path / name).sha256 for name in ("pt", "flax", "mesh", "end")]
+    assert len({*sums}) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16, np.float16])
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_a_mesh_of_any_shards_comes_back_once_its_embedding_bias_is_folded(tmp_path, shards, dtype):
+    sample = write_mesh_sample(tmp_path / "mesh", heads=8, vocab_per_shard=8, shards=shards, dtype=dtype)
+    convert(sample.path, tmp_path / "pt", config=sample.config_file, fingerprint=False)
+    folded = verify(tmp_path / "pt")
+    wte = folded.tensors["transformer.wte.weight"]
+    assert "added to every row" in wte.origin.rule
+    here = tmp_path / "pt"
+    for step in ("flax", "bin", "mesh", "safetensors"):
+        options = {"shards": 8 // shards} if step == "mesh" else {}
+        here = convert(here, tmp_path / f"to-{step}", to=step, fingerprint=False, **options)
+        assert verify(here).sha256 == folded.sha256
 
 
 @pytest.mark.parametrize("folder", ["tf_base", "tf_classifier"])
