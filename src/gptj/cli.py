@@ -25,7 +25,7 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 import gptj
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.dtypes import PARAMETER_DTYPES
-from gptj.errors import GPTJError, InputError, shown
+from gptj.errors import GPTJError, shown
 
 if TYPE_CHECKING:
     from gptj_conversion.plan import ConversionPlan
@@ -305,74 +305,155 @@ def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
         click.echo(f"sha256 {manifest.sha256}")
 
 
-@gptj_command.command()
+class _Sections(click.Command):
+    """A command whose help has its options under headings."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a list of options a heading."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "section", "Other options"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class _Option(click.Option):
+    """An option that stands under the heading `section` of its command's help."""
+
+    def __init__(self, *arguments: Any, section: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.section = section
+
+
+def _option(section: str, *names: str, **options: Any) -> Callable[[Any], Any]:
+    return click.option(*names, cls=_Option, section=section, **options)
+
+
+generate_options = (
+    _option("Prompts", "--prompts", metavar="FILE", help="A prompt a line, or JSON lines as above; - is stdin."),
+    _option("Prompts", "--token-ids", metavar="IDS", help='The prompt as token ids: "1 2 3".'),
+    _option("Prompts", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
+    _option("Prompts", "--truncate", type=click.Choice(("left",)), help="Cut the beginning of a prompt that is too "
+            "long for the model. [default: refuse it]"),
+    _option("Output", "--stream", is_flag=True, help="Print the text as it is made."),
+    _option("Output", "-i", "--interactive", is_flag=True, help="Continue what you type, turn by turn."),
+    _option("Output", "--json", "as_json", is_flag=True, help="Print token ids and text as JSON; for several prompts, "
+            "an object a line."),
+    _option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
+    _option("Model", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]"),
+    _option("Model", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+            help="How many prompts to read at once."),
+    _option("Model", "--assistant", type=PathArgument, metavar="DIR", help="A smaller model that guesses ahead; the "
+            "text is the same."),
+    _option("Decoding", "--max-new-tokens", type=int, metavar="N", help="Tokens to add at most. [default: 40]"),
+    _option("Decoding", "--temperature", type=float, metavar="T", help="Sample; below 1 is bolder, above 1 more even, "
+            "0 is greedy."),
+    _option("Decoding", "--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens."),
+    _option("Decoding", "--top-p", type=float, metavar="P", help="Sample among the likeliest tokens that make up this "
+            "probability."),
+    _option("Decoding", "--min-p", type=float, metavar="P", help="Sample among the tokens of at least P times the "
+            "best one's probability."),
+    _option("Decoding", "--seed", type=int, metavar="N", help="Sample with this seed: the same text in every "
+            "framework."),
+    _option("Decoding", "--num-beams", type=int, metavar="N", help="Search with N beams."),
+    _option("Decoding", "--repetition-penalty", type=float, metavar="X", help="Above 1, make said tokens unlikelier."),
+    _option("Decoding", "--stop", multiple=True, metavar="TEXT", help="End after this text. May be given several "
+            "times."),
+    _option("Decoding", "--set", "fields", multiple=True, metavar="NAME=VALUE", help="Any other field of "
+            "GenerationConfig, as in --set no_repeat_ngram_size=3."),
+)  # fmt: skip
+
+
+@gptj_command.command(cls=_Sections)
 @click.argument("directory", type=PathArgument, metavar="DIR")
 @click.argument("prompt", required=False)
-@click.option("--token-ids", help='The prompt as token ids: "1 2 3".')
-@click.option("--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]")
-@click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]")
-@click.option("--max-new-tokens", type=int, default=40, show_default=True, help="Tokens to add at most.")
-@click.option("--temperature", type=float, help="Sample; below 1 is bolder, above 1 more even, 0 is greedy.")
-@click.option("--top-k", type=int, help="Sample among the K likeliest tokens.")
-@click.option("--top-p", type=float, help="Sample among the likeliest tokens that make up this probability.")
-@click.option("--seed", type=int, help="Sample with this seed: the same text in every framework.")
-@json_option
+@_with(generate_options)
 def generate(
-    directory: Path,
-    prompt: str | None,
-    token_ids: str | None,
-    backend: str | None,
-    dtype: str | None,
-    max_new_tokens: int,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-    as_json: bool,
-) -> None:
-    """Continue PROMPT with the model in DIR.
+    directory: Path, prompt: str | None, prompts: str | None, token_ids: str | None, allow_special: bool,
+    truncate: str | None, stream: bool, interactive: bool, as_json: bool, backend: str | None, dtype: str | None,
+    batch_size: int, assistant: Path | None, seed: int | None, stop: tuple[str, ...], fields: tuple[str, ...],
+    **named: Any,
+) -> None:  # fmt: skip
+    """Continue PROMPT with the model in DIR; a PROMPT of - is all of stdin.
 
-    Greedy, unless one of --temperature, --top-k, --top-p and --seed asks for sampling.
+    Greedy, unless the folder's generation_config.json or one of --temperature, --top-k, --top-p, --min-p and --seed
+    asks for sampling. Several prompts draw with the seed, the seed + 1, and so on.
+
+    JSON lines have "prompt" or "token_ids", and may have "seed" and any field of GenerationConfig for this prompt
+    alone: {"prompt": "Once", "max_new_tokens": 9}.
     """
-    if (prompt is None) == (token_ids is None):
-        raise click.UsageError('Give the prompt either as text or as --token-ids "1 2 3".')
-    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sampled = {name: value for name, value in chosen.items() if value is not None}
-    greedy = temperature == 0 or (not sampled and seed is None)
-    options = {"max_new_tokens": max_new_tokens, "do_sample": not greedy, **({} if greedy else sampled)}
+    from gptj.generate_command import Request, continue_prompts, converse, stream_prompts
+    from gptj.prompts import STDIN, Prompt, read_lines, read_prompt
 
-    tokenizer = _tokenizer(directory, needed=prompt is not None)
-    ids = tokenizer.encode(prompt) if token_ids is None else _token_ids(token_ids)
+    ways = (prompt, prompts, token_ids)
+    if sum(way is not None for way in ways) != 1 and not (interactive and ways == (None, None, None)):
+        raise click.UsageError('Give the prompt as text, or as --token-ids "1 2 3", or several with --prompts FILE.')
+    if interactive and (token_ids is not None or STDIN in (prompt, prompts) or assistant is not None):
+        raise click.UsageError("--interactive reads text from stdin: leave out --token-ids, -, and --assistant.")
+    if sum((stream, interactive, as_json)) > 1:
+        raise click.UsageError("Choose one of --stream, --interactive and --json.")
+    if batch_size > 1 and (stream or interactive):
+        raise click.UsageError("--batch-size is for whole texts: leave out --stream and --interactive.")
 
-    wing = gptj.backend(backend)
-    model = wing.GPTJForCausalLM.from_pretrained(directory, **({} if dtype is None else {"dtype": dtype}))
-    sequences = model.generate([ids], seed=seed, **options)
-    made = [int(i) for i in wing.to_numpy(sequences)[0]]
-    text = None if tokenizer is None else tokenizer.decode(made)
-    if as_json:
-        _print_json({"backend": choose_backend(backend), "prompt_tokens": len(ids), "token_ids": made, "text": text})
+    settings = {name: value for name, value in named.items() if value is not None}
+    request = Request(
+        directory=directory,
+        backend=backend,
+        dtype=dtype,
+        assistant=assistant,
+        settings=_fields(fields) | settings | ({"stop_strings": stop} if stop else {}),
+        seed=seed,
+        truncate=truncate is not None,
+        allow_special=allow_special,
+    )
+    if prompts is not None:
+        given = read_lines(prompts)
+    elif token_ids is not None:
+        given = [Prompt(token_ids=_token_ids(token_ids))]
+    elif prompt is not None:
+        given = [read_prompt(STDIN) if prompt == STDIN else Prompt(prompt)]
     else:
-        click.echo(" ".join(map(str, made)) if text is None else text)
+        given = []
+    if interactive:
+        converse(request, given, write=_write, note=lambda line: click.echo(line, err=True))
+    elif stream:
+        stream_prompts(request, given, write=_write)
+    else:
+        continue_prompts(request, given, batch_size=batch_size, as_json=as_json, write=_write)
 
 
-def _tokenizer(directory: Path, *, needed: bool) -> Any:
-    """The folder's tokenizer; None where it has none and none is needed."""
-    if not needed and not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
-        return None
-    from gptj.tokenizer import GPTJTokenizer
-
-    return GPTJTokenizer.from_pretrained(directory)
+def _write(text: str) -> None:
+    """Text as it is, at once; click would take what looks like a colour out of it."""
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
-def _token_ids(text: str) -> list[int]:
+def _fields(assignments: Iterable[str]) -> dict[str, Any]:
+    """What the NAME=VALUE of --set say: JSON where a value is some, else text."""
+    fields: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise click.BadParameter(f"NAME=VALUE, not {shown(assignment)}", param_hint="--set")
+        if name in fields:
+            raise click.BadParameter(f"{shown(name)} stands there twice", param_hint="--set")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
     words = text.replace(",", " ").split()
     try:
-        ids = [int(word) for word in words]
+        return tuple(int(word) for word in words)
     except ValueError:
         raise click.BadParameter("whole numbers with spaces between them", param_hint="--token-ids") from None
-    if not ids:
-        raise InputError("no token", where="--token-ids", expected="at least one token id")
-    return ids
 
 
 @gptj_command.command()

@@ -166,6 +166,15 @@ def test_debug_shows_the_traceback(tmp_path):
         ("fly",),
         ("inspect", "a", "--fly"),
         ("generate", "dir", "text", "--token-ids", "1"),
+        ("generate", "dir", "text", "--prompts", "file"),
+        ("generate", "dir", "text", "--stream", "--json"),
+        ("generate", "dir", "text", "--stream", "--batch-size", "2"),
+        ("generate", "dir", "text", "--token-ids", "1 x"),
+        ("generate", "dir", "text", "--set", "top_k"),
+        ("generate", "dir", "text", "--set", "top_k=1", "--set", "top_k=2"),
+        ("generate", "dir", "-", "-i"),
+        ("generate", "dir", "-i", "--json"),
+        ("generate", "dir", "-i", "--token-ids", "1"),
         ("convert", "a", "b", "--dtype", "int8"),
     ],
     ids=str,
@@ -173,6 +182,21 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_misuse_is_status_2(arguments):
     done = gptj(*arguments)
     assert done.returncode == 2 and "Usage" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_t3_bytes_on_stdin_that_are_no_text_are_named_with_their_place(tmp_path):
+    for arguments in (["-"], ["--prompts", "-"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "gptj", "generate", str(tmp_path), *arguments], input=b"abc\xff", capture_output=True
+        )
+        assert done.returncode == 1 and done.stdout == b""
+        assert done.stderr == b"gptj: InputError: stdin: not UTF-8 (found byte 0xff at offset 3)\n"
+
+
+def test_g6_closed_stdin_is_named(tmp_path):
+    command = f'"{sys.executable}" -m gptj generate "{tmp_path}" - <&-'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 1 and "InputError: stdin: is closed" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_init_writes_a_folder_that_inspect_reads(tmp_path):

@@ -5,6 +5,7 @@ Table of contents:
     GenerationConfig                   every field, its rule and its meaning       config
     generate, stream                   the front doors; a wing's method calls them loop
     Generates                          these two as methods of a model             mixin
+    Conversation                       turns over one cache                        conversation
     GenerateOutput, TokenStep          what they hand back                         output
     Decoder, Step, DecoderFactory      what a wing provides                        decoder
     uniforms, draw                     randomness as data                          sampling
@@ -22,6 +23,7 @@ that is this package. So the strategies cannot differ between frameworks: it is 
 from __future__ import annotations
 
 from gptj.generation.config import GenerationConfig
+from gptj.generation.conversation import Conversation
 from gptj.generation.decoder import Decoder, DecoderFactory, Step
 from gptj.generation.loop import Streamer, generate, stream
 from gptj.generation.mixin import Generates
@@ -29,6 +31,7 @@ from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.sampling import draw, uniforms
 
 __all__ = [
+    "Conversation",
     "Decoder",
     "DecoderFactory",
     "GenerateOutput",

@@ -106,9 +106,13 @@ class Decoder(abc.ABC):
             )
         if self.length:
             raise InputError("the cache is not empty", where="prefill", expected="0 slots taken", found=self.length)
+        return self._fill(token_ids, mask, want=want, chunk=chunk)
+
+    def _fill(self, token_ids: Ids, mask: Mask | None, *, want: frozenset[str], chunk: int | None) -> Step:
+        """The logits after the prompt, of which the columns from `length` on enter the cache."""
         columns = token_ids.shape[1]
         chunk = columns if chunk is None else chunk
-        for start in range(0, columns, chunk):
+        for start in range(self.length, columns, chunk):
             part = slice(start, min(start + chunk, columns))
             step = self.extend(token_ids[:, part], None if mask is None else mask[:, part], want=want, last_only=True)
         return step

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.generation.config import GenerationConfig
+from gptj.generation.conversation import Conversation
 from gptj.generation.decoder import Decoder
 from gptj.generation.loop import Streamer, generate, stream
 from gptj.generation.output import GenerateOutput, TokenStep
@@ -116,6 +117,10 @@ class Generates:
             generation_config=self._settled(generation_config, overrides),
             **self._arguments(attention_mask, seed, logits_processor, stopping_criteria, assistant_model, tokenizer),
         )
+
+    def conversation(self, *, capacity: int | None = None) -> Conversation:
+        """A text that goes on turn by turn, with a cache for `capacity` tokens, by default for all positions."""
+        return Conversation(self, self.config.n_positions if capacity is None else capacity)
 
     def _settled(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
         config = config or self.generation_config or GenerationConfig.from_model_config(self.config)
