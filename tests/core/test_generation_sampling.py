@@ -14,6 +14,7 @@ from gptj.generation.sampling import (
     best,
     draw,
     draw_without_replacement,
+    exponential,
     log_softmax,
     seeds_and_rows,
     softmax,
@@ -54,18 +55,34 @@ def test_a_draw_is_the_inverse_of_the_cumulative_distribution_best_first_lower_i
     assert draw(np.zeros(4), 0.5) == 2  # a border belongs to the token after it
 
 
+@pytest.mark.parametrize("left", [20_000, 9_000, 700, 40])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
-def test_a_large_vocabulary_is_cut_and_drawn_from_as_a_small_one(spread: float) -> None:
-    """Sorting only the best few, where they decide, gives what sorting all 20,000 gives; every third logit is a tie."""
+def test_a_large_vocabulary_is_cut_and_drawn_from_as_a_small_one(spread: float, left: int) -> None:
+    """Sorting only the best few, where they decide, gives what sorting all 20,000 gives; every third logit is a tie.
+
+    So it is where all but `left` logits are -inf, from a cut before.
+    """
     logits = np.random.default_rng(9).normal(size=20_000) * spread
     logits[::3] = logits[0]
+    logits[np.random.default_rng(3).permutation(20_000)[left:]] = -np.inf
     order = np.argsort(-logits, kind="stable")
-    cumulative = np.cumsum(softmax(logits)[order])
+    weights = np.exp(logits - logits.max())
+    cumulative = np.cumsum((weights / weights.sum())[order])
+    for count in (1, 30, 512, 8192, 19_999):
+        assert best(logits, count).tolist() == order[:count].tolist()
     for uniform in uniforms(1, 0, 0, 40):
         assert draw(logits, uniform) == order[np.searchsorted(cumulative, uniform, side="right")]
     for mass in (0.05, 0.5, 0.9, 0.999):
         kept = np.flatnonzero(keep_top_p(logits, mass) > -math.inf)
         assert set(kept) == set(order[: np.searchsorted(cumulative, mass) + 1])
+
+
+def test_an_exponential_of_a_cut_is_numpys_own_bit_for_bit() -> None:
+    """One number more or less on either side of a border would be another text."""
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        exponent = np.where(random.random(999) < random.random(), -random.random(999) * 99, -np.inf)
+        assert (exponential(exponent) == np.exp(exponent)).all()
 
 
 def test_a_token_without_probability_is_never_drawn() -> None:
