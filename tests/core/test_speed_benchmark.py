@@ -6,16 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from benchmarks.speed import measures
 from benchmarks.speed.contenders import contenders
 from benchmarks.speed.contest import DroppedOutError, Rules, Worker
+from benchmarks.speed.folders import lively_tensor
 from benchmarks.speed.picture import apart, draw
 from benchmarks.speed.report import tables
 from benchmarks.speed.results import Results
 from benchmarks.speed.shapes import SHAPES
+from gptj.parity.oracle import Oracle
+from gptj.schema import schema
 
 ROOT = Path(__file__).parents[2]
 LIMITS = {"read": 42e9, "float32": 190e9, "bfloat16": 800e9, "int8": 1600e9}
@@ -171,3 +175,19 @@ def test_a_contender_that_does_not_answer_is_not_waited_for():
     worker = Worker(Path(sys.executable), "Limits", Path(), {}, Rules(threads=1, patience_s=0.0))
     with contextlib.closing(worker), pytest.raises(DroppedOutError, match="no answer within 0 s"):
         worker.ask("bring_in")
+
+
+def test_who_loses_a_tensor_writes_other_tokens():
+    """So that the greedy tokens, which are compared, prove that everybody runs the same model."""
+    config = SHAPES["tiny"].config
+    ids = np.array(measures.prompts(SHAPES["tiny"], 1, 64))
+
+    def next_tokens(lost=None):
+        weights = {spec.name: lively_tensor(spec) * (spec.name != lost) for spec in schema(config)}
+        return Oracle(config, weights).forward(ids).logits[0].argmax(-1)
+
+    whole = next_tokens()
+    assert len(set(whole)) > 32
+    for spec in schema(config):
+        if not spec.name.endswith("fc_out.bias"):  # it is small beside the stream
+            assert (next_tokens(spec.name) != whole).sum() >= 4, spec.name
