@@ -1,4 +1,4 @@
-"""Where a long text may be cut so that the pieces' tokens, joined, are exactly the whole text's tokens.
+"""Where a long text may be cut so that the pieces' tokens, joined, are exactly the whole text's tokens; its words.
 
 The `tokenizers` library takes minutes and gigabytes for one string of many megabytes, and seconds for the same
 text in pieces. GPT-2 first splits text into words with this pattern and merges bytes only inside a word:
@@ -16,6 +16,9 @@ follows p. Call the four kinds of characters L (letters), N (numbers), S (white 
 Both sides are taken from narrow sets, so that no difference of opinion between Unicode versions about what a
 letter or a space is can matter; a test asks the library about every character in them. A text without any such
 place, like a million spaces, stays whole.
+
+In ASCII the pattern itself can be said with Python's `re`, which knows no \\p{L}: so a text's words can be told apart
+here, and each different word encoded once.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-__all__ = ["text_pieces"]
+__all__ = ["text_pieces", "text_words"]
 
 _LETTERS = "A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
 _NUMBERS = "0-9"
@@ -37,6 +40,22 @@ _ANY_SAFE_PLACE = re.compile(
     rf"|(?<=[{_NUMBERS}])(?=[{_LETTERS}{_OTHERS}])"
     rf"|(?<=[{_OTHERS}])(?=[{_NUMBERS}])"
 )
+
+# The pattern's \s holds these of ASCII, and not U+001C to U+001F.
+_SPACES = r" \t\n\x0b\x0c\r"
+_ASCII_WORD = re.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+"
+    rf"| ?[^{_SPACES}A-Za-z0-9]+|[{_SPACES}]+(?![^{_SPACES}])|[{_SPACES}]+"
+)
+
+
+def text_words(text: str) -> list[str]:
+    """A text cut at every safe place that is quickly found: in ASCII the pattern's own words, else before white space.
+
+    >>> text_words("they'll  say 2,048"), text_words("a naïve  man")
+    (['they', "'ll", ' ', ' say', ' 2', ',', '048'], ['a', ' naïve', '  man'])
+    """
+    return _ASCII_WORD.findall(text) if text.isascii() else _BEFORE_SPACE.split(text)
 
 
 def text_pieces(text: str, *, at_least: int, only_before_spaces: bool = False) -> Iterator[tuple[int, int]]:

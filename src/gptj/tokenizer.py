@@ -8,7 +8,7 @@ Four things differ from transformers on purpose.
 * Decoding knows every id or refuses it. The library drops unknown ids in silence. So the bytes of each id are
   kept in a list here, and decoding is a join and one UTF-8 decoding, which a stream does bit by bit.
 * Padding goes to the left by default: a model continues the last token of a row, which must not be padding.
-* Long texts are cut at places that change nothing (`text_pieces`) and encoded in batches.
+* Long texts are cut at places that change nothing (`text_pieces`), and each different word is encoded once.
 
 No token is put before or after a text. GPT-J has no padding token; padding falls back to `<|endoftext|>`, 50256.
 
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import itertools
 import json
 import operator
 import os
@@ -36,7 +37,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, TokenizerError, shown
-from gptj.text_pieces import text_pieces
+from gptj.text_pieces import text_pieces, text_words
 from gptj.token_rows import (
     BatchEncoding,
     NamedText,
@@ -69,10 +70,17 @@ from gptj.tokenizer_files import (
 
 __all__ = ["BatchEncoding", "GPTJTokenizer", "TextStream"]
 
-# 10 MB of English took 1.4 s on two cores with pieces of 8,000 to 32,000 characters, 3.9 s with 128,000, and the
-# library's own records of 256,000 characters take about 10 MB.
+# The library takes 2.8 times as long with pieces of 128,000 characters as with 8,000 to 32,000, and its own records of
+# 256,000 characters take about 10 MB.
 _PIECE_CHARACTERS = 16_000
 _BATCH_CHARACTERS = 256_000
+
+# From how many characters on a batch is encoded word by word. Shorter ones go to the library as they are, in one call
+# that wakes no threads of it.
+_WORDS_CHARACTERS = 4_096
+# About 10 MB of words and ids.
+_KNOWN_WORDS = 65_536
+_KNOWN_WORD_CHARACTERS = 32
 
 _SIDES = ("left", "right")
 _PADDINGS = (False, True, "longest", "max_length")
@@ -150,6 +158,9 @@ class GPTJTokenizer:
         )
         self._ids = {**data.vocab, **{token.content: token.id for token in data.added}}
         self._tokens = sorted(self._ids, key=self._ids.__getitem__)
+        # One object an id: a token then takes 8 bytes of a list of ids, and not 36.
+        self._numbers = tuple(range(len(self._tokens)))
+        self._known_words: dict[str, tuple[int, ...]] = {}
         assert all(self._with_added.token_to_id(token.content) == token.id for token in data.added)
         added = {token.content for token in data.added}
         self._bytes = [
@@ -390,20 +401,56 @@ class GPTJTokenizer:
         """A row of ids, and of offsets if asked for, a text."""
         for one in texts:
             _check_text(one.text, where=one.name)
-        pipeline = self._with_added if allow_special else self._text_only
         rows = [Row([], []) for _ in texts]
         batch: list[tuple[Row, int, str]] = []
         waiting = 0
+
+        def encode_batch() -> None:
+            if waiting >= _WORDS_CHARACTERS and not allow_special and not with_offsets:
+                self._encode_words(batch)
+            else:
+                pipeline = self._with_added if allow_special else self._text_only
+                _encode_batch(pipeline, batch, self._numbers, with_offsets=with_offsets)
+
         for row, text in zip(rows, (one.text for one in texts), strict=True):
             at_least = len(text) if allow_special and self._added_can_be_cut else _PIECE_CHARACTERS
             for start, end in text_pieces(text, at_least=at_least, only_before_spaces=allow_special):
                 batch.append((row, start, text[start:end]))
-                waiting += end - start
+                # A letter outside ASCII may be three or four tokens, and the library keeps a record of each.
+                waiting += (end - start) * (1 if batch[-1][2].isascii() else 4)
                 if waiting >= _BATCH_CHARACTERS:
-                    _encode_batch(pipeline, batch, with_offsets=with_offsets)
+                    encode_batch()
                     batch, waiting = [], 0
-        _encode_batch(pipeline, batch, with_offsets=with_offsets)
+        encode_batch()
         return rows
+
+    def _encode_words(self, batch: list[tuple[Row, int, str]]) -> None:
+        """Append the tokens of each piece to its row. Most words of a text are repeats, so each is encoded once.
+
+        A piece of mostly new words, such as random characters, is encoded as a whole.
+        """
+        known = self._known_words
+        ids: dict[str, tuple[int, ...]] = {}
+        new: dict[str, None] = {}
+        split = []
+        for _, _, piece in batch:
+            words = text_words(piece)
+            different = dict.fromkeys(words)
+            unknown = [word for word in different if word not in known]
+            if 2 * len(unknown) > len(words):
+                words = unknown = [piece]
+            else:
+                ids.update((word, known[word]) for word in different if word in known)
+            split.append(words)
+            new.update(dict.fromkeys(unknown))
+        encodings = self._text_only.encode_batch_fast([*new], add_special_tokens=False)
+        for word, encoding in zip(new, encodings, strict=True):
+            ids[word] = tuple(map(self._numbers.__getitem__, encoding.ids))
+        for (row, _, _), words in zip(batch, split, strict=True):
+            row.ids.extend(itertools.chain.from_iterable(map(ids.__getitem__, words)))
+        if len(known) > _KNOWN_WORDS:
+            self._known_words = known = {}
+        known.update((word, ids[word]) for word in new if len(word) <= _KNOWN_WORD_CHARACTERS)
 
     def __call__(
         self,
@@ -579,7 +626,9 @@ def _model_members(pipeline: tokenizers.Tokenizer) -> dict[str, Any]:
     return members
 
 
-def _encode_batch(pipeline: tokenizers.Tokenizer, batch: list[tuple[Row, int, str]], *, with_offsets: bool) -> None:
+def _encode_batch(
+    pipeline: tokenizers.Tokenizer, batch: list[tuple[Row, int, str]], numbers: Sequence[int], *, with_offsets: bool
+) -> None:
     """Append the tokens of each piece to its row; the pieces of one row come in order."""
     if not batch:
         return
@@ -591,7 +640,7 @@ def _encode_batch(pipeline: tokenizers.Tokenizer, batch: list[tuple[Row, int, st
     else:
         encodings = pipeline.encode_batch_fast(pieces, add_special_tokens=False)
     for (row, start, _), encoding in zip(batch, encodings, strict=True):
-        row.ids.extend(encoding.ids)
+        row.ids.extend(map(numbers.__getitem__, encoding.ids))
         if with_offsets:
             row.offsets.extend((start + first, start + last) for first, last in encoding.offsets)
 

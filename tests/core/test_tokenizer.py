@@ -24,8 +24,7 @@ MEMORY_BYTES = 200_000_000
 """For 10 MB of text, over what the process had. The library alone, given the text whole, takes 1.5 GB."""
 
 CPU_SECONDS = 20.0
-"""For 10 MB of text, of the processor, so that a busy machine may be slow. On an idle machine with two cores it
-took 1.4 s of the clock, on a busy one 3.4 to 8.2 s of the processor; the library, given the text whole, takes 27 s."""
+"""For 10 MB of text, of the processor, so that a busy machine may be slow; benchmarks/README.md says what it takes."""
 
 
 # Text to ids

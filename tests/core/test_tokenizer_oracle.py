@@ -81,6 +81,13 @@ def test_a_text_of_many_pieces_has_the_same_ids(oracle: tiktoken.Encoding) -> No
     assert gpt2().encode(text) == oracle.encode_ordinary(text)
 
 
+def test_texts_whose_words_repeat_have_the_same_ids(oracle: tiktoken.Encoding) -> None:
+    """These are encoded word by word, and each different word once."""
+    texts = [4 * text for text in random_texts(20_000 if FULL else 2_000, seed=9)]
+    assert_same(oracle, texts)
+    assert sum(map(len, texts)) > 100_000 and gpt2()._known_words
+
+
 def test_the_comparison_can_fail(oracle: tiktoken.Encoding) -> None:
     with pytest.raises(AssertionError, match="1 of 2, the first"):
         assert_same(

@@ -11,7 +11,7 @@ from tokenizer_samples import every_character, gpt2, random_texts
 from tokenizers import pre_tokenizers
 
 from gptj import text_pieces as module
-from gptj.text_pieces import text_pieces
+from gptj.text_pieces import text_pieces, text_words
 
 WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
@@ -99,3 +99,21 @@ def test_a_text_without_a_safe_place_stays_whole() -> None:
     assert list(text_pieces(" " * 100, at_least=10)) == [(0, 100)]
     assert list(text_pieces("a" * 100, at_least=10)) == [(0, 100)]
     assert list(text_pieces("", at_least=10)) == []
+
+
+def test_a_text_cut_into_words_has_the_words_of_the_text() -> None:
+    for text in random_texts(3_000, seed=8):
+        parts = text_words(text)
+        assert "".join(parts) == text
+        assert [word for part in parts for word in words(part)] == words(text)
+
+
+@given(st.text(alphabet=[chr(point) for point in range(128)], max_size=40))
+def test_an_ascii_text_is_cut_into_the_librarys_own_words(text: str) -> None:
+    assert text_words(text) == words(text)
+
+
+def test_each_ascii_character_is_cut_from_its_neighbours_as_the_library_does() -> None:
+    kinds = "a 's\t\n1!\x0b\x1c\0"
+    for text in (a + chr(point) + b + c for point in range(128) for a in kinds for b in kinds for c in ("", "a")):
+        assert text_words(text) == words(text), ascii(text)
