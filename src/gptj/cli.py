@@ -94,7 +94,11 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=True))
 
 
-@click.group(name="gptj", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    name="gptj",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="To see it all at work: gptj demo",
+)
 @click.version_option(gptj.__version__, prog_name="gptj")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def gptj_command(debug: bool) -> None:
@@ -132,7 +136,7 @@ def _with(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     return decorate
 
 
-@gptj_command.command()
+@gptj_command.command(short_help="Convert a TPU checkpoint or a foreign folder.")
 @click.argument("src", type=PathArgument)
 @click.argument("dst", type=PathArgument)
 @_with(source_options)
@@ -224,7 +228,7 @@ def _print_notes(plan: ConversionPlan) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-@gptj_command.command()
+@gptj_command.command(short_help="Say what a checkpoint is, from its headers.")
 @click.argument("path", type=PathArgument)
 @_with(source_options)
 @json_option
@@ -281,7 +285,7 @@ def _spelt(value: Any) -> str:
     return shown(value).strip("'")
 
 
-@gptj_command.command()
+@gptj_command.command(short_help="Check a folder against the hashes noted of it.")
 @click.argument("directory", type=PathArgument, metavar="DIR")
 @click.option("--fingerprint", is_flag=True, help="Also run the float64 reference, and compare its logits.")
 @json_option
@@ -456,7 +460,7 @@ def _token_ids(text: str) -> tuple[int, ...]:
         raise click.BadParameter("whole numbers with spaces between them", param_hint="--token-ids") from None
 
 
-@gptj_command.command()
+@gptj_command.command(short_help="Compare the frameworks on a model, and with an oracle.")
 @click.argument("directory", type=PathArgument, metavar="DIR")
 @click.option("--backends", help="Which, with commas between. [default: all that are installed]")
 @click.option(
@@ -481,7 +485,7 @@ def parity(directory: Path, backends: str | None, dtype: str, seed: int, as_json
         sys.exit(1)
 
 
-@gptj_command.command()
+@gptj_command.command(short_help="Write a folder of random weights that reveal mistakes.")
 @click.argument("directory", type=PathArgument, metavar="DIR")
 @click.option("--config", type=PathArgument, help="A config.json. [default: a tiny model with every size different]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random values.")
@@ -500,7 +504,7 @@ def init(directory: Path, config: Path | None, seed: int, dtype: str, overwrite:
     click.echo(f"{directory}: written")
 
 
-@gptj_command.command()
+@gptj_command.command(short_help="Say what is installed, and what changes results.")
 @json_option
 def doctor(as_json: bool) -> None:
     """Say which frameworks are installed, in which versions, and what in the environment changes results."""
@@ -515,14 +519,15 @@ def doctor(as_json: bool) -> None:
             click.echo(f"warning: {warning}", err=True)
 
 
-@gptj_command.command()
+@gptj_command.command(short_help="Show the whole journey on a model that is shipped.")
 @click.option("--backends", help="Which, with commas between. [default: all that are installed]")
-def demo(backends: str | None) -> None:
-    """The whole journey on the TPU checkpoint that the package ships: convert, check, load, compare, write."""
+@click.option("--keep", type=PathArgument, metavar="DIR", help="Leave the converted model of verse here.")
+def demo(backends: str | None, keep: Path | None) -> None:
+    """Show the whole journey on a TPU checkpoint that the package ships: convert, verify, write verse, compare."""
     from gptj.demo import run_demo
 
-    names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends.split(","))
-    if not run_demo(names or (choose_backend(),), _console()):
+    names = None if backends is None else tuple(choose_backend(name) for name in backends.split(","))
+    if not run_demo(names, _console(), keep=keep):
         sys.exit(1)
 
 

@@ -1,68 +1,139 @@
-"""The journey, step by step: inspect, convert, verify, then every backend against the original, with each time."""
+"""The journey, step by step: inspect, convert, verify, write verse, then the proof; each step with its time."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gptj.backends import BACKENDS
+from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
 from gptj.parity import ParityReport, Probe, Record, run_parity
+from gptj.parity.run import run_in_process
 from gptj.parity.tolerance import FLOAT32_ABSOLUTE
 
 __all__ = ["run_demo"]
 
-ORIGINAL = Path(__file__).parent / "original"
+HERE = Path(__file__).parent
+SHAKESPEARE, ORIGINAL = HERE / "shakespeare", HERE / "original"
+
+PROMPT = "ROMEO:"
+SEED = 1
+NEW_TOKENS = 100
 
 
-def run_demo(backends: Sequence[str], console: Console) -> bool:
-    """Make the journey with these backends, tell it to the console, and say whether all agree."""
+def run_demo(backends: Sequence[str] | None, console: Console, *, keep: Path | None = None) -> bool:
+    """Make the journey, tell it to the console, and say whether all agree.
+
+    Args:
+        backends: their names; None is all that are installed.
+        console: what it is told to.
+        keep: where the converted model of verse is left; None keeps nothing.
+
+    Raises:
+        WriteError: nothing can be written to `keep`; nothing has been run.
+        BackendError: no framework is installed. The folder has been converted and verified by then.
+    """
     with tempfile.TemporaryDirectory(prefix="gptj-demo-") as folder:
-        converted = _convert(Path(folder), console)
-        return _compare(converted, backends, Path(folder) / "records", console)
+        model = _convert(keep or Path(folder) / "verse", console)
+        names = tuple(backends or installed_backends()) or (choose_backend(),)
+        agree = _write_verse(model, names, console)
+        agree = _prove(names, Path(folder), console) and agree
+    _say_what_is_missing(console)
+    _say_what_next(keep, names[0], console)
+    return agree
 
 
-def _convert(folder: Path, console: Console) -> Path:
+# ---- one: the folder
+
+
+def _convert(path: Path, console: Console) -> Path:
     from gptj_conversion.convert import convert, describe
 
-    console.print("[bold]A checkpoint that mesh-transformer-jax trained and wrote[/]")
-    facts = describe(ORIGINAL / "step_120", config=ORIGINAL / "training.json")
+    console.print("[bold]A small GPT-J that has learnt Shakespeare, stored as a TPU checkpoint[/]")
+    with _step(console, "inspecting") as done:
+        facts = describe(SHAKESPEARE)
+        done(f"inspected: {facts.format}, {facts.shards} shards of {facts.dtype}")
     console.print(
-        f"  {facts.format}: {facts.shards} shards, {facts.layers} layers, width {facts.width}, "
-        f"vocabulary {facts.vocab}, {facts.dtype}, {facts.parameters:,} parameters"
+        f"          {facts.layers} layers of width {facts.width}, vocabulary {facts.vocab:,}, "
+        f"{facts.parameters:,} parameters"
     )
-    with _timed(console, "converted to one safetensors folder, biases summed and kernels turned, in NumPy alone"):
-        path = convert(ORIGINAL / "step_120", folder / "model", config=ORIGINAL / "training.json", dtype="float32")
-    with _timed(console, "every tensor read back and compared with its hash"):
-        verify_checkpoint(path)
+    with _step(console, "converting") as done:
+        convert(SHAKESPEARE, path, dtype="float32")
+        done("converted to a safetensors folder, tokenizer included, by NumPy alone")
+    with _step(console, "verifying") as done:
+        manifest = verify_checkpoint(path)
+        done(f"verified: each of the {len(manifest.tensors)} tensors has the hash that was noted of it")
     return path
 
 
-def _compare(path: Path, backends: Sequence[str], records: Path, console: Console) -> bool:
-    config = open_checkpoint(path).config
+# ---- two: verse
+
+
+def _write_verse(model: Path, backends: Sequence[str], console: Console) -> bool:
+    """Each framework continues the same prompt with the same seed; the text is shown once."""
+    console.print(f"\n[bold]Verse after {PROMPT!r} from seed {SEED}, each framework in a process of its own[/]")
+    made: dict[str, dict[str, Any]] = {}
+    for name in backends:
+        command = ["gptj", "generate", str(model), PROMPT, "--backend", name, "--seed", str(SEED)]
+        command += ["--max-new-tokens", str(NEW_TOKENS), "--json"]
+        with _step(console, BACKENDS[name].framework) as done:
+            made[name] = json.loads(run_in_process(command, name))
+            done(BACKENDS[name].framework)
+    first = made[backends[0]]
+    console.print("")
+    for line in first["text"].rstrip().split("\n"):
+        console.print(f"    {line}".rstrip(), markup=False)
+    others = [name for name in backends if made[name]["token_ids"] != first["token_ids"]]
+    if others:
+        named = ", ".join(BACKENDS[name].framework for name in others)
+        console.print(f"\n  [bold red]{named} wrote something else than {BACKENDS[backends[0]].framework}.[/]")
+    elif len(backends) > 1:
+        console.print(f"\n  [green]{_listed(backends)} wrote the same {NEW_TOKENS} tokens.[/]")
+    return not others
+
+
+def _listed(backends: Sequence[str]) -> str:
+    *most, last = (BACKENDS[name].framework for name in backends)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+# ---- three: the proof
+
+
+def _prove(backends: Sequence[str], folder: Path, console: Console) -> bool:
+    """The original's own checkpoint, and what the original computed from it, in each framework."""
+    from gptj_conversion.convert import convert
+
+    console.print("\n[bold]The proof: what the original TPU code computed from a checkpoint of its own[/]")
+    with _step(console, "converting") as done:
+        path = convert(ORIGINAL / "step_120", folder / "proof", config=ORIGINAL / "training.json", dtype="float32")
+        done("converted")
     reference = _reference()
-    console.print("\n[bold]The same folder in each framework, each in a process of its own[/]")
-    with _timed(console, "answers of " + ", ".join(BACKENDS[name].framework for name in backends)):
-        report = run_parity(path, backends, probe=_probe(reference, config.n_positions), keep=records)
-    rows = [_row(name, Record.load(records / name), reference, report) for name in backends]
+    probe = _probe(reference, open_checkpoint(path).config.n_positions)
+    with _step(console, "the same questions, to each framework") as done:
+        report = run_parity(path, backends, probe=probe, keep=folder / "records")
+        done(f"asked {_listed(backends)} the same, and NumPy in float64")
+    rows = [_row(name, Record.load(folder / "records" / name), reference, report) for name in backends]
     console.print(_table(rows))
     agree = all(row.holds for row in rows) and report.passed
     if agree:
         console.print(
-            f"[green]All agree[/]: every difference is below {FLOAT32_ABSOLUTE:.0e}, every token is the same."
+            f"  [green]All agree[/]: no logit differs by more than {FLOAT32_ABSOLUTE:.0e}, and no token differs."
         )
     else:
-        console.print("[bold red]They disagree.[/]")
+        console.print("  [bold red]They disagree.[/]")
         console.print(report.table())
     return agree
 
@@ -99,15 +170,11 @@ def _row(name: str, record: Record, reference: dict[str, NDArray[Any]], report: 
 
 
 def _table(rows: Sequence[_Row]) -> Table:
-    table = Table(title="largest difference of any logit, float32", title_justify="left")
-    for heading in (
-        "",
-        "from the original TPU code",
-        "from the float64 oracle",
-        "from each other",
-        "the original's tokens",
-    ):
-        table.add_column(heading, justify="right" if heading else "left")
+    """Narrow enough for 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=True)
+    table.add_column("largest difference\nof any logit from")
+    for heading in ("the original\nTPU code", "float64\nin NumPy", "each\nother", "the original's\ngreedy tokens"):
+        table.add_column(heading, justify="right")
     for row in rows:
         others = f"{row.from_others:.1e}" if len(rows) > 1 else "-"
         table.add_row(
@@ -139,14 +206,38 @@ def _probe(reference: dict[str, NDArray[Any]], n_positions: int) -> Probe:
         prompt_ids=prompts,
         prompt_mask=mask,
         new_tokens=min(new, n_positions - longest),
-        prefill=ids.shape[1] // 2,
+        prefill=ids.shape[1] - 8,
         seed=0,
     )
 
 
+# ---- what to do with it
+
+
+def _say_what_is_missing(console: Console) -> None:
+    installed = installed_backends()
+    missing = [name for name in BACKENDS if name not in installed]
+    if missing:
+        console.print("")
+    for name in missing:
+        console.print(f'  {BACKENDS[name].framework} is not installed: pip install "gptj[{name}]"', markup=False)
+
+
+def _say_what_next(keep: Path | None, backend: str, console: Console) -> None:
+    """Commands that work as they stand."""
+    console.print("\n[bold]Try next[/]")
+    folder = "verse" if keep is None else str(keep)
+    lines = [] if keep is not None else [f"gptj demo --keep {folder}"]
+    lines += [f'gptj generate {folder} "JULIET:" --stream --backend {backend}', f"gptj parity {folder}"]
+    for line in lines:
+        console.print(f"  {line}", markup=False)
+
+
 @contextlib.contextmanager
-def _timed(console: Console, what: str) -> Iterator[None]:
-    """Say what was done, and in how many seconds, when it is done."""
+def _step(console: Console, doing: str) -> Iterator[Callable[[str], None]]:
+    """Show what is being done while it is (on a terminal), then say what was done, after its seconds."""
     start = time.perf_counter()
-    yield
-    console.print(f"  {what}: {time.perf_counter() - start:.1f} s")
+    said: list[str] = []
+    with console.status(doing):
+        yield said.append
+    console.print(f"{time.perf_counter() - start:6.1f} s  {said[0]}")

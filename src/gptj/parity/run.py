@@ -24,7 +24,14 @@ from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.record import Record
 
-__all__ = ["BackendProcessError", "child_environment", "open_oracle", "record_in_process", "run_parity"]
+__all__ = [
+    "BackendProcessError",
+    "child_environment",
+    "open_oracle",
+    "record_in_process",
+    "run_in_process",
+    "run_parity",
+]
 
 PROCESS_TIMEOUT_S = 3600.0
 
@@ -95,16 +102,28 @@ def record_in_process(
     Raises:
         BackendProcessError: the process failed, was ended by a signal, or took longer than `timeout_s`.
     """
+    command = ["gptj.parity.record", os.fspath(directory), "--backend", backend, "--dtype", dtype]
+    command += ["--probe", os.fspath(probe), "--out", os.fspath(out)]
+    run_in_process(command, backend, dtype=dtype, timeout_s=timeout_s)
+    return Record.load(out)
+
+
+def run_in_process(
+    command: Sequence[str], backend: str, *, dtype: str = "float32", timeout_s: float = PROCESS_TIMEOUT_S
+) -> str:
+    """What `python -m COMMAND` prints, in a new process with a backend's environment.
+
+    Raises:
+        BackendProcessError: the process failed, was ended by a signal, or took longer than `timeout_s`.
+    """
     # -P keeps the current folder out of sys.path, where a folder called `flax` would be imported as Flax.
-    command = [sys.executable, "-P", "-m", "gptj.parity.record", os.fspath(directory)]
-    command += ["--backend", backend, "--dtype", dtype, "--probe", os.fspath(probe), "--out", os.fspath(out)]
     try:
         done = subprocess.run(
-            command,
+            [sys.executable, "-P", "-m", *command],
             env=child_environment(dtype),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=timeout_s,
         )
@@ -118,7 +137,7 @@ def record_in_process(
         raise BackendProcessError(
             f"the backend's process failed with {ended}: {lines[-1] if lines else 'it said nothing'}", where=backend
         )
-    return Record.load(out)
+    return done.stdout
 
 
 def child_environment(dtype: str) -> dict[str, str]:
