@@ -7,12 +7,14 @@ numbers are then read from the file itself. Names are checked against the lists 
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -29,7 +31,7 @@ from gptj.errors import (
     shown,
 )
 from gptj.manifest import FileRecord
-from gptj.output_directory import OutputDirectory
+from gptj.output_directory import OutputDirectory, OutputFile
 from gptj.safetensors_file import file_identity, open_regular_file
 from gptj.schema import Head
 from gptj.weight_files import listed
@@ -47,6 +49,8 @@ __all__ = ["H5_FILE", "H5_INDEX", "H5Writer", "model_prefix", "open_h5", "plain_
 
 H5_FILE = "tf_model.h5"
 H5_INDEX = "tf_model.h5.index.json"
+_T = TypeVar("_T")
+
 MOST_OBJECTS = 100_000
 DEEPEST = 16
 _MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -280,23 +284,80 @@ class _Walk:
 # ---- writing
 
 
+class _Sink(io.RawIOBase):
+    """The file of the stage as h5py writes it, so that its bytes go through the same calls as all others.
+
+    A failure is kept, and what comes after it is dropped: HDF5 would try again whenever one of its objects is let go
+    of, and print a traceback each time.
+    """
+
+    def __init__(self, file: OutputFile) -> None:
+        super().__init__()
+        self._file = file
+        self._at = 0
+        self.failure: WriteError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.nbytes}
+        self._at = starts[whence] + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._try(self._file.write_at, self._at, view)
+        self._at += len(view)
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._try(self._file.read_at, self._at, len(buffer)) or b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self._at if size is None else size
+        if size > self._file.nbytes:
+            self._try(self._file.write_at, size - 1, b"\0")
+        return size
+
+    def _try(self, function: Callable[..., _T], *arguments: Any) -> _T | None:
+        if self.failure is None:
+            try:
+                return function(*arguments)
+            except WriteError as error:
+                self.failure = error
+        return None
+
+
 class H5Writer:
     """Writes one file of a TensorFlow checkpoint; see `foreign_writer.WeightsWriter`.
 
     A single file has Keras's two levels, layer and weight, with the model's own name between; the files of a sharded
-    checkpoint have the plain names. h5py writes the file itself, so its data is compared through our reader.
+    checkpoint have the plain names. h5py lays the file out itself, so its data is compared through our reader.
     """
 
     def __init__(self, output: OutputDirectory, name: str, entries: Sequence[Entry], head: Head) -> None:
         self._h5py = import_h5py()
-        self._output = output
-        self._path = output.stage / name
+        self._stage_file = output.create(name)
+        self._sink = _Sink(self._stage_file)
         self._prefix = model_prefix(head)
         self._sharded = name != H5_FILE
         self._layers: dict[str, list[str]] = {}
         self._sums: dict[str, str] = {}
-        output.create(name).close()
-        self._file = output.call(self._path, self._h5py.File, self._path, "w")
+        self._file = self._do(self._h5py.File, self._sink, "w")
+        output.on_leaving(self._file.close)  # else its objects write, or crash, whenever Python lets go of them
 
     def add(self, entry: Entry, data: memoryview) -> None:
         """Write the next array."""
@@ -306,22 +367,33 @@ class H5Writer:
         self._layers.setdefault(layer, []).append(self._prefix + entry.name)
         path = entry.name if self._sharded else f"{layer}/{self._prefix}{entry.name}"
         values = np.frombuffer(data, entry.dtype).reshape(entry.shape)
-        self._output.call(self._path, self._file.create_dataset, path, data=values)
+        self._do(functools.partial(self._file.create_dataset, data=values), path)
         self._sums[entry.name] = _sum_of(data)
 
     def finish(self) -> FileRecord:
         """Close the file, force it to the disk, and compare what it gives back."""
-        self._output.call(self._path, self._write_lists)
-        self._output.call(self._path, self._file.close)
-        file = self._output.reopen(self._path.name)
+        self._do(self._write_lists)
+        self._do(self._file.close)
+        file = self._stage_file
         [whole] = file.read_back([file.nbytes], hashlib.sha256)
-        for array in read_h5(self._path):
+        for array in read_h5(file.path):
             values = array.read(array.dtype).reshape(-1).view(np.uint8).data
             if _sum_of(values) != self._sums.pop(array.name):
-                raise WriteError("what was read back differs from what was written", file=self._path, where=array.name)
+                raise WriteError("what was read back differs from what was written", file=file.path, where=array.name)
         if self._sums:
-            raise WriteError("an array was not written", file=self._path, where=next(iter(self._sums)))
+            raise WriteError("an array was not written", file=file.path, where=next(iter(self._sums)))
         return FileRecord(file.nbytes, whole, file.nbytes)
+
+    def _do(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """What h5py does, unless something could not be written, whatever h5py made of that."""
+        try:
+            done = function(*arguments)
+        except Exception:
+            if self._sink.failure is None:
+                raise
+        if self._sink.failure is not None:
+            raise self._sink.failure
+        return done
 
     def _write_lists(self) -> None:
         text = self._h5py.string_dtype()

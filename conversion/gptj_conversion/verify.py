@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gptj.checkpoint import verify_checkpoint
-from gptj.errors import FormatError, shown
+from gptj.errors import FormatError, MissingFileError, shown
 from gptj.fingerprint import check_fingerprint, compare_fingerprint
 from gptj.manifest import MANIFEST_FILE, FoundTensor, Manifest, verify_manifest
 from gptj.schema import TensorSpec, schema
@@ -39,7 +39,13 @@ def verify(directory: str | os.PathLike[str], *, fingerprint: bool = False, foll
         GPTJError: the directory cannot be opened.
     """
     directory = Path(directory)
-    written = Manifest.from_file(safe_path(directory, MANIFEST_FILE, follow_links=follow_links)).weights_format
+    if not directory.is_dir():
+        raise MissingFileError("no such directory", file=directory)
+    try:
+        written = Manifest.from_file(safe_path(directory, MANIFEST_FILE, follow_links=follow_links)).weights_format
+    except MissingFileError as error:
+        error.hint = "Only what gptj wrote has one, at its root: gptj convert makes one"
+        raise
     if written == "safetensors":
         manifest = verify_checkpoint(directory, follow_links=follow_links)
         if fingerprint:

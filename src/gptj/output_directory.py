@@ -152,6 +152,19 @@ class OutputFile:
             view = view[count:]
             self.nbytes += count
 
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Put `data` at `offset`, over what stands there or beyond the end, for formats that are not streamed."""
+        end = self.nbytes
+        self._directory.call(self.path, self._directory.fs.seek, self._descriptor, offset)
+        self.nbytes = offset
+        self.write(data)
+        self.nbytes = max(end, self.nbytes)
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """The bytes at `offset`, fewer than `count` where the file or the system gives no more."""
+        self._directory.call(self.path, self._directory.fs.seek, self._descriptor, offset)
+        return self._directory.call(self.path, self._directory.fs.read, self._descriptor, count)
+
     def rewrite(self, data: bytes) -> None:
         """Put `data` at the front, over what stands there, and finish."""
         assert len(data) <= self.nbytes
@@ -231,6 +244,7 @@ class OutputDirectory:
         self.fs = FileSystem() if fs is None else fs
         self.committed = False
         self._files: list[OutputFile] = []
+        self._leaving: list[Callable[[], object]] = []
 
     # ---- the life of an output
 
@@ -254,6 +268,9 @@ class OutputDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            for callback in self._leaving:
+                with contextlib.suppress(Exception):
+                    callback()
             for file in self._files:
                 with contextlib.suppress(WriteError):
                     file.close()
@@ -268,6 +285,10 @@ class OutputDirectory:
         file = OutputFile(self, name)
         self._files.append(file)
         return file
+
+    def on_leaving(self, callback: Callable[[], object]) -> None:
+        """Call this when the directory is left in any way, before its files are closed."""
+        self._leaving.append(callback)
 
     def reopen(self, name: str) -> OutputFile:
         """A file of an adopted stage, to be read back."""

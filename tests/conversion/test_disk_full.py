@@ -76,7 +76,9 @@ def test_S1_too_little_space_for_what_is_sure_is_said_before_any_work(source: Pa
     assert list(full_disk.iterdir()) == []
 
 
-def test_S1_files_that_may_not_grow_are_said(source: Path, tmp_path: Path):
-    done = convert(source, tmp_path / "out", limit=500_000)
+@pytest.mark.parametrize("to", ["safetensors", "bin", "flax", "tf", "mesh"])
+def test_S1_files_that_may_not_grow_are_said(source: Path, tmp_path: Path, to: str):
+    options = ["--to", to, *(["--shards", "1"] if to == "mesh" else [])]
+    done = convert(source, tmp_path / "out", *options, limit=200_000)
     assert done.returncode == 1 and "ulimit -f" in done.stderr and "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
