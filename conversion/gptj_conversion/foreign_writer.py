@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from gptj.dtypes import numpy_dtype
 from gptj.errors import InputError, WriteError, shown
 from gptj.manifest import MANIFEST_FILE, FileRecord
 from gptj.output_directory import Fate, FileSystem, OutputDirectory
-from gptj.safetensors_file import WEIGHT_DTYPES
+from gptj.safetensors_file import BLOCK_BYTES, WEIGHT_DTYPES
 from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.weights_writer import WritingRules
 from gptj_conversion.dialects import Dialect, Spelling, spell
@@ -65,8 +65,8 @@ class WeightsWriter(Protocol):
 
     def __init__(self, output: OutputDirectory, name: str, entries: Sequence[Entry], head: Head) -> None: ...
 
-    def add(self, entry: Entry, data: memoryview) -> None:
-        """Write the next entry's bytes, which are in C order."""
+    def add(self, entry: Entry, blocks: Iterable[memoryview]) -> None:
+        """Write the next entry's bytes, which are in C order, some rows at a time; the entry may be one block."""
 
     def finish(self) -> FileRecord:
         """Complete the file, force it to the disk, compare what it gives back, and say what it is."""
@@ -168,7 +168,7 @@ def write_foreign(
             file = writer(output, name, shard, head) if number >= finished else None
             for entry in shard:
                 if file is not None:
-                    file.add(entry, _bytes_of(entry, recorder.store(entry.row, read(entry.row), entry.dtype, (name,))))
+                    file.add(entry, _blocks_of(entry, recorder.store(entry.row, read(entry.row), entry.dtype, (name,))))
                 if progress is not None:
                     progress(entry.row.name, 0 if file is None else entry.nbytes)
             if file is not None:
@@ -258,10 +258,14 @@ def _fate_for(file_name: str) -> Callable[[str], Fate]:
     return fate
 
 
-def _bytes_of(entry: Entry, values: NDArray[Any]) -> memoryview:
-    """The bytes of a canonical tensor in the format's layout."""
-    if entry.spelling.transposed:
-        turned = np.empty(entry.shape, entry.dtype)
-        copy_transposed(turned, values)
-        values = turned
-    return values.reshape(-1).view(np.uint8).data
+def _blocks_of(entry: Entry, values: NDArray[Any]) -> Iterator[memoryview]:
+    """The bytes of a canonical tensor in the format's layout; where it must be turned, some rows at a time."""
+    if not entry.spelling.transposed:
+        yield values.reshape(-1).view(np.uint8).data
+        return
+    rows = max(1, BLOCK_BYTES // (entry.shape[1] * entry.dtype.itemsize))
+    for at in range(0, entry.shape[0], rows):
+        part = values[:, at : at + rows]
+        turned = np.empty(part.shape[::-1], entry.dtype)
+        copy_transposed(turned, part)
+        yield turned.reshape(-1).view(np.uint8).data

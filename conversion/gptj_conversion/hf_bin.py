@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -220,9 +220,9 @@ class BinWriter:
         for member, data in small.items():
             self._archive.add(f"{self._root}/{member}", data)
 
-    def add(self, entry: Entry, data: memoryview) -> None:
+    def add(self, entry: Entry, blocks: Iterable[memoryview]) -> None:
         """Write the next tensor's bytes."""
-        self._archive.add(f"{self._root}/data/{self._count}", data)
+        self._archive.add(f"{self._root}/data/{self._count}", *blocks)
         self._count += 1
 
     def finish(self) -> FileRecord:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -316,7 +316,7 @@ class MsgpackWriter:
         self._lengths = {path: len(keys) for path, keys in children.items()}
         self._file.write(pack_map_head(self._lengths.get((), 0)))
 
-    def add(self, entry: Entry, data: memoryview) -> None:
+    def add(self, entry: Entry, blocks: Iterable[memoryview]) -> None:
         """Write the next array, and the beginnings of the maps that open before it."""
         *maps, last = entry.name.split("/")
         shared = 0
@@ -326,11 +326,17 @@ class MsgpackWriter:
             self._file.write(pack_text(maps[depth]) + pack_map_head(self._lengths[tuple(maps[: depth + 1])]))
         self._open = tuple(maps)
         self._file.write(pack_text(last))
-        start = 0
-        for before, nbytes in pack_array_heads(entry.shape, entry.dtype, chunk_bytes=self._chunk_bytes):
-            self._file.write(before)
-            self._file.write(data[start : start + nbytes])
-            start += nbytes
+        heads = iter(pack_array_heads(entry.shape, entry.dtype, chunk_bytes=self._chunk_bytes))
+        before, room = next(heads)
+        self._file.write(before)
+        for block in blocks:
+            while len(block) > room:
+                self._file.write(block[:room])
+                block = block[room:]
+                before, room = next(heads)
+                self._file.write(before)
+            self._file.write(block)
+            room -= len(block)
 
     def finish(self) -> FileRecord:
         """Close the file and compare what the disk gives back."""

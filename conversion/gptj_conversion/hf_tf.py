@@ -7,12 +7,11 @@ numbers are then read from the file itself. Names are checked against the lists 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -359,16 +358,22 @@ class H5Writer:
         self._file = self._do(self._h5py.File, self._sink, "w")
         output.on_leaving(self._file.close)  # else its objects write, or crash, whenever Python lets go of them
 
-    def add(self, entry: Entry, data: memoryview) -> None:
+    def add(self, entry: Entry, blocks: Iterable[memoryview]) -> None:
         """Write the next array."""
         if entry.dtype.name == "bfloat16":
             raise SchemaError("HDF5 has no bfloat16", where=entry.name, hint="Choose float32, or float16 if it fits")
         layer = entry.name.split("/")[0]
         self._layers.setdefault(layer, []).append(self._prefix + entry.name)
         path = entry.name if self._sharded else f"{layer}/{self._prefix}{entry.name}"
-        values = np.frombuffer(data, entry.dtype).reshape(entry.shape)
-        self._do(functools.partial(self._file.create_dataset, data=values), path)
-        self._sums[entry.name] = _sum_of(data)
+        dataset = self._do(self._file.create_dataset, path, entry.shape, entry.dtype)
+        sums = ColumnSums()
+        at = 0
+        for block in blocks:
+            sums.update(block)
+            rows = np.frombuffer(block, entry.dtype).reshape(-1, *entry.shape[1:])
+            self._do(dataset.__setitem__, slice(at, at + len(rows)), rows)
+            at += len(rows)
+        self._sums[entry.name] = sums.hexdigest()
 
     def finish(self) -> FileRecord:
         """Close the file, force it to the disk, and compare what it gives back."""

@@ -93,12 +93,12 @@ def plan_files(rows: tuple[TensorSpec, ...], dtypes: dict[str, str], max_shard_b
 
 
 def plan_memory(rows: tuple[TensorSpec, ...], source: Source, dtype: str | None, to: str) -> int:
-    """The largest tensor as it is asked for, again where it is turned, and the buffers of both sides."""
+    """The largest tensor as it is asked for, again where it is turned as a whole, and the buffers of both sides."""
     largest = 0
     for row in rows:
         stored = source.dtype_of(row.name)
         asked_for = numpy_dtype(interim_dtype(stored, dtype) or stored).itemsize
-        turned = 0 if to in ("safetensors", "bin") else numpy_dtype(dtype or stored).itemsize
+        turned = numpy_dtype(dtype or stored).itemsize if to == "mesh" else 0
         largest = max(largest, row.size * (asked_for + turned))
     return largest + 4 * BLOCK_BYTES
 

@@ -164,7 +164,7 @@ def test_our_msgpack_is_the_librarys_to_the_byte(tmp_path):
     with OutputDirectory(tmp_path / "out") as output:
         writer = MsgpackWriter(output, "flax_model.msgpack", entries, "causal_lm")
         for entry, array in zip(entries, arrays, strict=True):
-            writer.add(entry, array.read(array.dtype).reshape(-1).view(np.uint8).data)
+            writer.add(entry, [array.read(array.dtype).reshape(-1).view(np.uint8).data])
         writer.finish()
         output.commit()
     assert (tmp_path / "out" / "flax_model.msgpack").read_bytes() == theirs
@@ -199,7 +199,8 @@ def test_large_arrays_are_cut_as_flax_cuts_them_and_joined_again(tmp_path):
     with OutputDirectory(tmp_path / "out") as output:
         writer = MsgpackWriter(output, "flax_model.msgpack", entries, "causal_lm", chunk_bytes=50)
         for entry in entries:
-            writer.add(entry, foreign(entry).reshape(-1).view(np.uint8).data)
+            data = foreign(entry).reshape(-1).view(np.uint8).data
+            writer.add(entry, [data[at : at + 70] for at in range(0, len(data), 70)])
         writer.finish()
         output.write_file("config.json", config.to_json().encode())
         output.commit()
