@@ -75,8 +75,8 @@ def choose_backend(name: str | None = None) -> str:
         raise BackendError(
             "several backends are installed and none was chosen",
             found=", ".join(installed),
-            hint=f"Say which: import gptj.{installed[0]}, or {ENVIRONMENT_VARIABLE}={installed[0]}, "
-            f'or gptj.backend("{installed[0]}")',
+            hint=f"Say which: --backend {installed[0]} on the command line, import gptj.{installed[0]} or "
+            f'gptj.backend("{installed[0]}") in Python, or {ENVIRONMENT_VARIABLE}={installed[0]} for both',
         )
     if asked not in BACKENDS:
         raise BackendError("no such backend", where=said, expected="one of " + ", ".join(BACKENDS), found=shown(asked))

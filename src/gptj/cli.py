@@ -371,7 +371,7 @@ generate_options = (
 )  # fmt: skip
 
 
-@gptj_command.command(cls=_Sections)
+@gptj_command.command(cls=_Sections, short_help="Continue a prompt, or many, or turn by turn.")
 @click.argument("directory", type=PathArgument, metavar="DIR")
 @click.argument("prompt", required=False)
 @_with(generate_options)
@@ -531,12 +531,15 @@ def demo(backends: str | None, keep: Path | None) -> None:
         sys.exit(1)
 
 
+_WORTH_LINES_BYTES = 100_000_000
+
+
 @contextlib.contextmanager
 def _progress(total_bytes: int) -> Iterator[Callable[[str, int], None]]:
     """While this is open, the function that it gives shows how far the work is: a bar on a terminal, else lines."""
     console = _console(stderr=True)
     if not console.is_terminal:
-        yield _lines(console, total_bytes)
+        yield _lines(console, total_bytes) if total_bytes >= _WORTH_LINES_BYTES else lambda name, nbytes: None
         return
     columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
