@@ -78,3 +78,19 @@ def test_a_malformed_folder_is_refused_and_its_culprit_named(tmp_path, fault):
     assert outcome.named, outcome.error
     assert outcome.took_s < 5
     assert not (tmp_path / "x" / "out").exists()
+
+
+def test_the_tokenizer_benchmark_runs_and_its_encoders_agree(tmp_path):
+    (tmp_path / "text").write_text(
+        "Shall I compare thee to a summer's day? Naïve, it's 2,048 words.\n" * 9, encoding="utf-8"
+    )
+    command = [sys.executable, BENCHMARKS / "tokenizer.py", tmp_path / "text", "--megabytes", "0.05", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["text"], row["encoder"]) for row in rows] == [
+        (text, encoder)
+        for text in ("English", "code", "random Unicode")
+        for encoder in ("gptj", "tiktoken", "tokenizers")
+    ]
+    assert all(0.04 < row["megabytes"] <= 0.05 and row["tokens"] > 9_000 for row in rows)
