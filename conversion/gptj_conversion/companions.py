@@ -42,7 +42,7 @@ class Companions:
     Attributes:
         config: with the bos and eos that were settled.
         files: the tokenizer's and generation_config.json, by name.
-        notes: what a user should know, a sentence each.
+        notes: what a user should know, a sentence each, without paths: they also go into the manifest.
     """
 
     config: GPTJConfig
@@ -51,12 +51,12 @@ class Companions:
 
 
 def settle_companions(
-    source: Source, config: GPTJConfig, *, tokenizer: str | os.PathLike[str] | None = None
+    source: Source, config: GPTJConfig, destination: Path, *, tokenizer: str | os.PathLike[str] | None = None
 ) -> Companions:
     """The config, files and notes that go with the weights of `source`.
 
     Args:
-        source, config: what is converted.
+        source, config, destination: what is converted, and where to.
         tokenizer: "gpt2", a folder, "none", or None for the one beside the source, where there is one.
 
     Raises:
@@ -80,6 +80,13 @@ def settle_companions(
     elif generation_file is not None:
         files[GENERATION_CONFIG_FILE] = read_small_file(generation_file, limit_bytes=LARGEST_GENERATION_CONFIG_BYTES)
     notes += _contradictions(config, generation, found)
+    stay = [
+        name
+        for name in (*TOKENIZER_SIGNS, GENERATION_CONFIG_FILE)
+        if name not in files and (destination / name).exists()
+    ]
+    if stay:
+        notes.append(f"the destination's old {', '.join(stay)} would stay: does it belong to this model?")
     return Companions(config, files, tuple(notes))
 
 
@@ -100,8 +107,10 @@ def _find(
             except TokenizerError as error:
                 error.hint = "Say another, --tokenizer gpt2 or --tokenizer DIR, or write none: --tokenizer none"
                 raise
-            return found, [f"the tokenizer in {shown(folder)} is carried along ({len(found):,} tokens)"]
-    return None, [f"{name} in the archive is not read: unpack it and say --tokenizer DIR" for name in source.unread[:1]]
+            return found, [f"the tokenizer in {shown(folder.resolve().name)} is carried along ({len(found):,} tokens)"]
+    return None, [
+        f"{file.name} in the archive is not read: unpack it and say --tokenizer DIR" for file in source.unread[:1]
+    ]
 
 
 def _generation_config(source: Source, notes: list[str]) -> tuple[Path | None, GenerationConfig | None]:

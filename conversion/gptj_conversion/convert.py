@@ -389,7 +389,7 @@ def _settle(
     if dtype is not None:
         dtype = numpy_dtype(dtype).name
     source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
-    settled = settle_companions(source, _require_config(source), tokenizer=tokenizer)
+    settled = settle_companions(source, _require_config(source), Path(dst), tokenizer=tokenizer)
     _require_apart(Path(src), Path(dst))
     return _Order(
         Path(dst), source, settled.config, dtype, max_shard_bytes, 1 if shards is None else shards, layout,

@@ -57,6 +57,7 @@ def test_a_tokenizer_beside_a_tpu_checkpoint_says_which_token_ends_a_text(mesh, 
     notes = notes_of(src / below, config=config)
     assert "is carried along (264 tokens)" in notes and f"eos_token_id is {END}, as the tokenizer says" in notes
     assert "\n".join(Manifest.from_file(out / "manifest.json").provenance["notes"]) == notes
+    assert str(tmp_path) not in notes
 
 
 def test_without_a_tokenizer_the_config_is_the_original_converters_and_that_is_said(tmp_path):
@@ -152,6 +153,15 @@ def test_a_generation_config_that_breaks_a_rule_is_carried_as_it_is_and_that_is_
     assert (convert(src, tmp_path / "out") / "generation_config.json").read_text() == '{"top_k": -1}'
     notes = notes_of(src)
     assert "is carried along as it is" in notes and "top_k" in notes
+
+
+def test_a_tokenizer_that_stays_in_a_folder_that_is_replaced_is_pointed_out(tmp_path):
+    src = canonical(tmp_path / "src", eos=END, tokenizer=False)
+    old = canonical(tmp_path / "old", eos=END, generation=GenerationConfig(eos_token_id=END))
+    assert "old tokenizer.json, vocab.json, generation_config.json would stay" in "\n".join(plan(src, old).notes)
+    assert not plan(src, tmp_path / "new").notes
+    convert(src, old, overwrite=True)
+    assert GPTJTokenizer.from_pretrained(old).eos_token_id == END
 
 
 def test_a_damaged_tokenizer_beside_the_weights_is_an_error_with_a_way_on(tmp_path):
