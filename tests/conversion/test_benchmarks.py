@@ -49,16 +49,36 @@ def test_the_fuzzer_notices_a_crash(tmp_path):
     assert crashes and crashes[0][0].startswith("IndexError")
 
 
-def test_S2_a_killed_conversion_leaves_the_old_directory_or_the_new_one(tmp_path):
+@pytest.mark.parametrize(("to", "rounds"), [("safetensors", 12), ("tf", 4), ("mesh", 4)])
+def test_S2_a_killed_conversion_leaves_the_old_directory_or_the_new_one(tmp_path, to, rounds):
     """In an interpreter of its own, since the driver forks."""
-    command = [sys.executable, BENCHMARKS / "kill.py", "--rounds", "12", "--directory", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
+    options = ["--to", to, "--rounds", str(rounds), "--directory", tmp_path]
+    done = subprocess.run([sys.executable, BENCHMARKS / "kill.py", *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
-    assert counts["killed"] == 12
-    assert counts["old"] + counts.get("new", 0) == 12 + counts.get("finished first", 0)
+    assert counts["killed"] == rounds
+    assert counts["old"] + counts.get("new", 0) == rounds + counts.get("finished first", 0)
     for wrong in ("mixed or lost", "sources changed", "wrong after the next run", "leftovers after the next run"):
         assert not counts.get(wrong), counts
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("arrays", "5 of 5 kinds"),
+        ("flipped", "5 of 5 formats, its tensor named"),
+        ("modes", "0640"),
+        ("hostile_containers", "h5 0 of 21, msgpack 0 of 38"),
+        ("bad_weights", "0 of 2"),
+        ("failing_calls", "0 of 7, at most 1 line"),
+    ],
+)
+def test_the_figures_of_faults_are_what_they_should_be(tmp_path, monkeypatch, name, expected):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import fault_figures
+
+    [(_, ours, _)] = getattr(fault_figures, name)(tmp_path)
+    assert ours == expected
 
 
 def test_the_conversion_benchmark_runs(tmp_path):
