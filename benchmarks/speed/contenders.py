@@ -50,7 +50,9 @@ def _ours() -> list[Contender]:
     plain = [
         _wing(f"gptj-{family}", family, "float32", "folder", {"dtype": "float32"}, trains=True) for family in FRAMEWORKS
     ]
-    plain.insert(1, _wing("gptj-pt-bfloat16", "pt", "bfloat16", "bfloat16", {"dtype": "bfloat16"}))
+    fused = {"dtype": "float32", "attn_implementation": "sdpa"}
+    plain.insert(1, _wing("gptj-pt-sdpa", "pt", "float32", "folder", fused, trains=True))
+    plain.insert(2, _wing("gptj-pt-bfloat16", "pt", "bfloat16", "bfloat16", {"dtype": "bfloat16"}))
     prepared = []
     for family in FRAMEWORKS:
         for dtype, quantize, copy in (

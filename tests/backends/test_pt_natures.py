@@ -56,6 +56,16 @@ def test_the_fused_attention_computes_the_oracles_logits(folder, oracle, dtype):
 
 
 @pytest.mark.feature(".half(), .bfloat16(), .to(), state_dict", "causal_lm")
+def test_the_fused_products_have_the_eager_ones_gradients(folder):
+    gradients = []
+    for implementation in ("eager", "sdpa"):
+        model = GPTJForCausalLM.from_pretrained(folder(), attn_implementation=implementation)
+        model(IDS, labels=IDS).loss.backward()
+        gradients.append({name: p.grad.numpy() for name, p in model.named_parameters()})
+    eager, fused = gradients
+    assert all(np.abs(fused[name] - eager[name]).max() <= 1e-5 * np.abs(eager[name]).max() for name in eager)
+
+
 def test_a_state_dict_goes_from_one_model_to_another(folder):
     source, target = GPTJForCausalLM.from_pretrained(folder()), GPTJForCausalLM(CONFIG, seed=9)
     target.load_state_dict(source.state_dict())

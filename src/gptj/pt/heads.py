@@ -16,7 +16,7 @@ from gptj.config import GPTJConfig
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 from gptj.pt.generate import GenerationMixin
 from gptj.pt.inference import InferenceMixin
-from gptj.pt.model import GPTJModel, at_least_float32
+from gptj.pt.model import GPTJModel, Linear, at_least_float32
 from gptj.pt.weights import PretrainedModel, as_ids, empty_parameters, host
 
 
@@ -53,7 +53,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         super().__init__(config)
         self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
         with empty_parameters():
-            self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+            self.lm_head = Linear(config.n_embd, config.vocab_size, fused=attn_implementation == "sdpa")
         if _do_init:
             self.initialise(dtype=dtype, seed=seed)
 
@@ -97,7 +97,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
             output_hidden_states,
             return_dict=True,
         )
-        logits = at_least_float32(self.lm_head(outputs.last_hidden_state))
+        logits = self._logits(outputs.last_hidden_state)
         loss = None
         if labels is not None:
             targets: Any = as_ids(labels, logits.device, where="labels")
@@ -112,6 +112,10 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
             attentions=outputs.attentions,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The next token's logits after each hidden state, (..., m) to (..., v)."""
+        return at_least_float32(self.lm_head(hidden))
 
 
 class GPTJForSequenceClassification(PretrainedModel):
