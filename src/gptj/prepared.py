@@ -12,7 +12,10 @@ from collections.abc import Collection
 from gptj.errors import InputError, shown
 from gptj.schema import HEADS, Head
 
-__all__ = ["check_inference", "check_quantize", "refusal"]
+__all__ = ["QUANTIZATIONS", "check_inference", "check_quantize", "refusal"]
+
+QUANTIZATIONS = ("int8", "int4")
+"""Precisions of weights: 8 bits with a scale an output channel, 4 bits with a scale a group of neighbours."""
 
 
 def check_quantize(quantize: str | None, honoured: Collection[str]) -> None:
@@ -20,7 +23,7 @@ def check_quantize(quantize: str | None, honoured: Collection[str]) -> None:
 
     Args:
         quantize: None for the parameters' own dtype, or a name.
-        honoured: the names that the wing has: of "int8" (a scale an output channel) and "int4" (a scale a group).
+        honoured: those of `QUANTIZATIONS` that the wing has.
     """
     if quantize is not None and quantize not in honoured:
         expected = " or ".join(("None", *honoured))

@@ -1,23 +1,292 @@
-"""The fast path of decoding in PyTorch."""
+"""The fast path of decoding: weights fused, packed, and where asked quantised, and no gradients.
+
+A decoded token reads every weight once, so its time is that of reading memory. GPT-J's attention and feed-forward
+stand side by side, so a block needs two matrix products: one into [q, k, v, fc_in], one out of [attention,
+activation]. On a CPU the weights are kept in oneDNN's own layout, which is read at memory's pace whatever the number
+of rows; elsewhere they are plain matrices. Quantised weights are whole numbers of 8 or 4 bits; the activations that
+meet 8-bit weights are whole numbers of 16 bits, in two digits, so that what is lost is the weights' rounding alone.
+"""
 
 from __future__ import annotations
 
-from typing import Self
+import functools
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any, Self
 
-from gptj.prepared import check_quantize
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gptj.errors import InputError
+from gptj.prepared import QUANTIZATIONS, check_quantize, refusal
+from gptj.pt.model import Block, Remember, Sight, onednn_has, onednn_linear, rotate_pairs
+from gptj.schema import BASE_PREFIX, TensorSpec, schema
+
+
+class PlainLinear(nn.Module):
+    """`F.linear` over (n, k) and (n,), as every device and dtype has it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., k) to (..., n)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class PackedLinear(nn.Module):
+    """The same over weights in oneDNN's layout.
+
+    The layout for 8 rows is the best, or as good as any, for 1, 8 and 512 (measured in float32 and bfloat16).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, 8), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., k) to (..., n)."""
+        return onednn_linear(x, self.weight, self.bias)
+
+
+class Int8Linear(nn.Module):
+    """Weights of 8 bits, a scale an output channel; activations of 16 bits, a scale a row; whole sums, float32 results.
+
+    oneDNN multiplies unsigned bytes with signed ones fastest, so an activation is two bytes, each with its zero at
+    128; the two digits are rows of one product, which reads the weights once.
+    """
+
+    largest = 127 * 256
+    """Of an activation: 127 times the high digit's worth."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = bias.float()
+        self.scale = (weight.abs().amax(1).float() / 127).clamp_min_(torch.finfo(torch.float32).tiny)
+        whole = (weight / self.scale[:, None]).round_().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
+        self.zero = torch.zeros(len(bias), dtype=torch.int32)
+        self.offset = torch.tensor(128 * 256 + 128.5)  # both digits' zeros, and a half, since the cast cuts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., k) to (..., n)."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        peak = torch.linalg.vector_norm(rows, math.inf, -1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+        whole = torch.addcmul(self.offset, rows, self.largest / peak).to(torch.uint16)
+        digits = whole.view(torch.uint8).unflatten(-1, (-1, 2)).permute(2, 0, 1).reshape(-1, rows.shape[1])
+        sums = torch.ops.onednn.qlinear_pointwise(
+            digits, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        low, high = sums.chunk(2)
+        product = torch.addcmul(self.bias, low.add_(high, alpha=256), peak / self.largest)
+        return product.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class Int4Linear(nn.Module):
+    """Weights of 4 bits, a scale and an offset a group of 32 along k; activations in bfloat16."""
+
+    group = 32
+    """The smallest group that PyTorch's product takes, which loses least."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        n, k = weight.shape
+        if k % self.group or n % 16:
+            raise InputError(
+                "the model's sizes do not divide into groups",
+                where="quantize",
+                expected=f"outputs in multiples of 16, inputs of {self.group}",
+                found=f"a matrix of {n} outputs by {k} inputs",
+                hint='Take quantize="int8"',
+            )
+        self.bias = bias.float()
+        groups = weight.float().unflatten(1, (-1, self.group))
+        low, high = groups.aminmax(dim=2)
+        scale = ((high - low) / 15).clamp_min_(1e-8).bfloat16().float()
+        middle = (low + 8 * scale).bfloat16().float()
+        whole = ((groups - middle[..., None]) / scale[..., None]).round_().add_(8).clamp_(0, 15).to(torch.int32)
+        self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole.flatten(1), 1)
+        self.scale = torch.stack((scale, middle), dim=2).transpose(0, 1).contiguous().bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., k) to (..., n)."""
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.weight, self.group, self.scale)
+        return (product.float() + self.bias).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def packed(weights: list[Tensor], biases: list[Tensor | None], quantize: str | None) -> nn.Module:
+    """One linear layer of the stacked weights (n_i, k) and biases (n_i,), None for zeros, in the fastest form there is.
+
+    Raises:
+        InputError: the weights cannot be quantised so.
+    """
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+    bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
+    if quantize is not None:
+        return {"int8": Int8Linear, "int4": Int4Linear}[quantize](weight, bias)
+    return PackedLinear(weight, bias) if onednn_has(weight) else PlainLinear(weight, bias)
+
+
+class PreparedBlock(nn.Module):
+    """A block in two matrix products.
+
+    Args:
+        block: whose weights these are; they are taken out of it.
+        quantize: None, "int8" or "int4".
+    """
+
+    def __init__(self, block: Block, quantize: str | None) -> None:
+        super().__init__()
+        attn, mlp = block.attn, block.mlp
+        self.ln_1, self.attn, self.activation = block.ln_1, attn, mlp.activation
+        self.widths = [*[attn.q_proj.out_features] * 3, mlp.fc_in.out_features]
+        self.into = packed(
+            [attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight, mlp.fc_in.weight],
+            [None, None, None, mlp.fc_in.bias],
+            quantize,
+        )
+        self.out_of = packed([torch.cat((attn.out_proj.weight, mlp.fc_out.weight), dim=1)], [mlp.fc_out.bias], quantize)
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            delattr(attn, name)
+        attn.fused = True
+        # Complex numbers are pairs; where a head begins in the middle of a pair, the numbers are turned one by one.
+        self.in_pairs = not attn.head_dim % 2 and not sum(self.widths) % 2
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        sight: Sight,
+        remember: Remember,
+        head_mask: Tensor | None,
+        weigh: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The stream after this block (b, t, m), and the attention weights or None; see `Block.forward`."""
+        if x.requires_grad:
+            raise refusal("a gradient")
+        entered = self.into(self.ln_1(x))
+        m = self.widths[0]
+        q, k = self._rotated(entered[..., : 2 * m], *rotation)
+        v = self._heads(entered[..., 2 * m : 3 * m])
+        if x.shape[1] > 1:  # of their own, so that a cache does not keep the whole of `entered`
+            k, v = k.contiguous(), v.contiguous()
+        k, v = remember(k, v)
+        mixed, weights = self.attn.mix(q, k, v, sight, head_mask, weigh)
+        return self.out_of(torch.cat((mixed, self.activation(entered[..., 3 * m :])), dim=-1)).add_(x), weights
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.attn.head_dim)).transpose(1, 2)  # b t m -> b h t d
+
+    def _rotated(self, qk: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (b, h, t, d) of their concatenation (b, t, 2m); `rotate_pairs` in one multiplication."""
+        if not self.in_pairs:
+            q, k = rotate_pairs(self._heads(qk), sin, cos).chunk(2, dim=1)
+            return q, k
+        exact = self._heads(qk.to(sin.dtype))
+        pairs = torch.view_as_complex(exact[..., : 2 * sin.shape[-1]].unflatten(-1, (-1, 2)))
+        pairs.mul_(torch.complex(cos, sin)[:, None])
+        q, k = exact.to(qk.dtype).chunk(2, dim=1)
+        return q, k
 
 
 class InferenceMixin:
     """What a model can do to decode faster."""
 
+    transformer: Any
+    lm_head: Any
+
     def prepare_for_inference(self, *, quantize: str | None = None) -> Self:
-        """The model itself, whose steps under `generate` are compiled as they are: there is nothing to pack.
+        """The model itself, its weights fused and packed for decoding, in evaluation mode and without gradients.
+
+        `model(...)`, `generate` and `stream` take the fast path from then on. Training, saving, resizing, casting and
+        moving are over, and say so; so first move the model to its device and cast it to its dtype.
 
         Args:
-            quantize: None; no other precision than the parameters' is computed in.
+            quantize: None keeps the parameters' dtype. "int8": 8 bits a weight, one scale an output channel. "int4": 4
+                bits, a scale and an offset for 32 weights, activations in bfloat16. Both on the CPU alone; embeddings
+                and layer norms stay as they are.
 
         Raises:
-            InputError: another `quantize`.
+            InputError: another `quantize`, sizes or a device that it does not fit, or a model prepared already.
         """
-        check_quantize(quantize, ())
+        self._check(quantize)
+        with torch.no_grad():
+            for n in range(len(self.transformer.h)):
+                self._pack_block(n, quantize)
+            self._pack_head(quantize)
+        self._give_up_parameters()
         return self
+
+    def _assign_prepared(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]], quantize: str | None) -> None:
+        """Fill a model without values with prepared ones, a block at a time: no more than one is there twice."""
+        model: Any = self
+        self._check(quantize)
+        with torch.no_grad():
+            for n, rows in itertools.groupby(arrays, key=lambda row: _block_number(row[0].name)):
+                model._assign(rows)
+                if n is not None:
+                    self._pack_block(n, quantize)
+            self._pack_head(quantize)
+        self._give_up_parameters()
+
+    def _check(self, quantize: str | None) -> None:
+        model: Any = self
+        check_quantize(quantize, QUANTIZATIONS)
+        device = model.device.type
+        if quantize is not None and device not in ("cpu", "meta"):
+            raise InputError("only on the CPU", where="quantize", found=device, hint="Prepare without quantize")
+
+    def _pack_block(self, n: int, quantize: str | None) -> None:
+        blocks = self.transformer.h
+        blocks[n] = PreparedBlock(blocks[n], quantize)
+
+    def _pack_head(self, quantize: str | None) -> None:
+        self.lm_head = packed([self.lm_head.weight], [self.lm_head.bias], quantize)
+
+    def _give_up_parameters(self) -> None:
+        """From now on, refuse by name all that needs the parameters, on this model and on the one inside."""
+        inner: Any = self
+        for model in (inner, inner.transformer):
+            model.requires_grad_(False).eval()
+            count = sum(row.size for row in schema(model.config, model.head))
+            model.num_parameters = lambda only_trainable=False, count=count: 0 if only_trainable else count
+            model.train = functools.partial(_train, model)
+            model._apply = functools.partial(_refuse, "a cast or a move")
+            for act in _GIVEN_UP:
+                setattr(model, act, functools.partial(_refuse, act))
+
+
+_GIVEN_UP = (
+    "gradient_checkpointing_enable",
+    "initialise",
+    "load_state_dict",
+    "prepare_for_inference",
+    "requires_grad_",
+    "resize_token_embeddings",
+    "save_pretrained",
+    "set_input_embeddings",
+    "state_dict",
+)
+"""Methods that a prepared model has no longer."""
+
+
+def _refuse(act: str, *arguments: Any, **options: Any) -> Any:
+    raise refusal(act)
+
+
+def _train(model: nn.Module, mode: bool = True) -> nn.Module:
+    """Evaluation mode, in which a prepared model is anyway."""
+    if mode:
+        raise refusal("train")
+    return model
+
+
+def _block_number(name: str) -> int | None:
+    """Which block a row of the schema belongs to, None where to none."""
+    parts = name.removeprefix(BASE_PREFIX).split(".")
+    return int(parts[1]) if parts[0] == "h" else None

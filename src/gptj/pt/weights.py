@@ -245,12 +245,13 @@ class PretrainedModel(nn.Module):
             overrides=overrides,
         )
         model: Self = cls(loading.config, attn_implementation=attn_implementation, _do_init=False)  # type: ignore[call-arg]
-        model._assign(loading.arrays(mmap=mmap))
+        if inference:
+            model._assign_prepared(loading.arrays(mmap=mmap), quantize)
+        else:
+            model._assign(loading.arrays(mmap=mmap))
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
         model.eval()
-        if inference:
-            model.prepare_for_inference(quantize=quantize)
         return (model, loading.info) if output_loading_info else model
 
     def save_pretrained(

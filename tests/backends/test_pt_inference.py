@@ -1,0 +1,169 @@
+"""What PyTorch's fast path does with the weights, to what exactness, and what is over once it has them."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from mutants import revealing_batch
+from wings import close
+
+from gptj.errors import InputError
+from gptj.parity.revealing import revealing_config
+from gptj.pt import Decoder, GPTJForCausalLM
+from gptj.pt.inference import Int4Linear, Int8Linear, PackedLinear
+
+CONFIG = revealing_config()
+BATCH = revealing_batch(CONFIG)
+CALL = {"attention_mask": BATCH.attention_mask, "position_ids": BATCH.position_ids}
+SIZES = {"n_embd": 64, "n_inner": 160, "vocab_size": 224}
+"""In which 4-bit groups fit."""
+
+
+def logits(model, ids=BATCH.input_ids, **options):
+    with torch.no_grad():
+        return model(ids, **(options or CALL)).logits.float().numpy()
+
+
+def rounded(folder, change, **changes):
+    """The ordinary model, each of whose matrices has been put through `change`, (n, k) to (n, k)."""
+    model = GPTJForCausalLM.from_pretrained(folder(**changes), mmap=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "wte" not in name:
+                parameter.copy_(torch.from_numpy(change(parameter.numpy())))
+    return model
+
+
+def eight_bits(matrix):
+    scale = np.abs(matrix).max(1, keepdims=True) / 127
+    return np.rint(matrix / scale) * scale
+
+
+def four_bits(matrix):
+    groups = matrix.reshape(len(matrix), -1, 32)
+    low, high = groups.min(2, keepdims=True), groups.max(2, keepdims=True)
+    scale = in_bfloat16((high - low) / 15)
+    middle = in_bfloat16(low + 8 * scale)
+    return (np.clip(np.rint((groups - middle) / scale), -8, 7) * scale + middle).reshape(matrix.shape)
+
+
+def in_bfloat16(array):
+    return array.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def joined(change):
+    """`change` over out_proj and fc_out side by side, which share their scales as they share a matrix product."""
+
+    def of(block):
+        both = torch.cat((block.attn.out_proj.weight, block.mlp.fc_out.weight), 1)
+        both = torch.from_numpy(change(both.detach().numpy()))
+        width = block.attn.out_proj.in_features
+        block.attn.out_proj.weight.data, block.mlp.fc_out.weight.data = both[:, :width], both[:, width:]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("quantize", "change", "kind", "bound"),
+    [
+        ("int8", eight_bits, Int8Linear, 1e-3),  # 16-bit activations: steps of 3e-5 of the largest; 3.4e-4 in all
+        ("int4", four_bits, Int4Linear, 6e-2),  # bfloat16 activations: steps of 4e-3 of logits of 5; 2.3e-2 in all
+    ],
+)
+def test_quantised_weights_are_the_rounded_ones_and_nothing_else_is_lost(folder, quantize, change, kind, bound):
+    model = GPTJForCausalLM.from_pretrained(folder(**SIZES), inference=True, quantize=quantize)
+    assert isinstance(model.transformer.h[0].into, kind) and isinstance(model.lm_head, kind)
+    original = GPTJForCausalLM.from_pretrained(folder(**SIZES), mmap=False)
+    expected = rounded(folder, change, **SIZES)
+    for mine, theirs in zip(expected.transformer.h, original.transformer.h, strict=True):
+        mine.attn.out_proj.weight, mine.mlp.fc_out.weight = theirs.attn.out_proj.weight, theirs.mlp.fc_out.weight
+        joined(change)(mine)
+    ids = revealing_batch(revealing_config(**SIZES)).input_ids
+    off = np.abs(logits(model, ids) - logits(expected, ids)).max()
+    lost = np.abs(logits(original, ids) - logits(expected, ids)).max()
+    assert off < bound and off < lost
+
+
+def test_prepared_in_bfloat16_is_as_near_the_oracle_as_the_ordinary_model(folder, oracle):
+    expected = oracle().forward(BATCH.input_ids, BATCH.attention_mask, BATCH.position_ids).logits
+    ordinary = GPTJForCausalLM.from_pretrained(folder(), dtype="bfloat16")
+    prepared = GPTJForCausalLM.from_pretrained(folder(), dtype="bfloat16", inference=True)
+    off, allowed = (np.abs(logits(model) - expected).max() for model in (prepared, ordinary))
+    assert off < 1.5 * allowed
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_embd": 45, "n_head": 3}, {"tie_word_embeddings": True}], ids=["even", "odd heads", "tied"]
+)
+def test_prepared_computes_the_oracles_logits(folder, oracle, dtype, changes):
+    model = GPTJForCausalLM.from_pretrained(folder(**changes), dtype=dtype, inference=True)
+    assert isinstance(model.lm_head, PackedLinear) == (dtype == "float32")
+    expected = oracle(**changes).forward(BATCH.input_ids, BATCH.attention_mask, BATCH.position_ids)
+    assert close(model(BATCH.input_ids, **CALL).logits.numpy(), expected.logits, dtype)
+
+
+def test_a_model_prepared_later_computes_the_same_bits(folder):
+    later = GPTJForCausalLM.from_pretrained(folder()).prepare_for_inference()
+    assert np.array_equal(logits(later), logits(GPTJForCausalLM.from_pretrained(folder(), inference=True)))
+
+
+def test_loading_prepares_a_block_before_it_reads_the_next(folder, monkeypatch):
+    read = []
+    pack = GPTJForCausalLM._pack_block
+
+    def watched(model, n, quantize):
+        unread = [block.mlp.fc_out.weight.is_meta for block in list(model.transformer.h)[n:]]
+        read.append(unread)
+        pack(model, n, quantize)
+
+    monkeypatch.setattr(GPTJForCausalLM, "_pack_block", watched)
+    GPTJForCausalLM.from_pretrained(folder(), inference=True)
+    assert read == [[False, True, True], [False, True], [False]]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_only_the_last_position_of_a_prompt_meets_the_head(folder, inference):
+    model = GPTJForCausalLM.from_pretrained(folder(), inference=inference)
+    met = []
+    model.lm_head.register_forward_pre_hook(lambda module, arguments: met.append(tuple(arguments[0].shape)))
+    Decoder(model, 2, 10).prefill(BATCH.input_ids[:2, :8])
+    assert met == [(2, CONFIG.n_embd)]
+
+
+@pytest.mark.parametrize(
+    ("act", "do"),
+    [
+        ("train", lambda model, path: model.train()),
+        ("train", lambda model, path: model.transformer.train()),
+        ("save_pretrained", lambda model, path: model.save_pretrained(path)),
+        ("state_dict", lambda model, path: model.state_dict()),
+        ("load_state_dict", lambda model, path: model.load_state_dict({})),
+        ("resize_token_embeddings", lambda model, path: model.resize_token_embeddings(300)),
+        ("set_input_embeddings", lambda model, path: model.set_input_embeddings(model.get_input_embeddings())),
+        ("initialise", lambda model, path: model.initialise()),
+        ("requires_grad_", lambda model, path: model.requires_grad_()),
+        ("gradient_checkpointing_enable", lambda model, path: model.gradient_checkpointing_enable()),
+        ("prepare_for_inference", lambda model, path: model.prepare_for_inference()),
+        ("a cast or a move", lambda model, path: model.half()),
+        ("a cast or a move", lambda model, path: model.transformer.to("meta")),
+        ("a gradient", lambda model, path: model(inputs_embeds=torch.zeros(1, 2, CONFIG.n_embd, requires_grad=True))),
+    ],
+)
+def test_what_a_prepared_model_has_lost_is_named(folder, tmp_path, act, do):
+    model = GPTJForCausalLM.from_pretrained(folder(), inference=True)
+    with pytest.raises(InputError, match=f"^{act}: the model is prepared for inference.*Load the folder once more"):
+        do(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prepared_model_counts_its_numbers_as_before(folder):
+    plain, fast = (GPTJForCausalLM.from_pretrained(folder(), inference=fast) for fast in (False, True))
+    assert fast.num_parameters() == plain.num_parameters()
+    assert fast.transformer.num_parameters() == plain.transformer.num_parameters()
+    assert fast.num_parameters(only_trainable=True) == 0
+
+
+def test_sizes_that_four_bits_do_not_fit_are_named(folder):
+    with pytest.raises(InputError, match=r"quantize: .*inputs of 32, found a matrix of 280 outputs by 48 inputs"):
+        GPTJForCausalLM.from_pretrained(folder(), inference=True, quantize="int4")
