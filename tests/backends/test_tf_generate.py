@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 
 import numpy as np
@@ -59,31 +60,66 @@ def test_prompts_and_results_of_many_lengths_compile_few_shapes(folder):
     for length in range(9, 17):
         model.generate(prompt(length), max_new_tokens=length, eos_token_id=None)
     compiled = CompiledModel.of(model).functions
-    assert len(compiled) == 2  # a prompt of 16 and a step, in a cache of 64
-    assert [function.experimental_get_tracing_count() for function in compiled.values()] == [1, 1]
+    assert len(compiled) == 6  # a prompt of 16 and a step, in a cache of 64: the graph, its block and its head
+    assert [function.experimental_get_tracing_count() for function in compiled.values()] == [1] * 6
 
 
-def compiled_text(model, stage: str) -> str:
+def test_one_program_serves_every_block(folder):
+    model = GPTJForCausalLM.from_pretrained(folder(n_layer=3))
+    Decoder(model, 1, 64).prefill(prompt(5)[:1])
+    assert program(model, "_block").experimental_get_tracing_count() == 1
+
+
+def program(model, *begin):
+    """The one of this name and shape."""
+    functions = CompiledModel.of(model).functions
+    return next(functions[key] for key in functions if key[: len(begin)] == begin)
+
+
+def compiled_text(model, name: str, stage: str) -> str:
+    """What XLA was given, or made, of a step's block or head."""
     decoder = Decoder(model, 1, 64)
     decoder.prefill(prompt(5)[:1])
     decoder.step(np.array([3]))
-    function = CompiledModel.of(model).function((1, 64, 1), last_only=True, weigh=False, trace=False)
-    ids, mask, number = tf.constant([[3]], tf.int64), tf.ones((1, 64), tf.bool), tf.constant(7)
-    arguments = decoder.keys, decoder.values, ids, ids, mask, number, number
-    return function.experimental_get_compiler_ir(*arguments)(stage=stage)
+    c, number = model.config, tf.constant(7)
+    x, angles = tf.zeros((1, 1, c.n_embd)), tf.zeros((1, 1, c.rotary_width // 2))
+    block = model.transformer.h[0]
+    parameters = [operator.attrgetter(name)(block).value for name in CompiledModel.of(model).names]
+    arguments = {
+        "_block": (
+            parameters,
+            decoder.keys[0],
+            decoder.values[0],
+            x,
+            (angles, angles),
+            tf.ones((1, 1, 1, 64), tf.bool),
+            number,
+        ),
+        "_head": (x, number),
+    }
+    return program(model, name, 1, 1).experimental_get_compiler_ir(*arguments[name])(stage=stage)
 
 
 def test_a_step_is_not_compiled_anew_for_another_token_or_slot(model):
-    header = compiled_text(model, "hlo").splitlines()[0]
+    header = compiled_text(model, "_block", "hlo").splitlines()[0]
     layout = header[header.index("entry_computation_layout") :]
-    assert layout.count("s64[1,1]") == 2, "token and position must be inputs of the program, not constants"
-    assert layout.count("s32[]") >= 1 and layout.count("pred[1,64]") >= 1
+    assert layout.count("f32[1,1,48]") >= 1, "the stream must be an input of the program, not a constant"
+    assert layout.count("s32[]") >= 1 and layout.count("pred[1,1,1,64]") >= 1
 
 
 def test_a_step_updates_its_cache_in_place(model):
-    text = compiled_text(model, "optimized_hlo")
+    text = compiled_text(model, "_block", "optimized_hlo")
     assert "may-alias" in text.splitlines()[0]
     assert not re.findall(r"f32\[4,64,12\]\S* copy\(", text), "a copy of a whole cache at every step"
+
+
+@pytest.mark.parametrize(("name", "products"), [("_block", 6), ("_head", 1)])
+def test_a_step_multiplies_on_every_thread(model, name, products):
+    text = compiled_text(model, name, "optimized_hlo")
+    entry = text[text.index("\nENTRY") :]
+    alone = re.findall(r" dot\(", entry)
+    assert "dot_add" not in text, "XLA computes a product that it fused an addition into on one thread"
+    assert len(alone) >= products
 
 
 def test_new_weights_are_compiled_in(folder):

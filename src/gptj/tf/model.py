@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
 
 from gptj import inputs
 from gptj.config import GPTJConfig
@@ -68,12 +69,17 @@ def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
 
 
 class Linear(keras.layers.Layer):
-    """x W' + bias, with W of the schema's layout: output axis first."""
+    """x W' + bias, with W of the schema's layout: output axis first.
+
+    Attributes:
+        apart: in a program of XLA's, keep the product apart from the additions that follow it.
+    """
 
     def __init__(self, *, name: str, dtype: Any) -> None:
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.weight: Any = None  # these are made, or not, when they are given their values
         self.bias: Any = None
+        self.apart = False
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -81,6 +87,9 @@ class Linear(keras.layers.Layer):
         *before, width = sizes(x)
         weight = tf.cast(self.weight, x.dtype)
         y = tf.matmul(tf.reshape(x, (-1, width)), weight, transpose_b=True)
+        if self.apart:
+            # Differs: XLA would fuse what is added into a matrix-vector product, and compute that on one thread.
+            (y,) = xla.optimization_barrier(y)
         if self.bias is not None:
             y += tf.cast(self.bias, x.dtype)
         return tf.reshape(y, (*before, weight.shape[0]))
@@ -224,7 +233,7 @@ class Memory:
     def _filled(self, slots: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
         # Differs: in a compiled step the length is no number, so the queries get all slots, and a mask hides the empty.
         assert self.past is not None
-        return slots[:, :, : self.past.length + new.shape[2]] if isinstance(self.past.length, int) else slots
+        return slots[..., : self.past.length + new.shape[2], :] if isinstance(self.past.length, int) else slots
 
     def cache(self, length: Any) -> KVCache:
         """The cache after this call, `length` tokens long."""
