@@ -15,6 +15,7 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.generation import GenerationConfig
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+from gptj.prepared import refusal
 from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin
 from gptj.tf.model import GPTJModel, Linear, at_least_float32, sizes
@@ -91,21 +92,31 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
 
         The other arguments are `GPTJModel.call`'s.
         """
-        outputs = self.transformer.call(
-            input_ids,
-            past_key_values,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            head_mask,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            return_dict=True,
-            training=training,
-        )
-        logits = at_least_float32(self.lm_head(outputs.last_hidden_state))
+        if self._is_prepared and training:
+            raise refusal("training")
+        others = past_key_values, token_type_ids, head_mask, inputs_embeds
+        outputs: Any
+        if self._is_prepared and tf.executing_eagerly() and all(argument is None for argument in others):
+            outputs = self._computed(
+                input_ids, attention_mask, position_ids, use_cache, output_attentions, output_hidden_states
+            )
+            logits = outputs.logits
+        else:
+            outputs = self.transformer.call(
+                input_ids,
+                past_key_values,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                head_mask,
+                inputs_embeds,
+                use_cache,
+                output_attentions,
+                output_hidden_states,
+                return_dict=True,
+                training=training,
+            )
+            logits = at_least_float32(self.lm_head(outputs.last_hidden_state))
         loss = None
         if labels is not None:
             classes = self.config.vocab_size

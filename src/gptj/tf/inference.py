@@ -1,23 +1,130 @@
-"""The fast path of decoding in TensorFlow."""
+"""The fast path of decoding in TensorFlow: compiled programs under every call, in a precision that they are fast in.
+
+A decoded token reads every weight once, so its time is that of reading memory. The programs under `generate` (see
+`gptj.tf.generate`) read the parameters where the file was mapped, at memory's pace; another layout would have to be
+copied first, and was not faster: GPT-J's four matrices into a block and two out of it, stacked to one and one, took
+the same time a token. So a prepared model has its parameters still, but in float32 where a CPU would crawl in 16 bits.
+"""
 
 from __future__ import annotations
 
-from typing import Self
+import functools
+import warnings
+from typing import Any, Self
 
-from gptj.prepared import check_quantize
+import numpy as np
+import tensorflow as tf
+
+from gptj.config import GPTJConfig
+from gptj.outputs import CausalLMOutputWithPast, KVCache
+from gptj.prepared import check_quantize, refusal
+from gptj.schema import schema
+from gptj.tf.weights import settle_policy, to_numpy
 
 
 class InferenceMixin:
     """What a model can do to decode faster."""
 
+    _is_prepared = False
+
     def prepare_for_inference(self, *, quantize: str | None = None) -> Self:
-        """The model itself, whose steps under `generate` are compiled as they are: there is nothing to pack.
+        """The model itself, such that `model(...)`, `generate` and `stream` run compiled programs from then on.
+
+        Without a GPU, 16-bit parameters become float32 with a warning, one after the other: XLA multiplies those of
+        16 bits many times slower on a CPU. Training, saving and resizing are over, and say so.
 
         Args:
-            quantize: None; no other precision than the parameters' is computed in.
+            quantize: None; TensorFlow has no product of quantised weights that is faster on a CPU.
 
         Raises:
-            InputError: another `quantize`.
+            InputError: another `quantize`, or a model prepared already.
         """
+        # Differs: nothing is packed anew and no other precision is had; the programs read what the file's map holds.
         check_quantize(quantize, ())
+        model: Any = self
+        if tf.as_dtype(model.compute_dtype).size == 2 and not tf.config.list_physical_devices("GPU"):
+            self._widen()
+        for part in (model, model.transformer):
+            part.trainable = False
+            for act in _GIVEN_UP:
+                setattr(part, act, functools.partial(_refuse, act))
+        self._is_prepared = True
         return self
+
+    def _widen(self) -> None:
+        """Make every parameter float32, and compute in that."""
+        model: Any = self
+        warnings.warn(
+            f"a CPU computes {model.compute_dtype} slowly: the parameters are float32 from here on, "
+            f"{4 * model.num_parameters() / 1e9:.1f} GB",
+            stacklevel=3,
+        )
+        policy = settle_policy("float32")
+        for layer in model._flatten_layers():
+            layer.dtype_policy = policy
+        named = model._named_weights()
+        rows = schema(model.config, model.head)
+        model._assign((row, to_numpy(named.pop(row.name)).astype(np.float32)) for row in rows)
+
+    def _computed(
+        self,
+        input_ids: tf.Tensor,
+        attention_mask: tf.Tensor | None,
+        position_ids: tf.Tensor | None,
+        use_cache: bool | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> CausalLMOutputWithPast:
+        """A call without a past, in the programs under `generate`; the arguments are those of `GPTJModel.call`."""
+        model: Any = self
+        config: GPTJConfig = model.config
+        b, t = input_ids.shape
+        positions = np.arange(t)[None] if position_ids is None else to_numpy(position_ids)
+        mask = np.ones((b, t), bool) if attention_mask is None else to_numpy(attention_mask).astype(bool)
+        asked = {
+            "attentions": config.output_attentions if output_attentions is None else output_attentions,
+            "hidden_states": config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        }
+        decoder = model._decoder(b, t)
+        logits, hidden, weights = decoder.compute(
+            to_numpy(input_ids),
+            np.broadcast_to(positions, (b, t)),
+            mask,
+            0,
+            last_only=False,
+            want=frozenset(name for name, wanted in asked.items() if wanted),
+        )
+        past = None
+        if config.use_cache if use_cache is None else use_cache:
+            shape = b, config.n_head, -1, config.head_dim
+            keys, values = (
+                tuple(tf.reshape(slots, shape)[:, :, :t] for slots in side) for side in (decoder.keys, decoder.values)
+            )
+            past = KVCache(keys, values, t)
+        return CausalLMOutputWithPast(
+            logits=logits[:, :t],
+            past_key_values=past,
+            hidden_states=None if hidden is None else tuple(x[:, :t] for x in hidden),
+            attentions=None if weights is None else tuple(x[:, :, :t, :t] for x in weights),
+        )
+
+
+_GIVEN_UP = (
+    "fit",
+    "gradient_checkpointing_enable",
+    "initialise",
+    "load_weights",
+    "prepare_for_inference",
+    "resize_token_embeddings",
+    "save",
+    "save_pretrained",
+    "save_weights",
+    "set_input_embeddings",
+    "set_weights",
+    "train_on_batch",
+)
+"""Methods that a prepared model has no longer."""
+
+
+def _refuse(act: str, *arguments: Any, **options: Any) -> Any:
+    raise refusal(act)

@@ -306,6 +306,8 @@ class PretrainedModel(keras.Model):
             mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
             verify: first check the folder against its manifest.json: every hash, and the reference's forward pass.
             seed: of rows that start afresh, and of dropout.
+            inference: prepare the model for decoding alone; see `GPTJForCausalLM.prepare_for_inference`.
+            quantize: with `inference`, the precision of the weights.
             overrides: config fields to change, such as num_labels.
 
         Raises:
