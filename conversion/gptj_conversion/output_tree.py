@@ -60,6 +60,7 @@ class OutputTree(OutputDirectory):
             return
         if not stat.S_ISDIR(self._old.st_mode):
             raise WriteError("is a file; a directory is to be written", file=self.target)
+        self._require_not_current(self._old)
         names = self.call(self.target, self.fs.names, self.target)
         if names and not self.overwrite:
             raise WriteError(

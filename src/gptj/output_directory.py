@@ -428,6 +428,7 @@ class OutputDirectory:
             return
         if not stat.S_ISDIR(self._old.st_mode):
             raise WriteError("is a file; a directory is to be written", file=self.target)
+        self._require_not_current(self._old)
         names = self.call(self.target, self.fs.names, self.target)
         if names and not self.overwrite:
             raise WriteError(
@@ -449,6 +450,19 @@ class OutputDirectory:
             self._old_modes[name] = stat.S_IMODE(status.st_mode)
             if fate == "keep":
                 self._carried.append(name)
+
+    def _require_not_current(self, status: os.stat_result) -> None:
+        """Refuse the folder that this process stands in: it is replaced by another one, and whoever is in it stays."""
+        try:
+            here = Path.cwd().stat()
+        except OSError:
+            return  # it is gone, so it is not this one
+        if os.path.samestat(status, here):
+            raise WriteError(
+                "is the current folder, which cannot be replaced while you are in it",
+                file=self.target,
+                hint="Name a new one",
+            )
 
     # ---- after
 

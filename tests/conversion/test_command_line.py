@@ -132,6 +132,14 @@ def test_a_v2_checkpoint_is_refused_by_name(tmp_path):
     refused(gptj("convert", V2 / "step_0", tmp_path / "dst", "--config", V2 / "config.json"), tmp_path / "dst", "v2")
 
 
+@pytest.mark.parametrize("options", [(), ("--to", "mesh", "--shards", 2), ("--to", "bin")])
+def test_the_folder_that_one_stands_in_is_not_replaced_under_ones_feet(tmp_path, options):
+    (tmp_path / "here").mkdir()
+    done = gptj("convert", MESH_FIXTURE / "full", ".", "--config", CONFIG, *options, cwd=tmp_path / "here")
+    assert done.returncode == 1 and "is the current folder" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.rglob("*") if not path.name.endswith("lock")] == ["here"]
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(gptj("convert", tmp_path / "empty", tmp_path / "dst", "--config", CONFIG), tmp_path / "dst", "empty")
