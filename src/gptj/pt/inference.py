@@ -66,8 +66,10 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.bias = bias.float()
-        self.scale = (weight.abs().amax(1).float() / 127).clamp_min_(torch.finfo(torch.float32).tiny)
-        whole = (weight / self.scale[:, None]).round_().to(torch.int8)
+        peak = torch.linalg.vector_norm(weight, math.inf, dim=1).float()
+        self.scale = (peak / 127).clamp_min_(torch.finfo(torch.float32).tiny)
+        parts = zip(weight.split(1024), self.scale[:, None].split(1024), strict=True)  # small, to stay in the cache
+        whole = torch.cat([(part / scale).round_().to(torch.int8) for part, scale in parts])
         self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
         self.zero = torch.zeros(len(bias), dtype=torch.int32)
         self.offset = torch.tensor(128 * 256 + 128.5)  # both digits' zeros, and a half, since the cast cuts
