@@ -26,6 +26,7 @@ import gptj
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import GPTJError, shown
+from gptj.prepared import QUANTIZATIONS
 
 if TYPE_CHECKING:
     from gptj_conversion.plan import ConversionPlan
@@ -352,6 +353,8 @@ generate_options = (
             help="How many prompts to read at once."),
     _option("Model", "--assistant", type=PathArgument, metavar="DIR", help="A smaller model that guesses ahead; the "
             "text is the same."),
+    _option("Model", "--quantize", type=click.Choice(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
+            "the framework can."),
     _option("Decoding", "--max-new-tokens", type=int, metavar="N", help="Tokens to add at most. [default: 40]"),
     _option("Decoding", "--temperature", type=float, metavar="T", help="Sample; below 1 is bolder, above 1 more even, "
             "0 is greedy."),
@@ -378,8 +381,8 @@ generate_options = (
 def generate(
     directory: Path, prompt: str | None, prompts: str | None, token_ids: str | None, allow_special: bool,
     truncate: str | None, stream: bool, interactive: bool, as_json: bool, backend: str | None, dtype: str | None,
-    batch_size: int, assistant: Path | None, seed: int | None, stop: tuple[str, ...], fields: tuple[str, ...],
-    **named: Any,
+    batch_size: int, assistant: Path | None, quantize: str | None, seed: int | None, stop: tuple[str, ...],
+    fields: tuple[str, ...], **named: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with the model in DIR; a PROMPT of - is all of stdin.
 
@@ -408,6 +411,7 @@ def generate(
         backend=backend,
         dtype=dtype,
         assistant=assistant,
+        quantize=quantize,
         settings=_fields(fields) | settings | ({"stop_strings": stop} if stop else {}),
         seed=seed,
         truncate=truncate is not None,

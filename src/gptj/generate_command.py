@@ -58,6 +58,7 @@ class Request:
         backend: which framework; None for the chosen or only one.
         dtype: of the parameters; None as stored.
         assistant: a smaller model's folder, that guesses ahead.
+        quantize: the precision of the weights that are decoded with; None for the parameters' own.
         settings: fields of `GenerationConfig`, over those of the folder's generation_config.json.
         seed: of the draws; None for one from the operating system.
         truncate: whether a prompt that is too long loses its beginning; otherwise it is refused.
@@ -68,6 +69,7 @@ class Request:
     backend: str | None = None
     dtype: str | None = None
     assistant: Path | None = None
+    quantize: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int | None = None
     truncate: bool = False
@@ -130,7 +132,9 @@ class Desk:
         return None if self.request.assistant is None else self._load(locate(self.request.assistant))
 
     def _load(self, directory: Path) -> Any:
-        options = {} if self.request.dtype is None else {"dtype": self.request.dtype}
+        options: dict[str, Any] = {} if self.request.dtype is None else {"dtype": self.request.dtype}
+        if self.request.quantize is not None:
+            options |= {"inference": True, "quantize": self.request.quantize}
         return gptj.backend(self.backend).GPTJForCausalLM.from_pretrained(directory, **options)
 
     def jobs(self, prompts: Iterable[Prompt]) -> list[Job]:

@@ -1,5 +1,7 @@
 """What PyTorch's fast path does with the weights, to what exactness, and what is over once it has them."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from mutants import revealing_batch
 from wings import close
 
+from gptj.cli import gptj_command
 from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config
 from gptj.pt import Decoder, GPTJForCausalLM
@@ -167,3 +170,14 @@ def test_a_prepared_model_counts_its_numbers_as_before(folder):
 def test_sizes_that_four_bits_do_not_fit_are_named(folder):
     with pytest.raises(InputError, match=r"quantize: .*inputs of 32, found a matrix of 280 outputs by 48 inputs"):
         GPTJForCausalLM.from_pretrained(folder(), inference=True, quantize="int4")
+
+
+def test_the_command_line_decodes_with_quantised_weights(folder, capsys, monkeypatch):
+    monkeypatch.setattr("gptj.cli.ENVIRONMENT", {})
+    words = ["generate", str(folder()), "--token-ids", "1 2 3", "--backend", "pt", "--max-new-tokens", "8", "--json"]
+    gptj_command.main([*words, "--quantize", "int8"], standalone_mode=False)
+    model = GPTJForCausalLM.from_pretrained(folder(), inference=True, quantize="int8")
+    expected = model.generate([[1, 2, 3]], max_new_tokens=8)[0].tolist()
+    assert json.loads(capsys.readouterr().out)["token_ids"] == expected
+    with pytest.raises(InputError, match="inputs of 32"):
+        gptj_command.main([*words, "--quantize", "int4"], standalone_mode=False)
