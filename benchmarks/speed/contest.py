@@ -1,8 +1,8 @@
 """The rounds: every contender takes its turn, A B C A B C, while the others are stopped.
 
 Each is a process of its own that keeps its model from turn to turn. What the machine does besides, and how warm it is,
-so meets all alike; and the machine's limits take their turn among them. A contender that fails drops out with its
-reason; the others go on.
+so meets all alike. Before each turn comes the machine's own, at what bounds it: reading memory, or multiplying. A
+contender that fails drops out with its reason; the others go on.
 """
 
 from __future__ import annotations
@@ -166,13 +166,12 @@ class Contest:
 
     def _has_folder(self, contender: Contender) -> bool:
         try:
-            with self._dropping(contender, "copy"):
-                self.folders.find(contender.copy)
-                return True
+            self.folders.find(contender.copy)
         except subprocess.CalledProcessError as error:
             words = (error.stderr or "").strip().splitlines()[-1:] or [str(error)]
             self._drop(contender, "copy", f"its copy of the weights could not be made: {words[0]}")
-        return False
+            return False
+        return True
 
     def _limits(self) -> Worker:
         worker = Worker(Path(sys.executable), "Limits", Path(), self.rules.limits, self.rules)
@@ -186,21 +185,22 @@ class Contest:
     def _measure(self, measure: str, contenders: list[Contender]) -> None:
         known: dict[str, dict[str, Any]] = {}
         values: dict[str, dict[str, list[float]]] = {}
-        limits: dict[str, list[float]] = {}
+        limits: dict[str, dict[str, list[float]]] = {}
         for turn in range(self.rules.repeats):
-            for dtype, rate in self.limits.ask("measure")["made"].items():
-                limits.setdefault(dtype, []).append(rate)
             for contender in contenders:
                 name = contender.name
                 if turn and name not in values:
                     continue  # it has dropped out
-                taken = values.pop(name, {})
+                self.say(f"{self.shape.name} {measure} {turn + 1}/{self.rules.repeats} {name}")
+                taken, bounds = values.pop(name, {}), limits.setdefault(name, {})
                 with self._dropping(contender, measure):
-                    self.say(f"{self.shape.name} {measure} {turn + 1}/{self.rules.repeats} {name}")
+                    kinds = [measures.bound(measure, contender.dtype)]
+                    for kind, rate in self.limits.ask("measure", kinds=kinds)["made"].items():
+                        bounds.setdefault(kind, []).append(rate)
                     found = self._turn(measure, contender, known)
                     values[name] = {figure: [*taken.get(figure, ()), value] for figure, value in found.items()}
-        medians = {dtype: statistics.median(rates) for dtype, rates in limits.items()}
         for name, figures in values.items():
+            medians = {kind: statistics.median(rates) for kind, rates in limits[name].items()}
             self.results.record(self.shape.name, name, measure, figures, medians, known.get(name, {}).get("steps"))
 
     def _turn(self, measure: str, contender: Contender, known: dict[str, dict[str, Any]]) -> dict[str, float]:

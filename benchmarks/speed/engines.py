@@ -361,10 +361,11 @@ class Limits(Engine):
                 "int8": tuple((40 * tensors).to(self.torch.int8)),
             }
 
-    def measure(self) -> dict[str, float]:
-        """Bytes read a second, and multiplications and additions a second by dtype; each the best of three."""
-        found = {"read": self.array.nbytes / best_s(self.read)}
-        for dtype, (a, b) in self.matrices.items():
+    def measure(self, kinds: list[str]) -> dict[str, float]:
+        """Bytes "read" a second, and operations a second by dtype, of those asked for; each the best of three."""
+        found = {"read": self.array.nbytes / best_s(self.read)} if "read" in kinds else {}
+        for dtype in self.matrices.keys() & set(kinds):
+            a, b = self.matrices[dtype]
             multiply = self.torch._int_mm if dtype == "int8" else type(a).__matmul__
             found[dtype] = 2.0 * len(a) ** 3 / best_s(lambda multiply=multiply, a=a, b=b: multiply(a, b))
         return found

@@ -96,15 +96,21 @@ def tokens_per_s(figure: str, seconds: float) -> float:
     return count / seconds
 
 
-def share_of_limit(figure: str, seconds: float, shape: Shape, dtype: str, limits: dict[str, float]) -> float | None:
-    """How much of what the machine can do was had: of its memory's bytes a second, or of its multiply-adds in `dtype`.
+def bound(measure: str, dtype: str) -> str:
+    """Which of the machine's limits bounds a measure: the bytes that it reads a second, or multiplies in `dtype`."""
+    return dtype if measure in ("prefill", "train") else "read"
 
-    None where there is no such limit, or none was measured: no library here multiplies in int4.
-    """
-    if figure in ("decode1_s", "decode8_s"):
-        return shape.bytes_a_token(dtype) / seconds / limits["read"]
-    rate = limits.get(dtype)
-    if rate is None or figure not in ("prefill_s", "train_s"):
+
+def share_of_limit(figure: str, seconds: float, shape: Shape, dtype: str, limits: dict[str, float]) -> float | None:
+    """How much was had of what the machine can do; None where there is no such limit: nobody multiplies in int4."""
+    measure = figure.removesuffix("_s")
+    limit = limits.get(bound(measure, dtype))
+    if limit is None or measure not in MEASURES:
         return None
-    operations = shape.prefill_operations(PREFILL) if figure == "prefill_s" else shape.training_operations(*TRAINING)
-    return operations / seconds / rate
+    if measure.startswith("decode"):
+        least = shape.bytes_a_token(dtype)
+    elif measure == "prefill":
+        least = shape.prefill_operations(PREFILL)
+    else:
+        least = shape.training_operations(*TRAINING)
+    return least / seconds / limit
