@@ -22,6 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 
 from benchmarks.speed.contenders import Contender, contenders
@@ -50,6 +51,8 @@ def main() -> None:
             results.write(arguments.json)
     console = Console(soft_wrap=True, highlight=False)
     for table in tables(results):
+        if arguments.markdown:
+            table.box, table.title_justify = box.MARKDOWN, "left"
         (console if console.is_terminal else Console(width=200, highlight=False)).print(table)
     if arguments.plot:
         draw(results, arguments.plot)
@@ -78,6 +81,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--cold", action="store_true", help="drop the weights from the page cache before each load")
     parser.add_argument("--alone", action="store_true", help="hold one model in memory at a time")
     parser.add_argument("--json", type=Path, help="add the figures to this file")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--plot", type=Path, help="draw decoding under the memory's limit (PNG; needs matplotlib)")
     arguments = parser.parse_args(words)
     if arguments.list:
