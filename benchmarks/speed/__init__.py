@@ -7,6 +7,7 @@
     engines.py       a contender's library behind four methods      (in the contender's own process)
     worker.py        that process: a line of JSON in, a line of JSON out
     contest.py       the rounds: everybody in turn, the others stopped
+    machine.py       what it all runs on, and what others do there meanwhile
     results.py       what came of it: JSON, medians, ratios, shares of the limits
     report.py        the tables
     picture.py       the roofline

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -28,10 +27,11 @@ from rich.console import Console
 from benchmarks.speed.contenders import Contender, contenders
 from benchmarks.speed.contest import Contest, Rules
 from benchmarks.speed.folders import Folders
+from benchmarks.speed.machine import CORES, machine
 from benchmarks.speed.measures import MEASURES
 from benchmarks.speed.picture import draw
 from benchmarks.speed.report import tables
-from benchmarks.speed.results import Results, machine
+from benchmarks.speed.results import Results
 from benchmarks.speed.shapes import SHAPES
 
 
@@ -72,9 +72,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--openvino-python", type=Path, default=Path(sys.executable), help="has OpenVINO")
     parser.add_argument("--directory", type=Path, help="where the weights are kept [default: temporary]")
     parser.add_argument("--make", action="store_true", help="only write what is missing in --directory")
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="for all [default: %(default)s]"
-    )
+    parser.add_argument("--threads", type=int, default=CORES, help="for everybody [default: %(default)s]")
     parser.add_argument("--repeats", type=int, default=3, help="turns a measure [default: %(default)s]")
     parser.add_argument("--steps", type=int, default=32, help="decoded tokens a turn at most [default: %(default)s]")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a decoding turn at most [default: %(default)s]")

@@ -36,7 +36,9 @@ def figures_table(results: Results, shape: Shape) -> Table:
         f"{rate / 1e9:,.1f} GB/s read" if name == "read" else f"{rate / 1e9:,.0f} {name} Gop/s"
         for name, rate in limits.items()
     )
-    table = Table(title=f"shape {shape.name}: tokens/s (share of the limit); limits {told or 'not measured'}")
+    others = results.others(shape.name)
+    told += f"; others took up to {others:.0%} of the machine" if others > 0.05 else ""
+    table = Table(title=f"shape {shape.name}: tokens/s (share of the limit); limits {told}")
     table.add_column("contender")
     for title in ("import s", "load s", "first token s", "peak / weights", *RATED.values(), "greedy tokens"):
         table.add_column(title, justify="right")

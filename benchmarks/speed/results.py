@@ -3,8 +3,9 @@
     {"machine": {...}, "shapes": {"M": {"gptj-pt": {
         "versions": {"torch": "2.13.0"}, "made": [17, 4, ...], "failures": {"train": "..."},
         "figures": {"decode1_s": {"values": [0.071, 0.070, 0.072], "limits": {"read": 4.2e10, "float32": 1.9e11},
-                                  "steps": 32, "run": "2026-11-26T00:40:00"}}}}}}
+                                  "run": "2026-11-26T00:40:00", "steps": 32, "others": 0.01}}}}}}
 
+`steps` are the decoded tokens that were timed, `others` is the share of the machine that others took meanwhile.
 A measure may be taken in several runs, some contenders each. A figure remembers its run, since a ratio is worth
 something only within one.
 """
@@ -12,9 +13,6 @@ something only within one.
 from __future__ import annotations
 
 import json
-import os
-import platform
-import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -59,14 +57,14 @@ class Results:
         measure: str,
         figures: dict[str, list[float]],
         limits: dict[str, float],
-        steps: int | None = None,
+        **said: Any,
     ) -> None:
-        """Note what a measure gave: each figure's values turn by turn, and the machine's limits meanwhile."""
+        """Note what a measure gave: each figure's values turn by turn, the machine's limits meanwhile, and more."""
         entry = self._entry(shape, contender)
         for failed in (measure, "copy"):
             entry["failures"].pop(failed, None)
-        said = {"limits": limits, "run": self.run, **({} if steps is None else {"steps": steps})}
-        entry["figures"].update({figure: {"values": values, **said} for figure, values in figures.items()})
+        common = {"limits": limits, "run": self.run, **said}
+        entry["figures"].update({figure: {"values": values, **common} for figure, values in figures.items()})
 
     def fail(self, shape: str, contender: str, measure: str, reason: str) -> None:
         self._entry(shape, contender)["failures"][measure] = reason
@@ -119,6 +117,13 @@ class Results:
         same = next((n for n, (a, b) in enumerate(zip(made, expected, strict=True)) if a != b), len(made))
         return same, len(made)
 
+    def others(self, shape: str) -> float:
+        """The largest share of the machine that others took during any figure of a shape."""
+        entries = self.data["shapes"][shape].values()
+        return max(
+            (figure.get("others", 0.0) for entry in entries for figure in entry["figures"].values()), default=0.0
+        )
+
     def medians_of_limits(self, shape: str) -> dict[str, float]:
         """The machine's limits, over all figures of a shape."""
         found: dict[str, list[float]] = {}
@@ -127,21 +132,3 @@ class Results:
                 for name, rate in figure["limits"].items():
                     found.setdefault(name, []).append(rate)
         return {name: statistics.median(rates) for name, rates in found.items()}
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures were taken on."""
-    model = platform.processor() or platform.machine()
-    information, memory = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-    if information.exists():
-        found = re.search(r"model name\s*:\s*(.+)", information.read_text())
-        model = found[1] if found else model
-    gigabytes = int(memory.read_text().split()[1]) * 1024 / 1e9 if memory.exists() else None
-    return {
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": threads,
-        "memory_gb": gigabytes,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from rich.console import Console
 
 from benchmarks.speed import measures
 from benchmarks.speed.contenders import contenders
-from benchmarks.speed.contest import DroppedOutError, Rules, Worker
+from benchmarks.speed.contest import Contest, DroppedOutError, Rules, Worker
 from benchmarks.speed.folders import lively_tensor
+from benchmarks.speed.machine import Others
 from benchmarks.speed.picture import apart, draw
 from benchmarks.speed.report import tables
 from benchmarks.speed.results import Results
@@ -191,3 +193,18 @@ def test_who_loses_a_tensor_writes_other_tokens():
     for spec in schema(config):
         if not spec.name.endswith("fc_out.bias"):  # it is small beside the stream
             assert (next_tokens(spec.name) != whole).sum() >= 4, spec.name
+
+
+def test_what_others_computed_is_what_we_did_not(monkeypatch):
+    """In 10 s all cores were busy for 16 s, of which 11 s were ours."""
+    moments = iter([(100.0, 50.0, 7.0), (110.0, 66.0, 18.0)])
+    monkeypatch.setattr(Others, "_now", lambda self: next(moments))
+    assert Others(lambda: []).share() == pytest.approx(5 / (10 * os.cpu_count()))
+
+
+def test_a_disturbed_turn_is_taken_again_and_the_calmest_counts(monkeypatch):
+    shares, turns = iter([0.5, 0.2, 0.3]), iter([{"train_s": 9.0}, {"train_s": 2.0}, {"train_s": 3.0}])
+    monkeypatch.setattr(Others, "share", lambda self: next(shares))
+    contest = Contest(SHAPES["tiny"], None, {}, Rules(threads=1), Results("now"))
+    monkeypatch.setattr(contest, "_turn", lambda *arguments: next(turns))
+    assert contest._undisturbed("train", contenders()["gptj-pt"], {}) == ({"train_s": 2.0}, 0.2)
