@@ -20,6 +20,7 @@ import datetime
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -33,6 +34,9 @@ from benchmarks.speed.picture import draw
 from benchmarks.speed.report import tables
 from benchmarks.speed.results import Results
 from benchmarks.speed.shapes import SHAPES
+
+TINY: dict[str, Any] = {"limits": {"megabytes": 16, "matrix": 64}, "disturbed": 1.0}
+"""Rules of the shape that nobody measures for its speed: to be done soon."""
 
 
 def main() -> None:
@@ -113,7 +117,7 @@ def contest_of(arguments: argparse.Namespace, shape: str, results: Results, dire
         target_s=arguments.seconds,
         cold=arguments.cold,
         alone=arguments.alone,
-        limits={"megabytes": 16, "matrix": 64} if shape == "tiny" else {},
+        **TINY if shape == "tiny" else {},
     )
     pythons = {**dict.fromkeys(engines, peers), "OpenVINO": openvino}
     return Contest(SHAPES[shape], folders, pythons, rules, results, say=lambda line: print(line, file=sys.stderr))
