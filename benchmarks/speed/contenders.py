@@ -53,17 +53,15 @@ def _ours() -> list[Contender]:
     fused = {"dtype": "float32", "attn_implementation": "sdpa"}
     plain.insert(1, _wing("gptj-pt-sdpa", "pt", "float32", "folder", fused, trains=True))
     plain.insert(2, _wing("gptj-pt-bfloat16", "pt", "bfloat16", "bfloat16", {"dtype": "bfloat16"}))
-    prepared = []
-    for family in FRAMEWORKS:
-        for dtype, quantize, copy in (
-            ("float32", None, "folder"),
-            ("bfloat16", None, "bfloat16"),
-            ("int8", "int8", "folder"),
-            ("int4", "int4", "folder"),
-        ):
-            load = {"inference": True, "dtype": "auto" if quantize else dtype, "quantize": quantize}
-            name = f"gptj-{family}-fast" + ("" if dtype == "float32" else f"-{dtype}")
-            prepared.append(_wing(name, family, dtype, copy, load))
+    prepared = [
+        _wing(f"gptj-{family}-fast", family, "float32", "folder", {"inference": True, "dtype": "float32"})
+        for family in FRAMEWORKS
+    ]
+    # On a CPU the other two compute in float32 whatever the folder holds, and have no quantised weights.
+    sixteen = {"inference": True, "dtype": "bfloat16"}
+    prepared.append(_wing("gptj-pt-fast-bfloat16", "pt", "bfloat16", "bfloat16", sixteen))
+    for dtype in ("int8", "int4"):
+        prepared.append(_wing(f"gptj-pt-fast-{dtype}", "pt", dtype, "folder", {"inference": True, "quantize": dtype}))
     return [*plain, *prepared]
 
 
