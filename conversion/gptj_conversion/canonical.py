@@ -18,6 +18,7 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import GPTJError, SchemaError
 from gptj.json_file import read_json_object
+from gptj.room import Room
 from gptj.safetensors_file import FileIdentity, StoredTensor, cast
 from gptj.schema import Head, TensorSpec
 from gptj_conversion.dialects import Dialect
@@ -76,7 +77,14 @@ class CanonicalDirectory:
         """The dtype that the tensor is stored in."""
         return self.plan.tensors[name].dtype
 
-    def read(self, row: TensorSpec, dtype: Any = None, *, allow_overflow: bool = False) -> NDArray[Any]:
+    def read(
+        self,
+        row: TensorSpec,
+        dtype: Any = None,
+        *,
+        allow_overflow: bool = False,
+        room: Room | None = None,
+    ) -> NDArray[Any]:
         """The tensor in its own dtype or in `dtype`."""
         name = self.plan.tensors[row.name].name
         if dtype is None or not allow_overflow:

@@ -17,6 +17,7 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import FormatError, MissingFileError, SchemaError, UnsafeFileError, shown
 from gptj.json_file import read_json_object
+from gptj.room import Room
 from gptj.safetensors_file import WEIGHT_DTYPES
 from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, is_old_buffer, schema
 from gptj.weight_files import listed, safe_path
@@ -76,11 +77,20 @@ class ForeignCheckpoint:
         """The dtype that a canonical tensor is stored in."""
         return self.arrays[name][0].dtype.name
 
-    def read(self, row: TensorSpec, dtype: Any = None, *, allow_overflow: bool = False) -> NDArray[Any]:
-        """A canonical tensor in memory of its own, in its own dtype or in `dtype`."""
+    def read(
+        self,
+        row: TensorSpec,
+        dtype: Any = None,
+        *,
+        allow_overflow: bool = False,
+        room: Room | None = None,
+    ) -> NDArray[Any]:
+        """A canonical tensor in its own dtype or in `dtype`."""
         array, spelling = self.arrays[row.name]
         wanted = array.dtype if dtype is None else numpy_dtype(dtype)
-        return array.read(wanted, transposed=spelling.transposed, where=spelling.name, allow_overflow=allow_overflow)
+        return array.read(
+            wanted, transposed=spelling.transposed, where=spelling.name, allow_overflow=allow_overflow, room=room
+        )
 
     def origin(self, name: str) -> str:
         """The file, the name in it, and whether it was transposed."""

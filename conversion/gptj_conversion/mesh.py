@@ -35,6 +35,7 @@ from gptj.errors import (
     MissingFileError,
     SchemaError,
 )
+from gptj.room import Room
 from gptj.safetensors_file import WEIGHT_DTYPES, cast
 from gptj.schema import Head, TensorSpec, schema
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
@@ -131,8 +132,15 @@ class MeshCheckpoint:
         }
         return tuple(places)
 
-    def read(self, row: TensorSpec | str, dtype: Any = None, *, allow_overflow: bool = False) -> NDArray[Any]:
-        """A canonical tensor in memory of its own, in the checkpoint's dtype or in `dtype`.
+    def read(
+        self,
+        row: TensorSpec | str,
+        dtype: Any = None,
+        *,
+        allow_overflow: bool = False,
+        room: Room | None = None,
+    ) -> NDArray[Any]:
+        """A canonical tensor in the checkpoint's dtype or in `dtype`, in the memory of `room` or in its own.
 
         Never more than the tensor, one copy of a summed bias and two buffers are in memory.
 
@@ -150,7 +158,7 @@ class MeshCheckpoint:
         if leaf.copies == "sum":
             return fit(self._sum(number))
         whole = self._whole_shape(leaf)
-        out = _allocate(whole[::-1] if leaf.transposed else whole, wanted, self.path, name)
+        out = _allocate(whole[::-1] if leaf.transposed else whole, wanted, self.path, name, room)
         bias = self._sum(added[0][0]) if added else None
         if bias is not None and not bias.any():
             bias = None
@@ -248,9 +256,9 @@ def _axis_sizes(width: int, vocab: int) -> dict[str, int]:
     return {"vocab": vocab, "embed": width, "heads": width, "mlp": 4 * width, "norm": width}
 
 
-def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, name: str) -> NDArray[Any]:
+def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, name: str, room: Room | None) -> NDArray[Any]:
     try:
-        return np.empty(shape, dtype)
+        return (room or Room()).array(shape, dtype)
     except (MemoryError, ValueError):
         gigabytes = math.prod(shape) * dtype.itemsize / 1e9
         raise LimitError(f"needs {gigabytes:.3g} GB of memory, more than there is", file=path, where=name) from None

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.room import Room
 from gptj.schema import Head, TensorSpec
 
 __all__ = ["TOKENIZER_SIGNS", "Facts", "Source"]
@@ -87,8 +88,18 @@ class Source(Protocol):
     def dtype_of(self, name: str) -> str:
         """The dtype that a canonical tensor is stored in."""
 
-    def read(self, row: TensorSpec, dtype: Any = None, *, allow_overflow: bool = False) -> NDArray[Any]:
-        """A canonical tensor in memory of its own, in its own dtype or in `dtype`."""
+    def read(
+        self,
+        row: TensorSpec,
+        dtype: Any = None,
+        *,
+        allow_overflow: bool = False,
+        room: Room | None = None,
+    ) -> NDArray[Any]:
+        """A canonical tensor in its own dtype or in `dtype`.
+
+        Its memory is its own; or, if a `room` is given, it may be the room's, which the next tensor will take.
+        """
 
     def origin(self, name: str) -> str:
         """How a canonical tensor is made, in words."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.errors import FormatError, LimitError
+from gptj.room import Room
 from gptj.safetensors_file import FileIdentity, cast, file_identity, open_regular_file, read_into
 from gptj_conversion.transpose import copy_transposed
 
@@ -63,15 +64,22 @@ class StoredArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(
-        self, dtype: np.dtype[Any], *, transposed: bool = False, where: str = "", allow_overflow: bool = False
+        self,
+        dtype: np.dtype[Any],
+        *,
+        transposed: bool = False,
+        where: str = "",
+        allow_overflow: bool = False,
+        room: Room | None = None,
     ) -> NDArray[Any]:
-        """The array in memory of its own, in `dtype`, transposed if asked.
+        """The array in `dtype`, transposed if asked.
 
         Args:
             dtype: a dtype of weights.
             transposed: return it with its two axes swapped.
             where: what errors name, besides the file; the array's name if empty.
             allow_overflow: let a narrowing cast turn finite values into infinity.
+            room: whose memory to take; None takes new.
 
         Raises:
             FormatError: the file changed or ends too early.
@@ -81,7 +89,7 @@ class StoredArray:
         where = where or self.name
         shape = self.shape[::-1] if transposed else self.shape
         try:
-            out = np.empty(shape, dtype)
+            out = (room or Room()).array(shape, dtype)
         except (MemoryError, ValueError):
             gigabytes = math.prod(shape) * dtype.itemsize / 1e9
             raise LimitError(

@@ -5,6 +5,10 @@ At every moment, also after a crash, the target is the old directory or the new 
 `.<name>.gptj-lock`, which the kernel lets go of when its holder dies, keeps a second writer out; so whoever
 holds it knows that every stage that is still there belongs to nobody, and clears it.
 
+Large runs of bytes that lie page by page go straight to the disk and come straight back from it (O_DIRECT), where
+the file system knows how. To fill the page cache with gigabytes that nobody has asked for yet costs more CPU time than
+all else that a writer does with them; and what is read back past it is what the disk holds, not what memory remembers.
+
 Each system call goes through one `FileSystem` object, so that a test can fail the n-th of them for every n.
 """
 
@@ -14,18 +18,21 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import io
 import logging
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, ParamSpec, Protocol, TypeVar
 
 import filelock
+import numpy as np
 
 from gptj.errors import InputError, WriteError, shown
+from gptj.room import PAGE_BYTES, page_aligned
 
 __all__ = ["Checksum", "Fate", "FileSystem", "OutputDirectory", "OutputFile", "require_plain_name"]
 
@@ -36,7 +43,8 @@ _T = TypeVar("_T")
 Fate = Literal["keep", "replace", "refuse"]
 """What becomes of a file of the old directory: carried over, left behind, or a reason not to overwrite."""
 
-_BLOCK_BYTES = 2**20  # of what is read back: a larger buffer is new memory, and touching it costs as much as reading
+_BLOCK_BYTES = 2**22  # of what is read back; into one buffer, since fresh memory costs more than reading
+_DIRECT_BYTES = 2**20  # what is shorter goes through the page cache: a transfer of its own would wait for the disk
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
@@ -71,9 +79,19 @@ class FileSystem:
         """Continue at `offset`."""
         os.lseek(descriptor, offset, os.SEEK_SET)
 
-    def read(self, descriptor: int, count: int) -> bytes:
-        """The next bytes, at most `count`."""
-        return os.read(descriptor, count)
+    def read_into(self, descriptor: int, buffer: memoryview) -> int:
+        """How many of the next bytes were read into `buffer`."""
+        with io.FileIO(descriptor, "rb", closefd=False) as stream:
+            return stream.readinto(buffer)
+
+    def set_direct(self, descriptor: int, wanted: bool) -> None:
+        """Transfer past the page cache from now on, or through it; EINVAL where the system cannot."""
+        if not hasattr(os, "O_DIRECT"):
+            raise OSError(errno.EINVAL, "no O_DIRECT here")
+        import fcntl
+
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | (os.O_DIRECT if wanted else 0))
 
     def open(self, path: Path) -> int:
         """A descriptor for reading, of a file or a folder."""
@@ -138,6 +156,8 @@ class OutputFile:
         self.name = name
         self.path = directory.stage / name
         self._directory = directory
+        self._may_be_direct = True
+        self._direct = False
         open_file = directory.fs.open if old else directory.fs.create
         self._descriptor = directory.call(self.path, open_file, self.path)
         self.nbytes = directory.call(self.path, directory.fs.status, self.path).st_size if old else 0
@@ -146,7 +166,10 @@ class OutputFile:
         """Append `data`."""
         view = memoryview(data).cast("B")
         while view:
-            count = self._directory.call(self.path, self._directory.fs.write, self._descriptor, view)
+            pages = len(view) - len(view) % PAGE_BYTES
+            direct = pages >= _DIRECT_BYTES and self.nbytes % PAGE_BYTES == 0 and _begins_a_page(view)
+            part = view[:pages] if self._set_direct(direct) else view
+            count = self._transfer(self._directory.fs.write, part)
             if count <= 0:
                 raise WriteError("nothing was written", file=self.path)
             view = view[count:]
@@ -162,16 +185,16 @@ class OutputFile:
 
     def read_at(self, offset: int, count: int) -> bytes:
         """The bytes at `offset`, fewer than `count` where the file or the system gives no more."""
+        self._set_direct(False)
         self._directory.call(self.path, self._directory.fs.seek, self._descriptor, offset)
-        return self._directory.call(self.path, self._directory.fs.read, self._descriptor, count)
+        buffer = memoryview(bytearray(count))
+        found = self._directory.call(self.path, self._directory.fs.read_into, self._descriptor, buffer)
+        return bytes(buffer[:found])
 
     def rewrite(self, data: bytes) -> None:
         """Put `data` at the front, over what stands there, and finish."""
         assert len(data) <= self.nbytes
-        self._directory.call(self.path, self._directory.fs.seek, self._descriptor, 0)
-        total = self.nbytes
-        self.write(data)
-        self.nbytes = total
+        self.write_at(0, data)
 
     def finish(self) -> tuple[str, list[str]]:
         """Force the file to the disk and read it again; returns the sha256 of what it now holds, and []."""
@@ -192,24 +215,60 @@ class OutputFile:
         fs, call = self._directory.fs, self._directory.call
         call(self.path, fs.fsync, self._descriptor)
         call(self.path, fs.seek, self._descriptor, 0)
-        sums = []
-        for count in parts:
-            part = checksum()
-            while count > 0:
-                block = call(self.path, fs.read, self._descriptor, min(count, _BLOCK_BYTES))
-                if not block:
-                    break
-                part.update(block)
-                count -= len(block)
-            sums.append(part.hexdigest())
+        sums = [checksum() for _ in parts]
+        left = [*parts]
+        number = 0
+        for block in self._blocks():
+            while len(block) and number < len(parts):
+                taken = block[: left[number]]
+                sums[number].update(taken)
+                left[number] -= len(taken)
+                block = block[len(taken) :]
+                number += left[number] == 0
         self.close()
-        return sums
+        return [part.hexdigest() for part in sums]
 
     def close(self) -> None:
         """Close the file; closing it twice does no harm."""
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             self._directory.call(self.path, self._directory.fs.close, descriptor)
+
+    def _set_direct(self, wanted: bool) -> bool:
+        """Whether the next transfer goes past the page cache."""
+        wanted = wanted and self._may_be_direct
+        if wanted != self._direct:
+            try:
+                self._directory.fs.set_direct(self._descriptor, wanted)
+                self._direct = wanted
+            except OSError as error:
+                if self._direct:
+                    raise self._directory.error_at(self.path, error) from error
+                self._may_be_direct = False
+        return self._direct
+
+    def _transfer(self, function: Callable[[int, memoryview], int], part: memoryview) -> int:
+        """Write or read `part`; through the page cache where a file system takes O_DIRECT and then refuses it."""
+        try:
+            return function(self._descriptor, part)
+        except OSError as error:
+            if not self._direct or error.errno != errno.EINVAL:
+                raise self._directory.error_at(self.path, error) from error
+        self._may_be_direct = False
+        self._set_direct(False)
+        return self._directory.call(self.path, function, self._descriptor, part)
+
+    def _blocks(self) -> Iterator[memoryview]:
+        """The file from here to its end; each block is overwritten by the next."""
+        buffer = page_aligned(_BLOCK_BYTES).data
+        position = 0
+        while True:
+            self._set_direct(self.nbytes >= _DIRECT_BYTES and position % PAGE_BYTES == 0)
+            count = self._transfer(self._directory.fs.read_into, buffer)
+            if not count:
+                return
+            position += count
+            yield buffer[:count]
 
 
 class OutputDirectory:
@@ -336,7 +395,7 @@ class OutputDirectory:
         try:
             return function(*arguments, **named)
         except OSError as error:
-            raise self._write_error(path, error) from error
+            raise self.error_at(path, error) from error
 
     # ---- before
 
@@ -363,7 +422,7 @@ class OutputDirectory:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._write_error(path, error) from error
+            raise self.error_at(path, error) from error
 
     def _require_writable_place(self) -> None:
         parent = self._status(self.target.parent)
@@ -378,7 +437,7 @@ class OutputDirectory:
         except filelock.Timeout:
             raise WriteError(f"is being written by {self._other_writer()}", file=self.target) from None
         except OSError as error:
-            raise self._write_error(self.target, error) from error
+            raise self.error_at(self.target, error) from error
         except RuntimeError:  # filelock's word for a lock that this very thread holds
             raise WriteError("is being written by this process", file=self.target) from None
 
@@ -485,12 +544,13 @@ class OutputDirectory:
             return
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-                raise self._write_error(new, error) from error
+                raise self.error_at(new, error) from error
         source = self.call(old, self.fs.open, old)
         try:
             file = self.create(name)
-            while block := self.call(old, self.fs.read, source, _BLOCK_BYTES):
-                file.write(block)
+            buffer = page_aligned(_BLOCK_BYTES).data
+            while count := self.call(old, self.fs.read_into, source, buffer):
+                file.write(buffer[:count])
             file.finish()
         finally:
             self.call(old, self.fs.close, source)
@@ -505,7 +565,7 @@ class OutputDirectory:
             self.fs.exchange(self.stage, self.target)
         except OSError as error:
             if error.errno not in _NO_EXCHANGE:
-                raise self._write_error(self.target, error) from error
+                raise self.error_at(self.target, error) from error
             self._rename_durably([(self.target, self._backup), (self.stage, self.target)])
             return self._backup
         try:
@@ -575,7 +635,8 @@ class OutputDirectory:
     def _remove(self, path: Path) -> None:
         self.call(path, self.fs.rmdir if self._is_folder(path) else self.fs.unlink, path)
 
-    def _write_error(self, path: Path, error: OSError) -> WriteError:
+    def error_at(self, path: Path, error: OSError) -> WriteError:
+        """What a system call's error is to the caller."""
         hints = {
             errno.ENOSPC: "Free some space, or write to another disk",
             errno.EDQUOT: "Your quota is used up",
@@ -589,6 +650,10 @@ class OutputDirectory:
         failure = WriteError(problem, file=path, hint=hints.get(error.errno or 0))
         failure.errno = error.errno
         return failure
+
+
+def _begins_a_page(view: memoryview) -> bool:
+    return bool(np.frombuffer(view, np.uint8).ctypes.data % PAGE_BYTES == 0)
 
 
 def require_plain_name(name: str, *, where: str) -> str:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from gptj.dtypes import numpy_dtype
 from gptj.errors import FormatError, GPTJError, InputError, LimitError, MissingFileError, SchemaError, shown
 from gptj.json_file import parse_json_object
+from gptj.room import page_aligned
 
 __all__ = [
     "WEIGHT_DTYPES",
@@ -485,9 +486,7 @@ class SafetensorsFile:
 def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], *, file: Path, where: str) -> NDArray[Any]:
     needed = math.prod(shape) * dtype.itemsize
     try:
-        room = np.empty(needed + ALIGNMENT, np.uint8)
-        start = -room.ctypes.data % ALIGNMENT
-        return room[start : start + needed].view(dtype).reshape(shape)
+        return page_aligned(needed).view(dtype).reshape(shape)
     except (MemoryError, ValueError):
         raise LimitError(f"needs {needed / 1e9:.3g} GB of memory, more than there is", file=file, where=where) from None
 

@@ -159,8 +159,8 @@ def test_S3_when_any_one_call_fails_the_old_directory_stands_and_nothing_lies_ab
                 break
     else:
         pytest.fail("no run succeeded")
-    assert n > 60
-    assert {"mkdir", "create", "write", "seek", "read", "fsync", "close", "rename", "names", "status"} <= failed
+    assert n > 50
+    assert {"mkdir", "create", "write", "seek", "read_into", "fsync", "close", "rename", "names", "status"} <= failed
 
 
 @pytest.mark.parametrize("name", SCENES)
@@ -230,7 +230,7 @@ def test_S2_a_writer_killed_at_any_call_leaves_old_or_new_and_the_next_run_clear
     code = KILLED.format(path=path, folder=str(memory_path), without=without)
     answer = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     count = int(answer.stdout)
-    assert count > 60
+    assert count > 50
     old, new = snapshot(memory_path / "old"), snapshot(memory_path / "new")
     new = {**(new or {}), "README.md": (old or {})["README.md"]}
     new["config.json"] = (0o600, new["config.json"][1])
@@ -273,8 +273,8 @@ def test_S3_short_writes_and_reads_are_continued(tmp_path: Path) -> None:
         def write(self, descriptor: int, data: memoryview) -> int:
             return super().write(descriptor, data[:7])
 
-        def read(self, descriptor: int, count: int) -> bytes:
-            return super().read(descriptor, min(count, 11))
+        def read_into(self, descriptor: int, buffer: memoryview) -> int:
+            return super().read_into(descriptor, buffer[:11])
 
     write(tmp_path / "x", 1, fs=Short())
     assert verify_checkpoint(tmp_path / "x")
@@ -295,11 +295,11 @@ def test_S9_a_disk_that_gives_back_other_bytes_is_noticed(tmp_path: Path, damage
     class Lying(FileSystem):
         lies = False
 
-        def read(self, descriptor: int, count: int) -> bytes:
-            block = super().read(descriptor, count)
-            if Path(f"/proc/self/fd/{descriptor}").resolve().name == damaged and block:
-                return block[:-1] + bytes([block[-1] ^ 1])
-            return block
+        def read_into(self, descriptor: int, buffer: memoryview) -> int:
+            count = super().read_into(descriptor, buffer)
+            if Path(f"/proc/self/fd/{descriptor}").resolve().name == damaged and count:
+                buffer[count - 1] ^= 1
+            return count
 
     with pytest.raises(WriteError, match="what was read back differs from what was written"):
         write(tmp_path / "x", 1, fs=Lying())
