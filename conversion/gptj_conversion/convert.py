@@ -7,6 +7,7 @@ tensor and some buffers, whatever the size of the model.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -29,7 +30,9 @@ from gptj.errors import (
     WriteError,
     shown,
 )
+from gptj.fingerprint import Witness
 from gptj.json_file import read_json_object
+from gptj.room import Room
 from gptj.schema import TensorSpec, schema
 from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE
 from gptj_conversion.canonical import describe_canonical, open_safetensors
@@ -332,9 +335,9 @@ class _Order:
         """The dtype that a tensor is to be written in."""
         return self.dtype or self.source.dtype_of(name)
 
-    def read_for_cast(self, row: TensorSpec) -> NDArray[Any]:
+    def read_for_cast(self, row: TensorSpec, room: Room | None = None) -> NDArray[Any]:
         """A tensor as a writer wants it that casts and counts by itself."""
-        return self.source.read(row, interim_dtype(self.source.dtype_of(row.name), self.dtype))
+        return self.source.read(row, interim_dtype(self.source.dtype_of(row.name), self.dtype), room=room)
 
     def read(self, row: TensorSpec) -> NDArray[Any]:
         """A tensor in the dtype to be written."""
@@ -398,23 +401,26 @@ def _settle(
 
 
 def _write_canonical(order: _Order) -> Path:
-    return write_checkpoint(
-        order.directory,
-        order.config,
-        order.read_for_cast,
-        head=order.source.head,
-        dtype=order.dtype,
-        max_shard_bytes=order.max_shard_bytes,
-        overwrite=order.overwrite,
-        extra_files=order.companions,
-        progress=order.progress,
-        allow_overflow=order.allow_overflow,
-        allow_nonfinite=order.allow_nonfinite,
-        **vars(_account(order, "safetensors")),
-    )
+    head, room = order.source.head, Room()
+    with Witness(order.config, head) if order.fingerprint else contextlib.nullcontext() as witness:
+        return write_checkpoint(
+            order.directory,
+            order.config,
+            lambda row: order.read_for_cast(row, room),
+            head=head,
+            dtype=order.dtype,
+            max_shard_bytes=order.max_shard_bytes,
+            overwrite=order.overwrite,
+            extra_files=order.companions,
+            progress=order.progress,
+            allow_overflow=order.allow_overflow,
+            allow_nonfinite=order.allow_nonfinite,
+            witness=witness,
+            **vars(_account(order, "safetensors", witness)),
+        )
 
 
-def _account(order: _Order, weights_format: str) -> Account:
+def _account(order: _Order, weights_format: str, witness: Witness | None = None) -> Account:
     """What the manifest says besides the tensors, the same for every format."""
 
     def reopen(stage: Path) -> Source:
@@ -424,7 +430,13 @@ def _account(order: _Order, weights_format: str) -> Account:
         provenance=_provenance(order.source, order.config, order.dtype, order.notes),
         origin=lambda row: origin_of(order.source, row),
         examine=examiner(
-            order.config, order.source.head, order.read, reopen, fingerprint=order.fingerprint, verify=order.verify
+            order.config,
+            order.source.head,
+            order.read,
+            reopen,
+            fingerprint=order.fingerprint,
+            verify=order.verify,
+            witness=witness,
         ),
         input_identity=input_identity(order.source.path),
         resume=order.resume,

@@ -34,7 +34,7 @@ from gptj.output_directory import Fate, FileSystem, OutputDirectory, require_pla
 from gptj.safetensors_file import WEIGHT_DTYPES
 from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.weight_files import INDEX_FILE, is_weights_name
-from gptj.weights_writer import WeightsWriter, WritingRules
+from gptj.weights_writer import WeightsWriter, Witness, WritingRules
 
 __all__ = ["DtypeChoice", "write_checkpoint"]
 
@@ -61,6 +61,7 @@ def write_checkpoint(
     allow_nonfinite: bool = False,
     origin: Callable[[TensorSpec], Origin] | None = None,
     examine: Callable[[Path], Fingerprint | None] | None = None,
+    witness: Witness | None = None,
     input_identity: Any = None,
     resume: bool = False,
     fs: FileSystem | None = None,
@@ -87,6 +88,7 @@ def write_checkpoint(
         origin: where a row's tensor comes from, for manifest.json.
         examine: told where the finished directory stands before it is swapped in, without its manifest; raises to
             refuse it, and returns the fingerprint for the manifest.
+        witness: shown each tensor as it is stored, for `examine` to ask.
         input_identity: what the tensors are read from, in any way that JSON can say and that changes when they
             do. With it, a writer that is killed can be continued.
         resume: go on from what a killed writer of the same input and arguments left, after its finished files have
@@ -112,7 +114,7 @@ def write_checkpoint(
         journal = Journal([tool_name(), input_identity, header, head, names, max_shard_bytes, allow_overflow])
     adopt = Journal.has_notes if resume else None
     with OutputDirectory(directory, overwrite=overwrite, fate=_fate, adopt=adopt, fs=fs) as output:
-        with WeightsWriter(output, rows, header, rules, journal=journal, origin=origin) as weights:
+        with WeightsWriter(output, rows, header, rules, journal=journal, origin=origin, witness=witness) as weights:
             first = weights.resume() if resume else 0
             output.require_space(_least_bytes(rows[first:], dtypes[first:]))
             for number, row in enumerate(rows):

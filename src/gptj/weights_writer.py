@@ -4,7 +4,7 @@ A safetensors header stands before the data but names the dtypes of all of it. S
 header that these rows can have, the data is streamed behind it, and the header, padded with spaces as the format
 allows, is written last. Nobody has to know the dtypes before the tensors come, and no tensor is asked for twice.
 
-Two cores are used: a thread hashes a block while this one counts, sums and writes it.
+Two cores are used: a thread hashes a block while this one counts, sums and writes it, and a witness may look on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,13 @@ from gptj.errors import FormatError, InputError, SchemaError, WriteError, shown
 from gptj.journal import Journal, Note, say_kept, stage_file
 from gptj.manifest import FileRecord, Origin, TensorRecord
 from gptj.output_directory import OutputDirectory, OutputFile
-from gptj.safetensors_file import ALIGNMENT, BLOCK_BYTES, WEIGHT_DTYPES, cast, pack_header, read_safetensors
+from gptj.room import PAGE_BYTES
+from gptj.safetensors_file import BLOCK_BYTES, WEIGHT_DTYPES, cast, pack_header, read_safetensors
 from gptj.schema import TensorSpec
 from gptj.tally import CastTally, ValueTally, is_narrowing
 from gptj.weight_files import WEIGHTS_FILE
 
-__all__ = ["BlockTally", "WeightsWriter", "WritingRules", "native", "shard_name", "stored_blocks"]
+__all__ = ["BlockTally", "WeightsWriter", "Witness", "WritingRules", "native", "shard_name", "stored_blocks"]
 
 _log = logging.getLogger("gptj")
 _MOST_SHARDS = 99_999
@@ -46,6 +47,16 @@ class WritingRules:
     max_shard_bytes: int
     allow_overflow: bool
     allow_nonfinite: bool
+
+
+class Witness(Protocol):
+    """Who looks on; `gptj.fingerprint.Witness` is one."""
+
+    def see(self, name: str, rows: NDArray[Any], /) -> None:
+        """Look at the next rows of a tensor, which stay as they are until `settle` returns."""
+
+    def settle(self, name: str, /) -> None:
+        """Be done with the tensor."""
 
 
 def shard_name(number: int, count: int) -> str:
@@ -99,6 +110,7 @@ class WeightsWriter:
         rules: how they are written.
         journal: where finished files are noted; None notes nothing.
         origin: where a tensor comes from, for its record.
+        witness: shown each tensor as it is stored.
     """
 
     def __init__(
@@ -110,6 +122,7 @@ class WeightsWriter:
         *,
         journal: Journal | None = None,
         origin: Callable[[TensorSpec], Origin] | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.output = output
         self.rows = rows
@@ -117,6 +130,7 @@ class WeightsWriter:
         self.rules = rules
         self.journal = journal
         self.origin = origin
+        self.witness = witness
         self.shards: list[_Shard] = []
 
     def __enter__(self) -> WeightsWriter:
@@ -198,10 +212,14 @@ class WeightsWriter:
             hashing = self._threads.submit(digest.update, block) if len(block) > _INLINE_BYTES else None
             if hashing is None:
                 digest.update(block)
+            if self.witness is not None:
+                self.witness.see(row.name, np.frombuffer(block, dtype).reshape(-1, *row.shape[1:]))
             sums.update(block)
             shard.file.write(block)
         if hashing is not None:
             hashing.result()
+        if self.witness is not None:
+            self.witness.settle(row.name)
         shard.tensors[row.name] = self._record(row, dtype.name, digest.hexdigest(), tally)
         shard.sums.append(sums.hexdigest())
         shard.sizes.append(nbytes)
@@ -253,7 +271,7 @@ class WeightsWriter:
         """The bytes of the longest header of a file that begins with this row: 8-byte numbers, 4-letter dtypes."""
         rows = [(row.name, "float64", row.shape) for row in self.rows[first:]]
         longest = len(pack_header(rows, self.metadata)) + len(rows)
-        return longest + -longest % ALIGNMENT
+        return longest + -longest % PAGE_BYTES  # so that large tensors begin at pages, too
 
     def _close_shard(self) -> None:
         """Write the last shard's header, force it to the disk, and compare what the disk holds with what came."""

@@ -190,7 +190,7 @@ class Oracle:
         self, name: str, h: Array, allowed: Array, positions: Array, factors: Array | None
     ) -> tuple[Array, Array]:
         """Multi-head attention of h (b, t, m), and its weights (b, h, t, s). No projection has a bias."""
-        q, k, v = (self.split_heads(self.linear(f"{name}{kind}_proj", h)) for kind in "qkv")
+        k, v, q = (self.split_heads(self.linear(f"{name}{kind}_proj", h)) for kind in "kvq")  # the schema's order
         q, k = self.rotate(q, positions), self.rotate(k, positions)
         weights = self.attention_weights(self.scores(q, k), allowed)
         if factors is not None:
