@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -66,18 +65,18 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.bias = bias.float()
-        peak = torch.linalg.vector_norm(weight, math.inf, dim=1).float()
-        self.scale = (peak / 127).clamp_min_(torch.finfo(torch.float32).tiny)
-        parts = zip(weight.split(1024), self.scale[:, None].split(1024), strict=True)  # small, to stay in the cache
-        whole = torch.cat([(part / scale).round_().to(torch.int8) for part, scale in parts])
-        self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
+        parts = weight.split(256)  # small, to stay in the cache
+        scales = [_peaks(part) / 127 for part in parts]
+        whole = [(part / scale).round_().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
+        self.weight = torch.ops.onednn.qlinear_prepack(torch.cat(whole), None)
+        self.scale = torch.cat(scales).flatten()
         self.zero = torch.zeros(len(bias), dtype=torch.int32)
         self.offset = torch.tensor(128 * 256 + 128.5)  # both digits' zeros, and a half, since the cast cuts
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) to (..., n)."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        peak = torch.linalg.vector_norm(rows, math.inf, -1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+        peak = _peaks(rows)
         whole = torch.addcmul(self.offset, rows, self.largest / peak).to(torch.uint16)
         digits = whole.view(torch.uint8).unflatten(-1, (-1, 2)).permute(2, 0, 1).reshape(-1, rows.shape[1])
         sums = torch.ops.onednn.qlinear_pointwise(
@@ -86,6 +85,11 @@ class Int8Linear(nn.Module):
         low, high = sums.chunk(2)
         product = torch.addcmul(self.bias, low.add_(high, alpha=256), peak / self.largest)
         return product.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def _peaks(rows: Tensor) -> Tensor:
+    """The largest magnitude of each row (n, k) as (n, 1), in float32 and never 0. (A norm takes 7 times as long.)"""
+    return rows.abs().amax(1, keepdim=True).float().clamp_min_(torch.finfo(torch.float32).tiny)
 
 
 class Int4Linear(nn.Module):
