@@ -1,6 +1,8 @@
 """What PyTorch's fast path does with the weights, to what exactness, and what is over once it has them."""
 
+import copy
 import json
+import pickle
 
 import ml_dtypes
 import numpy as np
@@ -150,6 +152,8 @@ def test_only_the_last_position_of_a_prompt_meets_the_head(folder, inference):
         ("prepare_for_inference", lambda model, path: model.prepare_for_inference()),
         ("a cast or a move", lambda model, path: model.half()),
         ("a cast or a move", lambda model, path: model.transformer.to("meta")),
+        ("a copy", lambda model, path: copy.deepcopy(model)),
+        ("a copy", lambda model, path: pickle.dumps(model)),
         ("a gradient", lambda model, path: model(inputs_embeds=torch.zeros(1, 2, CONFIG.n_embd, requires_grad=True))),
     ],
 )

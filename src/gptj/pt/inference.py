@@ -262,12 +262,11 @@ class InferenceMixin:
             count = sum(row.size for row in schema(model.config, model.head))
             model.num_parameters = lambda only_trainable=False, count=count: 0 if only_trainable else count
             model.train = functools.partial(_train, model)
-            model._apply = functools.partial(_refuse, "a cast or a move")
-            for act in _GIVEN_UP:
-                setattr(model, act, functools.partial(_refuse, act))
+            for method, act in _GIVEN_UP.items():
+                setattr(model, method, functools.partial(_refuse, act))
 
 
-_GIVEN_UP = (
+_PUBLIC = (
     "gradient_checkpointing_enable",
     "initialise",
     "load_state_dict",
@@ -278,7 +277,12 @@ _GIVEN_UP = (
     "set_input_embeddings",
     "state_dict",
 )
-"""Methods that a prepared model has no longer."""
+_GIVEN_UP = {name: name for name in _PUBLIC} | {
+    "_apply": "a cast or a move",
+    "__deepcopy__": "a copy",
+    "__reduce_ex__": "a copy",  # which is what pickle and torch.save ask for
+}
+"""Methods that a prepared model has no longer, and what each is called."""
 
 
 def _refuse(act: str, *arguments: Any, **options: Any) -> Any:
