@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gptj import generation
 from gptj.flax.weights import Params, from_numpy, to_numpy
 from gptj.generation import Step
-from gptj.outputs import KVCache
+from gptj.outputs import CausalLMOutputWithPast, KVCache
 
 
 def rounded(count: int, most: int) -> int:
@@ -51,10 +51,14 @@ def compiled_step(module: nn.Module, last_only: bool, want: frozenset[str]) -> C
             output_hidden_states="hidden_states" in want,
             only=last if last_only else None,
         )
-        made = {"logits": outputs.logits, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
-        return outputs.past_key_values, made
+        return outputs.past_key_values, made_by(outputs)
 
     return jax.jit(run, donate_argnums=1)
+
+
+def made_by(outputs: CausalLMOutputWithPast) -> dict[str, Any]:
+    """What a step gives besides the cache."""
+    return {"logits": outputs.logits, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
 
 
 @jax.jit
@@ -77,7 +81,7 @@ class Decoder(generation.Decoder):
         super().__init__(model.config, batch, capacity)
         self.model = model
         self.slots = rounded(capacity, model.config.n_positions)
-        self.cache: KVCache = model.init_cache(batch, self.slots)
+        self.cache: KVCache = (model if model.fast_path is None else model.fast_path).init_cache(batch, self.slots)
 
     def _run(
         self,
@@ -95,14 +99,18 @@ class Decoder(generation.Decoder):
             np.pad(numbers, ((0, 0), (0, excess))).astype(np.int32) for numbers in (token_ids, position_ids)
         )
         self.cache.length = np.int32(offset)
-        self.cache, made = compiled_step(self.model.module, last_only, want)(
-            self.model.params,
+        arguments = (
             self.cache,
             ids,
             positions,
             np.pad(mask, ((0, 0), (0, self.slots - self.capacity))),
             np.int32(columns - 1),
         )
+        model = self.model
+        if model.fast_path is None:
+            self.cache, made = compiled_step(model.module, last_only, want)(model.params, *arguments)
+        else:
+            self.cache, made = model.fast_path.step(*arguments, last_only=last_only, want=want)
         return self._step(made, columns, offset + columns)
 
     def _step(self, made: dict[str, Any], columns: int, length: int) -> Step:
@@ -115,7 +123,8 @@ class Decoder(generation.Decoder):
         )
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
-        self.cache = gathered(self.cache, rows)
+        each = len(self.cache.keys[0]) // self.batch  # the fast path's cache has b h rows, the other's b
+        self.cache = gathered(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
 
 
 class GenerationMixin(generation.Generates):

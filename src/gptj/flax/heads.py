@@ -99,11 +99,7 @@ class GPTJForCausalLMModule(nn.Module):
             output_hidden_states,
             train,
         )
-        hidden = outputs.last_hidden_state
-        logits = self._logits(hidden if only is None else jnp.take(hidden, only, axis=1))
-        loss = None
-        if labels is not None:
-            loss = cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+        logits, loss = self.next_tokens(outputs.last_hidden_state, labels, only)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -112,9 +108,17 @@ class GPTJForCausalLMModule(nn.Module):
             attentions=outputs.attentions,
         )
 
-    def _logits(self, hidden: Array) -> Array:
+    def next_tokens(
+        self, hidden: Array, labels: Array | None = None, only: Array | None = None
+    ) -> tuple[Array, Array | None]:
+        """The logits that follow the last hidden states (b, t, m), and with labels the loss."""
         tied = self.transformer.wte.weight if self.config.tie_word_embeddings else None
-        return at_least_float32(self.lm_head(hidden, tied))
+        hidden = hidden if only is None else jnp.take(hidden, only, axis=1)
+        logits = at_least_float32(self.lm_head(hidden, tied))
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+        return logits, loss
 
 
 class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):

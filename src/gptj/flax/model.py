@@ -30,6 +30,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host, require_x64
 from gptj.outputs import BaseModelOutputWithPast, KVCache
+from gptj.prepared import refusal
 from gptj.rotary import rotary_table
 
 Remember = Callable[[Array, Array], tuple[Array, Array]]
@@ -183,6 +184,22 @@ def visible(attention_mask: Array | None, slots: Array, length: int) -> Array:
         return causal[None, None]
     keys = jnp.pad(attention_mask.astype(bool), ((0, 0), (0, length - attention_mask.shape[1])))
     return causal & keys[:, None, None]
+
+
+def surroundings(
+    config: GPTJConfig, x: Array, seen: Any, length: int, position_ids: Array | None, attention_mask: Array | None
+) -> tuple[Array, tuple[Array, Array], Array]:
+    """What all blocks are told about their queries: slots (t,), rotation, and which keys they see.
+
+    Args:
+        x: the embeddings (b, t, m).
+        seen: how many tokens came before.
+        length: keys that there will be.
+    """
+    b, t, _ = x.shape
+    slots = seen + jnp.arange(t)
+    positions = jnp.broadcast_to(slots[None] if position_ids is None else position_ids, (b, t))
+    return slots, RotaryTable(config, x.dtype)(positions), visible(attention_mask, slots, length)
 
 
 class Memory:
@@ -391,13 +408,10 @@ class GPTJModule(nn.Module):
             x = x + self.wte(token_type_ids)
         x = self.drop(x, deterministic=not train)
 
-        b, t, _ = x.shape
+        t = x.shape[1]
         seen = 0 if past is None else past.length if past.fixed else past.capacity
         length = past.capacity if past is not None and past.fixed else seen + t
-        slots = seen + jnp.arange(t)
-        positions = jnp.broadcast_to(slots[None] if position_ids is None else position_ids, (b, t))
-        rotation = RotaryTable(config, x.dtype)(positions)
-        see = visible(attention_mask, slots, length)
+        slots, rotation, see = surroundings(config, x, seen, length, position_ids, attention_mask)
         if head_mask is not None:
             head_mask = jnp.broadcast_to(head_mask, (config.n_layer, config.n_head))
 
@@ -564,10 +578,23 @@ def compute(
     past: KVCache | None = arguments.get("past_key_values")
     if past is not None and not isinstance(past.length, Array):
         arguments = arguments | {"past_key_values": dataclasses.replace(past, length=np.int32(past.length))}
-    output = compiled(model.module, **flags)(model.params if params is None else params, arguments, dropout_rng)
+    if model.fast_path is None:
+        output = compiled(model.module, **flags)(model.params if params is None else params, arguments, dropout_rng)
+    else:
+        output = _prepared(model, arguments, params=params, **flags)
     tokens = arguments["inputs_embeds"] if arguments["input_ids"] is None else arguments["input_ids"]
     _tell_length(output, past, tokens.shape[1])
     return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def _prepared(
+    model: PretrainedModel, arguments: dict[str, Any], *, params: Params | None, train: bool, **asked: bool
+) -> Any:
+    """The output of a model's fast path, which has parameters of its own and does not train."""
+    for act, wanted in (("train", train), ("params", params is not None)):
+        if wanted:
+            raise refusal(act)
+    return model.fast_path(arguments, **asked)
 
 
 def _tell_length(output: Any, past: KVCache | None, new: int) -> None:

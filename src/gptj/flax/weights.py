@@ -34,7 +34,7 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_inference
+from gptj.prepared import check_inference, refusal
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
 
 Params = Mapping[str, Any]
@@ -135,12 +135,14 @@ class PretrainedModel:
 
     Attributes:
         config: the model's `GPTJConfig`.
+        fast_path: what computes in place of the module once `prepare_for_inference` was called, else None.
         module: the flax.linen module: `module.apply({"params": params}, input_ids)` works under jit, grad and vmap.
         head: which rows of the schema the class has.
     """
 
     head: ClassVar[Head]
     module_class: ClassVar[type[nn.Module]]
+    fast_path: Any = None
 
     # Differs: input_shape, computation_dtype are Flax's alone, and the order is transformers' (PyTorch has no such).
     def __init__(
@@ -178,8 +180,14 @@ class PretrainedModel:
 
     @params.setter
     def params(self, params: Params) -> None:
+        self._refuse_prepared("params")
         check_params(params, self.config, self.head)
         self._params = params
+
+    def _refuse_prepared(self, act: str) -> None:
+        """Refuse what needs the parameters as the file has them, by name, once `prepare_for_inference` was called."""
+        if self.fast_path is not None:
+            raise refusal(act)
 
     @property
     def params_shape_tree(self) -> dict[str, Any]:
@@ -247,6 +255,7 @@ class PretrainedModel:
 
     def gradient_checkpointing_enable(self) -> None:
         """In training, keep only what enters each block and compute the rest again for the gradient."""
+        self._refuse_prepared("gradient_checkpointing_enable")
         self.module = self.module.clone(gradient_checkpointing=True)
 
     def gradient_checkpointing_disable(self) -> None:
@@ -260,6 +269,7 @@ class PretrainedModel:
 
     def set_input_embeddings(self, embeddings: Any) -> None:
         """Use another token embedding of the same size; lm_head follows where the config ties them."""
+        self._refuse_prepared("set_input_embeddings")
         inputs.check_embeddings(self.config, tuple(embeddings.shape))
         self.params = nested((flat(self.params) | {self._embedding: embeddings}).items())
 
@@ -283,6 +293,7 @@ class PretrainedModel:
             new_num_tokens: the new vocab_size; None changes nothing.
             seed: of the new rows.
         """
+        self._refuse_prepared("resize_token_embeddings")
         if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
             config = self.config.replace(vocab_size=new_num_tokens)
             rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
@@ -298,6 +309,7 @@ class PretrainedModel:
 
     def initialise(self, *, dtype: Any = "float32", seed: int = 0) -> None:
         """Give every parameter its start value, the same in all three backends for the same seed."""
+        self._refuse_prepared("initialise")
         target = numpy_dtype(dtype_name(dtype))
         rows = schema(self.config, self.head)
         self._assign((row, initial_tensor(row, self.config, seed).astype(target, copy=False)) for row in rows)
@@ -366,6 +378,8 @@ class PretrainedModel:
             InputError: the parameters are float64 and jax has float64 switched off.
         """
         check_inference(cls.head, inference, quantize)
+        if inference and not _do_init:
+            raise InputError("a prepared model has parameters of its own", where="_do_init", found=False)
         # Differs: computation_dtype and _do_init are Flax's alone.
         loading = pretrained.prepare(
             cls.head,
@@ -410,6 +424,7 @@ class PretrainedModel:
             SchemaError: `params` are not this model's.
         """
         # Differs: params is Flax's alone.
+        self._refuse_prepared("save_pretrained")
         parameters = flat(self.params if params is None else params)
         if params is not None:
             check_params(params, self.config, self.head)
