@@ -12,7 +12,7 @@ __test__ = "tf" in named_backends()  # where it is not under test, TensorFlow ma
 if __test__:
     import tensorflow as tf
 
-    from gptj.tf import GPTJForCausalLM
+    from gptj.tf import Decoder, GPTJForCausalLM
     from gptj.tf.generate import CompiledModel
 
 FEW = {"n_layer": 2}
@@ -67,21 +67,15 @@ def test_preparing_copies_no_float32_parameter_and_changes_no_token(folder):
     assert (model.generate(IDS, max_new_tokens=5, eos_token_id=None).numpy() == before.numpy()).all()
 
 
-def test_16_bit_parameters_are_computed_in_float32_on_a_cpu(folder, tmp_path):
-    rounded = GPTJForCausalLM.from_pretrained(folder(**FEW), dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_parameters_are_computed_in_float32_on_a_cpu(folder, tmp_path, dtype):
+    rounded = GPTJForCausalLM.from_pretrained(folder(**FEW), dtype=dtype)
     rounded.save_pretrained(tmp_path / "model")
-    with pytest.warns(UserWarning, match=r"a CPU computes bfloat16 slowly: the parameters are float32 .*, 0\.0 GB"):
-        model = GPTJForCausalLM.from_pretrained(tmp_path / "model", inference=True)
-    assert {w.dtype for w in model.weights} == {"float32"} and model.compute_dtype == "float32"
     wide = GPTJForCausalLM.from_pretrained(tmp_path / "model", dtype="float32")
-    assert np.abs(model(IDS).logits - wide(IDS).logits).max() <= FLOAT32_ABSOLUTE
-
-
-def test_a_tied_matrix_stays_tied(folder, tmp_path):
-    model = GPTJForCausalLM.from_pretrained(folder(tie_word_embeddings=True, **FEW), dtype="bfloat16")
-    with pytest.warns(UserWarning, match="a CPU computes bfloat16 slowly"):
-        model.prepare_for_inference()
-    assert model.lm_head.weight is model.transformer.wte.weight
+    step = Decoder(rounded, 2, 11).prefill(IDS)
+    assert np.abs(step.logits - wide(IDS).logits[:, -1]).max() <= FLOAT32_ABSOLUTE
+    assert np.abs(rounded.prepare_for_inference()(IDS).logits - wide(IDS).logits).max() <= FLOAT32_ABSOLUTE
+    assert {w.dtype for w in rounded.weights} == {dtype}
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
