@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -41,6 +43,7 @@ TINY: dict[str, Any] = {"limits": {"megabytes": 16, "matrix": 64}, "disturbed": 
 
 def main() -> None:
     arguments = parsed(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the contenders end, too
     run = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     results = Results.opened(arguments.json, run)
     try:
@@ -80,6 +83,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="turns a measure [default: %(default)s]")
     parser.add_argument("--steps", type=int, default=32, help="decoded tokens a turn at most [default: %(default)s]")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a decoding turn at most [default: %(default)s]")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no turn after this long")
     parser.add_argument("--cold", action="store_true", help="drop the weights from the page cache before each load")
     parser.add_argument("--alone", action="store_true", help="hold one model in memory at a time")
     parser.add_argument("--json", type=Path, help="add the figures to this file")
@@ -115,6 +119,7 @@ def contest_of(arguments: argparse.Namespace, shape: str, results: Results, dire
         repeats=arguments.repeats,
         most_steps=arguments.steps,
         target_s=arguments.seconds,
+        most_s=60 * arguments.minutes,
         cold=arguments.cold,
         alone=arguments.alone,
         **TINY if shape == "tiny" else {},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import selectors
 import signal
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ class Rules:
         cold: whether the weights' pages are dropped before each start.
         alone: whether a contender's process ends with its turn, where two models do not fit in memory.
         disturbed: the share of the machine above which a turn is taken again, since others computed meanwhile.
+        most_s: after which no turn is begun any more; what was measured till then counts.
         patience_s: how long an answer may take.
         limits: options of the limits' engine: `megabytes` that are read, size of the `matrix`.
     """
@@ -65,6 +68,7 @@ class Rules:
     cold: bool = False
     alone: bool = False
     disturbed: float = 0.1
+    most_s: float = math.inf
     patience_s: float = 900.0
     limits: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -152,6 +156,7 @@ class Contest:
         self.shape, self.folders, self.pythons = shape, folders, pythons
         self.rules, self.results, self.say = rules, results, say
         self.kept: dict[str, Worker] = {}
+        self.ends_at = math.inf
 
     def run(self, contenders: Iterable[Contender], wanted: Sequence[str]) -> None:
         """Measure all of `wanted`. The contenders' copies of the weights are made first."""
@@ -160,6 +165,7 @@ class Contest:
             return
         try:
             self.limits = self._limits()
+            self.ends_at = time.monotonic() + self.rules.most_s
             for measure in wanted:
                 self._measure(measure, [c for c in running if measure != "train" or c.trains])
         finally:
@@ -193,6 +199,9 @@ class Contest:
         for turn in range(self.rules.repeats):
             for contender in contenders:
                 name = contender.name
+                if time.monotonic() > self.ends_at:
+                    self.say(f"{self.shape.name} {measure} {turn + 1}/{self.rules.repeats} {name}: no time left")
+                    continue
                 if turn and name not in values:
                     continue  # it has dropped out
                 self.say(f"{self.shape.name} {measure} {turn + 1}/{self.rules.repeats} {name}")

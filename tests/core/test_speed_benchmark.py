@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,3 +210,16 @@ def test_a_disturbed_turn_is_taken_again_and_the_calmest_counts(monkeypatch):
     contest = Contest(SHAPES["tiny"], None, {}, Rules(threads=1), Results("now"))
     monkeypatch.setattr(contest, "_turn", lambda *arguments: next(turns))
     assert contest._undisturbed("train", contenders()["gptj-pt"], {}) == ({"train_s": 2.0}, 0.2)
+
+
+def test_when_time_is_up_what_was_measured_counts(monkeypatch):
+    """Of three repeats the first two are in time."""
+    clock = iter([0.0, 5.0, 20.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    results = Results("now")
+    contest = Contest(SHAPES["tiny"], None, {}, Rules(threads=1), results)
+    contest.ends_at = 10.0
+    contest.limits = SimpleNamespace(ask=lambda what, kinds: {"made": {"read": 1e9}})
+    monkeypatch.setattr(contest, "_undisturbed", lambda *arguments: ({"decode1_s": 2.0}, 0.0))
+    contest._measure("decode1", [contenders()["gptj-pt"]])
+    assert results.figure("tiny", "gptj-pt", "decode1_s")["values"] == [2.0, 2.0]
