@@ -1,10 +1,15 @@
 """Generation over each wing's own decoder: the oracle's greedy tokens, and the same whatever the batch or the cache."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from mutants import revealing_batch
 
 from gptj.errors import ConfigError, InputError
+from gptj.generation import GenerationConfig
 from gptj.parity.revealing import revealing_config
 
 CONFIG = revealing_config()
@@ -25,10 +30,22 @@ def test_greedy_tokens_are_the_oracles(wing, revealing, oracle):
     assert got.tolist() == expected.tolist()
 
 
-def test_a_padded_prompt_gives_what_it_gives_alone(wing, revealing):
-    padded = tokens(wing, revealing(), attention_mask=MASK, max_new_tokens=NEW, eos_token_id=None)
-    alone = tokens(wing, revealing(), IDS[1:2, 4:], max_new_tokens=NEW, eos_token_id=None)
-    assert padded[1, 4:].tolist() == alone[0].tolist()
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 0}, {"num_beams": 3}], ids=str)
+def test_a_prompt_gives_in_a_padded_batch_what_it_gives_alone(wing, revealing, options):
+    settings = {"max_new_tokens": NEW, "eos_token_id": None, **options}
+    seeds = [5, 6, 7] if "do_sample" in options else [None] * 3
+    batch = tokens(wing, revealing(), attention_mask=MASK, seed=seeds if seeds[0] else None, **settings)
+    for row, (ids, mask, seed) in enumerate(zip(IDS, MASK, seeds, strict=True)):
+        alone = tokens(wing, revealing(), [ids[mask == 1]], seed=seed, **settings)
+        assert batch[row, mask.argmax() :].tolist() == alone[0].tolist()
+
+
+def test_compiled_steps_give_what_plain_calls_of_the_model_give(wing, revealing):
+    ids = IDS
+    for _ in range(4):
+        logits = wing.numpy(wing.call(revealing(), ids).logits)
+        ids = np.concatenate([ids, logits[:, -1].argmax(axis=1)[:, None]], axis=1)
+    assert tokens(wing, revealing(), max_new_tokens=4, eos_token_id=None).tolist() == ids.tolist()
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 0}, {"num_beams": 3}], ids=str)
@@ -54,6 +71,19 @@ def test_the_same_seed_gives_the_same_tokens_and_another_does_not(wing, revealin
     assert first == again != other
 
 
+def test_the_folders_generation_config_is_the_default_and_is_written_back(wing, folder, revealing, tmp_path):
+    own = Path(shutil.copytree(folder(), tmp_path / "own"))
+    members = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 3, "transformers_version": "4.57.6"}
+    (own / "generation_config.json").write_text(json.dumps(members))
+    model = wing.model("causal_lm").from_pretrained(own)
+    assert model.generation_config == GenerationConfig.from_dict(members)
+    expected = tokens(wing, revealing(), seed=1, do_sample=True, temperature=1.5, max_new_tokens=3, eos_token_id=None)
+    assert tokens(wing, model, seed=1).tolist() == expected.tolist()
+    assert tokens(wing, model, generation_config=GenerationConfig(max_new_tokens=2)).shape == (3, IDS.shape[1] + 2)
+    model.save_pretrained(tmp_path / "written")
+    assert json.loads((tmp_path / "written" / "generation_config.json").read_text()) == members
+
+
 def test_streamed_equals_whole(wing, revealing):
     whole = tokens(wing, revealing(), do_sample=True, seed=1, max_new_tokens=NEW)
     steps = [step.tokens for step in revealing().stream(IDS, do_sample=True, seed=1, max_new_tokens=NEW)]
@@ -69,7 +99,7 @@ def test_a_row_is_padded_after_its_eos(wing, revealing):
     assert end <= 2 and set(row[end + 1 :]) <= {7}
 
 
-def test_wrong_requests_are_refused_before_anything_is_computed(wing, revealing):
+def test_G2_wrong_requests_are_refused_before_anything_is_computed(wing, revealing):
     model = revealing()
     with pytest.raises((InputError, ConfigError), match="n_positions"):
         model.generate(IDS, max_new_tokens=CONFIG.n_positions)

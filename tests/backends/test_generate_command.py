@@ -145,7 +145,7 @@ def test_a_prompt_that_is_too_long_is_refused_or_loses_its_beginning(run: Any) -
     assert cut["token_ids"] == json.loads(run("--token-ids", kept, "--json", *GREEDY))["token_ids"]
 
 
-def test_special_tokens_in_a_prompt_are_text_unless_allowed(run: Any) -> None:
+def test_T4_special_tokens_in_a_prompt_are_text_unless_allowed(run: Any) -> None:
     text = "<|endoftext|>a"
     plain, special = (json.loads(run(text, "--json", *GREEDY, *flag)) for flag in ((), ("--allow-special",)))
     assert special["token_ids"][: special["prompt_tokens"]] == small().encode(text, allow_special=True)
@@ -211,7 +211,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return endless_model(tmp_path_factory.mktemp("endless") / "model")
 
 
-def test_g6_ctrl_c_ends_a_stream_and_what_was_made_is_out(wing: Wing, endless: Path) -> None:
+def test_G6_ctrl_c_ends_a_stream_and_what_was_made_is_out(wing: Wing, endless: Path) -> None:
     process = started(wing.name, endless, TEXT, "--stream", "--max-new-tokens", "2000")
     begun = process.stdout.read(len(TEXT) + 20)  # a piece is there as soon as it is made
     process.send_signal(signal.SIGINT)
@@ -220,7 +220,7 @@ def test_g6_ctrl_c_ends_a_stream_and_what_was_made_is_out(wing: Wing, endless: P
     assert len(done.out) < 1980 and set(done.out.strip()) <= {LETTER}
 
 
-def test_g6_ctrl_c_ends_an_answer_and_not_the_conversation(wing: Wing, endless: Path) -> None:
+def test_G6_ctrl_c_ends_an_answer_and_not_the_conversation(wing: Wing, endless: Path) -> None:
     process = started(wing.name, endless, "-i", "--max-new-tokens", "800")
     process.stdin.write(b"The quick\n")
     process.stdin.flush()

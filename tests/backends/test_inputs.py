@@ -58,7 +58,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
 @pytest.mark.feature("wrong arguments named on the host", "causal_lm")
-def test_a_wrong_argument_is_named(wing, revealing, arguments, message):
+def test_G1_G3_a_wrong_argument_is_named(wing, revealing, arguments, message):
     with pytest.raises(InputError, match=message):
         wing.call(revealing(), **arguments)
 

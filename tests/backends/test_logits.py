@@ -72,7 +72,7 @@ def test_a_shift_of_all_positions_changes_nothing(wing, revealing, dtype):
 
 
 @DTYPES
-def test_a_row_that_sees_nothing_attends_to_nothing(wing, revealing, oracle, dtype):
+def test_G3_a_row_that_sees_nothing_attends_to_nothing(wing, revealing, oracle, dtype):
     mask = np.ones((2, 6), np.int64)
     mask[1] = 0
     ids = BATCH.input_ids[:2, :6]

@@ -8,7 +8,7 @@ from pathlib import Path
 from commands import LETTER, ended, endless_model, started
 
 
-def test_g6_a_termination_is_143_and_what_was_made_is_out(tmp_path: Path) -> None:
+def test_G6_a_termination_is_143_and_what_was_made_is_out(tmp_path: Path) -> None:
     process = started("pt", endless_model(tmp_path / "model"), "To", "--stream", "--max-new-tokens", "2000")
     begun = process.stdout.read(22)
     process.send_signal(signal.SIGTERM)
@@ -16,7 +16,7 @@ def test_g6_a_termination_is_143_and_what_was_made_is_out(tmp_path: Path) -> Non
     assert begun.decode() == "To" + 20 * LETTER and done.rc == 143 and done.err == ""
 
 
-def test_g6_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
+def test_G6_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
     with started("pt", endless_model(tmp_path / "model"), "To", "--stream", "--max-new-tokens", "2000") as process:
         process.stdout.read(5)
         process.stdout.close()

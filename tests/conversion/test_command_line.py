@@ -192,7 +192,7 @@ def test_misuse_is_status_2(arguments):
     assert done.returncode == 2 and "Usage" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_t3_bytes_on_stdin_that_are_no_text_are_named_with_their_place(tmp_path):
+def test_T3_bytes_on_stdin_that_are_no_text_are_named_with_their_place(tmp_path):
     for arguments in (["-"], ["--prompts", "-"]):
         done = subprocess.run(
             [sys.executable, "-m", "gptj", "generate", str(tmp_path), *arguments], input=b"abc\xff", capture_output=True
@@ -201,7 +201,7 @@ def test_t3_bytes_on_stdin_that_are_no_text_are_named_with_their_place(tmp_path)
         assert done.stderr == b"gptj: InputError: stdin: not UTF-8 (found byte 0xff at offset 3)\n"
 
 
-def test_g6_closed_stdin_is_named(tmp_path):
+def test_G6_closed_stdin_is_named(tmp_path):
     command = f'"{sys.executable}" -m gptj generate "{tmp_path}" - <&-'
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.returncode == 1 and "InputError: stdin: is closed" in done.stderr and "Traceback" not in done.stderr

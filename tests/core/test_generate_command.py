@@ -92,7 +92,7 @@ def test_the_nth_prompt_draws_with_the_seed_plus_n(folder: Path) -> None:
     assert [job.seed for job in jobs] == [2**64 - 1, 0, 9]
 
 
-def test_g2_a_prompt_that_is_too_long_is_refused_before_anything_is_loaded_or_cut(folder: Path) -> None:
+def test_G2_a_prompt_that_is_too_long_is_refused_before_anything_is_loaded_or_cut(folder: Path) -> None:
     long = ids(*range(4, 24))
     with pytest.raises(InputError, match=r"longer than the model's positions .*20 of the prompt \+ 9 new"):
         desk(folder, max_new_tokens=9).job(long)

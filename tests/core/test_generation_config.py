@@ -140,7 +140,7 @@ def test_every_field_has_values_that_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values])
-def test_a_value_that_breaks_its_rule_is_refused_by_field_and_value(field: str, value: Any) -> None:
+def test_G4_a_value_that_breaks_its_rule_is_refused_by_field_and_value(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"^{field}: breaks its rule \(expected .*, found .*\)"):
         GenerationConfig(**{field: value})
 

@@ -350,7 +350,7 @@ def never(batch: int, capacity: int) -> Decoder:
         ),
     ],
 )
-def test_a_prompt_that_is_none_is_refused_before_anything_is_computed(prompts: Any, message: str) -> None:
+def test_G1_a_prompt_that_is_none_is_refused_before_anything_is_computed(prompts: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         generate(never, prompts, model_config=CONFIG, generation_config=config())
 
@@ -366,7 +366,7 @@ def test_a_prompt_that_is_none_is_refused_before_anything_is_computed(prompts: A
         ([[1, 1, 1], [1, 1, 1]], r"attention_mask: of another shape .*expected \(2, 4\), found \(2, 3\)"),
     ],
 )
-def test_a_mask_that_is_none_is_refused_before_anything_is_computed(mask: Any, message: str) -> None:
+def test_G3_a_mask_that_is_none_is_refused_before_anything_is_computed(mask: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         generate(never, PROMPTS[:2], model_config=CONFIG, generation_config=config(), attention_mask=mask)
 
@@ -388,7 +388,7 @@ def test_a_mask_that_is_none_is_refused_before_anything_is_computed(mask: Any, m
         ({"prompt_lookup_num_tokens": 2}, {"assistant": toy}, r"assistant: .*found prompt_lookup_num_tokens"),
     ],
 )
-def test_options_that_do_not_fit_the_call_are_refused_before_anything_is_computed(
+def test_G4_options_that_do_not_fit_the_call_are_refused_before_anything_is_computed(
     options: dict[str, Any], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((InputError, ConfigError), match=message):
@@ -422,7 +422,7 @@ class Broken(ToyDecoder):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["greedy", "sample", "beam", "beam_sample"])
-def test_logits_that_are_not_finite_stop_the_run(value: float, name: str) -> None:
+def test_G5_logits_that_are_not_finite_stop_the_run(value: float, name: str) -> None:
     class Now(Broken):
         pass
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gptj.generation import GenerationConfig
 from gptj.generation import processors as p
+from gptj.generation.sampling import log_softmax
 
 VOCAB = 7
 SURE = 1e-9
@@ -177,6 +178,39 @@ def test_the_eos_grows_with_every_token_after_the_start() -> None:
         assert grow(row, logits).tolist() == expected
 
 
+@many
+@given(LOGITS, st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=3), st.floats(0.5, 2), st.integers(1, 9))
+def test_a_length_decay_raises_each_eos_by_its_size(
+    logits: list[float], eos: list[int], factor: float, beyond: int
+) -> None:
+    result = p.decay_length(np.array(logits), eos, factor, beyond)
+    for token, x in enumerate(logits):
+        raised = x if token not in eos or math.isinf(x) else x + abs(x) * (factor**beyond - 1)
+        assert result[token] == pytest.approx(raised)
+
+
+@many
+@given(LOGITS, st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9))
+def test_suppressed_tokens_are_gone_and_forced_ones_are_all_that_is_left(logits: list[float], named: list[int]) -> None:
+    check_cut(logits, p.suppress(np.array(logits), named), set(range(VOCAB)) - set(named))
+    assert p.force(np.array(logits), named).tolist() == [0 if i in named else -math.inf for i in range(VOCAB)]
+
+
+@many
+@given(LOGITS)
+def test_normalised_logits_are_the_logarithms_of_the_probabilities(logits: list[float]) -> None:
+    expected = [math.log(share) if share > 0 else -math.inf for share in probabilities(logits)]
+    assert log_softmax(np.array(logits)).tolist() == pytest.approx(expected)
+
+
+@many
+@given(st.lists(st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -2.5]), min_size=1, max_size=9))
+def test_repaired_logits_are_finite_and_the_finite_ones_are_as_they_were(logits: list[float]) -> None:
+    largest = float(np.finfo(np.float32).max)
+    wanted = [0.0 if math.isnan(x) else max(min(x, largest), -largest) for x in logits]
+    assert p.repair(np.array(logits)).tolist() == wanted
+
+
 def test_a_forbidden_eos_does_not_grow_into_nan() -> None:
     result = p.decay_length(np.array([-math.inf, 1.0]), [0], 2.0, 5000)
     assert result.tolist() == [-math.inf, 1.0]
@@ -230,11 +264,6 @@ def test_beam_sampling_keeps_enough_tokens_for_one_that_is_no_eos() -> None:
     for process in p.filters(config):
         logits = process(row([0], prompt=1), logits)
     assert kept(logits) == {0, 1, 2}
-
-
-def test_invalid_values_are_repaired() -> None:
-    largest = float(np.finfo(np.float32).max)
-    assert p.repair(np.array([math.nan, math.inf, -math.inf, 1.0])).tolist() == [0.0, largest, -largest, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_extra_tokens_can_be_left_out() -> None:
 
 @pytest.mark.parametrize("make", [gpt2, small])
 @pytest.mark.parametrize("name", HARD_TEXTS)
-def test_hard_texts_come_back_exactly(make: Any, name: str) -> None:
+def test_T3_hard_texts_come_back_exactly(make: Any, name: str) -> None:
     text = HARD_TEXTS[name]
     assert make().decode(make().encode(text)) == text
 
@@ -62,7 +62,7 @@ def test_no_token_is_put_before_or_after_a_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["<|endoftext|>", "<|extratoken_7|>", "a<|endoftext|><|extratoken_143|> b"])
-def test_a_users_text_never_becomes_special_or_added_tokens(text: str) -> None:
+def test_T4_a_users_text_never_becomes_special_or_added_tokens(text: str) -> None:
     ids = gpt2().encode(text)
     assert max(ids) < 50256
     assert gpt2()(text).input_ids == ids
@@ -75,7 +75,7 @@ def test_added_tokens_are_matched_where_that_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("text", ["ab\ud800", "\udcff", "a" * 100_000 + "\udc00b"])
-def test_a_lone_surrogate_is_refused_with_its_offset(text: str) -> None:
+def test_T3_a_lone_surrogate_is_refused_with_its_offset(text: str) -> None:
     offset = next(n for n, c in enumerate(text) if "\ud800" <= c <= "\udfff")
     with pytest.raises(InputError, match=rf"text: a lone surrogate.*U\+D[89CDEF]..? ?.*at offset {offset}\b"):
         gpt2().encode(text)
@@ -93,7 +93,7 @@ def test_what_is_no_text_is_refused(text: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 50400, 2**32, 2**64, np.int64(-1), np.uint64(2**63)])
-def test_an_unknown_id_is_refused_with_its_place_and_value(wrong: int) -> None:
+def test_T5_an_unknown_id_is_refused_with_its_place_and_value(wrong: int) -> None:
     with pytest.raises(
         InputError, match=rf"token_ids\[2\]: unknown token id \(expected 0 to 50399, found {int(wrong)}\)"
     ):
@@ -107,7 +107,7 @@ def test_an_unknown_id_is_refused_with_its_place_and_value(wrong: int) -> None:
 @pytest.mark.parametrize(
     "wrong", [[1.0], [True], ["a"], [None], [[1]], np.array([1.0]), np.array([True]), np.array([[1]]), 1.5, None]
 )
-def test_what_is_no_whole_number_is_refused(wrong: Any) -> None:
+def test_T5_what_is_no_whole_number_is_refused(wrong: Any) -> None:
     with pytest.raises(InputError, match=r"token_ids(\[0\])?: not a token id"):
         gpt2().decode(wrong)
 
@@ -170,7 +170,7 @@ def test_a_stream_never_splits_a_character(text: str, group: int) -> None:
     assert (shown, stream.finish()) == (text, "")
 
 
-def test_a_stream_that_ends_inside_a_character_ends_with_the_replacement_character() -> None:
+def test_T6_a_stream_that_ends_inside_a_character_ends_with_the_replacement_character() -> None:
     ids = gpt2().encode("ok 🤗")[:-1]
     stream = gpt2().stream()
     assert [stream.push(token_id) for token_id in ids] == ["ok", " ", ""]

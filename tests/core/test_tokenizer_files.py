@@ -73,7 +73,7 @@ def test_the_older_pair_of_files_gives_the_same(make: Any, tmp_path: Path) -> No
     assert again.files()["tokenizer.json"] == make().files()["tokenizer.json"]
 
 
-def test_carriage_returns_and_a_byte_order_mark_in_merges_are_accepted(older_folder: Path) -> None:
+def test_T2_carriage_returns_and_a_byte_order_mark_in_merges_are_accepted(older_folder: Path) -> None:
     merges = older_folder / "merges.txt"
     merges.write_bytes(b"\xef\xbb\xbf" + merges.read_bytes().replace(b"\n", b"\r\n"))
     assert GPTJTokenizer.from_pretrained(older_folder).files() == small().files()
@@ -302,7 +302,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_tokenizer_json_that_contradicts_itself_is_refused(folder: Path, name: str) -> None:
+def test_T1_a_tokenizer_json_that_contradicts_itself_is_refused(folder: Path, name: str) -> None:
     change, message = BROKEN[name]
     edit(folder / "tokenizer.json", change)
     refused(folder, f"tokenizer.json: .*{message}" if not message.startswith("byte") else message)
@@ -343,7 +343,7 @@ MERGE_LINES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("name", MERGE_LINES)
-def test_a_merges_txt_that_is_wrong_is_refused_with_the_line(older_folder: Path, name: str, end: str) -> None:
+def test_T2_a_merges_txt_that_is_wrong_is_refused_with_the_line(older_folder: Path, name: str, end: str) -> None:
     change, message = MERGE_LINES[name]
     merges = older_folder / "merges.txt"
     lines = change(merges.read_text(encoding="utf-8").splitlines())
@@ -395,7 +395,7 @@ def test_gpt2s_vocabulary_with_a_change_is_refused(tmp_path: Path, change: Edit,
     )
 
 
-def test_a_tokenizer_json_cut_anywhere_is_refused(folder: Path) -> None:
+def test_T1_a_tokenizer_json_cut_anywhere_is_refused(folder: Path) -> None:
     whole = (folder / "tokenizer.json").read_bytes()
     for length in [*range(0, len(whole) - 1, 97), len(whole) - 3, len(whole) - 2]:
         (folder / "tokenizer.json").write_bytes(whole[:length])

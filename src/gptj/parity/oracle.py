@@ -339,7 +339,8 @@ def _gelu(x: Array) -> Array:
 
 def _gelu_tanh(x: Array) -> Array:
     """GELU by tanh, the 2016 paper's approximation; GPT-J's own."""
-    y: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    cube = x * x * x  # x**3 takes NumPy ten times as long as all the rest
+    y: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * cube)))
     return y
 
 
