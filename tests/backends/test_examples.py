@@ -1,4 +1,4 @@
-"""Every example of the documentation runs: docs/pytorch.md, docs/tensorflow.md and docs/flax.md, as doctests."""
+"""Every example of docs/generation.md and of each framework's page runs, as doctests."""
 
 import doctest
 from pathlib import Path
@@ -42,3 +42,9 @@ def test_every_example_on_the_backends_page_runs(wing, folders):
         str(DOCS / PAGE[wing.name]), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
     )
     assert found.failed == 0 and found.attempted >= 20
+
+
+def test_every_example_of_generation_runs(wing, folders, monkeypatch):
+    monkeypatch.setenv("GPTJ_BACKEND", wing.name)
+    found = doctest.testfile(str(DOCS / "generation.md"), module_relative=False)
+    assert found.failed == 0 and found.attempted >= 9
