@@ -99,7 +99,8 @@ def test_hundreds_of_prompts_give_the_oracles_tokens_in_float32(
 
 
 FEW = PROMPTS[:8]
-REPEATING = np.array([[2, 9, 1, 2, 5, 1, 2], [7, 3, 4, 7, 8, 4, 7]])
+ONES = np.array([[1, 8, 9, 2, 1, 5, 2], [1, 7, 6, 4, 1, 3, 4]])
+"""Where the next token is a 1, the last two were there before and so was the 1 alone, each followed by others."""
 PADDED = np.ones_like(FEW)
 PADDED[::2, :2] = 0
 
@@ -161,8 +162,9 @@ def test_a_field_of_the_way_changes_the_calls_and_not_the_tokens(
     def both(options: dict[str, Any]) -> tuple[Any, list[tuple[int, ...]]]:
         calls.clear()
         helped = {"assistant_model": model("float32")} if options.get("assistant") else {}
-        said = {key: value for key, value in options.items() if key != "assistant"}
-        return wing.numpy(model("float64").generate(REPEATING, **helped, **settings(said))).tolist(), [*calls]
+        said = {"sequence_bias": [[[1], 50.0]], "eos_token_id": None, **options}
+        said.pop("assistant", None)
+        return wing.numpy(model("float64").generate(ONES, **helped, **settings(said))).tolist(), [*calls]
 
     without, changes = CALLS[field]
     (plain, plain_calls), (other, other_calls) = both(without), both(without | changes)
