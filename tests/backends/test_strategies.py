@@ -162,7 +162,7 @@ def test_a_field_of_the_way_changes_the_calls_and_not_the_tokens(
     def both(options: dict[str, Any]) -> tuple[Any, list[tuple[int, ...]]]:
         calls.clear()
         helped = {"assistant_model": model("float32")} if options.get("assistant") else {}
-        said = {"sequence_bias": [[[1], 50.0]], "eos_token_id": None, **options}
+        said = {"sequence_bias": [[[1], 15.0]], "eos_token_id": None, **options}
         said.pop("assistant", None)
         return wing.numpy(model("float64").generate(ONES, **helped, **settings(said))).tolist(), [*calls]
 
