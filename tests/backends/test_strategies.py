@@ -171,20 +171,15 @@ def test_a_field_of_the_way_changes_the_calls_and_not_the_tokens(
     assert plain == other and plain_calls != other_calls
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 1}, {"num_beams": 2}], ids=str)
-def test_G5_logits_that_are_not_finite_are_named_or_repaired(
-    wing: Wing, tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_G5_logits_that_are_not_finite_are_named_or_repaired(wing: Wing, tmp_path: Path) -> None:
     weights = mesh_model_weights()
     weights["lm_head.bias"][7] = np.nan
-    folder = write_checkpoint(
-        tmp_path / "model", mesh_model_config(), lambda spec: weights[spec.name], allow_nonfinite=True
-    )
+    folder = tmp_path / "model"
+    write_checkpoint(folder, mesh_model_config(), lambda spec: weights[spec.name], allow_nonfinite=True)
     model = wing.model("causal_lm").from_pretrained(folder)
     with pytest.raises(GPTJError, match=r"row 0, token 7: non-finite logits at step 0 \(found nan\)"):
-        model.generate(FEW, **settings(options))
-    repaired = wing.numpy(model.generate(FEW, remove_invalid_values=True, **settings(options)))
-    assert repaired.shape[0] == 8
+        model.generate(FEW, **settings({}))
+    assert wing.numpy(model.generate(FEW, remove_invalid_values=True, **settings({}))).shape[0] == 8
 
 
 def decode(ids: Any) -> str:
