@@ -40,6 +40,9 @@ ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
+    "JAX_COMPILATION_CACHE_DIR": "~/.cache/gptj/xla",
+    "JAX_COMPILATION_CACHE_MAX_SIZE": "268435456",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
 }
 
 PathArgument = click.Path(path_type=Path)
@@ -107,8 +110,12 @@ def gptj_command(debug: bool) -> None:
 
     A DIR is a folder with config.json and safetensors weights, as `gptj convert` writes it and transformers too.
     """
+    home = Path("~").expanduser()
     for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+        if not value.startswith("~"):
+            os.environ.setdefault(name, value)
+        elif os.access(home, os.W_OK):  # jax warns of every program that it cannot keep
+            os.environ.setdefault(name, value.replace("~", str(home), 1))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
