@@ -41,5 +41,5 @@ def started(backend: str, model: Path, *arguments: str) -> subprocess.Popen[byte
 
 def ended(process: Any) -> SimpleNamespace:
     """Its status, what was left of its output, and what it said on stderr."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     return SimpleNamespace(rc=process.returncode, out=out.decode(), err=err.decode())

@@ -20,4 +20,4 @@ def test_G6_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
     with started("pt", endless_model(tmp_path / "model"), "To", "--stream", "--max-new-tokens", "2000") as process:
         process.stdout.read(5)
         process.stdout.close()
-        assert process.stderr.read() == b"" and process.wait(60) == 1
+        assert process.stderr.read() == b"" and process.wait(600) == 1
