@@ -71,3 +71,23 @@ def test_a_state_dict_goes_from_one_model_to_another(folder):
     target.load_state_dict(source.state_dict())
     with torch.no_grad():
         assert torch.equal(source(IDS).logits, target(IDS).logits)
+
+
+@pytest.mark.feature("torch.func: functional_call, grad, vmap", "causal_lm")
+def test_gradients_as_a_function_are_those_of_backward(folder):
+    model = GPTJForCausalLM.from_pretrained(folder())
+    model(IDS, labels=IDS).loss.backward()
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (IDS,), {"labels": IDS, "use_cache": False}).loss
+
+    for name, gradient in torch.func.grad(loss)(dict(model.named_parameters())).items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.feature("torch.func: functional_call, grad, vmap", "causal_lm")
+def test_rows_mapped_one_by_one_have_the_oracles_logits(folder, expected):
+    model = GPTJForCausalLM.from_pretrained(folder())
+    with torch.no_grad():
+        logits = torch.func.vmap(lambda row: model(row[None], use_cache=False).logits[0])(IDS)
+    assert close(logits.numpy(), expected, "float32")

@@ -51,12 +51,13 @@ def from_numpy(array: NDArray[Any]) -> Tensor:
 
 
 def host(value: Any) -> NDArray[Any] | None:
-    """The value as NumPy for the argument checks, or None while torch.compile or export traces it."""
+    """The value as NumPy for the argument checks, or None while torch.compile, export or torch.func traces it."""
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return None
     if not isinstance(value, Tensor):
         return np.asarray(value)
-    return None if value.is_meta else to_numpy(value)
+    traced = value.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return None if traced else to_numpy(value)
 
 
 def as_ids(value: Any, device: torch.device, *, where: str) -> Tensor | None:
