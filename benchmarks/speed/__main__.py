@@ -52,7 +52,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as temporary:
                 contest = contest_of(arguments, name, results, arguments.directory or Path(temporary))
                 wanted = () if arguments.make else arguments.only or MEASURES
-                contest.run(chosen(arguments, name), [measure for measure in MEASURES if measure in wanted])
+                contest.run(chosen(arguments, name), [*wanted])
     finally:
         if arguments.json:
             results.write(arguments.json)
@@ -72,7 +72,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
         prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", action="append", choices=SHAPES, default=[], help="may be said again")
-    parser.add_argument("--only", action="append", choices=MEASURES, help="may be said again [default: all]")
+    parser.add_argument("--only", action="append", choices=MEASURES, help="which, in this order [default: all]")
     parser.add_argument("--contenders", help="names with commas between [default: all whose weights fit]")
     parser.add_argument("--list", action="store_true", help="print the contenders' and measures' names, and stop")
     parser.add_argument("--peers-python", type=Path, default=Path(sys.executable), help="has the peers")
