@@ -365,10 +365,20 @@ class Limits(Engine):
         """Bytes "read" a second, and operations a second by dtype, of those asked for; each the best of three."""
         found = {"read": self.array.nbytes / best_s(self.read)} if "read" in kinds else {}
         for dtype in self.matrices.keys() & set(kinds):
-            a, b = self.matrices[dtype]
-            multiply = self.torch._int_mm if dtype == "int8" else type(a).__matmul__
-            found[dtype] = 2.0 * len(a) ** 3 / best_s(lambda multiply=multiply, a=a, b=b: multiply(a, b))
+            took_s = min(best_s(way, *self.matrices[dtype]) for way in self.ways(dtype))
+            found[dtype] = 2.0 * len(self.matrices[dtype][0]) ** 3 / took_s
         return found
+
+    def ways(self, dtype: str) -> list[Any]:
+        """The functions that multiply two matrices: on an AMD processor oneDNN is twice as fast as what `@` runs."""
+        if self.torch is None:
+            return [self.numpy.matmul]
+        if dtype == "int8":
+            return [self.torch._int_mm]
+        onednn = self.torch.ops.mkldnn
+        if not hasattr(onednn, "_linear_pointwise"):
+            return [self.torch.matmul]
+        return [self.torch.matmul, lambda a, b: onednn._linear_pointwise(a, b, None, "none", [], "")]
 
     def read(self) -> None:
         """Sum the array, each thread a part."""
@@ -379,10 +389,10 @@ class Limits(Engine):
             list(pool.map(self.numpy.sum, self.numpy.array_split(self.array, self.threads)))
 
 
-def best_s(run: Any) -> float:
+def best_s(run: Any, *arguments: Any) -> float:
     took = []
     for _ in range(3):
         start = time.perf_counter()
-        run()
+        run(*arguments)
         took.append(time.perf_counter() - start)
     return min(took)

@@ -14,8 +14,6 @@ RATIOS: dict[str, tuple[str, ...]] = {
     "load + first token": ("load_s", "first_token_s"),
     **{title: (figure,) for figure, title in RATED.items()},
 }
-REFERENCE = "gptj-pt"
-"""Whose greedy tokens the others are compared with; its own logits are held against the float64 oracle by the tests."""
 
 
 def tables(results: Results) -> list[Table]:
@@ -63,9 +61,16 @@ def figures_row(results: Results, shape: Shape, contender: Contender) -> list[st
         limits = results.limits(shape.name, contender.name, figure)
         share = share_of_limit(figure, seconds, shape, contender.dtype, limits)
         row.append(f"{tokens_per_s(figure, seconds):,.1f}" + ("" if share is None else f" ({share:.0%})"))
-    agreement = results.agreement(shape.name, contender.name, REFERENCE)
+    agreement = results.agreement(shape.name, contender.name, reference(results, shape))
     row.append("" if agreement is None else "{} of {}".format(*agreement))
     return row
+
+
+def reference(results: Results, shape: Shape) -> str:
+    """Whose greedy tokens the others' are compared with: the first of ours in float32, else the first of all."""
+    everybody = [contender for contender in known(results, shape) if results.made(shape.name, contender.name)]
+    everybody.sort(key=lambda contender: (not contender.ours, contender.dtype != "float32"))
+    return everybody[0].name if everybody else ""
 
 
 def ratios_table(results: Results, shape: Shape) -> Table:

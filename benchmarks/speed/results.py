@@ -108,10 +108,14 @@ class Results:
         times = [sum(statistics.median(side["values"]) for side in sides) for sides in zip(*pairs, strict=True)]
         return times[1] / times[0], all(a["run"] == b["run"] for a, b in pairs)
 
+    def made(self, shape: str, contender: str) -> list[int] | None:
+        """Its greedy tokens."""
+        tokens: list[int] | None = self.data["shapes"][shape].get(contender, {}).get("made")
+        return tokens
+
     def agreement(self, shape: str, contender: str, reference: str) -> tuple[int, int] | None:
         """How many greedy tokens are the reference's, before the first that is not, and of how many."""
-        entries = self.data["shapes"][shape]
-        made, expected = (entries.get(name, {}).get("made") for name in (contender, reference))
+        made, expected = self.made(shape, contender), self.made(shape, reference)
         if not made or not expected:
             return None
         same = next((n for n, (a, b) in enumerate(zip(made, expected, strict=True)) if a != b), len(made))
