@@ -57,9 +57,11 @@ def _ours() -> list[Contender]:
         _wing(f"gptj-{family}-fast", family, "float32", "folder", {"inference": True, "dtype": "float32"})
         for family in FRAMEWORKS
     ]
-    # On a CPU the other two compute in float32 whatever the folder holds, and have no quantised weights.
-    sixteen = {"inference": True, "dtype": "bfloat16"}
-    prepared.append(_wing("gptj-pt-fast-bfloat16", "pt", "bfloat16", "bfloat16", sixteen))
+    prepared += [
+        _wing(f"gptj-{family}-fast-bfloat16", family, "bfloat16", "bfloat16", {"inference": True, "dtype": "bfloat16"})
+        for family in FRAMEWORKS
+    ]
+    # The other two wings have no quantised weights.
     for dtype in ("int8", "int4"):
         prepared.append(_wing(f"gptj-pt-fast-{dtype}", "pt", dtype, "folder", {"inference": True, "quantize": dtype}))
     return [*plain, *prepared]

@@ -20,7 +20,7 @@ COLOURS = {"pt": "#d1495b", "tf": "#c98a12", "flax": "#00798c", "ctranslate2": "
 INK, PALE = "#22223b", "#9a9ab0"
 LABEL_HEIGHT = 0.042
 """Of a panel's height."""
-COLOURS_KEPT = 64
+COLOURS_KEPT = 200
 """In the file, which is a third as large for it."""
 
 Point = tuple[Contender, float, float]
