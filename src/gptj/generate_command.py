@@ -102,9 +102,9 @@ class Desk:
     def __init__(self, request: Request, *, needs_tokenizer: bool) -> None:
         self.request = request
         self.directory = locate(request.directory)
-        self.backend = choose_backend(request.backend)
         self.model_config = GPTJConfig.from_file(self.directory)
         self.config = self._settled_config()
+        self.backend = choose_backend(request.backend)
         self.tokenizer = _tokenizer(self.directory, needed=needs_tokenizer or bool(self.config.stop_strings))
         if self.tokenizer is not None:
             self.tokenizer.check_fits(self.model_config)

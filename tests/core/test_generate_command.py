@@ -12,7 +12,7 @@ from generation_fields import CALLS, TOKENS
 
 from gptj import GPTJConfig
 from gptj.cli import _fields
-from gptj.errors import ConfigError, InputError
+from gptj.errors import ConfigError, GPTJError, InputError
 from gptj.generate_command import Desk, Job, Request, batches
 from gptj.generation import GenerationConfig
 from gptj.prompts import Prompt
@@ -44,6 +44,12 @@ def desk(folder: Path, *, seed: int | None = 0, truncate: bool = False, **settin
 
 def ids(*numbers: int, **settings: Any) -> Prompt:
     return Prompt(token_ids=numbers, settings=settings)
+
+
+def test_a_folder_that_is_not_there_is_named_before_a_backend_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptj.generate_command.choose_backend", lambda name: pytest.fail("asked for a backend"))
+    with pytest.raises(GPTJError, match="nowhere"):
+        desk(Path("nowhere"))
 
 
 def test_every_field_can_be_set_or_is_the_calls_own() -> None:
