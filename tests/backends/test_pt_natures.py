@@ -1,5 +1,8 @@
 """What is PyTorch's alone: compile, export, casts that leave the rotary table, and the fused attention."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,12 @@ IDS = torch.from_numpy(revealing_batch(CONFIG).input_ids[:2])
 @pytest.fixture(scope="module")
 def expected(oracle):
     return oracle().forward(IDS.numpy()).logits
+
+
+def test_loading_imports_no_compiler(folder):
+    code = f"import gptj.pt, sys; gptj.pt.GPTJForCausalLM.from_pretrained({str(folder())!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "gptj.pt.heads" in done.stdout.split() and "torch._dynamo" not in done.stdout.split()
 
 
 @pytest.mark.feature("torch.compile in one graph, torch.export", "causal_lm")

@@ -346,7 +346,10 @@ class GPTJModel(PretrainedModel):
                 "no such attention", where="attn_implementation", expected="eager or sdpa", found=attn_implementation
             )
         with empty_parameters():
-            self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+            # A weight that is given gets no start values: those of an embedding without memory import torch._dynamo,
+            # which takes a second.
+            weight = torch.empty(config.vocab_size, config.n_embd)
+            self.wte = nn.Embedding(config.vocab_size, config.n_embd, _weight=weight)
             self.drop = nn.Dropout(config.embd_pdrop)
             blocks = [Block(config, attn_implementation=attn_implementation) for _ in range(config.n_layer)]
             self.h = nn.ModuleList(blocks)
