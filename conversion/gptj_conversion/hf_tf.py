@@ -287,14 +287,15 @@ class _Sink(io.RawIOBase):
     """The file of the stage as h5py writes it, so that its bytes go through the same calls as all others.
 
     A failure is kept, and what comes after it is dropped: HDF5 would try again whenever one of its objects is let go
-    of, and print a traceback each time.
+    of, and print a traceback each time. An interrupt is kept too: HDF5 calls on with the exception pending, under
+    which Python may not even find an attribute, so that Ctrl-C could end as an AttributeError.
     """
 
     def __init__(self, file: OutputFile) -> None:
         super().__init__()
         self._file = file
         self._at = 0
-        self.failure: WriteError | None = None
+        self.failure: BaseException | None = None
 
     def readable(self) -> bool:
         return True
@@ -335,7 +336,7 @@ class _Sink(io.RawIOBase):
         if self.failure is None:
             try:
                 return function(*arguments)
-            except WriteError as error:
+            except BaseException as error:  # `H5Writer` raises it again when HDF5 has returned
                 self.failure = error
         return None
 
@@ -393,7 +394,7 @@ class H5Writer:
         """What h5py does, unless something could not be written, whatever h5py made of that."""
         try:
             done = function(*arguments)
-        except Exception:
+        except BaseException:
             if self._sink.failure is None:
                 raise
         if self._sink.failure is not None:

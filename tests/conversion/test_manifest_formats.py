@@ -20,7 +20,7 @@ from gptj_conversion.foreign import ForeignCheckpoint
 from gptj_conversion.foreign_writer import write_foreign
 from gptj_conversion.hf_bin import BIN_FILE, BinWriter
 from gptj_conversion.hf_flax import FLAX_FILE, MsgpackWriter
-from gptj_conversion.hf_tf import H5_FILE, H5Writer
+from gptj_conversion.hf_tf import H5_FILE, H5Writer, _Sink
 from gptj_conversion.mesh import MeshCheckpoint
 from gptj_conversion.mesh_writer import write_mesh
 from gptj_conversion.recorder import Account
@@ -401,3 +401,15 @@ def test_S7_wherever_a_writer_is_interrupted_the_next_goes_on_to_the_same_bytes(
             assert files(target) == whole
             assert [path.name for path in target.parent.iterdir()] == ["x"]
     assert kept > 3
+
+
+def test_an_interrupt_inside_hdf5_waits_until_it_has_returned():
+    class Interrupted:
+        nbytes = 0
+
+        def write_at(self, at, data):
+            raise KeyboardInterrupt
+
+    sink = _Sink(Interrupted())
+    assert sink.write(b"abc") == 3 and sink.write(b"def") == 3
+    assert isinstance(sink.failure, KeyboardInterrupt)
