@@ -11,10 +11,13 @@ from wings import close
 
 from gptj.parity.revealing import revealing_config
 from gptj.pt import GPTJForCausalLM
+from gptj.pt.heads import cross_entropy
 from gptj.rotary import rotary_table
 
 CONFIG = revealing_config()
 IDS = torch.from_numpy(revealing_batch(CONFIG).input_ids[:2])
+LOGITS = 3 * torch.randn(7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([1, 2, -100, 10, 0, -100, 3])
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +103,54 @@ def test_rows_mapped_one_by_one_have_the_oracles_logits(folder, expected):
     with torch.no_grad():
         logits = torch.func.vmap(lambda row: model(row[None], use_cache=False).logits[0])(IDS)
     assert close(logits.numpy(), expected, "float32")
+
+
+@pytest.fixture
+def few_rows_at_once(monkeypatch):
+    monkeypatch.setattr("gptj.pt.heads._rows_at_once", lambda logits: 2)
+
+
+@pytest.mark.usefixtures("few_rows_at_once")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_loss_and_its_derivatives_are_those_of_torch():
+    def derivatives(of):
+        logits = LOGITS.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss := of(logits, LABELS), logits)
+        return loss, gradient, torch.func.hessian(of)(LOGITS, LABELS)
+
+    for ours, theirs in zip(derivatives(cross_entropy), derivatives(torch.nn.functional.cross_entropy), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.usefixtures("few_rows_at_once")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_loss_is_differentiable_forward_backward_batched_and_twice():
+    arguments = (lambda logits: cross_entropy(logits, LABELS), LOGITS.clone().requires_grad_())
+    assert torch.autograd.gradcheck(*arguments, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(*arguments, check_fwd_over_rev=True)
+
+
+@pytest.mark.usefixtures("few_rows_at_once")
+@pytest.mark.parametrize("mapped", [(0, 0), (0, None)])
+def test_each_rows_gradient_of_the_loss_is_its_own(mapped):
+    batch = LOGITS[:6].view(3, 2, 11)
+    labels = LABELS[:6].view(3, 2) if mapped[1] == 0 else LABELS[:2]
+    got = torch.func.vmap(torch.func.grad(cross_entropy), mapped)(batch, labels)
+    for row, gradient, its in zip(batch, got, labels if mapped[1] == 0 else [labels] * 3, strict=True):
+        torch.testing.assert_close(gradient, torch.func.grad(torch.nn.functional.cross_entropy)(row, its))
+
+
+@pytest.mark.parametrize("labels", [[0, 11], [-1, 0]])
+def test_a_label_outside_the_rows_is_refused(labels):
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        cross_entropy(LOGITS[:2], torch.tensor(labels))
+
+
+@pytest.mark.feature("torch.compile in one graph, torch.export", "causal_lm")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_one_compiled_graph_has_the_loss_and_gradients(folder):
+    model, again = (GPTJForCausalLM.from_pretrained(folder()) for _ in range(2))
+    model(IDS, labels=IDS).loss.backward()
+    torch.compile(again, fullgraph=True, backend="aot_eager")(IDS, labels=IDS, use_cache=False).loss.backward()
+    for (name, expected), got in zip(model.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, expected.grad, rtol=1e-5, atol=1e-6, msg=name)

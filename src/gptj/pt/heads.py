@@ -20,6 +20,70 @@ from gptj.pt.model import GPTJModel, Linear, at_least_float32
 from gptj.pt.weights import PretrainedModel, as_ids, empty_parameters, host
 
 
+class CrossEntropy(torch.autograd.Function):
+    """-log softmax(logits)[label] of each row, which holds nothing as large as the logits but their gradient.
+
+    `F.cross_entropy` writes three such arrays, and those of a language model are larger than all its activations. What
+    is in between is computed a few rows at a time, which on a CPU stay in its cache.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The losses (n,), 0 where nothing counts; each row's largest logit, and sum of e^(logit - largest), (n, 1)."""
+        counted, places = _places(labels)
+        peaks, sums = [], []
+        space = torch.empty_like(logits[: _rows_at_once(logits)])  # one for all: fresh memory costs more than the sums
+        for rows in logits.split(_rows_at_once(logits)):
+            peaks.append(rows.amax(1, keepdim=True))
+            sums.append(space[: len(rows)].copy_(rows).sub_(peaks[-1]).exp_().sum(1, keepdim=True))
+        peak, total = torch.cat(peaks), torch.cat(sums)
+        losses = total.log() + (peak - logits.gather(1, places))
+        return torch.where(counted, losses[:, 0], 0), peak, total
+
+    @staticmethod
+    def setup_context(ctx: Any, given: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep the logits themselves, and two numbers a row."""
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*given, *output[1:])
+        ctx.save_for_forward(*given)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        """(softmax(logits) - one at the label) times the slope of each row (n,)."""
+        logits, labels, peak, total = ctx.saved_tensors
+        counted, places = _places(labels)
+        slope = torch.where(counted, slope, 0)[:, None]
+        if torch.is_grad_enabled():  # for a gradient of this gradient, or one that is mapped: nothing in place
+            return (logits.softmax(1) * slope).scatter_add(1, places, -slope), None
+        scale = slope / total
+        gradient = scale.new_empty(logits.shape)  # of the scale, which is mapped where anything is
+        parts = (x.split(_rows_at_once(logits)) for x in (gradient, logits, peak, scale))
+        for to, rows, largest, factor in zip(*parts, strict=True):
+            to.copy_(rows).sub_(largest).exp_().mul_(factor)
+        return gradient.scatter_add_(1, places, -slope), None
+
+    @staticmethod
+    def jvp(ctx: Any, change: Tensor, *_: None) -> tuple[Tensor, None, None]:
+        """How the losses change with the logits."""
+        logits, labels = ctx.saved_tensors
+        counted, places = _places(labels)
+        moved = (logits.softmax(1) * change).sum(1) - change.gather(1, places)[:, 0]
+        return torch.where(counted, moved, 0), None, None
+
+
+def _places(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which labels (n,) count, and their places in the rows, (n, 1), 0 where none counts."""
+    counted = labels != inputs.IGNORED_LABEL
+    return counted, torch.where(counted, labels, 0)[:, None]
+
+
+def _rows_at_once(logits: Tensor) -> int:
+    """Rows of a megabyte on a CPU, whose second cache holds them (measured: the fastest), and of 256 elsewhere."""
+    return max(1, 2 ** (18 if logits.device.type == "cpu" else 26) // logits.shape[1])
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean over the labels that are not -100 of -log softmax(logits)[label], a scalar; 0 where there is none.
 
@@ -28,8 +92,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (n,).
     """
     counted = labels != inputs.IGNORED_LABEL
-    losses = F.cross_entropy(logits, labels, ignore_index=inputs.IGNORED_LABEL, reduction="sum")
-    return losses / counted.sum().clamp(min=1)
+    if torch.compiler.is_compiling():  # which fuses it, and cannot trace what has a forward derivative of its own
+        total = F.cross_entropy(logits, labels, ignore_index=inputs.IGNORED_LABEL, reduction="sum")
+    else:
+        total = CrossEntropy.apply(logits, labels)[0].sum()
+    return total / counted.sum().clamp(min=1)
 
 
 class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
@@ -103,7 +170,8 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
             targets: Any = as_ids(labels, logits.device, where="labels")
             if (values := host(targets)) is not None:
                 inputs.check_labels(values, tuple(logits.shape[:2]), self.config.vocab_size)
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+            following = F.pad(targets[:, 1:], (0, 1), value=inputs.IGNORED_LABEL)  # logits[:, :-1] would be a copy
+            loss = cross_entropy(logits.flatten(0, 1), following.flatten())
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
