@@ -68,7 +68,9 @@ def test_the_fused_attention_computes_the_oracles_logits(folder, oracle, dtype):
 
 
 @pytest.mark.feature(".half(), .bfloat16(), .to(), state_dict", "causal_lm")
-def test_the_fused_products_have_the_eager_ones_gradients(folder):
+@pytest.mark.parametrize("slow", [False, True])
+def test_the_fused_products_have_the_eager_ones_gradients(folder, monkeypatch, slow):
+    monkeypatch.setattr("gptj.pt.model.mkl_is_slow", lambda: slow)
     gradients = []
     for implementation in ("eager", "sdpa"):
         model = GPTJForCausalLM.from_pretrained(folder(), attn_implementation=implementation)

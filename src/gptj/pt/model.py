@@ -8,8 +8,11 @@ scores, softmax, layer norms and logits are float32 at least whatever the parame
 
 from __future__ import annotations
 
+import functools
 import math
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +57,13 @@ def onednn_has(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
+@functools.cache
+def mkl_is_slow() -> bool:
+    """Whether the processor is AMD's, on which MKL multiplies at half of oneDNN's pace or less (measured)."""
+    linux = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (linux.read_text() if linux.exists() else platform.processor())
+
+
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; the weight (n, k) as it is, or in oneDNN's own layout."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -87,7 +97,7 @@ class Product(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """nn.Linear; `fused` multiplies float32 on a CPU by oneDNN, on AMD's twice as fast as by MKL (measured)."""
+    """nn.Linear; `fused` multiplies float32 by oneDNN where MKL is slow. On Intel's, MKL's gradients are the faster."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, fused: bool) -> None:
         super().__init__(inputs, outputs, bias=bias)
@@ -95,7 +105,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) to (..., n)."""
-        if self.fused and x.dtype == torch.float32 == self.weight.dtype and onednn_has(self.weight):
+        if self.fused and mkl_is_slow() and x.dtype == torch.float32 == self.weight.dtype and onednn_has(self.weight):
             return Product.apply(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -324,8 +334,8 @@ class GPTJModel(PretrainedModel):
         config: the sizes.
         dtype: of the parameters: float32, float64, bfloat16 or float16, as a name or the framework's own.
         seed: of the start values, which are the same in all three backends.
-        attn_implementation: "eager", the reference, or "sdpa": PyTorch's fused attention, and in float32 on a CPU
-            oneDNN's matrix products.
+        attn_implementation: "eager", the reference, or "sdpa": PyTorch's fused attention, and in float32 on AMD's
+            CPUs oneDNN's matrix products.
         _do_init: False leaves the parameters without values or memory, for `from_pretrained` to fill.
     """
 
