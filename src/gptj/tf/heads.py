@@ -119,8 +119,9 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
             logits = at_least_float32(self.lm_head(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            classes = self.config.vocab_size
-            loss = cross_entropy(tf.reshape(logits[:, :-1], (-1, classes)), tf.reshape(labels[:, 1:], (-1,)))
+            following = tf.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=inputs.IGNORED_LABEL)
+            # logits[:, :-1] would be a copy
+            loss = cross_entropy(tf.reshape(logits, (-1, self.config.vocab_size)), tf.reshape(following, (-1,)))
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
