@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
 from gptj import inputs
 from gptj.config import GPTJConfig
@@ -32,13 +32,15 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     """The mean over the labels that are not -100 of -log softmax(logits)[label], a scalar; 0 where there is none.
 
     Args:
-        logits: (n, classes), float32 at least.
-        labels: (n,).
+        logits: (..., classes), float32 at least.
+        labels: (...).
     """
     counted = labels != inputs.IGNORED_LABEL
-    chosen = jnp.take_along_axis(nn.log_softmax(logits), jnp.where(counted, labels, 0)[:, None], axis=-1)[:, 0]
-    losses = jnp.where(counted, -chosen, 0).sum()
-    return losses / jnp.maximum(counted.sum(), 1).astype(losses.dtype)
+    chosen = jnp.take_along_axis(logits, jnp.where(counted, labels, 0)[..., None], axis=-1)
+    peak = lax.stop_gradient(logits.max(-1, keepdims=True))
+    losses = jnp.log(jnp.exp(logits - peak).sum(-1, keepdims=True)) + (peak - chosen)
+    total = jnp.where(counted, losses[..., 0], 0).sum()
+    return total / jnp.maximum(counted.sum(), 1).astype(total.dtype)
 
 
 class GPTJForCausalLMModule(nn.Module):
@@ -117,7 +119,8 @@ class GPTJForCausalLMModule(nn.Module):
         logits = at_least_float32(self.lm_head(hidden, tied))
         loss = None
         if labels is not None:
-            loss = cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+            following = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=inputs.IGNORED_LABEL)
+            loss = cross_entropy(logits, following)  # logits[:, :-1] would be a copy
         return logits, loss
 
 

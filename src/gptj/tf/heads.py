@@ -120,8 +120,8 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         loss = None
         if labels is not None:
             following = tf.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=inputs.IGNORED_LABEL)
-            # logits[:, :-1] would be a copy
-            loss = cross_entropy(tf.reshape(logits, (-1, self.config.vocab_size)), tf.reshape(following, (-1,)))
+            flat = tf.reshape(logits, (-1, self.config.vocab_size))  # logits[:, :-1] would be a copy
+            loss = cross_entropy(flat, tf.reshape(following, (-1,)))
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
