@@ -15,7 +15,7 @@ from gptj.cli import gptj_command
 from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config
 from gptj.pt import Decoder, GPTJForCausalLM
-from gptj.pt.inference import Int4Linear, Int8Linear, PackedLinear
+from gptj.pt.inference import Int4Linear, Int8Linear, PackedLinear, PlainLinear, TiledInt8Linear, TiledLinear
 
 CONFIG = revealing_config()
 BATCH = revealing_batch(CONFIG)
@@ -75,7 +75,11 @@ def joined(change):
         ("int4", four_bits, Int4Linear, 6e-2),  # bfloat16 activations: steps of 4e-3 of logits of 5; 2.3e-2 in all
     ],
 )
-def test_quantised_weights_are_the_rounded_ones_and_nothing_else_is_lost(folder, quantize, change, kind, bound):
+@pytest.mark.parametrize("tiles", [False, True])
+def test_quantised_weights_are_the_rounded_ones_and_nothing_else_is_lost(
+    folder, monkeypatch, quantize, change, kind, bound, tiles
+):
+    monkeypatch.setattr("gptj.pt.inference.has_amx", lambda: tiles)
     model = GPTJForCausalLM.from_pretrained(folder(**SIZES), inference=True, quantize=quantize)
     assert isinstance(model.transformer.h[0].into, kind) and isinstance(model.lm_head, kind)
     original = GPTJForCausalLM.from_pretrained(folder(**SIZES), mmap=False)
@@ -89,12 +93,24 @@ def test_quantised_weights_are_the_rounded_ones_and_nothing_else_is_lost(folder,
     assert off < bound and off < lost
 
 
-def test_prepared_in_bfloat16_is_as_near_the_oracle_as_the_ordinary_model(folder, oracle):
+@pytest.mark.parametrize("tiles", [False, True])
+def test_prepared_in_bfloat16_is_as_near_the_oracle_as_the_ordinary_model(folder, oracle, monkeypatch, tiles):
+    monkeypatch.setattr("gptj.pt.inference.has_amx", lambda: tiles)
     expected = oracle().forward(BATCH.input_ids, BATCH.attention_mask, BATCH.position_ids).logits
     ordinary = GPTJForCausalLM.from_pretrained(folder(), dtype="bfloat16")
     prepared = GPTJForCausalLM.from_pretrained(folder(), dtype="bfloat16", inference=True)
     off, allowed = (np.abs(logits(model) - expected).max() for model in (prepared, ordinary))
     assert off < 1.5 * allowed
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 3), (70,)])
+def test_products_in_tiles_are_the_plain_ones(rows):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(*rows, 32)
+    torch.testing.assert_close(TiledLinear(weight, bias)(x), PlainLinear(weight, bias)(x))
+    tiled, packed = (kind(weight, bias)(x) for kind in (TiledInt8Linear, Int8Linear))
+    assert tiled.is_contiguous() and tiled.shape == packed.shape
+    torch.testing.assert_close(tiled, packed, rtol=0, atol=1e-4 * packed.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

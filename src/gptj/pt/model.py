@@ -64,6 +64,12 @@ def mkl_is_slow() -> bool:
     return "AuthenticAMD" in (linux.read_text() if linux.exists() else platform.processor())
 
 
+@functools.cache
+def has_amx() -> bool:
+    """Whether the processor multiplies in tiles, as Intel's server processors since 2023 do."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; the weight (n, k) as it is, or in oneDNN's own layout."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
