@@ -15,7 +15,18 @@ from gptj.cli import gptj_command
 from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config
 from gptj.pt import Decoder, GPTJForCausalLM
-from gptj.pt.inference import Int4Linear, Int8Linear, PackedLinear, PlainLinear, TiledInt8Linear, TiledLinear
+from gptj.pt.inference import (
+    Int4Linear,
+    Int8Linear,
+    NarrowInt8Linear,
+    PackedLinear,
+    PlainLinear,
+    TiledInt8Linear,
+    TiledLinear,
+    UnpackedLinear,
+    WidenedLinear,
+)
+from gptj.pt.model import onednn_has, x86_lacks_vnni
 
 CONFIG = revealing_config()
 BATCH = revealing_batch(CONFIG)
@@ -68,20 +79,48 @@ def joined(change):
     return of
 
 
+@pytest.fixture
+def processor(monkeypatch):
+    """Has the fast path believe that the processor is of this kind."""
+
+    def become(*, tiles=False, overflow=False, halves=True, wide=True):
+        def has(device, dtype):
+            return dtype == torch.float32 or (halves and dtype == torch.bfloat16)
+
+        monkeypatch.setattr("gptj.pt.inference.has_amx", lambda: tiles)
+        monkeypatch.setattr("gptj.pt.inference.x86_lacks_vnni", lambda: overflow)
+        monkeypatch.setattr("gptj.pt.inference.x86_lacks_avx512", lambda: not wide)
+        monkeypatch.setattr("gptj.pt.inference.onednn_has", has)
+
+    return become
+
+
+needs_wide_sums = pytest.mark.skipif(x86_lacks_vnni(), reason="this processor adds products of bytes in 16 bits")
+needs_halves = pytest.mark.skipif(
+    not onednn_has(torch.device("cpu"), torch.bfloat16), reason="oneDNN has no products in bfloat16 here"
+)
+needs_fbgemm = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="this PyTorch is without FBGEMM"
+)
+
+
 @pytest.mark.parametrize(
     ("quantize", "change", "kind", "bound"),
     [
-        ("int8", eight_bits, Int8Linear, 1e-3),  # 16-bit activations: steps of 3e-5 of the largest; 3.4e-4 in all
+        # 16-bit activations: steps of 3e-5 of the largest; 3.4e-4 in all
+        pytest.param("int8", eight_bits, Int8Linear, 1e-3, marks=needs_wide_sums),
+        ("int8", eight_bits, TiledInt8Linear, 1e-3),
+        # 14-bit activations: steps of 1.2e-4
+        pytest.param("int8", eight_bits, NarrowInt8Linear, 4e-3, marks=needs_fbgemm),
         ("int4", four_bits, Int4Linear, 6e-2),  # bfloat16 activations: steps of 4e-3 of logits of 5; 2.3e-2 in all
     ],
 )
-@pytest.mark.parametrize("tiles", [False, True])
 def test_quantised_weights_are_the_rounded_ones_and_nothing_else_is_lost(
-    folder, monkeypatch, quantize, change, kind, bound, tiles
+    folder, processor, quantize, change, kind, bound
 ):
-    monkeypatch.setattr("gptj.pt.inference.has_amx", lambda: tiles)
+    processor(tiles=kind is TiledInt8Linear, overflow=kind is NarrowInt8Linear)
     model = GPTJForCausalLM.from_pretrained(folder(**SIZES), inference=True, quantize=quantize)
-    assert isinstance(model.transformer.h[0].into, kind) and isinstance(model.lm_head, kind)
+    assert type(model.transformer.h[0].into) is type(model.lm_head) is kind
     original = GPTJForCausalLM.from_pretrained(folder(**SIZES), mmap=False)
     expected = rounded(folder, change, **SIZES)
     for mine, theirs in zip(expected.transformer.h, original.transformer.h, strict=True):
@@ -93,33 +132,76 @@ def test_quantised_weights_are_the_rounded_ones_and_nothing_else_is_lost(
     assert off < bound and off < lost
 
 
-@pytest.mark.parametrize("tiles", [False, True])
-def test_prepared_in_bfloat16_is_as_near_the_oracle_as_the_ordinary_model(folder, oracle, monkeypatch, tiles):
-    monkeypatch.setattr("gptj.pt.inference.has_amx", lambda: tiles)
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [
+        pytest.param("bfloat16", PackedLinear, marks=needs_halves),
+        ("bfloat16", TiledLinear),
+        ("bfloat16", WidenedLinear),
+        ("float16", WidenedLinear),
+    ],
+)
+def test_prepared_in_16_bits_is_as_near_the_oracle_as_the_ordinary_model(folder, oracle, processor, dtype, kind):
+    processor(tiles=kind is TiledLinear, halves=kind is not WidenedLinear)
     expected = oracle().forward(BATCH.input_ids, BATCH.attention_mask, BATCH.position_ids).logits
-    ordinary = GPTJForCausalLM.from_pretrained(folder(), dtype="bfloat16")
-    prepared = GPTJForCausalLM.from_pretrained(folder(), dtype="bfloat16", inference=True)
+    ordinary = GPTJForCausalLM.from_pretrained(folder(), dtype=dtype)
+    prepared = GPTJForCausalLM.from_pretrained(folder(), dtype=dtype, inference=True)
+    assert type(prepared.transformer.h[0].into) is type(prepared.lm_head) is kind
     off, allowed = (np.abs(logits(model) - expected).max() for model in (prepared, ordinary))
     assert off < 1.5 * allowed
 
 
-@pytest.mark.parametrize("rows", [(1,), (2, 3), (70,)])
-def test_products_in_tiles_are_the_plain_ones(rows):
+ROWS = pytest.mark.parametrize("rows", [(1,), (2, 3), (70,)])
+
+
+@ROWS
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (UnpackedLinear, torch.float32),
+        (TiledLinear, torch.bfloat16),
+        (WidenedLinear, torch.bfloat16),
+        (WidenedLinear, torch.float16),
+    ],
+)
+def test_products_in_parts_are_the_plain_ones(monkeypatch, rows, kind, dtype):
+    monkeypatch.setattr(WidenedLinear, "at_once", 32 * 20)
     torch.manual_seed(0)
-    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(*rows, 32)
-    torch.testing.assert_close(TiledLinear(weight, bias)(x), PlainLinear(weight, bias)(x))
-    tiled, packed = (kind(weight, bias)(x) for kind in (TiledInt8Linear, Int8Linear))
-    assert tiled.is_contiguous() and tiled.shape == packed.shape
-    torch.testing.assert_close(tiled, packed, rtol=0, atol=1e-4 * packed.abs().max().item())
+    weight, bias, x = (torch.randn(*shape, dtype=dtype) for shape in ((48, 32), (48,), (*rows, 32)))
+    product = kind(weight, bias)(x)
+    assert product.is_contiguous()
+    torch.testing.assert_close(product, PlainLinear(weight, bias)(x))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@ROWS
+@pytest.mark.parametrize("fill", [torch.randn, torch.ones], ids=["random", "all at the largest"])
+@pytest.mark.parametrize(
+    ("kind", "off"),
+    [
+        pytest.param(Int8Linear, 1e-4, marks=needs_wide_sums),
+        (TiledInt8Linear, 1e-4),
+        pytest.param(NarrowInt8Linear, 4e-4, marks=needs_fbgemm),
+    ],
+)
+def test_products_of_whole_numbers_are_those_of_the_rounded_weights(rows, fill, kind, off):
+    torch.manual_seed(0)
+    weight, bias, x = fill(48, 32), torch.randn(48), fill(*rows, 32)
+    product = kind(weight, bias)(x)
+    assert product.is_contiguous()
+    expected = PlainLinear(torch.from_numpy(eight_bits(weight.numpy())), bias)(x)
+    torch.testing.assert_close(product, expected, rtol=0, atol=off * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("float64", PlainLinear), ("float32", PackedLinear), ("float32", UnpackedLinear)]
+)
 @pytest.mark.parametrize(
     "changes", [{}, {"n_embd": 45, "n_head": 3}, {"tie_word_embeddings": True}], ids=["even", "odd heads", "tied"]
 )
-def test_prepared_computes_the_oracles_logits(folder, oracle, dtype, changes):
+def test_prepared_computes_the_oracles_logits(folder, oracle, processor, dtype, kind, changes):
+    processor(wide=kind is not UnpackedLinear)
     model = GPTJForCausalLM.from_pretrained(folder(**changes), dtype=dtype, inference=True)
-    assert isinstance(model.lm_head, PackedLinear) == (dtype == "float32")
+    assert type(model.lm_head) is kind
     expected = oracle(**changes).forward(BATCH.input_ids, BATCH.attention_mask, BATCH.position_ids)
     assert close(model(BATCH.input_ids, **CALL).logits.numpy(), expected.logits, dtype)
 

@@ -2,16 +2,17 @@
 
 A decoded token reads every weight once, so its time is that of reading memory. GPT-J's attention and feed-forward
 stand side by side, so a block needs two matrix products: one into [q, k, v, fc_in], one out of [attention,
-activation]. On a CPU the weights are kept in oneDNN's own layout, which is read at memory's pace whatever the number
-of rows, but where the processor multiplies in tiles; there and elsewhere they are plain matrices. Quantised weights
-are whole numbers of 8 or 4 bits; the activations that meet 8-bit weights are whole numbers of 16 bits, in two digits,
-so that what is lost is the weights' rounding alone.
+activation]. On a CPU with AVX-512 the weights are kept in oneDNN's own layout, which is read at memory's pace whatever
+the number of rows; where the processor multiplies in tiles or has AVX2 alone, so are plain matrices on the left of a
+few rows. Quantised weights are whole numbers of 8 or 4 bits; the activations that meet 8-bit weights are whole numbers
+of two digits, of 16 bits or of 14, so that what is lost is the weights' rounding alone.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -22,7 +23,17 @@ from torch import Tensor, nn
 
 from gptj.errors import InputError
 from gptj.prepared import QUANTIZATIONS, check_quantize, refusal
-from gptj.pt.model import Block, Remember, Sight, has_amx, onednn_has, onednn_linear, rotate_pairs
+from gptj.pt.model import (
+    Block,
+    Remember,
+    Sight,
+    has_amx,
+    onednn_has,
+    onednn_linear,
+    rotate_pairs,
+    x86_lacks_avx512,
+    x86_lacks_vnni,
+)
 from gptj.schema import BASE_PREFIX, TensorSpec, schema
 
 
@@ -53,6 +64,24 @@ class PackedLinear(nn.Module):
         return onednn_linear(x, self.weight, self.bias)
 
 
+class UnpackedLinear(PlainLinear):
+    """The same where the processor is without AVX-512: by oneDNN over plain weights, on the left of a few rows.
+
+    So one row takes as long as reading the weights, half of what it takes over packed ones, and eight take two thirds
+    (measured in float32).
+    """
+
+    few = 64
+    """Rows; more are multiplied as fast from the right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., k) to (..., n)."""
+        rows = x.reshape(-1, x.shape[-1])
+        if not 1 < len(rows) <= self.few:
+            return onednn_linear(x, self.weight, self.bias)
+        return turned(onednn_linear(self.weight, rows), self.bias, x)
+
+
 class TiledLinear(PlainLinear):
     """The same where the processor multiplies in tiles: the weights as they are, on the left.
 
@@ -72,6 +101,25 @@ class TiledLinear(PlainLinear):
             products = [torch.addmm(self.bias[:, None], self.weight, part.t()) for part in rows.split(self.at_once)]
             product = torch.cat([part.t() for part in products])
         return product.view(*x.shape[:-1], -1)
+
+
+class WidenedLinear(PlainLinear):
+    """The same where the processor has no products in 16 bits: many rows meet weights widened in the cache."""
+
+    few = 3
+    """Rows, for which PyTorch's own product is the faster; with 512 it takes six times as long (measured)."""
+
+    at_once = 2**21
+    """Weights, 8 MiB of them widened."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., k) to (..., n)."""
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) <= self.few:
+            return super().forward(x)
+        wide = rows.float()
+        parts = self.weight.split(max(1, self.at_once // rows.shape[1]))
+        return turned(torch.cat([onednn_linear(part.float(), wide) for part in parts]), self.bias, x)
 
 
 class Int8Linear(nn.Module):
@@ -138,6 +186,35 @@ class TiledInt8Linear(Int8Linear):
         return torch.addcmul(self.bias, torch.cat((worth, 256 * worth), dim=1) @ sums.float().t(), self.scale)
 
 
+class NarrowInt8Linear(Int8Linear):
+    """The same where the processor adds products of bytes in 16 bits, which overflow: digits of 7 bits, by FBGEMM."""
+
+    largest = 64 * 128
+    """Of an activation: both digits are from -64 to 64, so that two products of 128 and 127 stay below 2^15."""
+
+    def _hold(self, whole: Tensor) -> None:
+        zeros = torch.zeros(len(whole), dtype=torch.int64)
+        with warnings.catch_warnings():  # of tensors that know their scale, which this product alone needs
+            warnings.filterwarnings("ignore", ".*quantized tensor creation")
+            scaled = torch._make_per_channel_quantized_tensor(whole, self.scale, zeros, 0)
+        self.weight = torch.ops.quantized.linear_prepack(scaled, None)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        peak = _peaks(rows)
+        whole = (rows * (self.largest / peak)).round_()
+        high = (whole / 128).round_()
+        digits = torch.cat((whole.sub_(high, alpha=128), high))
+        sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(digits, 1.0, 64, self.weight)
+        low, high = sums.chunk(2)
+        return torch.addcmul(self.bias, low.add_(high, alpha=128), peak / self.largest)
+
+
+def turned(product: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """What a weight on the left made of `x`, (n, r) to (..., n) in x's dtype, with the bias."""
+    out = x.new_empty(product.shape[::-1])
+    return torch.add(product.t(), bias, out=out).view(*x.shape[:-1], -1)
+
+
 def _peaks(rows: Tensor) -> Tensor:
     """The largest magnitude of each row (n, k) as (n, 1), in float32 and never 0. (A norm takes 7 times as long.)"""
     return rows.abs().amax(1, keepdim=True).float().clamp_min_(torch.finfo(torch.float32).tiny)
@@ -184,13 +261,25 @@ def packed(weights: list[Tensor], biases: list[Tensor | None], quantize: str | N
     """
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]
     bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
-    if quantize == "int8":
-        return TiledInt8Linear(weight, bias) if has_amx() else Int8Linear(weight, bias)
+    return kind_of_linear(weight, quantize)(weight, bias)
+
+
+def kind_of_linear(weight: Tensor, quantize: str | None) -> type[nn.Module]:
+    """The fastest form that is right on this processor, for the weight's dtype and device."""
     if quantize == "int4":
-        return Int4Linear(weight, bias)
-    if not onednn_has(weight):
-        return PlainLinear(weight, bias)
-    return TiledLinear(weight, bias) if has_amx() and weight.dtype == torch.bfloat16 else PackedLinear(weight, bias)
+        return Int4Linear
+    if quantize == "int8":
+        return TiledInt8Linear if has_amx() else NarrowInt8Linear if x86_lacks_vnni() else Int8Linear
+    device, dtype = weight.device, weight.dtype
+    if not onednn_has(device, torch.float32):
+        return PlainLinear
+    if dtype.itemsize == 2 and not onednn_has(device, dtype):
+        return WidenedLinear
+    if dtype == torch.bfloat16 and has_amx():
+        return TiledLinear
+    if dtype == torch.float32 and x86_lacks_avx512():
+        return UnpackedLinear
+    return PackedLinear if dtype in (torch.float32, torch.bfloat16) else PlainLinear
 
 
 class PreparedBlock(nn.Module):

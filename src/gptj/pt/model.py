@@ -48,18 +48,21 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def onednn_has(weight: Tensor) -> bool:
-    """Whether oneDNN multiplies in this tensor's dtype on its device, and fast."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+@functools.cache
+def onednn_has(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies in this dtype on the device, and fast."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+    onednn = torch.ops.mkldnn
+    narrow = {torch.bfloat16: onednn._is_mkldnn_bf16_supported, torch.float16: onednn._is_mkldnn_fp16_supported}
+    return bool(narrow[dtype]()) if dtype in narrow else dtype == torch.float32
 
 
 @functools.cache
 def mkl_is_slow() -> bool:
-    """Whether the processor is AMD's, on which MKL multiplies at half of oneDNN's pace or less (measured)."""
+    """Whether the processor is AMD's with AVX-512, which MKL leaves unused: at half of oneDNN's pace (measured)."""
+    if not torch.cpu._is_avx512_supported():
+        return False
     linux = Path("/proc/cpuinfo")
     return "AuthenticAMD" in (linux.read_text() if linux.exists() else platform.processor())
 
@@ -68,6 +71,20 @@ def mkl_is_slow() -> bool:
 def has_amx() -> bool:
     """Whether the processor multiplies in tiles, as Intel's server processors since 2023 do."""
     return bool(torch.cpu._is_amx_tile_supported())
+
+
+def x86_lacks_avx512() -> bool:
+    """Whether the processor is an x86 whose registers are no wider than AVX2's."""
+    return _is_x86() and not torch.cpu._is_avx512_supported()
+
+
+def x86_lacks_vnni() -> bool:
+    """Whether the processor is an x86 that adds products of bytes in 16 bits, in which they overflow."""
+    return _is_x86() and not torch.cpu._is_vnni_supported()
+
+
+def _is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -103,7 +120,7 @@ class Product(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """nn.Linear; `fused` multiplies float32 by oneDNN where MKL is slow. On Intel's, MKL's gradients are the faster."""
+    """nn.Linear; `fused` multiplies float32 by oneDNN where MKL is slow. Elsewhere MKL's gradients are the faster."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, fused: bool) -> None:
         super().__init__(inputs, outputs, bias=bias)
@@ -111,8 +128,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) to (..., n)."""
-        if self.fused and mkl_is_slow() and x.dtype == torch.float32 == self.weight.dtype and onednn_has(self.weight):
-            return Product.apply(x, self.weight, self.bias)
+        weight = self.weight
+        if self.fused and x.dtype == weight.dtype == torch.float32 and mkl_is_slow() and onednn_has(x.device, x.dtype):
+            return Product.apply(x, weight, self.bias)
         return super().forward(x)
 
 
