@@ -12,6 +12,7 @@ from wings import close
 from gptj.parity.revealing import revealing_config
 from gptj.pt import GPTJForCausalLM
 from gptj.pt.heads import cross_entropy
+from gptj.pt.model import Product, onednn_linear
 from gptj.rotary import rotary_table
 
 CONFIG = revealing_config()
@@ -78,6 +79,21 @@ def test_the_fused_products_have_the_eager_ones_gradients(folder, monkeypatch, s
         gradients.append({name: p.grad.numpy() for name, p in model.named_parameters()})
     eager, fused = gradients
     assert all(np.abs(fused[name] - eager[name]).max() <= 1e-5 * np.abs(eager[name]).max() for name in eager)
+
+
+def test_the_fused_products_gather_rows_with_gaps_between_them(monkeypatch):
+    """As a right factor such rows take oneDNN 400 times as long."""
+    right = []
+
+    def watched(x, weight, bias=None):
+        right.append(weight)
+        return onednn_linear(x, weight, bias)
+
+    monkeypatch.setattr("gptj.pt.model.onednn_linear", watched)
+    x, weight = torch.randn(8, 3, 32)[:, -1:].requires_grad_(), torch.randn(48, 32, requires_grad=True)
+    Product.apply(x, weight, None).sum().backward()
+    torch.testing.assert_close(weight.grad, x.detach().sum((0, 1)).expand(48, 32))
+    assert len(right) == 3 and all(factor.is_contiguous() or factor.t().is_contiguous() for factor in right)
 
 
 def test_a_state_dict_goes_from_one_model_to_another(folder):

@@ -79,7 +79,7 @@ class UnpackedLinear(PlainLinear):
         rows = x.reshape(-1, x.shape[-1])
         if not 1 < len(rows) <= self.few:
             return onednn_linear(x, self.weight, self.bias)
-        return turned(onednn_linear(self.weight, rows), self.bias, x)
+        return turned(onednn_linear(self.weight, rows.contiguous()), self.bias, x)
 
 
 class TiledLinear(PlainLinear):
@@ -117,7 +117,7 @@ class WidenedLinear(PlainLinear):
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) <= self.few:
             return super().forward(x)
-        wide = rows.float()
+        wide = rows.float().contiguous()
         parts = self.weight.split(max(1, self.at_once // rows.shape[1]))
         return turned(torch.cat([onednn_linear(part.float(), wide) for part in parts]), self.bias, x)
 
