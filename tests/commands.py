@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,14 +30,18 @@ def endless_model(path: Path) -> Path:
 
 
 def started(backend: str, model: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """The command, begun."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "gptj", "generate", str(model), *arguments, "--backend", backend],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ,
-    )
+    """The command, begun. It hears an interrupt even where the tests do not, as a shell's job in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gptj", "generate", str(model), *arguments, "--backend", backend],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def ended(process: Any) -> SimpleNamespace:
