@@ -153,7 +153,9 @@ ROWS = pytest.mark.parametrize("rows", [(1,), (2, 3), (70,)])
     ("kind", "dtype"),
     [
         (UnpackedLinear, torch.float32),
+        (TiledLinear, torch.float32),
         (TiledLinear, torch.bfloat16),
+        (WidenedLinear, torch.float32),
         (WidenedLinear, torch.bfloat16),
         (WidenedLinear, torch.float16),
     ],
