@@ -129,6 +129,9 @@ class Int8Linear(nn.Module):
     128; the two digits are rows of one product, which reads the weights once.
     """
 
+    base = 256
+    """What the high digit counts."""
+
     largest = 127 * 256
     """Of an activation: 127 times the high digit's worth."""
 
@@ -159,8 +162,12 @@ class Int8Linear(nn.Module):
         sums = torch.ops.onednn.qlinear_pointwise(
             digits, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
+        return self._joined(sums, peak)
+
+    def _joined(self, sums: Tensor, peak: Tensor) -> Tensor:
+        """The low digits' sums over the high ones', (2r, n), as what they stand for, (r, n)."""
         low, high = sums.chunk(2)
-        return torch.addcmul(self.bias, low.add_(high, alpha=256), peak / self.largest)
+        return torch.addcmul(self.bias, low.add_(high, alpha=self.base), peak / self.largest)
 
 
 class TiledInt8Linear(Int8Linear):
@@ -189,6 +196,8 @@ class TiledInt8Linear(Int8Linear):
 class NarrowInt8Linear(Int8Linear):
     """The same where the processor adds products of bytes in 16 bits, which overflow: digits of 7 bits, by FBGEMM."""
 
+    base = 128
+
     largest = 64 * 128
     """Of an activation: both digits are from -64 to 64, so that two products of 128 and 127 stay below 2^15."""
 
@@ -205,8 +214,7 @@ class NarrowInt8Linear(Int8Linear):
         high = (whole / 128).round_()
         digits = torch.cat((whole.sub_(high, alpha=128), high))
         sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(digits, 1.0, 64, self.weight)
-        low, high = sums.chunk(2)
-        return torch.addcmul(self.bias, low.add_(high, alpha=128), peak / self.largest)
+        return self._joined(sums, peak)
 
 
 def turned(product: Tensor, bias: Tensor, x: Tensor) -> Tensor:
