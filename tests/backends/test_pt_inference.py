@@ -178,7 +178,8 @@ def test_rows_with_gaps_between_them_are_gathered_first(monkeypatch, kind):
         multiplied.append(weight.is_contiguous())
         return onednn_linear(x, weight, bias)
 
-    monkeypatch.setattr("gptj.pt.inference.onednn_linear", watched)
+    for module in ("inference", "model"):
+        monkeypatch.setattr(f"gptj.pt.{module}.onednn_linear", watched)
     torch.manual_seed(0)
     weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(8, 3, 40)[:, -1:, :32]
     torch.testing.assert_close(kind(weight, bias)(x), PlainLinear(weight, bias)(x))

@@ -12,7 +12,7 @@ from wings import close
 from gptj.parity.revealing import revealing_config
 from gptj.pt import GPTJForCausalLM
 from gptj.pt.heads import cross_entropy
-from gptj.pt.model import Product, onednn_linear
+from gptj.pt.model import Linear, Product, onednn_linear
 from gptj.rotary import rotary_table
 
 CONFIG = revealing_config()
@@ -81,19 +81,72 @@ def test_the_fused_products_have_the_eager_ones_gradients(folder, monkeypatch, s
     assert all(np.abs(fused[name] - eager[name]).max() <= 1e-5 * np.abs(eager[name]).max() for name in eager)
 
 
-def test_the_fused_products_gather_rows_with_gaps_between_them(monkeypatch):
-    """As a right factor such rows take oneDNN 400 times as long."""
-    right = []
+@pytest.fixture
+def right(monkeypatch):
+    """The right factors of oneDNN's products."""
+    factors = []
 
     def watched(x, weight, bias=None):
-        right.append(weight)
+        factors.append(weight)
         return onednn_linear(x, weight, bias)
 
     monkeypatch.setattr("gptj.pt.model.onednn_linear", watched)
+    return factors
+
+
+def test_the_fused_products_gather_rows_with_gaps_between_them(right):
+    """As a right factor such rows take oneDNN 400 times as long."""
     x, weight = torch.randn(8, 3, 32)[:, -1:].requires_grad_(), torch.randn(48, 32, requires_grad=True)
     Product.apply(x, weight, None).sum().backward()
     torch.testing.assert_close(weight.grad, x.detach().sum((0, 1)).expand(48, 32))
     assert len(right) == 3 and all(factor.is_contiguous() or factor.t().is_contiguous() for factor in right)
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """Has the model believe that oneDNN multiplies all dtypes here, and MKL as well as it."""
+    monkeypatch.setattr("gptj.pt.model.onednn_has", lambda device, dtype: True)
+    monkeypatch.setattr("gptj.pt.model.mkl_is_slow", lambda: False)
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("rows", "few"), [((3,), 0), ((2, 2), 1), ((1, 64), 1), ((65,), 0)])
+@torch.inference_mode()
+def test_a_few_rows_meet_the_weights_on_their_left(right, rows, few, bias):
+    linear, x = Linear(32, 48, bias=bias, fused=False), torch.randn(*rows, 40)[..., :32]
+    product = linear(x)
+    assert len(right) == few and all(factor.is_contiguous() for factor in right) and product.is_contiguous()
+    torch.testing.assert_close(product, torch.nn.functional.linear(x, linear.weight, linear.bias))
+
+
+class Named(torch.Tensor):
+    """A tensor with rules of its own, as quantised and distributed ones have."""
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize(
+    "see",
+    [
+        lambda linear, x: linear.double()(x.double()),
+        lambda linear, x: linear.bfloat16()(x.bfloat16()),
+        lambda linear, x: linear(x.as_subclass(Named)),
+        lambda linear, x: torch.func.functional_call(linear, {"weight": linear.weight.as_subclass(Named)}, (x,)),
+        lambda linear, x: torch.func.vmap(linear)(x),
+        lambda linear, x: torch.compile(linear, fullgraph=True, backend="eager")(x),
+        torch.autocast("cpu", torch.bfloat16)(lambda linear, x: linear(x)),
+        torch.inference_mode(mode=False)(lambda linear, x: linear(x)),
+    ],
+    ids=["float64", "bfloat16", "subclass", "weight's subclass", "vmap", "compile", "autocast", "training"],
+)
+def test_whoever_must_see_the_product_done_sees_pytorchs(right, see):
+    linear, x = Linear(32, 48, fused=False), torch.randn(6, 6, 32)
+    plain = torch.nn.Linear(32, 48)
+    plain.load_state_dict(linear.state_dict())
+    with torch.inference_mode():
+        got, expected = see(linear, x), see(plain, x)
+    assert not right and type(got) is type(expected)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 def test_a_state_dict_goes_from_one_model_to_another(folder):

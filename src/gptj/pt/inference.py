@@ -28,9 +28,11 @@ from gptj.pt.model import (
     Remember,
     Sight,
     has_amx,
+    left_linear,
     onednn_has,
     onednn_linear,
     rotate_pairs,
+    turned,
     x86_lacks_avx512,
     x86_lacks_vnni,
 )
@@ -76,10 +78,8 @@ class UnpackedLinear(PlainLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) to (..., n)."""
-        rows = x.reshape(-1, x.shape[-1])
-        if not 1 < len(rows) <= self.few:
-            return onednn_linear(x, self.weight, self.bias)
-        return turned(onednn_linear(self.weight, rows.contiguous()), self.bias, x)
+        product = left_linear if 1 < x.shape[:-1].numel() <= self.few else onednn_linear
+        return product(x, self.weight, self.bias)
 
 
 class TiledLinear(PlainLinear):
@@ -215,12 +215,6 @@ class NarrowInt8Linear(Int8Linear):
         digits = torch.cat((whole.sub_(high, alpha=128), high))
         sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(digits, 1.0, 64, self.weight)
         return self._joined(sums, peak)
-
-
-def turned(product: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """What a weight on the left made of `x`, (n, r) to (..., n) in x's dtype, with the bias."""
-    out = x.new_empty(product.shape[::-1])
-    return torch.add(product.t(), bias, out=out).view(*x.shape[:-1], -1)
 
 
 def _peaks(rows: Tensor) -> Tensor:
