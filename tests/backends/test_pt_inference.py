@@ -122,7 +122,7 @@ def test_quantised_weights_are_the_rounded_ones_and_nothing_else_is_lost(
 ):
     processor(tiles=kind is TiledInt8Linear, overflow=kind is NarrowInt8Linear)
     model = GPTJForCausalLM.from_pretrained(folder(**SIZES), inference=True, quantize=quantize)
-    assert type(model.transformer.h[0].into) is type(model.lm_head) is kind
+    assert type(model.transformer.h[0].out_of) is type(model.lm_head) is kind
     original = GPTJForCausalLM.from_pretrained(folder(**SIZES), mmap=False)
     expected = rounded(folder, change, **SIZES)
     for mine, theirs in zip(expected.transformer.h, original.transformer.h, strict=True):
@@ -140,7 +140,7 @@ def test_prepared_in_16_bits_is_as_near_the_oracle_as_the_ordinary_model(folder,
     expected = oracle().forward(BATCH.input_ids, BATCH.attention_mask, BATCH.position_ids).logits
     ordinary = GPTJForCausalLM.from_pretrained(folder(), dtype=dtype)
     prepared = GPTJForCausalLM.from_pretrained(folder(), dtype=dtype, inference=True)
-    assert type(prepared.transformer.h[0].into) is type(prepared.lm_head) is kind
+    assert type(prepared.transformer.h[0].out_of) is type(prepared.lm_head) is kind
     off, allowed = (np.abs(logits(model) - expected).max() for model in (prepared, ordinary))
     assert off < 1.5 * allowed
 
@@ -169,14 +169,26 @@ def test_products_in_parts_are_the_plain_ones(monkeypatch, rows, kind, dtype):
     torch.testing.assert_close(product, PlainLinear(weight, bias)(x))
 
 
+@ROWS
+@pytest.mark.parametrize("kind", [PackedLinear, UnpackedLinear])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_products_apply_the_gelu_that_is_asked_for(rows, kind, approximate):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(*rows, 32) / 4
+    linear = kind(weight, bias)
+    linear.gelu = approximate
+    expected = torch.nn.functional.gelu(PlainLinear(weight, bias)(x), approximate=approximate)
+    torch.testing.assert_close(linear(x), expected, rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("kind", [UnpackedLinear, WidenedLinear])
 def test_rows_with_gaps_between_them_are_gathered_first(monkeypatch, kind):
     """Of what is on the right, oneDNN multiplies such rows in a loop of its reference: they took 400 times as long."""
     multiplied = []
 
-    def watched(x, weight, bias=None):
+    def watched(x, weight, *rest):
         multiplied.append(weight.is_contiguous())
-        return onednn_linear(x, weight, bias)
+        return onednn_linear(x, weight, *rest)
 
     for module in ("inference", "model"):
         monkeypatch.setattr(f"gptj.pt.{module}.onednn_linear", watched)
@@ -203,7 +215,16 @@ def test_products_of_whole_numbers_are_those_of_the_rounded_weights(rows, fill, 
     ("dtype", "kind"), [("float64", PlainLinear), ("float32", PackedLinear), ("float32", UnpackedLinear)]
 )
 @pytest.mark.parametrize(
-    "changes", [{}, {"n_embd": 45, "n_head": 3}, {"tie_word_embeddings": True}], ids=["even", "odd heads", "tied"]
+    "changes",
+    [
+        {},
+        {"n_embd": 45, "n_head": 3},
+        {"n_inner": 161},
+        {"tie_word_embeddings": True},
+        {"activation_function": "gelu"},
+        {"activation_function": "silu"},
+    ],
+    ids=["even", "odd heads", "odd inside", "tied", "exact GELU", "SiLU"],
 )
 def test_prepared_computes_the_oracles_logits(folder, oracle, processor, dtype, kind, changes):
     processor(wide=kind is not UnpackedLinear)

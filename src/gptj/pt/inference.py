@@ -1,11 +1,12 @@
 """The fast path of decoding: weights fused, packed, and where asked quantised, and no gradients.
 
 A decoded token reads every weight once, so its time is that of reading memory. GPT-J's attention and feed-forward
-stand side by side, so a block needs two matrix products: one into [q, k, v, fc_in], one out of [attention,
-activation]. On a CPU with AVX-512 the weights are kept in oneDNN's own layout, which is read at memory's pace whatever
-the number of rows; where the processor multiplies in tiles or has AVX2 alone, so are plain matrices on the left of a
-few rows. Quantised weights are whole numbers of 8 or 4 bits; the activations that meet 8-bit weights are whole numbers
-of two digits, of 16 bits or of 14, so that what is lost is the weights' rounding alone.
+stand side by side, so a block needs two matrix products: one into [q, k, v, fc_in], which is two where one of them can
+apply the activation, and one out of [attention, activation]. On a CPU with AVX-512 the weights are kept in oneDNN's
+own layout, which is read at memory's pace whatever the number of rows; where the processor multiplies in tiles or has
+AVX2 alone, so are plain matrices on the left of a few rows. Quantised weights are whole numbers of 8 or 4 bits; the
+activations that meet 8-bit weights are whole numbers of two digits, of 16 bits or of 14, so that what is lost is the
+weights' rounding alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 from gptj.errors import InputError
 from gptj.prepared import QUANTIZATIONS, check_quantize, refusal
 from gptj.pt.model import (
+    GELUS,
+    MLP,
+    Attention,
     Block,
     Remember,
     Sight,
@@ -57,13 +61,16 @@ class PackedLinear(nn.Module):
     The layout for 8 rows is the best, or as good as any, for 1, 8 and 512 (measured in float32 and bfloat16).
     """
 
+    gelu: str | None = None
+    """By which approximation the products are activated."""
+
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, 8), bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) to (..., n)."""
-        return onednn_linear(x, self.weight, self.bias)
+        return onednn_linear(x, self.weight, self.bias, self.gelu)
 
 
 class UnpackedLinear(PlainLinear):
@@ -76,10 +83,15 @@ class UnpackedLinear(PlainLinear):
     few = 64
     """Rows; more are multiplied as fast from the right."""
 
+    gelu: str | None = None
+    """By which approximation the products are activated."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) to (..., n)."""
-        product = left_linear if 1 < x.shape[:-1].numel() <= self.few else onednn_linear
-        return product(x, self.weight, self.bias)
+        if not 1 < x.shape[:-1].numel() <= self.few:
+            return onednn_linear(x, self.weight, self.bias, self.gelu)
+        product = left_linear(x, self.weight, self.bias)
+        return product if self.gelu is None else F.gelu(product, approximate=self.gelu)
 
 
 class TiledLinear(PlainLinear):
@@ -284,30 +296,64 @@ def kind_of_linear(weight: Tensor, quantize: str | None) -> type[nn.Module]:
     return PackedLinear if dtype in (torch.float32, torch.bfloat16) else PlainLinear
 
 
+class OneProduct(nn.Module):
+    """From a block's normed stream (b, t, m) to [q, k, v] (b, t, 3m) and fc_in's activated outputs (b, t, f)."""
+
+    def __init__(self, attn: Attention, mlp: MLP, quantize: str | None) -> None:
+        super().__init__()
+        inward = [attn.q_proj, attn.k_proj, attn.v_proj, mlp.fc_in]
+        self.both = packed([linear.weight for linear in inward], [linear.bias for linear in inward], quantize)
+        self.width, self.activation = 3 * attn.q_proj.out_features, mlp.activation
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two."""
+        both = self.both(x)
+        return both[..., : self.width], self.activation(both[..., self.width :])
+
+
+class TwoProducts(nn.Module):
+    """The same where a product can apply GELU as it goes, which takes 5 % off 512 rows, and nothing on one (measured).
+
+    Args:
+        attn, mlp: whose weights these are.
+        gelu: by which approximation.
+    """
+
+    def __init__(self, attn: Attention, mlp: MLP, gelu: str) -> None:
+        super().__init__()
+        self.qkv = packed([attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight], [None] * 3, None)
+        self.fc_in = packed([mlp.fc_in.weight], [mlp.fc_in.bias], None)
+        self.fc_in.gelu = gelu
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two."""
+        return self.qkv(x), self.fc_in(x)
+
+
 class PreparedBlock(nn.Module):
-    """A block in two matrix products.
+    """A block in two or three matrix products.
 
     Args:
         block: whose weights these are; they are taken out of it.
         quantize: None, "int8" or "int4".
+        activation_function: the name of its activation.
     """
 
-    def __init__(self, block: Block, quantize: str | None) -> None:
+    def __init__(self, block: Block, quantize: str | None, activation_function: str) -> None:
         super().__init__()
         attn, mlp = block.attn, block.mlp
-        self.ln_1, self.attn, self.activation = block.ln_1, attn, mlp.activation
-        self.widths = [*[attn.q_proj.out_features] * 3, mlp.fc_in.out_features]
-        self.into = packed(
-            [attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight, mlp.fc_in.weight],
-            [None, None, None, mlp.fc_in.bias],
-            quantize,
-        )
+        self.ln_1, self.attn, self.m = block.ln_1, attn, attn.q_proj.out_features
+        gelu = GELUS.get(activation_function)
+        if gelu is not None and hasattr(kind_of_linear(mlp.fc_in.weight, quantize), "gelu"):
+            self.into: nn.Module = TwoProducts(attn, mlp, gelu)
+        else:
+            self.into = OneProduct(attn, mlp, quantize)
         self.out_of = packed([torch.cat((attn.out_proj.weight, mlp.fc_out.weight), dim=1)], [mlp.fc_out.bias], quantize)
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             delattr(attn, name)
         attn.fused = True
         # Complex numbers are pairs; where a head begins in the middle of a pair, the numbers are turned one by one.
-        self.in_pairs = not attn.head_dim % 2 and not sum(self.widths) % 2
+        self.in_pairs = not attn.head_dim % 2 and not mlp.fc_in.out_features % 2
 
     def forward(
         self,
@@ -321,15 +367,14 @@ class PreparedBlock(nn.Module):
         """The stream after this block (b, t, m), and the attention weights or None; see `Block.forward`."""
         if x.requires_grad:
             raise refusal("a gradient")
-        entered = self.into(self.ln_1(x))
-        m = self.widths[0]
-        q, k = self._rotated(entered[..., : 2 * m], *rotation)
-        v = self._heads(entered[..., 2 * m : 3 * m])
-        if x.shape[1] > 1:  # of their own, so that a cache does not keep the whole of `entered`
+        qkv, activated = self.into(self.ln_1(x))
+        q, k = self._rotated(qkv[..., : 2 * self.m], *rotation)
+        v = self._heads(qkv[..., 2 * self.m :])
+        if x.shape[1] > 1:  # of their own, so that a cache does not keep the whole of `qkv`
             k, v = k.contiguous(), v.contiguous()
         k, v = remember(k, v)
         mixed, weights = self.attn.mix(q, k, v, sight, head_mask, weigh)
-        return self.out_of(torch.cat((mixed, self.activation(entered[..., 3 * m :])), dim=-1)).add_(x), weights
+        return self.out_of(torch.cat((mixed, activated), dim=-1)).add_(x), weights
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.attn.head_dim)).transpose(1, 2)  # b t m -> b h t d
@@ -395,7 +440,7 @@ class InferenceMixin:
 
     def _pack_block(self, n: int, quantize: str | None) -> None:
         blocks = self.transformer.h
-        blocks[n] = PreparedBlock(blocks[n], quantize)
+        blocks[n] = PreparedBlock(blocks[n], quantize, self.transformer.config.activation_function)
 
     def _pack_head(self, quantize: str | None) -> None:
         self.lm_head = packed([self.lm_head.weight], [self.lm_head.bias], quantize)

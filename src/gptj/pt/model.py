@@ -31,11 +31,11 @@ from gptj.rotary import rotary_table
 Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""
 
+GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+"""By which approximation each is computed, in `F.gelu`'s words."""
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    **{name: functools.partial(F.gelu, approximate=approximate) for name, approximate in GELUS.items()},
     "relu": F.relu,
     "silu": F.silu,
     "swish": F.silu,
@@ -87,12 +87,14 @@ def _is_x86() -> bool:
     return platform.machine() in ("x86_64", "AMD64")
 
 
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: str | None = None) -> Tensor:
     """x @ weight.T + bias; the weight (n, k) as it is, transposed, or in oneDNN's own layout.
 
-    A weight with gaps between its rows takes some 400 times as long (measured); `x` may have them.
+    A weight with gaps between its rows takes some 400 times as long (measured); `x` may have them. `gelu` is by which
+    approximation to apply that to the sums, while they are at hand.
     """
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    after = ("none", "") if gelu is None else ("gelu", gelu)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after[0], [], after[1])
 
 
 def left_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
