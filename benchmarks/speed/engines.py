@@ -370,7 +370,7 @@ class Limits(Engine):
         return found
 
     def ways(self, dtype: str) -> list[Any]:
-        """The functions that multiply two matrices: on an AMD processor oneDNN is twice as fast as what `@` runs.
+        """The functions that multiply two matrices: on AMD's with AVX-512 oneDNN is twice as fast as `@`.
 
         Where there are no instructions for a dtype, `@` takes hours; bfloat16 is then multiplied as float32, and bytes
         as oneDNN can.
