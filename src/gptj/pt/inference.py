@@ -273,9 +273,14 @@ def packed(weights: list[Tensor], biases: list[Tensor | None], quantize: str | N
     Raises:
         InputError: the weights cannot be quantised so.
     """
-    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-    bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
+    weight, bias = stacked(weights, biases)
     return kind_of_linear(weight, quantize)(weight, bias)
+
+
+def stacked(weights: list[Tensor], biases: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """The weights (n_i, k) and the biases (n_i,), None for zeros, over one another."""
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+    return weight, torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
 
 
 def kind_of_linear(weight: Tensor, quantize: str | None) -> type[nn.Module]:
@@ -301,8 +306,7 @@ class OneProduct(nn.Module):
 
     def __init__(self, attn: Attention, mlp: MLP, quantize: str | None) -> None:
         super().__init__()
-        inward = [attn.q_proj, attn.k_proj, attn.v_proj, mlp.fc_in]
-        self.both = packed([linear.weight for linear in inward], [linear.bias for linear in inward], quantize)
+        self.both = packed(*_inward(attn, mlp), quantize)
         self.width, self.activation = 3 * attn.q_proj.out_features, mlp.activation
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -321,13 +325,22 @@ class TwoProducts(nn.Module):
 
     def __init__(self, attn: Attention, mlp: MLP, gelu: str) -> None:
         super().__init__()
-        self.qkv = packed([attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight], [None] * 3, None)
-        self.fc_in = packed([mlp.fc_in.weight], [mlp.fc_in.bias], None)
+        # Cut from one large array, which is given back; smaller ones would leave holes between what is packed.
+        weight, bias = stacked(*_inward(attn, mlp))
+        sizes = 3 * attn.q_proj.out_features, mlp.fc_in.out_features
+        kind = kind_of_linear(weight, None)
+        self.qkv, self.fc_in = map(kind, weight.split(sizes), bias.split(sizes))
         self.fc_in.gelu = gelu
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two."""
         return self.qkv(x), self.fc_in(x)
+
+
+def _inward(attn: Attention, mlp: MLP) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The weights and the biases of what a block's normed stream meets."""
+    linears = attn.q_proj, attn.k_proj, attn.v_proj, mlp.fc_in
+    return [linear.weight for linear in linears], [linear.bias for linear in linears]
 
 
 class PreparedBlock(nn.Module):
