@@ -201,7 +201,8 @@ def test_rows_with_gaps_between_them_are_gathered_first(monkeypatch, kind):
 @ROWS
 @pytest.mark.parametrize("fill", [torch.randn, torch.ones], ids=["random", "all at the largest"])
 @pytest.mark.parametrize("kind", INT8)
-def test_products_of_whole_numbers_are_those_of_the_rounded_weights(rows, fill, kind):
+def test_products_of_whole_numbers_are_those_of_the_rounded_weights(monkeypatch, rows, fill, kind):
+    monkeypatch.setattr(Int8Linear, "at_once", 32)
     torch.manual_seed(0)
     weight, bias, x = fill(48, 32), torch.randn(48), fill(*rows, 32)
     product = kind(weight, bias)(x)

@@ -141,6 +141,9 @@ class Int8Linear(nn.Module):
     128; the two digits are rows of one product, which reads the weights once.
     """
 
+    at_once = 128
+    """Rows, so that their sums come from memory that the last ones had, not from the kernel."""
+
     base = 256
     """What the high digit counts."""
 
@@ -164,7 +167,9 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) to (..., n)."""
-        return self._product(x.reshape(-1, x.shape[-1]).float()).to(x.dtype).view(*x.shape[:-1], -1)
+        parts = x.reshape(-1, x.shape[-1]).float().split(self.at_once)
+        product = self._product(parts[0]) if len(parts) == 1 else torch.cat([self._product(part) for part in parts])
+        return product.to(x.dtype).view(*x.shape[:-1], -1)
 
     def _product(self, rows: Tensor) -> Tensor:
         """(r, k) to (r, n), in float32."""
@@ -192,9 +197,6 @@ class TiledInt8Linear(Int8Linear):
         self.weight = whole
 
     def _product(self, rows: Tensor) -> Tensor:
-        return torch.cat([self._few(part) for part in rows.split(self.at_once)])
-
-    def _few(self, rows: Tensor) -> Tensor:
         peak = _peaks(rows)
         whole = (rows * (self.largest / peak)).round_().to(torch.int16)
         # In v + 128 the high byte is the high digit, and the low byte the low digit and 128, which flips its top bit.
