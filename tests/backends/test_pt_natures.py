@@ -104,7 +104,8 @@ def test_the_fused_products_gather_rows_with_gaps_between_them(right):
 
 @pytest.fixture
 def onednn(monkeypatch):
-    """Has the model believe that oneDNN multiplies all dtypes here, and MKL as well as it."""
+    """Has the model believe that this is an x86 on which oneDNN multiplies all dtypes, and MKL as well as it."""
+    monkeypatch.setattr("gptj.pt.model.is_x86", lambda: True)
     monkeypatch.setattr("gptj.pt.model.onednn_has", lambda device, dtype: True)
     monkeypatch.setattr("gptj.pt.model.mkl_is_slow", lambda: False)
 
@@ -118,6 +119,14 @@ def test_a_few_rows_meet_the_weights_on_their_left(right, rows, few, bias):
     product = linear(x)
     assert len(right) == few and all(factor.is_contiguous() for factor in right) and product.is_contiguous()
     torch.testing.assert_close(product, torch.nn.functional.linear(x, linear.weight, linear.bias))
+
+
+@pytest.mark.usefixtures("onednn")
+def test_a_processor_that_was_not_measured_keeps_pytorchs_product(right, monkeypatch):
+    monkeypatch.setattr("gptj.pt.model.is_x86", lambda: False)
+    with torch.inference_mode():
+        Linear(32, 48, fused=False)(torch.randn(6, 32))
+    assert not right
 
 
 class Named(torch.Tensor):

@@ -75,15 +75,16 @@ def has_amx() -> bool:
 
 def x86_lacks_avx512() -> bool:
     """Whether the processor is an x86 whose registers are no wider than AVX2's."""
-    return _is_x86() and not torch.cpu._is_avx512_supported()
+    return is_x86() and not torch.cpu._is_avx512_supported()
 
 
 def x86_lacks_vnni() -> bool:
     """Whether the processor is an x86 that adds products of bytes in 16 bits, in which they overflow."""
-    return _is_x86() and not torch.cpu._is_vnni_supported()
+    return is_x86() and not torch.cpu._is_vnni_supported()
 
 
-def _is_x86() -> bool:
+def is_x86() -> bool:
+    """Whether the processor is Intel's or AMD's, of which alone there are measurements."""
     return platform.machine() in ("x86_64", "AMD64")
 
 
@@ -140,8 +141,8 @@ class Product(torch.autograd.Function):
 class Linear(nn.Linear):
     """nn.Linear, in float32 by oneDNN where that is the faster (all measured).
 
-    That is, for the `few` rows of a short prompt or a batch, while `generate` runs: in 0.4 to 0.9 of the time. And
-    where MKL is slow, for any rows and their gradients, if `fused` says that the model asks for speed.
+    That is, on an x86 for the `few` rows of a short prompt or a batch, while `generate` runs: in 0.4 to 0.9 of the
+    time. And where MKL is slow, for any rows and their gradients, if `fused` says that the model asks for speed.
     """
 
     few = range(4, 65)
@@ -154,7 +155,7 @@ class Linear(nn.Linear):
         """(..., k) to (..., n)."""
         weight = self.weight
         if onednn_may(x, weight):
-            if x.shape[:-1].numel() in self.few and torch.is_inference_mode_enabled():
+            if x.shape[:-1].numel() in self.few and is_x86() and torch.is_inference_mode_enabled():
                 return left_linear(x, weight, self.bias)
             if self.fused and mkl_is_slow():
                 return Product.apply(x, weight, self.bias)
