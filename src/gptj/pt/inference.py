@@ -322,15 +322,15 @@ class TwoProducts(nn.Module):
 
     Args:
         attn, mlp: whose weights these are.
+        kind: of both products; it has a `gelu`.
         gelu: by which approximation.
     """
 
-    def __init__(self, attn: Attention, mlp: MLP, gelu: str) -> None:
+    def __init__(self, attn: Attention, mlp: MLP, kind: type[nn.Module], gelu: str) -> None:
         super().__init__()
         # Cut from one large array, which is given back; smaller ones would leave holes between what is packed.
         weight, bias = stacked(*_inward(attn, mlp))
         sizes = 3 * attn.q_proj.out_features, mlp.fc_in.out_features
-        kind = kind_of_linear(weight, None)
         self.qkv, self.fc_in = map(kind, weight.split(sizes), bias.split(sizes))
         self.fc_in.gelu = gelu
 
@@ -358,9 +358,9 @@ class PreparedBlock(nn.Module):
         super().__init__()
         attn, mlp = block.attn, block.mlp
         self.ln_1, self.attn, self.m = block.ln_1, attn, attn.q_proj.out_features
-        gelu = GELUS.get(activation_function)
-        if gelu is not None and hasattr(kind_of_linear(mlp.fc_in.weight, quantize), "gelu"):
-            self.into: nn.Module = TwoProducts(attn, mlp, gelu)
+        kind, gelu = kind_of_linear(mlp.fc_in.weight, quantize), GELUS.get(activation_function)
+        if gelu is not None and hasattr(kind, "gelu"):
+            self.into: nn.Module = TwoProducts(attn, mlp, kind, gelu)
         else:
             self.into = OneProduct(attn, mlp, quantize)
         self.out_of = packed([torch.cat((attn.out_proj.weight, mlp.fc_out.weight), dim=1)], [mlp.fc_out.bias], quantize)
