@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +26,7 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 import gptj
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.dtypes import PARAMETER_DTYPES
-from gptj.errors import GPTJError, shown
+from gptj.errors import CheckpointWarning, GPTJError, shown
 from gptj.prepared import QUANTIZATIONS
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def main() -> None:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.simplefilter("default", CheckpointWarning)
+    warnings.showwarning = _show_warning
     debug = "--debug" in sys.argv[1:]
     try:
         status = gptj_command.main(standalone_mode=False)
@@ -82,6 +85,17 @@ def main() -> None:
         click.echo(f"gptj: LimitError: out of memory: {error}", err=True)
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+_show_warning_of_python = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+    """Print a warning of ours as a line, without the place in the code; others as Python does."""
+    if issubclass(category, CheckpointWarning):
+        click.echo(f"warning: {message}", err=True)
+    else:
+        _show_warning_of_python(message, category, *place, **options)
 
 
 def _terminate(number: int, frame: object) -> None:

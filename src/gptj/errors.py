@@ -16,16 +16,21 @@
 Each is also the built-in exception that a caller would expect, so code that knows nothing of gptj still
 catches it. A message is one line that says where, what was expected, what was found and what to do; the
 same facts are attributes, and `as_dict` gives them to `--json`.
+
+What is odd in a file and changes nothing here is no error but a `CheckpointWarning`, in the same words (`warn_of`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 
 __all__ = [
     "BackendError",
+    "CheckpointWarning",
     "ConfigError",
     "FormatError",
     "GPTJError",
@@ -39,6 +44,7 @@ __all__ = [
     "WriteError",
     "naming_file",
     "shown",
+    "warn_of",
 ]
 
 
@@ -176,3 +182,24 @@ class ParityError(GPTJError, AssertionError):
 
 class BackendError(GPTJError, ImportError):
     """The backend asked for is unknown, or its framework is not installed."""
+
+
+class CheckpointWarning(UserWarning):
+    """Something in a checkpoint's files is odd, or was left out, and changes nothing of what the model computes."""
+
+
+def warn_of(
+    problem: str,
+    *,
+    file: str | os.PathLike[str] | None = None,
+    where: str | None = None,
+    expected: object = None,
+    found: object = None,
+    hint: str | None = None,
+) -> None:
+    """Warn of an oddity, in the words of an error (see `GPTJError`), at the caller's line outside of this package."""
+    message = GPTJError(problem, file=file, where=where, expected=expected, found=found, hint=hint)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("gptj", "gptj_conversion"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(str(message), CheckpointWarning, stacklevel=level - 1)
