@@ -37,7 +37,7 @@ def _raise(error: BaseException) -> None:
         (lambda folder: _raise(TypeError("culprit")), "traceback"),
         (lambda folder: _raise(AssertionError("culprit")), "wrong"),
         (lambda folder: None, "silent"),
-        (lambda folder: warn_of("odd", file="culprit"), "unnamed"),
+        (lambda folder: warn_of("odd", file="culprit"), "silent"),
         (lambda folder: (folder / "out").mkdir() or _raise(FormatError("no", file="culprit")), "left"),
     ],
 )
