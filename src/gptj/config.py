@@ -1,9 +1,10 @@
-"""GPTJConfig: what a GPT-J is, before any framework: frozen, validated, config.json in and out.
+"""GPTJConfig: what a GPT-J is, before any framework: validated, config.json in and out.
 
-Field names and defaults are transformers' (4.34, `GPTJConfig`), whose defaults describe GPT-J-6B. Two things
-differ on purpose. A wrong field is refused here, with its name, its value and its rule, rather than at the
-first forward pass; and keys of a config.json that we do not know are kept in `extra` and written back, except
-that a key one slip of the finger away from a known one is refused with the name that was meant.
+Field names, their order and defaults are transformers' (4.34, `GPTJConfig`), whose defaults describe GPT-J-6B. Three
+things differ on purpose. A wrong field is refused here, with its name, its value and its rule, rather than at the
+first forward pass. Keys of a config.json that we do not know are kept in `extra` and written back, except
+that a key one slip of the finger away from a known one is refused with the name that was meant. And a field that a
+model is built by (`BUILT_IN`) cannot be assigned, since no model would follow.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, naming_file, shown
 from gptj.json_file import read_json_object
+from gptj.settings import Settings, default_members
 
-__all__ = ["ACTIVATIONS", "GPTJConfig"]
+__all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig"]
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "tanh")
 """What `activation_function` may be; each wing has one function a name."""
@@ -36,6 +40,37 @@ _ALIASES = {
     "num_hidden_layers": "n_layer",
     "max_position_embeddings": "n_positions",
 }
+
+BUILT_IN = (
+    *("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "rotary_dim", "n_inner", "activation_function"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "tie_word_embeddings", "num_labels"),
+)
+"""Fields that a model is built by: its shapes, or what its layers keep. They cannot be assigned."""
+
+_INSTEAD = {
+    "vocab_size": "Write model.resize_token_embeddings({value}), or config = config.replace(vocab_size={value}) "
+    "before the model is made",
+    "num_labels": "Write from_pretrained(folder, num_labels={value}), or config = config.replace(num_labels={value}) "
+    "before the model is made",
+}
+_INSTEAD_OF_OTHERS = (
+    "Write config = config.replace({field}={value}) before the model is made, or from_pretrained(folder, "
+    "{field}={value})"
+)
+
+_READ_AS: dict[str, Any] = {
+    "model_type": "gptj",
+    "is_encoder_decoder": False,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "architectures": None,
+    "torch_dtype": None,
+    "name_or_path": "",
+    "_name_or_path": "",
+    "tokenizer_class": None,
+    "task_specific_params": None,
+}
+"""Attributes of transformers' configs that its tools read of every model, and their values where no file says more."""
 
 _LARGEST_SIZE = 2**31 - 1
 _LARGEST_POSITIONS = 2**24  # a rotary table of that length is already gigabytes
@@ -126,8 +161,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=True)
-class GPTJConfig:
+@dataclasses.dataclass(init=False, eq=True)
+class GPTJConfig(Settings):
     """The sizes and options of one GPT-J.
 
     Attributes:
@@ -147,42 +182,95 @@ class GPTJConfig:
             a small vocabulary, as they do in real checkpoints; generation checks them when it needs them.
         tie_word_embeddings: lm_head.weight is wte.weight; lm_head.bias stays its own.
         num_labels, id2label, label2id, problem_type: the classification head's.
-        extra: unknown keys of config.json, kept and written back.
+        extra: unknown keys of config.json, kept and written back; each can be read as an attribute.
+
+    Arguments are the fields, in transformers' order, and the aliases hidden_size, num_attention_heads,
+    num_hidden_layers and max_position_embeddings; others go to `extra`. Every field but those in `BUILT_IN` can be
+    assigned.
 
     Raises:
         ConfigError: a field breaks its rule. The message names the field, the rule and the value.
     """
 
-    vocab_size: int = 50400
-    n_positions: int = 2048
-    n_embd: int = 4096
-    n_layer: int = 28
-    n_head: int = 16
-    rotary_dim: int | None = 64
-    n_inner: int | None = None
-    activation_function: str = "gelu_new"
-    resid_pdrop: float = 0.0
-    embd_pdrop: float = 0.0
-    attn_pdrop: float = 0.0
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    use_cache: bool = True
-    bos_token_id: int | None = 50256
-    eos_token_id: int | list[int] | None = 50256
-    pad_token_id: int | None = None
-    tie_word_embeddings: bool = False
-    num_labels: int | None = None
-    id2label: dict[int, str] | None = None
-    label2id: dict[str, int] | None = None
-    problem_type: str | None = None
-    output_attentions: bool = False
-    output_hidden_states: bool = False
-    return_dict: bool = True
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    FILE: ClassVar[str] = CONFIG_FILE
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    rotary_dim: int | None
+    n_inner: int | None
+    activation_function: str
+    resid_pdrop: float
+    embd_pdrop: float
+    attn_pdrop: float
+    layer_norm_epsilon: float
+    initializer_range: float
+    use_cache: bool
+    bos_token_id: int | None
+    eos_token_id: int | list[int] | None
+    pad_token_id: int | None
+    tie_word_embeddings: bool
+    num_labels: int | None
+    id2label: dict[int, str] | None
+    label2id: dict[str, int] | None
+    problem_type: str | None
+    output_attentions: bool
+    output_hidden_states: bool
+    return_dict: bool
+    extra: Mapping[str, Any]
+
+    def __init__(
+        self,
+        vocab_size: int = 50400,
+        n_positions: int = 2048,
+        n_embd: int = 4096,
+        n_layer: int = 28,
+        n_head: int = 16,
+        rotary_dim: int | None = 64,
+        n_inner: int | None = None,
+        activation_function: str = "gelu_new",
+        resid_pdrop: float = 0.0,
+        embd_pdrop: float = 0.0,
+        attn_pdrop: float = 0.0,
+        layer_norm_epsilon: float = 1e-5,
+        initializer_range: float = 0.02,
+        use_cache: bool = True,
+        bos_token_id: int | None = 50256,
+        eos_token_id: int | list[int] | None = 50256,
+        tie_word_embeddings: bool = False,
+        *,
+        pad_token_id: int | None = None,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        label2id: dict[str, int] | None = None,
+        problem_type: str | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        extra: Mapping[str, Any] | None = None,
+        **others: Any,
+    ) -> None:
+        given = dict(locals())
+        unknown = dict(extra or {})
+        for name, value in others.items():
+            field = _ALIASES.get(name)
+            if field is not None:
+                given[field] = _agreed(field, name, given[field], value)
+            elif name == "model_type":
+                self._require(value == "gptj", name, '"gptj"', value)
+            elif name not in _TRANSFORMERS_KEYS and (meant := _did_you_mean(name)):
+                raise ConfigError("no such field", where=shown(name), hint=meant)
+            else:
+                unknown[name] = value
+        for one in dataclasses.fields(self):
+            object.__setattr__(self, one.name, unknown if one.name == "extra" else given[one.name])
+        self.__post_init__()
 
     def __post_init__(self) -> None:
         self._settle_labels()
-        object.__setattr__(self, "extra", dict(self.extra))
+        object.__setattr__(self, "extra", _plain_extra(self.extra))
         for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
             self._require_size(field)
         for field in ("rotary_dim", "n_inner"):
@@ -268,7 +356,53 @@ class GPTJConfig:
             object.__setattr__(self, "label2id", {name: i for i, name in names.items()})
 
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        return hash(tuple(getattr(self, field) for field in BUILT_IN))
+
+    # ---- attributes
+
+    def __getattr__(self, name: str) -> Any:
+        return _READ_AS[name] if name in _READ_AS and name not in self.extra else super().__getattr__(name)
+
+    def _with(self, name: str, value: Any) -> GPTJConfig:
+        field = _ALIASES.get(name, name)
+        if field in BUILT_IN:
+            if getattr(self, field) == value:
+                return self
+            hint = _INSTEAD.get(field, _INSTEAD_OF_OTHERS).format(field=field, value=_cut(repr(value), 40))
+            raise ConfigError(
+                "cannot be assigned: models are built by it",
+                where=name,
+                expected=repr(getattr(self, field)),
+                found=shown(value),
+                hint=hint,
+            )
+        if field in ("id2label", "label2id"):
+            return self._with_labels(field, value)
+        if field in _FIELDS:
+            return self.replace(**{field: value})
+        if name == "model_type":
+            self._require(value == "gptj", name, '"gptj"', value)
+            return self
+        if name not in _TRANSFORMERS_KEYS and (meant := _did_you_mean(name)):
+            raise ConfigError("no such field", where=shown(name), hint=meant)
+        return self._with_extra(name, dtype_name(value) if name in _DTYPE_KEYS and value is not None else value)
+
+    def _is_plain(self, name: str) -> bool:
+        return name in _FIELDS - {*BUILT_IN, "id2label", "label2id"}
+
+    def _with_labels(self, field: str, value: Any) -> GPTJConfig:
+        """A copy with other names of as many labels; the other of id2label and label2id follows."""
+        changed = self.replace(**{field: value})
+        if changed.num_labels != self.num_labels:
+            hint = f"Write from_pretrained(folder, num_labels={changed.num_labels})"
+            raise ConfigError(
+                "of another number of labels",
+                where=field,
+                expected=f"{self.num_labels} names",
+                found=changed.num_labels,
+                hint=hint,
+            )
+        return changed
 
     # ---- what follows from the fields
 
@@ -334,6 +468,7 @@ class GPTJConfig:
 
     def replace(self, **changes: Any) -> GPTJConfig:
         """A copy with some fields changed, validated anew. A new num_labels renames the labels."""
+        changes = {_ALIASES.get(name, name): value for name, value in changes.items()}
         if "num_labels" in changes or "id2label" in changes or "label2id" in changes:
             changes = {"num_labels": None, "id2label": None, "label2id": None} | changes
         unknown = sorted(set(changes) - _FIELDS)
@@ -407,9 +542,36 @@ class GPTJConfig:
             del members["problem_type"]
         return {**self.extra, **members, "model_type": "gptj"}
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The members of config.json that are not the defaults, and model_type."""
+        differing = default_members(self).keys() | self.extra.keys() | {"model_type"}
+        return {key: value for key, value in self.to_dict().items() if key in differing}
+
     def to_json(self) -> str:
         """The text of config.json: sorted keys, two spaces, a newline at the end."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        return self.to_json_string(use_diff=False)
+
+    def get_text_config(self, decoder: bool = False) -> GPTJConfig:
+        """The config itself: transformers' models of several kinds of input have one of each."""
+        return self
+
+
+_DTYPE_KEYS = ("torch_dtype", "dtype")
+
+
+def _plain_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`extra` in a dict of its own, a framework's dtype object by its name."""
+    return {
+        key: dtype_name(value) if key in _DTYPE_KEYS and value is not None and not isinstance(value, str) else value
+        for key, value in extra.items()
+    }
+
+
+def _agreed(field: str, alias: str, value: Any, given: Any) -> Any:
+    """The value of a field that was given by its alias, and perhaps by its own name too."""
+    if value not in (inspect.signature(GPTJConfig).parameters[field].default, given):
+        raise ConfigError(f"contradicts its alias {alias}", where=field, expected=repr(given), found=repr(value))
+    return given
 
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(GPTJConfig))

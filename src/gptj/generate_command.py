@@ -132,7 +132,7 @@ class Desk:
         return None if self.request.assistant is None else self._load(locate(self.request.assistant))
 
     def _load(self, directory: Path) -> Any:
-        options: dict[str, Any] = {} if self.request.dtype is None else {"dtype": self.request.dtype}
+        options: dict[str, Any] = {} if self.request.dtype is None else {"param_dtype": self.request.dtype}
         if self.request.quantize is not None:
             options |= {"inference": True, "quantize": self.request.quantize}
         return gptj.backend(self.backend).GPTJForCausalLM.from_pretrained(directory, **options)

@@ -8,29 +8,103 @@ a classifier) start from `initial_tensor` and are announced; anything else that 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
 from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, verify_checkpoint
-from gptj.config import GPTJConfig
+from gptj.config import BUILT_IN, GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
-from gptj.errors import SchemaError
+from gptj.errors import ConfigError, InputError, SchemaError, shown
 from gptj.fingerprint import check_fingerprint
+from gptj.foreign_arguments import place_of, take_foreign_arguments
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.mixin import Generates
-from gptj.hub import locate
+from gptj.hub import split_hub_arguments
 from gptj.initial import initial_tensor
 from gptj.schema import HEADS, Head, TensorSpec, schema
 
-__all__ = ["FreshWeightsWarning", "Loading", "prepare", "side_files"]
+__all__ = ["Configured", "FreshWeightsWarning", "Loading", "one_dtype", "prepare", "shard_bytes", "side_files"]
 
 
 class FreshWeightsWarning(UserWarning):
     """Some parameters were not in the directory and start from random values: train them before use."""
+
+
+class Configured:
+    """A model that has a config, and what other libraries ask of any model.
+
+    Attributes:
+        head: which rows of the schema the class has.
+        main_input_name: the first argument of a call.
+        base_model_prefix: where a head keeps the GPTJModel inside it.
+    """
+
+    head: ClassVar[Head]
+    main_input_name: ClassVar[str] = "input_ids"
+    base_model_prefix: ClassVar[str] = "transformer"
+    config_class: ClassVar[type[GPTJConfig]] = GPTJConfig
+    _own_config: GPTJConfig | None = None
+
+    @property
+    def config(self) -> GPTJConfig:
+        """The model's config: one object for a head and the GPTJModel inside it.
+
+        Its fields can be assigned, and take effect with the next call, but for those that the model is built by
+        (`gptj.config.BUILT_IN`). Another config can be assigned that has those the same.
+
+        Raises:
+            ConfigError: on assignment, what is given is no config, or describes another model.
+        """
+        inner = None if self.head == "base" else getattr(self, self.base_model_prefix, None)
+        config = self._own_config if inner is None else inner.config
+        assert isinstance(config, GPTJConfig)  # the constructor's
+        return config
+
+    @config.setter
+    def config(self, config: GPTJConfig) -> None:
+        if not isinstance(config, GPTJConfig):
+            raise ConfigError(
+                "not a GPTJConfig", where="model.config", expected="a GPTJConfig", found=type(config).__name__
+            )
+        if self._own_config is not None:
+            check_same_build(self.config, config, self.head)
+        self._set_config(config)
+
+    def _set_config(self, config: GPTJConfig) -> None:
+        """Make it the config, of the GPTJModel inside too, without looking at it."""
+        self._own_config = config
+        inner = None if self.head == "base" else getattr(self, self.base_model_prefix, None)
+        if inner is not None:
+            inner._own_config = config
+
+    def can_generate(self) -> bool:
+        """Whether the class makes text."""
+        return isinstance(self, Generates)
+
+
+def check_same_build(old: GPTJConfig, new: GPTJConfig, head: Head) -> None:
+    """Refuse a config in which a field differs that the model was built by.
+
+    Raises:
+        ConfigError: naming the first such field, with both values.
+    """
+    for field in BUILT_IN:
+        before, after = getattr(old, field), getattr(new, field)
+        if before != after and (field != "num_labels" or head == "sequence_classification"):
+            raise ConfigError(
+                "of another model",
+                where=f"model.config: {field}",
+                expected=repr(before),
+                found=shown(after),
+                hint="Make a model of that config, or open the folder with from_pretrained(folder, "
+                f"{field}={shown(after)})",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +118,7 @@ class Loading:
         dtype: the parameters' dtype.
         plan: which stored tensor serves which row.
         seed: of the start values of the rows that the directory lacks.
+        place: the device that device_map means; see `gptj.foreign_arguments.place_of`.
     """
 
     checkpoint: Checkpoint
@@ -52,6 +127,7 @@ class Loading:
     dtype: str
     plan: LoadPlan
     seed: int
+    place: str | None
 
     def arrays(self, *, mmap: bool) -> Iterator[tuple[TensorSpec, NDArray[Any]]]:
         """Every row of the schema with its values in `dtype`, one at a time.
@@ -96,6 +172,7 @@ def prepare(
     ignore_mismatched_sizes: bool = False,
     verify: bool = False,
     seed: int = 0,
+    device_map: Any = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Loading:
     """Open `directory` for a model with this head, check everything, and say what there is to do.
@@ -110,20 +187,27 @@ def prepare(
         verify: first check the folder against its manifest.json: every hash, and the reference's forward pass, which
             alone notices another n_head or rotary_dim, or a transposed square matrix.
         seed: of rows that start afresh.
-        overrides: config fields to change, such as num_labels.
+        device_map: the one device to place the model on; see `gptj.foreign_arguments.place_of`.
+        overrides: config fields to change, such as num_labels; the hub client's arguments (`gptj.hub.HubPlace`);
+            variant, for weights called model.<variant>.safetensors; and what `gptj.foreign_arguments` accepts.
 
     Raises:
+        InputError: an argument of transformers that cannot be had here.
         GPTJError: see `gptj.checkpoint`; all missing, unexpected and misshapen tensors stand in one SchemaError. With
             `verify`, see `verify_checkpoint` and `check_fingerprint` too.
     """
-    path = locate(directory) / subfolder
+    where, fields = split_hub_arguments({**(overrides or {}), "subfolder": subfolder})
+    fields = take_foreign_arguments(fields)
+    weights = _variant_file(fields.pop("variant", None), weights)
+    place = place_of(device_map)
+    path = where.locate(directory) / subfolder
     checkpoint = open_checkpoint(path, weights=weights, config=config)
-    settled = checkpoint.config.replace(**overrides) if overrides else checkpoint.config
+    settled = checkpoint.config.replace(**fields) if fields else checkpoint.config
     if verify:
         verify_checkpoint(path)
         check_fingerprint(path, config=settled)
     plan = plan_load(checkpoint, settled, head, ignore_mismatched_sizes=ignore_mismatched_sizes)
-    loading = Loading(checkpoint, settled, head, _settle_dtype(dtype, checkpoint, plan), plan, seed)
+    loading = Loading(checkpoint, settled, head, _settle_dtype(dtype, checkpoint, plan), plan, seed, place)
     fresh = [*plan.missing, *(row.name for row in plan.mismatched)]
     if fresh:
         warnings.warn(
@@ -138,8 +222,158 @@ def side_files(model: Any) -> dict[str, bytes]:
     """What `save_pretrained` writes besides config and weights: generation_config.json, where the model makes text."""
     if not isinstance(model, Generates):
         return {}
-    settled = model.generation_config or GenerationConfig.from_model_config(model.config)
-    return {GENERATION_CONFIG_FILE: settled.to_json().encode()}
+    return {GENERATION_CONFIG_FILE: model.generation_config.to_json().encode()}
+
+
+def one_dtype(default: str = "auto", /, **spellings: Any) -> Any:
+    """The parameters' dtype that the arguments say, where several names mean it; `default` where none says any.
+
+    >>> one_dtype(dtype="auto", torch_dtype="float16", param_dtype=None)
+    'float16'
+
+    Raises:
+        InputError: two say different ones.
+    """
+    said = {
+        name: value
+        for name, value in spellings.items()
+        if value is not None and not (isinstance(value, str) and value == "auto")
+    }
+    names = {name: dtype_name(value) for name, value in said.items()}
+    if len(set(names.values())) > 1:
+        (first, expected), (second, found) = list(names.items())[:2]
+        raise InputError(f"contradicts {first}", where=second, expected=expected, found=found)
+    return next(iter(said.values()), default)
+
+
+def shard_bytes(size: int | str) -> int:
+    """The bytes of "5GB", "200MB" or "1GiB", or of a number.
+
+    >>> shard_bytes("5GB"), shard_bytes("1KiB"), shard_bytes(7)
+    (5000000000, 1024, 7)
+
+    Raises:
+        InputError: it is no size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B|B)?", str(size), re.IGNORECASE)
+    if isinstance(size, bool) or found is None or float(found[1]) <= 0:
+        raise InputError("no size", where="max_shard_size", expected='bytes, or such as "5GB"', found=shown(size))
+    power = " KMGT".index((found[2] or " ").upper())
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def saving_options(max_shard_bytes: int | str, others: Mapping[str, Any]) -> int:
+    """The most bytes of a weights file that `save_pretrained` was asked for.
+
+    Args:
+        max_shard_bytes: in bytes or as "5GB".
+        others: transformers' max_shard_size, the same; and what is so anyway: safe_serialization=True,
+            push_to_hub=False, variant=None, save_peft_format, save_original_format.
+
+    Raises:
+        InputError: another option, or a value that cannot be had.
+    """
+    size = others.get("max_shard_size")
+    for name, value in others.items():
+        if name not in _SAVING_OPTIONS:
+            raise InputError("no such argument", where=shown(name), hint=_meant(name))
+        so_anyway, hint = _SAVING_OPTIONS[name]
+        if so_anyway is not None and value is not None and value not in so_anyway:
+            raise InputError("not supported", where=name, expected=repr(so_anyway[0]), found=shown(value), hint=hint)
+    return shard_bytes(max_shard_bytes if size is None else size)
+
+
+_SAVING_OPTIONS: dict[str, tuple[tuple[Any, ...] | None, str]] = {
+    "max_shard_size": (None, ""),
+    "safe_serialization": ((True,), "Write safetensors, then: gptj convert DIR OUT --to bin"),
+    "push_to_hub": ((False,), "Save, then: hf upload OWNER/NAME DIR"),
+    "token": ((), "Save, then: hf upload OWNER/NAME DIR"),
+    "variant": ((), "Save, then rename the file to model.VARIANT.safetensors"),
+    "save_peft_format": ((True, False), ""),
+    "save_original_format": ((True, False), ""),
+    "save_config": ((True,), "The folder always has its config.json"),
+    "save_function": ((), "Weights are written by one door, whole or not at all"),
+}
+
+
+def _meant(name: str) -> str | None:
+    known = (*_SAVING_OPTIONS, "max_shard_bytes", "overwrite", "is_main_process", "state_dict")
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"Did you mean {close[0]}?" if close else None
+
+
+def check_rows(config: GPTJConfig, head: Head, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse tensors that lack a row of the schema, or have one of another shape.
+
+    Raises:
+        SchemaError: naming the first.
+    """
+    for row in schema(config, head):
+        if shapes.get(row.name) != row.shape:
+            raise SchemaError(
+                "not this model's", where=f"state_dict: {row.name}", expected=row.shape, found=shapes.get(row.name)
+            )
+
+
+def check_recomputation(options: Mapping[str, Any] | None) -> None:
+    """Refuse options of gradient checkpointing other than the one that is so anyway.
+
+    Raises:
+        InputError: another option.
+    """
+    for name, value in (options or {}).items():
+        if (name, value) != ("use_reentrant", False) and value is not None:
+            raise InputError(
+                "not supported: blocks are recomputed without reentering autograd",
+                where=f"gradient_checkpointing_kwargs: {shown(name)}",
+                expected="use_reentrant=False, or nothing",
+                found=shown(value),
+            )
+
+
+def check_output_embeddings(model: Configured, shape: tuple[int, ...]) -> None:
+    """Refuse an lm_head's weight for a class without one, or of another shape than (v, m).
+
+    Raises:
+        InputError: saying which.
+    """
+    if model.head != "causal_lm":
+        raise InputError("has no lm_head", where=type(model).__name__, hint="Use GPTJForCausalLM")
+    expected = (model.config.vocab_size, model.config.n_embd)
+    if shape != expected:
+        hint = "Use resize_token_embeddings to change the vocabulary's size"
+        raise InputError("of another shape", where="embeddings", expected=expected, found=shape, hint=hint)
+
+
+def new_vocabulary(
+    config: GPTJConfig, new_num_tokens: int | None, pad_to_multiple_of: int | None, mean_resizing: bool
+) -> int | None:
+    """The vocab_size that `resize_token_embeddings` was asked for, rounded up; None where it stays.
+
+    Raises:
+        InputError: a multiple below 1, or rows that start from the others' mean.
+    """
+    if mean_resizing:
+        hint = "Leave it out: new rows have the start values of the seed"
+        raise InputError("not supported", where="mean_resizing", expected=False, found=mean_resizing, hint=hint)
+    if pad_to_multiple_of is None:
+        return new_num_tokens
+    multiple = pad_to_multiple_of
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise InputError("not a multiple", where="pad_to_multiple_of", expected="1 or above", found=shown(multiple))
+    size = config.vocab_size if new_num_tokens is None else new_num_tokens
+    return -(-size // multiple) * multiple
+
+
+def _variant_file(variant: str | None, weights: str | None) -> str | None:
+    """The weights file that `variant` means, as in transformers: "fp16" is model.fp16.safetensors."""
+    if variant is None:
+        return weights
+    if weights is not None:
+        raise InputError("both choose the weights file", where="variant", expected="one of the two", found=weights)
+    if not isinstance(variant, str) or not variant.isidentifier():
+        raise InputError("no such variant", where="variant", expected='a word, such as "fp16"', found=shown(variant))
+    return f"model.{variant}.safetensors"
 
 
 def _settle_dtype(dtype: Any, checkpoint: Checkpoint, plan: LoadPlan) -> str:

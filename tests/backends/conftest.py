@@ -65,7 +65,7 @@ def revealing(wing: Wing, folder: Callable[..., Path]) -> Callable[..., Any]:
     def find(head: Head = "causal_lm", *, dtype: str = "float32", **changes: Any) -> Any:
         key = head, dtype, revealing_config(**changes)
         if key not in loaded:
-            loaded[key] = wing.model(head).from_pretrained(folder(head, **changes), dtype=dtype)
+            loaded[key] = wing.model(head).from_pretrained(folder(head, **changes), param_dtype=dtype)
         return loaded[key]
 
     return find

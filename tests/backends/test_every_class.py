@@ -147,7 +147,7 @@ change when all move alike, so some gradients are zero, and there only the diffe
 )
 @pytest.mark.parametrize("head", LABELS)
 def test_gradients_are_the_oracles_slopes(wing, folder, head):
-    model = wing.model(head).from_pretrained(folder(head), dtype="float64")
+    model = wing.model(head).from_pretrained(folder(head), param_dtype="float64")
     _, gradients = wing.gradients(model, input_ids=IDS, attention_mask=MASK, **LABELS[head])
     rows = schema(CONFIG, head)
     assert gradients.keys() == {row.name for row in rows}
@@ -172,7 +172,7 @@ def test_gradients_are_the_oracles_slopes(wing, folder, head):
 @pytest.mark.feature("gradient checkpointing", "causal_lm", "sequence_classification", "question_answering")
 @pytest.mark.parametrize("head", LABELS)
 def test_recomputed_blocks_give_the_same_gradients(wing, folder, head):
-    model = wing.model(head).from_pretrained(folder(head), dtype="float64")
+    model = wing.model(head).from_pretrained(folder(head), param_dtype="float64")
     loss, gradients = wing.gradients(model, input_ids=IDS, attention_mask=MASK, **LABELS[head])
     model.gradient_checkpointing_enable()
     again, recomputed = wing.gradients(model, input_ids=IDS, attention_mask=MASK, **LABELS[head])

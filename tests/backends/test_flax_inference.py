@@ -35,16 +35,16 @@ def test_the_weights_stay_where_they_are(folder):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_16_bit_model_computes_in_float32_on_a_cpu(folder, dtype):
-    narrow = GPTJForCausalLM.from_pretrained(folder(), dtype=dtype)
+    narrow = GPTJForCausalLM.from_pretrained(folder(), param_dtype=dtype)
     exact = GPTJForCausalLM(narrow.config, _do_init=False)
     exact.params = narrow.to_fp32(narrow.params)
     narrow.prepare_for_inference()
-    assert narrow.dtype == narrow.computation_dtype == narrow.init_cache(1, 4).keys[0].dtype == np.float32
+    assert narrow.param_dtype == narrow.dtype == narrow.init_cache(1, 4).keys[0].dtype == np.float32
     assert np.abs(narrow(IDS).logits - exact(IDS).logits).max() <= FLOAT32_ABSOLUTE
 
 
 def test_a_model_is_cast_once_to_what_it_computes_in(folder):
-    model = GPTJForCausalLM.from_pretrained(folder(), computation_dtype="float64", inference=True)
+    model = GPTJForCausalLM.from_pretrained(folder(), dtype="float64", inference=True)
     assert model.dtype == model(IDS).logits.dtype == np.float64
 
 

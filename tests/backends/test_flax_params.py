@@ -80,7 +80,7 @@ def test_wrong_parameters_are_all_named(model):
 
 
 def test_the_shape_tree_says_what_the_parameters_are(model):
-    shapes = GPTJForCausalLM(model.config, dtype="bfloat16", _do_init=False).params_shape_tree
+    shapes = GPTJForCausalLM(model.config, param_dtype="bfloat16", _do_init=False).params_shape_tree
     assert jax.tree.map(lambda s: s.shape, shapes) == jax.tree.map(lambda a: a.shape, model.params)
     assert {s.dtype.name for s in jax.tree.leaves(shapes)} == {"bfloat16"}
 
@@ -94,7 +94,7 @@ def test_an_input_shape_that_is_none_is_refused(shape):
 def test_arguments_of_the_constructor_may_be_given_by_place(model):
     made = GPTJModel(revealing_config(), (1, 1), 3, jnp.bfloat16)
     assert made.dtype == jnp.bfloat16 and same(
-        made.params, GPTJModel(revealing_config(), seed=3, dtype="bfloat16").params
+        made.params, GPTJModel(revealing_config(), seed=3, param_dtype="bfloat16").params
     )
 
 
@@ -134,8 +134,8 @@ def test_parameters_decide_what_is_computed_in(model):
 
 
 def test_a_computation_dtype_decides_for_all_parameters(folder, model):
-    wide = GPTJForCausalLM.from_pretrained(folder(), dtype="bfloat16", computation_dtype="float32")
-    assert (wide.dtype, wide.computation_dtype) == (jnp.bfloat16, jnp.float32)
+    wide = GPTJForCausalLM.from_pretrained(folder(), param_dtype="bfloat16", dtype="float32")
+    assert (wide.param_dtype, wide.dtype) == (jnp.bfloat16, jnp.float32)
     assert wide.init_cache(1, 4).keys[0].dtype == jnp.float32
     rounded = model.to_fp32(model.to_bf16(model.params))
     assert np.abs(wide(IDS).logits - model(IDS, params=rounded).logits).max() <= FLOAT32_ABSOLUTE
@@ -186,10 +186,12 @@ MESSAGE = r"jax has float64 switched off .*found float64.*JAX_ENABLE_X64=1"
 def test_float64_where_it_is_off_is_refused_and_never_float32(without_float64, folder):
     with pytest.raises(InputError, match=f"^dtype: {MESSAGE}"):
         GPTJForCausalLM(revealing_config(), dtype="float64")
-    with pytest.raises(InputError, match=f"^computation_dtype: {MESSAGE}"):
-        GPTJForCausalLM(revealing_config(), computation_dtype="float64")
-    with pytest.raises(InputError, match=f"^dtype: {MESSAGE}"):
-        GPTJForCausalLM.from_pretrained(folder(), dtype="float64")
+    for where in ("constructor", "from_pretrained"):
+        with pytest.raises(InputError, match=f"^param_dtype: {MESSAGE}"):
+            if where == "constructor":
+                GPTJForCausalLM(revealing_config(), param_dtype="float64")
+            else:
+                GPTJForCausalLM.from_pretrained(folder(), param_dtype="float64")
 
 
 def test_numpys_float64_where_it_is_off_is_refused(without_float64, model):

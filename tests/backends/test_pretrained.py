@@ -134,7 +134,7 @@ def test_an_unknown_option_is_refused(wing, folder):
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_dtype_casts_every_parameter(wing, folder, dtype):
-    model = wing.model("causal_lm").from_pretrained(folder(), dtype=dtype)
+    model = wing.model("causal_lm").from_pretrained(folder(), param_dtype=dtype)
     for name, value in _raw(wing, model).items():
         assert str(value.dtype) == dtype, name
 

@@ -51,7 +51,7 @@ def model(wing: Wing, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def find(dtype: str) -> Any:
         if dtype not in loaded:
-            loaded[dtype] = wing.model("causal_lm").from_pretrained(folder, dtype=dtype)
+            loaded[dtype] = wing.model("causal_lm").from_pretrained(folder, param_dtype=dtype)
         return loaded[dtype]
 
     return find

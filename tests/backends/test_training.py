@@ -32,7 +32,7 @@ def slope_of(name, direction):
 
 
 def test_the_gradient_of_every_parameter_is_the_oracles_slope(wing, folder):
-    model = wing.model("causal_lm").from_pretrained(folder(), dtype="float64")
+    model = wing.model("causal_lm").from_pretrained(folder(), param_dtype="float64")
     _, gradients = wing.gradients(model, **CALL)
     assert gradients.keys() == revealing_weights(CONFIG).keys()
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def test_the_gradient_of_every_parameter_is_the_oracles_slope(wing, folder):
 
 
 def test_recomputing_blocks_gives_the_same_loss_and_gradients(wing, folder):
-    model = wing.model("causal_lm").from_pretrained(folder(), dtype="float64")
+    model = wing.model("causal_lm").from_pretrained(folder(), param_dtype="float64")
     loss, gradients = wing.gradients(model, **CALL)
     model.gradient_checkpointing_enable()
     again, recomputed = wing.gradients(model, **CALL)

@@ -38,7 +38,7 @@ def trained(folder):
         for name in named_backends():
             wing = Wing(name)
             wing.allow_float64()
-            model = wing.model("causal_lm").from_pretrained(folder, dtype=dtype)
+            model = wing.model("causal_lm").from_pretrained(folder, param_dtype=dtype)
             found[dtype, name] = wing.gradients(model, **CALL)
     return found
 
@@ -60,7 +60,7 @@ def test_the_gradients_of_every_parameter_agree(trained, dtype, relative):
 @pytest.mark.parametrize("backend", named_backends())
 def test_one_step_of_each_optimizer_is_the_papers(trained, folder, backend, kind):
     wing = Wing(backend)
-    model = wing.model("causal_lm").from_pretrained(folder, dtype="float64")
+    model = wing.model("causal_lm").from_pretrained(folder, param_dtype="float64")
     before = wing.parameters(model)
     before = {name: value.copy() for name, value in before.items()}
     after = wing.step(model, kind, **CALL)

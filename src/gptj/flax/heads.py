@@ -24,7 +24,6 @@ from gptj.flax.model import (
     settled,
 )
 from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host
-from gptj.generation import GenerationConfig
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 
 
@@ -128,43 +127,30 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
     """GPT-J with the language-modelling head: a weight and, unlike GPT-2's, a bias.
 
     Args:
-        config, input_shape, seed, dtype, computation_dtype, _do_init: as for `GPTJModel`.
+        config, input_shape, seed, dtype, _do_init, param_dtype: as for `GPTJModel`.
     """
 
     head = "causal_lm"
     module_class = GPTJForCausalLMModule
 
-    def __init__(
-        self,
-        config: GPTJConfig,
-        input_shape: tuple[int, int] = (1, 1),
-        seed: int = 0,
-        dtype: Any = "float32",
-        *,
-        computation_dtype: Any = None,
-        _do_init: bool = True,
-    ) -> None:
-        super().__init__(config, input_shape, seed, dtype, computation_dtype=computation_dtype, _do_init=_do_init)
-        self.generation_config = GenerationConfig.from_model_config(config)
-
     def __call__(
         self,
         input_ids: Any = None,
-        past_key_values: Any = None,
         attention_mask: Any = None,
-        token_type_ids: Any = None,
         position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
-        labels: Any = None,
-        use_cache: bool | None = None,
+        params: Params | None = None,
+        past_key_values: Any = None,
+        dropout_rng: Any = None,
+        train: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
-        params: Params | None = None,
-        dropout_rng: Any = None,
-        train: bool = False,
+        token_type_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """The logits of every next token, and with labels the loss.
 
@@ -288,7 +274,7 @@ class GPTJForSequenceClassification(PretrainedModel):
     """GPT-J that gives each row one vector of label scores, read at its last token that is not padding.
 
     Args:
-        config, input_shape, seed, dtype, computation_dtype, _do_init: as for `GPTJModel`.
+        config, input_shape, seed, dtype, _do_init, param_dtype: as for `GPTJModel`.
     """
 
     head = "sequence_classification"
@@ -297,21 +283,21 @@ class GPTJForSequenceClassification(PretrainedModel):
     def __call__(
         self,
         input_ids: Any = None,
-        past_key_values: Any = None,
         attention_mask: Any = None,
-        token_type_ids: Any = None,
         position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
-        labels: Any = None,
-        use_cache: bool | None = None,
+        params: Params | None = None,
+        past_key_values: Any = None,
+        dropout_rng: Any = None,
+        train: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
-        params: Params | None = None,
-        dropout_rng: Any = None,
-        train: bool = False,
+        token_type_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
     ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
         """The label scores of each row (b, num_labels), and with labels the loss.
 
@@ -414,7 +400,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
     """GPT-J that scores every token as the start and as the end of an answer.
 
     Args:
-        config, input_shape, seed, dtype, computation_dtype, _do_init: as for `GPTJModel`.
+        config, input_shape, seed, dtype, _do_init, param_dtype: as for `GPTJModel`.
     """
 
     head = "question_answering"
@@ -424,19 +410,19 @@ class GPTJForQuestionAnswering(PretrainedModel):
         self,
         input_ids: Any = None,
         attention_mask: Any = None,
-        token_type_ids: Any = None,
         position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
-        start_positions: Any = None,
-        end_positions: Any = None,
+        params: Params | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
-        params: Params | None = None,
-        dropout_rng: Any = None,
-        train: bool = False,
+        token_type_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        start_positions: Any = None,
+        end_positions: Any = None,
     ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
         """The scores of each token as start and as end, (b, t) each, and with both positions the loss.
 

@@ -302,7 +302,7 @@ class InferenceMixin:
         check_quantize(quantize, ())
         model: Any = self
         model._refuse_prepared("prepare_for_inference")
-        dtype = model.computation_dtype
+        dtype = model.dtype
         if dtype.itemsize < 4 and model.device.platform == "cpu":
             dtype = np.dtype(np.float32)
         arrays, model._params = flat(model.params), None

@@ -400,8 +400,8 @@ class GPTJModule(nn.Module):
     ) -> BaseModelOutputWithPast:
         """The hidden states of every token; see `GPTJModel.__call__`. With train, dropout needs an rng "dropout"."""
         config, past = self.config, past_key_values
-        recompute = self.gradient_checkpointing and train
-        remember = use_cache and not recompute
+        recompute = self.gradient_checkpointing and train and past is None
+        remember = (use_cache and not recompute) or past is not None  # a cache that was handed in comes back
 
         x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds.astype(self.wte.computation_dtype)
         if token_type_ids is not None:
@@ -442,7 +442,7 @@ class GPTJModel(PretrainedModel):
     """The bare model: token ids in, hidden states out.
 
     Args:
-        config, input_shape, seed, dtype, computation_dtype, _do_init: see `PretrainedModel`.
+        config, input_shape, seed, dtype, _do_init, param_dtype: see `PretrainedModel`.
     """
 
     head = "base"
@@ -451,25 +451,26 @@ class GPTJModel(PretrainedModel):
     def __call__(
         self,
         input_ids: Any = None,
-        past_key_values: Any = None,
         attention_mask: Any = None,
-        token_type_ids: Any = None,
         position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
-        use_cache: bool | None = None,
+        params: Params | None = None,
+        past_key_values: Any = None,
+        dropout_rng: Any = None,
+        train: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
-        params: Params | None = None,
-        dropout_rng: Any = None,
-        train: bool = False,
+        token_type_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """The hidden states of every token.
 
-        Differs: parameters, random numbers and training are arguments, since a Flax model has no state. Compiled once
-        for each shape. Inside a caller's jit only shapes and dtypes are checked (see the module's own docstring).
+        Differs: parameters, random numbers and training are arguments, since a Flax model has no state, and the order
+        is that of transformers' page. A cache that is handed in always comes back, filled. Compiled once for each
+        shape. Inside a caller's jit only shapes and dtypes are checked (see the module's own docstring).
 
         Args:
             input_ids: (b, t) token ids, or None where inputs_embeds is given.
@@ -576,6 +577,8 @@ def compute(
     for leaf in jax.tree.leaves(params):
         require_x64(leaf.dtype, where="params")
     past: KVCache | None = arguments.get("past_key_values")
+    if past is not None:
+        flags = flags | {"use_cache": True}  # a cache that was handed in comes back
     if past is not None and not isinstance(past.length, Array):
         arguments = arguments | {"past_key_values": dataclasses.replace(past, length=np.int32(past.length))}
     if model.fast_path is None:

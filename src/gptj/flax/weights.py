@@ -7,6 +7,8 @@ where it is if it lies at a multiple of 64 bytes, else copies it and lets it go.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,7 +26,7 @@ from gptj import inputs, pretrained
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
-from gptj.errors import InputError, SchemaError
+from gptj.errors import BackendError, InputError, SchemaError
 from gptj.generation import Generates
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
@@ -119,7 +121,7 @@ def flat(params: Params) -> dict[str, Any]:
     return {".".join(path): leaf for path, leaf in traverse_util.flatten_dict(params).items()}
 
 
-class PretrainedModel:
+class PretrainedModel(pretrained.Configured):
     """What all four model classes have in common: config, start values, loading, saving, counting.
 
     Differs: a Flax module is a description without state, so the model is a wrapper that holds the module and its
@@ -129,42 +131,57 @@ class PretrainedModel:
         config: the sizes.
         input_shape: (batch, tokens), accepted since transformers has it; no parameter's shape depends on it.
         seed: of the start values, which are the same in all three backends.
-        dtype: of the parameters: float32, float64, bfloat16 or float16, as a name or the framework's own.
-        computation_dtype: what is computed in; None means each call's parameters' own dtype.
+        dtype: what is computed in: float32, float64, bfloat16 or float16, as a name or the framework's own. It does
+            not say what the parameters are kept in. None means each call's parameters' own dtype.
         _do_init: False makes no parameters; a call must then be given some.
+        param_dtype: what the parameters are kept in; flax.linen's name.
 
     Attributes:
-        config: the model's `GPTJConfig`.
         fast_path: what computes in place of the module once `prepare_for_inference` was called, else None.
-        module: the flax.linen module: `module.apply({"params": params}, input_ids)` works under jit, grad and vmap.
         head: which rows of the schema the class has.
     """
 
     head: ClassVar[Head]
     module_class: ClassVar[type[nn.Module]]
     fast_path: Any = None
+    _module: Any
 
-    # Differs: input_shape, computation_dtype are Flax's alone, and the order is transformers' (PyTorch has no such).
+    # Differs: input_shape is Flax's alone, dtype is not the parameters' (transformers' page says so in bold), and the
+    # order is transformers'.
     def __init__(
         self,
         config: GPTJConfig,
         input_shape: tuple[int, int] = (1, 1),
         seed: int = 0,
-        dtype: Any = "float32",
-        *,
-        computation_dtype: Any = None,
+        dtype: Any = None,
         _do_init: bool = True,
+        *,
+        param_dtype: Any = "float32",
     ) -> None:
         _check_input_shape(input_shape)
-        parameters = numpy_dtype(dtype_name(dtype))
-        computation = None if computation_dtype is None else numpy_dtype(dtype_name(computation_dtype))
-        require_x64(parameters)
-        require_x64(computation or parameters, where="computation_dtype")
+        parameters = numpy_dtype(dtype_name(param_dtype))
+        computation = None if dtype is None else numpy_dtype(dtype_name(dtype))
+        require_x64(parameters, where="param_dtype")
+        require_x64(computation or parameters)
         self.config = config
-        self.module: Any = self.module_class(config, dtype=computation, param_dtype=parameters)
+        self.module = self.module_class(copy.deepcopy(config), dtype=computation, param_dtype=parameters)
         self._params: Params | None = None
         if _do_init:
-            self.initialise(dtype=dtype, seed=seed)
+            self.initialise(dtype=parameters, seed=seed)
+
+    @property
+    def module(self) -> Any:
+        """The flax.linen module: `module.apply({"params": params}, input_ids)` works under jit, grad and vmap.
+
+        Its config is a copy, since what was compiled holds it: a change of the model's makes another module.
+        """
+        if self._module.config != self.config:
+            self._module = self._module.clone(config=copy.deepcopy(self.config))
+        return self._module
+
+    @module.setter
+    def module(self, module: Any) -> None:
+        self._module = module
 
     @property
     def params(self) -> Params:
@@ -196,7 +213,7 @@ class PretrainedModel:
         Differs: Flax's alone, as in transformers.
         """
         rows = schema(self.config, self.head)
-        return nested((row.name, jax.ShapeDtypeStruct(row.shape, self.dtype)) for row in rows)
+        return nested((row.name, jax.ShapeDtypeStruct(row.shape, self.param_dtype)) for row in rows)
 
     @property
     def base_model(self) -> PretrainedModel:
@@ -206,7 +223,7 @@ class PretrainedModel:
         if self.head == "base":
             return self
         # Differs: a model without state of its own; what is assigned to it stays with it.
-        model = GPTJModel(self.config, computation_dtype=self.module.dtype, _do_init=False)
+        model = GPTJModel(self.config, dtype=self.module.dtype, param_dtype=self.param_dtype, _do_init=False)
         model.module = model.module.clone(gradient_checkpointing=self.gradient_checkpointing)
         model._params = None if self._params is None else self._params["transformer"]
         return model
@@ -218,16 +235,16 @@ class PretrainedModel:
         return min(leaf.devices(), key=lambda device: device.id) if isinstance(leaf, Array) else jax.devices()[0]
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """The parameters' dtype, or where there are none, that of the parameters that there would be."""
+    def param_dtype(self) -> np.dtype[Any]:
+        """What the parameters are kept in, or where there are none, would be."""
         if self._params is None:
             return np.dtype(self.module.param_dtype)
         return np.dtype(jax.tree.leaves(self._params)[0].dtype)
 
     @property
-    def computation_dtype(self) -> np.dtype[Any]:
-        """What is computed in."""
-        return self.dtype if self.module.dtype is None else np.dtype(self.module.dtype)
+    def dtype(self) -> np.dtype[Any]:
+        """What is computed in; the parameters may be kept in another, `param_dtype`."""
+        return self.param_dtype if self.module.dtype is None else np.dtype(self.module.dtype)
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -248,13 +265,21 @@ class PretrainedModel:
         """
         inputs.check_cache_size(self.config, batch_size, max_length)
         shape = (batch_size, self.config.n_head, max_length, self.config.head_dim)
-        keys, values = (
-            tuple(jnp.zeros(shape, self.computation_dtype) for _ in range(self.config.n_layer)) for _ in range(2)
-        )
+        keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in range(self.config.n_layer)) for _ in range(2))
         return KVCache(keys, values, 0, fixed=True)
 
-    def gradient_checkpointing_enable(self) -> None:
-        """In training, keep only what enters each block and compute the rest again for the gradient."""
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether training keeps only what enters each block."""
+        return self.gradient_checkpointing
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """In training, keep only what enters each block and compute the rest again for the gradient.
+
+        Args:
+            gradient_checkpointing_kwargs: {"use_reentrant": False} says what is so anyway.
+        """
+        pretrained.check_recomputation(gradient_checkpointing_kwargs)
         self._refuse_prepared("gradient_checkpointing_enable")
         self.module = self.module.clone(gradient_checkpointing=True)
 
@@ -280,20 +305,41 @@ class PretrainedModel:
         tied = self.config.tie_word_embeddings
         return self.get_input_embeddings() if tied else self.params["lm_head"]["weight"]
 
+    def set_output_embeddings(self, embeddings: Any) -> None:
+        """Use another lm_head's weight of the same size; where the config ties them, wte is it."""
+        self._refuse_prepared("set_output_embeddings")
+        pretrained.check_output_embeddings(self, tuple(embeddings.shape))
+        name = self._embedding if self.config.tie_word_embeddings else "lm_head.weight"
+        self.params = nested((flat(self.params) | {name: embeddings}).items())
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters. A Flax module has no buffers: its rotary table is a constant of what is compiled."""
+        return sum(int(array.nbytes) for array in jax.tree.leaves(self.params))
+
     @property
     def _embedding(self) -> str:
         return schema(self.config, self.head)[0].name
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *, seed: int = 0) -> Any:
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = False,
+        *,
+        seed: int = 0,
+    ) -> Any:
         """Change the vocabulary's size: wte, lm_head's weight and bias, and the config. Returns wte.
 
         Rows that stay keep their values; new ones get the start values of a model of the new size.
 
         Args:
-            new_num_tokens: the new vocab_size; None changes nothing.
+            new_num_tokens: the new vocab_size; None keeps it.
+            pad_to_multiple_of: round the size up to a multiple of this.
+            mean_resizing: only False: new rows have the start values, not the others' mean.
             seed: of the new rows.
         """
         self._refuse_prepared("resize_token_embeddings")
+        new_num_tokens = pretrained.new_vocabulary(self.config, new_num_tokens, pad_to_multiple_of, mean_resizing)
         if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
             config = self.config.replace(vocab_size=new_num_tokens)
             rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
@@ -301,7 +347,7 @@ class PretrainedModel:
             resized = {
                 row.name: from_numpy(resized_tensor(row, config, to_numpy(kept[row.name]), seed)) for row in rows
             }
-            self.config, self.module = config, self.module.clone(config=config)
+            self._set_config(config)
             self.params = nested((kept | resized).items())
         return self.get_input_embeddings()
 
@@ -340,7 +386,10 @@ class PretrainedModel:
         directory: str | os.PathLike[str],
         *,
         config: GPTJConfig | None = None,
-        dtype: Any = "auto",
+        dtype: Any = None,
+        param_dtype: Any = None,
+        torch_dtype: Any = None,
+        device_map: Any = None,
         weights: str | None = None,
         subfolder: str = "",
         ignore_mismatched_sizes: bool = False,
@@ -350,16 +399,17 @@ class PretrainedModel:
         seed: int = 0,
         inference: bool = False,
         quantize: str | None = None,
-        computation_dtype: Any = None,
         _do_init: bool = True,
         **overrides: Any,
     ) -> Any:
         """The model in `directory`.
 
         Args:
-            directory: a folder with config.json and safetensors weights.
+            directory: a folder with config.json and safetensors weights, or a repository of the hub.
             config: to use in place of the folder's own.
-            dtype: of the parameters; "auto" means as stored.
+            dtype: what is computed in, and not what the parameters are kept in; None or "auto" means their dtype.
+            param_dtype, torch_dtype: of the parameters; None or "auto" means as stored.
+            device_map: "cpu", "cuda", "auto" or {"": device}: the one device to place the parameters on.
             weights: which weights file, where there are several.
             subfolder: a folder inside `directory`.
             ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
@@ -369,9 +419,9 @@ class PretrainedModel:
             seed: of rows that start afresh.
             inference: prepare the model for decoding alone; see `GPTJForCausalLM.prepare_for_inference`.
             quantize: with `inference`, the precision of the weights.
-            computation_dtype: what is computed in; None means the parameters' dtype.
             _do_init: False returns (model, params), the model without parameters of its own.
-            overrides: config fields to change, such as num_labels.
+            overrides: config fields to change, such as num_labels; revision, cache_dir, token, local_files_only,
+                force_download and variant; see `gptj.pretrained.prepare`.
 
         Raises:
             GPTJError: see `gptj.pretrained.prepare`.
@@ -380,12 +430,14 @@ class PretrainedModel:
         check_inference(cls.head, inference, quantize)
         if inference and not _do_init:
             raise InputError("a prepared model has parameters of its own", where="_do_init", found=False)
-        # Differs: computation_dtype and _do_init are Flax's alone.
+        computed = None if isinstance(dtype, str) and dtype == "auto" else dtype
+        # Differs: _do_init is Flax's alone, and dtype is not the parameters'.
         loading = pretrained.prepare(
             cls.head,
             directory,
             config=config,
-            dtype=dtype,
+            dtype=pretrained.one_dtype(param_dtype=param_dtype, torch_dtype=torch_dtype),
+            device_map=device_map,
             weights=weights,
             subfolder=subfolder,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -393,8 +445,9 @@ class PretrainedModel:
             seed=seed,
             overrides=overrides,
         )
-        model: Any = cls(loading.config, dtype=loading.dtype, computation_dtype=computation_dtype, _do_init=False)
-        model._assign(loading.arrays(mmap=mmap))
+        model: Any = cls(loading.config, dtype=computed, param_dtype=loading.dtype, _do_init=False)
+        with _device(loading.place):
+            model._assign(loading.arrays(mmap=mmap))
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
         if inference:
@@ -411,20 +464,31 @@ class PretrainedModel:
         directory: str | os.PathLike[str],
         params: Params | None = None,
         *,
-        max_shard_bytes: int = 5_000_000_000,
+        is_main_process: bool = True,
+        max_shard_bytes: int | str = 5_000_000_000,
         overwrite: bool = False,
+        **others: Any,
     ) -> Path:
         """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
 
         Args:
+            directory: the folder, which is made.
             params: to write in place of the model's own.
+            is_main_process: False writes nothing: of several processes, one writes.
+            max_shard_bytes: of a weights file, in bytes or as "5GB"; max_shard_size is the same.
+            overwrite: replace what the folder holds.
+            others: what transformers' method has besides; see `gptj.pretrained.saving_options`.
 
         Raises:
             WriteError: the folder holds something already and `overwrite` is False, or it cannot be written.
+            InputError: an option that cannot be had.
             SchemaError: `params` are not this model's.
         """
-        # Differs: params is Flax's alone.
+        # Differs: params is Flax's alone, in the place that transformers gives it.
         self._refuse_prepared("save_pretrained")
+        options = pretrained.saving_options(max_shard_bytes, others)
+        if not is_main_process:
+            return Path(directory)
         parameters = flat(self.params if params is None else params)
         if params is not None:
             check_params(params, self.config, self.head)
@@ -434,7 +498,7 @@ class PretrainedModel:
             lambda spec: to_numpy(parameters[spec.name]),
             head=self.head,
             dtype=dtype_name(np.dtype(next(iter(parameters.values())).dtype)),
-            max_shard_bytes=max_shard_bytes,
+            max_shard_bytes=options,
             overwrite=overwrite,
             extra_files=pretrained.side_files(self),
         )
@@ -476,3 +540,23 @@ def check_params(params: Params, config: GPTJConfig, head: Head) -> None:
         raise SchemaError(f"they do not fit the model: {'; '.join(problems)}", where="params")
     for name, array in found.items():
         require_x64(array.dtype, where=f"params: {name}")
+
+
+def _device(place: str | None) -> Any:
+    """A context in which arrays are put on the device of a `Loading.place`; without one, jax chooses.
+
+    Raises:
+        BackendError: jax has no such device.
+    """
+    if place in (None, "auto"):
+        return contextlib.nullcontext()
+    kind, _, number = str(place).partition(":")
+    try:
+        devices = jax.devices(kind)
+    except RuntimeError:
+        devices = []
+    if int(number or 0) >= len(devices):
+        found = ", ".join(str(device) for device in jax.devices())
+        hint = 'Pass device_map="auto" or "cpu"'
+        raise BackendError("jax has no such device", where="device_map", expected=place, found=found, hint=hint)
+    return jax.default_device(devices[int(number or 0)])

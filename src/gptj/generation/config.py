@@ -1,4 +1,4 @@
-"""GenerationConfig: how text is made, before any model: frozen, validated, generation_config.json in and out.
+"""GenerationConfig: how text is made, before any model: validated, generation_config.json in and out.
 
 Field names and defaults are transformers' (4.57, `GenerationConfig`), and so are the meanings unless a field's
 line below begins with "Differs". Nothing is ignored: a field that has no effect beside the others (a beam
@@ -18,13 +18,14 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, naming_file, shown
 from gptj.json_file import read_json_object
+from gptj.settings import Settings
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
 
@@ -66,11 +67,11 @@ _LONGEST_SHOWN = 200
 _TEMPERATURES = (1e-6, 1e6)  # beyond these a float32 logit may leave float64 or vanish; 0 is greedy, by definition
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
+@dataclasses.dataclass(kw_only=True)
+class GenerationConfig(Settings):
     """How the next tokens are chosen, and when to stop.
 
-    Lists may be given as lists; they are kept as tuples.
+    Lists may be given as lists; they are kept as tuples. A field can be assigned, which means what `replace` means.
 
     Length:
         max_length: columns of the longest result, prompt and padding included. Differs: the default is None, which
@@ -126,6 +127,8 @@ class GenerationConfig:
     Raises:
         ConfigError: a field breaks its rule or has no effect. The message names the field, the rule and the value.
     """
+
+    FILE: ClassVar[str] = GENERATION_CONFIG_FILE
 
     max_length: int | None = None
     max_new_tokens: int | None = None
@@ -193,7 +196,17 @@ class GenerationConfig:
         self._require_together()
 
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        return hash(type(self))  # every field can be assigned, and a key must not be lost by that
+
+    def _is_plain(self, name: str) -> bool:
+        return name in _DEFAULTS or name in UNSUPPORTED or name == "extra"
+
+    def _with(self, name: str, value: Any) -> GenerationConfig:
+        if self._is_plain(name):
+            return self.replace(**{name: value})
+        if meant := _did_you_mean(name):
+            raise ConfigError("no such field", where=shown(name), hint=meant)
+        return self._with_extra(name, value)
 
     # ---- what follows from the fields
 
@@ -352,9 +365,13 @@ class GenerationConfig:
         }
         return {**self.extra, **members}
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same as `to_dict`, which leaves out defaults already."""
+        return self.to_dict()
+
     def to_json(self) -> str:
         """The text of generation_config.json: sorted keys, two spaces, a newline at the end."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        return self.to_json_string()
 
     # ---- rules
 

@@ -26,15 +26,38 @@ __all__ = ["Generates"]
 
 
 class Generates:
-    """What a model that makes text can do.
-
-    Attributes:
-        generation_config: what a call without one of its own uses: the folder's generation_config.json. None means
-            the defaults, with the model's eos and padding ids.
-    """
+    """What a model that makes text can do."""
 
     config: GPTJConfig
-    generation_config: GenerationConfig | None = None
+    _generation_config: GenerationConfig | None = None
+    _derived: GenerationConfig | None = None
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """What a call without one of its own uses: the folder's generation_config.json, or the one assigned.
+
+        Where there is none, or after None was assigned, it is the defaults with the model's bos, eos and pad ids; it
+        follows those of `config` until something is assigned to it.
+        """
+        kept = self._generation_config
+        if kept is not None and (self._derived is None or kept != self._derived):
+            return kept
+        derived = GenerationConfig.from_model_config(self.config)
+        if kept is None:
+            kept = self._generation_config = derived.replace()
+        elif derived != self._derived:
+            kept.update({name: getattr(derived, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")})
+        self._derived = derived
+        return kept
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig | None) -> None:
+        if config is not None and not isinstance(config, GenerationConfig):
+            found = type(config).__name__
+            raise InputError(
+                "not a GenerationConfig", where="generation_config", expected="a gptj.GenerationConfig", found=found
+            )
+        self._generation_config, self._derived = config, None
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         """An empty decoder of that size over this model."""
@@ -123,7 +146,7 @@ class Generates:
         return Conversation(self, self.config.n_positions if capacity is None else capacity)
 
     def _settled(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
-        config = config or self.generation_config or GenerationConfig.from_model_config(self.config)
+        config = config or self.generation_config
         return config.replace(**overrides) if overrides else config
 
     def _arguments(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+from gptj.pretrained import one_dtype
 from gptj.pt.generate import GenerationMixin
 from gptj.pt.inference import InferenceMixin
 from gptj.pt.model import GPTJModel, Linear, at_least_float32
@@ -103,7 +104,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
     """GPT-J with the language-modelling head: a weight and, unlike GPT-2's, a bias.
 
     Args:
-        config, dtype, seed, attn_implementation, _do_init: as for `GPTJModel`.
+        config, dtype, param_dtype, seed, attn_implementation, _do_init: as for `GPTJModel`.
     """
 
     head = "causal_lm"
@@ -112,7 +113,8 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         self,
         config: GPTJConfig,
         *,
-        dtype: Any = "float32",
+        dtype: Any = None,
+        param_dtype: Any = None,
         seed: int = 0,
         attn_implementation: str = "eager",
         _do_init: bool = True,
@@ -122,7 +124,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         with empty_parameters():
             self.lm_head = Linear(config.n_embd, config.vocab_size, fused=attn_implementation == "sdpa")
         if _do_init:
-            self.initialise(dtype=dtype, seed=seed)
+            self.initialise(dtype=one_dtype("float32", dtype=dtype, param_dtype=param_dtype), seed=seed)
 
     def tie_weights(self) -> None:
         """Make lm_head.weight the embedding's, where the config says so; lm_head.bias stays its own."""
@@ -190,7 +192,7 @@ class GPTJForSequenceClassification(PretrainedModel):
     """GPT-J that gives each row one vector of label scores, read at its last token that is not padding.
 
     Args:
-        config, dtype, seed, attn_implementation, _do_init: as for `GPTJModel`.
+        config, dtype, param_dtype, seed, attn_implementation, _do_init: as for `GPTJModel`.
     """
 
     head = "sequence_classification"
@@ -199,7 +201,8 @@ class GPTJForSequenceClassification(PretrainedModel):
         self,
         config: GPTJConfig,
         *,
-        dtype: Any = "float32",
+        dtype: Any = None,
+        param_dtype: Any = None,
         seed: int = 0,
         attn_implementation: str = "eager",
         _do_init: bool = True,
@@ -209,7 +212,7 @@ class GPTJForSequenceClassification(PretrainedModel):
         with empty_parameters():
             self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
         if _do_init:
-            self.initialise(dtype=dtype, seed=seed)
+            self.initialise(dtype=one_dtype("float32", dtype=dtype, param_dtype=param_dtype), seed=seed)
 
     def forward(
         self,
@@ -289,7 +292,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
     """GPT-J that scores every token as the start and as the end of an answer.
 
     Args:
-        config, dtype, seed, attn_implementation, _do_init: as for `GPTJModel`.
+        config, dtype, param_dtype, seed, attn_implementation, _do_init: as for `GPTJModel`.
     """
 
     head = "question_answering"
@@ -298,7 +301,8 @@ class GPTJForQuestionAnswering(PretrainedModel):
         self,
         config: GPTJConfig,
         *,
-        dtype: Any = "float32",
+        dtype: Any = None,
+        param_dtype: Any = None,
         seed: int = 0,
         attn_implementation: str = "eager",
         _do_init: bool = True,
@@ -308,7 +312,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
         with empty_parameters():
             self.qa_outputs = nn.Linear(config.n_embd, 2)
         if _do_init:
-            self.initialise(dtype=dtype, seed=seed)
+            self.initialise(dtype=one_dtype("float32", dtype=dtype, param_dtype=param_dtype), seed=seed)
 
     def forward(
         self,

@@ -473,6 +473,7 @@ class InferenceMixin:
 
 
 _PUBLIC = (
+    "enable_input_require_grads",
     "gradient_checkpointing_enable",
     "initialise",
     "load_state_dict",
@@ -481,6 +482,7 @@ _PUBLIC = (
     "resize_token_embeddings",
     "save_pretrained",
     "set_input_embeddings",
+    "set_output_embeddings",
     "state_dict",
 )
 _GIVEN_UP = {name: name for name in _PUBLIC} | {

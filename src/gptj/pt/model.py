@@ -25,6 +25,7 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.outputs import BaseModelOutputWithPast, KVCache
+from gptj.pretrained import one_dtype
 from gptj.pt.weights import PretrainedModel, as_ids, empty_parameters, host
 from gptj.rotary import rotary_table
 
@@ -398,6 +399,7 @@ class GPTJModel(PretrainedModel):
     Args:
         config: the sizes.
         dtype: of the parameters: float32, float64, bfloat16 or float16, as a name or the framework's own.
+        param_dtype: the same.
         seed: of the start values, which are the same in all three backends.
         attn_implementation: "eager", the reference, or "sdpa": PyTorch's fused attention, and in float32 on AMD's
             CPUs oneDNN's matrix products.
@@ -410,7 +412,8 @@ class GPTJModel(PretrainedModel):
         self,
         config: GPTJConfig,
         *,
-        dtype: Any = "float32",
+        dtype: Any = None,
+        param_dtype: Any = None,
         seed: int = 0,
         attn_implementation: str = "eager",
         _do_init: bool = True,
@@ -432,7 +435,7 @@ class GPTJModel(PretrainedModel):
         self.rotary = RotaryTable(config)
         self.gradient_checkpointing = False
         if _do_init:
-            self.initialise(dtype=dtype, seed=seed)
+            self.initialise(dtype=one_dtype("float32", dtype=dtype, param_dtype=param_dtype), seed=seed)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPTJModel:
         super()._apply(fn, recurse)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,6 +22,7 @@ from gptj import inputs, pretrained
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.errors import BackendError
 from gptj.generation import Generates
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
@@ -88,11 +89,10 @@ def empty_parameters() -> Any:
         yield
 
 
-class PretrainedModel(nn.Module):
+class PretrainedModel(pretrained.Configured, nn.Module):
     """What all four model classes have in common: config, start values, loading, saving, counting.
 
     Attributes:
-        config: the model's `GPTJConfig`.
         head: which rows of the schema the class has.
     """
 
@@ -117,6 +117,11 @@ class PretrainedModel(nn.Module):
         """The parameters' dtype."""
         return next(self.parameters()).dtype
 
+    @property
+    def param_dtype(self) -> torch.dtype:
+        """What the parameters are kept in: the same as `dtype`, which is also what is computed in."""
+        return self.dtype
+
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers the model has; a tied matrix counts once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
@@ -125,8 +130,18 @@ class PretrainedModel(nn.Module):
         """An empty cache of fixed capacity; see `GPTJModel.init_cache`."""
         return self.base_model.init_cache(batch_size, max_length)
 
-    def gradient_checkpointing_enable(self) -> None:
-        """In training, keep only what enters each block and compute the rest again for the gradient."""
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether training keeps only what enters each block."""
+        return bool(self.base_model.gradient_checkpointing)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """In training, keep only what enters each block and compute the rest again for the gradient.
+
+        Args:
+            gradient_checkpointing_kwargs: {"use_reentrant": False} says what is so anyway.
+        """
+        pretrained.check_recomputation(gradient_checkpointing_kwargs)
         self.base_model.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
@@ -147,21 +162,51 @@ class PretrainedModel(nn.Module):
         """lm_head, or None where the class has none."""
         return getattr(self, "lm_head", None)
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *, seed: int = 0) -> Any:
+    def set_output_embeddings(self, embeddings: Any) -> None:
+        """Use another lm_head of the same size; it stays tied to wte where the config ties them."""
+        pretrained.check_output_embeddings(self, tuple(embeddings.weight.shape))
+        self.lm_head = embeddings
+        self.tie_weights()
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters, and of the rotary table and other buffers; a tied matrix counts once."""
+        held = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.nbytes for tensor in held)
+
+    # Differs: what trains adapters in PyTorch (PEFT, transformers' Trainer) asks for these two.
+    def enable_input_require_grads(self) -> None:
+        """Let the gradient reach what enters the blocks, though wte itself is not trained."""
+        self._require_grads_hook = self.get_input_embeddings().register_forward_hook(_require_gradient)
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        self._require_grads_hook.remove()
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = False,
+        *,
+        seed: int = 0,
+    ) -> Any:
         """Change the vocabulary's size: wte, lm_head's weight and bias, and the config. Returns wte.
 
         Rows that stay keep their values; new ones get the start values of a model of the new size.
 
         Args:
-            new_num_tokens: the new vocab_size; None changes nothing.
+            new_num_tokens: the new vocab_size; None keeps it.
+            pad_to_multiple_of: round the size up to a multiple of this.
+            mean_resizing: only False: new rows have the start values, not the others' mean.
             seed: of the new rows.
         """
+        new_num_tokens = pretrained.new_vocabulary(self.config, new_num_tokens, pad_to_multiple_of, mean_resizing)
         if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
             kept = dict(self.named_parameters(remove_duplicate=False))
             config = self.config.replace(vocab_size=new_num_tokens)
             rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
             self._assign((row, resized_tensor(row, config, to_numpy(kept[row.name]), seed)) for row in rows)
-            self.config = self.base_model.config = config
+            self._set_config(config)
             self.base_model.wte.num_embeddings = new_num_tokens
             if (lm_head := self.get_output_embeddings()) is not None:
                 lm_head.out_features = new_num_tokens
@@ -196,6 +241,9 @@ class PretrainedModel(nn.Module):
         *,
         config: GPTJConfig | None = None,
         dtype: Any = "auto",
+        param_dtype: Any = None,
+        torch_dtype: Any = None,
+        device_map: Any = None,
         weights: str | None = None,
         subfolder: str = "",
         ignore_mismatched_sizes: bool = False,
@@ -205,16 +253,17 @@ class PretrainedModel(nn.Module):
         seed: int = 0,
         inference: bool = False,
         quantize: str | None = None,
-        torch_dtype: Any = None,
         attn_implementation: str = "eager",
         **overrides: Any,
     ) -> Any:
         """The model in `directory`, in evaluation mode.
 
         Args:
-            directory: a folder with config.json and safetensors weights.
+            directory: a folder with config.json and safetensors weights, or a repository of the hub.
             config: to use in place of the folder's own.
             dtype: of the parameters; "auto" means as stored.
+            param_dtype, torch_dtype: the same.
+            device_map: "cpu", "cuda", "auto" or {"": device}: the one device to place the model on.
             weights: which weights file, where there are several.
             subfolder: a folder inside `directory`.
             ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
@@ -224,20 +273,21 @@ class PretrainedModel(nn.Module):
             seed: of rows that start afresh.
             inference: prepare the model for decoding alone; see `GPTJForCausalLM.prepare_for_inference`.
             quantize: with `inference`, the precision of the weights.
-            torch_dtype: transformers' older name of dtype.
             attn_implementation: "eager" or "sdpa".
-            overrides: config fields to change, such as num_labels.
+            overrides: config fields to change, such as num_labels; revision, cache_dir, token, local_files_only,
+                force_download and variant; see `gptj.pretrained.prepare`.
 
         Raises:
             GPTJError: see `gptj.pretrained.prepare`.
         """
         check_inference(cls.head, inference, quantize)
-        # Differs: torch_dtype and attn_implementation are PyTorch's alone.
+        # Differs: attn_implementation is PyTorch's alone.
         loading = pretrained.prepare(
             cls.head,
             directory,
             config=config,
-            dtype=dtype if torch_dtype is None else torch_dtype,
+            dtype=pretrained.one_dtype(dtype=dtype, torch_dtype=torch_dtype, param_dtype=param_dtype),
+            device_map=device_map,
             weights=weights,
             subfolder=subfolder,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -246,10 +296,14 @@ class PretrainedModel(nn.Module):
             overrides=overrides,
         )
         model: Self = cls(loading.config, attn_implementation=attn_implementation, _do_init=False)  # type: ignore[call-arg]
-        if inference:
+        device = _device(loading.place)
+        if inference and device.type == "cpu":
             model._assign_prepared(loading.arrays(mmap=mmap), quantize)
         else:
             model._assign(loading.arrays(mmap=mmap))
+            model.to(device)
+            if inference:
+                model.prepare_for_inference(quantize=quantize)
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
         model.eval()
@@ -258,23 +312,62 @@ class PretrainedModel(nn.Module):
     def save_pretrained(
         self,
         directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Any] | None = None,
         *,
-        max_shard_bytes: int = 5_000_000_000,
+        max_shard_bytes: int | str = 5_000_000_000,
         overwrite: bool = False,
+        **others: Any,
     ) -> Path:
         """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
 
+        Args:
+            directory: the folder, which is made.
+            is_main_process: False writes nothing: of several processes, one writes.
+            state_dict: values to write in place of the model's own, as Accelerate gathers them.
+            max_shard_bytes: of a weights file, in bytes or as "5GB"; max_shard_size is the same.
+            overwrite: replace what the folder holds.
+            others: what transformers' method has besides; see `gptj.pretrained.saving_options`.
+
         Raises:
             WriteError: the folder holds something already and `overwrite` is False, or it cannot be written.
+            InputError: an option that cannot be had.
+            SchemaError: `state_dict` lacks a row, or has one of another shape.
         """
-        parameters = dict(self.named_parameters(remove_duplicate=False))
+        options = pretrained.saving_options(max_shard_bytes, others)
+        if not is_main_process:
+            return Path(directory)
+        # Differs: state_dict is PyTorch's alone.
+        parameters = dict(self.named_parameters(remove_duplicate=False)) if state_dict is None else state_dict
+        if state_dict is not None:
+            pretrained.check_rows(self.config, self.head, {k: tuple(v.shape) for k, v in state_dict.items()})
         return write_checkpoint(
             directory,
             self.config,
             lambda spec: to_numpy(parameters[spec.name]),
             head=self.head,
-            dtype=dtype_name(self.dtype),
-            max_shard_bytes=max_shard_bytes,
+            dtype=dtype_name(next(iter(parameters.values())).dtype),
+            max_shard_bytes=options,
             overwrite=overwrite,
             extra_files=pretrained.side_files(self),
         )
+
+
+def _require_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    output.requires_grad_(True)
+
+
+def _device(place: str | None) -> torch.device:
+    """The device of a `Loading.place`; "auto" is the first GPU, else the CPU.
+
+    Raises:
+        BackendError: there is no such GPU.
+    """
+    count = torch.cuda.device_count() if place not in (None, "cpu") else 0
+    if place is None or place.startswith("cpu") or (place == "auto" and not count):
+        return torch.device("cpu")
+    device = torch.device("cuda" if place == "auto" else place)
+    if (device.index or 0) >= count:
+        hint = 'Pass device_map="auto" or "cpu"'
+        raise BackendError("PyTorch has no such device", where="device_map", found=f"{count} GPUs", hint=hint)
+    return device

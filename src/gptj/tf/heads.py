@@ -40,7 +40,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
     """GPT-J with the language-modelling head: a weight and, unlike GPT-2's, a bias.
 
     Args:
-        config, dtype, seed, name, _do_init: as for `GPTJModel`.
+        config, dtype, param_dtype, seed, name, _do_init: as for `GPTJModel`.
     """
 
     head = "causal_lm"
@@ -49,12 +49,13 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         self,
         config: GPTJConfig,
         *,
-        dtype: Any = "float32",
+        dtype: Any = None,
+        param_dtype: Any = None,
         seed: int = 0,
         name: str | None = None,
         _do_init: bool = True,
     ) -> None:
-        super().__init__(config, dtype=dtype, seed=seed, name=name)
+        super().__init__(config, dtype=dtype, param_dtype=param_dtype, seed=seed, name=name)
         policy = self.dtype_policy
         self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
         self.lm_head = Linear(name="lm_head", dtype=policy)
@@ -158,7 +159,7 @@ class GPTJForSequenceClassification(PretrainedModel):
     """GPT-J that gives each row one vector of label scores, read at its last token that is not padding.
 
     Args:
-        config, dtype, seed, name, _do_init: as for `GPTJModel`.
+        config, dtype, param_dtype, seed, name, _do_init: as for `GPTJModel`.
     """
 
     head = "sequence_classification"
@@ -167,12 +168,13 @@ class GPTJForSequenceClassification(PretrainedModel):
         self,
         config: GPTJConfig,
         *,
-        dtype: Any = "float32",
+        dtype: Any = None,
+        param_dtype: Any = None,
         seed: int = 0,
         name: str | None = None,
         _do_init: bool = True,
     ) -> None:
-        super().__init__(config, dtype=dtype, seed=seed, name=name)
+        super().__init__(config, dtype=dtype, param_dtype=param_dtype, seed=seed, name=name)
         policy = self.dtype_policy
         self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
         self.score = Linear(name="score", dtype=policy)
@@ -262,7 +264,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
     """GPT-J that scores every token as the start and as the end of an answer.
 
     Args:
-        config, dtype, seed, name, _do_init: as for `GPTJModel`.
+        config, dtype, param_dtype, seed, name, _do_init: as for `GPTJModel`.
     """
 
     head = "question_answering"
@@ -271,12 +273,13 @@ class GPTJForQuestionAnswering(PretrainedModel):
         self,
         config: GPTJConfig,
         *,
-        dtype: Any = "float32",
+        dtype: Any = None,
+        param_dtype: Any = None,
         seed: int = 0,
         name: str | None = None,
         _do_init: bool = True,
     ) -> None:
-        super().__init__(config, dtype=dtype, seed=seed, name=name)
+        super().__init__(config, dtype=dtype, param_dtype=param_dtype, seed=seed, name=name)
         policy = self.dtype_policy
         self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
         self.qa_outputs = Linear(name="qa_outputs", dtype=policy)

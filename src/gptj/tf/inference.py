@@ -100,6 +100,7 @@ _GIVEN_UP = (
     "save_pretrained",
     "save_weights",
     "set_input_embeddings",
+    "set_output_embeddings",
     "set_weights",
     "train_on_batch",
 )

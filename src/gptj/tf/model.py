@@ -156,6 +156,7 @@ class RotaryTable:
         sin, cos = rotary_table(config.n_positions, config.rotary_width, "float64" if dtype == "float64" else "float32")
         with tf.init_scope():
             self.sin, self.cos = tf.constant(sin), tf.constant(cos)
+        self.nbytes = int(sin.nbytes + cos.nbytes)
 
     def __call__(self, position_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Sine and cosine of each position, (b or 1, t, pairs)."""
@@ -360,6 +361,7 @@ class GPTJModel(PretrainedModel):
         config: the sizes.
         dtype: of the parameters: float32, float64, bfloat16 or float16, as a name or the framework's own; or a Keras
             policy, mixed_bfloat16 or mixed_float16.
+        param_dtype: what the parameters are kept in: the same, or the policy's.
         seed: of the start values, which are the same in all three backends, and of dropout.
         name: Keras' name of the model.
         _do_init: False leaves the model without parameters, for `from_pretrained` to fill.
@@ -371,12 +373,13 @@ class GPTJModel(PretrainedModel):
         self,
         config: GPTJConfig,
         *,
-        dtype: Any = "float32",
+        dtype: Any = None,
+        param_dtype: Any = None,
         seed: int = 0,
         name: str | None = None,
         _do_init: bool = True,
     ) -> None:
-        super().__init__(config, dtype=dtype, seed=seed, name=name)
+        super().__init__(config, dtype=dtype, param_dtype=param_dtype, seed=seed, name=name)
         policy = self.dtype_policy
         self.wte = Embedding(name="wte", dtype=policy)
         self.h = [Block(config, name=str(n), dtype=policy) for n in range(config.n_layer)]

@@ -7,6 +7,7 @@ row of the schema becomes a variable over its array's memory, so nothing is ever
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import os
@@ -25,7 +26,7 @@ from gptj import inputs, pretrained
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
-from gptj.errors import InputError
+from gptj.errors import BackendError, InputError
 from gptj.generation import Generates
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
@@ -107,14 +108,21 @@ def check_traced_ids(value: Any, *, where: str) -> None:
         )
 
 
-def settle_policy(dtype: Any) -> keras.DTypePolicy:
-    """The Keras policy of a dtype, or of a policy's name: what variables are kept in, and what is computed in."""
+def settle_policy(dtype: Any, *, param_dtype: Any = None) -> keras.DTypePolicy:
+    """The Keras policy of a dtype, or of a policy's name: what variables are kept in, and what is computed in.
+
+    Args:
+        dtype: of both, or a policy of two dtypes; None where `param_dtype` says it.
+        param_dtype: what variables are kept in; it must be the policy's.
+    """
     # Differs: Keras has mixed policies, whose variables are float32 while the blocks compute in 16 bits.
+    if isinstance(dtype, str) and dtype.startswith("mixed_"):
+        dtype = keras.DTypePolicy(dtype)
+    kept = dtype.variable_dtype if isinstance(dtype, keras.DTypePolicy) else dtype
+    kept = pretrained.one_dtype(dtype=kept, param_dtype=param_dtype)
     if isinstance(dtype, keras.DTypePolicy):
         return dtype
-    if isinstance(dtype, str) and dtype.startswith("mixed_"):
-        return keras.DTypePolicy(dtype)
-    return keras.DTypePolicy(dtype_name(dtype))
+    return keras.DTypePolicy("float32" if isinstance(kept, str) and kept == "auto" else dtype_name(kept))
 
 
 def _register(output: type[ModelOutput]) -> None:
@@ -153,18 +161,17 @@ def checked_first(run: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-class PretrainedModel(keras.Model):
+class PretrainedModel(pretrained.Configured, keras.Model):
     """What all four model classes have in common: config, start values, loading, saving, counting, Keras' training.
 
     Attributes:
-        config: the model's `GPTJConfig`.
         head: which rows of the schema the class has.
     """
 
     head: ClassVar[Head]
 
-    def __init__(self, config: GPTJConfig, *, dtype: Any, seed: int, name: str | None) -> None:
-        super().__init__(name=name, dtype=settle_policy(dtype), autocast=False)
+    def __init__(self, config: GPTJConfig, *, dtype: Any, seed: int, name: str | None, param_dtype: Any = None) -> None:
+        super().__init__(name=name, dtype=settle_policy(dtype, param_dtype=param_dtype), autocast=False)
         self.config = config
         self.seed = seed
         self.built = True  # there is nothing to infer from inputs: every shape follows from the config
@@ -173,6 +180,11 @@ class PretrainedModel(keras.Model):
     def base_model(self) -> Any:
         """The GPTJModel inside, or the model itself where it is one."""
         return self if self.head == "base" else self.transformer
+
+    @property
+    def param_dtype(self) -> str:
+        """What the parameters are kept in: Keras' `variable_dtype`."""
+        return str(self.variable_dtype)
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers the model has; a tied matrix counts once."""
@@ -183,8 +195,18 @@ class PretrainedModel(keras.Model):
         """An empty cache of fixed capacity; see `GPTJModel.init_cache`."""
         return self.base_model.init_cache(batch_size, max_length)
 
-    def gradient_checkpointing_enable(self) -> None:
-        """In training, keep only what enters each block and compute the rest again for the gradient."""
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether training keeps only what enters each block."""
+        return bool(self.base_model.gradient_checkpointing)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """In training, keep only what enters each block and compute the rest again for the gradient.
+
+        Args:
+            gradient_checkpointing_kwargs: {"use_reentrant": False} says what is so anyway.
+        """
+        pretrained.check_recomputation(gradient_checkpointing_kwargs)
         self.base_model.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
@@ -206,21 +228,44 @@ class PretrainedModel(keras.Model):
         """lm_head, or None where the class has none."""
         return getattr(self, "lm_head", None)
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *, seed: int = 0) -> Any:
+    def set_output_embeddings(self, embeddings: Any) -> None:
+        """Use another lm_head's values, of the same size; it stays tied to wte where the config ties them."""
+        pretrained.check_output_embeddings(self, tuple(embeddings.weight.shape))
+        rows = [row for row in schema(self.config, self.head) if row.name.startswith("lm_head.")]
+        given = [(row, getattr(embeddings, row.name.removeprefix("lm_head."))) for row in rows]
+        target = numpy_dtype(self.variable_dtype)
+        self._assign([(row, to_numpy(value).astype(target)) for row, value in given if value is not None])
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters, and of the rotary table; a tied matrix counts once."""
+        table = self.base_model.rotary.nbytes if return_buffers else 0
+        return sum(int(np.prod(w.shape)) * tf.as_dtype(w.dtype).size for w in self.weights) + table
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = False,
+        *,
+        seed: int = 0,
+    ) -> Any:
         """Change the vocabulary's size: wte, lm_head's weight and bias, and the config. Returns wte.
 
         Rows that stay keep their values; new ones get the start values of a model of the new size.
 
         Args:
-            new_num_tokens: the new vocab_size; None changes nothing.
+            new_num_tokens: the new vocab_size; None keeps it.
+            pad_to_multiple_of: round the size up to a multiple of this.
+            mean_resizing: only False: new rows have the start values, not the others' mean.
             seed: of the new rows.
         """
+        new_num_tokens = pretrained.new_vocabulary(self.config, new_num_tokens, pad_to_multiple_of, mean_resizing)
         if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
             kept = self._named_weights()
             config = self.config.replace(vocab_size=new_num_tokens)
             rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
             self._assign((row, resized_tensor(row, config, to_numpy(kept[row.name]), seed)) for row in rows)
-            self.config = self.base_model.config = config
+            self._set_config(config)
         return self.get_input_embeddings()
 
     # ---- values
@@ -282,6 +327,9 @@ class PretrainedModel(keras.Model):
         *,
         config: GPTJConfig | None = None,
         dtype: Any = "auto",
+        param_dtype: Any = None,
+        torch_dtype: Any = None,
+        device_map: Any = None,
         weights: str | None = None,
         subfolder: str = "",
         ignore_mismatched_sizes: bool = False,
@@ -296,9 +344,11 @@ class PretrainedModel(keras.Model):
         """The model in `directory`.
 
         Args:
-            directory: a folder with config.json and safetensors weights.
+            directory: a folder with config.json and safetensors weights, or a repository of the hub.
             config: to use in place of the folder's own.
             dtype: of the parameters, or a Keras policy; "auto" means as stored.
+            param_dtype, torch_dtype: of the parameters.
+            device_map: "cpu", "cuda", "auto" or {"": device}: the one device to place the model on.
             weights: which weights file, where there are several.
             subfolder: a folder inside `directory`.
             ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
@@ -308,18 +358,22 @@ class PretrainedModel(keras.Model):
             seed: of rows that start afresh, and of dropout.
             inference: prepare the model for decoding alone; see `GPTJForCausalLM.prepare_for_inference`.
             quantize: with `inference`, the precision of the weights.
-            overrides: config fields to change, such as num_labels.
+            overrides: config fields to change, such as num_labels; revision, cache_dir, token, local_files_only,
+                force_download and variant; see `gptj.pretrained.prepare`.
 
         Raises:
             GPTJError: see `gptj.pretrained.prepare`.
         """
         check_inference(cls.head, inference, quantize)
-        policy = None if isinstance(dtype, str) and dtype == "auto" else settle_policy(dtype)
+        kept = pretrained.one_dtype(torch_dtype=torch_dtype, param_dtype=param_dtype)
+        as_stored = isinstance(dtype, str) and dtype == "auto" and isinstance(kept, str) and kept == "auto"
+        policy = None if as_stored else settle_policy(dtype, param_dtype=kept)
         loading = pretrained.prepare(
             cls.head,
             directory,
             config=config,
             dtype="auto" if policy is None else policy.variable_dtype,
+            device_map=device_map,
             weights=weights,
             subfolder=subfolder,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -327,8 +381,9 @@ class PretrainedModel(keras.Model):
             seed=seed,
             overrides=overrides,
         )
-        model: Self = cls(loading.config, dtype=policy or loading.dtype, seed=seed, _do_init=False)  # type: ignore[call-arg]
-        model._assign(loading.arrays(mmap=mmap))
+        with _device(loading.place):
+            model: Self = cls(loading.config, dtype=policy or loading.dtype, seed=seed, _do_init=False)  # type: ignore[call-arg]
+            model._assign(loading.arrays(mmap=mmap))
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
         if inference:
@@ -338,15 +393,28 @@ class PretrainedModel(keras.Model):
     def save_pretrained(
         self,
         directory: str | os.PathLike[str],
+        is_main_process: bool = True,
         *,
-        max_shard_bytes: int = 5_000_000_000,
+        max_shard_bytes: int | str = 5_000_000_000,
         overwrite: bool = False,
+        **others: Any,
     ) -> Path:
         """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
 
+        Args:
+            directory: the folder, which is made.
+            is_main_process: False writes nothing: of several processes, one writes.
+            max_shard_bytes: of a weights file, in bytes or as "5GB"; max_shard_size is the same.
+            overwrite: replace what the folder holds.
+            others: what transformers' method has besides; see `gptj.pretrained.saving_options`.
+
         Raises:
             WriteError: the folder holds something already and `overwrite` is False, or it cannot be written.
+            InputError: an option that cannot be had.
         """
+        options = pretrained.saving_options(max_shard_bytes, others)
+        if not is_main_process:
+            return Path(directory)
         named = self._named_weights()
         return write_checkpoint(
             directory,
@@ -354,7 +422,7 @@ class PretrainedModel(keras.Model):
             lambda spec: to_numpy(named[spec.name]),
             head=self.head,
             dtype=dtype_name(self.variable_dtype),
-            max_shard_bytes=max_shard_bytes,
+            max_shard_bytes=options,
             overwrite=overwrite,
             extra_files=pretrained.side_files(self),
         )
@@ -416,6 +484,29 @@ class PretrainedModel(keras.Model):
     # ---- Keras' training, prediction and saving
 
     # Differs: Keras has a training loop of its own, so its models know their loss, predict in batches, save themselves.
+
+    _traced_config: GPTJConfig | None = None
+
+    def _forget_traces(self) -> None:
+        """Let the steps be traced anew where the config is another than when they were: they hold its flags."""
+        if self._traced_config != self.config:
+            self.train_function = self.test_function = self.predict_function = None
+            self._traced_config = copy.deepcopy(self.config)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras' own, traced anew where the config was changed."""
+        self._forget_traces()
+        return super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Keras' own, traced anew where the config was changed."""
+        self._forget_traces()
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Keras' own, traced anew where the config was changed."""
+        self._forget_traces()
+        return super().make_predict_function(force)
 
     fit = checked_first(keras.Model.fit)
     evaluate = checked_first(keras.Model.evaluate)
@@ -549,3 +640,21 @@ def _is_argument_list(first: Any) -> bool:
     if not isinstance(first, list | tuple) or not first:
         return False
     return first[0] is None or len(getattr(first[0], "shape", ())) > 1
+
+
+def _device(place: str | None) -> Any:
+    """A context in which variables are made on the device of a `Loading.place`; without one, TensorFlow chooses.
+
+    Raises:
+        BackendError: there is no such GPU.
+    """
+    if place in (None, "auto"):
+        return contextlib.nullcontext()
+    kind, _, number = str(place).partition(":")
+    if kind == "cpu":
+        return tf.device("/CPU:0")
+    count = len(tf.config.list_logical_devices("GPU"))
+    if int(number or 0) >= count:
+        hint = 'Pass device_map="auto" or "cpu"'
+        raise BackendError("TensorFlow has no such device", where="device_map", found=f"{count} GPUs", hint=hint)
+    return tf.device(f"/GPU:{number or 0}")

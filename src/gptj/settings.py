@@ -1,0 +1,165 @@
+"""Settings: what GPTJConfig and GenerationConfig have in common: fields that can be assigned, and transformers' files.
+
+An assignment is a `replace` in place: the whole is validated anew, and either holds afterwards or nothing changed.
+A class says which of its fields cannot be assigned, and what to write instead. Attributes that are no fields are
+kept in `extra`, where unknown keys of the file are too, and can be read as attributes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from gptj.errors import ConfigError, WriteError, shown
+from gptj.hub import split_hub_arguments
+
+__all__ = ["Settings"]
+
+
+class Settings:
+    """The base of both configs; each is a dataclass whose last field is `extra`.
+
+    Its hash is that of what cannot change, so it stays good as the key of a dict after an assignment.
+    """
+
+    FILE: ClassVar[str]
+    extra: Mapping[str, Any]
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated anew."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The members of the file."""
+        raise NotImplementedError
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The members of the file that are not the defaults."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """What the file, or the folder that holds one, describes."""
+        raise NotImplementedError
+
+    # ---- attributes
+
+    def __getattr__(self, name: str) -> Any:
+        extra = self.__dict__.get("extra", {})
+        if name in extra:
+            return extra[name]
+        raise AttributeError(f"{type(self).__name__} has no {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "extra" not in self.__dict__:  # the last field: until then the object is being made
+            object.__setattr__(self, name, value)
+            return
+        self._become(self._with(name, value))
+
+    def __delattr__(self, name: str) -> None:
+        if name not in self.extra:
+            raise ConfigError("cannot be deleted", where=name, hint="Assign None where that is allowed")
+        self._become(self.replace(extra={key: value for key, value in self.extra.items() if key != name}))
+
+    def _with(self, name: str, value: Any) -> Self:
+        """A copy after the assignment of one attribute.
+
+        Raises:
+            ConfigError: it cannot be assigned, or breaks a rule.
+        """
+        raise NotImplementedError
+
+    def _with_extra(self, name: str, value: Any) -> Self:
+        """A copy with an attribute that is no field."""
+        if isinstance(getattr(type(self), name, None), property):
+            raise ConfigError("follows from the other fields", where=name, found=shown(value))
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"cannot be kept in {self.FILE}: {error}", where=name, found=shown(value)) from None
+        return self.replace(extra={**self.extra, name: value})
+
+    def _become(self, other: Self) -> None:
+        """Take on every field of `other`."""
+        self.__dict__.update(copy.copy(other).__dict__)
+
+    def update(self, config_dict: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        """Assign several at once, validated as a whole; nothing is left over, so the returned dict is empty.
+
+        Raises:
+            ConfigError: as an assignment does. Then nothing changed.
+        """
+        changes = {**(config_dict or {}), **changes}
+        together = {name: value for name, value in changes.items() if self._is_plain(name)}
+        changed = self.replace(**together)
+        for name, value in changes.items():
+            changed = changed if name in together else changed._with(name, value)
+        self._become(changed)
+        return {}
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether an assignment of this attribute is a `replace` of one field and nothing more."""
+        raise NotImplementedError
+
+    # ---- files
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str], **overrides: Any) -> Self:
+        """What the file in a folder, or in a repository of the hub, describes, with some fields changed.
+
+        Args:
+            directory: a folder, the file itself, or a repository id.
+            overrides: fields to change; and revision, cache_dir, token, local_files_only, force_download, subfolder.
+
+        Raises:
+            MissingFileError: there is no such folder, repository or file.
+            ConfigError: the file, or an override, breaks a rule.
+        """
+        place, overrides = split_hub_arguments(overrides)
+        found = cls.from_file(place.locate(directory, patterns=("*.json",)) / place.subfolder)
+        return found.replace(**overrides) if overrides else found
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """The file stands in the folder, which is made if need be.
+
+        Raises:
+            WriteError: it cannot be written. What stood there stays.
+        """
+        self.to_json_file(Path(directory) / self.FILE, use_diff=False)
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The text of the file, by default without the fields that are at their defaults."""
+        return json.dumps(self.to_diff_dict() if use_diff else self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Write the text of `to_json_string` into a file.
+
+        Raises:
+            WriteError: it cannot be written. What stood there stays.
+        """
+        path = Path(json_file_path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("x") as stream:
+                stream.write(self.to_json_string(use_diff))
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise WriteError(f"cannot be written: {error.strerror or error}", file=path) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def default_members(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not what its constructor gives them, by name; without `extra`."""
+    plain = type(config)()
+    names = (field.name for field in dataclasses.fields(config) if field.name != "extra")
+    return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
