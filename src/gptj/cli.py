@@ -27,6 +27,7 @@ import gptj
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import CheckpointWarning, GPTJError, shown
+from gptj.hub import locate, locate_source
 from gptj.prepared import QUANTIZATIONS
 
 if TYPE_CHECKING:
@@ -47,6 +48,27 @@ ENVIRONMENT = {
 }
 
 PathArgument = click.Path(path_type=Path)
+
+
+class _Repository(click.Path):
+    """A path, or a repository of the Hugging Face hub: owner/name, or owner/name@revision.
+
+    Args:
+        every_format: fetch weights of other formats too, where the repository has no safetensors.
+    """
+
+    def __init__(self, *, every_format: bool) -> None:
+        super().__init__(path_type=Path)
+        self.find = locate_source if every_format else locate
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The folder: of a repository, the one in the client's cache."""
+        path = super().convert(value, param, ctx)
+        return self.find(path) if isinstance(path, Path) else path
+
+
+ModelArgument = _Repository(every_format=False)
+SourceArgument = _Repository(every_format=True)
 BackendChoice = click.Choice(tuple(BACKENDS))
 
 
@@ -122,7 +144,8 @@ def _print_json(value: Any) -> None:
 def gptj_command(debug: bool) -> None:
     """GPT-J in PyTorch, TensorFlow and Flax: convert, check, run.
 
-    A DIR is a folder with config.json and safetensors weights, as `gptj convert` writes it and transformers too.
+    A DIR is a folder with config.json and safetensors weights, as `gptj convert` writes it and transformers too; or
+    a repository of the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION. SRC and PATH may be one as well.
     """
     home = Path("~").expanduser()
     for name, value in ENVIRONMENT.items():
@@ -159,7 +182,7 @@ def _with(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 
 @gptj_command.command(short_help="Convert a TPU checkpoint or a foreign folder.")
-@click.argument("src", type=PathArgument)
+@click.argument("src", type=SourceArgument)
 @click.argument("dst", type=PathArgument)
 @_with(source_options)
 @click.option("--to", default="safetensors", show_default=True, metavar="FORMAT", help="What to write.")
@@ -251,7 +274,7 @@ def _print_notes(plan: ConversionPlan) -> None:
 
 
 @gptj_command.command(short_help="Say what a checkpoint is, from its headers.")
-@click.argument("path", type=PathArgument)
+@click.argument("path", type=SourceArgument)
 @_with(source_options)
 @json_option
 def inspect(path: Path, as_json: bool, **source: Any) -> None:
@@ -308,7 +331,7 @@ def _spelt(value: Any) -> str:
 
 
 @gptj_command.command(short_help="Check a folder against the hashes noted of it.")
-@click.argument("directory", type=PathArgument, metavar="DIR")
+@click.argument("directory", type=SourceArgument, metavar="DIR")
 @click.option("--fingerprint", is_flag=True, help="Also run the float64 reference, and compare its logits.")
 @json_option
 def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
@@ -372,7 +395,7 @@ generate_options = (
     _option("Model", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]"),
     _option("Model", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
             help="How many prompts to read at once."),
-    _option("Model", "--assistant", type=PathArgument, metavar="DIR", help="A smaller model that guesses ahead; the "
+    _option("Model", "--assistant", type=ModelArgument, metavar="DIR", help="A smaller model that guesses ahead; the "
             "text is the same."),
     _option("Model", "--quantize", type=click.Choice(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
             "the framework can."),
@@ -396,7 +419,7 @@ generate_options = (
 
 
 @gptj_command.command(cls=_Sections, short_help="Continue a prompt, or many, or turn by turn.")
-@click.argument("directory", type=PathArgument, metavar="DIR")
+@click.argument("directory", type=ModelArgument, metavar="DIR")
 @click.argument("prompt", required=False)
 @_with(generate_options)
 def generate(
@@ -486,7 +509,7 @@ def _token_ids(text: str) -> tuple[int, ...]:
 
 
 @gptj_command.command(short_help="Compare the frameworks on a model, and with an oracle.")
-@click.argument("directory", type=PathArgument, metavar="DIR")
+@click.argument("directory", type=ModelArgument, metavar="DIR")
 @click.option("--backends", help="Which, with commas between. [default: all that are installed]")
 @click.option(
     "--dtype", type=click.Choice(PARAMETER_DTYPES), default="float32", show_default=True, help="To compute in."

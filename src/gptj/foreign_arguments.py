@@ -43,12 +43,8 @@ FOREIGN_ARGUMENTS: dict[str, ForeignArgument] = {
     "weights_only": ForeignArgument((True,), "no pickle is ever run", _CONVERT),
     "gguf_file": ForeignArgument((), "GGUF is not read", "Take the safetensors or the .bin that it was made of"),
     "trust_remote_code": ForeignArgument((False,), "no code of a repository is ever run", "Leave it out"),
-    "code_revision": ForeignArgument(
-        (), "no code of a repository is ever run", "Pass revision="
-    ),
-    "low_cpu_mem_usage": ForeignArgument(
-        (True, False), "loading holds one tensor twice at most", "Leave it out"
-    ),
+    "code_revision": ForeignArgument((), "no code of a repository is ever run", "Pass revision="),
+    "low_cpu_mem_usage": ForeignArgument((True, False), "loading holds one tensor twice at most", "Leave it out"),
     "_fast_init": ForeignArgument((True, False), "nothing is initialised to be overwritten", "Leave it out"),
     "load_in_8bit": ForeignArgument((False,), "bitsandbytes is not used", _QUANTIZE),
     "load_in_4bit": ForeignArgument((False,), "bitsandbytes is not used", _QUANTIZE),

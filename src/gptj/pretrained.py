@@ -13,6 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -20,12 +21,12 @@ from numpy.typing import NDArray
 from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import BUILT_IN, GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
-from gptj.errors import ConfigError, InputError, SchemaError, shown
+from gptj.errors import ConfigError, InputError, MissingFileError, SchemaError, shown
 from gptj.fingerprint import check_fingerprint
 from gptj.foreign_arguments import place_of, take_foreign_arguments
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.mixin import Generates
-from gptj.hub import split_hub_arguments
+from gptj.hub import is_repository_id, split_hub_arguments
 from gptj.initial import initial_tensor
 from gptj.schema import HEADS, Head, TensorSpec, schema
 
@@ -82,6 +83,11 @@ class Configured:
         inner = None if self.head == "base" else getattr(self, self.base_model_prefix, None)
         if inner is not None:
             inner._own_config = config
+
+    @property
+    def num_labels(self) -> int:
+        """The config's: how many labels a classifier scores."""
+        return int(self.config.num_labels or 0)
 
     def can_generate(self) -> bool:
         """Whether the class makes text."""
@@ -201,6 +207,7 @@ def prepare(
     weights = _variant_file(fields.pop("variant", None), weights)
     place = place_of(device_map)
     path = where.locate(directory) / subfolder
+    _require_safetensors(path, directory)
     checkpoint = open_checkpoint(path, weights=weights, config=config)
     settled = checkpoint.config.replace(**fields) if fields else checkpoint.config
     if verify:
@@ -268,7 +275,7 @@ def saving_options(max_shard_bytes: int | str, others: Mapping[str, Any]) -> int
     Args:
         max_shard_bytes: in bytes or as "5GB".
         others: transformers' max_shard_size, the same; and what is so anyway: safe_serialization=True,
-            push_to_hub=False, variant=None, save_peft_format, save_original_format.
+            push_to_hub=False, variant=None, and save_function, since weights are written by one door.
 
     Raises:
         InputError: another option, or a value that cannot be had.
@@ -279,7 +286,8 @@ def saving_options(max_shard_bytes: int | str, others: Mapping[str, Any]) -> int
             raise InputError("no such argument", where=shown(name), hint=_meant(name))
         so_anyway, hint = _SAVING_OPTIONS[name]
         if so_anyway is not None and value is not None and value not in so_anyway:
-            raise InputError("not supported", where=name, expected=repr(so_anyway[0]), found=shown(value), hint=hint)
+            expected = repr(next(iter(so_anyway), None))
+            raise InputError("not supported", where=name, expected=expected, found=shown(value), hint=hint)
     return shard_bytes(max_shard_bytes if size is None else size)
 
 
@@ -292,7 +300,7 @@ _SAVING_OPTIONS: dict[str, tuple[tuple[Any, ...] | None, str]] = {
     "save_peft_format": ((True, False), ""),
     "save_original_format": ((True, False), ""),
     "save_config": ((True,), "The folder always has its config.json"),
-    "save_function": ((), "Weights are written by one door, whole or not at all"),
+    "save_function": (None, ""),
 }
 
 
@@ -363,6 +371,21 @@ def new_vocabulary(
         raise InputError("not a multiple", where="pad_to_multiple_of", expected="1 or above", found=shown(multiple))
     size = config.vocab_size if new_num_tokens is None else new_num_tokens
     return -(-size // multiple) * multiple
+
+
+def _require_safetensors(path: Path, name: str | os.PathLike[str]) -> None:
+    """Where a repository of the hub has no safetensors, say how its other weights are had.
+
+    Raises:
+        MissingFileError: with the command that converts them.
+    """
+    if is_repository_id(name) and path.is_dir() and not any(path.glob("*.safetensors")):
+        raise MissingFileError(
+            "the repository has no safetensors weights here",
+            file=os.fspath(name),
+            expected="model.safetensors",
+            hint=f"Convert what it has: gptj convert {os.fspath(name)} DIR, then open DIR",
+        )
 
 
 def _variant_file(variant: str | None, weights: str | None) -> str | None:

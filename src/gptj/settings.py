@@ -7,6 +7,7 @@ kept in `extra`, where unknown keys of the file are too, and can be read as attr
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -155,7 +156,8 @@ class Settings:
         except OSError as error:
             raise WriteError(f"cannot be written: {error.strerror or error}", file=path) from None
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def default_members(config: Any) -> dict[str, Any]:

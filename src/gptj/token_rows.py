@@ -23,6 +23,7 @@ __all__ = [
     "Row",
     "TensorKind",
     "Truncation",
+    "as_tensors",
     "fill_row",
     "join_rows",
     "one_of",
@@ -220,12 +221,8 @@ def whole_number(value: Any, *, where: str, least: int) -> int:
 
 
 def tensors(members: dict[str, list[Any]], kind: str) -> dict[str, Any]:
-    """The members as tensors of one framework, which is imported here and nowhere else."""
-    modules = {"pt": "torch", "tf": "tensorflow", "jax": "jax.numpy", "np": "numpy"}
-    if kind not in modules:
-        raise InputError(
-            "no such tensors", where="return_tensors", expected="one of " + ", ".join(modules), found=shown(kind)
-        )
+    """The members as tensors (b, t) of one framework."""
+    _require_kind(kind)
     rows = members["input_ids"]
     lengths = {len(row) for row in rows}
     if len(lengths) != 1:
@@ -237,23 +234,43 @@ def tensors(members: dict[str, list[Any]], kind: str) -> dict[str, Any]:
             found=f"{min(lengths)} to {max(lengths)} tokens",
             hint="Pass padding=True",
         )
+    arrays = {
+        name: np.asarray(value, dtype=np.int64).reshape(len(rows), -1, *((2,) if name == "offset_mapping" else ()))
+        for name, value in members.items()
+    }
+    return as_tensors(arrays, kind)
+
+
+_MODULES = {"pt": "torch", "tf": "tensorflow", "jax": "jax.numpy", "np": "numpy"}
+
+
+def _require_kind(kind: str) -> None:
+    if kind not in _MODULES:
+        raise InputError(
+            "no such tensors", where="return_tensors", expected="one of " + ", ".join(_MODULES), found=shown(kind)
+        )
+
+
+def as_tensors(arrays: dict[str, Any], kind: str) -> dict[str, Any]:
+    """NumPy arrays as one framework's, which is imported here and nowhere else; whole numbers int32 but in PyTorch."""
+    _require_kind(kind)
     try:
-        framework = importlib.import_module(modules[kind])
+        framework = importlib.import_module(_MODULES[kind])
     except ImportError as problem:
         raise BackendError(
-            f"{modules[kind].partition('.')[0]} cannot be imported: {problem}",
+            f"{_MODULES[kind].partition('.')[0]} cannot be imported: {problem}",
             where=f'return_tensors="{kind}"',
             hint=f'pip install "gptj[{"flax" if kind == "jax" else kind}]", or return_tensors="np"',
         ) from None
     tensors: dict[str, Any] = {}
-    for name, value in members.items():
-        array = np.asarray(value, dtype=np.int64).reshape(len(rows), -1, *((2,) if name == "offset_mapping" else ()))
+    for name, array in arrays.items():
+        narrow = array.astype(np.int32) if array.dtype.kind == "i" else array
         if kind == "pt":
             tensors[name] = framework.from_numpy(array)
         elif kind == "tf":
-            tensors[name] = framework.constant(array, dtype=framework.int32)
+            tensors[name] = framework.constant(narrow)
         elif kind == "jax":
-            tensors[name] = framework.asarray(array.astype(np.int32))
+            tensors[name] = framework.asarray(narrow)
         else:
             tensors[name] = array
     return tensors

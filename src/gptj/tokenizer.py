@@ -37,6 +37,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, TokenizerError, shown
+from gptj.hub import is_repository_id, split_hub_arguments
 from gptj.text_pieces import text_pieces, text_words
 from gptj.token_rows import (
     BatchEncoding,
@@ -55,6 +56,7 @@ from gptj.token_rows import (
     truncate_pair,
     whole_number,
 )
+from gptj.tokenizer_calls import TransformersCalls, set_from_pretrained, take_call_arguments
 from gptj.tokenizer_files import (
     BYTE_OF_CHARACTER,
     END_OF_TEXT,
@@ -129,7 +131,7 @@ class TextStream:
         return rest
 
 
-class GPTJTokenizer:
+class GPTJTokenizer(TransformersCalls):
     """Text to token ids and back.
 
     Make one with `from_pretrained` (a folder), `gpt2` (the installed vocabulary) or `train`.
@@ -197,7 +199,9 @@ class GPTJTokenizer:
     # Making and saving ------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike[str], *, extra_tokens: bool | None = None) -> GPTJTokenizer:
+    def from_pretrained(
+        cls, directory: str | os.PathLike[str], *, extra_tokens: bool | None = None, **options: Any
+    ) -> GPTJTokenizer:
         """The tokenizer in a folder: tokenizer.json, or vocab.json and merges.txt.
 
         Args:
@@ -205,12 +209,20 @@ class GPTJTokenizer:
             extra_tokens: whether GPT-2's bare vocabulary of 50,257 gets `<|extratoken_1|>` (50257) to
                 `<|extratoken_143|>`. None: yes, unless a config.json beside it has no room for them. Other
                 vocabularies never get them.
+            options: padding_side, truncation_side, model_max_length, pad_token, bos_token and eos_token in place of
+                the files'; and the hub client's revision, cache_dir, token, local_files_only, force_download and
+                subfolder.
 
         Raises:
             MissingFileError: there is no such folder.
             TokenizerError: no tokenizer files in it, or damaged ones; the message names the file and the place.
         """
-        return cls(read_tokenizer_data(directory, extra_tokens=extra_tokens))
+        place, options = split_hub_arguments(options)
+        if is_repository_id(directory) or place.subfolder:
+            directory = place.locate(directory, patterns=("*.json", "merges.txt")) / place.subfolder
+        tokenizer = cls(read_tokenizer_data(directory, extra_tokens=extra_tokens))
+        set_from_pretrained(tokenizer, options)
+        return tokenizer
 
     @classmethod
     def gpt2(cls, *, extra_tokens: bool = True) -> GPTJTokenizer:
@@ -299,15 +311,28 @@ class GPTJTokenizer:
         """The longest row that the files allow, or None; truncation uses it where no max_length is given."""
         return self._data.model_max_length
 
+    @model_max_length.setter
+    def model_max_length(self, length: int | None) -> None:
+        settled = None if length is None else whole_number(length, where="model_max_length", least=1)
+        self._data = dataclasses.replace(self._data, model_max_length=settled)
+
     @property
     def bos_token(self) -> str | None:
         """The token that may begin a text. It is never put there by itself."""
         return self._data.bos_token
 
+    @bos_token.setter
+    def bos_token(self, token: str | None) -> None:
+        self._data = named_token(self._data, "bos_token", token)
+
     @property
     def eos_token(self) -> str | None:
         """The token that ends a text. It is never put there by itself."""
         return self._data.eos_token
+
+    @eos_token.setter
+    def eos_token(self, token: str | None) -> None:
+        self._data = named_token(self._data, "eos_token", token)
 
     @property
     def pad_token(self) -> str | None:
@@ -373,16 +398,20 @@ class GPTJTokenizer:
 
     # Text to ids ------------------------------------------------------------------------------------------------
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The token ids of `text`, none added before or after.
+    def encode(self, text: str, text_pair: str | None = None, *, allow_special: bool = False, **options: Any) -> Any:
+        """The token ids of `text`, none added before or after: a list, or the tensor asked for (1, t).
 
         Args:
             text: any text that UTF-8 can spell, of any length.
+            text_pair: a second text, whose tokens follow.
             allow_special: whether `<|endoftext|>` and other added tokens in the text become those tokens.
+            options: of a call: return_tensors, truncation, max_length, padding ...
 
         Raises:
             InputError: not text, or text with a lone surrogate, whose offset is named.
         """
+        if options or text_pair is not None:
+            return self(text, text_pair, allow_special=allow_special, **options)["input_ids"]
         return self._encode([NamedText(text, "text")], allow_special=allow_special)[0].ids
 
     def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[list[int], Offsets]:
@@ -466,6 +495,7 @@ class GPTJTokenizer:
         return_offsets: bool = False,
         return_tensors: TensorKind | None = None,
         allow_special: bool = False,
+        **others: Any,
     ) -> BatchEncoding:
         """The model's inputs for a text, a pair, or several of either.
 
@@ -483,12 +513,16 @@ class GPTJTokenizer:
             return_tensors: "pt", "tf", "jax" or "np" for tensors (b, t), int64 in PyTorch and NumPy, int32 in
                 the others, instead of lists. A single text then is a batch of one.
             allow_special: whether added tokens in the text become those tokens; see `encode`.
+            others: transformers' names: return_attention_mask, return_offsets_mapping, and what is so anyway:
+                add_special_tokens, return_token_type_ids=False ...
 
         Raises:
             InputError: an argument that breaks its rule or would have no effect, or rows of different lengths
                 for a tensor.
             BackendError: the framework of `return_tensors` is not installed.
         """
+        taken = take_call_arguments(others)
+        return_offsets = taken.get("return_offsets", return_offsets)
         one_of(padding, _PADDINGS, where="padding")
         one_of(truncation, _TRUNCATIONS, where="truncation")
         limit = self._limit(max_length, needed=bool(truncation) or padding == "max_length")
@@ -503,6 +537,8 @@ class GPTJTokenizer:
             join_rows(row, other)
         self._pad(rows, padding, limit, padding_side, pad_to_multiple_of)
         members: dict[str, Any] = {"input_ids": [row.ids for row in rows], "attention_mask": [row.mask for row in rows]}
+        if not taken.get("return_attention_mask", True):
+            del members["attention_mask"]
         if return_offsets:
             members["offset_mapping"] = [row.offsets for row in rows]
             if others is not None:
@@ -510,6 +546,18 @@ class GPTJTokenizer:
         if return_tensors is not None:
             return BatchEncoding(tensors(members, return_tensors))
         return BatchEncoding({name: value[0] for name, value in members.items()} if isinstance(text, str) else members)
+
+    def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
+        """The same as a call: transformers' older name."""
+        return self(text, text_pair, **options)
+
+    batch_encode_plus = encode_plus
+
+    def _encode_text(self, text: str) -> list[int]:
+        return self._encode([NamedText(text, "text")], allow_special=False)[0].ids
+
+    def _rebuild(self, data: TokenizerData) -> None:
+        type(self).__init__(self, data)
 
     def _limit(self, max_length: int | None, *, needed: bool) -> int | None:
         """The most tokens of a row, or None where nothing needs a limit."""

@@ -92,10 +92,37 @@ def test_an_input_shape_that_is_none_is_refused(shape):
 
 
 def test_arguments_of_the_constructor_may_be_given_by_place(model):
+    made = GPTJModel(revealing_config(), (1, 1), 3, jnp.bfloat16, False)
+    assert (made.dtype, made.param_dtype) == (jnp.bfloat16, jnp.float32)
+    with pytest.raises(InputError, match="made without parameters"):
+        made.params  # noqa: B018
     made = GPTJModel(revealing_config(), (1, 1), 3, jnp.bfloat16)
-    assert made.dtype == jnp.bfloat16 and same(
-        made.params, GPTJModel(revealing_config(), seed=3, param_dtype="bfloat16").params
+    assert same(made.params, GPTJModel(revealing_config(), seed=3).params)
+    assert made(IDS).last_hidden_state.dtype == jnp.bfloat16
+
+
+def test_arguments_of_a_call_may_be_given_by_place(model):
+    mask = np.ones_like(IDS)
+    positions = np.arange(IDS.shape[1])[None] + 3
+    cache = model.init_cache(IDS.shape[0], 20)
+    placed = model(IDS, mask, positions, model.params, cache, None, False, True, True, False)
+    named = model(
+        IDS,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        output_attentions=True,
+        output_hidden_states=True,
     )
+    assert np.array_equal(placed[0], named.logits) and len(placed) == len(named)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_cache_that_is_handed_in_comes_back(model, fixed):
+    cache = model.init_cache(IDS.shape[0], 20) if fixed else model(IDS[:, :2], use_cache=True).past_key_values
+    seen = 0 if fixed else 2
+    out = model(IDS[:, 2:4], past_key_values=cache, use_cache=False)
+    assert out.past_key_values.length == seen + 2
 
 
 def test_the_base_model_has_the_same_arrays(model):

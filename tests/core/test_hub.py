@@ -1,16 +1,23 @@
 """A repository id is looked up in the Hugging Face cache, offline; a path that exists never is."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from gptj.checkpoint import write_checkpoint
-from gptj.errors import MissingFileError
-from gptj.hub import locate
+from gptj.cli import gptj_command
+from gptj.config import GPTJConfig
+from gptj.errors import InputError, MissingFileError
+from gptj.hub import HubPlace, locate, locate_source
 from gptj.parity.revealing import revealing_config, revealing_fill
+from gptj.pretrained import prepare
+from gptj.tokenizer import GPTJTokenizer
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -68,3 +75,101 @@ def test_a_folder_that_exists_comes_before_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone" / "gptj-tiny").mkdir(parents=True)
     assert locate("someone/gptj-tiny") == Path("someone/gptj-tiny")
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What the client was asked, over repositories that are folders of this test."""
+    import huggingface_hub
+
+    calls = []
+
+    def fake(repo_id, **options):
+        calls.append({"repo_id": repo_id, **options})
+        snapshot = tmp_path / "snapshots" / repo_id
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for file in (tmp_path / "remote" / repo_id).rglob("*"):
+            name = file.relative_to(tmp_path / "remote" / repo_id)
+            if file.is_file() and any(fnmatch(str(name), pattern) for pattern in options["allow_patterns"]):
+                (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+                (snapshot / name).write_bytes(file.read_bytes())
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def remote(tmp_path, repository, folder=""):
+    """A repository with a small model in it."""
+    path = tmp_path / "remote" / repository / folder
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_checkpoint(path, revealing_config(n_layer=1), revealing_fill(0))
+
+
+def test_the_arguments_of_the_hub_reach_its_client(asked, tmp_path):
+    remote(tmp_path, "someone/tiny")
+    prepare("causal_lm", "someone/tiny", overrides={
+        "revision": "float16", "cache_dir": "c", "token": "t", "local_files_only": True, "force_download": True,
+    })  # fmt: skip
+    expected = {"revision": "float16", "cache_dir": "c", "token": "t", "local_files_only": True, "force_download": True}
+    assert [{**call, "allow_patterns": None} for call in asked] == [
+        {"repo_id": "someone/tiny", **expected, "allow_patterns": None}
+    ]
+
+
+def test_nothing_is_asked_that_was_not_said(asked, tmp_path):
+    remote(tmp_path, "someone/tiny")
+    prepare("causal_lm", "someone/tiny", overrides={"revision": None, "token": None})
+    assert asked[0].keys() == {"repo_id", "allow_patterns"}
+
+
+def test_a_subfolder_alone_is_fetched(asked, tmp_path):
+    remote(tmp_path, "someone/tiny", "inner")
+    loading = prepare("causal_lm", "someone/tiny", subfolder="inner")
+    assert loading.checkpoint.directory.name == "inner"
+    assert all(pattern.startswith("inner/") for pattern in asked[0]["allow_patterns"])
+
+
+def test_a_revision_may_be_written_behind_the_name(asked, tmp_path):
+    remote(tmp_path, "someone/tiny")
+    assert locate("someone/tiny@float16").name == "tiny" and asked[0]["revision"] == "float16"
+    with pytest.raises(InputError, match="two revisions"):
+        HubPlace(revision="main").locate("someone/tiny@float16")
+
+
+@pytest.mark.parametrize("weights", ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"])
+def test_the_weights_that_there_are_are_fetched_for_the_converter(asked, tmp_path, weights):
+    folder = tmp_path / "remote" / "someone" / "old"
+    folder.mkdir(parents=True)
+    for name in ("config.json", weights, "code.py"):
+        (folder / name).write_bytes(b"{}")
+    found = locate_source("someone/old")
+    assert sorted(path.name for path in found.iterdir()) == sorted(["config.json", weights])
+    with pytest.raises(MissingFileError, match=r"someone/old.*gptj convert someone/old DIR"):
+        shutil.rmtree(tmp_path / "snapshots")
+        prepare("causal_lm", "someone/old")
+
+
+def test_safetensors_are_preferred_to_other_weights(asked, tmp_path):
+    path = remote(tmp_path, "someone/both")
+    (path / "pytorch_model.bin").write_bytes(b"")
+    assert not (locate_source("someone/both") / "pytorch_model.bin").exists() and len(asked) == 1
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["convert"]])
+def test_a_command_takes_a_repository(asked, tmp_path, command):
+    remote(tmp_path, "someone/tiny")
+    arguments = [*command, "someone/tiny", *(["out"] if command == ["convert"] else [])]
+    done = CliRunner().invoke(gptj_command, arguments)
+    assert done.exit_code == 0, done.output
+    assert asked[0]["repo_id"] == "someone/tiny"
+
+
+def test_configs_and_tokenizers_are_read_from_a_repository(asked, tmp_path):
+    path = remote(tmp_path, "someone/tiny")
+    GPTJTokenizer.train(["some text, some more"], 262).save_pretrained(path)
+    config = GPTJConfig.from_pretrained("someone/tiny", revision="r", pad_token_id=3)
+    assert config == revealing_config(n_layer=1).replace(pad_token_id=3, extra=config.extra)
+    assert len(GPTJTokenizer.from_pretrained("someone/tiny", revision="r")) == 262
+    assert {call["revision"] for call in asked} == {"r"}

@@ -22,9 +22,9 @@ CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
 """What each framework calls the method behind `model(...)`."""
 
 OWN_ARGUMENTS = {
-    "pt": {"attn_implementation", "torch_dtype"},
+    "pt": {"attn_implementation", "state_dict"},
     "tf": {"name", "training"},
-    "flax": {"params", "dropout_rng", "train", "input_shape", "computation_dtype"},
+    "flax": {"params", "dropout_rng", "train", "input_shape"},
 }
 """Arguments that one framework alone has: its own idiom, on the seed page or in its base class."""
 
@@ -32,11 +32,11 @@ FORCED_ARGUMENTS = {("from_pretrained", "_do_init"), ("__init__", "_do_init")}
 """Flax gives `_do_init` a meaning in from_pretrained too: it returns the parameters beside the model."""
 
 OWN_METHODS = {
-    "pt": {"device", "dtype"},
-    "tf": {"dtype", "build"}
+    "pt": {"device", "dtype", "enable_input_require_grads", "disable_input_require_grads"},
+    "tf": {"dtype", "build", "make_train_function", "make_test_function", "make_predict_function"}
     | {"get_config", "from_config", "compute_loss", "compute_metrics", "train_step", "predict_step", "export"},
     "flax": {"device", "dtype", "gradient_checkpointing"}
-    | {"params", "params_shape_tree", "computation_dtype", "to_bf16", "to_fp16", "to_fp32"},
+    | {"module", "params", "params_shape_tree", "to_bf16", "to_fp16", "to_fp32"},
 }
 """Public names that one framework's idiom asks for, or that its base class gives in the others."""
 
@@ -71,11 +71,15 @@ def methods(name: str, known: dict[str, ast.ClassDef], wing: str) -> dict[str, t
 
 
 def surface(wing: str, sources: dict[str, str]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """The public interface of a wing's four model classes. A constructor's keywords count by name."""
+    """The public interface of a wing's four model classes. A constructor's keywords count by name.
+
+    So do a call's arguments: Flax has them in the order of transformers' page, which test_flax_params.py holds.
+    """
     known = classes(wing, sources)
     found = {name: methods(name, known, wing) for name in HEADS.values()}
     for of_class in found.values():
-        of_class["__init__"] = tuple(sorted(of_class["__init__"]))
+        for said in ("__init__", "(call)", "save_pretrained"):
+            of_class[said] = tuple(sorted(of_class[said]))
     return found
 
 

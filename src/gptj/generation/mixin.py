@@ -141,6 +141,27 @@ class Generates:
             **self._arguments(attention_mask, seed, logits_processor, stopping_criteria, assistant_model, tokenizer),
         )
 
+    def prepare_inputs_for_generation(
+        self, input_ids: Any, past_key_values: Any = None, attention_mask: Any = None, **others: Any
+    ) -> dict[str, Any]:
+        """The arguments of the model's next call in a loop of one's own: the tokens that the cache does not hold yet.
+
+        `generate` has its own steps and does not ask for it.
+
+        Args:
+            input_ids: (b, t), all tokens so far.
+            past_key_values: the cache of the call before, or None.
+            attention_mask: (b, t) of 0 and 1, with which positions are counted from each row's first token.
+            others: further arguments of the call, such as use_cache.
+        """
+        seen = 0 if past_key_values is None else int(past_key_values.length)
+        made = {"input_ids": input_ids[:, seen:], "past_key_values": past_key_values, "attention_mask": attention_mask}
+        if attention_mask is not None and others.get("position_ids") is None:
+            mask = np.asarray(self._numbers(attention_mask, "attention_mask"))
+            positions = np.maximum(np.cumsum(mask.astype(np.int64), axis=1) - 1, 0)
+            others["position_ids"] = self._native(positions[:, seen:])
+        return made | {name: value for name, value in others.items() if value is not None}
+
     def conversation(self, *, capacity: int | None = None) -> Conversation:
         """A text that goes on turn by turn, with a cache for `capacity` tokens, by default for all positions."""
         return Conversation(self, self.config.n_positions if capacity is None else capacity)

@@ -7,7 +7,9 @@ holds no memory; then each parameter becomes a tensor over the mapped file itsel
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -97,10 +99,20 @@ class PretrainedModel(pretrained.Configured, nn.Module):
     """
 
     head: ClassVar[Head]
+    _keys_to_ignore_on_save: ClassVar[None] = None
 
     def __init__(self, config: GPTJConfig) -> None:
         super().__init__()
         self.config = config
+
+    # Differs: transformers' Trainer and PEFT ask isinstance(model, PreTrainedModel) before they call what that class
+    # and ours both have (save_pretrained, get_output_embeddings). Where transformers is loaded, and there alone, the
+    # answer is yes: Python asks an object's __class__ too. The class itself inherits nothing of theirs.
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        transformers = sys.modules.get("transformers")
+        base = None if transformers is None else vars(transformers).get("PreTrainedModel")
+        return type(self) if base is None else _also(type(self), base)
 
     @property
     def base_model(self) -> PretrainedModel:
@@ -351,6 +363,12 @@ class PretrainedModel(pretrained.Configured, nn.Module):
             overwrite=overwrite,
             extra_files=pretrained.side_files(self),
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _also(own: type, base: type) -> type:
+    """A class of the same name that inherits from both: what `isinstance` is answered with, and never made."""
+    return type(own.__name__, (own, base), {"__module__": own.__module__, "__init_subclass__": None})
 
 
 def _require_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
