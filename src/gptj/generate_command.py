@@ -161,7 +161,8 @@ class Desk:
     def encode(self, text: str | None) -> list[int]:
         """The tokens of a text."""
         assert text is not None and self.tokenizer is not None
-        return self.tokenizer.encode(text, allow_special=self.request.allow_special)
+        ids: list[int] = self.tokenizer.encode(text, allow_special=self.request.allow_special)
+        return ids
 
     def room(self, config: GenerationConfig) -> int:
         """How many tokens a prompt may have, so that the new ones still have positions; at least 1."""

@@ -64,8 +64,10 @@ class Configured:
         """
         inner = None if self.head == "base" else getattr(self, self.base_model_prefix, None)
         config = self._own_config if inner is None else inner.config
-        assert isinstance(config, GPTJConfig)  # the constructor's
-        return config
+        if config is None:  # Keras looks whether there is one before it is set
+            raise AttributeError("the model has no config yet")
+        found: GPTJConfig = config
+        return found
 
     @config.setter
     def config(self, config: GPTJConfig) -> None:

@@ -495,7 +495,7 @@ class GPTJTokenizer(TransformersCalls):
         return_offsets: bool = False,
         return_tensors: TensorKind | None = None,
         allow_special: bool = False,
-        **others: Any,
+        **further: Any,
     ) -> BatchEncoding:
         """The model's inputs for a text, a pair, or several of either.
 
@@ -513,7 +513,7 @@ class GPTJTokenizer(TransformersCalls):
             return_tensors: "pt", "tf", "jax" or "np" for tensors (b, t), int64 in PyTorch and NumPy, int32 in
                 the others, instead of lists. A single text then is a batch of one.
             allow_special: whether added tokens in the text become those tokens; see `encode`.
-            others: transformers' names: return_attention_mask, return_offsets_mapping, and what is so anyway:
+            further: transformers' names: return_attention_mask, return_offsets_mapping, and what is so anyway:
                 add_special_tokens, return_token_type_ids=False ...
 
         Raises:
@@ -521,8 +521,8 @@ class GPTJTokenizer(TransformersCalls):
                 for a tensor.
             BackendError: the framework of `return_tensors` is not installed.
         """
-        taken = take_call_arguments(others)
-        return_offsets = taken.get("return_offsets", return_offsets)
+        named = take_call_arguments(further)
+        return_offsets = named.get("return_offsets", return_offsets)
         one_of(padding, _PADDINGS, where="padding")
         one_of(truncation, _TRUNCATIONS, where="truncation")
         limit = self._limit(max_length, needed=bool(truncation) or padding == "max_length")
@@ -537,7 +537,7 @@ class GPTJTokenizer(TransformersCalls):
             join_rows(row, other)
         self._pad(rows, padding, limit, padding_side, pad_to_multiple_of)
         members: dict[str, Any] = {"input_ids": [row.ids for row in rows], "attention_mask": [row.mask for row in rows]}
-        if not taken.get("return_attention_mask", True):
+        if not named.get("return_attention_mask", True):
             del members["attention_mask"]
         if return_offsets:
             members["offset_mapping"] = [row.offsets for row in rows]

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gptj.errors import InputError, TokenizerError, shown
+from gptj.errors import InputError, shown
 from gptj.token_rows import BatchEncoding, Row, as_tensors, one_of, padded_width, whole_number
 from gptj.tokenizer_files import BYTE_OF_CHARACTER, AddedToken, TokenizerData, named_token
 
-__all__ = ["TransformersCalls", "take_call_arguments"]
+__all__ = ["TransformersCalls", "set_from_pretrained", "take_call_arguments"]
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _PADDED_WITH = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
@@ -332,14 +332,3 @@ def set_from_pretrained(tokenizer: Any, options: Mapping[str, Any]) -> None:
             setattr(tokenizer, name, value)
         else:
             raise InputError("no such option", where=shown(name))
-
-
-def check_token(tokens: Mapping[str, int], role: str, token: Any) -> None:
-    """Refuse a token for a role that the vocabulary lacks.
-
-    Raises:
-        TokenizerError: saying how to add it.
-    """
-    if token is not None and token not in tokens:
-        hint = f"Write tokenizer.add_special_tokens({{{role!r}: {token!r}}})"
-        raise TokenizerError("no such token", where=role, found=shown(token), hint=hint)

@@ -17,7 +17,8 @@ SMALL = {"vocab_size": 11, "n_positions": 16, "n_embd": 12, "n_layer": 2, "n_hea
 
 def test_arguments_have_transformers_order():
     config = GPTJConfig(11, 16, 12, 2, 3, 2, 48, "relu", 0.1, 0.2, 0.3, 1e-6, 0.5, False, 1, 2, True)
-    assert (config.n_inner, config.activation_function, config.resid_pdrop, config.embd_pdrop) == (48, "relu", 0.1, 0.2)
+    assert (config.n_inner, config.activation_function) == (48, "relu")
+    assert (config.resid_pdrop, config.embd_pdrop) == (0.1, 0.2)
     assert (config.attn_pdrop, config.layer_norm_epsilon, config.initializer_range) == (0.3, 1e-6, 0.5)
     assert (config.use_cache, config.bos_token_id, config.eos_token_id, config.tie_word_embeddings) == (
         False,
@@ -135,7 +136,7 @@ def test_a_config_is_written_and_read_by_transformers_methods(config, tmp_path):
     assert json.loads(config.to_json_string(use_diff=False)) == json.loads(config.to_json())
     with pytest.raises(MissingFileError):
         type(config).from_pretrained(tmp_path / "absent")
-    with pytest.raises(WriteError, match="one.json"):
+    with pytest.raises(WriteError, match=r"one\.json"):
         config.save_pretrained(tmp_path / "one.json")
 
 

@@ -112,7 +112,7 @@ class PretrainedModel(pretrained.Configured, nn.Module):
     def __class__(self) -> type:
         transformers = sys.modules.get("transformers")
         base = None if transformers is None else vars(transformers).get("PreTrainedModel")
-        return type(self) if base is None else _also(type(self), base)
+        return type(self) if base is None else _also(type(self), base)  # type: ignore[arg-type]
 
     @property
     def base_model(self) -> PretrainedModel:
