@@ -396,7 +396,7 @@ def _settle(
     _require_apart(Path(src), Path(dst))
     return _Order(
         Path(dst), source, settled.config, dtype, max_shard_bytes, 1 if shards is None else shards, layout,
-        settled.files, settled.notes, **rest,
+        settled.files, (*_notes(source), *settled.notes), **rest,
     )  # fmt: skip
 
 
@@ -450,6 +450,10 @@ def _plan_canonical(order: _Order) -> tuple[PlannedFile, ...]:
 def _plan_mesh(order: _Order) -> tuple[PlannedFile, ...]:
     order.require_language_model("a TPU checkpoint")
     return plan_mesh(order.config, shards=order.shards, layout=order.layout, dtype=order.one_dtype(), step=_step(order))
+
+
+def _notes(source: Source) -> tuple[str, ...]:
+    return source.notes if isinstance(source, MeshCheckpoint) else ()
 
 
 def _step(order: _Order) -> int:

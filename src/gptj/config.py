@@ -396,8 +396,13 @@ class GPTJConfig:
         return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
 
     def to_dict(self) -> dict[str, Any]:
-        """The members of config.json: every field, model_type, and `extra` as it came."""
+        """The members of config.json: every field, model_type, and `extra` as it came.
+
+        rotary_dim is the effective width, since transformers, vLLM and CTranslate2 read null, or more than a head is
+        wide, in other ways and then fail.
+        """
         members = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "extra"}
+        members["rotary_dim"] = self.rotary_width
         if self.id2label == {0: "LABEL_0", 1: "LABEL_1"}:
             del members["num_labels"], members["id2label"], members["label2id"]
         else:
