@@ -42,6 +42,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "i4": np.dtype(np.int32),
     "i8": np.dtype(np.int64),
     "u4": np.dtype(np.uint32),
+    "b1": np.dtype(np.bool_),  # of optimizers' states: whether a step was skipped, or the last one finite
+    "i1": np.dtype(np.int8),
+    "u1": np.dtype(np.uint8),
     "V2": BFLOAT16,  # jax's bfloat16 goes through np.savez as two bytes of nothing in particular
 }
 
@@ -187,9 +190,11 @@ def _parse_npy(head: bytes, member: ZipMember, path: Path) -> NpyArray:
 
 def _header_literal(text: bytes, refuse: Any) -> tuple[str, bool, tuple[int, ...]]:
     """descr, fortran_order and shape of an .npy header, which is the literal of a dict."""
+    if b"\\" in text:  # NumPy writes none, and Python may warn of one
+        refuse("its header is not the literal of a dict", found=shown(text, longest=80))
     try:
         members = ast.literal_eval(text.decode("latin-1").strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         refuse("its header is not the literal of a dict", found=shown(text, longest=80))
     if not isinstance(members, dict) or members.keys() != {"descr", "fortran_order", "shape"}:
         refuse("its header breaks its rule", expected="descr, fortran_order and shape", found=shown(text, longest=80))
