@@ -50,8 +50,9 @@ from gptj_conversion.plan import ConversionPlan, PlannedFile, interim_dtype, mak
 from gptj_conversion.proof import examiner, input_identity, origin_of
 from gptj_conversion.recorder import Account
 from gptj_conversion.source import Facts, Source
-from gptj_conversion.tar import is_tar_name, open_tar
+from gptj_conversion.tar import is_tar, is_tar_name, open_tar
 from gptj_conversion.training_config import TrainingConfig
+from gptj_conversion.wrong_paths import config_file_in, refuse_what_is_known, start_of
 
 __all__ = ["Facts", "convert", "describe", "open_source", "plan", "source_formats", "target_formats"]
 
@@ -150,7 +151,7 @@ _FORMATS = (
     _Format(
         "tar",
         "a file *.tar or *.tar.zst",
-        lambda path: path.is_file() and is_tar_name(path),
+        lambda path: path.is_file() and (is_tar_name(path) or is_tar(*start_of(path))),
         _open_tar,
         lambda path, options: _open_tar(path, options).facts(),
     ),
@@ -582,6 +583,8 @@ def _recognise(
     fitting = [known for known in _FORMATS if source_format in (None, known.name) and known.fits(path)]
     if source_format is not None:
         fitting = [known for known in _FORMATS if known.name == source_format]
+    if not any(known.fits(path) for known in fitting):
+        refuse_what_is_known(path)
     if len(fitting) > 1:
         raise FormatError(
             "several formats fit",
@@ -597,11 +600,13 @@ def _recognise(
 
 
 def _read_config(config: ConfigChoice) -> TrainingConfig | GPTJConfig | None:
-    """The config of a file, which is a training config or a config.json; `model_type` tells them apart."""
+    """The config of a file, or of the one in a folder: a training config or a config.json, which its keys tell."""
     if config is None or isinstance(config, TrainingConfig | GPTJConfig):
         return config
+    if Path(config).is_dir():
+        config = config_file_in(Path(config))
     members = read_json_object(config, error=ConfigError)
-    if "model_type" in members:
+    if not {"model_type", "n_embd", "n_layer", "hidden_size"}.isdisjoint(members):
         return GPTJConfig.from_dict(members, file=config)
     return TrainingConfig.from_dict(members, file=config)
 

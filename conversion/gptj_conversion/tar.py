@@ -29,7 +29,7 @@ from gptj_conversion.tar_members import TarMember, tar_members
 from gptj_conversion.training_config import TrainingConfig
 from gptj_conversion.zstd_frames import is_zstandard, unpacked
 
-__all__ = ["TAR_SUFFIXES", "is_tar_name", "open_tar"]
+__all__ = ["TAR_SUFFIXES", "is_tar", "is_tar_name", "open_tar"]
 
 TAR_SUFFIXES = (".tar", ".tar.zst", ".tar.zstd")
 SPOOL_BYTES = 200 * 10**9
@@ -42,6 +42,11 @@ _ROOM_BYTES = 2**20  # beyond that, for small archives
 def is_tar_name(path: Path) -> bool:
     """Whether a file is called as such archives are."""
     return path.name.lower().endswith(TAR_SUFFIXES)
+
+
+def is_tar(head: bytes, size: int) -> bool:
+    """Whether a file of `size` bytes that begins with `head` is such an archive, whatever it is called."""
+    return is_zstandard(head) or kind_of(head, size) == "a tar archive"
 
 
 def open_tar(
