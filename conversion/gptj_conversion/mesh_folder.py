@@ -250,7 +250,7 @@ def open_shards(step: MeshFolder) -> tuple[tuple[NpzFile, ...], ...]:
 
 def _open_shard(folder: MeshFolder, shard: int) -> tuple[NpzFile, ...]:
     expected = [f"{n}.npz" for n in range(FILES_PER_SHARD)]
-    present = {name for name in folder.names() if name.endswith(".npz")}
+    present = {name for name in folder.names() if name.endswith(".npz") and not name.startswith("._")}  # of macOS
     if missing := [name for name in expected if name not in present]:
         raise MissingFileError(
             f"shard {shard} is not complete",

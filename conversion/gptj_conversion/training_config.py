@@ -185,7 +185,7 @@ def _refuse_other_models(members: Mapping[str, Any], file: str | os.PathLike[str
             )  # fmt: skip
     if members.get("d_embed", members.get("d_model")) != members.get("d_model"):
         raise ConfigError(
-            "not a GPT-J", file=file, where="d_embed", expected=f"d_model = {_found(members, 'd_model')}",
+            "not a GPT-J", file=file, where="d_embed", expected=f"d_model = {shown(members.get('d_model'))}",
             found=_found(members, "d_embed"), hint=_because("an embedding of another width needs two more leaves"),
         )  # fmt: skip
     layers = members.get("attention_layers", [])
