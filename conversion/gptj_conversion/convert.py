@@ -29,6 +29,7 @@ from gptj.errors import (
     SchemaError,
     WriteError,
     shown,
+    warn_of,
 )
 from gptj.fingerprint import Witness
 from gptj.json_file import read_json_object
@@ -261,6 +262,8 @@ def convert(
         overwrite=overwrite, allow_overflow=allow_overflow, allow_nonfinite=allow_nonfinite, fingerprint=fingerprint,
         verify=verify, resume=resume, progress=progress,
     )  # fmt: skip
+    if isinstance(order.source, MeshCheckpoint) and order.source.instead:
+        warn_of(order.source.instead, file=src, hint="Give a step folder itself to choose, or fetch what is missing")
     try:
         return _TARGETS[to].write(order)
     except GPTJError:

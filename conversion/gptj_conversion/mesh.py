@@ -90,7 +90,8 @@ class MeshCheckpoint:
         config: heads, rotary width and positions included; None where no training config was given.
         assumed: the token ids of `config` that the training config does not say.
         beside, unread: the folders in which its tokenizer may lie; the tokenizer's files that lie in an archive.
-        notes: what is left out of a conversion, or was chosen without having been asked for, a sentence each.
+        instead: why this step is not the newest, where it is the newest complete one; None else.
+        notes: that, what is left out of a conversion, and what was settled without having been asked for.
         archives: the .npz files, by shard and number.
         parameters: for each shard, the place of each leaf of `mesh_leaves(layers)`.
     """
@@ -108,6 +109,7 @@ class MeshCheckpoint:
     assumed: tuple[str, ...]
     beside: tuple[Path, ...]
     unread: tuple[Path, ...]
+    instead: str | None
     notes: tuple[str, ...]
     archives: tuple[tuple[NpzFile, ...], ...]
     parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]
@@ -348,6 +350,7 @@ def open_mesh_folder(
             for name in TOKENIZER_SIGNS
             if not isinstance(one, DiskFolder) and name in one.names()
         ),
+        instead=found.note,
         notes=tuple(_notes(found, layout, len(state), step_inside, padding)),
         archives=archives,
         parameters=parameters,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from gptj.errors import ConfigError, FormatError, GPTJError, MissingFileError, UnsafeFileError, shown, warn_of
+from gptj.errors import ConfigError, FormatError, GPTJError, MissingFileError, UnsafeFileError, shown
 from gptj.json_file import read_json_object
 from gptj_conversion.npz import NpzFile, open_npz
 
@@ -166,7 +166,7 @@ def find_step(folder: MeshFolder) -> FoundStep:
     """The step directory: `folder` itself, or the newest in it.
 
     The newest is the one that meta.json names; without meta.json (slim checkpoints have none) it is the complete
-    one with the highest number, and a newer one that is not complete is warned of.
+    one with the highest number, and a note says that a newer one is not complete.
 
     Raises:
         MissingFileError: there is none, or the one that meta.json names is not there.
@@ -197,7 +197,6 @@ def find_step(folder: MeshFolder) -> FoundStep:
                 return FoundStep(folder, candidate)
             place = _place_in(newest_error, folder.path) or f"step_{steps[0]}"
             note = f"step_{step} is taken, and not the newest: {place}: {newest_error.problem}"
-            warn_of(note, file=folder.path, hint="Give a step folder itself to choose, or fetch what is missing")
             return FoundStep(folder, candidate, note)
     assert newest_error is not None
     raise newest_error

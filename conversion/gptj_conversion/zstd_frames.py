@@ -54,7 +54,8 @@ def unpacked(path: Path) -> Iterator[bytes]:
             raise FormatError("a zstandard file without any data", file=path, expected="a frame that is not skipped")
         decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW_BYTES)
         for begin, end in frames:
-            part = io.BufferedReader(_Range(stream, begin, end), _BLOCK)
+            rest = _Range(stream, begin, end)
+            part = io.BufferedReader(rest, _BLOCK)
             try:
                 with decompressor.stream_reader(part, closefd=False) as reader:
                     while block := reader.read(_BLOCK):
@@ -66,6 +67,8 @@ def unpacked(path: Path) -> Iterator[bytes]:
                     where=f"the frame at byte {begin}",
                     hint="The file is damaged; fetch it again",
                 ) from None
+            if not rest.is_read:
+                raise FormatError("changed while being read: it ends too early", file=path)
 
 
 class _Range(io.RawIOBase):
@@ -75,6 +78,11 @@ class _Range(io.RawIOBase):
         self._stream = stream
         self._at = begin
         self._end = end
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all of them have been read."""
+        return self._at == self._end
 
     def readable(self) -> bool:
         return True

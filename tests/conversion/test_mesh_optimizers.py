@@ -120,10 +120,8 @@ def test_an_older_step_than_the_newest_is_said_in_every_place(tmp_path):
     shutil.copytree(sample.step_directory, sample.path / "step_9")
     (sample.path / "step_9" / "shard_1" / "3.npz").unlink()
     said = "step_7 is taken, and not the newest: step_9/shard_1/3.npz: shard 1 is not complete"
-    with pytest.warns(CheckpointWarning, match=said):
-        assert said in describe(sample.path).problems
-    with pytest.warns(CheckpointWarning, match=said):
-        assert said in plan(sample.path, tmp_path / "out", config=sample.config_file).notes
+    assert said in describe(sample.path).problems
+    assert said in plan(sample.path, tmp_path / "out", config=sample.config_file).notes
     with pytest.warns(CheckpointWarning, match=said):
         convert(sample.path, tmp_path / "out", config=sample.config_file)
     assert said in Manifest.from_file(tmp_path / "out" / "manifest.json").provenance["notes"]
