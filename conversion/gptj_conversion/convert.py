@@ -52,7 +52,7 @@ from gptj_conversion.proof import examiner, input_identity, origin_of
 from gptj_conversion.recorder import Account
 from gptj_conversion.source import Facts, Source
 from gptj_conversion.tar import is_tar, is_tar_name, open_tar
-from gptj_conversion.training_config import TrainingConfig
+from gptj_conversion.training_config import TrainingConfig, config_of
 from gptj_conversion.wrong_paths import config_file_in, refuse_what_is_known, start_of
 
 __all__ = ["Facts", "convert", "describe", "open_source", "plan", "source_formats", "target_formats"]
@@ -608,10 +608,7 @@ def _read_config(config: ConfigChoice) -> TrainingConfig | GPTJConfig | None:
         return config
     if Path(config).is_dir():
         config = config_file_in(Path(config))
-    members = read_json_object(config, error=ConfigError)
-    if not {"model_type", "n_embd", "n_layer", "hidden_size"}.isdisjoint(members):
-        return GPTJConfig.from_dict(members, file=config)
-    return TrainingConfig.from_dict(members, file=config)
+    return config_of(read_json_object(config, error=ConfigError), file=config)
 
 
 def _require_config(source: Source) -> GPTJConfig:

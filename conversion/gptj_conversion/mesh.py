@@ -38,12 +38,12 @@ from gptj.errors import (
     SchemaError,
     shown,
 )
+from gptj.json_file import read_json_object
 from gptj.room import Room
 from gptj.safetensors_file import WEIGHT_DTYPES, cast
 from gptj.schema import Head, TensorSpec, schema
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.mesh_folder import (
-    FILES_PER_SHARD,
     TRAINING_FILE,
     DiskFolder,
     FoundStep,
@@ -52,20 +52,17 @@ from gptj_conversion.mesh_folder import (
     looks_like_mesh_v2,
     open_shards,
 )
+from gptj_conversion.mesh_leaves import count_leaves, layout_of
 from gptj_conversion.npz import NpyArray, NpzFile
 from gptj_conversion.source import TOKENIZER_SIGNS, Facts
-from gptj_conversion.training_config import TrainingConfig
+from gptj_conversion.training_config import TrainingConfig, config_of
 from gptj_conversion.transpose import copy_transposed
 
-__all__ = ["Layout", "MeshCheckpoint", "open_mesh", "open_mesh_folder", "pieces"]
-
-MOST_LAYERS = 10_000
+__all__ = ["MeshCheckpoint", "open_mesh", "open_mesh_folder"]
 
 # Reading, checking and turning let go of Python's lock, so two shards are read side by side.
 _THREADS = 2
 _WORTH_THREADS_BYTES = 2**22
-
-Layout = Literal["full", "slim"]
 
 _FORMATS = {
     "full": "full",
@@ -137,7 +134,10 @@ class MeshCheckpoint:
 
     def origin(self, name: str) -> str:
         """How a tensor is made, in words: the leaves and the rule."""
-        return "; then ".join(f"{_rule(leaf, self.shards)} ({leaf.path})" for _, leaf in self.leaves(name))
+        leaves = self.leaves(name)
+        made = "; then ".join(f"{_rule(leaf, self.shards)} ({leaf.path})" for _, leaf in leaves)
+        cut = self.padding and "vocab" in leaves[0][1].axes
+        return f"{made}; the last {self.padding} rows left out" if cut else made
 
     def origin_files(self, name: str) -> tuple[str, ...]:
         """The archives, by their path below the step directory."""
@@ -325,18 +325,18 @@ def open_mesh_folder(
     archives = open_shards(step_folder)
     shards = len(archives)
     flat = [[(archive, array) for archive in files for array in archive.arrays] for files in archives]
-    count, layers = _count_leaves(archives, [array.shape for _, array in flat[0]], step_directory)
+    count, layers = count_leaves(archives, [array.shape for _, array in flat[0]], step_directory)
     state = [array.shape for _, array in flat[0][: -count - 1]]
     parameters = tuple(tuple(leaves[-count - 1 : -1]) for leaves in flat)
-    layout = _layout(state, [array.shape for _, array in parameters[0]])
+    layout = layout_of(state, [array.shape for _, array in parameters[0]])
     dtype = _settle_dtype(parameters)
     width, vocab = _settle_sizes(parameters, layers, step_directory)
     step_inside = _settle_step([leaves[-1] for leaves in flat], step_directory)
     step = step_inside if found.number is None else found.number
     if config is None and above is not None and TRAINING_FILE in above.names():
-        config = TrainingConfig.from_dict(above.read_json(TRAINING_FILE), file=above.path / TRAINING_FILE)
+        config = config_of(above.read_json(TRAINING_FILE), file=above.path / TRAINING_FILE)
     if config is not None and not isinstance(config, TrainingConfig | GPTJConfig):
-        config = TrainingConfig.from_file(config)
+        config = config_of(read_json_object(config, error=ConfigError), file=config)
     settled = None if config is None else _settle_config(config, layers, width, vocab, shards)
     folders = [one for one in (step_folder, above) if one is not None]
     padding = config.n_vocab_padding if isinstance(config, TrainingConfig) else 0
@@ -372,86 +372,6 @@ def _notes(found: FoundStep, layout: str, state: int, step: int, padding: int) -
         )
     if padding:
         yield f"the last {padding} rows of the vocabulary are padding (n_vocab_padding) and left out"
-
-
-def pieces(leaves: int) -> list[int]:
-    """How many leaves each of a shard's 16 files holds: the original cuts the list into equal runs.
-
-    >>> pieces(37)
-    [3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
-    """
-    each, more = divmod(leaves, FILES_PER_SHARD)
-    return [each + 1] * more + [each] * (FILES_PER_SHARD - more)
-
-
-def _count_leaves(
-    archives: tuple[tuple[NpzFile, ...], ...], shapes: list[tuple[int, ...]], directory: Path
-) -> tuple[int, int]:
-    """How many of a shard's leaves are parameters, and how many layers that makes; `shapes` are shard 0's leaves'."""
-    counts = [sum(len(archive.arrays) for archive in files) for files in archives]
-    if len(set(counts)) > 1:
-        other = next(s for s, n in enumerate(counts) if n != counts[0])
-        raise SchemaError(
-            "the shards have different numbers of leaves",
-            file=directory / f"shard_{other}",
-            expected=f"{counts[0]}, as in shard_0",
-            found=counts[other],
-        )
-    layers = _layers_by_shape(shapes) or _layers_by_number(len(shapes))
-    if layers is None:
-        raise SchemaError(
-            "no GPT-J has this number of leaves in a shard, and the last ones are not those of one",
-            file=directory / "shard_0",
-            expected="10 * layers + 7 (slim) or 30 * layers + 21 (with optimizer state)",
-            found=len(shapes),
-            hint="Other norm or pe settings add or remove leaves; only norm layernorm with pe rotary is GPT-J",
-        )
-    for files in archives:
-        for archive, wanted in zip(files, pieces(len(shapes)), strict=True):
-            if len(archive.arrays) != wanted:
-                raise SchemaError(
-                    "wrong number of leaves", file=archive.path, expected=wanted, found=len(archive.arrays)
-                )
-    return 10 * layers + 6, layers
-
-
-def _layers_by_shape(shapes: list[tuple[int, ...]]) -> int | None:
-    """How many layers the leaves before the step have, told by their shapes from the end; None where they fit none.
-
-    An optimizer's state before them is no matter: the two leaves of the embedding, a vector and then a matrix, stand
-    where two vectors, a layer's last leaves, would stand if there were one more.
-    """
-    ndims = [len(shape) for shape in shapes[:-1]]
-    if not shapes or shapes[-1] != ():
-        return None
-    rows = mesh_leaves(1)
-    embedding, layer, projection = ([len(row.axes) for row in part] for part in (rows[:2], rows[2:12], rows[12:]))
-    end = len(ndims) - len(projection)
-    if ndims[max(end, 0) :] != projection:
-        return None
-    width, layers = shapes[-2], 0
-    while end >= 10 and ndims[end - 10 : end] == layer and shapes[end - 1] == width and layers < MOST_LAYERS:
-        end -= 10
-        layers += 1
-    fits = end >= 2 and layers and ndims[end - 2 : end] == embedding and shapes[end - 2] == width
-    return layers if fits else None
-
-
-def _layers_by_number(total: int) -> int | None:
-    """How many layers a checkpoint of so many leaves has; its shapes fit none, and the one that does not is named."""
-    for times, more in ((1, 1), (3, 3)):
-        parameters, rest = divmod(total - more, times)
-        layers, odd = divmod(parameters - 6, 10)
-        if rest == 0 and odd == 0 and 1 <= layers <= MOST_LAYERS:
-            return layers
-    return None
-
-
-def _layout(state: list[tuple[int, ...]], parameters: list[tuple[int, ...]]) -> Literal["full", "slim", "other"]:
-    """What the leaves before the parameters are: the original's chain is count, two moments a parameter, count."""
-    if not state:
-        return "slim"
-    return "full" if state == [(), *parameters, *parameters, ()] else "other"
 
 
 def _settle_dtype(parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]) -> str:

@@ -31,8 +31,8 @@ from gptj.schema import TensorSpec, axis_sizes, schema, schema_by_name
 from gptj.weights_writer import WritingRules
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.foreign_writer import HashedFile
-from gptj_conversion.mesh import Layout, pieces
 from gptj_conversion.mesh_folder import META_FILE, TRAINING_FILE
+from gptj_conversion.mesh_leaves import Layout, pieces
 from gptj_conversion.npz import npy_header
 from gptj_conversion.output_tree import OutputTree
 from gptj_conversion.plan import PlannedFile

@@ -20,7 +20,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, shown
 from gptj.json_file import read_json_object
 
-__all__ = ["TOKEN_ID_KEYS", "TrainingConfig"]
+__all__ = ["TOKEN_ID_KEYS", "TrainingConfig", "config_of"]
 
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """What our writer adds, spelt as in config.json; the original looks at none of them."""
@@ -162,6 +162,13 @@ class TrainingConfig:
             raise ConfigError(
                 error.problem, file=self.file, where=key, expected=error.expected, found=error.found, hint=error.hint
             ) from None
+
+
+def config_of(members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None) -> TrainingConfig | GPTJConfig:
+    """The config that a JSON file's members are: a training config, or a config.json, which its fields' names tell."""
+    if {"model_type", "n_embd", "n_layer", "hidden_size"}.isdisjoint(members):
+        return TrainingConfig.from_dict(members, file=file)
+    return GPTJConfig.from_dict(members, file=file)
 
 
 def _refuse_other_models(members: Mapping[str, Any], file: str | os.PathLike[str] | None) -> None:

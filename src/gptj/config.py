@@ -355,6 +355,11 @@ class GPTJConfig:
 
     @classmethod
     def _from_members(cls, members: dict[str, Any]) -> GPTJConfig:
+        if {"layers", "d_model", "n_heads"} <= members.keys() and "model_type" not in members:
+            raise ConfigError(
+                "the training config of a TPU checkpoint, not a config.json",
+                hint="Say it as --config to gptj convert, which writes a folder with a config.json",
+            )
         model_type = members.pop("model_type", "gptj")
         if model_type != "gptj":
             raise ConfigError(

@@ -173,7 +173,8 @@ def test_rows_that_pad_the_vocabulary_are_left_out_and_said(sample, tmp_path):
     for name, whole in sample.tensors.items():
         cut = whole[:7] if name in ("transformer.wte.weight", "lm_head.weight", "lm_head.bias") else whole
         assert same_bits(opened.read(name), np.ascontiguousarray(cut)), name
-    assert Manifest.from_file(tmp_path / "out" / "manifest.json").tensors["lm_head.weight"].shape == (7, 16)
+    record = Manifest.from_file(tmp_path / "out" / "manifest.json").tensors["lm_head.weight"]
+    assert record.shape == (7, 16) and "the last 3 rows left out" in record.origin.rule
 
 
 # ---- the other config, and what is none
@@ -184,6 +185,9 @@ def test_a_config_json_may_take_the_training_configs_place(sample, tmp_path):
     for given in (tmp_path / "one" / "config.json", tmp_path / "one"):
         assert open_mesh(sample.path, config=None).config is None
         assert open_source(sample.path, config=given).config.rotary_width == 2
+    assert open_mesh(sample.path, config=tmp_path / "one" / "config.json").config.n_head == 4
+    (tmp_path / "one" / "config.json").rename(sample.path / "training_config.json")
+    assert open_mesh(sample.path).config.n_head == 4
 
 
 def test_a_config_json_without_its_model_type_is_known_by_its_fields(sample, tmp_path):
@@ -234,3 +238,13 @@ def test_a_json_file_of_something_else_is_named_as_neither(sample, tmp_path):
     (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 3}')
     with pytest.raises(ConfigError, match=r"neither a training config nor a config\.json"):
         open_source(sample.path, config=tmp_path / "generation_config.json")
+
+
+def test_a_training_config_in_a_config_jsons_place_is_named_and_may_be_said(sample, tmp_path):
+    convert(sample.path, tmp_path / "one", config=sample.config_file)
+    (tmp_path / "one" / "manifest.json").unlink()
+    (tmp_path / "one" / "config.json").write_text(sample.config_file.read_text())
+    with pytest.raises(ConfigError, match=r"config\.json: the training config of a TPU checkpoint, not a config\.json"):
+        convert(tmp_path / "one", tmp_path / "two")
+    convert(tmp_path / "one", tmp_path / "two", config=tmp_path / "one" / "config.json")
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["n_head"] == 4
