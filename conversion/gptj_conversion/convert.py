@@ -262,8 +262,8 @@ def convert(
         overwrite=overwrite, allow_overflow=allow_overflow, allow_nonfinite=allow_nonfinite, fingerprint=fingerprint,
         verify=verify, resume=resume, progress=progress,
     )  # fmt: skip
-    if isinstance(order.source, MeshCheckpoint) and order.source.instead:
-        warn_of(order.source.instead, file=src, hint="Give a step folder itself to choose, or fetch what is missing")
+    for oddity in order.source.oddities if isinstance(order.source, MeshCheckpoint) else ():
+        warn_of(oddity, file=src)
     try:
         return _TARGETS[to].write(order)
     except GPTJError:

@@ -87,8 +87,8 @@ class MeshCheckpoint:
         config: heads, rotary width and positions included; None where no training config was given.
         assumed: the token ids of `config` that the training config does not say.
         beside, unread: the folders in which its tokenizer may lie; the tokenizer's files that lie in an archive.
-        instead: why this step is not the newest, where it is the newest complete one; None else.
-        notes: that, what is left out of a conversion, and what was settled without having been asked for.
+        oddities: what a caller of `convert` is warned of: another optimizer, or an older step than the newest.
+        notes: these, what is left out of a conversion, and what was settled without having been asked for.
         archives: the .npz files, by shard and number.
         parameters: for each shard, the place of each leaf of `mesh_leaves(layers)`.
     """
@@ -106,7 +106,7 @@ class MeshCheckpoint:
     assumed: tuple[str, ...]
     beside: tuple[Path, ...]
     unread: tuple[Path, ...]
-    instead: str | None
+    oddities: tuple[str, ...]
     notes: tuple[str, ...]
     archives: tuple[tuple[NpzFile, ...], ...]
     parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]
@@ -137,7 +137,7 @@ class MeshCheckpoint:
         leaves = self.leaves(name)
         made = "; then ".join(f"{_rule(leaf, self.shards)} ({leaf.path})" for _, leaf in leaves)
         cut = self.padding and "vocab" in leaves[0][1].axes
-        return f"{made}; the last {self.padding} rows left out" if cut else made
+        return f"{made}; the rows that pad the vocabulary ({self.padding}) left out" if cut else made
 
     def origin_files(self, name: str) -> tuple[str, ...]:
         """The archives, by their path below the step directory."""
@@ -326,7 +326,15 @@ def open_mesh_folder(
     shards = len(archives)
     flat = [[(archive, array) for archive in files for array in archive.arrays] for files in archives]
     count, layers = count_leaves(archives, [array.shape for _, array in flat[0]], step_directory)
-    state = [array.shape for _, array in flat[0][: -count - 1]]
+    states = [[array.shape for _, array in leaves[: -count - 1]] for leaves in flat]
+    state = states[0]
+    if differing := [number for number, other in enumerate(states) if other != state]:
+        raise SchemaError(
+            "the shards have different optimizers' states",
+            file=step_directory / f"shard_{differing[0]}",
+            expected="leaves of the shapes of shard_0's",
+            hint="They are not of one run",
+        )
     parameters = tuple(tuple(leaves[-count - 1 : -1]) for leaves in flat)
     layout = layout_of(state, [array.shape for _, array in parameters[0]])
     dtype = _settle_dtype(parameters)
@@ -340,6 +348,7 @@ def open_mesh_folder(
     settled = None if config is None else _settle_config(config, layers, width, vocab, shards)
     folders = [one for one in (step_folder, above) if one is not None]
     padding = config.n_vocab_padding if isinstance(config, TrainingConfig) else 0
+    oddities = tuple(_oddities(found, layout, len(state)))
     return MeshCheckpoint(
         step_directory, layout, step, shards, layers, width, vocab, padding, dtype, settled,
         assumed=config.assumed if isinstance(config, TrainingConfig) else (),
@@ -350,28 +359,32 @@ def open_mesh_folder(
             for name in TOKENIZER_SIGNS
             if not isinstance(one, DiskFolder) and name in one.names()
         ),
-        instead=found.note,
-        notes=tuple(_notes(found, layout, len(state), step_inside, padding)),
+        oddities=oddities,
+        notes=(*oddities, *_notes(found, layout, step_inside, padding)),
         archives=archives,
         parameters=parameters,
     )  # fmt: skip
 
 
-def _notes(found: FoundStep, layout: str, state: int, step: int, padding: int) -> Iterator[str]:
-    """What a user should know who converts it, without paths: it also goes into the manifest."""
+def _oddities(found: FoundStep, layout: str, state: int) -> Iterator[str]:
+    """What may not be what the user thinks it is, without paths: it also goes into the manifest."""
     if found.note:
         yield found.note
+    if layout == "other":
+        yield (
+            f"what stands before the parameters (leaves: {state}) is the state of an optimizer that is not the "
+            "original's, and left out: the parameters and the step are the last leaves"
+        )
+
+
+def _notes(found: FoundStep, layout: str, step: int, padding: int) -> Iterator[str]:
+    """What a user should know besides."""
     if found.number not in (None, step):
         yield f"the folder is called {found.folder.path.name}, and the step inside is {step}: the folder's name counts"
     if layout == "full":
         yield "the optimizer's state (Adam's moments) is left out: the parameters alone are converted"
-    elif layout == "other":
-        yield (
-            f"the {state} leaves before the parameters are the state of an optimizer that is not the original's, and "
-            "left out: the parameters and the step are the last leaves"
-        )
     if padding:
-        yield f"the last {padding} rows of the vocabulary are padding (n_vocab_padding) and left out"
+        yield f"the rows that pad the vocabulary (n_vocab_padding: {padding}) are left out"
 
 
 def _settle_dtype(parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]) -> str:

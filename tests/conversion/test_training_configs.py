@@ -166,7 +166,7 @@ def test_a_forks_key_that_leaves_it_a_gptj_is_understood(sample, changes, fields
 def test_rows_that_pad_the_vocabulary_are_left_out_and_said(sample, tmp_path):
     edited(sample, n_vocab=7, n_vocab_padding=3)
     notes = plan(sample.path, tmp_path / "out", config=sample.config_file).notes
-    assert any("last 3 rows of the vocabulary are padding (n_vocab_padding)" in note for note in notes)
+    assert any("(n_vocab_padding: 3) are left out" in note for note in notes)
     convert(sample.path, tmp_path / "out", config=sample.config_file, verify=True)
     opened = open_checkpoint(tmp_path / "out")
     assert opened.config.vocab_size == 7 and describe(tmp_path / "out").vocab == 7
@@ -174,7 +174,7 @@ def test_rows_that_pad_the_vocabulary_are_left_out_and_said(sample, tmp_path):
         cut = whole[:7] if name in ("transformer.wte.weight", "lm_head.weight", "lm_head.bias") else whole
         assert same_bits(opened.read(name), np.ascontiguousarray(cut)), name
     record = Manifest.from_file(tmp_path / "out" / "manifest.json").tensors["lm_head.weight"]
-    assert record.shape == (7, 16) and "the last 3 rows left out" in record.origin.rule
+    assert record.shape == (7, 16) and "pad the vocabulary (3) left out" in record.origin.rule
 
 
 # ---- the other config, and what is none

@@ -212,6 +212,10 @@ LEAVES: dict[str, Callable[[Leaves, int], Leaves]] = {
     "an embedding of positions, as pe fixed": lambda leaves, shard: [*leaves[:2], leaves[1], *leaves[2:]],
     "no offsets, as another norm": lambda leaves, shard: [*leaves[:10], *leaves[11:]],
     "a chain in one shard alone": with_state,
+    "as many leaves of another chain in the other shard": lambda leaves, shard: (
+        [*leaves[:-1], np.int32(1), *leaves] if shard else [np.int32(1), *leaves[:-1], *leaves]
+    ),
+    "the states of two widths": lambda leaves, shard: [np.ones(3 + shard, np.float32), *leaves],
     "one leaf fewer in the other shard": lambda leaves, shard: leaves[shard:],
     "a step of floats": replaced(-1, np.float32(7)),
     "a step with an axis": replaced(-1, np.ones(1, np.int32)),
@@ -377,8 +381,12 @@ CASES = [
     Malformed("an older step than the newest", older, door, "step_9", outcome="said"),
     Malformed("a folder of another step than inside", renamed, command, "step_5", outcome="said"),
     Malformed(
-        "the state of another optimizer", rewritten(lambda leaves, shard: [*leaves[:-1], *leaves]), command,
+        "the state of another optimizer", rewritten(lambda leaves, shard: [*leaves[:-1], *leaves]), door,
         "optimizer", outcome="said",
+    ),
+    Malformed(
+        "a leaf before all others", rewritten(lambda leaves, shard: [leaves[3], *leaves]), door, "optimizer",
+        outcome="said",
     ),
     Malformed("rows of padding", with_config(n_vocab=3, n_vocab_padding=1), command, "n_vocab_padding", outcome="said"),
 ]  # fmt: skip
