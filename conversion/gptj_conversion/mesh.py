@@ -52,7 +52,7 @@ from gptj_conversion.mesh_folder import (
     looks_like_mesh_v2,
     open_shards,
 )
-from gptj_conversion.mesh_leaves import count_leaves, layout_of
+from gptj_conversion.mesh_leaves import count_leaves, layout_of, settle_state
 from gptj_conversion.npz import NpyArray, NpzFile
 from gptj_conversion.source import TOKENIZER_SIGNS, Facts
 from gptj_conversion.training_config import TrainingConfig, config_of
@@ -326,15 +326,7 @@ def open_mesh_folder(
     shards = len(archives)
     flat = [[(archive, array) for archive in files for array in archive.arrays] for files in archives]
     count, layers = count_leaves(archives, [array.shape for _, array in flat[0]], step_directory)
-    states = [[array.shape for _, array in leaves[: -count - 1]] for leaves in flat]
-    state = states[0]
-    if differing := [number for number, other in enumerate(states) if other != state]:
-        raise SchemaError(
-            "the shards have different optimizers' states",
-            file=step_directory / f"shard_{differing[0]}",
-            expected="leaves of the shapes of shard_0's",
-            hint="They are not of one run",
-        )
+    state = settle_state([[array.shape for _, array in leaves[: -count - 1]] for leaves in flat], step_directory)
     parameters = tuple(tuple(leaves[-count - 1 : -1]) for leaves in flat)
     layout = layout_of(state, [array.shape for _, array in parameters[0]])
     dtype = _settle_dtype(parameters)

@@ -104,18 +104,30 @@ class DiskFolder:
         if self.follow_links:
             return
         root = self.path.resolve()
+        blobs = _hub_blobs(root)
         for name in names:
             try:
                 target = (self.path / name).resolve(strict=True)
             except (OSError, RuntimeError) as error:
                 raise FormatError(f"cannot be looked at: {error}", file=self.path / name) from None
-            if not target.is_relative_to(root):
+            if not target.is_relative_to(root) and target.parent != blobs:
                 raise UnsafeFileError(
                     "is a link out of its folder",
                     file=self.path / name,
                     found=shown(target),
                     hint="Say follow_links to allow it",
                 )
+
+
+def _hub_blobs(folder: Path) -> Path | None:
+    """Where the files of a snapshot in the Hugging Face Hub's cache are; None where the folder lies in none.
+
+    They are links there, from models--x--y/snapshots/REVISION/... to models--x--y/blobs/HASH.
+    """
+    for parent in folder.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            return parent.parent / "blobs"
+    return None
 
 
 def looks_like_mesh(folder: MeshFolder) -> bool:

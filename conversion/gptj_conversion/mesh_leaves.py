@@ -14,7 +14,7 @@ from gptj_conversion.dialects import mesh_leaves
 from gptj_conversion.mesh_folder import FILES_PER_SHARD
 from gptj_conversion.npz import NpzFile
 
-__all__ = ["Layout", "count_leaves", "layout_of", "pieces"]
+__all__ = ["Layout", "count_leaves", "layout_of", "pieces", "settle_state"]
 
 MOST_LAYERS = 10_000
 
@@ -93,6 +93,19 @@ def _layers_by_number(total: int) -> int | None:
         if rest == 0 and odd == 0 and 1 <= layers <= MOST_LAYERS:
             return layers
     return None
+
+
+def settle_state(states: list[list[tuple[int, ...]]], directory: Path) -> list[tuple[int, ...]]:
+    """The shapes of the leaves before the parameters, which must be the same in every shard."""
+    for shard, state in enumerate(states):
+        if state != states[0]:
+            raise SchemaError(
+                "the shards have different optimizers' states",
+                file=directory / f"shard_{shard}",
+                expected="leaves of the shapes of shard_0's",
+                hint="They are not of one run",
+            )
+    return states[0]
 
 
 def layout_of(state: list[tuple[int, ...]], parameters: list[tuple[int, ...]]) -> Literal["full", "slim", "other"]:

@@ -102,8 +102,7 @@ class _Walk:
         self._path = path
         self._size = os.fstat(stream.fileno()).st_size
         self._most_blocks = ENOUGH_BLOCKS + self._size // LEAST_BLOCK_BYTES
-        self._stream = io.BufferedReader(_Range(stream, 0, self._size), _BLOCK)
-        self._raw = stream
+        self._stream = stream
         self._blocks = 0
 
     def frames(self) -> Iterator[tuple[int, int]]:
@@ -140,10 +139,10 @@ class _Walk:
     def _read(self, at: int, nbytes: int, what: str) -> bytes:
         if at + nbytes > self._size:
             self._cut(at, at + nbytes)
-        self._raw.seek(at)
+        self._stream.seek(at)
         data = b""
         while len(data) < nbytes:
-            more = self._raw.read(nbytes - len(data))
+            more = self._stream.read(nbytes - len(data))
             if not more:
                 self._refuse(f"changed while being read: {what} ends too early", at)
             data += more

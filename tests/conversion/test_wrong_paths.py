@@ -14,7 +14,7 @@ from checkpoint_samples import write_sample
 from gptj_conversion.convert import convert, describe, open_source
 from mesh_samples import write_mesh_sample
 
-from gptj.errors import FormatError, GPTJError, MissingFileError
+from gptj.errors import FormatError, GPTJError, MissingFileError, UnsafeFileError
 
 
 def refusal(path: Path, **options: str) -> str:
@@ -130,6 +130,22 @@ def test_the_hubs_cache_names_the_snapshots_to_give_and_mains_first(hub, below):
 def test_the_hubs_cache_without_its_refs_still_names_the_snapshot(hub):
     (hub / "refs" / "main").unlink()
     assert "snapshots/aaa' or " in refusal(hub)
+
+
+@pytest.mark.parametrize("below", [".", "step_7"])
+def test_a_tpu_checkpoint_in_the_hubs_cache_is_read_through_its_links(tmp_path, below):
+    repository = tmp_path / "models--x--y"
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    sample = write_mesh_sample(repository / "snapshots" / "aaa")
+    for number, file in enumerate(sorted(sample.path.glob("**/*.npz"))):
+        file.rename(repository / "blobs" / f"{number}")
+        file.symlink_to(repository / "blobs" / f"{number}")
+    assert describe(sample.path / below).step == 7
+    (repository / "blobs" / "0").rename(tmp_path / "elsewhere")
+    (repository / "blobs" / "0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafeFileError, match="is a link out of its folder"):
+        open_source(sample.step_directory)
 
 
 def test_a_cache_with_no_snapshot_is_no_checkpoint(tmp_path):
