@@ -141,7 +141,10 @@ LISTS = [
     Malformed("weight_names of another layer", with_list("lm_head", "weight_names", [b"x:0"]), door, "lm_head"),
     Malformed("a layer's group misspelt", edited(lambda f: moved(f, LAYER, "transfomer")), door, "transfomer"),
     Malformed(
-        "a model's group misspelt", edited(lambda f: moved(f, INNER, f"{LAYER}/tfgptj_for_casual_lm")), door, "casual"
+        "a model's group misspelt",
+        edited(lambda f: moved(f, INNER, f"{LAYER}/tfgptj_for_casual_lm")),
+        door,
+        "weight_names",
     ),
     Malformed("a weight misspelt", edited(lambda f: moved(f, WTE, WTE.replace("wte", "wet"))), door, "wet"),
     Malformed("a group that no list names", edited(lambda f: f.create_group("spare")), door, "spare"),
