@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from gptj.generation.decoder import DecoderFactory
 from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.session import LogitsProcessor, Session, prepare
 from gptj.generation.stopping import DecodeText, StoppingCriterion
+from gptj.inputs import check_method
 
 __all__ = ["Streamer", "generate", "stream"]
 
@@ -36,7 +37,7 @@ def generate(
     input_ids: Any,
     *,
     model_config: GPTJConfig,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None,
     attention_mask: Any = None,
     seed: int | Sequence[int] | None = None,
     streamer: Streamer | None = None,
@@ -51,7 +52,7 @@ def generate(
         decoder_factory: makes an empty decoder for (batch, capacity).
         input_ids: whole numbers (prompts, t), array-like.
         model_config: the model's; token ids and lengths are checked against it before anything is computed.
-        generation_config: how; None is greedy with the model's eos.
+        generation_config: how, or a dict of its fields; None is greedy with the model's eos.
         attention_mask: 0 and 1 (prompts, t), 0 for padding, which must be on the left. A padded prompt gives what it
             gives without padding.
         seed: 0 to 2**64 - 1 for the whole batch, or one a prompt (then a prompt's text does not depend on its batch);
@@ -82,6 +83,7 @@ def generate(
     if session.config.num_beams > 1:
         _refuse_beams(streamer is not None, "streamer")
         return search_beams(session)
+    check_method(streamer, "put", "end", where="streamer")
     steps = _steps(session, assistant)
     if streamer is not None:
         streamer.put(session.prompt.copy())
@@ -100,7 +102,7 @@ def stream(
     input_ids: Any,
     *,
     model_config: GPTJConfig,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None,
     attention_mask: Any = None,
     seed: int | Sequence[int] | None = None,
     logits_processor: Sequence[LogitsProcessor] = (),
@@ -134,17 +136,23 @@ def _prepared(
     input_ids: Any,
     *,
     model_config: GPTJConfig,
-    generation_config: GenerationConfig | None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None,
     assistant: DecoderFactory | None,
     **arguments: Any,
 ) -> Session:
     """A checked session, the assistant's own fields included."""
-    config = generation_config or GenerationConfig.from_model_config(model_config)
+    if generation_config is None:
+        config = GenerationConfig.from_model_config(model_config)
+    else:
+        config = GenerationConfig.of(generation_config)
+    config.check_honoured()
     if assistant is None:
         config.require_defaults(ASSISTANT_FIELDS, "an assistant model")
     elif config.strategy not in ("greedy", "sample") or config.prompt_lookup_num_tokens is not None:
         found = "prompt_lookup_num_tokens" if config.prompt_lookup_num_tokens is not None else config.strategy
         raise InputError("assists greedy decoding and sampling alone", where="assistant", found=found)
+    else:
+        config = config.with_assistant()
     return prepare(decoder_factory, input_ids, model_config=model_config, generation_config=config, **arguments)
 
 

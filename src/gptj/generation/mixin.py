@@ -6,14 +6,14 @@ A wing's mixin adds how its decoder is made and how its arrays become NumPy's an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.errors import InputError
+from gptj.errors import InputError, shown
 from gptj.generation.config import GenerationConfig
 from gptj.generation.conversation import Conversation
 from gptj.generation.decoder import Decoder
@@ -21,6 +21,7 @@ from gptj.generation.loop import Streamer, generate, stream
 from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import StoppingCriterion
+from gptj.inputs import as_array, check_method
 
 __all__ = ["Generates"]
 
@@ -51,7 +52,7 @@ class Generates:
     def generate(
         self,
         input_ids: Any,
-        generation_config: GenerationConfig | None = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         *,
         attention_mask: Any = None,
         seed: int | Sequence[int] | None = None,
@@ -66,7 +67,7 @@ class Generates:
 
         Args:
             input_ids: (b, t) token ids; shorter prompts padded on the left, and that padding masked.
-            generation_config: how; None is `self.generation_config`.
+            generation_config: how, or a dict of its fields; None is `self.generation_config`.
             attention_mask: (b, t) of 0 and 1; None: all 1.
             seed: of the draws, one for the batch or one a prompt: the same seed gives the same text in every wing.
             streamer: `put` gets the prompts and then each step's tokens, `end` the end.
@@ -99,7 +100,7 @@ class Generates:
     def stream(
         self,
         input_ids: Any,
-        generation_config: GenerationConfig | None = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         *,
         attention_mask: Any = None,
         seed: int | Sequence[int] | None = None,
@@ -122,8 +123,9 @@ class Generates:
         """A text that goes on turn by turn, with a cache for `capacity` tokens, by default for all positions."""
         return Conversation(self, self.config.n_positions if capacity is None else capacity)
 
-    def _settled(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
-        config = config or self.generation_config or GenerationConfig.from_model_config(self.config)
+    def _settled(self, config: Any, overrides: dict[str, Any]) -> GenerationConfig:
+        config = self.generation_config if config is None else config
+        config = GenerationConfig.from_model_config(self.config) if config is None else GenerationConfig.of(config)
         return config.replace(**overrides) if overrides else config
 
     def _arguments(
@@ -135,6 +137,8 @@ class Generates:
         assistant_model: Any,
         tokenizer: Any,
     ) -> dict[str, Any]:
+        check_method(tokenizer, "decode", where="tokenizer")
+        check_method(assistant_model, "_decoder", where="assistant_model")
         decode: Callable[..., str] | None = None if tokenizer is None else tokenizer.decode
         return {
             "attention_mask": self._numbers(attention_mask, "attention_mask"),
@@ -149,12 +153,10 @@ class Generates:
         """An argument in NumPy, whether it came as the wing's array, NumPy's or lists."""
         if value is None or isinstance(value, np.ndarray):
             return value
-        if isinstance(value, list | tuple):
-            try:
-                return np.asarray(value)
-            except ValueError:
-                hint = "Pad them on the left and pass an attention_mask"
-                raise InputError("rows of different lengths", where=where, hint=hint) from None
+        if isinstance(value, list | tuple | np.generic):
+            return as_array(value, where=where)
+        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+            raise InputError("no array", where=where, expected="lists or an array (rows, tokens)", found=shown(value))
         return self._host(value)
 
     def _returned(self, output: GenerateOutput, config: GenerationConfig) -> Any:
