@@ -20,6 +20,7 @@ from gptj.errors import InputError, shown
 __all__ = [
     "IGNORED_LABEL",
     "as_array",
+    "as_numbers",
     "check_attention_mask",
     "check_both_ends",
     "check_cache_room",
@@ -66,6 +67,14 @@ def as_array(value: Any, *, where: str) -> NDArray[Any]:
     except (TypeError, ValueError, OverflowError):
         hint = "Pad them on the left and pass an attention_mask"
         raise InputError("rows of different lengths", where=where, hint=hint) from None
+
+
+def as_numbers(value: Any, *, where: str) -> NDArray[Any]:
+    """`value` as an array of numbers or bools of any shape; refuses text, objects, and rows of different lengths."""
+    array = as_array(value, where=where)
+    if array.dtype.kind in "OUS":
+        raise InputError("not numbers", where=where, expected="an array of numbers", found=str(array.dtype))
+    return array
 
 
 def check_row(token_ids: Any) -> list[Any]:

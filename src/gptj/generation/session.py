@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.errors import GPTJError, InputError, shown
+from gptj.errors import GPTJError, InputError, shown, warn_of
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, DecoderFactory, Step, Uncached
 from gptj.generation.output import TokenStep
@@ -237,6 +237,7 @@ def prepare(
     config.check_vocabulary(model_config.vocab_size)
     total_length = config.total_length(prompt.shape[1], model_config.n_positions)
     copies = config.num_return_sequences if config.num_beams == 1 else config.num_beams
+    _say_of_room(config, total_length, prompt.shape[1])
     _check_rows(config, len(prompt), copies, model_config.vocab_size)
     if decode is not None and not callable(decode):
         raise InputError("not a function", where="decode", expected="token ids -> text", found=shown(decode))
@@ -262,6 +263,16 @@ def prepare(
         stopper=stopper,
         custom=custom,
     )
+
+
+def _say_of_room(config: GenerationConfig, total_length: int, prompt_columns: int) -> None:
+    """Warn of a least length that the longest does not reach: an eos that cannot be chosen at all."""
+    for field, least, room in (
+        ("min_length", config.min_length, total_length),
+        ("min_new_tokens", config.min_new_tokens or 0, total_length - prompt_columns),
+    ):
+        if least > room:
+            warn_of("above the longest result, so no eos is chosen", where=field, expected=f"at most {room}", found=least)
 
 
 def _check_rows(config: GenerationConfig, prompts: int, copies: int, vocab_size: int) -> None:

@@ -46,7 +46,11 @@ _YIELDS = ("max_length", "penalty_alpha", "exponential_decay_length_penalty")
 
 
 def read_members(
-    make: Callable[..., Config], members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None
+    make: Callable[..., Config],
+    members: Mapping[str, Any],
+    *,
+    file: str | os.PathLike[str] | None = None,
+    say: Callable[..., object] = warn_of,
 ) -> Config:
     """The config that the members of a generation_config.json describe; what has no effect in it is said.
 
@@ -54,6 +58,7 @@ def read_members(
         make: `GenerationConfig`.
         members: of the file.
         file: what warnings name.
+        say: takes what there is to say, as `warn_of` does.
     """
     offered: dict[str, Any] = {}
     extra: dict[str, Any] = {}
@@ -82,11 +87,17 @@ def read_members(
     refused = {str(error.where) for error in unhonoured(config)}
     for key, error in {**left, **said}.items():
         kept = "kept, and `generate` refuses it until the call says otherwise" if key in refused else "kept, not read"
-        warn_of(f"{error.problem}: {kept}", file=file, where=error.where, expected=error.expected, found=error.found,
-                hint=error.hint)  # fmt: skip
+        say(
+            f"{error.problem}: {kept}",
+            file=file,
+            where=error.where,
+            expected=error.expected,
+            found=error.found,
+            hint=error.hint,
+        )
     for key, value in offered.items():
         if key not in left and (problem := _lenient(key, value)[1]):
-            warn_of(problem, file=file, where=key, found=spelt(value))
+            say(problem, file=file, where=key, found=spelt(value))
     return config
 
 
@@ -155,7 +166,13 @@ def _has_no_effect(config: Any, key: str) -> bool:
     )
 
 
-def drop_ids_beyond(config: Config, vocab_size: int, *, file: str | os.PathLike[str] | None = None) -> Config:
+def drop_ids_beyond(
+    config: Config,
+    vocab_size: int,
+    *,
+    file: str | os.PathLike[str] | None = None,
+    say: Callable[..., object] = warn_of,
+) -> Config:
     """The config without the token ids that a vocabulary does not have; each field that loses one is said."""
     changes: dict[str, Any] = {}
     for field in (*_ONE_ID, *_IDS, "bad_words_ids", "sequence_bias"):
@@ -163,7 +180,7 @@ def drop_ids_beyond(config: Config, vocab_size: int, *, file: str | os.PathLike[
         entries = value if isinstance(value, tuple) else () if value is None else (value,)
         beyond = [entry for entry in entries if max(_ids_of(field, entry)) >= vocab_size]
         if beyond:
-            warn_of(
+            say(
                 "beyond the vocabulary: left out",
                 file=file,
                 where=field,

@@ -70,6 +70,14 @@ def as_ids(value: Any, device: torch.device, *, where: str) -> Tensor | None:
     return value.to(device, torch.int64) if whole else value
 
 
+def as_tensor(value: Any, device: torch.device, *, where: str) -> Tensor | None:
+    """Any other argument as a tensor of its own dtype on `device`, or None."""
+    if value is None or isinstance(value, Tensor):
+        return value if value is None else value.to(device)
+    inputs.as_numbers(value, where=where)
+    return torch.as_tensor(value, device=device)
+
+
 for _output in (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,

@@ -78,11 +78,11 @@ def host(value: Any) -> NDArray[Any] | None:
     return np.asarray(value)
 
 
-def as_tensor(value: Any) -> Any:
+def as_tensor(value: Any, *, where: str) -> Any:
     """`value` as a tensor of its own dtype: lists and arrays are converted, tensors and None stay."""
     if value is None or tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
         return value
-    return tf.convert_to_tensor(np.asarray(value))
+    return tf.convert_to_tensor(inputs.as_numbers(value, where=where))
 
 
 def as_ids(value: Any, *, where: str) -> Any:
@@ -399,7 +399,7 @@ class PretrainedModel(keras.Model):
         if name in ("input_ids", "token_type_ids", "position_ids"):
             return as_ids(value, where=name)
         flags = ("use_cache", "output_attentions", "output_hidden_states", "return_dict", "training")
-        return bool(value) if name in flags else as_tensor(value)
+        return bool(value) if name in flags else as_tensor(value, where=name)
 
     def _check(self, given: Mapping[str, Any]) -> None:
         """Refuse arguments of the wrong kind, and where they have values already, wrong values."""
