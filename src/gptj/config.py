@@ -128,7 +128,10 @@ class GPTJConfig:
         for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             value = getattr(self, field)
             self._require(is_number(value) and 0 <= value < 1, field, "a probability, 0 to below 1", value)
-        for field, lowest, highest in (("layer_norm_epsilon", *_EPSILONS), ("initializer_range", 0, _LARGEST_INITIALIZER)):
+        for field, lowest, highest in (
+            ("layer_norm_epsilon", *_EPSILONS),
+            ("initializer_range", 0, _LARGEST_INITIALIZER),
+        ):
             value = getattr(self, field)
             fits = is_number(value) and lowest <= value <= highest
             self._require(fits, field, f"a number, {lowest:g} to {highest:g}", value)
@@ -172,7 +175,9 @@ class GPTJConfig:
             except (TypeError, ValueError):
                 self._require(False, "id2label", "label ids as keys", names)
         elif ids is not None:
-            self._require(all(is_whole(i, 0, _LARGEST_SIZE) for i in ids.values()), "label2id", "label ids as values", ids)
+            self._require(
+                all(is_whole(i, 0, _LARGEST_SIZE) for i in ids.values()), "label2id", "label ids as values", ids
+            )
             names = {i: str(name) for name, i in ids.items()}
         if names is None:
             count = 2 if count is None else count

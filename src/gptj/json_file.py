@@ -98,7 +98,10 @@ def parse_json_object(
 
     def whole(literal: str) -> int:
         if len(literal) > MOST_DIGITS:
-            refuse(f"a number too large: an integer of {len(literal.lstrip('-')):,} digits", found=shown(literal, longest=20))
+            refuse(
+                f"a number too large: an integer of {len(literal.lstrip('-')):,} digits",
+                found=shown(literal, longest=20),
+            )
         return int(literal)
 
     def constant(name: str) -> NoReturn:
@@ -109,9 +112,7 @@ def parse_json_object(
     except UnicodeDecodeError as problem:
         refuse("not UTF-8", found=f"byte 0x{data[problem.start]:02x} at offset {problem.start}")
     try:
-        value = json.loads(
-            text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite, parse_int=whole
-        )
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite, parse_int=whole)
     except GPTJError:
         raise
     except json.JSONDecodeError as problem:

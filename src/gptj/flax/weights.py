@@ -88,7 +88,7 @@ def as_ids(value: Any, *, where: str) -> Any:
 
 def as_array(value: Any, *, where: str) -> Any:
     """Any other argument as an array, or None."""
-    return value if value is None or isinstance(value, jax.Array) else inputs.as_numbers(value, where=where)
+    return value if value is None or isinstance(value, jax.Array) else inputs.numbers(value, where=where)
 
 
 for _output in (

@@ -19,7 +19,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn, Self
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, shown, warn_of
@@ -36,6 +36,7 @@ Strategy = Literal["greedy", "sample", "beam", "beam_sample", "group_beam", "con
 """What `GenerationConfig.strategy` may be; "greedy" and "sample" may also be assisted."""
 
 _OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
@@ -152,6 +153,13 @@ class GenerationConfig:
     output_hidden_states: bool = False
     output_attentions: bool = False
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    _given: ClassVar[frozenset[str]] = frozenset()
+
+    def __new__(cls, **fields: Any) -> Self:
+        """A config that knows which fields it was given; see `named`."""
+        self = object.__new__(cls)
+        object.__setattr__(self, "_given", frozenset(fields))
+        return self
 
     def __post_init__(self) -> None:
         self._settle_null()
@@ -170,6 +178,11 @@ class GenerationConfig:
         return hash(self.to_json())
 
     # ---- what follows from the fields
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The fields that it was made with, whether or not their values are the defaults; `extra` is none."""
+        return {field: getattr(self, field) for field in _DEFAULTS if field in self._given}
 
     @property
     def strategy(self) -> Strategy:
@@ -306,14 +319,17 @@ class GenerationConfig:
             reset += [f for f in SAMPLING_ONLY if f != "top_k" or not merged["penalty_alpha"]]
         if "num_beams" in changes and merged["num_beams"] == 1:
             reset += BEAMS_ONLY
-        changes.update({field: _DEFAULTS[field] for field in reset if field not in changes})
+        forgotten = {field: _DEFAULTS[field] for field in reset if field not in changes}
         extra = changes.pop("extra", self.extra)
         waiting = {key: value for key, value in extra.items() if key in _DEFAULTS and key not in named}
         rest = {key: value for key, value in extra.items() if key not in _DEFAULTS and key not in named}
         for field in ASSISTANT_FIELDS:
             if field in waiting:
                 rest[field] = waiting.pop(field)
-        return fit(type(self), merged | changes, waiting, rest)[0]
+        copy, left = fit(type(self), merged | changes | forgotten, waiting, rest)
+        given = (self._given | changes.keys() | waiting.keys()) - forgotten.keys() - left.keys()
+        object.__setattr__(copy, "_given", given)
+        return copy
 
     def with_assistant(self) -> GenerationConfig:
         """A copy for a call with an assistant model, which the file's settings of one have waited for."""

@@ -85,7 +85,6 @@ _LARGEST_BIAS = 1e30  # finite in float32, which scores are returned in
 _LARGEST_EXPONENT = 40  # of a length: 2**24 tokens to this power are a float64
 
 
-
 def _is_token_ids(value: object) -> bool:
     return isinstance(value, tuple) and bool(value) and all(is_whole(i, 0, _LARGEST_TOKEN_ID) for i in value)
 
@@ -145,7 +144,9 @@ def _is_biases(value: object) -> bool:
 
 
 def _is_decay(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and is_whole(value[0], 0, _LARGEST_COUNT) and _is_factor(value[1])
+    return (
+        isinstance(value, tuple) and len(value) == 2 and is_whole(value[0], 0, _LARGEST_COUNT) and _is_factor(value[1])
+    )
 
 
 _Rule = tuple[Any, str]  # (does the value hold?, the rule in words)
@@ -198,12 +199,18 @@ RULES: dict[str, _Rule] = {
     "length_penalty": _number(
         f"a number, {-_LARGEST_EXPONENT} to {_LARGEST_EXPONENT}", lambda v: abs(v) <= _LARGEST_EXPONENT
     ),
-    "early_stopping": (lambda v: isinstance(v, bool) or (isinstance(v, str) and v == "never"), 'true, false or "never"'),
+    "early_stopping": (
+        lambda v: isinstance(v, bool) or (isinstance(v, str) and v == "never"),
+        'true, false or "never"',
+    ),
     "penalty_alpha": _number("a number, 0 to 1", lambda v: 0 <= v <= 1, null=True),
     "prompt_lookup_num_tokens": _whole(1, null=True, highest=_MOST_POSITIONS),
     "max_matching_ngram_size": _whole(1, null=True, highest=_MOST_POSITIONS),
     "num_assistant_tokens": _whole(1, highest=_MOST_POSITIONS),
-    "num_assistant_tokens_schedule": (lambda v: isinstance(v, str) and v in _SCHEDULES, "one of " + ", ".join(_SCHEDULES)),
+    "num_assistant_tokens_schedule": (
+        lambda v: isinstance(v, str) and v in _SCHEDULES,
+        "one of " + ", ".join(_SCHEDULES),
+    ),
     "assistant_confidence_threshold": _number("a number, 0 to 1", lambda v: 0 <= v <= 1),
     "num_return_sequences": _whole(1, highest=_MOST_RETURNED),
     "use_cache": _FLAG,
@@ -229,9 +236,7 @@ RULES: dict[str, _Rule] = {
     ),
     "suppress_tokens": _TOKENS,
     "begin_suppress_tokens": _TOKENS,
-    "temperature": _number(
-        f"0 (greedy), or {_FACTORS[0]:g} to {_FACTORS[1]:g}", lambda v: v == 0 or _is_factor(v)
-    ),
+    "temperature": _number(f"0 (greedy), or {_FACTORS[0]:g} to {_FACTORS[1]:g}", lambda v: v == 0 or _is_factor(v)),
     "top_k": _whole(0),
     "top_p": _MASS,
     "min_p": _number("a number, 0 to 1", lambda v: 0 <= v <= 1, null=True),

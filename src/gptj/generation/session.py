@@ -18,7 +18,7 @@ from gptj.errors import GPTJError, InputError, shown, warn_of
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, DecoderFactory, Step, Uncached
 from gptj.generation.output import TokenStep
-from gptj.generation.processors import Row, filters, processors, repair
+from gptj.generation.processors import AllowedTokens, Row, filters, processors, repair
 from gptj.generation.sampling import draw, log_softmax, seeds_and_rows, uniforms
 from gptj.generation.stopping import DecodeText, Stopper, StoppingCriterion
 from gptj.inputs import check_attention_mask, check_functions, check_ids
@@ -54,6 +54,8 @@ class Session:
         seeds, seed_rows: what each row draws with, or each prompt of a beam search.
         pad: what ended rows are filled with.
         stopper, custom: when a row ends, and the caller's processors.
+        unseen: how many of the prompt's columns are embeddings, which neither processors nor the result show.
+        allowed: the caller's prefix_allowed_tokens_fn.
     """
 
     config: GenerationConfig
@@ -68,6 +70,8 @@ class Session:
     pad: int
     stopper: Stopper
     custom: tuple[LogitsProcessor, ...]
+    unseen: int = 0
+    allowed: AllowedTokens | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.prompt) * self.copies
@@ -77,7 +81,9 @@ class Session:
         self.starts: Ids = np.repeat(np.argmax(self.prompt_mask, axis=1), self.copies).astype(np.int64)
         self.ended: NDArray[np.bool_] = np.zeros(rows, bool)
         self.lengths: Ids = np.full(rows, self.columns, np.int64)
-        self._processors = processors(self.config, self.total_length)
+        self.reader: Decoder | None = None  # the decoder that reads the rows, once it was made
+        self.starts = np.maximum(self.starts, self.unseen)
+        self._processors = processors(self.config, self.total_length, self.allowed)
         self._filters = filters(self.config)
         asked = {"hidden_states": self.config.output_hidden_states, "attentions": self.config.output_attentions}
         self.want = frozenset(name for name, wanted in asked.items() if wanted)
@@ -94,7 +100,8 @@ class Session:
 
     def decoder(self) -> Decoder:
         """An empty decoder for the prompts."""
-        return self.make_decoder(len(self.prompt), self.total_length)
+        self.reader = self.make_decoder(len(self.prompt), self.total_length)
+        return self.reader
 
     def prefill(self, decoder: Decoder, *, copies: int, want: frozenset[str]) -> Step:
         """Put the prompts into the decoder once, and give each `copies` rows of its cache."""
@@ -134,11 +141,11 @@ class Session:
             scores[running] = log_softmax(
                 repair(scores[running]) if self.config.remove_invalid_values else scores[running]
             )
-        seen = {n: self._row(ids[n], self.starts[rows[n]], taken) for n in running}
+        seen = {n: self._row(ids[n], rows[n], taken) for n in running}
         for n in running:
             for process in self._processors:
                 scores[n] = process(seen[n], scores[n])
-        scores = self._apply_custom(ids, scores)
+        scores = self._apply_custom(ids[:, self.unseen :], scores)
         for n in running:
             for process in self._filters:
                 scores[n] = process(seen[n], scores[n])
@@ -183,8 +190,9 @@ class Session:
             attentions=result.attentions if config.output_attentions else None,
         )
 
-    def _row(self, ids: Ids, start: int, taken: Ids | None) -> Row:
-        return Row(ids[start:], self.prompt.shape[1] - int(start), len(ids), taken)
+    def _row(self, ids: Ids, row: int, taken: Ids | None) -> Row:
+        start = int(self.starts[row])
+        return Row(ids[start:], self.prompt.shape[1] - start, len(ids), taken, row // self.copies, ids[self.unseen :])
 
     def _refuse_non_finite(self, logits: NDArray[Any], rows: list[int], index: int) -> None:
         if self.config.remove_invalid_values:
@@ -225,8 +233,16 @@ def prepare(
     logits_processor: Sequence[LogitsProcessor] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     decode: DecodeText | None = None,
+    unseen: int = 0,
+    allowed: AllowedTokens | None = None,
 ) -> Session:
     """A session of checked arguments; nothing has been computed.
+
+    Args:
+        unseen: how many columns of `input_ids` stand for embeddings.
+        allowed: see `AllowedTokens`.
+
+    The others are `gptj.generation.loop.generate`'s.
 
     Raises:
         InputError: naming the argument, the value and the rule.
@@ -241,6 +257,9 @@ def prepare(
     _check_rows(config, len(prompt), copies, model_config.vocab_size)
     if decode is not None and not callable(decode):
         raise InputError("not a function", where="decode", expected="token ids -> text", found=shown(decode))
+    if allowed is not None and not callable(allowed):
+        expected = "(number of the prompt, ids so far) -> ids"
+        raise InputError("not a function", where="prefix_allowed_tokens_fn", expected=expected, found=shown(allowed))
     criteria = check_functions(stopping_criteria, where="stopping_criteria")
     custom = check_functions(logits_processor, where="logits_processor")
     seeds, seed_rows = seeds_and_rows(seed, len(prompt), copies if config.num_beams == 1 else 1)
@@ -248,7 +267,7 @@ def prepare(
         raise InputError(
             "needed to fill rows that stop early", where="pad_token_id", expected="a token id", found="null"
         )
-    stopper = Stopper(config, total_length, prompt.shape[1], criteria=criteria, decode=decode)
+    stopper = Stopper(config, total_length, prompt.shape[1], criteria=criteria, decode=decode, unseen=unseen)
     return Session(
         config=config,
         model_config=model_config,
@@ -262,6 +281,8 @@ def prepare(
         pad=config.padding_id or 0,
         stopper=stopper,
         custom=custom,
+        unseen=unseen,
+        allowed=allowed,
     )
 
 
@@ -272,7 +293,9 @@ def _say_of_room(config: GenerationConfig, total_length: int, prompt_columns: in
         ("min_new_tokens", config.min_new_tokens or 0, total_length - prompt_columns),
     ):
         if least > room:
-            warn_of("above the longest result, so no eos is chosen", where=field, expected=f"at most {room}", found=least)
+            warn_of(
+                "above the longest result, so no eos is chosen", where=field, expected=f"at most {room}", found=least
+            )
 
 
 def _check_rows(config: GenerationConfig, prompts: int, copies: int, vocab_size: int) -> None:

@@ -36,6 +36,7 @@ class Stopper:
         prompt_columns: columns of the prompt; stop strings are looked for after it.
         criteria: the caller's.
         decode: needed for stop strings.
+        unseen: leading columns that the caller's criteria are not shown.
 
     Raises:
         InputError: there are stop strings but no `decode`.
@@ -49,12 +50,14 @@ class Stopper:
         *,
         criteria: Sequence[StoppingCriterion] = (),
         decode: DecodeText | None = None,
+        unseen: int = 0,
     ) -> None:
         if config.stop_strings and decode is None:
             raise InputError("stop_strings need the tokenizer", where="decode", expected="a function of token ids")
         self._eos = np.array(config.eos_token_ids, np.int64)
         self._total_length = total_length
         self._prompt_columns = prompt_columns
+        self._unseen = unseen
         self._strings = config.stop_strings or ()
         self._window = max((len(s.encode()) for s in self._strings), default=0) + _SPARE_TOKENS
         self._decode = decode
@@ -71,7 +74,7 @@ class Stopper:
         if self._strings:
             result |= [self._completes_a_string(row) for row in ids]
         for criterion in self._criteria:
-            answer = np.asarray(criterion(ids, scores))
+            answer = np.asarray(criterion(ids[:, self._unseen :], scores))
             if answer.dtype != np.bool_ or answer.shape not in ((), (len(ids),)):
                 raise InputError(
                     "answered neither a bool nor one a row",

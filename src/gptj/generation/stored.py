@@ -36,10 +36,8 @@ _METADATA = frozenset(("transformers_version", "_from_model_config", "_commit_ha
 _ONE_ID = ("bos_token_id", "pad_token_id", "forced_bos_token_id")
 _IDS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 _LISTS = (*_IDS, "bad_words_ids", "sequence_bias", "stop_strings")
-_WAY_ONLY = frozenset(
-    (*ASSISTANT_FIELDS, "bos_token_id", "use_cache", "prefill_chunk_size", "prompt_lookup_num_tokens")
-    + ("max_matching_ngram_size",)
-)
+_GUESSES = (*ASSISTANT_FIELDS, "prompt_lookup_num_tokens", "max_matching_ngram_size")
+_WAY_ONLY = frozenset((*_GUESSES, "bos_token_id", "use_cache", "prefill_chunk_size"))
 """Fields that are about the way to the text and never about the text."""
 _YIELDS = ("max_length", "penalty_alpha", "exponential_decay_length_penalty")
 """Fields that transformers does not read beside the others that they contradict."""

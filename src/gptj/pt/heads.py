@@ -119,6 +119,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
     ) -> None:
         super().__init__(config)
         self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
+        self.transformer._inside = True
         with empty_parameters():
             self.lm_head = Linear(config.n_embd, config.vocab_size, fused=attn_implementation == "sdpa")
         if _do_init:
@@ -206,6 +207,7 @@ class GPTJForSequenceClassification(PretrainedModel):
     ) -> None:
         super().__init__(config)
         self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
+        self.transformer._inside = True
         with empty_parameters():
             self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
         if _do_init:
@@ -305,6 +307,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
     ) -> None:
         super().__init__(config)
         self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
+        self.transformer._inside = True
         with empty_parameters():
             self.qa_outputs = nn.Linear(config.n_embd, 2)
         if _do_init:
