@@ -155,7 +155,11 @@ def side_files(model: Any) -> dict[str, bytes]:
     """What `save_pretrained` writes besides config and weights: generation_config.json, where the model makes text."""
     if not isinstance(model, Generates):
         return {}
-    settled = model.generation_config or GenerationConfig.from_model_config(model.config)
+    settled = model.generation_config
+    if settled is None:
+        settled = GenerationConfig.from_model_config(model.config)
+        if (settled.pad_token_id or 0) >= model.config.vocab_size:  # it would be left out when it is read
+            settled = settled.replace(pad_token_id=None)
     return {GENERATION_CONFIG_FILE: settled.to_json().encode()}
 
 
