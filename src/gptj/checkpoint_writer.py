@@ -195,6 +195,7 @@ def written_config(config: GPTJConfig, head: Head, stored: Iterable[str]) -> GPT
     base model's config said.
     """
     widest = max(stored, key=WEIGHT_DTYPES.index)
+    config = config.for_other_programs()
     kept = {key: value for key, value in config.extra.items() if key != "dtype"}
     if head == "question_answering" and config.num_labels != 2:
         config = config.replace(num_labels=2)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptj.config_file import meant_field, settle_members
+from gptj.config_file import is_alike, meant_field, settle_members
 from gptj.errors import ConfigError, naming_file, shown
 from gptj.field_rules import is_number, is_whole, plain, spelt
 from gptj.json_file import read_json_object
@@ -32,8 +32,8 @@ CONFIG_FILE = "config.json"
 
 _LARGEST_SIZE = 2**31 - 1
 _LARGEST_POSITIONS = 2**24
-_LARGEST_ROTARY_TABLE = 2**25
-"""The most numbers of a model's sine and cosine tables together: 128 MB in float32. GPT-J-6B has 2**17."""
+_LARGEST_ROTARY_TABLE = 2**24
+"""The most numbers of a model's sine and cosine tables together: 64 MB in float32. GPT-J-6B has 2**17."""
 
 _EPSILONS = (1e-20, 1.0)  # of a variance: below it vanishes in float32, above it is all that is left
 _LARGEST_INITIALIZER = 1e3  # start values beyond overflow sooner or later in 16 bits, and train nothing
@@ -289,6 +289,11 @@ class GPTJConfig:
         if path.is_dir():
             path = path / CONFIG_FILE
         return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
+
+    def for_other_programs(self) -> GPTJConfig:
+        """A copy without what would mislead a reader of a new folder: keys like a field's, and code that is not there."""
+        kept = {k: v for k, v in self.extra.items() if k != "auto_map" and not is_alike(k, _DEFAULTS)}
+        return self.replace(extra=kept)
 
     def to_dict(self) -> dict[str, Any]:
         """The members of config.json: every field, model_type, and `extra` as it came."""

@@ -18,7 +18,7 @@ from typing import Any
 from gptj.errors import ConfigError, shown, warn_of
 from gptj.field_rules import spelt
 
-__all__ = ["ALIASES", "meant_field", "settle_members"]
+__all__ = ["ALIASES", "is_alike", "meant_field", "settle_members"]
 
 ALIASES = {
     "hidden_size": "n_embd",
@@ -109,6 +109,11 @@ def settle_members(
     return known, rest
 
 
+def is_alike(key: str, fields: Mapping[str, Any]) -> bool:
+    """Whether an unknown key is spelt so much like a field that it may be meant for it."""
+    return key not in _TRANSFORMERS_KEYS and meant_field(key, fields) is not None
+
+
 def meant_field(key: str, fields: Mapping[str, Any], *, cutoff: float = 0.8) -> str | None:
     """The field, or alias of one, that is spelt most like `key`; None where none is alike."""
     close = difflib.get_close_matches(key, (*fields, *ALIASES), n=1, cutoff=cutoff)
@@ -163,17 +168,16 @@ def _wrap_any(architectures: object) -> bool:
 
 def _judge_unknown(key: str, known: Mapping[str, Any], fields: Mapping[str, Any], say: Say) -> None:
     """Refuse the misspelling of a field that is missing and shapes the model; say what else is alike a field."""
-    if key in _TRANSFORMERS_KEYS:
+    if not is_alike(key, fields):
         return
     missing = [field for field in _SHAPING if field not in known]
     missing += [alias for alias, field in ALIASES.items() if field in missing]
     close = difflib.get_close_matches(key, missing, n=1, cutoff=0.8)
     if close:
         raise ConfigError("unknown key", where=shown(key), hint=f"Did you mean {close[0]}?")
-    if meant_field(key, fields) is not None:
-        meant = meant_field(key, fields, cutoff=0.9)
-        hint = None if meant is None else f"Did you mean {meant}?"
-        say("no field of a GPT-J's config: kept, and not read", where=shown(key), hint=hint)
+    meant = meant_field(key, fields, cutoff=0.9)
+    hint = None if meant is None else f"Did you mean {meant}?"
+    say("no field of a GPT-J's config: not read, nor written into another folder", where=shown(key), hint=hint)
 
 
 def _settle_token_ids(field: str, value: object, say: Say) -> Any:

@@ -97,11 +97,9 @@ def parse_json_object(
         return value
 
     def whole(literal: str) -> int:
-        if len(literal) > MOST_DIGITS:
-            refuse(
-                f"a number too large: an integer of {len(literal.lstrip('-')):,} digits",
-                found=shown(literal, longest=20),
-            )
+        digits = len(literal.lstrip("-"))
+        if digits > MOST_DIGITS:
+            refuse(f"a number too large: an integer of {digits:,} digits", found=shown(literal, longest=20))
         return int(literal)
 
     def constant(name: str) -> NoReturn:

@@ -128,6 +128,9 @@ def fit(
             culprit = next((where for where in culprits if where in taken), None)
             if culprit is None:
                 raise
+            if culprit != error.where:
+                rule, value = f"{error.where} {error.expected}", spelt(taken[culprit])
+                error = ConfigError(error.problem, where=culprit, expected=rule, found=value)
             del taken[culprit]
             left[culprit] = error
 
