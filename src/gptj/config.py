@@ -291,7 +291,7 @@ class GPTJConfig:
         return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
 
     def for_other_programs(self) -> GPTJConfig:
-        """A copy without what would mislead a reader of a new folder: keys like a field's, and code that is not there."""
+        """A copy for a new folder, without what would mislead there: keys like a field's, and another folder's code."""
         kept = {k: v for k, v in self.extra.items() if k != "auto_map" and not is_alike(k, _DEFAULTS)}
         return self.replace(extra=kept)
 

@@ -1,4 +1,4 @@
-"""config.json as other people write it: what changes nothing is read and said, what would compute another model is not."""
+"""config.json as other people write it: what changes nothing is read and said, another model is refused."""
 
 from __future__ import annotations
 

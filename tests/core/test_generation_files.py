@@ -1,8 +1,9 @@
-"""generation_config.json as other people write it: it never keeps a model shut, and nothing in it is left out in silence."""
+"""generation_config.json as other people write it: no model stays shut, and nothing is left out in silence."""
 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from toy_decoder import ToyDecoder, toy_config
 
+from gptj.checkpoint import write_checkpoint
 from gptj.errors import CheckpointWarning, ConfigError, InputError
-from gptj.generation import GenerateOutput, GenerationConfig, generate
+from gptj.generation import GenerateOutput, Generates, GenerationConfig, generate
+from gptj.parity.revealing import revealing_config, revealing_fill
+from gptj.pretrained import prepare
 
 MODEL = toy_config()
 VOCAB = MODEL.vocab_size
@@ -289,9 +293,10 @@ BEYOND: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [(f, v) for f, values in BEYOND.items() for v in values], ids=range(sum(map(len, BEYOND.values())))
-)  # fmt: skip
+BEYOND_ALL = [(field, value) for field, values in BEYOND.items() for value in values]
+
+
+@pytest.mark.parametrize(("field", "value"), BEYOND_ALL, ids=range(len(BEYOND_ALL)))
 def test_a_number_beyond_reason_is_refused_by_its_field(field, value):
     with pytest.raises(ConfigError, match=f"^{field}: breaks its rule"):
         GenerationConfig(**{field: value})
@@ -308,7 +313,7 @@ def test_more_rows_than_fit_are_refused_before_anything_is_made():
 
 
 def test_a_least_length_above_the_longest_is_named():
-    with pytest.raises(ConfigError, match="min_length: breaks its rule .expected at most max_length = 9, found 10"):
+    with pytest.raises(ConfigError, match=r"min_length: breaks its rule .expected at most max_length = 9, found 10"):
         GenerationConfig(min_length=10, max_length=9)
     with pytest.raises(ConfigError, match="min_new_tokens: breaks its rule"):
         GenerationConfig(min_new_tokens=10, max_new_tokens=9)
@@ -321,3 +326,58 @@ def test_numbers_of_numpy_are_taken_as_pythons_own():
         max_new_tokens=np.int64(6), do_sample=np.bool_(True), temperature=np.float32(0.5), top_k=np.array(3)  # type: ignore[arg-type]
     )  # fmt: skip
     assert (type(config.max_new_tokens), config.do_sample, config.temperature, config.top_k) == (int, True, 0.5, 3)
+
+
+class Toy(Generates):
+    """A model of toy decoders, with the generation_config that a folder gave it."""
+
+    config = MODEL
+
+    def __init__(self, settings: GenerationConfig) -> None:
+        self.generation_config = settings
+
+    def _decoder(self, batch: int, capacity: int) -> ToyDecoder:
+        return ToyDecoder(MODEL, batch, capacity)
+
+    def _host(self, array: Any) -> Any:
+        return np.asarray(array)
+
+    def _native(self, array: Any) -> Any:
+        return array
+
+
+def test_a_call_may_say_otherwise_than_the_folder(tmp_path):
+    model = Toy(read(tmp_path, {"max_new_tokens": 6, "guidance_scale": 1.5, "temperature": 0.7})[0])
+    for refused in ({}, {"generation_config": GenerationConfig(max_new_tokens=6)}, {"num_beams": 2}):
+        with pytest.raises(ConfigError, match="guidance_scale: is asked for"):
+            model.generate(PROMPT, **refused)
+    assert model.generate(PROMPT, guidance_scale=None).tolist() == PLAIN
+    assert model.generate(PROMPT, {"guidance_scale": None}).tolist() == PLAIN
+    assert model.generate(PROMPT, GenerationConfig().replace(guidance_scale=None)).tolist() == PLAIN
+    drawn = model.generate(PROMPT, do_sample=True, seed=1, guidance_scale=None)
+    plain = Toy(GenerationConfig(max_new_tokens=6, do_sample=True, temperature=0.7))
+    assert drawn.tolist() == plain.generate(PROMPT, seed=1).tolist()
+
+
+def test_a_file_that_is_passed_as_a_call_s_config_is_not_left_out_in_silence(tmp_path):
+    own = Toy(GenerationConfig(max_new_tokens=6))
+    with pytest.raises(ConfigError, match="guidance_scale: is asked for"):
+        own.generate(PROMPT, read(tmp_path, {"guidance_scale": 1.5})[0])
+    assert own.generate(PROMPT, read(tmp_path, {"top_p": 0.5})[0]).tolist() == PLAIN
+
+
+def test_a_file_that_cannot_be_read_is_said_when_a_model_is_opened(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", revealing_config(), revealing_fill(0))
+    path = folder / "generation_config.json"
+    makes = [
+        *(lambda text=text: path.write_text(text) for text in ("", "[]", "{", '{"top_k": 1, "top_k": 2}', "null")),
+        lambda: path.write_bytes(b"\xff\xfe{}"),
+        lambda: path.mkdir(),
+        lambda: os.mkfifo(path),
+        lambda: path.symlink_to(folder / "nowhere"),
+    ]
+    for make in makes:
+        make()
+        with pytest.warns(CheckpointWarning, match=r"generation_config\.json: cannot be read, so the defaults"):
+            assert prepare("causal_lm", folder).generation_config is None
+        path.rmdir() if path.is_dir() else path.unlink()

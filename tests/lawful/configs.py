@@ -40,6 +40,11 @@ def renamed(**names: str) -> Callable[[Path], None]:
     return make
 
 
+def marked(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
 ALIASES = {
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
@@ -48,8 +53,7 @@ ALIASES = {
 }
 
 ODDITIES = [
-    Oddity("a byte order mark before config.json",
-           lambda folder: (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())),
+    Oddity("a byte order mark before config.json", marked),
     Oddity("no model_type but GPT-J's class", without("model_type")),
     Oddity("a null model_type", members(model_type=None)),
     Oddity("no architectures", without("architectures")),
@@ -77,7 +81,7 @@ ODDITIES = [
     Oddity("use_cache 1", members(use_cache=1), "use_cache"),
     Oddity("a misspelling beside the field itself", members(n_layers=3, n_heads=4), "n_layers"),
     Oddity("another library's name beside the field itself", members(layer_norm_eps=1e-5), "layer_norm_eps"),
-    Oddity("code of its folder", members(auto_map={"AutoModelForCausalLM": "modeling_gptj.GPTJForCausalLM"}), "auto_map"),
+    Oddity("code of its folder", members(auto_map={"AutoModel": "gptj.GPTJModel"}), "auto_map"),
     Oddity("trl's wrapper", members(architectures=["AutoModelForCausalLMWithValueHead"]), "architectures"),
     Oddity("trl's wrapper by GPT-J's name", members(architectures=["GPTJForCausalLMWithValueHead"])),
     Oddity("another model's class", members(architectures=["GPTNeoForCausalLM"]), "architectures"),

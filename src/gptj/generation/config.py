@@ -327,9 +327,13 @@ class GenerationConfig:
             if field in waiting:
                 rest[field] = waiting.pop(field)
         copy, left = fit(type(self), merged | changes | forgotten, waiting, rest)
-        given = (self._given | changes.keys() | waiting.keys()) - forgotten.keys() - left.keys()
+        given = (self._given | named | waiting.keys()) - forgotten.keys() - left.keys()
         object.__setattr__(copy, "_given", given)
         return copy
+
+    def over(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """`extra` of a config that this one changes: without what this one was told otherwise, and with its own."""
+        return {**{key: value for key, value in extra.items() if key not in self._given}, **self.extra}
 
     def with_assistant(self) -> GenerationConfig:
         """A copy for a call with an assistant model, which the file's settings of one have waited for."""

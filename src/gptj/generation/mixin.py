@@ -202,9 +202,7 @@ class Generates:
             changes = dict(config)
         else:
             config = GenerationConfig() if config is None else GenerationConfig.of(config)
-            changes = config.named
-            if config.extra:
-                changes["extra"] = {**own.extra, **config.extra}
+            changes = {**config.named, "extra": config.over(own.extra)}
         changes.update(overrides)
         return own.replace(**changes) if changes else own
 

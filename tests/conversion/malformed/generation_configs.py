@@ -1,4 +1,4 @@
-"""generation_config.json whose settings cannot be honoured: the model opens, and text is refused by the field's name."""
+"""generation_config.json whose settings cannot be honoured: it is read and said, and text is refused by the field."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from mesh_samples import write_mesh_sample
 from tokenizer_samples import small
 from toy_decoder import ToyDecoder, toy_config
 
-from gptj.checkpoint import open_checkpoint, verify_checkpoint
+from gptj.checkpoint import verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.generation import GenerationConfig, generate
 from gptj.tokenizer import GPTJTokenizer
