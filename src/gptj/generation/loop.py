@@ -195,8 +195,7 @@ def plain_steps(session: Session) -> Iterator[TokenStep]:
     decoder = session.decoder()
     result = session.prefill(decoder, copies=session.copies, want=session.want)
     while True:
-        scores = session.adjust(session.ids[:, : session.columns], result.logits)
-        tokens = session.choose(scores, session.index)
+        tokens, scores = session.next_tokens(result.logits)
         yield session.append(tokens, result, scores)
         if session.ended.all():
             return

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import GPTJError, InputError, shown, warn_of
+from gptj.generation.candidates import Draws, is_cut_simply
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, DecoderFactory, Step, Uncached
 from gptj.generation.output import TokenStep
@@ -85,6 +86,7 @@ class Session:
         self.starts = np.maximum(self.starts, self.unseen)
         self._processors = processors(self.config, self.total_length, self.allowed)
         self._filters = filters(self.config)
+        self._draws = Draws(self.config, self.model_config.vocab_size) if is_cut_simply(self.config) else None
         asked = {"hidden_states": self.config.output_hidden_states, "attentions": self.config.output_attentions}
         self.want = frozenset(name for name, wanted in asked.items() if wanted)
 
@@ -159,20 +161,65 @@ class Session:
         rows = range(len(self.ids)) if rows is None else rows
         tokens = np.full(len(scores), self.pad, np.int64)
         for n, r in enumerate(rows):
-            if self.ended[r]:
-                continue
-            best = int(np.argmax(scores[n]))
-            if not scores[n, best] > -np.inf:
-                raise GPTJError(
-                    f"no token is left to choose at step {index}", where=f"row {r}", hint="Ban fewer tokens"
-                )
-            if self.config.strategy == "sample":
-                uniform = float(uniforms(self.seeds[r], index, self.seed_rows[r])[0])
-                best = draw(scores[n], uniform)
-            tokens[n] = best
+            if not self.ended[r]:
+                tokens[n] = self._chosen(scores[n], int(r), index)
         return tokens
 
-    def append(self, tokens: Ids, result: Step, scores: Floats) -> TokenStep:
+    def next_tokens(self, logits: NDArray[Any]) -> tuple[Ids, Floats | None]:
+        """The tokens (rows,) that follow, and the scores (rows, v) that they were chosen by, where anybody reads those.
+
+        The same as `adjust` and `choose`, a row at a time and without what nobody looks at.
+
+        Raises:
+            GPTJError: a logit is not finite, or no token is left.
+        """
+        ids = self.ids[:, : self.columns]
+        if self._scores_are_read:
+            scores = self.adjust(ids, logits)
+            return self.choose(scores, self.index), scores
+        tokens = np.full(len(ids), self.pad, np.int64)
+        for row in map(int, np.flatnonzero(self.running)):
+            self._refuse_non_finite(logits, [row], self.index)
+            values = logits[row]
+            if self._processors:
+                seen, values = self._row(ids[row], row, None), values.astype(np.float64)
+                for process in self._processors:
+                    values = process(seen, values)
+            tokens[row] = self._token(values, row)
+        return tokens, None
+
+    @property
+    def _scores_are_read(self) -> bool:
+        return bool(self.config.output_scores or self.custom or self.stopper.reads_scores)
+
+    def _token(self, logits: NDArray[Any], row: int) -> int:
+        """The token of a row whose logits (v,) the processors have seen."""
+        drawn = self.config.strategy == "sample"
+        if self._draws is not None:
+            token = self._draws.token(logits, self._uniform(row, self.index), row=row)
+            if token is not None:
+                return token
+        if not drawn:
+            token = int(np.argmax(logits))
+            if logits[token] > -np.inf:
+                return token
+        scores = logits.astype(np.float64)
+        seen = self._row(self.ids[row, : self.columns], row, None)
+        for process in self._filters:
+            scores = process(seen, scores)
+        return self._chosen(scores, row, self.index)
+
+    def _uniform(self, row: int, index: int) -> float:
+        return float(uniforms(self.seeds[row], index, self.seed_rows[row])[0])
+
+    def _chosen(self, scores: Floats, row: int, index: int) -> int:
+        """The best of the scores (v,), or the drawn one."""
+        best = int(np.argmax(scores))
+        if not scores[best] > -np.inf:
+            raise GPTJError(f"no token is left to choose at step {index}", where=f"row {row}", hint="Ban fewer tokens")
+        return draw(scores, self._uniform(row, index)) if self.config.strategy == "sample" else best
+
+    def append(self, tokens: Ids, result: Step, scores: Floats | None) -> TokenStep:
         """Write `tokens` (rows,) as the next column, and say what happened."""
         running, index, config = self.running, self.index, self.config
         self.ids[:, self.columns] = np.where(running, tokens, self.pad)
@@ -185,7 +232,7 @@ class Session:
             running=running,
             ended=self.ended.copy(),
             logits=result.logits if config.output_logits else None,
-            scores=scores.astype(result.logits.dtype) if config.output_scores else None,
+            scores=None if scores is None or not config.output_scores else scores.astype(result.logits.dtype),
             hidden_states=result.hidden_states if config.output_hidden_states else None,
             attentions=result.attentions if config.output_attentions else None,
         )

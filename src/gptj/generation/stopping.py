@@ -64,6 +64,11 @@ class Stopper:
         self._criteria = tuple(criteria)
         self._deadline_s = None if config.max_time is None else time.monotonic() + config.max_time
 
+    @property
+    def reads_scores(self) -> bool:
+        """Whether anybody looks at the scores that `ends` is given."""
+        return bool(self._criteria)
+
     def ends(self, ids: NDArray[np.int64], scores: Any = None) -> NDArray[np.bool_]:
         """For each row of `ids` (rows, columns), whether it ends with its last token: bool (rows,)."""
         result = np.isin(ids[:, -1], self._eos)
