@@ -19,14 +19,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.checkpoint_writer import written_config
 from gptj.column_sums import ColumnSums
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import InputError, WriteError, shown
 from gptj.manifest import MANIFEST_FILE, FileRecord
 from gptj.output_directory import Fate, FileSystem, OutputDirectory
-from gptj.safetensors_file import BLOCK_BYTES, WEIGHT_DTYPES
-from gptj.schema import HEADS, Head, TensorSpec, schema
+from gptj.safetensors_file import BLOCK_BYTES
+from gptj.schema import Head, TensorSpec, schema
 from gptj.weights_writer import WritingRules
 from gptj_conversion.dialects import Dialect, Spelling, spell
 from gptj_conversion.plan import PlannedFile
@@ -178,10 +179,7 @@ def write_foreign(
             total = sum(entry.nbytes for entry in entries)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
             recorder.write_file(f"{file_name}.index.json", (json.dumps(index, indent=2) + "\n").encode())
-        widest = max(dtypes, key=WEIGHT_DTYPES.index)
-        kept = {key: value for key, value in config.extra.items() if key != "dtype"}
-        extra = {**kept, "architectures": [HEADS[head]], "torch_dtype": widest}
-        recorder.write_file(CONFIG_FILE, config.replace(extra=extra).to_json().encode())
+        recorder.write_file(CONFIG_FILE, written_config(config, head, dtypes).to_json().encode())
         for name, data in (extra_files or {}).items():
             recorder.write_file(name, data)
         recorder.write_manifest(config, schema(config, head))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.weight_files import INDEX_FILE, is_weights_name
 from gptj.weights_writer import WeightsWriter, Witness, WritingRules
 
-__all__ = ["DtypeChoice", "write_checkpoint"]
+__all__ = ["DtypeChoice", "write_checkpoint", "written_config"]
 
 DtypeChoice = str | Callable[[TensorSpec], str] | None
 """What tensors are stored as: one dtype for all, one for each row, or None: as they come."""
@@ -124,7 +124,8 @@ def write_checkpoint(
                 if progress is not None:
                     progress(row.name, nbytes)
             files, tensors = weights.finish()
-        texts = {CONFIG_FILE: _config_text(config, head, tensors).encode(), **extra}
+        text = written_config(config, head, {tensor.dtype for tensor in tensors.values()}).to_json()
+        texts = {CONFIG_FILE: text.encode(), **extra}
         if len(weights.shards) > 1:
             texts[INDEX_FILE] = _index_text(tensors, weights.total_bytes).encode()
         for name, data in texts.items():
@@ -187,12 +188,18 @@ def _choose_dtype(dtype: DtypeChoice, row: TensorSpec) -> np.dtype[Any] | None:
     return numpy_dtype(dtype(row) if callable(dtype) and not isinstance(dtype, type) else dtype)
 
 
-def _config_text(config: GPTJConfig, head: Head, tensors: Mapping[str, TensorRecord]) -> str:
-    """config.json as transformers expects it; torch_dtype is the widest that is stored."""
-    stored = {tensor.dtype for tensor in tensors.values()}
+def written_config(config: GPTJConfig, head: Head, stored: Iterable[str]) -> GPTJConfig:
+    """The config of a config.json as transformers expects it; torch_dtype is the widest of the dtypes in `stored`.
+
+    Its qa_outputs has num_labels rows and ours a start and an end, so with that head num_labels is 2, whatever a
+    base model's config said.
+    """
     widest = max(stored, key=WEIGHT_DTYPES.index)
+    config = config.for_other_programs()
     kept = {key: value for key, value in config.extra.items() if key != "dtype"}
-    return config.replace(extra={**kept, "architectures": [HEADS[head]], "torch_dtype": widest}).to_json()
+    if head == "question_answering" and config.num_labels != 2:
+        config = config.replace(num_labels=2)
+    return config.replace(extra={**kept, "architectures": [HEADS[head]], "torch_dtype": widest})
 
 
 def _index_text(tensors: Mapping[str, TensorRecord], total_bytes: int) -> str:

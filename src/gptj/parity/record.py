@@ -130,6 +130,7 @@ def record_backend(
     started = time.monotonic()
     wing = gptj.backend(backend)
     model = wing.GPTJForCausalLM.from_pretrained(directory, dtype=dtype)
+    model.generation_config = None  # what a folder sets for its texts says nothing about the weights
     probe = make_probe(model.config) if probe is None else probe
     probe.check(model.config)
     answers = _model_calls(wing, model, probe) | {"cached_logits": _cached_logits(wing, model, probe)}
