@@ -24,7 +24,7 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import InputError, WriteError, shown
 from gptj.manifest import MANIFEST_FILE, FileRecord
-from gptj.output_directory import Fate, FileSystem, OutputDirectory
+from gptj.output_directory import Fate, FileSystem, OutputDirectory, check_extra_files
 from gptj.safetensors_file import BLOCK_BYTES, WEIGHT_DTYPES
 from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.weights_writer import WritingRules
@@ -150,6 +150,9 @@ def write_foreign(
             expected="a whole number, 1 or above",
             found=shown(max_shard_bytes),
         )
+    fate = _fate_for(file_name)
+    extra = dict(extra_files or {})
+    check_extra_files(extra, lambda name: fate(name) != "keep")
     account = account or Account()
     entries = _entries(config, head, dialect, dtype_of)
     shards = _cut(entries, max_shard_bytes)
@@ -157,10 +160,13 @@ def write_foreign(
     rules = WritingRules(max_shard_bytes, allow_overflow, allow_nonfinite)
     dtypes = [entry.dtype.name for entry in entries]
     order = [config.to_json(), head, file_name, max_shard_bytes, dtypes]
-    fate = _fate_for(file_name)
+    parts = [
+        ((name,), [(entry.row, entry.dtype.name, (name,)) for entry in shard])
+        for name, shard in zip(names, shards, strict=True)
+    ]
     with (
         OutputDirectory(directory, overwrite=overwrite, fate=fate, adopt=account.adopt, fs=fs) as output,
-        Recorder(output, weights_format or dialect, order, rules, account) as recorder,
+        Recorder(output, weights_format or dialect, order, parts, rules, account) as recorder,
     ):
         finished = recorder.resume()
         output.require_space(sum(entry.nbytes for shard in shards[finished:] for entry in shard))
@@ -180,9 +186,9 @@ def write_foreign(
             recorder.write_file(f"{file_name}.index.json", (json.dumps(index, indent=2) + "\n").encode())
         widest = max(dtypes, key=WEIGHT_DTYPES.index)
         kept = {key: value for key, value in config.extra.items() if key != "dtype"}
-        extra = {**kept, "architectures": [HEADS[head]], "torch_dtype": widest}
-        recorder.write_file(CONFIG_FILE, config.replace(extra=extra).to_json().encode())
-        for name, data in (extra_files or {}).items():
+        members = {**kept, "architectures": [HEADS[head]], "torch_dtype": widest}
+        recorder.write_file(CONFIG_FILE, config.replace(extra=members).to_json().encode())
+        for name, data in extra.items():
             recorder.write_file(name, data)
         recorder.write_manifest(config, schema(config, head))
         output.commit()
