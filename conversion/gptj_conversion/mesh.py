@@ -35,6 +35,7 @@ from gptj.errors import (
     MissingFileError,
     SchemaError,
 )
+from gptj.npz import NpyArray, NpzFile
 from gptj.room import Room
 from gptj.safetensors_file import WEIGHT_DTYPES, cast
 from gptj.schema import Head, TensorSpec, schema
@@ -48,7 +49,6 @@ from gptj_conversion.mesh_folder import (
     looks_like_mesh_v2,
     open_shards,
 )
-from gptj_conversion.npz import NpyArray, NpzFile
 from gptj_conversion.source import TOKENIZER_SIGNS, Facts
 from gptj_conversion.training_config import TrainingConfig
 from gptj_conversion.transpose import copy_transposed

@@ -26,18 +26,18 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import ConfigError, InputError, shown
 from gptj.manifest import MANIFEST_FILE, FileRecord
+from gptj.npz import npy_header
 from gptj.output_directory import FileSystem, check_extra_files
 from gptj.schema import TensorSpec, axis_sizes, schema, schema_by_name
+from gptj.stored_zip import StoredZipWriter
 from gptj.weights_writer import WritingRules
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.foreign_writer import HashedFile
 from gptj_conversion.mesh import Layout, pieces
 from gptj_conversion.mesh_folder import META_FILE, TRAINING_FILE
-from gptj_conversion.npz import npy_header
 from gptj_conversion.output_tree import OutputTree
 from gptj_conversion.plan import PlannedFile
 from gptj_conversion.recorder import Account, Part, Recorder
-from gptj_conversion.stored_zip import StoredZipWriter
 from gptj_conversion.training_config import TOKEN_ID_KEYS
 from gptj_conversion.transpose import copy_transposed
 

@@ -21,10 +21,10 @@ from typing import Any, BinaryIO
 from gptj.config import GPTJConfig
 from gptj.errors import BackendError, FormatError, LimitError, MissingFileError, UnsafeFileError, WriteError, shown
 from gptj.json_file import parse_json_object
+from gptj.npz import NpzFile, open_npz
 from gptj.safetensors_file import open_regular_file, read_into
 from gptj_conversion.mesh import MeshCheckpoint, open_mesh_folder
 from gptj_conversion.mesh_folder import LARGEST_META_BYTES, MeshFolder, looks_like_mesh
-from gptj_conversion.npz import NpzFile, open_npz
 from gptj_conversion.training_config import TrainingConfig
 
 __all__ = ["TAR_SUFFIXES", "is_tar_name", "open_tar"]

@@ -42,6 +42,7 @@ __all__ = [
     "OutputFile",
     "check_extra_files",
     "require_plain_name",
+    "whole_file",
     "write_error",
 ]
 
@@ -667,6 +668,30 @@ def write_error(path: Path, error: OSError) -> WriteError:
     failure = WriteError(problem, file=path, hint=hints.get(error.errno or 0))
     failure.errno = error.errno
     return failure
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Callable[[bytes | memoryview], object]]:
+    """Give what writes a single file, which takes its place when all of it is on the disk, or not at all.
+
+    Raises:
+        WriteError: it could not be written.
+    """
+    stage = path.with_name(f".{path.name}.gptj-stage-{os.getpid()}")
+    try:
+        stage.unlink(missing_ok=True)
+        with stage.open("xb") as stream:
+            yield stream.write
+            stream.flush()
+            os.fsync(stream.fileno())
+        stage.replace(path)
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            stage.unlink()
 
 
 def _begins_a_page(view: memoryview) -> bool:

@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.checkpoint import open_checkpoint, plan_load
+from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name
-from gptj.errors import BackendError, GPTJError, InputError, SchemaError
+from gptj.errors import BackendError, FormatError, GPTJError, InputError, SchemaError
+from gptj.output_directory import write_error
 from gptj.parity.compare import ParityReport, compare_records
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe
-from gptj.parity.record import Record
+from gptj.parity.record import Record, make_folder
 
 __all__ = [
     "BackendProcessError",
@@ -78,11 +82,12 @@ def run_parity(
         for name in names:
             if progress is not None:
                 progress(name)
-            records.append(
-                record_in_process(
-                    directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name, timeout_s=timeout_s
-                )
-            )
+            record = record_in_process(
+                directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name, config=oracle.config,
+                timeout_s=timeout_s,
+            )  # fmt: skip
+            _require_asked(record, name, dtype, probe, folder / name)
+            records.append(record)
     if progress is not None:
         progress("oracle")
     return compare_records(records, oracle, checkpoint=os.fspath(directory))
@@ -95,6 +100,7 @@ def record_in_process(
     dtype: str,
     probe: Path,
     out: Path,
+    config: GPTJConfig | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
 ) -> Record:
     """The record that a new Python process makes of one backend and leaves in `out`.
@@ -105,7 +111,21 @@ def record_in_process(
     command = ["gptj.parity.record", os.fspath(directory), "--backend", backend, "--dtype", dtype]
     command += ["--probe", os.fspath(probe), "--out", os.fspath(out)]
     run_in_process(command, backend, dtype=dtype, timeout_s=timeout_s)
-    return Record.load(out)
+    return Record.load(out, config=config)
+
+
+def _require_asked(record: Record, backend: str, dtype: str, probe: Probe, directory: Path) -> None:
+    """Make sure that a record is the one that was asked for."""
+    asked, found = probe.as_arrays(), record.probe.as_arrays()
+    other = [name for name, value in asked.items() if not np.array_equal(value, found[name])]
+    if (record.backend, record.dtype) != (backend, dtype) or other:
+        raise FormatError(
+            "is not the record that was asked for",
+            file=directory,
+            where=other[0] if other else None,
+            expected=f"{backend} in {dtype}",
+            found=f"{record.backend} in {record.dtype}",
+        )
 
 
 def run_in_process(
@@ -188,8 +208,12 @@ def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
 def _folder(keep: str | os.PathLike[str] | None) -> Iterator[Path]:
     """`keep`, made if it is missing, or a temporary folder that goes away."""
     if keep is not None:
-        Path(keep).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(keep))
         yield Path(keep)
         return
-    with tempfile.TemporaryDirectory(prefix="gptj-parity-") as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="gptj-parity-")
+    except OSError as error:
+        raise write_error(Path(error.filename or "TMPDIR"), error) from error
+    with temporary as folder:
         yield Path(folder)

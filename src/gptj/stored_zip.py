@@ -130,7 +130,7 @@ class StoredZipWriter:
         alignment: members begin at multiples of it, behind a padding field in their header; 1 for none, as np.savez.
     """
 
-    def __init__(self, write: Callable[[bytes | memoryview], None], *, alignment: int = 1) -> None:
+    def __init__(self, write: Callable[[bytes | memoryview], object], *, alignment: int = 1) -> None:
         self._write = write
         self._alignment = alignment
         self._entries: list[bytes] = []
