@@ -162,15 +162,20 @@ class Probe:
         return cls(**{name: int(value) if name in _SCALARS else value for name, value in arrays.items()})  # type: ignore[arg-type]
 
 
+def require_seed(seed: int) -> None:
+    """Raise InputError unless a probe can be made of `seed`."""
+    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+        expected = f"a whole number, 0 to {LARGEST_SEED}"
+        raise InputError("breaks its rule", where="seed", expected=expected, found=shown(seed))
+
+
 def make_probe(config: GPTJConfig, *, seed: int = 0) -> Probe:
     """A probe for a model of this config: random tokens, four rows of 24 and two prompts, or shorter ones that fit.
 
     Raises:
         InputError: the model has fewer than 8 positions or 2 tokens, or the seed breaks its rule.
     """
-    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
-        expected = f"a whole number, 0 to {LARGEST_SEED}"
-        raise InputError("breaks its rule", where="seed", expected=expected, found=shown(seed))
+    require_seed(seed)
     if config.n_positions < 8 or config.vocab_size < 2:
         raise InputError("too small a model to ask anything", expected="8 positions and 2 tokens at least")
     t = min(BATCH_TOKENS, config.n_positions)
