@@ -19,10 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.checkpoint_writer import check_head_and_size
 from gptj.column_sums import ColumnSums
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
-from gptj.errors import InputError, WriteError, shown
+from gptj.errors import WriteError
 from gptj.manifest import MANIFEST_FILE, FileRecord
 from gptj.output_directory import Fate, FileSystem, OutputDirectory, check_extra_files
 from gptj.safetensors_file import BLOCK_BYTES, WEIGHT_DTYPES
@@ -143,13 +144,7 @@ def write_foreign(
     Raises:
         WriteError, SchemaError, InputError: as for `gptj.checkpoint_writer.write_checkpoint`.
     """
-    if type(max_shard_bytes) is not int or max_shard_bytes < 1:
-        raise InputError(
-            "breaks its rule",
-            where="max_shard_bytes",
-            expected="a whole number, 1 or above",
-            found=shown(max_shard_bytes),
-        )
+    check_head_and_size(head, max_shard_bytes)
     fate = _fate_for(file_name)
     extra = dict(extra_files or {})
     check_extra_files(extra, lambda name: fate(name) != "keep")
@@ -205,6 +200,7 @@ def plan_foreign(
     max_shard_bytes: int,
 ) -> tuple[PlannedFile, ...]:
     """The weights files that `write_foreign` would write."""
+    check_head_and_size(head, max_shard_bytes)
     shards = _cut(_entries(config, head, dialect, dtype_of), max_shard_bytes)
     return tuple(
         PlannedFile(name, len(shard), sum(entry.nbytes for entry in shard))

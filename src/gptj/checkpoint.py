@@ -28,7 +28,7 @@ from gptj.load_plan import LoadPlan, Mismatch, plan_load
 from gptj.manifest import CONFIG_HASH_KEY, Manifest, VerifiedManifest, verify_manifest, warn_of_unchecked
 from gptj.safetensors_file import SafetensorsFile, StoredTensor
 from gptj.schema import HEADS, Head
-from gptj.weight_files import open_weights, safe_path
+from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path
 
 __all__ = [
     "Checkpoint",
@@ -167,7 +167,9 @@ def verify_checkpoint(
         return GPTJConfig.from_file(safe_path(directory, CONFIG_FILE, follow_links=follow_links))
 
     manifest = verify_manifest(directory, config=config, follow_links=follow_links)
-    loaded = {file.path.name for file in open_weights(directory, weights, follow_links=follow_links)}
+    present = [name for name in (WEIGHTS_FILE, INDEX_FILE) if os.path.lexists(directory / name)]
+    chosen = present[0] if weights is None and present else weights
+    loaded = {file.path.name for file in open_weights(directory, chosen, follow_links=follow_links)}
     if strange := sorted(loaded - manifest.weights_files):
         raise FormatError(
             "the weights that would be loaded are not those of the manifest",

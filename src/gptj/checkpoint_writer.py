@@ -36,7 +36,7 @@ from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.weight_files import INDEX_FILE, is_weights_name
 from gptj.weights_writer import WeightsWriter, Witness, WritingRules
 
-__all__ = ["DtypeChoice", "write_checkpoint"]
+__all__ = ["DtypeChoice", "check_head_and_size", "write_checkpoint"]
 
 DtypeChoice = str | Callable[[TensorSpec], str] | None
 """What tensors are stored as: one dtype for all, one for each row, or None: as they come."""
@@ -149,15 +149,7 @@ def _check_arguments(
     metadata: Mapping[str, str] | None,
     provenance: Mapping[str, Any] | None,
 ) -> None:
-    if head not in HEADS:
-        raise InputError("no such head", where="head", expected="one of " + ", ".join(HEADS), found=shown(head))
-    if isinstance(max_shard_bytes, bool) or not isinstance(max_shard_bytes, int) or max_shard_bytes < 1:
-        raise InputError(
-            "breaks its rule",
-            where="max_shard_bytes",
-            expected="a whole number, 1 or above",
-            found=shown(max_shard_bytes),
-        )
+    check_head_and_size(head, max_shard_bytes)
     check_extra_files(extra, lambda name: _fate(name) != "keep")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -166,6 +158,19 @@ def _check_arguments(
         json.dumps(dict(provenance or {}), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"not JSON: {error}", where="provenance") from None
+
+
+def check_head_and_size(head: str, max_shard_bytes: int) -> None:
+    """Raise InputError unless there is such a head, and weights can be cut into files of so many bytes."""
+    if not isinstance(head, str) or head not in HEADS:
+        raise InputError("no such head", where="head", expected="one of " + ", ".join(HEADS), found=shown(head))
+    if type(max_shard_bytes) is not int or max_shard_bytes < 1:
+        raise InputError(
+            "breaks its rule",
+            where="max_shard_bytes",
+            expected="a whole number, 1 or above",
+            found=shown(max_shard_bytes),
+        )
 
 
 def _fate(name: str) -> Fate:

@@ -122,7 +122,7 @@ def stopped(source: Path, directory: Path, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_W11_begun_with_allow_nonfinite_and_resumed_without_it_is_refused(tmp_path, to):
+def test_begun_with_allow_nonfinite_and_resumed_without_it_is_refused(tmp_path, to):
     def read(row):
         values = array_of(row)
         values.reshape(-1)[0] = np.nan if row.name == "transformer.wte.weight" else 1
@@ -157,7 +157,7 @@ def test_an_input_that_json_cannot_say_is_no_key(tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_S7_a_link_in_a_stages_place_is_removed_and_what_it_leads_to_stays(tmp_path, resume):
+def test_a_link_in_a_stages_place_is_removed_and_what_it_leads_to_stays(tmp_path, resume):
     source = write_sample(tmp_path / "in", CONFIG)
     precious = tmp_path / "precious"
     precious.mkdir()
@@ -220,6 +220,19 @@ def test_parity_names_a_transposed_matrix_before_any_framework_runs(tmp_path):
     done = gptj("parity", out)
     assert done.returncode == 1 and f"tensor {name} in model.safetensors differs" in done.stderr
     assert "Traceback" not in done.stderr and not done.stdout
+
+
+def test_weights_of_another_format_beside_are_named_and_no_hindrance(tmp_path):
+    out = write_sample(tmp_path / "out", CONFIG)
+    (out / "pytorch_model.bin").write_bytes(b"")
+    with pytest.warns(CheckpointWarning, match="pytorch_model"):
+        assert verify(out).unchecked == ("pytorch_model.bin",)
+
+
+@pytest.mark.parametrize("to", [to for to in FORMATS if to != "mesh"])
+def test_a_head_that_is_none_is_refused_with_those_that_there_are(tmp_path, to):
+    with pytest.raises(InputError, match=r"head: no such head .*causal_lm"):
+        write(to, tmp_path / "out", head="lm")
 
 
 def test_a_manifest_whose_tensors_are_gone_is_refused_though_its_hash_is_right(tmp_path):
