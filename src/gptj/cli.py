@@ -342,6 +342,7 @@ def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
     manifest = run(directory, fingerprint=fingerprint)
     if as_json:
         facts: dict[str, Any] = {"files": len(manifest.files), "tensors": len(manifest.tensors)}
+        facts |= {"checked": {"files": [*manifest.files], "tensors": [*manifest.tensors]}}
         facts |= {"unchecked": [*manifest.unchecked], "sha256": manifest.sha256}
         format_of = {"verified": str(directory), "format": manifest.weights_format}
         _print_json({**format_of, **facts, "fingerprint": fingerprint})

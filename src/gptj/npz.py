@@ -21,7 +21,16 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.errors import FormatError, GPTJError, LimitError, MissingFileError, SchemaError, UnsafeFileError, shown
+from gptj.errors import (
+    FormatError,
+    GPTJError,
+    InputError,
+    LimitError,
+    MissingFileError,
+    SchemaError,
+    UnsafeFileError,
+    shown,
+)
 from gptj.output_directory import whole_file
 from gptj.safetensors_file import read_into
 from gptj.stored_zip import StoredZip, StoredZipWriter, ZipMember, open_stored_zip
@@ -183,15 +192,21 @@ def open_named_npz(path: Path, names: Collection[str], *, noun: str) -> tuple[Np
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays by their names, to the byte as np.savez does; the file appears whole or not at all.
+    """Write arrays by their names, as np.savez does; the file appears whole or not at all.
 
     Raises:
+        InputError: an array is none of plain numbers.
         WriteError: it could not be written.
     """
+    native = {}
+    for name, array in arrays.items():
+        plain = np.asarray(array, order="C")
+        native[name] = plain.astype(plain.dtype.newbyteorder("="), copy=False)
+        if native[name].dtype not in _DTYPES.values():
+            raise InputError("not an array of plain numbers", file=path, where=name, found=str(plain.dtype))
     with whole_file(path) as write:
         archive = StoredZipWriter(write)
-        for name, array in arrays.items():
-            plain = np.asarray(array, order="C")
+        for name, plain in native.items():
             data = plain.reshape(-1).view(np.uint8).data
             archive.add(f"{name}.npy", npy_header(plain.dtype, plain.shape), data)
         archive.finish()

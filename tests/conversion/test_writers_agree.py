@@ -189,6 +189,7 @@ def test_verify_names_what_it_did_not_check(tmp_path):
     assert named == ["README.md", "notes/", "tokenizer.json"]
     facts = json.loads(gptj("verify", out, "--json").stdout)
     assert facts["unchecked"] == named and facts["files"] == 2
+    assert facts["checked"]["files"] == ["model.safetensors", "config.json"]
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,21 @@ class TestWhatFails:
         report = compare_records([with_answer(right, "cached_logits", cached.logits)], oracle)
         assert failed(report) == {"logits over the cache"}
 
+    @pytest.mark.parametrize("answer", sorted(ANSWERS))
+    def test_text_in_place_of_numbers_is_a_failure(self, oracle, right, answer):
+        text = np.full(right.answers[answer].shape, "1.0")
+        assert not compare_records([with_answer(right, answer, text)], oracle).passed
+
+    def test_a_backend_that_nobody_knows_is_refused(self, oracle, right):
+        with pytest.raises(InputError, match=r"backend: no such backend .*found 'jax'"):
+            compare_records([dataclasses.replace(right, backend="jax")], oracle)
+
+    @pytest.mark.parametrize("answer", sorted(ANSWERS))
+    def test_an_answer_that_is_missing_is_named(self, oracle, right, answer):
+        rest = {name: value for name, value in right.answers.items() if name != answer}
+        with pytest.raises(InputError, match=f"pt: {answer}: has not answered"):
+            compare_records([dataclasses.replace(right, answers=rest)], oracle)
+
 
 class TestChosenTokens:
     def changed(self, record: Record, answer: str, row: int, step: int, token: int) -> Record:
@@ -339,6 +354,30 @@ class TestRecordsOnDisk:
         assert all(np.array_equal(back.answers[name], right.answers[name]) for name in ANSWERS)
         asked = back.probe.as_arrays()
         assert all(np.array_equal(value, asked[name]) for name, value in right.probe.as_arrays().items())
+
+    def test_numpy_reads_it_and_what_numpy_wrote_is_read(self, right, tmp_path):
+        right.save(tmp_path)
+        path = tmp_path / "record.npz"
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        assert all(arrays[name].tobytes() == right.answers[name].tobytes() for name in ANSWERS)
+        np.savez(path, **arrays)
+        back = Record.load(tmp_path, config=CONFIG).answers
+        assert all(np.array_equal(back[name], right.answers[name]) for name in ANSWERS)
+
+    def test_numbers_in_the_other_byte_order_come_back_as_they_were(self, right, tmp_path):
+        swapped = {name: value.astype(value.dtype.newbyteorder(">")) for name, value in right.answers.items()}
+        dataclasses.replace(right, answers=swapped).save(tmp_path)
+        back = Record.load(tmp_path).answers
+        assert all(np.array_equal(back[name], right.answers[name]) for name in ANSWERS)
+
+    @pytest.mark.parametrize("value", [np.array([None]), np.array(["x"]), np.array([1j]), np.array([True])])
+    def test_what_no_record_can_hold_is_not_written(self, right, tmp_path, value):
+        with pytest.raises(InputError, match=r"record\.npz: logits: not an array of plain numbers"):
+            with_answer(right, "logits", value).save(tmp_path)
+        with pytest.raises(InputError, match="facts: not JSON"):
+            dataclasses.replace(right, facts={"seconds": float("nan")}).save(tmp_path)
+        assert [*tmp_path.iterdir()] == []
 
     def test_a_missing_part_is_named(self, right, tmp_path):
         dataclasses.replace(right, answers={k: v for k, v in right.answers.items() if k != "greedy"}).save(tmp_path)

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.errors import InputError, ParityError
+from gptj.backends import BACKENDS
+from gptj.errors import InputError, ParityError, shown
 from gptj.generation.sampling import uniforms
 from gptj.parity.oracle import Oracle, causal_lm_loss, positions_of_mask, token_losses
 from gptj.parity.probe import Probe
-from gptj.parity.record import Record
+from gptj.parity.record import ANSWERS, Record
 from gptj.parity.tolerance import Tolerance, tolerance_of
 
 if TYPE_CHECKING:
@@ -245,7 +246,8 @@ def compare_records(
         manifest: what the report says of the check against the manifest.
 
     Raises:
-        InputError: no record, or records of different dtypes or probes, which prove nothing about each other.
+        InputError: no record, or one of an unknown backend or without an answer; or records of different dtypes or
+            probes, which prove nothing about each other.
     """
     probe, bounds = _common(records)
     expected = expect(oracle, probe)
@@ -271,6 +273,13 @@ def _common(records: Sequence[Record]) -> tuple[Probe, Tolerance]:
     """The probe and the tolerance that all records share."""
     if not records:
         raise InputError("nothing to compare", where="records", expected="at least one record", found=0)
+    for record in records:
+        if record.backend not in BACKENDS:
+            raise InputError(
+                "no such backend", where="backend", expected=", ".join(BACKENDS), found=shown(record.backend)
+            )
+        if missing := sorted(ANSWERS.keys() - record.answers.keys()):
+            raise InputError("has not answered", where=f"{record.backend}: {missing[0]}")
     first = records[0]
     for other in records[1:]:
         if other.dtype != first.dtype:
@@ -309,7 +318,7 @@ def _against_oracle(
     yield measure("logits without a mask", answers["plain_logits"], expected.plain_logits, "btv", masked=False)
     yield measure("logits over the cache", answers["cached_logits"], expected.logits, "btv")
     yield measure("loss", answers["loss"], np.asarray(expected.loss), "", limit=bounds.of_loss(largest))
-    if answers["logits"].shape == expected.logits.shape:
+    if answers["logits"].shape == expected.logits.shape and answers["logits"].dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # a backend's infinite logit gives NaN, which no limit lets pass
             found, wanted = (token_losses(x[:, :-1], probe.labels[:, 1:]) for x in (answers["logits"], expected.logits))
         yield measure("loss of each token", found, wanted, "bt", limit=bounds.of_loss(largest))
@@ -401,6 +410,8 @@ def _judged_tokens(record: Record, oracle: Oracle, answer: str, tie: float) -> M
 
     rows, start = probe.prompt_ids.shape
     stop = start + probe.new_tokens
+    if ids.dtype.kind not in "iu":
+        return broken(f"dtype {ids.dtype}, expected whole numbers")
     if ids.ndim != 2 or len(ids) != rows or not start < ids.shape[1] <= stop:
         return broken(f"shape {ids.shape}, expected {(rows, stop)}")
     if not np.array_equal(ids[:, :start], probe.prompt_ids):

@@ -28,7 +28,7 @@ import gptj
 from gptj.backends import BACKENDS
 from gptj.config import GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES
-from gptj.errors import FormatError, GPTJError, LimitError, naming_file, shown
+from gptj.errors import FormatError, GPTJError, InputError, LimitError, naming_file, shown
 from gptj.json_file import read_json_object
 from gptj.npz import NpyArray, open_named_npz, write_npz
 from gptj.output_directory import whole_file, write_error
@@ -86,15 +86,19 @@ class Record:
         """Write the record's two files into `directory`, which is made if it is missing; the JSON last.
 
         Raises:
+            InputError: an answer is no array of plain numbers, or JSON cannot say the facts.
             WriteError: a file could not be written; each is there whole or not at all.
         """
         directory = Path(directory)
+        try:
+            facts = json.dumps({"backend": self.backend, "dtype": self.dtype, **self.facts}, indent=2, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not JSON: {error}", where="facts") from None
         make_folder(directory)
         asked = {_PROBE_PREFIX + name: value for name, value in self.probe.as_arrays().items()}
         write_npz(directory / ARRAYS_FILE, {**asked, **self.answers})
-        facts = {"backend": self.backend, "dtype": self.dtype, **self.facts}
         with whole_file(directory / FACTS_FILE) as write:
-            write((json.dumps(facts, indent=2) + "\n").encode())
+            write(f"{facts}\n".encode())
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], *, config: GPTJConfig | None = None) -> Record:
