@@ -162,11 +162,7 @@ def verify_checkpoint(
     """
     directory = Path(directory)
     _require_directory(directory)
-
-    def config(manifest: Manifest) -> GPTJConfig:
-        return GPTJConfig.from_file(safe_path(directory, CONFIG_FILE, follow_links=follow_links))
-
-    manifest = verify_manifest(directory, config=config, follow_links=follow_links)
+    manifest = verify_manifest(directory, follow_links=follow_links)
     present = [name for name in (WEIGHTS_FILE, INDEX_FILE) if os.path.lexists(directory / name)]
     chosen = present[0] if weights is None and present else weights
     loaded = {file.path.name for file in open_weights(directory, chosen, follow_links=follow_links)}

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gptj.config import GPTJConfig
+from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import FormatError, GPTJError, MissingFileError, naming_file, shown, warn_of
 from gptj.json_file import read_json_object
@@ -249,7 +249,7 @@ def examine_tensor(tensor: FoundTensor) -> tuple[str, ValueRecord]:
 def verify_manifest(
     directory: Path,
     *,
-    config: Callable[[Manifest], GPTJConfig],
+    config: Callable[[Manifest], GPTJConfig] | None = None,
     find: Callable[[Path, Manifest], Mapping[str, FoundTensor]] = find_tensors,
     follow_links: bool = False,
 ) -> VerifiedManifest:
@@ -257,7 +257,8 @@ def verify_manifest(
 
     Args:
         directory: where.
-        config: gives the directory's config, which must be the one that the weights were written with.
+        config: gives the directory's config, which must be the one that the weights were written with; None reads
+            its config.json.
         find: opens the weights in the manifest's format.
         follow_links: accept links that lead out of the directory.
 
@@ -283,7 +284,11 @@ def verify_manifest(
         raise FormatError(
             f"not what was written: {listed(problems)}", file=directory, hint="Fetch or convert the checkpoint again"
         )
-    found = config(manifest).architecture_sha256
+    if config is None:
+        there = GPTJConfig.from_file(safe_path(directory, CONFIG_FILE, follow_links=follow_links))
+    else:
+        there = config(manifest)
+    found = there.architecture_sha256
     if found != manifest.config_sha256:
         raise FormatError(
             "the config is not the one that the weights were written with",
