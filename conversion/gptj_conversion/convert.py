@@ -407,6 +407,7 @@ def _settle(
 def _write_canonical(order: _Order) -> Path:
     head, room = order.source.head, Room()
     with Witness(order.config, head) if order.fingerprint else contextlib.nullcontext() as witness:
+        account = _account(order, "safetensors", witness)
         return write_checkpoint(
             order.directory,
             order.config,
@@ -420,7 +421,11 @@ def _write_canonical(order: _Order) -> Path:
             allow_overflow=order.allow_overflow,
             allow_nonfinite=order.allow_nonfinite,
             witness=witness,
-            **vars(_account(order, "safetensors", witness)),
+            provenance=account.provenance,
+            origin=account.origin,
+            examine=account.examine,
+            input_identity=account.input_identity,
+            resume=account.resume,
         )
 
 
@@ -442,6 +447,7 @@ def _account(order: _Order, weights_format: str, witness: Witness | None = None)
             verify=order.verify,
             witness=witness,
         ),
+        reopen=reopen,
         input_identity=input_identity(order.source.path),
         resume=order.resume,
     )

@@ -39,6 +39,7 @@ from gptj.errors import (
     shown,
 )
 from gptj.json_file import read_json_object
+from gptj.npz import NpyArray, NpzFile
 from gptj.room import Room
 from gptj.safetensors_file import WEIGHT_DTYPES, cast
 from gptj.schema import Head, TensorSpec, schema
@@ -53,7 +54,6 @@ from gptj_conversion.mesh_folder import (
     open_shards,
 )
 from gptj_conversion.mesh_leaves import count_leaves, layout_of, settle_state
-from gptj_conversion.npz import NpyArray, NpzFile
 from gptj_conversion.source import TOKENIZER_SIGNS, Facts
 from gptj_conversion.training_config import TrainingConfig, config_of
 from gptj_conversion.transpose import copy_transposed

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from gptj.errors import ConfigError, FormatError, GPTJError, MissingFileError, UnsafeFileError, shown
 from gptj.json_file import read_json_object
-from gptj_conversion.npz import NpzFile, open_npz
+from gptj.npz import NpzFile, open_npz
 
 __all__ = [
     "FILES_PER_SHARD",

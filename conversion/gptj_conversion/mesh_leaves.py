@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from gptj.errors import SchemaError
+from gptj.npz import NpzFile
 from gptj_conversion.dialects import mesh_leaves
 from gptj_conversion.mesh_folder import FILES_PER_SHARD
-from gptj_conversion.npz import NpzFile
 
 __all__ = ["Layout", "count_leaves", "layout_of", "pieces", "settle_state"]
 

@@ -19,12 +19,12 @@ from typing import Any
 
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, GPTJError, LimitError, MissingFileError, UnsafeFileError, WriteError, shown
+from gptj.file_kinds import HEAD_BYTES, kind_of
 from gptj.json_file import parse_json_object
+from gptj.npz import NpzFile, open_npz
 from gptj.safetensors_file import open_regular_file, read_into
-from gptj_conversion.file_kinds import HEAD_BYTES, kind_of
 from gptj_conversion.mesh import MeshCheckpoint, open_mesh_folder
 from gptj_conversion.mesh_folder import LARGEST_META_BYTES, MeshFolder, looks_like_mesh
-from gptj_conversion.npz import NpzFile, open_npz
 from gptj_conversion.tar_members import TarMember, tar_members
 from gptj_conversion.training_config import TrainingConfig
 from gptj_conversion.zstd_frames import is_zstandard, unpacked

@@ -137,7 +137,7 @@ def prepare(
     checkpoint = open_checkpoint(path, weights=weights, config=config)
     settled = checkpoint.config.replace(**overrides) if overrides else checkpoint.config
     if verify:
-        verify_checkpoint(path)
+        verify_checkpoint(path, weights=weights)
         check_fingerprint(path, config=settled)
     plan = plan_load(checkpoint, settled, head, ignore_mismatched_sizes=ignore_mismatched_sizes)
     loading = Loading(checkpoint, settled, head, _settle_dtype(dtype, checkpoint, plan), plan, seed)

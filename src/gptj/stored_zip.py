@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError, shown
+from gptj.file_kinds import HEAD_BYTES, kind_of
 from gptj.safetensors_file import FileIdentity, file_identity, open_regular_file, read_into
-from gptj_conversion.file_kinds import HEAD_BYTES, kind_of
 
 __all__ = ["StoredZip", "StoredZipWriter", "ZipMember", "open_stored_zip"]
 
@@ -131,7 +131,7 @@ class StoredZipWriter:
         alignment: members begin at multiples of it, behind a padding field in their header; 1 for none, as np.savez.
     """
 
-    def __init__(self, write: Callable[[bytes | memoryview], None], *, alignment: int = 1) -> None:
+    def __init__(self, write: Callable[[bytes | memoryview], object], *, alignment: int = 1) -> None:
         self._write = write
         self._alignment = alignment
         self._entries: list[bytes] = []
