@@ -96,6 +96,7 @@ class HDF5File:
         self._path = path
         self.identity: FileIdentity = file_identity(stream)
         self._size = self.identity[2]
+        self.structures: list[tuple[int, int]] = []  # where what was read lies: first byte, length
         self._spent = 0
         self._objects = 0
         self._seen: set[int] = set()
@@ -136,6 +137,7 @@ class HDF5File:
         if at + count > self._size:
             self.refuse(where, "malformed HDF5: points beyond the file's end", found=f"{count} bytes at {at}")
         self._spent += count
+        self.structures.append((at, count))
         if self._spent > MOST_METADATA:
             self.refuse(where, "too much metadata", LimitError, expected=f"at most {MOST_METADATA} bytes")
         data = bytearray(count)

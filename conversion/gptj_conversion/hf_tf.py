@@ -187,13 +187,19 @@ def _listed_names(file: HDF5File, group: Group, key: str, where: str) -> list[st
 
 
 def _refuse_overlaps(file: HDF5File, arrays: dict[str, StoredArray]) -> None:
-    """Refuse datasets that share bytes."""
-    last = (0, 0, "")
-    for offset, nbytes, where in sorted((*array.extents[0], where) for where, array in arrays.items()):
-        if nbytes and offset < sum(last[:2]):
-            file.refuse(where, "shares bytes with another dataset", found=shown(last[2]))
-        if nbytes:
-            last = (offset, nbytes, where)
+    """Refuse datasets that share bytes with each other, or with what describes them."""
+    runs = [(*array.extents[0], where) for where, array in arrays.items()]
+    runs += [(offset, nbytes, "") for offset, nbytes in file.structures]
+    array, array_end, structure_end = "", 0, 0
+    for offset, nbytes, where in sorted(run for run in runs if run[1]):
+        if offset < array_end:
+            file.refuse(where or array, "shares bytes with another dataset", found=shown(array) if where else "metadata")
+        if where and offset < structure_end:
+            file.refuse(where, "shares bytes with what describes it", found=f"byte {offset}")
+        if where:
+            array, array_end = where, offset + nbytes
+        else:
+            structure_end = max(structure_end, offset + nbytes)
 
 
 # ---- writing
