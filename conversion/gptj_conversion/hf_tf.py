@@ -1,19 +1,18 @@
-"""tf_model.h5: transformers' TFGPTJ weights in an HDF5 file, read by a reader of our own and written with h5py.
+"""tf_model.h5: transformers' TFGPTJ weights in an HDF5 file, read and written with h5py alone.
 
-HDF5 can point anywhere: to other files, to devices, through filters, at itself. So no byte of a file that was found
-reaches libhdf5 (see `hdf5`); a dataset that is not one plain run of IEEE numbers inside this very file is refused,
-and names are checked against the lists that Keras keeps beside them.
+HDF5 can point anywhere: to other files, to devices, through filters, at itself. So h5py is asked only where each
+dataset lies, in a process of its own (`h5_survey`), and a dataset that is not one plain run of IEEE numbers inside this
+very file is refused; the numbers are then read from the file itself. Names are checked against the lists that Keras
+keeps beside them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,17 +20,11 @@ import numpy as np
 
 from gptj.column_sums import ColumnSums
 from gptj.config import GPTJConfig
-from gptj.errors import (
-    BackendError,
-    SchemaError,
-    WriteError,
-    shown,
-)
+from gptj.errors import BackendError, FormatError, SchemaError, WriteError, shown
 from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory, OutputFile
-from gptj.safetensors_file import open_regular_file
+from gptj.safetensors_file import FileIdentity, file_identity, open_regular_file
 from gptj.schema import Head
-from gptj.weight_files import listed
 from gptj_conversion.foreign import (
     ForeignCheckpoint,
     match_arrays,
@@ -40,7 +33,7 @@ from gptj_conversion.foreign import (
     sharded_files,
 )
 from gptj_conversion.foreign_writer import Entry
-from gptj_conversion.hdf5 import Dataset, Group, HDF5File
+from gptj_conversion.h5_process import H5Process
 from gptj_conversion.stored_array import StoredArray
 
 __all__ = ["H5_FILE", "H5_INDEX", "H5Writer", "model_prefix", "open_h5", "plain_name", "read_h5"]
@@ -49,7 +42,7 @@ H5_FILE = "tf_model.h5"
 H5_INDEX = "tf_model.h5.index.json"
 _T = TypeVar("_T")
 
-_TOP = "top_level_model_weights"
+_MAGIC = b"\x89HDF\r\n\x1a\n"
 _MODEL = re.compile(r"tfgptj_[a-z_0-9]+/")
 _SINGLE = re.compile(r"[^/]+/(?P<weight>tfgptj_[a-z_0-9]+/.*)")
 
@@ -70,6 +63,7 @@ def open_h5(
         follow_links: accept links that lead out of the folder.
 
     Raises:
+        BackendError: h5py is not installed.
         UnsafeFileError: the file points outside itself, or a name or link leads out of the folder.
         FormatError: a file is malformed.
         SchemaError: the arrays are not the model's.
@@ -77,7 +71,8 @@ def open_h5(
     directory = Path(directory)
     settled = read_model_config(directory, config, follow_links=follow_links)
     files, weight_map = sharded_files(directory, weights, follow_links=follow_links)
-    arrays = [array for file in files for array in read_h5(file)]
+    with H5Process() as process:
+        arrays = [array for file in files for array in read_h5(file, process=process)]
     plain_map = None if weight_map is None else {plain_name(name): file for name, file in weight_map.items()}
     require_index_agrees(directory / weights, plain_map, ((array.name, array.file.name) for array in arrays))
     return match_arrays(directory, H5_FILE, "tf", settled, arrays)
@@ -110,96 +105,58 @@ def import_h5py() -> Any:
     return h5py
 
 
-def read_h5(path: Path) -> list[StoredArray]:
+def read_h5(path: Path, *, process: H5Process | None = None) -> list[StoredArray]:
     """Every dataset of one file, by its variable's plain name.
+
+    Args:
+        path: the file.
+        process: where libhdf5 reads it; None starts one for this file alone.
 
     Raises:
         GPTJError: see `open_h5`.
     """
+    import_h5py()
     with open_regular_file(path) as stream:
-        file = HDF5File(stream, path)
-        root = file.root()
-        _require_listed(file, root)
-        places = dict(_datasets(root, ""))
-    arrays = []
-    for where, dataset in places.items():
-        single = _SINGLE.fullmatch(where)
-        name = plain_name(single["weight"]) if single else where
-        nbytes = math.prod(dataset.shape) * dataset.dtype.itemsize
-        arrays.append(
-            StoredArray(
-                name,
-                dataset.dtype.newbyteorder("="),
-                dataset.shape,
-                path,
-                file.identity,
-                ((dataset.offset, nbytes),),
-                swapped=not dataset.dtype.isnative,
-            )
-        )
-        if single and name.split("/")[0] != where.split("/")[0]:
-            file.refuse(where, "stands in another layer's group", SchemaError, expected=shown(name.split("/")[0]))
-    if repeated := [name for name, count in Counter(array.name for array in arrays).items() if count > 1]:
-        raise SchemaError(f"stands twice in the file: {listed(map(shown, repeated))}", file=path)
-    _refuse_overlaps(file, dict(zip(places, arrays, strict=True)))
-    return arrays
+        identity = file_identity(stream)
+        if (head := stream.read(8)) != _MAGIC:
+            raise FormatError("not an HDF5 file", file=path, expected=shown(_MAGIC), found=shown(head))
+    if process is None:
+        with H5Process() as own:
+            found = own.survey(path)
+    else:
+        found = process.survey(path)
+    _refuse_overlaps(path, found)
+    return [_stored(path, identity, where, place) for where, place in found.items()]
 
 
-def _datasets(group: Group, prefix: str) -> Iterator[tuple[str, Dataset]]:
-    for name, member in group.members.items():
-        if isinstance(member, Group):
-            yield from _datasets(member, f"{prefix}{name}/")
-        else:
-            yield prefix + name, member
+def _stored(path: Path, identity: FileIdentity, where: str, place: Mapping[str, Any]) -> StoredArray:
+    single = _SINGLE.fullmatch(where)
+    name = plain_name(single["weight"]) if single else where
+    layer, wanted = where.split("/")[0], name.split("/")[0]
+    if single and layer != wanted:  # by whose name transformers looks for it, and else leaves it at random numbers
+        raise SchemaError(
+            "stands in another layer's group", file=path, where=shown(where)[1:-1], expected=shown(wanted),
+            found=shown(layer),
+        )  # fmt: skip
+    return StoredArray(
+        name,
+        np.dtype(place["dtype"]),
+        tuple(place["shape"]),
+        path,
+        identity,
+        ((place["offset"], place["nbytes"]),),
+        swapped=place["swapped"],
+    )
 
 
-def _require_listed(file: HDF5File, root: Group) -> None:
-    """Make sure that the lists that Keras keeps name each layer and weight that is there, once, and no other."""
-    places = [where for where, _ in _datasets(root, "")]
-    if not any(_SINGLE.fullmatch(where) for where in places):
-        _compare(file, root, "layer_names", "", places)
-        return
-    _compare(file, root, "layer_names", "", [name for name in root.members if name != _TOP])
-    for layer, group in root.members.items():
-        if not isinstance(group, Group):
-            file.refuse(layer, "a dataset where a layer must be", SchemaError, expected="a group")
-        _compare(file, group, "weight_names", layer, [where for where, _ in _datasets(group, "")])
-
-
-def _compare(file: HDF5File, group: Group, key: str, where: str, there: list[str]) -> None:
-    """Compare a list of names with what is there."""
-    counts, known = Counter(_listed_names(file, group, key, where)), set(there)
-    problems = [f"{shown(n)} is listed twice" for n in sorted(counts) if counts[n] > 1]
-    problems += [f"{shown(n)} is listed and missing" for n in counts if n not in known]
-    problems += [f"{shown(n)} is not listed" for n in there if n not in counts]
-    if problems:
-        file.refuse(where, f"{key} and what is there disagree: {listed(problems)}", SchemaError)
-
-
-def _listed_names(file: HDF5File, group: Group, key: str, where: str) -> list[str]:
-    """The names that a list has. Keras cuts a list of more than 64 kB into key0, key1, ..."""
-    keys = [key]
-    if key not in group.attributes:
-        keys = [f"{key}{number}" for number in range(len(group.attributes)) if f"{key}{number}" in group.attributes]
-    if not keys:
-        file.refuse(where or key, f"has no {key}", SchemaError, expected="a file that Keras wrote")
-    return [name for one in keys for name in file.names(group.attributes[one], where)]
-
-
-def _refuse_overlaps(file: HDF5File, arrays: dict[str, StoredArray]) -> None:
-    """Refuse datasets that share bytes with each other, or with what describes them."""
-    runs = [(*array.extents[0], where) for where, array in arrays.items()]
-    runs += [(offset, nbytes, "") for offset, nbytes in file.structures]
-    array, array_end, structure_end = "", 0, 0
-    for offset, nbytes, where in sorted(run for run in runs if run[1]):
-        if offset < array_end:
-            file.refuse(where or array, "shares bytes with another dataset", found=shown(array) if where else "metadata")
-        if where and offset < structure_end:
-            file.refuse(where, "shares bytes with what describes it", found=f"byte {offset}")
-        if where:
-            array, array_end = where, offset + nbytes
-        else:
-            structure_end = max(structure_end, offset + nbytes)
+def _refuse_overlaps(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse datasets that share bytes."""
+    end, before = 0, ""
+    for offset, nbytes, where in sorted((place["offset"], place["nbytes"], where) for where, place in found.items()):
+        if nbytes and offset < end:
+            raise FormatError("shares bytes with another dataset", file=path, where=where, found=shown(before))
+        if nbytes:
+            end, before = offset + nbytes, where
 
 
 # ---- writing

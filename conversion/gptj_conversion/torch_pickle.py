@@ -207,7 +207,9 @@ class _Interpreter:
     def name_global(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             self.refuse(
-                "the pickle calls something whose name is no text", UnsafeFileError, found=f"{_brief(module)}.{_brief(name)}"
+                "the pickle calls something whose name is no text",
+                UnsafeFileError,
+                found=f"{_brief(module)}.{_brief(name)}",
             )
         allowed = (module, name) in (
             ("torch._utils", "_rebuild_tensor_v2"),

@@ -1,7 +1,9 @@
-"""HDF5 files whose structures lie, and whose lists name something else than what is there."""
+"""HDF5 whose structure leads libhdf5 astray, and whose lists and datasets are not what Keras writes."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,189 +12,163 @@ from typing import Any
 import h5py
 import numpy as np
 from gptj_conversion.convert import convert
-from gptj_conversion.hf_tf import read_h5
 
 from malformed import Malformed
 
-TITLE = "HDF5 structures and lists"
-FOREIGN = Path(__file__).parents[2] / "data" / "foreign"
-SHARDED = FOREIGN / "tf_sharded" / "tf_model-00002-of-00002.h5"
-SINGLE = FOREIGN / "tf" / "tf_model.h5"
-WTE = "transformer/tfgptj_for_causal_lm/transformer/wte/weight:0"
-UNDEFINED = 2**64 - 1
+TITLE = "HDF5"
+GOOD = Path(__file__).parents[2] / "data" / "foreign" / "tf"
+FILE = "tf_model.h5"
+LAYER, INNER = "transformer", "transformer/tfgptj_for_causal_lm"
+WTE = f"{INNER}/transformer/wte/weight:0"
 
 
-def read(folder: Path) -> object:
-    return [array.read(array.dtype) for array in read_h5(folder / "tf_model.h5")]
+def door(folder: Path) -> object:
+    return convert(folder / "in", folder / "out", fingerprint=False)
 
 
-def convert_folder(folder: Path) -> object:
-    return convert(folder, folder / "out")
-
-
-def patched(at: int, new: bytes, source: Path = SHARDED) -> Callable[[Path], object]:
-    """Makes a file of which some bytes were overwritten."""
+def spoilt(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Makes the good folder with the bytes of its weights changed."""
 
     def make(folder: Path) -> None:
-        data = bytearray(source.read_bytes())
-        data[at : at + len(new)] = new
-        (folder / "tf_model.h5").write_bytes(data)
+        shutil.copytree(GOOD, folder / "in")
+        (folder / "in" / FILE).write_bytes(change((GOOD / FILE).read_bytes()))
 
     return make
 
 
-def changed(change: Callable[[Any], object]) -> Callable[[Path], object]:
-    """Makes a model's folder whose weights were changed with h5py."""
+def edited(change: Callable[[h5py.File], object]) -> Callable[[Path], None]:
+    """Makes the good folder with its weights changed by h5py."""
 
     def make(folder: Path) -> None:
-        (folder / "config.json").write_bytes((FOREIGN / "tf" / "config.json").read_bytes())
-        (folder / "tf_model.h5").write_bytes(SINGLE.read_bytes())
-        with h5py.File(folder / "tf_model.h5", "r+") as file:
+        shutil.copytree(GOOD, folder / "in")
+        with h5py.File(folder / "in" / FILE, "r+") as file:
             change(file)
 
     return make
 
 
-def places(data: bytes, signature: bytes) -> list[int]:
-    """Where a signature stands."""
-    return [at for at in range(0, len(data), 8) if data[at : at + 4] == signature]
+def put(at: int, value: bytes) -> Callable[[bytes], bytes]:
+    return lambda data: data[:at] + value + data[at + len(value) :]
+
+
+def places(signature: bytes) -> list[tuple[int, int]]:
+    """Number and place of some structures of a kind: the root's, a layer's, a block's, and the last that is read."""
+    found = [match.start() for match in re.finditer(re.escape(signature), (GOOD / FILE).read_bytes())]
+    return [(number, found[number]) for number in sorted({0, 1, 5, len(found) - 2} & {*range(len(found))})]
+
+
+def with_endless_heap(data: bytes, number: int = 0) -> bytes:
+    """A local heap's first free block becomes its own successor."""
+    at = [match.start() for match in re.finditer(b"HEAP", data)][number]
+    head, segment = struct.unpack_from("<QQ", data, at + 16)
+    assert head != 1, "the heap is full"
+    return put(segment + head, struct.pack("<Q", head))(data)
 
 
 def structures() -> Iterator[Malformed]:
-    """Fields of each kind of structure, overwritten with cycles, addresses beyond the end, and absurd counts."""
-    data = SHARDED.read_bytes()
-
-    def case(what: str, at: int, new: bytes, names: str = "tf_model.h5") -> Malformed:
-        return Malformed(what, patched(at, new), read, names)
-
-    for heap in places(data, b"HEAP"):
-        size, free, segment = struct.unpack_from("<3Q", data, heap + 8)
-        name = f"local heap at {heap}"
-        if free != 1:
-            own = segment + free
-            yield case(f"{name}: a free block is its own successor", own, struct.pack("<Q", free), "circle")
-            yield case(f"{name}: a free block outside", own, struct.pack("<Q", size), "tf_model.h5")
-            yield case(f"{name}: a free block of no length", own + 8, bytes(8), "free block")
-            yield case(f"{name}: a free block of 2^63 bytes", own + 8, struct.pack("<Q", 2**63), "free block")
-        for value in (size + 1, 2**32, 2**63):
-            yield case(f"{name}: the free list begins at {value}", heap + 16, struct.pack("<Q", value))
-        for value in (0, 2**40, UNDEFINED):
-            yield case(f"{name}: {value} bytes", heap + 8, struct.pack("<Q", value))
-        for value in (len(data), UNDEFINED):
-            yield case(f"{name}: its data at {value}", heap + 24, struct.pack("<Q", value))
-    for tree in places(data, b"TREE"):
-        for value, what in ((tree, "itself"), (len(data), "beyond the end"), (UNDEFINED, "nothing")):
-            yield case(f"B-tree at {tree}: its child is {what}", tree + 32, struct.pack("<Q", value))
-        yield case(f"B-tree at {tree}: its child is itself, a level lower", tree + 5, b"\1")
-        yield case(f"B-tree at {tree}: 65535 children", tree + 6, b"\xff\xff")
-        yield case(f"B-tree at {tree}: a tree of chunks", tree + 4, b"\1")
-    for node in places(data, b"SNOD"):
-        yield case(f"symbols at {node}: 65535 of them", node + 6, b"\xff\xff")
-        yield case(f"symbols at {node}: the first is the root", node + 16, struct.pack("<Q", 96))
-        yield case(f"symbols at {node}: the first lies beyond the end", node + 16, struct.pack("<Q", 2**60))
-        yield case(f"symbols at {node}: a name outside the heap", node + 8, struct.pack("<Q", 2**40))
-        yield case(f"symbols at {node}: the first is a soft link", node + 24, b"\2", "SoftLink")
-    for heap in places(data, b"GCOL"):
-        yield case(f"global heap at {heap}: 2^63 bytes", heap + 8, struct.pack("<Q", 2**63))
-        yield case(f"global heap at {heap}: no bytes", heap + 8, bytes(8))
-        yield case(f"global heap at {heap}: an object of 2^64 - 1 bytes", heap + 24, b"\xff" * 8)
-        yield case(f"global heap at {heap}: its first object is free space", heap + 16, bytes(2))
-    for version in (4, 255):
-        yield case(f"superblock of version {version}", 8, bytes([version]), "superblock")
-    yield case("addresses of 4 bytes", 13, b"\4", "superblock")
-    yield case("the file's end lies beyond its end", 40, struct.pack("<Q", 2**40), "cut short")
-    yield case("the root lies beyond the end", 64, struct.pack("<Q", 2**40))
-    yield case("the root has 65535 messages", 98, b"\xff\xff", "messages")
-    yield case("the root's messages take 4 GB", 104, b"\xff" * 4)
+    """The same few lies in every heap, tree and node of the file."""
+    data = (GOOD / FILE).read_bytes()
+    q = lambda value: struct.pack("<Q", value)  # noqa: E731
+    for number, at in places(b"HEAP"):
+        head, segment = struct.unpack_from("<QQ", data, at + 16)
+        if head != 1:
+            yield case(f"heap {number}: a free block is its own successor", put(segment + head, q(head)))
+            yield case(f"heap {number}: a free block of 2^60 bytes", put(segment + head + 8, q(2**60)))
+        yield case(f"heap {number}: its data is itself", put(at + 24, q(at)))
+        yield case(f"heap {number}: 2^62 bytes", put(at + 8, q(2**62)))
+        yield case(f"heap {number}: the free list lies outside", put(at + 16, q(2**40)))
+    for number, at in places(b"TREE"):
+        yield case(f"tree {number}: its own child", put(at + 32, q(at)))
+        yield case(f"tree {number}: 65,535 entries", put(at + 6, struct.pack("<H", 65535)))
+        yield case(
+            f"tree {number}: level 255, its own child", lambda d, at=at: put(at + 5, b"\xff")(put(at + 32, q(at))(d))
+        )
+        yield case(f"tree {number}: its child lies outside", put(at + 32, q(2**50)))
+    for number, at in places(b"SNOD"):
+        yield case(f"node {number}: 65,535 symbols", put(at + 6, struct.pack("<H", 65535)))
+        header = struct.unpack_from("<Q", data, at + 16)[0]
+        yield case(f"node {number}: an object that is the file's head", put(at + 16, q(0)))
+        yield case(f"node {number}: an object header of no version", put(header, b"\x09"))
+        yield case(f"node {number}: an object header of 2^31 bytes", put(header + 8, struct.pack("<I", 2**31)))
+    for number, at in places(b"GCOL"):
+        yield case(f"names {number}: a heap of no bytes", put(at + 8, q(0)))
+        yield case(f"names {number}: a heap of 2^60 bytes", put(at + 8, q(2**60)))
+        yield case(f"names {number}: an object of 2^40 bytes", put(at + 24, q(2**40)))
 
 
-def data_in_structures(at: int) -> Callable[[Any], object]:
-    """Changes where a dataset's bytes are said to lie to the place of a structure."""
-
-    def change(file: Any) -> None:
-        place = struct.pack("<Q", file[WTE].id.get_offset())
-        path = Path(file.filename)
-        file.close()
-        path.write_bytes(path.read_bytes().replace(place, struct.pack("<Q", at), 1))
-
-    return change
+def case(what: str, change: Callable[[bytes], bytes]) -> Malformed:
+    return Malformed(what, spoilt(change), door, FILE)
 
 
-def rename(file: Any, old: str, new: str) -> None:
+def with_list(path: str, key: str, values: Any, dtype: Any = None) -> Callable[[Path], None]:
+    """Makes a file whose list of names at `path` is another."""
+    return edited(lambda file: file[path].attrs.__setitem__(key, np.array(values, dtype=dtype)))
+
+
+def moved(file: h5py.File, old: str, new: str) -> None:
     file.move(old, new)
 
 
-def numbers(file: Any, key: str = "layer_names") -> None:
-    file.attrs[key] = [1, 2]
-
-
-def references(file: Any) -> None:
+def replaced(file: h5py.File, **options: Any) -> None:
     del file[WTE]
-    file.create_dataset(WTE, data=np.array([file.ref] * 4, dtype=h5py.ref_dtype))
+    file.create_dataset(WTE, **options)
 
 
-def regions(file: Any) -> None:
-    place = file["lm_head/tfgptj_for_causal_lm/lm_head/bias:0"].regionref[0:1]
-    file.create_dataset("lm_head/region", data=np.array([place] * 2, dtype=h5py.regionref_dtype))
+def references(file: h5py.File) -> None:
+    there = np.array([file[LAYER].ref] * 3, dtype=h5py.ref_dtype)
+    replaced(file, data=there)
 
 
-def lists() -> Iterator[Malformed]:
-    """Lists that are none, or name something else than what is there."""
-    changes: dict[str, tuple[Callable[[Any], object], str]] = {
-        "object references in place of weights": (references, "references"),
-        "a dataset of region references": (regions, "region"),
-        "layer_names are numbers": (numbers, "layer_names"),
-        "weight_names are numbers": (lambda file: numbers(file["transformer"], "weight_names"), "weight_names"),
-        "layer_names is one text": (lambda file: file.attrs.__setitem__("layer_names", "transformer"), "layer_names"),
-        "layer_names is a number": (lambda file: file.attrs.__setitem__("layer_names", 3), "layer_names"),
-        "layer_names has two axes": (
-            lambda file: file.attrs.__setitem__("layer_names", np.array([[b"transformer", b"lm_head"]])), "layer_names",
-        ),
-        "layer_names are object references": (
-            lambda file: file.attrs.__setitem__("layer_names", np.array([file.ref], h5py.ref_dtype)), "layer_names",
-        ),
-        "layer_names are lists of numbers": (
-            lambda file: file.attrs.create("layer_names", None, (2,), h5py.vlen_dtype(np.int32)), "layer_names",
-        ),
-        "layer_names are compounds": (
-            lambda file: file.attrs.__setitem__("layer_names", np.zeros(2, [("a", "<f4")])), "layer_names",
-        ),
-        "layer_names is empty": (
-            lambda file: file.attrs.__setitem__("layer_names", h5py.Empty("S1")), "layer_names",
-        ),
-        "a misspelt layer group": (lambda file: rename(file, "lm_head", "lm_haed"), "lm_haed"),
-        "a group and its list misspelt alike": (
-            lambda file: [
-                rename(file, "lm_head", "lm_haed"),
-                file.attrs.__setitem__("layer_names", ["lm_haed", "transformer"]),
-            ],
-            "lm_haed",
-        ),
-        "a layer listed twice": (
-            lambda file: file.attrs.__setitem__("layer_names", ["lm_head", "transformer", "lm_head"]), "lm_head",
-        ),
-        "a layer that is absent": (
-            lambda file: file.attrs.__setitem__("layer_names", ["lm_head", "transformer", "ghost"]), "ghost",
-        ),
-        "a group that no list names": (
-            lambda file: file.attrs.__setitem__("layer_names", ["transformer"]), "lm_head",
-        ),
-        "as many names as groups, one another": (
-            lambda file: file.attrs.__setitem__("layer_names", ["ghost", "transformer"]), "ghost",
-        ),
-        "an empty group whose list names a weight": (
-            lambda file: file["top_level_model_weights"].attrs.__setitem__("weight_names", ["ghost:0"]), "ghost:0",
-        ),
-        "weights that no list of the top level names": (
-            lambda file: file["top_level_model_weights"].create_dataset("x", data=np.zeros(2, "f4")), "'x'",
-        ),
-        "a dataset in place of a layer": (lambda file: file.create_dataset("x", data=np.zeros(2, "f4")), "x"),
-        "a committed datatype": (lambda file: file.__setitem__("x", np.dtype("f4")), "x"),
-    }  # fmt: skip
-    for at in (0, 96, 680, 800, 1072):
-        changes[f"weights where the metadata at {at} is"] = (data_in_structures(at), "tf_model.h5")
-    for what, (change, names) in changes.items():
-        yield Malformed(what, changed(change), convert_folder, names)
+def reference_list(file: h5py.File) -> None:
+    file.attrs["layer_names"] = np.array([file[name].ref for name in file], dtype=h5py.ref_dtype)
 
 
-CASES = [*structures(), *lists()]
+TWICE, GHOST = [b"transformer", b"transformer", b"lm_head"], [b"transformer", b"ghost", b"lm_head"]
+
+LISTS = [
+    Malformed("layer_names are numbers", with_list("/", "layer_names", [1, 2]), door, "layer_names"),
+    Malformed("layer_names are floats", with_list("/", "layer_names", [1.0, 2.0, 3.0]), door, "layer_names"),
+    Malformed("layer_names is one name", with_list("/", "layer_names", b"transformer", "S11"), door, "layer_names"),
+    Malformed("layer_names has two axes", with_list("/", "layer_names", [[b"transformer"]]), door, "layer_names"),
+    Malformed("layer_names are references", edited(reference_list), door, "layer_names"),
+    Malformed("layer_names is empty", with_list("/", "layer_names", [], "S1"), door, "layer_names"),
+    Malformed("a layer twice", with_list("/", "layer_names", TWICE), door, "twice"),
+    Malformed("a layer that is absent", with_list("/", "layer_names", GHOST), door, "ghost"),
+    Malformed("a layer misspelt", with_list("/", "layer_names", [b"transfomer", b"lm_head"]), door, "transfomer"),
+    Malformed("a layer left out", with_list("/", "layer_names", [b"lm_head"]), door, "'transformer' is not listed"),
+    Malformed("weight_names are numbers", with_list(LAYER, "weight_names", [1, 2]), door, "weight_names"),
+    Malformed("weight_names is one number", with_list(LAYER, "weight_names", 7), door, "weight_names"),
+    Malformed("weight_names of another layer", with_list("lm_head", "weight_names", [b"x:0"]), door, "lm_head"),
+    Malformed("a layer's group misspelt", edited(lambda f: moved(f, LAYER, "transfomer")), door, "transfomer"),
+    Malformed(
+        "a model's group misspelt",
+        edited(lambda f: moved(f, INNER, f"{LAYER}/tfgptj_for_casual_lm")),
+        door,
+        "weight_names",
+    ),
+    Malformed("a weight misspelt", edited(lambda f: moved(f, WTE, WTE.replace("wte", "wet"))), door, "wet"),
+    Malformed("a group that no list names", edited(lambda f: f.create_group("spare")), door, "spare"),
+    Malformed("a dataset that no list names", edited(lambda f: f.create_dataset("spare", data=[1.0])), door, "spare"),
+    Malformed("a weight beside the listed", edited(lambda f: f.create_dataset(f"{LAYER}/x", data=[1.0])), door, "x"),
+    Malformed(
+        "a layer's group and its list misspelt alike",
+        edited(lambda f: (moved(f, "lm_head", "lm_haed"), f.attrs.create("layer_names", [b"lm_haed", b"transformer"]))),
+        door,
+        "lm_haed",
+    ),
+    Malformed(
+        "a list of the top level that names a weight",
+        with_list("top_level_model_weights", "weight_names", [b"ghost:0"]),
+        door,
+        "ghost",
+    ),
+    Malformed("object references", edited(references), door, "object references"),
+    Malformed("text", edited(lambda f: replaced(f, data=["a", "b"])), door, "wte"),
+    Malformed("complex numbers", edited(lambda f: replaced(f, data=np.zeros((40, 12), "c8"))), door, "wte"),
+    Malformed("bools", edited(lambda f: replaced(f, data=np.zeros((40, 12), bool))), door, "wte"),
+    Malformed("no data", edited(lambda f: replaced(f, data=h5py.Empty("f4"))), door, "wte"),
+    Malformed("one number", edited(lambda f: replaced(f, data=1.0)), door, "wte"),
+    Malformed("33 axes", edited(lambda f: replaced(f, shape=(1,) * 32, dtype="f4")), door, "wte"),
+]
+
+CASES = [*structures(), *LISTS]

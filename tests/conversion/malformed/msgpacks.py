@@ -72,7 +72,7 @@ def cases() -> Iterator[Malformed]:
     values: dict[str, Any] = {
         "nil": None, "true": True, "an integer": 7, "a negative integer": -7, "2^63": 2**63, "a float": 1.5,
         "text": "x", "bytes": b"x", "a list": [1, 2], "an empty list": [],
-        "a timestamp": datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc),
+        "a timestamp": datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
     }  # fmt: skip
     for what, value in values.items():
         makers[f"{what} in place of an array"] = lambda value=value: pack({"a": value})

@@ -46,7 +46,8 @@ def state(value: bytes, name: bytes = text("w")) -> bytes:
 
 
 VALUES = {
-    "2^63": long(2**63), "2^2030": long(2**2030), "an integer of 5,000 digits": long(10**5000), "-1": b"J\xff\xff\xff\xff",
+    "2^63": long(2**63), "2^2030": long(2**2030), "an integer of 5,000 digits": long(10**5000),
+    "-1": b"J\xff\xff\xff\xff",
     "-2^2030": long(-(2**2030)), "None": b"N", "True": b"\x88", "an empty list": b"]", "an empty dict": b"}",
     "an empty tuple": b")", "a list that holds itself": b"]q\1h\1a", "a dict that holds itself": b"}q\1X\1\0\0\0ah\1s",
     "text": text("x"), "a function": b"ccollections\nOrderedDict\n", "a tensor": tensor(),
