@@ -8,14 +8,15 @@ torch.compile or export), which is then not checked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.errors import InputError
+from gptj.errors import InputError, shown
 
 __all__ = [
     "IGNORED_LABEL",
@@ -26,19 +27,39 @@ __all__ = [
     "check_call",
     "check_class_labels",
     "check_embeddings",
+    "check_functions",
     "check_head_mask",
     "check_ids",
     "check_labels",
     "check_length",
+    "check_method",
     "check_places",
     "check_positions",
+    "check_row",
     "check_row_ends",
     "integers",
+    "numbers",
+    "part_of_a_model",
     "problem_type",
 ]
 
 IGNORED_LABEL = -100
 """The label that no loss counts."""
+
+
+def numbers(value: Any, *, where: str) -> NDArray[Any]:
+    """`value`, an array or nested lists, as a NumPy array of numbers or bools.
+
+    Raises:
+        InputError: ragged lists, or anything but numbers.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError("rows of different lengths", where=where, hint="Pad them and pass an attention_mask") from None
+    if array.dtype.kind not in "iubf" and array.dtype != ml_dtypes.bfloat16:
+        raise InputError("not numbers", where=where, expected="an array of numbers", found=str(array.dtype))
+    return array
 
 
 def integers(value: Any, *, where: str) -> NDArray[Any]:
@@ -47,15 +68,38 @@ def integers(value: Any, *, where: str) -> NDArray[Any]:
     Raises:
         InputError: floats, bools, ragged lists, another number of axes, or an empty axis.
     """
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise InputError("rows of different lengths", where=where, hint="Pad them and pass an attention_mask") from None
+    array = numbers(value, where=where)
     if array.dtype.kind not in "iu":
         raise InputError("not whole numbers", where=where, expected="an integer array", found=str(array.dtype))
     if array.ndim != 2 or 0 in array.shape:
         raise InputError("of another shape", where=where, expected="(batch, tokens), neither 0", found=array.shape)
     return array
+
+
+def check_row(token_ids: Any) -> list[Any]:
+    """One row of token ids as a list, whatever they are; refuses what has no items."""
+    try:
+        if not isinstance(token_ids, str | bytes | Mapping):
+            return list(token_ids)
+    except TypeError:
+        pass
+    raise InputError("not a row of token ids", where="token_ids", expected="[id, ...]", found=shown(token_ids))
+
+
+def check_functions(value: Any, *, where: str) -> tuple[Callable[..., Any], ...]:
+    """`value`, a list of functions or None for none, as a tuple."""
+    functions = () if value is None else value
+    if isinstance(functions, list | tuple) and all(callable(one) for one in functions):
+        return tuple(functions)
+    raise InputError("not a list of functions", where=where, expected="[function, ...]", found=shown(value))
+
+
+def check_method(value: Any, *methods: str, where: str) -> None:
+    """Refuse an object without these methods, where it is not None."""
+    lacking = [method for method in methods if not callable(getattr(value, method, None))]
+    if value is not None and lacking:
+        expected = "an object with " + " and ".join(f"{method}()" for method in methods)
+        raise InputError("cannot be used", where=where, expected=expected, found=shown(value))
 
 
 def _refuse_first(wrong: NDArray[np.bool_], array: NDArray[Any], *, where: str, problem: str, expected: str) -> None:
@@ -106,12 +150,11 @@ def check_length(config: GPTJConfig, past: int, length: int) -> None:
 
 
 def check_attention_mask(mask: Any, batch: int, lengths: tuple[int, ...]) -> NDArray[Any]:
-    """`mask` as 0 and 1, (b, s) with s one of `lengths`: 1 In, 0 Out. A row of zeros attends to nothing."""
-    array = np.asarray(mask)
-    if array.dtype.kind not in "iub":
-        raise InputError(
-            "neither whole numbers nor bools", where="attention_mask", expected="0 and 1", found=str(array.dtype)
-        )
+    """`mask` as 0 and 1, (b, s) with s one of `lengths`: 1 In, 0 Out. A row of zeros attends to nothing.
+
+    Whole numbers, bools and floats will do, as long as each is 0 or 1 exactly.
+    """
+    array = numbers(mask, where="attention_mask")
     if array.ndim != 2 or array.shape[0] != batch or array.shape[1] not in lengths:
         expected = " or ".join(str((batch, s)) for s in dict.fromkeys(lengths))
         raise InputError("of another shape", where="attention_mask", expected=expected, found=array.shape)
@@ -226,6 +269,11 @@ def check_embeddings(config: GPTJConfig, shape: tuple[int, ...]) -> None:
     if shape != (config.vocab_size, config.n_embd):
         expected = (config.vocab_size, config.n_embd)
         raise InputError("of another shape", where="embeddings", expected=expected, found=shape, hint="Resize first")
+
+
+def part_of_a_model(act: str) -> InputError:
+    """The error of an act on a model's `base_model` that would leave the model's head as it was."""
+    return InputError("this model is a part of another, whose head must follow", where=act, hint=f"Call model.{act}")
 
 
 def check_cache_size(config: GPTJConfig, batch: int, capacity: int) -> None:

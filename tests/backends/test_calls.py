@@ -165,8 +165,10 @@ def test_a_fresh_model_has_a_generation_config_that_follows_its_config(wing):
     assert wing.numpy(model.generate(IDS, eos_token_id=None)).shape == (2, 9)
     with pytest.raises(ConfigError, match="top_k: breaks its rule"):
         model.generation_config.top_k = -1
+    model.generation_config = {"max_new_tokens": 4}
+    assert model.generation_config.max_new_tokens == 4
     with pytest.raises(InputError, match="generation_config"):
-        model.generation_config = {"max_new_tokens": 3}
+        model.generation_config = 3
 
 
 def test_a_loaded_model_without_the_file_has_a_generation_config(fresh):

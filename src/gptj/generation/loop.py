@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,8 +15,11 @@ from gptj.generation.config import ASSISTANT_FIELDS, GenerationConfig
 from gptj.generation.contrastive import contrastive_steps
 from gptj.generation.decoder import DecoderFactory
 from gptj.generation.output import GenerateOutput, TokenStep
+from gptj.generation.processors import AllowedTokens
 from gptj.generation.session import LogitsProcessor, Session, prepare
 from gptj.generation.stopping import DecodeText, StoppingCriterion
+from gptj.inputs import check_method
+from gptj.outputs import KVCache
 
 __all__ = ["Streamer", "generate", "stream"]
 
@@ -36,14 +39,16 @@ def generate(
     input_ids: Any,
     *,
     model_config: GPTJConfig,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None,
     attention_mask: Any = None,
     seed: int | Sequence[int] | None = None,
     streamer: Streamer | None = None,
     logits_processor: Sequence[LogitsProcessor] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     decode: DecodeText | None = None,
+    allowed: AllowedTokens | None = None,
     assistant: DecoderFactory | None = None,
+    unseen: int = 0,
 ) -> GenerateOutput:
     """The prompts continued.
 
@@ -51,7 +56,7 @@ def generate(
         decoder_factory: makes an empty decoder for (batch, capacity).
         input_ids: whole numbers (prompts, t), array-like.
         model_config: the model's; token ids and lengths are checked against it before anything is computed.
-        generation_config: how; None is greedy with the model's eos.
+        generation_config: how, or a dict of its fields; None is greedy with the model's eos.
         attention_mask: 0 and 1 (prompts, t), 0 for padding, which must be on the left. A padded prompt gives what it
             gives without padding.
         seed: 0 to 2**64 - 1 for the whole batch, or one a prompt (then a prompt's text does not depend on its batch);
@@ -60,8 +65,11 @@ def generate(
         logits_processor: functions (ids, logits) -> logits, after the config's own and before temperature.
         stopping_criteria: functions (ids, scores) -> bool, or bools (rows,).
         decode: token ids -> text, for stop_strings.
+        allowed: (number of the prompt, ids so far) -> the ids that may come next.
         assistant: decoders of a smaller model with the same vocabulary, whose guesses the model checks. The result
             is the same with and without it.
+        unseen: how many columns of `input_ids` only stand for embeddings, which the decoders know: neither processors
+            nor the result have them.
 
     Raises:
         InputError: an argument breaks its rule. Nothing has been computed.
@@ -77,13 +85,16 @@ def generate(
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
         decode=decode,
+        allowed=allowed,
         assistant=assistant,
+        unseen=unseen,
     )
     if session.config.num_beams > 1:
         _refuse_beams(streamer is not None, "streamer")
-        return search_beams(session)
+        return search_beams(session).without_columns(unseen)
+    check_method(streamer, "put", "end", where="streamer")
     steps = _steps(session, assistant)
-    if streamer is not None:
+    if streamer is not None and not unseen:
         streamer.put(session.prompt.copy())
     collected = []
     for step in steps:
@@ -92,7 +103,7 @@ def generate(
             streamer.put(step.tokens)
     if streamer is not None:
         streamer.end()
-    return _gathered(session, collected)
+    return _gathered(session, collected).without_columns(unseen)
 
 
 def stream(
@@ -100,13 +111,15 @@ def stream(
     input_ids: Any,
     *,
     model_config: GPTJConfig,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None,
     attention_mask: Any = None,
     seed: int | Sequence[int] | None = None,
     logits_processor: Sequence[LogitsProcessor] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     decode: DecodeText | None = None,
+    allowed: AllowedTokens | None = None,
     assistant: DecoderFactory | None = None,
+    unseen: int = 0,
 ) -> Iterator[TokenStep]:
     """The steps of `generate`, each as soon as it is made; the arguments are checked before the first is asked for.
 
@@ -123,7 +136,9 @@ def stream(
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
         decode=decode,
+        allowed=allowed,
         assistant=assistant,
+        unseen=unseen,
     )
     _refuse_beams(session.config.num_beams > 1, "num_beams")
     return _steps(session, assistant)
@@ -134,17 +149,23 @@ def _prepared(
     input_ids: Any,
     *,
     model_config: GPTJConfig,
-    generation_config: GenerationConfig | None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None,
     assistant: DecoderFactory | None,
     **arguments: Any,
 ) -> Session:
     """A checked session, the assistant's own fields included."""
-    config = generation_config or GenerationConfig.from_model_config(model_config)
+    if generation_config is None:
+        config = GenerationConfig.from_model_config(model_config)
+    else:
+        config = GenerationConfig.of(generation_config)
+    config.check_honoured()
     if assistant is None:
         config.require_defaults(ASSISTANT_FIELDS, "an assistant model")
     elif config.strategy not in ("greedy", "sample") or config.prompt_lookup_num_tokens is not None:
         found = "prompt_lookup_num_tokens" if config.prompt_lookup_num_tokens is not None else config.strategy
         raise InputError("assists greedy decoding and sampling alone", where="assistant", found=found)
+    else:
+        config = config.with_assistant()
     return prepare(decoder_factory, input_ids, model_config=model_config, generation_config=config, **arguments)
 
 
@@ -174,8 +195,7 @@ def plain_steps(session: Session) -> Iterator[TokenStep]:
     decoder = session.decoder()
     result = session.prefill(decoder, copies=session.copies, want=session.want)
     while True:
-        scores = session.adjust(session.ids[:, : session.columns], result.logits)
-        tokens = session.choose(scores, session.index)
+        tokens, scores = session.next_tokens(result.logits)
         yield session.append(tokens, result, scores)
         if session.ended.all():
             return
@@ -198,4 +218,12 @@ def _gathered(session: Session, steps: Sequence[TokenStep]) -> GenerateOutput:
             else None
         ),
         attentions=tuple(s.attentions for s in steps if s.attentions is not None) if config.output_attentions else None,
+        past_key_values=_cache(session),
     )
+
+
+def _cache(session: Session) -> KVCache | None:
+    """The keys and values of all columns but the last, which the model has not read."""
+    config = session.config
+    wanted = config.return_dict_in_generate and config.use_cache and config.strategy in ("greedy", "sample")
+    return session.reader.filled(session.columns - 1) if wanted and session.reader is not None else None
