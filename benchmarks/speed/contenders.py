@@ -48,17 +48,17 @@ def contenders() -> dict[str, Contender]:
 
 def _ours() -> list[Contender]:
     plain = [
-        _wing(f"gptj-{family}", family, "float32", "folder", {"dtype": "float32"}, trains=True) for family in FRAMEWORKS
+        _wing(f"gptj-{family}", family, "float32", "folder", {"param_dtype": "float32"}, trains=True) for family in FRAMEWORKS
     ]
-    fused = {"dtype": "float32", "attn_implementation": "sdpa"}
+    fused = {"param_dtype": "float32", "attn_implementation": "sdpa"}
     plain.insert(1, _wing("gptj-pt-sdpa", "pt", "float32", "folder", fused, trains=True))
-    plain.insert(2, _wing("gptj-pt-bfloat16", "pt", "bfloat16", "bfloat16", {"dtype": "bfloat16"}))
+    plain.insert(2, _wing("gptj-pt-bfloat16", "pt", "bfloat16", "bfloat16", {"param_dtype": "bfloat16"}))
     prepared = [
-        _wing(f"gptj-{family}-fast", family, "float32", "folder", {"inference": True, "dtype": "float32"})
+        _wing(f"gptj-{family}-fast", family, "float32", "folder", {"inference": True, "param_dtype": "float32"})
         for family in FRAMEWORKS
     ]
     prepared += [
-        _wing(f"gptj-{family}-fast-bfloat16", family, "bfloat16", "bfloat16", {"inference": True, "dtype": "bfloat16"})
+        _wing(f"gptj-{family}-fast-bfloat16", family, "bfloat16", "bfloat16", {"inference": True, "param_dtype": "bfloat16"})
         for family in FRAMEWORKS
     ]
     # The other two wings have no quantised weights.
