@@ -48,7 +48,8 @@ def contenders() -> dict[str, Contender]:
 
 def _ours() -> list[Contender]:
     plain = [
-        _wing(f"gptj-{family}", family, "float32", "folder", {"param_dtype": "float32"}, trains=True) for family in FRAMEWORKS
+        _wing(f"gptj-{family}", family, "float32", "folder", {"param_dtype": "float32"}, trains=True)
+        for family in FRAMEWORKS
     ]
     fused = {"param_dtype": "float32", "attn_implementation": "sdpa"}
     plain.insert(1, _wing("gptj-pt-sdpa", "pt", "float32", "folder", fused, trains=True))
@@ -58,7 +59,13 @@ def _ours() -> list[Contender]:
         for family in FRAMEWORKS
     ]
     prepared += [
-        _wing(f"gptj-{family}-fast-bfloat16", family, "bfloat16", "bfloat16", {"inference": True, "param_dtype": "bfloat16"})
+        _wing(
+            f"gptj-{family}-fast-bfloat16",
+            family,
+            "bfloat16",
+            "bfloat16",
+            {"inference": True, "param_dtype": "bfloat16"},
+        )
         for family in FRAMEWORKS
     ]
     # The other two wings have no quantised weights.
