@@ -113,7 +113,12 @@ class Record:
 
 
 def record_backend(
-    directory: str | os.PathLike[str], backend: str, *, dtype: str = "float32", probe: Probe | None = None
+    directory: str | os.PathLike[str],
+    backend: str,
+    *,
+    dtype: str = "float32",
+    probe: Probe | None = None,
+    weights: str | None = None,
 ) -> Record:
     """The answers of one backend, computed in this process.
 
@@ -122,6 +127,7 @@ def record_backend(
         backend: "pt", "tf" or "flax".
         dtype: what the parameters are loaded as.
         probe: what to ask; None makes one of the model's config.
+        weights: which weights file, where the directory holds several sets.
 
     Raises:
         BackendError: there is no such backend, or its framework is not installed.
@@ -129,7 +135,7 @@ def record_backend(
     """
     started = time.monotonic()
     wing = gptj.backend(backend)
-    model = wing.GPTJForCausalLM.from_pretrained(directory, dtype=dtype)
+    model = wing.GPTJForCausalLM.from_pretrained(directory, dtype=dtype, weights=weights)
     probe = make_probe(model.config) if probe is None else probe
     probe.check(model.config)
     answers = _model_calls(wing, model, probe) | {"cached_logits": _cached_logits(wing, model, probe)}

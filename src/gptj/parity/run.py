@@ -47,6 +47,7 @@ def run_parity(
     dtype: str = "float32",
     probe: Probe | None = None,
     seed: int = 0,
+    weights: str | None = None,
     keep: str | os.PathLike[str] | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
     progress: Callable[[str], None] | None = None,
@@ -58,6 +59,7 @@ def run_parity(
         backends: their names; None is all that are installed.
         dtype: what the weights are loaded as, in the backends and, rounded the same, in the oracle.
         probe: what to ask; None makes one of `seed`.
+        weights: which weights file, where the directory holds several sets.
         keep: a folder for the probe and the records, one folder a backend; None keeps nothing.
         timeout_s: how long one backend's process may take.
         progress: told the name of each backend before it starts, and "oracle".
@@ -69,7 +71,8 @@ def run_parity(
     """
     names = _settle_backends(backends)
     dtype = dtype_name(dtype)
-    oracle = open_oracle(directory, dtype=dtype)
+    directory, weights = split_weights(directory, weights)
+    oracle = open_oracle(directory, dtype=dtype, weights=weights)
     probe = make_probe(oracle.config, seed=seed) if probe is None else probe
     probe.check(oracle.config)
     with _folder(keep) as folder:
@@ -80,7 +83,13 @@ def run_parity(
                 progress(name)
             records.append(
                 record_in_process(
-                    directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name, timeout_s=timeout_s
+                    directory,
+                    name,
+                    dtype=dtype,
+                    probe=folder / "probe.npz",
+                    out=folder / name,
+                    weights=weights,
+                    timeout_s=timeout_s,
                 )
             )
     if progress is not None:
@@ -95,6 +104,7 @@ def record_in_process(
     dtype: str,
     probe: Path,
     out: Path,
+    weights: str | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
 ) -> Record:
     """The record that a new Python process makes of one backend and leaves in `out`.
@@ -104,6 +114,8 @@ def record_in_process(
     """
     command = ["gptj.parity.record", os.fspath(directory), "--backend", backend, "--dtype", dtype]
     command += ["--probe", os.fspath(probe), "--out", os.fspath(out)]
+    if weights is not None:
+        command += ["--weights", weights]
     run_in_process(command, backend, dtype=dtype, timeout_s=timeout_s)
     return Record.load(out)
 
@@ -156,18 +168,26 @@ def child_environment(dtype: str) -> dict[str, str]:
     return environment
 
 
-def open_oracle(directory: str | os.PathLike[str], *, dtype: str = "float64") -> Oracle:
+def open_oracle(
+    directory: str | os.PathLike[str], *, dtype: str = "float64", weights: str | None = None
+) -> Oracle:
     """The float64 oracle of a checkpoint, its weights rounded to `dtype` as a backend's are when it loads them.
 
     Raises:
         SchemaError: the checkpoint is no whole causal language model.
         GPTJError: it cannot be opened.
     """
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, weights=weights)
     plan = plan_load(checkpoint, checkpoint.config, "causal_lm")
     if plan.missing:
         raise SchemaError("not a whole causal language model", file=directory, found=f"no {', '.join(plan.missing)}")
-    return Oracle(checkpoint.config, lambda name: checkpoint.read(plan.tensors[name].name, dtype))
+
+    def read(name: str) -> NDArray[Any]:
+        if name in plan.zeros:
+            return np.zeros((checkpoint.config.vocab_size,), numpy_dtype(dtype))
+        return checkpoint.read(plan.tensors[name].name, dtype)
+
+    return Oracle(checkpoint.config, read)
 
 
 def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
