@@ -225,11 +225,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", required=True, choices=("pt", "tf", "flax"))
     parser.add_argument("--dtype", default="float32", choices=PARAMETER_DTYPES)
     parser.add_argument("--probe", help="an .npz of what to ask; without it, one is made of the model's config")
+    parser.add_argument("--weights", help="which weights file, where there are several sets")
     parser.add_argument("--out", required=True, help="the folder for record.npz and record.json")
     options = parser.parse_args(arguments)
     try:
         probe = None if options.probe is None else Probe.load(options.probe)
-        record_backend(options.directory, options.backend, dtype=options.dtype, probe=probe).save(options.out)
+        chosen = {"dtype": options.dtype, "weights": options.weights}
+        record_backend(options.directory, options.backend, probe=probe, **chosen).save(options.out)
     except GPTJError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 2

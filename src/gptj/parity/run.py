@@ -14,15 +14,20 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.checkpoint import open_checkpoint, plan_load
-from gptj.dtypes import dtype_name
+from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import BackendError, GPTJError, InputError, SchemaError
 from gptj.parity.compare import ParityReport, compare_records
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.record import Record
+from gptj.weight_files import split_weights
 
 __all__ = [
     "BackendProcessError",
@@ -168,9 +173,7 @@ def child_environment(dtype: str) -> dict[str, str]:
     return environment
 
 
-def open_oracle(
-    directory: str | os.PathLike[str], *, dtype: str = "float64", weights: str | None = None
-) -> Oracle:
+def open_oracle(directory: str | os.PathLike[str], *, dtype: str = "float64", weights: str | None = None) -> Oracle:
     """The float64 oracle of a checkpoint, its weights rounded to `dtype` as a backend's are when it loads them.
 
     Raises:
