@@ -94,7 +94,8 @@ def weight_sets(directory: Path, stem: str, suffix: str) -> list[str]:
     if present or not directory.is_dir():
         return present
     variants = re.compile(rf"{re.escape(stem)}(\.[\w-]+{re.escape(suffix)}|{re.escape(suffix)}\.index\.[\w-]+\.json)")
-    return sorted(path.name for path in directory.iterdir() if variants.fullmatch(path.name))
+    names = (path.name for path in directory.iterdir() if variants.fullmatch(path.name))
+    return sorted(name for name in names if not re.search(r"-\d{5}-of-\d{5}", name))
 
 
 def choose_set(directory: Path, names: list[str], open_set: Callable[[str], Any]) -> str:

@@ -26,7 +26,7 @@ _WRAPPERS = frozenset(
     {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module"}
 )
 _LANDMARK = re.compile(
-    rf"(?P<lead>(?:.+\.)??)(?:{re.escape(BASE_PREFIX)})?(?:wte\.weight|ln_f\.weight|h\.\d{{1,6}}\.ln_1\.weight)"
+    rf"(?P<lead>(?:.+?\.)??)(?:{re.escape(BASE_PREFIX)})?(?:wte\.weight|ln_f\.weight|h\.\d{{1,6}}\.ln_1\.weight)"
 )
 # What trl and trlx train beside a language model: value heads, and the frozen layers of a reference model.
 _OTHER_HEADS = re.compile(

@@ -1,4 +1,4 @@
-"""Weights under a wrapper's names, in a training checkpoint's nesting, under a variant's file names, in two equal sets."""
+"""Weights under a wrapper's names, in a training checkpoint, under a variant's file names, in two equal sets."""
 
 from __future__ import annotations
 
