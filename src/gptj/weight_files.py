@@ -148,17 +148,17 @@ def split_weights(path: str | os.PathLike[str], weights: str | None = None) -> t
     """
     path = Path(path)
     try:
-        if weights is None and weights_suffix(path.name) and path.is_file():
-            return path.parent, _index_of(path) or path.name
-        if weights is not None and (Path(weights).name != weights or (path / weights).is_dir()):
-            given = Path(weights) if Path(weights).is_absolute() or not (path / weights).exists() else path / weights
-            if given.is_dir():
-                raise FormatError("a folder", file=given, where="weights", expected="the name of a weights file in DIR")
-            if path.is_dir() and given.exists() and given.parent.resolve() == path.resolve():
-                return path, given.name
-    except (OSError, ValueError):
-        pass  # which whoever opens it says
-    return path, weights
+        if weights is None:
+            is_file = bool(weights_suffix(path.name)) and path.is_file()
+            return (path.parent, _index_of(path) or path.name) if is_file else (path, None)
+        given = path / weights if (path / weights).exists() else Path(weights)
+        is_folder = given.is_dir()
+        is_inside = given.name != weights and given.exists() and given.parent.resolve() == path.resolve()
+    except (OSError, ValueError, TypeError):
+        return path, weights  # which whoever opens it refuses
+    if is_folder:
+        raise FormatError("a folder", file=given, where="weights", expected="the name of a weights file in DIR")
+    return path, given.name if is_inside else weights
 
 
 def _index_of(shard: Path) -> str | None:

@@ -62,7 +62,7 @@ CASES = [
     Malformed("two state dicts", made(lambda t: {"model": t, "ema": t}), door, "ema"),
     Malformed("no state dict", made(lambda t: {"step": 3}), door, BIN),
     Malformed("a nesting too deep", made(lambda t: {"a": {"b": {"c": {"d": {"e": {"f": t}}}}}}), door, BIN),
-    Malformed("a nested half", made(lambda t: {"model": {"transformer.wte.weight": t["lm_head.weight"]}}), door, "ln_1"),
+    Malformed("a nested half", made(lambda t: {"m": {"transformer.wte.weight": t["lm_head.weight"]}}), door, "ln_1"),
     Malformed("legacy, cut short", made(dict, edited(lambda raw: raw[:-1]), write=write_legacy), door, BIN),
     Malformed("legacy, cut in its pickles", made(dict, edited(lambda raw: raw[:90]), write=write_legacy), door, BIN),
     Malformed("legacy, a byte more", made(dict, edited(lambda raw: raw + b"x"), write=write_legacy), door, BIN),
