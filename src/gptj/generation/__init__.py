@@ -13,6 +13,7 @@ Table of contents:
     search_beams                       beam search, beam sampling, diverse groups  beams
     contrastive_steps                  contrastive search                          contrastive
     assisted_steps                     assistant models and prompt lookup          assisted
+                                       prompts that are more than token ids        called
                                        one generation in progress                  session
                                        when a row ends                             stopping
 
@@ -26,7 +27,7 @@ from gptj.generation.config import GenerationConfig
 from gptj.generation.conversation import Conversation
 from gptj.generation.decoder import Decoder, DecoderFactory, Step
 from gptj.generation.loop import Streamer, generate, stream
-from gptj.generation.mixin import Generates
+from gptj.generation.mixin import Generates, inside_a_graph
 from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.sampling import draw, uniforms
 
@@ -42,6 +43,7 @@ __all__ = [
     "TokenStep",
     "draw",
     "generate",
+    "inside_a_graph",
     "stream",
     "uniforms",
 ]

@@ -57,6 +57,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         super().__init__(config, dtype=dtype, seed=seed, name=name)
         policy = self.dtype_policy
         self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
+        self.transformer._inside = True
         self.lm_head = Linear(name="lm_head", dtype=policy)
         if _do_init:
             self.initialise(dtype=policy, seed=seed)
@@ -175,6 +176,7 @@ class GPTJForSequenceClassification(PretrainedModel):
         super().__init__(config, dtype=dtype, seed=seed, name=name)
         policy = self.dtype_policy
         self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
+        self.transformer._inside = True
         self.score = Linear(name="score", dtype=policy)
         if _do_init:
             self.initialise(dtype=policy, seed=seed)
@@ -279,6 +281,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
         super().__init__(config, dtype=dtype, seed=seed, name=name)
         policy = self.dtype_policy
         self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
+        self.transformer._inside = True
         self.qa_outputs = Linear(name="qa_outputs", dtype=policy)
         if _do_init:
             self.initialise(dtype=policy, seed=seed)
