@@ -28,6 +28,7 @@ from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import CheckpointWarning, GPTJError, shown
 from gptj.prepared import QUANTIZATIONS
+from gptj.weight_files import split_weights
 
 if TYPE_CHECKING:
     from gptj_conversion.plan import ConversionPlan
@@ -160,6 +161,9 @@ source_options = (
     click.option("--source-format", metavar="FORMAT", help="Where several fit. [default: what is found]"),
     click.option("--weights", metavar="FILE", help="Which weights file of SRC, where it holds several sets."),
     click.option("--follow-links", is_flag=True, help="Accept links that lead out of SRC."),
+)
+weights_option = click.option(
+    "--weights", metavar="FILE", help="Which weights file of DIR, where it holds several sets."
 )
 size_option = click.option(
     "--max-shard-gb", type=click.FloatRange(min=0.001), default=5.0, show_default=True, help="Size of a weights file."
@@ -329,8 +333,9 @@ def _spelt(value: Any) -> str:
 @gptj_command.command(short_help="Check a folder against the hashes noted of it.")
 @click.argument("directory", type=PathArgument, metavar="DIR")
 @click.option("--fingerprint", is_flag=True, help="Also run the float64 reference, and compare its logits.")
+@weights_option
 @json_option
-def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
+def verify(directory: Path, fingerprint: bool, weights: str | None, as_json: bool) -> None:
     """Check what `gptj convert` wrote into DIR, in any format, against its manifest.json.
 
     Every file and every tensor is read and hashed again; the source is not needed. The sha256 is of all tensors in
@@ -339,7 +344,7 @@ def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
     """
     from gptj_conversion.verify import verify as run
 
-    manifest = run(directory, fingerprint=fingerprint)
+    manifest = run(directory, fingerprint=fingerprint, weights=weights)
     if as_json:
         facts: dict[str, Any] = {"files": len(manifest.files), "tensors": len(manifest.tensors)}
         facts |= {"checked": {"files": [*manifest.files], "tensors": [*manifest.tensors]}}
@@ -393,6 +398,7 @@ generate_options = (
     _option("Output", "--json", "as_json", is_flag=True, help="Print token ids and text as JSON; for several prompts, "
             "an object a line."),
     _option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
+    _option("Model", "--weights", metavar="FILE", help="Which weights file of DIR, where it holds several sets."),
     _option("Model", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]"),
     _option("Model", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
             help="How many prompts to read at once."),
@@ -426,8 +432,8 @@ generate_options = (
 def generate(
     directory: Path, prompt: str | None, prompts: str | None, token_ids: str | None, allow_special: bool,
     truncate: str | None, stream: bool, interactive: bool, as_json: bool, backend: str | None, dtype: str | None,
-    batch_size: int, assistant: Path | None, quantize: str | None, seed: int | None, stop: tuple[str, ...],
-    fields: tuple[str, ...], **named: Any,
+    weights: str | None, batch_size: int, assistant: Path | None, quantize: str | None, seed: int | None,
+    stop: tuple[str, ...], fields: tuple[str, ...], **named: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with the model in DIR; a PROMPT of - is all of stdin.
 
@@ -451,8 +457,10 @@ def generate(
         raise click.UsageError("--batch-size is for whole texts: leave out --stream and --interactive.")
 
     settings = {name: value for name, value in named.items() if value is not None}
+    directory, weights = split_weights(directory, weights)
     request = Request(
         directory=directory,
+        weights=weights,
         backend=backend,
         dtype=dtype,
         assistant=assistant,
@@ -518,12 +526,13 @@ def _token_ids(text: str) -> tuple[int, ...]:
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the prompts and sampled text."
 )
+@weights_option
 @click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @json_option
 def parity(
-    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, skip_manifest: bool, verbose: bool,
-    as_json: bool,
+    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, weights: str | None,
+    skip_manifest: bool, verbose: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -533,7 +542,7 @@ def parity(
     from gptj.parity import run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
-    report = run_parity(directory, names, dtype=dtype, seed=seed, check_manifest=not skip_manifest)
+    report = run_parity(directory, names, dtype=dtype, seed=seed, weights=weights, check_manifest=not skip_manifest)
     if as_json:
         _print_json(report.as_dict())
     else:

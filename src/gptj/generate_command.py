@@ -68,6 +68,7 @@ class Request:
     directory: Path
     backend: str | None = None
     dtype: str | None = None
+    weights: str | None = None
     assistant: Path | None = None
     quantize: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -127,14 +128,16 @@ class Desk:
 
     def load(self) -> Any:
         """The model."""
-        return self._load(self.directory)
+        return self._load(self.directory, weights=self.request.weights)
 
     def load_assistant(self) -> Any:
         """The assistant model, None where none was asked for."""
         return None if self.request.assistant is None else self._load(locate(self.request.assistant))
 
-    def _load(self, directory: Path) -> Any:
+    def _load(self, directory: Path, *, weights: str | None = None) -> Any:
         options: dict[str, Any] = {} if self.request.dtype is None else {"dtype": self.request.dtype}
+        if weights is not None:
+            options["weights"] = weights
         if self.request.quantize is not None:
             options |= {"inference": True, "quantize": self.request.quantize}
         return gptj.backend(self.backend).GPTJForCausalLM.from_pretrained(directory, **options)
