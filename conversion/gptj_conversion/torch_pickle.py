@@ -23,7 +23,7 @@ DEEPEST_STACK = 10_000
 MOST_CONTAINERS = 200_000
 """Dicts, lists and tuples; a tensor takes some six."""
 WIDEST_NUMBER = 8
-"""Bytes of a LONG1; the numbers of a state dict count bytes of a file."""
+"""Bytes of a LONG1; the numbers of a state dict count bytes of a file. Only `LEGACY_MAGIC` has ten."""
 DEEPEST_NESTING = 4
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -371,8 +371,9 @@ class _Interpreter:
 
     def long(self) -> None:
         count = self.take(1)[0]
-        if count > WIDEST_NUMBER:
-            self.refuse("a number too large", LimitError, expected=f"at most {WIDEST_NUMBER} bytes", found=count)
+        most = 10 if self.where == "magic number" else WIDEST_NUMBER
+        if count > most:
+            self.refuse("a number too large", LimitError, expected=f"at most {most} bytes", found=count)
         self.push(int.from_bytes(self.take(count), "little", signed=True))
 
     def unicode(self, layout: str) -> None:
