@@ -29,6 +29,7 @@ from gptj.errors import (
     WriteError,
     shown,
 )
+from gptj.extras import install_line
 from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory, OutputFile
 from gptj.safetensors_file import file_identity, open_regular_file
@@ -110,7 +111,7 @@ def import_h5py() -> Any:
     try:
         import h5py
     except ImportError:
-        raise BackendError("h5py is not installed", hint='pip install "gptj[convert]"') from None
+        raise BackendError("h5py is not installed", hint=install_line("convert")) from None
     return h5py
 
 

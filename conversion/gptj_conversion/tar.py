@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from gptj.config import GPTJConfig
 from gptj.errors import BackendError, FormatError, LimitError, MissingFileError, UnsafeFileError, WriteError, shown
+from gptj.extras import install_line
 from gptj.json_file import parse_json_object
 from gptj.safetensors_file import open_regular_file, read_into
 from gptj_conversion.mesh import MeshCheckpoint, open_mesh_folder
@@ -89,7 +90,7 @@ def _decompress(path: Path, spool: Path, limit: int) -> None:
     try:
         import zstandard
     except ImportError:
-        raise BackendError("zstandard is not installed", file=path, hint='pip install "gptj[convert]"') from None
+        raise BackendError("zstandard is not installed", file=path, hint=install_line("convert")) from None
     written = 0
     try:
         with open_regular_file(path) as packed, spool.open("xb") as out:

@@ -26,9 +26,10 @@ import gptj
 from gptj.backends import choose_backend
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, GPTJError, InputError
-from gptj.generation import Conversation, GenerationConfig, TokenStep
+from gptj.generation import Conversation, GenerationConfig, TokenStep, known_tokens_only
 from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.generation.sampling import SEEDS
+from gptj.generation.session import LogitsProcessor
 from gptj.hub import locate
 from gptj.inputs import check_ids
 from gptj.prompts import Prompt, read_turns
@@ -63,6 +64,7 @@ class Request:
         seed: of the draws; None for one from the operating system.
         truncate: whether a prompt that is too long loses its beginning; otherwise it is refused.
         allow_special: whether `<|endoftext|>` in a text is that token.
+        any_token: whether tokens that the folder's tokenizer does not know may be chosen too.
     """
 
     directory: Path
@@ -74,6 +76,7 @@ class Request:
     seed: int | None = None
     truncate: bool = False
     allow_special: bool = False
+    any_token: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,20 @@ class Desk:
 
     def words(self) -> Words:
         """A decoder for one text."""
-        return Numbers() if self.tokenizer is None else self.tokenizer.stream()
+        return Numbers() if self.tokenizer is None else self.tokenizer.stream(unknown="show")
+
+    def text(self, ids: list[int]) -> str | None:
+        """The text of whole tokens, None without a tokenizer. An unknown one is shown as its number."""
+        return None if self.tokenizer is None else self.tokenizer.decode(ids, unknown="show")
+
+    def processors(self, config: GenerationConfig) -> list[LogitsProcessor]:
+        """What keeps the model to the tokens that its tokenizer knows, and to those that the settings name."""
+        if self.tokenizer is None or self.request.any_token or len(self.tokenizer) >= self.model_config.vocab_size:
+            return []
+        forced = (config.forced_bos_token_id, config.forced_eos_token_id)
+        named = itertools.chain.from_iterable(ids if isinstance(ids, tuple) else [ids] for ids in forced)
+        but = {*config.eos_token_ids, *(token_id for token_id in named if token_id is not None)}
+        return [known_tokens_only(len(self.tokenizer), but=but)]
 
 
 class Numbers:
@@ -266,6 +282,7 @@ def continued(desk: Desk, model: Any, assistant: Any, batch: Sequence[Job]) -> I
         config.replace(return_dict_in_generate=True),
         attention_mask=mask,
         seed=[job.seed for job in batch],
+        logits_processor=desk.processors(config),
         tokenizer=desk.tokenizer,
         assistant_model=assistant,
     )
@@ -281,7 +298,7 @@ def continued(desk: Desk, model: Any, assistant: Any, batch: Sequence[Job]) -> I
             **({"seed": job.seed} if config.strategy in ("sample", "beam_sample") else {}),
             **({} if output.sequences_scores is None else {"score": float(output.sequences_scores[row])}),
             "token_ids": made,
-            "text": None if desk.tokenizer is None else desk.tokenizer.decode(_shown(made, len(job.ids), config)),
+            "text": desk.text(_shown(made, len(job.ids), config)),
         }
 
 
@@ -310,7 +327,14 @@ def stream_prompts(request: Request, prompts: Sequence[Prompt], *, write: Callab
     for number, job in enumerate(jobs):
         words = desk.words()
         write(("\n" if number else "") + words.push(job.ids))
-        steps = model.stream([job.ids], job.config, seed=job.seed, tokenizer=desk.tokenizer, assistant_model=assistant)
+        steps = model.stream(
+            [job.ids],
+            job.config,
+            seed=job.seed,
+            logits_processor=desk.processors(job.config),
+            tokenizer=desk.tokenizer,
+            assistant_model=assistant,
+        )
         try:
             for piece in pieces(steps, words, job.config):
                 write(piece)
@@ -363,7 +387,13 @@ def converse(
         ids, fitting = fitted(desk, conversation, desk.encode(text), config)
         if number < len(prompts):
             write(text)
-        steps = conversation.stream(ids, fitting, seed=(desk.seed + number) % SEEDS, tokenizer=desk.tokenizer)
+        steps = conversation.stream(
+            ids,
+            fitting,
+            seed=(desk.seed + number) % SEEDS,
+            logits_processor=desk.processors(fitting),
+            tokenizer=desk.tokenizer,
+        )
         with interruptible() as interrupted:
             for piece in pieces(steps, desk.words(), config, interrupted):
                 write(piece)

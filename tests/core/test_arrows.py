@@ -28,7 +28,7 @@ CORE_LIBRARIES = {
     "gptj",
     "huggingface_hub",
 }
-CONVERSION_LIBRARIES = {"numpy", "ml_dtypes", "filelock", "gptj", "gptj_conversion", "h5py", "msgpack", "zstandard"}
+CONVERSION_LIBRARIES = {"numpy", "ml_dtypes", "filelock", "gptj", "gptj_conversion", "h5py", "zstandard"}
 FRONT = {"cli.py", "__main__.py"}
 ASKED_FOR = {"token_rows.py": FRAMEWORKS, "tokenizer.py": FRAMEWORKS}
 """Files that import a framework only inside a function, when a caller asks for its arrays (return_tensors)."""

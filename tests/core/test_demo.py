@@ -89,7 +89,7 @@ def test_a_framework_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(journey, "installed_backends", lambda: ("pt", "flax"))
     console = heard()
     journey._say_what_is_missing(console)
-    assert text_of(console).strip() == 'TensorFlow is not installed: pip install "gptj[tf]"'
+    assert text_of(console).strip() == 'TensorFlow is not installed: pip install "gptj-multibackend[tf]"'
 
 
 @pytest.mark.parametrize("keep", [None, Path("elsewhere")])

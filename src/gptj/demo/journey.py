@@ -19,6 +19,7 @@ from rich.table import Table
 
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
+from gptj.extras import install_line
 from gptj.parity import ParityReport, Probe, Record, run_parity
 from gptj.parity.run import run_in_process
 from gptj.parity.tolerance import FLOAT32_ABSOLUTE
@@ -220,7 +221,7 @@ def _say_what_is_missing(console: Console) -> None:
     if missing:
         console.print("")
     for name in missing:
-        console.print(f'  {BACKENDS[name].framework} is not installed: pip install "gptj[{name}]"', markup=False)
+        console.print(f"  {BACKENDS[name].framework} is not installed: {install_line(name)}", markup=False)
 
 
 def _say_what_next(keep: Path | None, backend: str, console: Console) -> None:

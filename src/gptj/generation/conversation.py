@@ -18,6 +18,8 @@ from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, Ids, Mask, Step
 from gptj.generation.loop import stream
 from gptj.generation.output import TokenStep
+from gptj.generation.session import LogitsProcessor
+from gptj.generation.stopping import decode_with
 
 if TYPE_CHECKING:
     from gptj.generation.mixin import Generates
@@ -53,6 +55,7 @@ class Conversation:
         generation_config: GenerationConfig | None = None,
         *,
         seed: int | None = None,
+        logits_processor: Sequence[LogitsProcessor] = (),
         tokenizer: Any = None,
         **overrides: Any,
     ) -> Iterator[TokenStep]:
@@ -82,7 +85,8 @@ class Conversation:
             model_config=self._model.config,
             generation_config=config,
             seed=seed,
-            decode=None if tokenizer is None else tokenizer.decode,
+            logits_processor=logits_processor,
+            decode=decode_with(tokenizer),
         )
         self.ids = ids
         return self._noted(steps, config.eos_token_ids)

@@ -6,7 +6,7 @@ A wing's mixin adds how its decoder is made and how its arrays become NumPy's an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from gptj.generation.decoder import Decoder
 from gptj.generation.loop import Streamer, generate, stream
 from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.session import LogitsProcessor
-from gptj.generation.stopping import StoppingCriterion
+from gptj.generation.stopping import StoppingCriterion, decode_with
 
 __all__ = ["Generates"]
 
@@ -135,13 +135,12 @@ class Generates:
         assistant_model: Any,
         tokenizer: Any,
     ) -> dict[str, Any]:
-        decode: Callable[..., str] | None = None if tokenizer is None else tokenizer.decode
         return {
             "attention_mask": self._numbers(attention_mask, "attention_mask"),
             "seed": seed,
             "logits_processor": logits_processor,
             "stopping_criteria": stopping_criteria,
-            "decode": decode,
+            "decode": decode_with(tokenizer),
             "assistant": None if assistant_model is None else assistant_model._decoder,
         }
 

@@ -19,6 +19,7 @@ from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.checkpoint import open_checkpoint, plan_load
 from gptj.dtypes import dtype_name
 from gptj.errors import BackendError, GPTJError, InputError, SchemaError
+from gptj.extras import install_one_of
 from gptj.parity.compare import ParityReport, compare_records
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe
@@ -176,7 +177,7 @@ def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
         backends = [backends]
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     if not names:
-        hint = 'Install one: pip install "gptj[pt]", "gptj[tf]" or "gptj[flax]"'
+        hint = install_one_of(BACKENDS)
         raise BackendError("no framework is installed", where="backends", expected=", ".join(BACKENDS), hint=hint)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
