@@ -28,7 +28,7 @@ from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import CheckpointWarning, GPTJError, harmless, shown
 from gptj.options import DEBUG_HELP, Group, Names, Sections, backend_names, decorated, option
-from gptj.prepared import QUANTIZATIONS
+from gptj.prepared import DEVICES, QUANTIZATIONS
 from gptj.waiting import waiting
 
 if TYPE_CHECKING:
@@ -367,6 +367,8 @@ generate_options = (
             "text is the same."),
     option("Model", "--quantize", type=click.Choice(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
             "the framework can."),
+    option("Model", "--device", type=Names(DEVICES), default="auto", show_default=True, help="Where it runs; auto is a "
+           "GPU where the framework sees one."),
     option("Decoding", "--max-new-tokens", type=int, metavar="N", help="Tokens to add at most. [default: 40]"),
     option("Decoding", "--temperature", type=float, metavar="T", help="Sample; below 1 is bolder, above 1 more even, "
             "0 is greedy."),
@@ -396,7 +398,7 @@ def generate(
     directory: Path, prompt: str | None, prompts: str | None, token_ids: str | None, allow_special: bool,
     truncate: str | None, stream: bool, interactive: bool, as_json: bool, backend: str | None, dtype: str | None,
     batch_size: int, assistant: Path | None, quantize: str | None, seed: int | None, stop: tuple[str, ...],
-    fields: tuple[str, ...], any_token: bool, **named: Any,
+    fields: tuple[str, ...], any_token: bool, device: str, **named: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with the model in DIR; a PROMPT of - is all of stdin.
 
@@ -426,6 +428,7 @@ def generate(
         dtype=dtype,
         assistant=assistant,
         quantize=quantize,
+        device=device,
         settings=_fields(fields) | settings | ({"stop_strings": stop} if stop else {}),
         seed=seed,
         truncate=truncate is not None,

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gptj.brief import brief, html_table
 from gptj.errors import ConfigError, naming_file, shown
 from gptj.json_file import read_json_object
 
@@ -126,7 +127,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=True, repr=False)
 class GPTJConfig:
     """The sizes and options of one GPT-J.
 
@@ -221,6 +222,29 @@ class GPTJConfig:
             "null or one of " + ", ".join(PROBLEM_TYPES),
             self.problem_type,
         )
+
+    def __repr__(self) -> str:
+        default = type(self)()
+        sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "rotary_dim")
+        shown = (
+            f"{name}={brief(value) if name == 'extra' else repr(value)}"
+            for name, value in self._told().items()
+            if name in sizes or value != getattr(default, name)
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        """Every field, for a notebook."""
+        rows = [(name, brief(value)) for name, value in self._told().items()]
+        return html_table(type(self).__name__, rows, ("field", "value"))
+
+    def _told(self) -> dict[str, Any]:
+        """The fields, but for labels that are only numbered, and for what turns others around."""
+        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del told["label2id"]
+        if self.id2label is None or all(name == f"LABEL_{number}" for number, name in self.id2label.items()):
+            del told["id2label"]
+        return told
 
     def _require(self, holds: bool, field: str, rule: str, value: object) -> None:
         if not holds:

@@ -16,7 +16,7 @@ __all__ = ["DEBUG_HELP", "Group", "Names", "Sections", "backend_names", "decorat
 DEBUG_HELP = "Show the traceback of an error."
 
 
-class Names(click.ParamType):
+class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.5
     """One of some names, or with `several` a list of them with commas between, which gives a tuple.
 
     Args:

@@ -31,7 +31,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import tokenizers
@@ -209,7 +209,7 @@ class GPTJTokenizer:
     # Making and saving ------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike[str], *, extra_tokens: bool | None = None) -> GPTJTokenizer:
+    def from_pretrained(cls, directory: str | os.PathLike[str], *, extra_tokens: bool | None = None) -> Self:
         """The tokenizer in a folder: tokenizer.json, or vocab.json and merges.txt.
 
         Args:
@@ -225,7 +225,7 @@ class GPTJTokenizer:
         return cls(read_tokenizer_data(directory, extra_tokens=extra_tokens))
 
     @classmethod
-    def gpt2(cls, *, extra_tokens: bool = True) -> GPTJTokenizer:
+    def gpt2(cls, *, extra_tokens: bool = True) -> Self:
         """GPT-J's tokenizer: GPT-2's vocabulary of 50,257, with `extra_tokens` 50,400. Needs the extra `vocab`.
 
         Raises:
@@ -234,7 +234,7 @@ class GPTJTokenizer:
         return cls(gpt2_tokenizer_data(extra_tokens=extra_tokens))
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> GPTJTokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
         """A byte-level BPE of exactly `vocab_size` tokens learnt from `texts`, `<|endoftext|>` the last of them.
 
         Raises:

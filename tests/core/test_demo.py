@@ -47,7 +47,7 @@ def test_without_a_framework_the_folder_is_kept_and_the_error_says_how_to_instal
     monkeypatch.setattr("gptj.backends.installed_backends", lambda: ())
     monkeypatch.delenv("GPTJ_BACKEND", raising=False)
     console = heard()
-    with pytest.raises(BackendError, match=r"no framework is installed.*gptj\[pt\]"):
+    with pytest.raises(BackendError, match=r"no framework is installed.*gptj-multibackend\[pt\]"):
         journey.run_demo(None, console, keep=tmp_path / "verse")
     assert len(verify_checkpoint(tmp_path / "verse").tensors) == 55
     assert "converted" in text_of(console) and "verified" in text_of(console)

@@ -127,7 +127,7 @@ class Decoder(generation.Decoder):
         self.cache = gathered(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
 
 
-class GenerationMixin(generation.Generates):
+class GenerationMixin(generation.Generates[jax.Array]):
     """`generate` and `stream` for a Flax model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:

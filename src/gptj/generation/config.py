@@ -18,12 +18,14 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Unpack
 
 import numpy as np
 
+from gptj.brief import brief, html_table
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, naming_file, shown
+from gptj.generation.fields import GenerationFields
 from gptj.json_file import read_json_object
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
@@ -66,7 +68,7 @@ _LONGEST_SHOWN = 200
 _TEMPERATURES = (1e-6, 1e6)  # beyond these a float32 logit may leave float64 or vanish; 0 is greedy, by definition
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class GenerationConfig:
     """How the next tokens are chosen, and when to stop.
 
@@ -192,6 +194,16 @@ class GenerationConfig:
                 _refuse(field, rule, getattr(self, field))
         self._require_together()
 
+    def __repr__(self) -> str:
+        told = {name: getattr(self, name) for name in _DEFAULTS} | ({"extra": self.extra} if self.extra else {})
+        changed = (f"{name}={value!r}" for name, value in told.items() if value != _DEFAULTS.get(name))
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def _repr_html_(self) -> str:
+        """The fields that are not as by default, for a notebook."""
+        rows = [(name, brief(value)) for name in _DEFAULTS if (value := getattr(self, name)) != _DEFAULTS[name]]
+        return html_table(type(self).__name__, rows, ("field", "value"))
+
     def __hash__(self) -> int:
         return hash(self.to_json())
 
@@ -286,7 +298,7 @@ class GenerationConfig:
 
     # ---- copies, and generation_config.json
 
-    def replace(self, **changes: Any) -> GenerationConfig:
+    def replace(self, **changes: Unpack[GenerationFields]) -> GenerationConfig:
         """A copy with some fields changed, validated anew.
 
         max_length and max_new_tokens replace each other. Where do_sample, num_beams or penalty_alpha changes, the
@@ -295,18 +307,18 @@ class GenerationConfig:
         Raises:
             ConfigError: an unknown or unsupported field, or one that breaks its rule.
         """
-        changes = _known_members(changes)
+        changed = _known_members(changes)
         for one, other in (("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")):
-            if changes.get(one) is not None:
-                changes.setdefault(other, None)
-        merged = {field: changes.get(field, getattr(self, field)) for field in _DEFAULTS}
+            if changed.get(one) is not None:
+                changed.setdefault(other, None)
+        merged = {field: changed.get(field, getattr(self, field)) for field in _DEFAULTS}
         reset: list[str] = []
-        if "do_sample" in changes and not merged["do_sample"]:
+        if "do_sample" in changed and not merged["do_sample"]:
             reset += [f for f in _SAMPLING_ONLY if f != "top_k" or not merged["penalty_alpha"]]
-        if "num_beams" in changes and merged["num_beams"] == 1:
+        if "num_beams" in changed and merged["num_beams"] == 1:
             reset += _BEAMS_ONLY
-        changes.update({field: _DEFAULTS[field] for field in reset if field not in changes})
-        return dataclasses.replace(self, **changes)
+        changed.update({field: _DEFAULTS[field] for field in reset if field not in changed})
+        return dataclasses.replace(self, **changed)
 
     @classmethod
     def from_dict(cls, members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None) -> GenerationConfig:

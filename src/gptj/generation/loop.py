@@ -44,7 +44,7 @@ def generate(
     stopping_criteria: Sequence[StoppingCriterion] = (),
     decode: DecodeText | None = None,
     assistant: DecoderFactory | None = None,
-) -> GenerateOutput:
+) -> GenerateOutput[Any]:
     """The prompts continued.
 
     Args:
@@ -183,7 +183,7 @@ def plain_steps(session: Session) -> Iterator[TokenStep]:
         result = decoder.step(np.where(session.ended, 0, tokens), want=session.want)
 
 
-def _gathered(session: Session, steps: Sequence[TokenStep]) -> GenerateOutput:
+def _gathered(session: Session, steps: Sequence[TokenStep]) -> GenerateOutput[Any]:
     """The steps as one output."""
     config = session.config
     return GenerateOutput(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,18 @@ from gptj.errors import InputError
 from gptj.generation.config import GenerationConfig
 from gptj.generation.conversation import Conversation
 from gptj.generation.decoder import Decoder
+from gptj.generation.fields import CallFields, GenerationFields
 from gptj.generation.loop import Streamer, generate, stream
 from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import StoppingCriterion, decode_with
+from gptj.outputs import Array
+from gptj.typed import typed_generate
 
 __all__ = ["Generates"]
 
 
-class Generates:
+class Generates(Generic[Array]):
     """What a model that makes text can do.
 
     Attributes:
@@ -44,10 +47,11 @@ class Generates:
         """The wing's array as NumPy."""
         raise NotImplementedError
 
-    def _native(self, array: NDArray[Any]) -> Any:
+    def _native(self, array: NDArray[Any]) -> Array:
         """The NumPy array as the wing's."""
         raise NotImplementedError
 
+    @typed_generate
     def generate(
         self,
         input_ids: Any,
@@ -60,7 +64,7 @@ class Generates:
         stopping_criteria: Sequence[StoppingCriterion] = (),
         assistant_model: Any = None,
         tokenizer: Any = None,
-        **overrides: Any,
+        **overrides: Unpack[CallFields],
     ) -> Any:
         """The prompts and what follows them: whole numbers (rows, t + new), padded after a row's eos.
 
@@ -107,7 +111,7 @@ class Generates:
         stopping_criteria: Sequence[StoppingCriterion] = (),
         assistant_model: Any = None,
         tokenizer: Any = None,
-        **overrides: Any,
+        **overrides: Unpack[GenerationFields],
     ) -> Iterator[TokenStep]:
         """The steps of `generate`, each as soon as it is made; the arguments are the same and are checked at once."""
         return stream(
@@ -122,7 +126,7 @@ class Generates:
         """A text that goes on turn by turn, with a cache for `capacity` tokens, by default for all positions."""
         return Conversation(self, self.config.n_positions if capacity is None else capacity)
 
-    def _settled(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
+    def _settled(self, config: GenerationConfig | None, overrides: Any) -> GenerationConfig:
         config = config or self.generation_config or GenerationConfig.from_model_config(self.config)
         return config.replace(**overrides) if overrides else config
 
@@ -156,6 +160,6 @@ class Generates:
                 raise InputError("rows of different lengths", where=where, hint=hint) from None
         return self._host(value)
 
-    def _returned(self, output: GenerateOutput, config: GenerationConfig) -> Any:
+    def _returned(self, output: GenerateOutput[Any], config: GenerationConfig) -> Any:
         sequences = self._native(output.sequences)
         return dataclasses.replace(output, sequences=sequences) if config.return_dict_in_generate else sequences

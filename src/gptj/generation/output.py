@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gptj.brief import brief, brief_fields, html_table
+from gptj.outputs import Array
 
 __all__ = ["GenerateOutput", "TokenStep"]
 
 Layers = tuple[NDArray[Any], ...]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TokenStep:
     """One new token a row.
 
@@ -37,13 +40,16 @@ class TokenStep:
     hidden_states: Layers | None = None
     attentions: Layers | None = None
 
+    def __repr__(self) -> str:
+        return brief_fields(self, _given(self))
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class GenerateOutput:
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class GenerateOutput(Generic[Array]):
     """The finished rows: prompt 0's `num_return_sequences`, then prompt 1's, and so on.
 
     Attributes:
-        sequences: int64 (rows, columns): prompts as given, new tokens, then the padding id.
+        sequences: the wing's whole numbers (rows, columns): prompts as given, new tokens, then the padding id.
         lengths: int64 (rows,): where each row's padding begins; `sequences[r, :lengths[r]]` is the row.
         seeds: the seed of each row's draws: to be passed again, also where none was given.
         sequences_scores: float64 (rows,), beam searches only: log probability / length ** length_penalty.
@@ -53,7 +59,7 @@ class GenerateOutput:
             have prompts * num_beams rows.
     """
 
-    sequences: NDArray[np.int64]
+    sequences: Array
     lengths: NDArray[np.int64]
     seeds: tuple[int, ...] = ()
     sequences_scores: NDArray[np.float64] | None = None
@@ -62,3 +68,16 @@ class GenerateOutput:
     scores: tuple[NDArray[Any], ...] | None = None
     hidden_states: tuple[Layers, ...] | None = None
     attentions: tuple[Layers, ...] | None = None
+
+    def __repr__(self) -> str:
+        return brief_fields(self, _given(self))
+
+    def _repr_html_(self) -> str:
+        """The fields that are there, for a notebook."""
+        rows = [(name, brief(getattr(self, name))) for name in _given(self)]
+        return html_table("GenerateOutput", rows, ("field", "value"))
+
+
+def _given(value: Any) -> tuple[str, ...]:
+    """The names of the fields that are there."""
+    return tuple(f.name for f in dataclasses.fields(value) if getattr(value, f.name) is not None)

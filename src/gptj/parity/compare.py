@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.brief import html_table
 from gptj.errors import InputError, ParityError
 from gptj.generation.sampling import uniforms
 from gptj.parity.oracle import Oracle, causal_lm_loss, positions_of_mask, token_losses
@@ -108,7 +109,7 @@ class TextMatch:
     tokens: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ParityReport:
     """What was found.
 
@@ -131,6 +132,23 @@ class ParityReport:
     largest_logit: float
     versions: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     checkpoint: str | None = None
+
+    def __repr__(self) -> str:
+        return f"ParityReport({', '.join(self.backends)} in {self.dtype}: {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        """The measures, for a notebook."""
+        rows = [
+            (m.backend, m.against, m.what, f"{m.difference:.1e}", f"{m.limit:.1e}", "ok" if m.holds else "NO", m.where)
+            for m in self.measures
+        ]
+        heading = ("backend", "against", "what", "difference", "limit", "", "largest at")
+        return html_table(f"{', '.join(self.backends)} in {self.dtype}: {self.verdict}", rows, heading)
+
+    @property
+    def verdict(self) -> str:
+        """In words: "all agree", or how many do not."""
+        return "all agree" if self.passed else f"{len(self.failures)} of {len(self.measures)} disagree"
 
     @property
     def passed(self) -> bool:
@@ -190,8 +208,7 @@ class ParityReport:
         """The measures as a table for the terminal."""
         from rich.table import Table
 
-        verdict = "all agree" if self.passed else f"{len(self.failures)} of {len(self.measures)} disagree"
-        table = Table(title=f"{', '.join(self.backends)} in {self.dtype}: {verdict}", title_justify="left")
+        table = Table(title=f"{', '.join(self.backends)} in {self.dtype}: {self.verdict}", title_justify="left")
         for heading in ("backend", "against", "what", "difference", "limit", "", "largest at"):
             table.add_column(heading, justify="right" if heading in ("difference", "limit") else "left")
         for m in self.measures:

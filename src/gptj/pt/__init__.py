@@ -6,7 +6,7 @@ Table of contents:
     GPTJForCausalLM                  next-token logits, loss, generate                heads.py
     GPTJForSequenceClassification    one label a row                                  heads.py
     GPTJForQuestionAnswering         start and end of a span                          heads.py
-    from_pretrained, save_pretrained, to_numpy, from_numpy                            weights.py
+    from_pretrained, save_pretrained, to_numpy, from_numpy, on_device                 weights.py
     Decoder                          the compiled steps under generate                generate.py
     GPTJTokenizer                    the core's, whose calls give PyTorch's tensors
     GPTJConfig, GenerationConfig, GPTJError, errors, backend, installed_backends      the core's own
@@ -28,7 +28,7 @@ from gptj.names import asked_by_import, missing_name  # noqa: E402
 from gptj.pt.generate import Decoder  # noqa: E402
 from gptj.pt.heads import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification  # noqa: E402
 from gptj.pt.model import GPTJModel  # noqa: E402
-from gptj.pt.weights import from_numpy, to_numpy  # noqa: E402
+from gptj.pt.weights import from_numpy, on_device, to_numpy  # noqa: E402
 
 
 class GPTJTokenizer(tokenizer.GPTJTokenizer):
@@ -52,6 +52,7 @@ __all__ = [
     "errors",
     "from_numpy",
     "installed_backends",
+    "on_device",
     "to_numpy",
 ]
 

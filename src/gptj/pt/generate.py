@@ -81,7 +81,7 @@ class Decoder(generation.Decoder):
         self.cache = KVCache(keys, values, self.cache.length, fixed=True)
 
 
-class GenerationMixin(generation.Generates):
+class GenerationMixin(generation.Generates[torch.Tensor]):
     """`generate` and `stream` for a PyTorch model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
