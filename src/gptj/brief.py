@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["brief", "brief_fields", "html_table"]
 
-_LONGEST = 60
+_LONGEST = 80
 
 
 def brief(value: Any) -> str:
