@@ -1,8 +1,9 @@
 """tf_model.h5: transformers' TFGPTJ weights in an HDF5 file, read and written with h5py alone.
 
 HDF5 can point anywhere: to other files, to devices, through filters, at itself. So h5py is asked only where each
-dataset lies, and a dataset that is not one plain run of IEEE numbers inside this very file is refused; the
-numbers are then read from the file itself. Names are checked against the lists that Keras keeps beside them.
+dataset lies, in a process of its own (`h5_survey`), and a dataset that is not one plain run of IEEE numbers inside this
+very file is refused; the numbers are then read from the file itself. Names are checked against the lists that Keras
+keeps beside them.
 """
 
 from __future__ import annotations
@@ -11,30 +12,20 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gptj.column_sums import ColumnSums
 from gptj.config import GPTJConfig
-from gptj.errors import (
-    BackendError,
-    FormatError,
-    GPTJError,
-    LimitError,
-    SchemaError,
-    UnsafeFileError,
-    WriteError,
-    shown,
-)
+from gptj.errors import BackendError, FormatError, SchemaError, WriteError, shown
 from gptj.extras import install_line
 from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory, OutputFile
-from gptj.safetensors_file import file_identity, open_regular_file
+from gptj.safetensors_file import FileIdentity, file_identity, open_regular_file
 from gptj.schema import Head
-from gptj.weight_files import listed
 from gptj_conversion.foreign import (
     ForeignCheckpoint,
     match_arrays,
@@ -43,6 +34,7 @@ from gptj_conversion.foreign import (
     sharded_files,
 )
 from gptj_conversion.foreign_writer import Entry
+from gptj_conversion.h5_process import H5Process
 from gptj_conversion.stored_array import StoredArray
 
 __all__ = ["H5_FILE", "H5_INDEX", "H5Writer", "model_prefix", "open_h5", "plain_name", "read_h5"]
@@ -51,8 +43,6 @@ H5_FILE = "tf_model.h5"
 H5_INDEX = "tf_model.h5.index.json"
 _T = TypeVar("_T")
 
-MOST_OBJECTS = 100_000
-DEEPEST = 16
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _MODEL = re.compile(r"tfgptj_[a-z_0-9]+/")
 _SINGLE = re.compile(r"[^/]+/(?P<weight>tfgptj_[a-z_0-9]+/.*)")
@@ -82,7 +72,8 @@ def open_h5(
     directory = Path(directory)
     settled = read_model_config(directory, config, follow_links=follow_links)
     files, weight_map = sharded_files(directory, weights, follow_links=follow_links)
-    arrays = [array for file in files for array in read_h5(file)]
+    with H5Process() as process:
+        arrays = [array for file in files for array in read_h5(file, process=process)]
     plain_map = None if weight_map is None else {plain_name(name): file for name, file in weight_map.items()}
     require_index_agrees(directory / weights, plain_map, ((array.name, array.file.name) for array in arrays))
     return match_arrays(directory, H5_FILE, "tf", settled, arrays)
@@ -115,170 +106,51 @@ def import_h5py() -> Any:
     return h5py
 
 
-def read_h5(path: Path) -> list[StoredArray]:
+def read_h5(path: Path, *, process: H5Process | None = None) -> list[StoredArray]:
     """Every dataset of one file, by its variable's plain name.
+
+    Args:
+        path: the file.
+        process: where libhdf5 reads it; None starts one for this file alone.
 
     Raises:
         GPTJError: see `open_h5`.
     """
-    h5py = import_h5py()
+    import_h5py()
     with open_regular_file(path) as stream:
         identity = file_identity(stream)
         if (head := stream.read(8)) != _MAGIC:
             raise FormatError("not an HDF5 file", file=path, expected=shown(_MAGIC), found=shown(head))
-    try:
-        with h5py.File(path, "r") as file:
-            walk = _Walk(h5py, file, path, identity)
-            walk.group(file, "", 0)
-            walk.require_listed()
-    except GPTJError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise FormatError(f"malformed HDF5: {shown(str(error), longest=120)}", file=path) from None
-    walk.refuse_overlaps()
-    return walk.arrays
+    if process is None:
+        with H5Process() as own:
+            found = own.survey(path)
+    else:
+        found = process.survey(path)
+    _refuse_overlaps(path, found)
+    return [_stored(path, identity, where, place) for where, place in found.items()]
 
 
-class _Walk:
-    """Visits every object once and notes where the datasets lie."""
+def _stored(path: Path, identity: FileIdentity, where: str, place: Mapping[str, Any]) -> StoredArray:
+    single = _SINGLE.fullmatch(where)
+    return StoredArray(
+        plain_name(single["weight"]) if single else where,
+        np.dtype(place["dtype"]),
+        tuple(place["shape"]),
+        path,
+        identity,
+        ((place["offset"], place["nbytes"]),),
+        swapped=place["swapped"],
+    )
 
-    def __init__(self, h5py: Any, file: Any, path: Path, identity: Any) -> None:
-        self.h5py = h5py
-        self.file = file
-        self.path = path
-        self.identity = identity
-        self.seen: set[int] = set()
-        self.places: dict[str, StoredArray] = {}
 
-    @property
-    def arrays(self) -> list[StoredArray]:
-        return list(self.places.values())
-
-    def refuse(self, where: str, problem: str, error: type[GPTJError] = FormatError, **facts: Any) -> NoReturn:
-        raise error(problem, file=self.path, where=shown(where)[1:-1] or None, **facts)
-
-    def group(self, group: Any, prefix: str, depth: int) -> None:
-        if depth > DEEPEST:
-            self.refuse(prefix, "nested too deeply", LimitError, expected=f"at most {DEEPEST} levels")
-        for name in group:
-            where = f"{prefix}{name}"
-            link = group.get(name, getlink=True)
-            if type(link) is not self.h5py.HardLink:
-                self.refuse(where, f"a link of kind {type(link).__name__}", UnsafeFileError, expected="no links")
-            item = group[name]
-            address = self.h5py.h5o.get_info(item.id).addr
-            if address in self.seen:
-                self.refuse(where, "stands twice in the file")
-            self.seen.add(address)
-            if len(self.seen) > MOST_OBJECTS:
-                self.refuse(where, "too many objects", LimitError, expected=f"at most {MOST_OBJECTS}")
-            if isinstance(item, self.h5py.Group):
-                self.group(item, f"{where}/", depth + 1)
-            elif isinstance(item, self.h5py.Dataset):
-                self.places[where] = self.dataset(item, where)
-            else:
-                self.refuse(where, "neither group nor dataset", found=type(item).__name__)
-
-    def dataset(self, dataset: Any, where: str) -> StoredArray:
-        """Where the dataset lies, after it has been found to be a plain run of numbers."""
-        h5py = self.h5py
-        plist = dataset.id.get_create_plist()
-        layout = plist.get_layout()
-        if layout == h5py.h5d.VIRTUAL or plist.get_external_count():
-            self.refuse(where, "keeps its data in other files", UnsafeFileError, expected="data in this file")
-        if layout != h5py.h5d.CONTIGUOUS or plist.get_nfilters():
-            self.refuse(
-                where, "is chunked, compressed or compact", expected="one plain run of numbers, as Keras writes it"
-            )
-        dtype = dataset.dtype
-        if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8) or dtype.names or dtype.subdtype:
-            self.refuse(where, "not a dtype of weights", SchemaError, expected="float16, 32 or 64", found=shown(dtype))
-        if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype)):
-            self.refuse(where, "numbers that are not IEEE", SchemaError, found=shown(dtype))
-        offset, nbytes = dataset.id.get_offset(), dataset.size * dtype.itemsize
-        if dataset.id.get_storage_size() != nbytes or offset is None or offset + nbytes > self.identity[2]:
-            self.refuse(
-                where, "its bytes are not in the file", expected=f"{nbytes} bytes for {dtype} {dataset.shape}",
-                found=f"{dataset.id.get_storage_size()} at {offset} of {self.identity[2]}",
-            )  # fmt: skip
-        single = _SINGLE.fullmatch(where)
-        name = plain_name(single["weight"]) if single else where
-        return StoredArray(
-            name,
-            dtype.newbyteorder("="),
-            tuple(dataset.shape),
-            self.path,
-            self.identity,
-            ((offset, nbytes),),
-            swapped=not dtype.isnative,
-        )
-
-    # ---- the lists that Keras keeps
-
-    def require_listed(self) -> None:
-        """Make sure that the file's own lists name as many layers and weights as there are.
-
-        Names of variable length lie in a heap, and libhdf5 loops for ever over one that is damaged (a fuzzer found
-        it). So those are counted only; names of fixed length, which older Keras wrote, are compared as well.
-        """
-        if not any(_SINGLE.fullmatch(where) for where in self.places):
-            self.compare(self.file, "layer_names", "", [*self.places])
-            return
-        self.compare(self.file, "layer_names", "", [name for name in self.file if name != "top_level_model_weights"])
-        for layer in dict.fromkeys(where.split("/")[0] for where in self.places):
-            weights = [where.removeprefix(f"{layer}/") for where in self.places if where.startswith(f"{layer}/")]
-            self.compare(self.file[layer], "weight_names", layer, weights)
-
-    def compare(self, group: Any, key: str, where: str, there: list[str]) -> None:
-        """Compare a list of names with what is there."""
-        count, listed_names = self.names(group, key, where)
-        problems = []
-        if listed_names is not None:
-            problems = [f"{shown(n)} is listed twice" for n in sorted(set(listed_names)) if listed_names.count(n) > 1]
-            problems += [f"{shown(n)} is listed and missing" for n in listed_names if n not in there]
-            problems += [f"{shown(n)} is not listed" for n in there if n not in listed_names]
-        elif count != len(there):
-            problems = [f"{key} lists {count} names, {len(there)} are there"]
-        if problems:
-            raise SchemaError(
-                f"the lists of names and the datasets disagree: {listed(problems)}", file=self.path, where=where or None
-            )
-
-    def names(self, group: Any, key: str, where: str) -> tuple[int, list[str] | None]:
-        """How many names a list has, and the names where they can be read without danger.
-
-        Keras cuts a list of more than 64 kB into key0, key1, ...
-        """
-        keys = [key] if key in group.attrs else list(self.numbered(group, key))
-        if not keys:
-            self.refuse(where or key, f"has no {key}", SchemaError, expected="a file that Keras wrote")
-        count = 0
-        found: list[str] | None = []
-        for one in keys:
-            attribute = group.attrs.get_id(one)
-            if len(attribute.shape) != 1 or attribute.shape[0] > MOST_OBJECTS:
-                self.refuse(where or key, f"{one} breaks its rule", expected="a list of names", found=attribute.shape)
-            count += attribute.shape[0]
-            if found is None or attribute.dtype.kind != "S" or attribute.get_storage_size() > 2**20:
-                found = None
-            else:
-                found += [value.decode("utf-8", "backslashreplace") for value in group.attrs[one].tolist()]
-        return count, found
-
-    def numbered(self, group: Any, key: str) -> Iterator[str]:
-        number = 0
-        while f"{key}{number}" in group.attrs:
-            yield f"{key}{number}"
-            number += 1
-
-    def refuse_overlaps(self) -> None:
-        """Refuse datasets that share bytes."""
-        last = (0, 0, "")
-        for offset, nbytes, where in sorted((*array.extents[0], where) for where, array in self.places.items()):
-            if nbytes and offset < sum(last[:2]):
-                self.refuse(where, "shares bytes with another dataset", found=shown(last[2]))
-            if nbytes:
-                last = (offset, nbytes, where)
+def _refuse_overlaps(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse datasets that share bytes."""
+    end, before = 0, ""
+    for offset, nbytes, where in sorted((place["offset"], place["nbytes"], where) for where, place in found.items()):
+        if nbytes and offset < end:
+            raise FormatError("shares bytes with another dataset", file=path, where=where, found=shown(before))
+        if nbytes:
+            end, before = offset + nbytes, where
 
 
 # ---- writing

@@ -99,6 +99,8 @@ class GPTJError(Exception):
         hint: what the reader can do about it.
     """
 
+    ag_pass_through = True  # TensorFlow's autograph leaves an error of this name alone, and else replaces it by its own
+
     def __init__(
         self,
         problem: str,

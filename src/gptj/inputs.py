@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,11 +35,28 @@ __all__ = [
     "check_positions",
     "check_row_ends",
     "integers",
+    "numbers",
+    "part_of_a_model",
     "problem_type",
 ]
 
 IGNORED_LABEL = -100
 """The label that no loss counts."""
+
+
+def numbers(value: Any, *, where: str) -> NDArray[Any]:
+    """`value`, an array or nested lists, as a NumPy array of numbers or bools.
+
+    Raises:
+        InputError: ragged lists, or anything but numbers.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise InputError("rows of different lengths", where=where, hint="Pad them and pass an attention_mask") from None
+    if array.dtype.kind not in "iubf" and array.dtype != ml_dtypes.bfloat16:
+        raise InputError("not numbers", where=where, expected="an array of numbers", found=str(array.dtype))
+    return array
 
 
 def integers(value: Any, *, where: str) -> NDArray[Any]:
@@ -47,10 +65,7 @@ def integers(value: Any, *, where: str) -> NDArray[Any]:
     Raises:
         InputError: floats, bools, ragged lists, another number of axes, or an empty axis.
     """
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise InputError("rows of different lengths", where=where, hint="Pad them and pass an attention_mask") from None
+    array = numbers(value, where=where)
     if array.dtype.kind not in "iu":
         raise InputError("not whole numbers", where=where, expected="an integer array", found=str(array.dtype))
     if array.ndim != 2 or 0 in array.shape:
@@ -106,12 +121,11 @@ def check_length(config: GPTJConfig, past: int, length: int) -> None:
 
 
 def check_attention_mask(mask: Any, batch: int, lengths: tuple[int, ...]) -> NDArray[Any]:
-    """`mask` as 0 and 1, (b, s) with s one of `lengths`: 1 In, 0 Out. A row of zeros attends to nothing."""
-    array = np.asarray(mask)
-    if array.dtype.kind not in "iub":
-        raise InputError(
-            "neither whole numbers nor bools", where="attention_mask", expected="0 and 1", found=str(array.dtype)
-        )
+    """`mask` as 0 and 1, (b, s) with s one of `lengths`: 1 In, 0 Out. A row of zeros attends to nothing.
+
+    Whole numbers, bools and floats will do, as long as each is 0 or 1 exactly.
+    """
+    array = numbers(mask, where="attention_mask")
     if array.ndim != 2 or array.shape[0] != batch or array.shape[1] not in lengths:
         expected = " or ".join(str((batch, s)) for s in dict.fromkeys(lengths))
         raise InputError("of another shape", where="attention_mask", expected=expected, found=array.shape)
@@ -226,6 +240,11 @@ def check_embeddings(config: GPTJConfig, shape: tuple[int, ...]) -> None:
     if shape != (config.vocab_size, config.n_embd):
         expected = (config.vocab_size, config.n_embd)
         raise InputError("of another shape", where="embeddings", expected=expected, found=shape, hint="Resize first")
+
+
+def part_of_a_model(act: str) -> InputError:
+    """The error of an act on a model's `base_model` that would leave the model's head as it was."""
+    return InputError("this model is a part of another, whose head must follow", where=act, hint=f"Call model.{act}")
 
 
 def check_cache_size(config: GPTJConfig, batch: int, capacity: int) -> None:

@@ -49,6 +49,11 @@ class ModelOutput:
         """Pairs of name and value of the fields that are there."""
         return tuple(zip(self.keys(), self.to_tuple(), strict=True))
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The field of that name, or `default` where it is not there."""
+        value = getattr(self, key, None) if key in self.keys() else None
+        return default if value is None else value
+
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
             if key not in self.keys():
@@ -191,6 +196,11 @@ class KVCache(Generic[Array]):
 
     def __iter__(self) -> Iterator[tuple[Array, Array]]:
         return (self[layer] for layer in range(len(self)))
+
+    def filled(self) -> KVCache[Array]:
+        """The filled slots alone, as a cache that grows."""
+        keys, values = zip(*self, strict=True)
+        return KVCache(keys, values, int(self.length))
 
     @classmethod
     def of(cls, past: Any, n_layer: int) -> KVCache[Any] | None:

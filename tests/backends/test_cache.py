@@ -103,3 +103,18 @@ def test_a_cache_of_another_batch_is_refused(wing, revealing):
 def test_what_is_no_cache_is_refused(wing, revealing):
     with pytest.raises(InputError, match="past_key_values: not a cache"):
         wing.call(revealing(), IDS, past_key_values="cache")
+
+
+@KINDS
+def test_a_mask_may_be_as_long_as_a_fixed_cache(wing, revealing, oracle, fixed):
+    """transformers' Flax hands one mask of the whole length to every call."""
+    model, length = revealing(), IDS.shape[1] + 3
+    mask = np.concatenate([MASK, np.ones((len(IDS), 3), MASK.dtype)], axis=1)
+    past = model.init_cache(len(IDS), length) if fixed else None
+    logits = []
+    for start, end in ((0, 4), (4, 5), (5, 12)):
+        given = mask if fixed else mask[:, :end]
+        out = wing.call(model, IDS[:, start:end], past_key_values=past, attention_mask=given, use_cache=True)
+        past = out.past_key_values
+        logits.append(wing.numpy(out.logits))
+    assert close(np.concatenate(logits, 1), oracle().forward(IDS, MASK).logits, "float32")

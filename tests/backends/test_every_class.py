@@ -5,6 +5,7 @@ import pytest
 from mutants import revealing_batch
 from wings import close
 
+from gptj.errors import InputError
 from gptj.parity.oracle import Oracle, causal_lm_loss, classification_loss, question_answering_loss
 from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.schema import HEADS, schema
@@ -193,3 +194,25 @@ def test_the_vocabulary_can_grow(wing, folder, head):
         assert (after[name][: len(value)] == value).all()
     assert model.get_input_embeddings() is not None
     wing.call(model, np.full((1, 2), CONFIG.vocab_size + 7))
+
+
+@EVERY
+def test_the_base_model_of_a_head_is_saved_as_one(wing, folder, tmp_path, head):
+    model = wing.model(head).from_pretrained(folder(head))
+    model.base_model.save_pretrained(tmp_path / "base")
+    alone = wing.module.GPTJModel.from_pretrained(tmp_path / "base")
+    hidden = [wing.numpy(wing.call(m, IDS).last_hidden_state) for m in (model.base_model, alone)]
+    assert np.array_equal(*hidden)
+
+
+@pytest.mark.parametrize("head", ["causal_lm", "sequence_classification", "question_answering"])
+def test_the_base_model_of_a_head_is_never_resized_alone(wing, folder, head):
+    """In Flax a base model is a view that cannot change the model; in the others the head would keep its old size."""
+    model = wing.model(head).from_pretrained(folder(head))
+    if wing.name == "flax":
+        model.base_model.resize_token_embeddings(CONFIG.vocab_size + 8)
+    else:
+        with pytest.raises(InputError, match=r"resize_token_embeddings: this model is a part .*Call model\.resize"):
+            model.base_model.resize_token_embeddings(CONFIG.vocab_size + 8)
+    assert model.config.vocab_size == CONFIG.vocab_size
+    wing.call(model, IDS)

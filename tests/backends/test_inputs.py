@@ -1,5 +1,6 @@
 """A wrong argument is the same InputError in every wing, before anything is computed: it names argument and value."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -45,7 +46,9 @@ WRONG = {
         {"input_ids": IDS, "attention_mask": np.full((2, 5), 2)},
         r"attention_mask\[0\]\[0\]: not a mask",
     ),
-    "a mask of floats": ({"input_ids": IDS, "attention_mask": np.ones((2, 5))}, "attention_mask: neither whole"),
+    "a mask of parts": ({"input_ids": IDS, "attention_mask": np.full((2, 5), 0.5)}, r"\[0\]\[0\]: not a mask .*0\.5"),
+    "a mask of NaN": ({"input_ids": IDS, "attention_mask": np.full((2, 5), np.nan)}, r"\[0\]\[0\]: not a mask .*nan"),
+    "a mask of words": ({"input_ids": IDS, "attention_mask": np.full((2, 5), "1")}, "attention_mask: not numbers"),
     "types of another shape": ({"input_ids": IDS, "token_type_ids": IDS[:1]}, "token_type_ids: of another shape"),
     "a type that the vocabulary lacks": ({"input_ids": IDS, "token_type_ids": IDS + V}, r"token_type_ids\[0\]\[0\]"),
     "a head mask of another shape": ({"input_ids": IDS, "head_mask": np.ones(99, "float32")}, "head_mask: of another"),
@@ -67,6 +70,19 @@ def test_G1_G3_a_wrong_argument_is_named(wing, revealing, arguments, message):
 def test_any_integer_type_serves(wing, revealing, dtype):
     expected = wing.numpy(wing.call(revealing(), IDS).logits)
     assert (wing.numpy(wing.call(revealing(), IDS.astype(dtype)).logits) == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.bool_, np.int8])
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_a_mask_of_zeros_and_ones_may_be_of_any_type(wing, revealing, dtype, call):
+    model, mask = revealing(), np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+
+    def run(mask):
+        if call == "generate":
+            return wing.numpy(model.generate(IDS, attention_mask=mask, max_new_tokens=3))
+        return wing.numpy(wing.call(model, IDS, attention_mask=mask).logits)
+
+    assert np.array_equal(run(wing.module.from_numpy(mask.astype(dtype))), run(mask))
 
 
 def test_lists_serve(wing, revealing):

@@ -133,6 +133,76 @@ def test_a_loss_without_a_y_is_refused(model):
         model.fit({"input_ids": IDS, "labels": IDS}, **STEP)
 
 
+@pytest.mark.parametrize("data", ["arrays", "dataset", "generator"])
+@pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}], ids=str)
+def test_without_a_compiled_loss_y_are_the_models_labels(folder, data, options):
+    x, inside = IDS, GPTJForCausalLM.from_pretrained(folder(**FEW))
+    inside.compile(keras.optimizers.SGD(0.1), **options)
+    expected = inside.fit({"input_ids": IDS, "labels": IDS}, epochs=2, **STEP).history["loss"]
+    model = GPTJForCausalLM.from_pretrained(folder(**FEW))
+    model.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"], **options)
+    steps = dict(STEP)
+    if data != "arrays":
+        del steps["batch_size"]
+    if data == "dataset":
+        given = (tf.data.Dataset.from_tensor_slices((IDS, IDS)).batch(5),)
+    elif data == "generator":
+        given, steps["steps_per_epoch"] = ((batch for batch in [(IDS, IDS)] * 2),), 1
+    else:
+        given = (x, IDS)
+    history = model.fit(*given, epochs=2, **steps).history
+    assert history["loss"] == pytest.approx(expected, rel=1e-5) and 0 <= history["accuracy"][0] <= 1
+    if data == "arrays":
+        own = float(model(IDS, labels=IDS).loss)
+        assert model.evaluate(IDS, IDS, batch_size=5, verbose=0)[0] == pytest.approx(own, rel=1e-5)
+
+
+def test_the_other_heads_know_their_labels_too(folder):
+    model = GPTJForSequenceClassification(revealing_config(**FEW))
+    model.compile("sgd", jit_compile=False)
+    own = float(model(IDS, labels=CLASSES).loss)
+    assert model.fit(IDS, CLASSES, **STEP).history["loss"] == [pytest.approx(own, rel=1e-5)]
+    model = GPTJForQuestionAnswering(revealing_config(**FEW))
+    model.compile("sgd", jit_compile=False)
+    own = float(model(IDS, start_positions=STARTS, end_positions=ENDS).loss)
+    assert model.evaluate(IDS, (STARTS, ENDS), batch_size=5, verbose=0) == pytest.approx(own, rel=1e-5)
+    named = {"end_positions": ENDS, "start_positions": STARTS}
+    assert model.evaluate(IDS, named, batch_size=5, verbose=0) == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (IDS + 214, r"labels\[\d\]\[\d\]: no such class"),
+        (IDS[:, 1:], "labels: of another shape"),
+        ((IDS, IDS), r"y: not the model's labels .*labels.*2 arrays"),
+    ],
+)
+def test_wrong_labels_as_y_are_refused_before_xla_computes(model, labels, message):
+    model.compile("sgd", jit_compile=True)
+    with pytest.raises(InputError, match=message):
+        model.fit(IDS, labels, **STEP)
+
+
+def test_labels_in_x_and_in_y_are_refused(model):
+    model.compile("sgd", jit_compile=False)
+    with pytest.raises(InputError, match="labels: labels in x and in y"):
+        model.fit({"input_ids": IDS, "labels": IDS}, IDS, **STEP)
+
+
+def test_a_base_model_has_no_labels():
+    model = GPTJModel(revealing_config(**FEW))
+    model.compile("sgd", jit_compile=False)
+    with pytest.raises(InputError, match=r"y: not the model's labels .*a loss given to compile"):
+        model.fit(IDS, IDS, **STEP)
+
+
+def test_weights_of_samples_need_a_compiled_loss(model):
+    model.compile("sgd", jit_compile=False)
+    with pytest.raises(InputError, match="compile: a loss or weights"):
+        model.fit(IDS, IDS, sample_weight=np.ones(5), **STEP)
+
+
 def test_training_on_nothing_is_refused(model):
     model.compile("sgd", jit_compile=False)
     with pytest.raises(InputError, match="x: no labels to train on"):

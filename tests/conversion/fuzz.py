@@ -9,6 +9,8 @@ the exit status 1. Pytest runs a bounded slice (test_fuzz.py); the recorded figu
 
 from __future__ import annotations
 
+import atexit
+import functools
 import io
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 import h5py
 import msgpack
 import numpy as np
+from gptj_conversion.h5_process import H5Process
 from gptj_conversion.hf_bin import pickle_state_dict, read_bin
 from gptj_conversion.hf_flax import read_msgpack
 from gptj_conversion.hf_tf import read_h5
@@ -73,6 +76,14 @@ def _npz() -> bytes:
     stream = io.BytesIO()
     np.savez(stream, np.arange(6, dtype=np.float32).reshape(2, 3), np.int32(7))
     return stream.getvalue()
+
+
+@functools.cache
+def _process() -> H5Process:
+    """One for all mutants: to start it takes longer than to read one."""
+    process = H5Process()
+    atexit.register(process.close)
+    return process
 
 
 def _h5() -> bytes:
@@ -162,7 +173,7 @@ READERS: dict[str, tuple[Callable[[], bytes], Callable[[Path], None]]] = {
     "bin": (_bin, _arrays(read_bin)),
     "pickle": (_pickle, _read_pickle),
     "msgpack": (_msgpack, _arrays(read_msgpack)),
-    "h5": (_h5, _arrays(read_h5)),
+    "h5": (_h5, _arrays(lambda path: read_h5(path, process=_process()))),
     "tar": (_tar, _read_tar),
     "safetensors": (_safetensors, _read_safetensors),
 }

@@ -362,7 +362,7 @@ def test_G1_a_prompt_that_is_none_is_refused_before_anything_is_computed(prompts
         ([[1, 1, 1, 1], [1, 1, 1, 0]], r"attention_mask\[1\]\[3\]: padding to the right of a token .*padding_side"),
         ([[1, 0, 1, 1], [1, 1, 1, 1]], r"attention_mask\[0\]\[1\]: padding to the right"),
         ([[1, 1, 1, 2], [1, 1, 1, 1]], r"attention_mask\[0\]\[3\]: not a mask \(expected 0 or 1, found 2\)"),
-        ([[1.0, 1, 1, 1], [1, 1, 1, 1]], r"attention_mask: neither whole numbers nor bools .*found float64"),
+        ([[1.0, 1, 1, 0.5], [1, 1, 1, 1]], r"attention_mask\[0\]\[3\]: not a mask .*found 0\.5"),
         ([[1, 1, 1], [1, 1, 1]], r"attention_mask: of another shape .*expected \(2, 4\), found \(2, 3\)"),
     ],
 )

@@ -278,5 +278,6 @@ def test_no_processor_changes_what_it_is_given(name: str) -> None:
         "forbid_ngrams": (ids, logits, 2),
         "bias_sequences": (ids, logits, [((1, 2), 1.0)]),
         "suppress": (logits, [1]),
+        "keep_allowed": (logits, [1]),
     }.get(name, (logits, 2 if name == "keep_top_k" else 0.3))
     getattr(p, name)(*arguments)

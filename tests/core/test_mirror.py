@@ -34,7 +34,8 @@ FORCED_ARGUMENTS = {("from_pretrained", "_do_init"), ("__init__", "_do_init")}
 OWN_METHODS = {
     "pt": {"device", "dtype"},
     "tf": {"dtype", "build"}
-    | {"get_config", "from_config", "compute_loss", "compute_metrics", "train_step", "predict_step", "export"},
+    | {"get_config", "from_config", "compute_loss", "compute_metrics", "export"}
+    | {"train_step", "test_step", "predict_step"},
     "flax": {"device", "dtype", "gradient_checkpointing"}
     | {"params", "params_shape_tree", "computation_dtype", "to_bf16", "to_fp16", "to_fp32"},
 }

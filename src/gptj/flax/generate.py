@@ -6,9 +6,10 @@ slots in excess are masked and later overwritten. The cache is donated to each s
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,20 @@ class Decoder(generation.Decoder):
         each = len(self.cache.keys[0]) // self.batch  # the fast path's cache has b h rows, the other's b
         self.cache = gathered(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
 
+    def _filled(self, length: int) -> KVCache:
+        config = self.config
+        shape = (self.batch, config.n_head, self.slots, config.head_dim)  # whichever the cache's own is
+        keys, values = (
+            tuple(x.reshape(shape)[:, :, :length].astype(self.model.computation_dtype) for x in side)
+            for side in (self.cache.keys, self.cache.values)
+        )
+        return KVCache(keys, values, length)
+
+
+def is_typed_key(key: Any) -> bool:
+    """Whether it is a key of `jax.random.key`, and not the plain array of `jax.random.PRNGKey`."""
+    return isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+
 
 class GenerationMixin(generation.Generates[jax.Array]):
     """`generate` and `stream` for a Flax model."""
@@ -133,8 +148,39 @@ class GenerationMixin(generation.Generates[jax.Array]):
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         return Decoder(self, batch, capacity)
 
+    def _is_traced(self) -> bool:
+        return isinstance(jnp.zeros(()), jax.core.Tracer)
+
     def _host(self, array: Any) -> NDArray[Any]:
+        if isinstance(array, jax.core.Tracer):
+            raise generation.inside_a_graph()
         return to_numpy(array)
+
+    def _seed_of(self, prng_key: Any) -> int:
+        # Differs: a key of jax.random is a seed; its bits are read as one number.
+        bits = np.asarray(jax.random.key_data(prng_key) if is_typed_key(prng_key) else prng_key, np.uint64).reshape(-1)
+        seed = 0
+        for word in bits[-2:]:
+            seed = seed << 32 | int(word)
+        return seed
+
+    def _with(self, params: Any) -> Self:
+        # Differs: a call may bring parameters of its own, which generation may too.
+        if params is None:
+            return self
+        model: Any = copy.copy(self)
+        model.params = params
+        return model
+
+    def _evaluate(self, **arguments: Any) -> Any:
+        return self(**arguments)  # type: ignore[operator]
+
+    def _embedded(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+        model: Any = self
+        return to_numpy(model.get_input_embeddings()[token_ids])
+
+    def _rows_of(self, array: Array, rows: NDArray[np.int64]) -> Array:
+        return array[rows]
 
     def _native(self, array: NDArray[Any]) -> Array:
         # Differs: jax has no int64 unless it is asked for, and token ids fit in int32.

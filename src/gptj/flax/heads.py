@@ -339,7 +339,7 @@ class GPTJForSequenceClassification(PretrainedModel):
             inputs_embeds,
         )
         if labels is not None:
-            labels = arguments["labels"] = as_array(labels)
+            labels = arguments["labels"] = as_array(labels, where="labels")
             problem = inputs.problem_type(self.config, whole=is_whole(labels))
             inputs.check_class_labels(self.config, problem, host(labels), labels.shape, new_tokens(arguments)[0])
         flags = settled(self.config, use_cache, output_attentions, output_hidden_states, train)
@@ -457,7 +457,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
         inputs.check_both_ends(start_positions, end_positions)
         for where, value in (("start_positions", start_positions), ("end_positions", end_positions)):
             if value is not None:
-                places = arguments[where] = as_array(value)
+                places = arguments[where] = as_array(value, where=where)
                 inputs.check_places(host(places), places.shape, new_tokens(arguments)[0], where=where)
         flags = settled(self.config, False, output_attentions, output_hidden_states, train)
         del flags["use_cache"]

@@ -521,11 +521,11 @@ def checked(
     past = KVCache.of(past_key_values, config.n_layer)
     arguments = {
         "input_ids": as_ids(input_ids, where="input_ids"),
-        "attention_mask": as_array(attention_mask),
+        "attention_mask": as_array(attention_mask, where="attention_mask"),
         "token_type_ids": as_ids(token_type_ids, where="token_type_ids"),
         "position_ids": as_ids(position_ids, where="position_ids"),
-        "head_mask": as_array(head_mask),
-        "inputs_embeds": as_array(inputs_embeds),
+        "head_mask": as_array(head_mask, where="head_mask"),
+        "inputs_embeds": as_array(inputs_embeds, where="inputs_embeds"),
     }
     if past is not None and not past.fixed:
         past = dataclasses.replace(past, length=past.capacity)

@@ -88,9 +88,9 @@ def as_ids(value: Any, *, where: str) -> Any:
     return inputs.integers(value, where=where)
 
 
-def as_array(value: Any) -> Any:
+def as_array(value: Any, *, where: str) -> Any:
     """Any other argument as an array, or None."""
-    return value if value is None or isinstance(value, jax.Array) else np.asarray(value)
+    return value if value is None or isinstance(value, jax.Array) else inputs.numbers(value, where=where)
 
 
 for _output in (

@@ -14,6 +14,7 @@ Table of contents:
     search_beams                       beam search, beam sampling, diverse groups  beams
     contrastive_steps                  contrastive search                          contrastive
     assisted_steps                     assistant models and prompt lookup          assisted
+                                       prompts that are more than token ids        called
                                        one generation in progress                  session
                                        when a row ends                             stopping
 
@@ -28,7 +29,7 @@ from gptj.generation.conversation import Conversation
 from gptj.generation.decoder import Decoder, DecoderFactory, Step
 from gptj.generation.known import known_tokens_only
 from gptj.generation.loop import Streamer, generate, stream
-from gptj.generation.mixin import Generates
+from gptj.generation.mixin import Generates, inside_a_graph
 from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.sampling import draw, uniforms
 
@@ -44,6 +45,7 @@ __all__ = [
     "TokenStep",
     "draw",
     "generate",
+    "inside_a_graph",
     "known_tokens_only",
     "stream",
     "uniforms",

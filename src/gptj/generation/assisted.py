@@ -41,8 +41,8 @@ def assisted_steps(session: Session, guesses: Guesses) -> Iterator[TokenStep]:
     """The steps of `plain_steps`, several from each call of the model."""
     decoder = session.decoder()
     result = session.prefill(decoder, copies=session.copies, want=session.want)
-    scores = session.adjust(session.ids[:, : session.columns], result.logits)
-    yield session.append(session.choose(scores, session.index), result, scores)
+    tokens, scores = session.next_tokens(result.logits)
+    yield session.append(tokens, result, scores)
     while not session.ended.all():
         # The last step of a round comes from the model alone, so one column fewer is to be guessed.
         guessed = guesses.guess(session, session.total_length - session.columns - 1)
@@ -51,8 +51,7 @@ def assisted_steps(session: Session, guesses: Guesses) -> Iterator[TokenStep]:
         right = 0
         for n in range(guessed.shape[1] + 1):
             here = result.position(n)
-            scores = session.adjust(session.ids[:, : session.columns], here.logits)
-            tokens = session.choose(scores, session.index)
+            tokens, scores = session.next_tokens(here.logits)
             yield session.append(tokens, here, scores)
             if session.ended.all():
                 return

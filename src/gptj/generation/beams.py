@@ -198,11 +198,12 @@ def _output(session: Session, searches: list[list[_Search]], steps: list[tuple[S
         "hidden_states": [step.hidden_states for step, _ in steps] if config.output_hidden_states else None,
         "attentions": [step.attentions for step, _ in steps] if config.output_attentions else None,
     }
+    kept: dict[str, Any] = {name: None if values is None else tuple(values) for name, values in asked.items()}
     return GenerateOutput(
         sequences=sequences,
         lengths=np.array([width + len(h.tokens) for h in returned], np.int64),
         seeds=session.seeds if config.do_sample else (),
         sequences_scores=np.array([h.score for h in returned]),
         beam_indices=beam_indices,
-        **{name: None if values is None else tuple(values) for name, values in asked.items()},
+        **kept,
     )

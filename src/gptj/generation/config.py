@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Unpack
+from typing import Any, ClassVar, Literal, NoReturn, Self, Unpack
 
 import numpy as np
 
@@ -182,6 +182,13 @@ class GenerationConfig:
     output_hidden_states: bool = False
     output_attentions: bool = False
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    _given: ClassVar[frozenset[str]] = frozenset()
+
+    def __new__(cls, **fields: Any) -> Self:
+        """A config that knows which fields it was given; see `named`."""
+        self = object.__new__(cls)
+        object.__setattr__(self, "_given", frozenset(fields))
+        return self
 
     def __post_init__(self) -> None:
         self._settle_null()
@@ -208,6 +215,11 @@ class GenerationConfig:
         return hash(self.to_json())
 
     # ---- what follows from the fields
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The fields that it was made with, whether or not their values are the defaults; `extra` is none."""
+        return {field: getattr(self, field) for field in _DEFAULTS if field in self._given}
 
     @property
     def strategy(self) -> Strategy:
@@ -317,8 +329,10 @@ class GenerationConfig:
             reset += [f for f in _SAMPLING_ONLY if f != "top_k" or not merged["penalty_alpha"]]
         if "num_beams" in changed and merged["num_beams"] == 1:
             reset += _BEAMS_ONLY
-        changed.update({field: _DEFAULTS[field] for field in reset if field not in changed})
-        return dataclasses.replace(self, **changed)
+        forgotten = {field: _DEFAULTS[field] for field in reset if field not in changed}
+        copy = dataclasses.replace(self, **changed, **forgotten)
+        object.__setattr__(copy, "_given", (self._given | changed.keys()) - forgotten.keys())
+        return copy
 
     @classmethod
     def from_dict(cls, members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None) -> GenerationConfig:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.inputs import check_attention_mask, check_cache_room, check_cache_size, check_ids
+from gptj.outputs import KVCache
 
 __all__ = ["Decoder", "DecoderFactory", "Step", "Uncached"]
 
@@ -162,6 +163,10 @@ class Decoder(abc.ABC):
             self.mask[:, length:] = False
             self.length = length
 
+    def filled(self, length: int) -> KVCache[Any] | None:
+        """The keys and values of the first `length` columns, as a cache that a model call takes, where there is one."""
+        return self._filled(min(length, self.length))
+
     # ---- what a wing provides
 
     @abc.abstractmethod
@@ -182,6 +187,10 @@ class Decoder(abc.ABC):
     @abc.abstractmethod
     def _gather(self, rows: NDArray[np.int64]) -> None:
         """Make the cache's row r what row `rows[r]` was, for every r."""
+
+    def _filled(self, length: int) -> KVCache[Any] | None:
+        """The first `length` slots, n_layer pairs of (b, h, length, d)."""
+        return None
 
     def _forget(self, length: int) -> None:
         """Called before the slots from `length` on are given up. They are masked and overwritten: nothing to do."""

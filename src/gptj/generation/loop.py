@@ -15,8 +15,10 @@ from gptj.generation.config import ASSISTANT_FIELDS, GenerationConfig
 from gptj.generation.contrastive import contrastive_steps
 from gptj.generation.decoder import DecoderFactory
 from gptj.generation.output import GenerateOutput, TokenStep
+from gptj.generation.processors import AllowedTokens
 from gptj.generation.session import LogitsProcessor, Session, prepare
 from gptj.generation.stopping import DecodeText, StoppingCriterion
+from gptj.outputs import KVCache
 
 __all__ = ["Streamer", "generate", "stream"]
 
@@ -43,7 +45,9 @@ def generate(
     logits_processor: Sequence[LogitsProcessor] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     decode: DecodeText | None = None,
+    allowed: AllowedTokens | None = None,
     assistant: DecoderFactory | None = None,
+    unseen: int = 0,
 ) -> GenerateOutput[Any]:
     """The prompts continued.
 
@@ -60,8 +64,11 @@ def generate(
         logits_processor: functions (ids, logits) -> logits, after the config's own and before temperature.
         stopping_criteria: functions (ids, scores) -> bool, or bools (rows,).
         decode: token ids -> text, for stop_strings.
+        allowed: (number of the prompt, ids so far) -> the ids that may come next.
         assistant: decoders of a smaller model with the same vocabulary, whose guesses the model checks. The result
             is the same with and without it.
+        unseen: how many columns of `input_ids` only stand for embeddings, which the decoders know: neither processors
+            nor the result have them.
 
     Raises:
         InputError: an argument breaks its rule. Nothing has been computed.
@@ -77,13 +84,15 @@ def generate(
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
         decode=decode,
+        allowed=allowed,
         assistant=assistant,
+        unseen=unseen,
     )
     if session.config.num_beams > 1:
         _refuse_beams(streamer is not None, "streamer")
-        return search_beams(session)
+        return search_beams(session).without_columns(unseen)
     steps = _steps(session, assistant)
-    if streamer is not None:
+    if streamer is not None and not unseen:
         streamer.put(session.prompt.copy())
     collected = []
     for step in steps:
@@ -92,7 +101,7 @@ def generate(
             streamer.put(step.tokens)
     if streamer is not None:
         streamer.end()
-    return _gathered(session, collected)
+    return _gathered(session, collected).without_columns(unseen)
 
 
 def stream(
@@ -106,7 +115,9 @@ def stream(
     logits_processor: Sequence[LogitsProcessor] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     decode: DecodeText | None = None,
+    allowed: AllowedTokens | None = None,
     assistant: DecoderFactory | None = None,
+    unseen: int = 0,
 ) -> Iterator[TokenStep]:
     """The steps of `generate`, each as soon as it is made; the arguments are checked before the first is asked for.
 
@@ -123,7 +134,9 @@ def stream(
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
         decode=decode,
+        allowed=allowed,
         assistant=assistant,
+        unseen=unseen,
     )
     _refuse_beams(session.config.num_beams > 1, "num_beams")
     return _steps(session, assistant)
@@ -174,8 +187,7 @@ def plain_steps(session: Session) -> Iterator[TokenStep]:
     decoder = session.decoder()
     result = session.prefill(decoder, copies=session.copies, want=session.want)
     while True:
-        scores = session.adjust(session.ids[:, : session.columns], result.logits)
-        tokens = session.choose(scores, session.index)
+        tokens, scores = session.next_tokens(result.logits)
         yield session.append(tokens, result, scores)
         if session.ended.all():
             return
@@ -198,4 +210,12 @@ def _gathered(session: Session, steps: Sequence[TokenStep]) -> GenerateOutput[An
             else None
         ),
         attentions=tuple(s.attentions for s in steps if s.attentions is not None) if config.output_attentions else None,
+        past_key_values=_cache(session),
     )
+
+
+def _cache(session: Session) -> KVCache[Any] | None:
+    """The keys and values of all columns but the last, which the model has not read."""
+    config = session.config
+    wanted = config.return_dict_in_generate and config.use_cache and config.strategy in ("greedy", "sample")
+    return session.reader.filled(session.columns - 1) if wanted and session.reader is not None else None

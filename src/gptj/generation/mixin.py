@@ -6,26 +6,38 @@ A wing's mixin adds how its decoder is made and how its arrays become NumPy's an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, Generic, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.errors import InputError
+from gptj.errors import InputError, shown
+from gptj.generation.called import CalledDecoder, Conditions
 from gptj.generation.config import GenerationConfig
 from gptj.generation.conversation import Conversation
-from gptj.generation.decoder import Decoder
+from gptj.generation.decoder import Decoder, DecoderFactory
 from gptj.generation.fields import CallFields, GenerationFields
 from gptj.generation.loop import Streamer, generate, stream
-from gptj.generation.output import GenerateOutput, TokenStep
+from gptj.generation.output import GenerateOutput, TokenStep, transition_scores
+from gptj.generation.processors import AllowedTokens
 from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import StoppingCriterion, decode_with
+from gptj.inputs import check_head_mask, check_ids, numbers
 from gptj.outputs import Array
 from gptj.typed import typed_generate
 
-__all__ = ["Generates"]
+__all__ = ["Generates", "inside_a_graph"]
+
+
+def inside_a_graph() -> InputError:
+    """The error of a text that is to be made inside of what a framework compiles."""
+    return InputError(
+        "generation is a loop on the host, and cannot be a part of a compiled function",
+        where="generate",
+        hint="Call it outside of jax.jit, tf.function or torch.compile: its own steps are compiled already",
+    )
 
 
 class Generates(Generic[Array]):
@@ -44,24 +56,45 @@ class Generates(Generic[Array]):
         raise NotImplementedError
 
     def _host(self, array: Any) -> NDArray[Any]:
-        """The wing's array as NumPy."""
+        """The wing's array as NumPy; `inside_a_graph` where it has no values yet."""
         raise NotImplementedError
 
     def _native(self, array: NDArray[Any]) -> Array:
         """The NumPy array as the wing's."""
         raise NotImplementedError
 
+    def _is_traced(self) -> bool:
+        """Whether a compiler of the framework's is tracing what runs now."""
+        return False
+
+    def _seed_of(self, prng_key: Any) -> int:
+        """The seed that a key of the framework's random numbers stands for."""
+        raise InputError("a key of jax.random, in another framework", where="prng_key", hint="Pass seed=...")
+
+    def _with(self, params: Any) -> Self:
+        """A model of these parameters; itself for None."""
+        if params is not None:
+            raise InputError("parameters are the model's own here", where="params", hint="Assign them to the model")
+        return self
+
     @typed_generate
     def generate(
         self,
-        input_ids: Any,
+        input_ids: Any = None,
         generation_config: GenerationConfig | None = None,
         *,
+        inputs: Any = None,
         attention_mask: Any = None,
+        token_type_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
         seed: int | Sequence[int] | None = None,
+        prng_key: Any = None,
+        params: Any = None,
         streamer: Streamer | None = None,
         logits_processor: Sequence[LogitsProcessor] = (),
         stopping_criteria: Sequence[StoppingCriterion] = (),
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
         assistant_model: Any = None,
         tokenizer: Any = None,
         **overrides: Unpack[CallFields],
@@ -69,13 +102,22 @@ class Generates(Generic[Array]):
         """The prompts and what follows them: whole numbers (rows, t + new), padded after a row's eos.
 
         Args:
-            input_ids: (b, t) token ids; shorter prompts padded on the left, and that padding masked.
-            generation_config: how; None is `self.generation_config`.
+            input_ids: (b, t) token ids; shorter prompts padded on the left, and that padding masked. Where there are
+                neither ids nor embeddings, the text begins with bos_token_id.
+            generation_config: how; what it does not name is as `self.generation_config` says.
+            inputs: another name of input_ids.
             attention_mask: (b, t) of 0 and 1; None: all 1.
+            token_type_ids: (b, t) ids whose embeddings are added; new tokens have the type of the last.
+            head_mask: (h,) or (n_layer, h) factors of each head's weights, in every step.
+            inputs_embeds: (b, t, m) in place of the ids' embeddings. Without input_ids the result is the new
+                tokens alone.
             seed: of the draws, one for the batch or one a prompt: the same seed gives the same text in every wing.
+            prng_key: in Flax, a key of jax.random in place of a seed.
+            params: in Flax, parameters in place of the model's own.
             streamer: `put` gets the prompts and then each step's tokens, `end` the end.
             logits_processor: functions (ids, logits) -> logits, NumPy on the host, after the config's own.
             stopping_criteria: functions (ids, scores) -> bool or (rows,) bools.
+            prefix_allowed_tokens_fn: a function (number of the prompt, ids so far) -> ids that may come next.
             assistant_model: a smaller model of the same wing and vocabulary that guesses ahead; the result is the same.
             tokenizer: its `decode` finds stop_strings.
             overrides: fields of the config to change for this call.
@@ -87,79 +129,187 @@ class Generates(Generic[Array]):
             InputError, ConfigError: before anything is computed.
         """
         config = self._settled(generation_config, overrides)
-        arguments = self._arguments(
-            attention_mask, seed, logits_processor, stopping_criteria, assistant_model, tokenizer
+        arguments = self._with(params)._arguments(
+            config,
+            input_ids=_one_of(input_ids, inputs),
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            head_mask=head_mask,
+            seed=seed,
+            prng_key=prng_key,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            assistant_model=assistant_model,
+            tokenizer=tokenizer,
         )
-        output = generate(
-            self._decoder,
-            self._numbers(input_ids, "input_ids"),
-            model_config=self.config,
-            generation_config=config,
-            streamer=streamer,
-            **arguments,
-        )
-        return self._returned(output, config)
+        return self._returned(generate(**arguments, generation_config=config, streamer=streamer), config)
 
     def stream(
         self,
-        input_ids: Any,
+        input_ids: Any = None,
         generation_config: GenerationConfig | None = None,
         *,
+        inputs: Any = None,
         attention_mask: Any = None,
+        token_type_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
         seed: int | Sequence[int] | None = None,
+        prng_key: Any = None,
+        params: Any = None,
         logits_processor: Sequence[LogitsProcessor] = (),
         stopping_criteria: Sequence[StoppingCriterion] = (),
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
         assistant_model: Any = None,
         tokenizer: Any = None,
         **overrides: Unpack[GenerationFields],
     ) -> Iterator[TokenStep]:
         """The steps of `generate`, each as soon as it is made; the arguments are the same and are checked at once."""
-        return stream(
-            self._decoder,
-            self._numbers(input_ids, "input_ids"),
-            model_config=self.config,
-            generation_config=self._settled(generation_config, overrides),
-            **self._arguments(attention_mask, seed, logits_processor, stopping_criteria, assistant_model, tokenizer),
+        config = self._settled(generation_config, overrides)
+        arguments = self._with(params)._arguments(
+            config,
+            input_ids=_one_of(input_ids, inputs),
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            head_mask=head_mask,
+            seed=seed,
+            prng_key=prng_key,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            assistant_model=assistant_model,
+            tokenizer=tokenizer,
         )
+        return stream(**arguments, generation_config=config)
+
+    def compute_transition_scores(
+        self, sequences: Any, scores: Sequence[Any], beam_indices: Any = None, normalize_logits: bool = False
+    ) -> Any:
+        """The score of each new token, (rows, new), the wing's array; see `generation.output.transition_scores`."""
+        rows: Any = self._numbers(sequences, "sequences")
+        steps: list[Any] = [self._numbers(step, "scores") for step in scores]
+        beams = self._numbers(beam_indices, "beam_indices")
+        return self._native(transition_scores(rows, steps, beams, normalize_logits=normalize_logits))
 
     def conversation(self, *, capacity: int | None = None) -> Conversation:
         """A text that goes on turn by turn, with a cache for `capacity` tokens, by default for all positions."""
         return Conversation(self, self.config.n_positions if capacity is None else capacity)
 
     def _settled(self, config: GenerationConfig | None, overrides: Any) -> GenerationConfig:
-        config = config or self.generation_config or GenerationConfig.from_model_config(self.config)
-        return config.replace(**overrides) if overrides else config
+        """The model's own config, changed by what `config` names and by `overrides`."""
+        own = self.generation_config or GenerationConfig.from_model_config(self.config)
+        changes = {**({} if config is None else config.named), **overrides}
+        return own.replace(**changes) if changes else own
 
     def _arguments(
         self,
+        config: GenerationConfig,
+        *,
+        input_ids: Any,
+        inputs_embeds: Any,
         attention_mask: Any,
+        token_type_ids: Any,
+        head_mask: Any,
         seed: int | Sequence[int] | None,
-        logits_processor: Sequence[LogitsProcessor],
-        stopping_criteria: Sequence[StoppingCriterion],
+        prng_key: Any,
+        prefix_allowed_tokens_fn: AllowedTokens | None,
         assistant_model: Any,
         tokenizer: Any,
+        **others: Any,
     ) -> dict[str, Any]:
+        """What the loop takes, of what the caller gave.
+
+        Raises:
+            InputError: they contradict each other, are no arrays, or the call is inside a compiled function.
+        """
+        if self._is_traced():
+            raise inside_a_graph()
+        if prng_key is not None and seed is not None:
+            raise InputError("given beside seed", where="prng_key", hint="Pass one of them")
+        ids, unseen = self._prompt(config, input_ids, inputs_embeds)
+        conditions = Conditions(
+            self._numbers(inputs_embeds, "inputs_embeds"),
+            self._numbers(token_type_ids, "token_type_ids"),
+            self._numbers(head_mask, "head_mask"),
+        )
+        self._check_conditions(conditions, ids)
+        if assistant_model is not None and conditions.inputs_embeds is not None:
+            raise InputError("reads token ids alone", where="assistant_model", found="inputs_embeds")
         return {
+            "decoder_factory": self._conditioned(conditions) if conditions else self._decoder,
+            "input_ids": ids,
+            "unseen": unseen,
+            "model_config": self.config,
             "attention_mask": self._numbers(attention_mask, "attention_mask"),
-            "seed": seed,
-            "logits_processor": logits_processor,
-            "stopping_criteria": stopping_criteria,
+            "seed": seed if prng_key is None else self._seed_of(prng_key),
             "decode": decode_with(tokenizer),
+            "allowed": prefix_allowed_tokens_fn,
             "assistant": None if assistant_model is None else assistant_model._decoder,
+            **others,
         }
+
+    def _prompt(self, config: GenerationConfig, input_ids: Any, inputs_embeds: Any) -> tuple[Any, int]:
+        """The prompt's ids (b, t), and how many columns of them only stand for embeddings."""
+        if isinstance(input_ids, str) or (isinstance(input_ids, list | tuple) and _has_text(input_ids)):
+            hint = "Turn it into ids first: model.generate(**tokenizer(text))"
+            raise InputError("text, not token ids", where="input_ids", found=shown(input_ids), hint=hint)
+        if isinstance(input_ids, Mapping):
+            hint = "Pass its members by name: model.generate(**tokenizer(text))"
+            raise InputError("a mapping, not token ids", where="input_ids", found=", ".join(input_ids), hint=hint)
+        if input_ids is not None:
+            return self._numbers(input_ids, "input_ids"), 0
+        if inputs_embeds is not None:
+            shape = tuple(inputs_embeds.shape)
+            if len(shape) != 3 or shape[2] != self.config.n_embd or 0 in shape:
+                expected = f"(batch, tokens, {self.config.n_embd})"
+                raise InputError("of another shape", where="inputs_embeds", expected=expected, found=shape)
+            return np.zeros(shape[:2], np.int64), shape[1]
+        if config.bos_token_id is None:
+            hint = "Pass input_ids, or a bos_token_id to begin with"
+            raise InputError("no prompt", where="input_ids", expected="token ids", found="None", hint=hint)
+        return np.array([[config.bos_token_id]]), 0
+
+    def _check_conditions(self, conditions: Conditions, ids: Any) -> None:
+        """Refuse embeddings, types and factors of other shapes than the prompt's and the model's."""
+        if not conditions:
+            return
+        batch, length = check_ids(self.config, ids).shape
+        embeds, types, factors = conditions.inputs_embeds, conditions.token_type_ids, conditions.head_mask
+        if embeds is not None and embeds.shape != (expected := (batch, length, self.config.n_embd)):
+            raise InputError("of another shape", where="inputs_embeds", expected=expected, found=embeds.shape)
+        if types is not None and check_ids(self.config, types, where="token_type_ids").shape != (batch, length):
+            raise InputError("of another shape", where="token_type_ids", expected=(batch, length), found=types.shape)
+        if factors is not None:
+            check_head_mask(self.config, factors.shape)
+
+    def _conditioned(self, conditions: Conditions) -> DecoderFactory:
+        return lambda batch, capacity: CalledDecoder(self, batch, capacity, conditions)  # type: ignore[arg-type]
 
     def _numbers(self, value: Any, where: str) -> NDArray[Any] | None:
         """An argument in NumPy, whether it came as the wing's array, NumPy's or lists."""
-        if value is None or isinstance(value, np.ndarray):
-            return value
-        if isinstance(value, list | tuple):
-            try:
-                return np.asarray(value)
-            except ValueError:
-                hint = "Pad them on the left and pass an attention_mask"
-                raise InputError("rows of different lengths", where=where, hint=hint) from None
-        return self._host(value)
+        return value if value is None else numbers(value if _is_of_host(value) else self._host(value), where=where)
 
     def _returned(self, output: GenerateOutput[Any], config: GenerationConfig) -> Any:
         sequences = self._native(output.sequences)
         return dataclasses.replace(output, sequences=sequences) if config.return_dict_in_generate else sequences
+
+
+def _one_of(input_ids: Any, inputs: Any) -> Any:
+    """The prompt, under whichever of its two names it came."""
+    if inputs is None:
+        return input_ids
+    if input_ids is not None:
+        raise InputError("given twice", where="inputs", hint="It is another name of input_ids")
+    return inputs
+
+
+def _has_text(rows: Sequence[Any]) -> bool:
+    return any(isinstance(row, str) or (isinstance(row, list | tuple) and _has_text(row)) for row in rows)
+
+
+def _is_of_host(value: Any) -> bool:
+    """Whether it is an array of NumPy's, or lists."""
+    return isinstance(value, np.ndarray | np.generic | list | tuple | int | float)

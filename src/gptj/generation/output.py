@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.brief import brief, brief_fields, html_table
-from gptj.outputs import Array
+from gptj.brief import brief_fields
+from gptj.errors import InputError
+from gptj.generation.sampling import log_softmax
+from gptj.outputs import Array, KVCache, ModelOutput
 
-__all__ = ["GenerateOutput", "TokenStep"]
+__all__ = ["GenerateOutput", "TokenStep", "transition_scores"]
 
 Layers = tuple[NDArray[Any], ...]
 
@@ -41,43 +44,88 @@ class TokenStep:
     attentions: Layers | None = None
 
     def __repr__(self) -> str:
-        return brief_fields(self, _given(self))
+        given = (f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None)
+        return brief_fields(self, given)
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class GenerateOutput(Generic[Array]):
+@dataclasses.dataclass(eq=False, repr=False)
+class GenerateOutput(ModelOutput, Generic[Array]):
     """The finished rows: prompt 0's `num_return_sequences`, then prompt 1's, and so on.
+
+    It is a mapping too, of the fields that are there.
 
     Attributes:
         sequences: the wing's whole numbers (rows, columns): prompts as given, new tokens, then the padding id.
-        lengths: int64 (rows,): where each row's padding begins; `sequences[r, :lengths[r]]` is the row.
-        seeds: the seed of each row's draws: to be passed again, also where none was given.
         sequences_scores: float64 (rows,), beam searches only: log probability / length ** length_penalty.
+        scores, logits: where asked, one entry a step, as in `TokenStep`; a beam search's have prompts * num_beams rows.
         beam_indices: int64 (rows, new columns), beam searches only: the row of the step's logits from which each
             token was chosen, -1 after the end.
-        logits, scores, hidden_states, attentions: where asked, one entry a step, as in `TokenStep`; a beam search's
-            have prompts * num_beams rows.
+        attentions, hidden_states: where asked, one entry a step, as in `TokenStep`.
+        past_key_values: with return_dict_in_generate and use_cache, greedy or sampled: the `KVCache` of all columns but
+            the last, which a call with the last token and the whole attention_mask goes on from.
+        lengths: int64 (rows,): where each row's padding begins; `sequences[r, :lengths[r]]` is the row.
+        seeds: the seed of each row's draws: to be passed again, also where none was given.
     """
 
     sequences: Array
-    lengths: NDArray[np.int64]
-    seeds: tuple[int, ...] = ()
     sequences_scores: NDArray[np.float64] | None = None
-    beam_indices: NDArray[np.int64] | None = None
-    logits: tuple[NDArray[Any], ...] | None = None
     scores: tuple[NDArray[Any], ...] | None = None
-    hidden_states: tuple[Layers, ...] | None = None
+    logits: tuple[NDArray[Any], ...] | None = None
+    beam_indices: NDArray[np.int64] | None = None
     attentions: tuple[Layers, ...] | None = None
+    hidden_states: tuple[Layers, ...] | None = None
+    past_key_values: KVCache[Array] | None = None
+    lengths: NDArray[np.int64] | None = None
+    seeds: tuple[int, ...] = ()
 
-    def __repr__(self) -> str:
-        return brief_fields(self, _given(self))
+    def without_columns(self, count: int) -> GenerateOutput[Array]:
+        """The output without the first `count` columns of its rows."""
+        if not count:
+            return self
+        lengths = None if self.lengths is None else self.lengths - count
+        rows: Any = self.sequences
+        return dataclasses.replace(self, sequences=rows[:, count:], lengths=lengths)
 
-    def _repr_html_(self) -> str:
-        """The fields that are there, for a notebook."""
-        rows = [(name, brief(getattr(self, name))) for name in _given(self)]
-        return html_table("GenerateOutput", rows, ("field", "value"))
+
+Mapping.register(GenerateOutput)
 
 
-def _given(value: Any) -> tuple[str, ...]:
-    """The names of the fields that are there."""
-    return tuple(f.name for f in dataclasses.fields(value) if getattr(value, f.name) is not None)
+def transition_scores(
+    sequences: NDArray[np.int64],
+    scores: Sequence[NDArray[Any]],
+    beam_indices: NDArray[np.int64] | None = None,
+    *,
+    normalize_logits: bool = False,
+) -> NDArray[Any]:
+    """The score that each new token had when it was chosen, (rows, new), 0 after a beam search's row has ended.
+
+    Args:
+        sequences: whole numbers (rows, columns), whose last columns are the new tokens.
+        scores: a step each, (rows of the search, v).
+        beam_indices: (rows, new), which row of a step's scores chose the token, -1 after the end; None: its own.
+        normalize_logits: log_softmax of the scores first.
+
+    Raises:
+        InputError: they do not belong together.
+
+    >>> import numpy as np
+    >>> transition_scores(np.array([[7, 1, 0]]), [np.array([[0.0, 3.0]]), np.array([[5.0, 1.0]])]).tolist()
+    [[3.0, 5.0]]
+    """
+    if not len(scores):
+        raise InputError("no scores", where="scores", hint="Generate with output_scores=True")
+    rows = (
+        np.arange(len(sequences))[:, None].repeat(len(scores), 1) if beam_indices is None else np.asarray(beam_indices)
+    )
+    new = int((rows >= 0).sum(axis=1).max())
+    stacked = np.stack(scores)
+    fits = rows.ndim == 2 and rows.shape[0] == len(sequences) and new <= min(len(scores), sequences.shape[1])
+    if stacked.ndim != 3 or not fits or rows.max() >= stacked.shape[1]:
+        found = f"{len(scores)} steps {stacked.shape[1:]} for {sequences.shape}"
+        raise InputError("not the scores of these sequences", where="scores", found=found)
+    if normalize_logits:
+        stacked = log_softmax(stacked.astype(np.float64)).astype(stacked.dtype)
+    rows = rows[:, :new]
+    tokens = sequences[:, sequences.shape[1] - new :]
+    chosen = stacked[np.arange(new), np.maximum(rows, 0), tokens]
+    return np.where(rows >= 0, chosen, np.zeros((), stacked.dtype))

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.errors import InputError, shown
 from gptj.generation.config import GenerationConfig
 from gptj.generation.sampling import best, best_counts, log_softmax, softmax
 
 __all__ = [
+    "AllowedTokens",
     "Processor",
     "Row",
     "bias_sequences",
@@ -31,6 +33,7 @@ __all__ = [
     "force",
     "keep_above_epsilon",
     "keep_above_eta",
+    "keep_allowed",
     "keep_min_p",
     "keep_top_k",
     "keep_top_p",
@@ -56,12 +59,16 @@ class Row:
         prompt: how many of them are the prompt's.
         columns: how many columns the sequences have, padding included.
         taken: in diverse beam search, the tokens that earlier groups took at this step.
+        number: which prompt it continues.
+        given: its ids with the padding before them.
     """
 
     ids: Ids
     prompt: int
     columns: int
     taken: Ids | None = None
+    number: int = 0
+    given: Ids | None = None
 
     @property
     def made(self) -> int:
@@ -71,13 +78,20 @@ class Row:
 
 Processor = Callable[[Row, Floats], Floats]
 
+AllowedTokens = Callable[[int, Ids], Sequence[int]]
+"""`prefix_allowed_tokens_fn(prompt, ids)`: the prompt's number and a row's ids so far, padding included, to the ids
+that may come next."""
 
-def processors(config: GenerationConfig, total_length: int) -> tuple[Processor, ...]:
+
+def processors(
+    config: GenerationConfig, total_length: int, allowed: AllowedTokens | None = None
+) -> tuple[Processor, ...]:
     """What `config` asks for, in the order in which it is applied, without the draws' own (`filters`).
 
     Args:
         config: its fields.
         total_length: columns of the longest result, for forced_eos_token_id.
+        allowed: the caller's prefix_allowed_tokens_fn.
     """
     c, eos, chosen = config, config.eos_token_ids, []
 
@@ -101,6 +115,8 @@ def processors(config: GenerationConfig, total_length: int) -> tuple[Processor, 
     add(bad_words, lambda row, x: bias_sequences(row.ids, x, bad_words))
     add(c.min_length and eos, lambda row, x: suppress(x, eos) if row.columns < c.min_length else x)
     add(c.min_new_tokens and eos, lambda row, x: suppress(x, eos) if row.made < (c.min_new_tokens or 0) else x)
+    if allowed is not None:
+        chosen.append(lambda row, x: keep_allowed(x, allowed(row.number, row.ids if row.given is None else row.given)))
     forced_bos, forced_eos = _as_ids(c.forced_bos_token_id), _as_ids(c.forced_eos_token_id)
     add(forced_bos, lambda row, x: force(x, forced_bos) if len(row.ids) == 1 else x)
     add(forced_eos, lambda row, x: force(x, forced_eos) if row.columns == total_length - 1 else x)
@@ -194,6 +210,23 @@ def force(logits: Floats, tokens: Sequence[int]) -> Floats:
     result = np.full_like(logits, -np.inf)
     result[list(tokens)] = 0
     return result
+
+
+def keep_allowed(logits: Floats, tokens: Sequence[int]) -> Floats:
+    """-inf for all but `tokens`.
+
+    Raises:
+        InputError: there are none, or they are no token ids.
+    """
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.size or ids.min() < 0 or ids.max() >= len(logits):
+        raise InputError(
+            "allowed something else than tokens",
+            where="prefix_allowed_tokens_fn",
+            expected=f"a list of ids, each 0 to {len(logits) - 1}",
+            found=shown(tokens),
+        )
+    return _keep_ids(logits, ids)
 
 
 def repair(logits: Floats) -> Floats:

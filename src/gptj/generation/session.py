@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import GPTJError, InputError
+from gptj.generation.candidates import Draws, is_cut_simply
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, DecoderFactory, Step, Uncached
 from gptj.generation.output import TokenStep
-from gptj.generation.processors import Row, filters, processors, repair
+from gptj.generation.processors import AllowedTokens, Row, filters, processors, repair
 from gptj.generation.sampling import draw, log_softmax, seeds_and_rows, uniforms
 from gptj.generation.stopping import DecodeText, Stopper, StoppingCriterion
 from gptj.inputs import check_attention_mask, check_ids
@@ -52,6 +53,8 @@ class Session:
         seeds, seed_rows: what each row draws with, or each prompt of a beam search.
         pad: what ended rows are filled with.
         stopper, custom: when a row ends, and the caller's processors.
+        unseen: how many of the prompt's columns are embeddings, which neither processors nor the result show.
+        allowed: the caller's prefix_allowed_tokens_fn.
     """
 
     config: GenerationConfig
@@ -66,6 +69,8 @@ class Session:
     pad: int
     stopper: Stopper
     custom: tuple[LogitsProcessor, ...]
+    unseen: int = 0
+    allowed: AllowedTokens | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.prompt) * self.copies
@@ -75,8 +80,11 @@ class Session:
         self.starts: Ids = np.repeat(np.argmax(self.prompt_mask, axis=1), self.copies).astype(np.int64)
         self.ended: NDArray[np.bool_] = np.zeros(rows, bool)
         self.lengths: Ids = np.full(rows, self.columns, np.int64)
-        self._processors = processors(self.config, self.total_length)
+        self.reader: Decoder | None = None  # the decoder that reads the rows, once it was made
+        self.starts = np.maximum(self.starts, self.unseen)
+        self._processors = processors(self.config, self.total_length, self.allowed)
         self._filters = filters(self.config)
+        self._draws = Draws(self.config, self.model_config.vocab_size) if is_cut_simply(self.config) else None
         asked = {"hidden_states": self.config.output_hidden_states, "attentions": self.config.output_attentions}
         self.want = frozenset(name for name, wanted in asked.items() if wanted)
 
@@ -92,7 +100,8 @@ class Session:
 
     def decoder(self) -> Decoder:
         """An empty decoder for the prompts."""
-        return self.make_decoder(len(self.prompt), self.total_length)
+        self.reader = self.make_decoder(len(self.prompt), self.total_length)
+        return self.reader
 
     def prefill(self, decoder: Decoder, *, copies: int, want: frozenset[str]) -> Step:
         """Put the prompts into the decoder once, and give each `copies` rows of its cache."""
@@ -132,11 +141,11 @@ class Session:
             scores[running] = log_softmax(
                 repair(scores[running]) if self.config.remove_invalid_values else scores[running]
             )
-        seen = {n: self._row(ids[n], self.starts[rows[n]], taken) for n in running}
+        seen = {n: self._row(ids[n], rows[n], taken) for n in running}
         for n in running:
             for process in self._processors:
                 scores[n] = process(seen[n], scores[n])
-        scores = self._apply_custom(ids, scores)
+        scores = self._apply_custom(ids[:, self.unseen :], scores)
         for n in running:
             for process in self._filters:
                 scores[n] = process(seen[n], scores[n])
@@ -150,20 +159,65 @@ class Session:
         rows = range(len(self.ids)) if rows is None else rows
         tokens = np.full(len(scores), self.pad, np.int64)
         for n, r in enumerate(rows):
-            if self.ended[r]:
-                continue
-            best = int(np.argmax(scores[n]))
-            if not scores[n, best] > -np.inf:
-                raise GPTJError(
-                    f"no token is left to choose at step {index}", where=f"row {r}", hint="Ban fewer tokens"
-                )
-            if self.config.strategy == "sample":
-                uniform = float(uniforms(self.seeds[r], index, self.seed_rows[r])[0])
-                best = draw(scores[n], uniform)
-            tokens[n] = best
+            if not self.ended[r]:
+                tokens[n] = self._chosen(scores[n], int(r), index)
         return tokens
 
-    def append(self, tokens: Ids, result: Step, scores: Floats) -> TokenStep:
+    def next_tokens(self, logits: NDArray[Any]) -> tuple[Ids, Floats | None]:
+        """The tokens (rows,) that follow, and the scores (rows, v) that they were chosen by, where anybody reads those.
+
+        The same as `adjust` and `choose`, a row at a time and without what nobody looks at.
+
+        Raises:
+            GPTJError: a logit is not finite, or no token is left.
+        """
+        ids = self.ids[:, : self.columns]
+        if self._scores_are_read:
+            scores = self.adjust(ids, logits)
+            return self.choose(scores, self.index), scores
+        tokens = np.full(len(ids), self.pad, np.int64)
+        for row in map(int, np.flatnonzero(self.running)):
+            self._refuse_non_finite(logits, [row], self.index)
+            values = logits[row]
+            if self._processors:
+                seen, values = self._row(ids[row], row, None), values.astype(np.float64)
+                for process in self._processors:
+                    values = process(seen, values)
+            tokens[row] = self._token(values, row)
+        return tokens, None
+
+    @property
+    def _scores_are_read(self) -> bool:
+        return bool(self.config.output_scores or self.custom or self.stopper.reads_scores)
+
+    def _token(self, logits: NDArray[Any], row: int) -> int:
+        """The token of a row whose logits (v,) the processors have seen."""
+        drawn = self.config.strategy == "sample"
+        if self._draws is not None:
+            token = self._draws.token(logits, self._uniform(row, self.index), row=row)
+            if token is not None:
+                return token
+        if not drawn:
+            token = int(np.argmax(logits))
+            if logits[token] > -np.inf:
+                return token
+        scores = logits.astype(np.float64)
+        seen = self._row(self.ids[row, : self.columns], row, None)
+        for process in self._filters:
+            scores = process(seen, scores)
+        return self._chosen(scores, row, self.index)
+
+    def _uniform(self, row: int, index: int) -> float:
+        return float(uniforms(self.seeds[row], index, self.seed_rows[row])[0])
+
+    def _chosen(self, scores: Floats, row: int, index: int) -> int:
+        """The best of the scores (v,), or the drawn one."""
+        best = int(np.argmax(scores))
+        if not scores[best] > -np.inf:
+            raise GPTJError(f"no token is left to choose at step {index}", where=f"row {row}", hint="Ban fewer tokens")
+        return draw(scores, self._uniform(row, index)) if self.config.strategy == "sample" else best
+
+    def append(self, tokens: Ids, result: Step, scores: Floats | None) -> TokenStep:
         """Write `tokens` (rows,) as the next column, and say what happened."""
         running, index, config = self.running, self.index, self.config
         self.ids[:, self.columns] = np.where(running, tokens, self.pad)
@@ -176,13 +230,14 @@ class Session:
             running=running,
             ended=self.ended.copy(),
             logits=result.logits if config.output_logits else None,
-            scores=scores.astype(result.logits.dtype) if config.output_scores else None,
+            scores=None if scores is None or not config.output_scores else scores.astype(result.logits.dtype),
             hidden_states=result.hidden_states if config.output_hidden_states else None,
             attentions=result.attentions if config.output_attentions else None,
         )
 
-    def _row(self, ids: Ids, start: int, taken: Ids | None) -> Row:
-        return Row(ids[start:], self.prompt.shape[1] - int(start), len(ids), taken)
+    def _row(self, ids: Ids, row: int, taken: Ids | None) -> Row:
+        start = int(self.starts[row])
+        return Row(ids[start:], self.prompt.shape[1] - start, len(ids), taken, row // self.copies, ids[self.unseen :])
 
     def _refuse_non_finite(self, logits: NDArray[Any], rows: list[int], index: int) -> None:
         if self.config.remove_invalid_values:
@@ -223,8 +278,16 @@ def prepare(
     logits_processor: Sequence[LogitsProcessor] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     decode: DecodeText | None = None,
+    unseen: int = 0,
+    allowed: AllowedTokens | None = None,
 ) -> Session:
     """A session of checked arguments; nothing has been computed.
+
+    Args:
+        unseen: how many columns of `input_ids` stand for embeddings.
+        allowed: see `AllowedTokens`.
+
+    The others are `gptj.generation.loop.generate`'s.
 
     Raises:
         InputError: naming the argument, the value and the rule.
@@ -240,7 +303,7 @@ def prepare(
         raise InputError(
             "needed to fill rows that stop early", where="pad_token_id", expected="a token id", found="null"
         )
-    stopper = Stopper(config, total_length, prompt.shape[1], criteria=stopping_criteria, decode=decode)
+    stopper = Stopper(config, total_length, prompt.shape[1], criteria=stopping_criteria, decode=decode, unseen=unseen)
     return Session(
         config=config,
         model_config=model_config,
@@ -254,6 +317,8 @@ def prepare(
         pad=config.padding_id or 0,
         stopper=stopper,
         custom=tuple(logits_processor),
+        unseen=unseen,
+        allowed=allowed,
     )
 
 

@@ -52,6 +52,7 @@ class Stopper:
         prompt_columns: columns of the prompt; stop strings are looked for after it.
         criteria: the caller's.
         decode: needed for stop strings.
+        unseen: leading columns that the caller's criteria are not shown.
 
     Raises:
         InputError: there are stop strings but no `decode`.
@@ -65,17 +66,24 @@ class Stopper:
         *,
         criteria: Sequence[StoppingCriterion] = (),
         decode: DecodeText | None = None,
+        unseen: int = 0,
     ) -> None:
         if config.stop_strings and decode is None:
             raise InputError("stop_strings need the tokenizer", where="decode", expected="a function of token ids")
         self._eos = np.array(config.eos_token_ids, np.int64)
         self._total_length = total_length
         self._prompt_columns = prompt_columns
+        self._unseen = unseen
         self._strings = config.stop_strings or ()
         self._window = max((len(s.encode()) for s in self._strings), default=0) + _SPARE_TOKENS
         self._decode = decode
         self._criteria = tuple(criteria)
         self._deadline_s = None if config.max_time is None else time.monotonic() + config.max_time
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether anybody looks at the scores that `ends` is given."""
+        return bool(self._criteria)
 
     def ends(self, ids: NDArray[np.int64], scores: Any = None) -> NDArray[np.bool_]:
         """For each row of `ids` (rows, columns), whether it ends with its last token: bool (rows,)."""
@@ -87,7 +95,7 @@ class Stopper:
         if self._strings:
             result |= [self._completes_a_string(row) for row in ids]
         for criterion in self._criteria:
-            answer = np.asarray(criterion(ids, scores))
+            answer = np.asarray(criterion(ids[:, self._unseen :], scores))
             if answer.dtype != np.bool_ or answer.shape not in ((), (len(ids),)):
                 raise InputError(
                     "answered neither a bool nor one a row",

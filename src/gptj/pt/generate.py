@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gptj import generation
 from gptj.generation import Step
 from gptj.outputs import KVCache
-from gptj.pt.weights import from_numpy, to_numpy
+from gptj.pt.weights import from_numpy, host, to_numpy
 
 
 class Decoder(generation.Decoder):
@@ -44,7 +44,7 @@ class Decoder(generation.Decoder):
         self.cache.length = offset
         end = offset + token_ids.shape[1]
         seen = mask[:, :end]
-        with self._evaluating():
+        with evaluating(self.model):
             outputs = self.model.transformer(
                 token_ids,
                 self.cache,
@@ -64,21 +64,27 @@ class Decoder(generation.Decoder):
             attentions=None if outputs.attentions is None else tuple(map(to_numpy, outputs.attentions)),
         )
 
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = self.model.training
-        if training:
-            self.model.eval()
-        try:
-            yield
-        finally:
-            if training:
-                self.model.train()
-
     def _gather(self, rows: NDArray[np.int64]) -> None:
-        index = torch.from_numpy(rows).to(self.model.device)
-        keys, values = (tuple(x[index] for x in side) for side in (self.cache.keys, self.cache.values))
+        keys, values = (
+            tuple(self.model._rows_of(x, rows) for x in side) for side in (self.cache.keys, self.cache.values)
+        )
         self.cache = KVCache(keys, values, self.cache.length, fixed=True)
+
+    def _filled(self, length: int) -> KVCache:
+        return KVCache(self.cache.keys, self.cache.values, length, fixed=True).filled()
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """While this is open, the model is in evaluation mode."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
 
 
 class GenerationMixin(generation.Generates[torch.Tensor]):
@@ -87,8 +93,27 @@ class GenerationMixin(generation.Generates[torch.Tensor]):
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         return Decoder(self, batch, capacity)
 
+    def _is_traced(self) -> bool:
+        return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
     def _host(self, array: Any) -> NDArray[Any]:
-        return to_numpy(array)
+        values = host(array)
+        if values is None:
+            raise generation.inside_a_graph()
+        return values
+
+    @torch.inference_mode()
+    def _evaluate(self, **arguments: Any) -> Any:
+        with evaluating(self):
+            return self(**arguments)  # type: ignore[operator]
+
+    @torch.inference_mode()
+    def _embedded(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+        model: Any = self
+        return to_numpy(model.get_input_embeddings()(torch.from_numpy(token_ids).to(model.device)))
+
+    def _rows_of(self, array: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
+        return array[torch.from_numpy(rows).to(array.device)]
 
     def _native(self, array: NDArray[Any]) -> torch.Tensor:
         return from_numpy(array).to(self.device)  # type: ignore[attr-defined]

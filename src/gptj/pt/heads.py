@@ -17,7 +17,7 @@ from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, S
 from gptj.pt.generate import GenerationMixin
 from gptj.pt.inference import InferenceMixin
 from gptj.pt.model import GPTJModel, Linear, at_least_float32
-from gptj.pt.weights import PretrainedModel, as_ids, empty_parameters, host
+from gptj.pt.weights import PretrainedModel, as_ids, as_tensor, empty_parameters, host
 from gptj.typed import ReturnDict, same_as, typed_call
 
 
@@ -120,6 +120,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
     ) -> None:
         super().__init__(config)
         self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
+        self.transformer._inside = True
         with empty_parameters():
             self.lm_head = Linear(config.n_embd, config.vocab_size, fused=attn_implementation == "sdpa")
         if _do_init:
@@ -214,6 +215,7 @@ class GPTJForSequenceClassification(PretrainedModel):
     ) -> None:
         super().__init__(config)
         self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
+        self.transformer._inside = True
         with empty_parameters():
             self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
         if _do_init:
@@ -288,7 +290,7 @@ class GPTJForSequenceClassification(PretrainedModel):
         return torch.where(ids != self.config.pad_token_id, places, 0).amax(-1)
 
     def _loss(self, logits: Tensor, labels: Any) -> Tensor:
-        labels = torch.as_tensor(labels, device=logits.device)
+        labels = as_tensor(labels, logits.device, where="labels")
         whole = not (labels.is_floating_point() or labels.dtype == torch.bool)
         problem = inputs.problem_type(self.config, whole=whole)
         inputs.check_class_labels(self.config, problem, host(labels), tuple(labels.shape), logits.shape[0])
@@ -320,6 +322,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
     ) -> None:
         super().__init__(config)
         self.transformer = GPTJModel(config, attn_implementation=attn_implementation, _do_init=False)
+        self.transformer._inside = True
         with empty_parameters():
             self.qa_outputs = nn.Linear(config.n_embd, 2)
         if _do_init:
@@ -385,7 +388,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
 
     def _places(self, positions: Any, logits: Tensor, where: str) -> Tensor:
         """Positions as labels (b,): below 0 is 0, at t or beyond is ignored."""
-        positions = torch.as_tensor(positions, device=logits.device)
+        positions = as_tensor(positions, logits.device, where=where)
         inputs.check_places(host(positions), tuple(positions.shape), logits.shape[0], where=where)
         positions = positions.flatten().long().clamp(min=0)
         return torch.where(positions < logits.shape[1], positions, inputs.IGNORED_LABEL)

@@ -25,7 +25,7 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.outputs import BaseModelOutputWithPast, KVCache
-from gptj.pt.weights import PretrainedModel, as_ids, empty_parameters, host
+from gptj.pt.weights import PretrainedModel, as_ids, as_tensor, empty_parameters, host
 from gptj.rotary import rotary_table
 from gptj.typed import ReturnDict, same_as, typed_call
 
@@ -481,7 +481,9 @@ class GPTJModel(PretrainedModel):
         ids = as_ids(input_ids, device, where="input_ids")
         types = as_ids(token_type_ids, device, where="token_type_ids")
         positions = as_ids(position_ids, device, where="position_ids")
-        mask, embeds, factors = (self._tensor(x, device) for x in (attention_mask, inputs_embeds, head_mask))
+        mask = as_tensor(attention_mask, device, where="attention_mask")
+        embeds = as_tensor(inputs_embeds, device, where="inputs_embeds")
+        factors = as_tensor(head_mask, device, where="head_mask")
         inputs.check_call(
             config,
             host,
@@ -536,9 +538,6 @@ class GPTJModel(PretrainedModel):
         @same_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """What `forward` gives."""
-
-    def _tensor(self, value: Any, device: torch.device) -> Tensor | None:
-        return None if value is None else torch.as_tensor(value, device=device)
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty cache of fixed capacity, written in place: n_layer pairs of (b, h, max_length, d).

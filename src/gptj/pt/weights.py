@@ -71,6 +71,13 @@ def as_ids(value: Any, device: torch.device, *, where: str) -> Tensor | None:
     return value.to(device, torch.int64) if whole else value
 
 
+def as_tensor(value: Any, device: torch.device, *, where: str) -> Any:
+    """Any other argument as a tensor of its own dtype on `device`, or None."""
+    if value is None:
+        return None
+    return (value if isinstance(value, Tensor) else from_numpy(np.array(inputs.numbers(value, where=where)))).to(device)
+
+
 for _output in (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -101,6 +108,7 @@ class PretrainedModel(nn.Module):
 
     def __init__(self, config: GPTJConfig) -> None:
         super().__init__()
+        self._inside = False  # whether it is a part of another model, whose head has rows of the vocabulary too
         self.config = config
 
     @property
@@ -158,6 +166,8 @@ class PretrainedModel(nn.Module):
             seed: of the new rows.
         """
         if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
+            if self._inside:
+                raise inputs.part_of_a_model("resize_token_embeddings")
             kept = dict(self.named_parameters(remove_duplicate=False))
             config = self.config.replace(vocab_size=new_num_tokens)
             rows = [row for row in schema(config, self.head) if "vocab" in row.axes]

@@ -20,7 +20,7 @@ from gptj.generation import Step
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
 from gptj.tf.model import Block, Linear, Memory, at_least_float32, visible
-from gptj.tf.weights import to_numpy
+from gptj.tf.weights import host, to_numpy
 
 FEWEST_COLUMNS = 8
 """The shortest compiled prompt, unless it is one token."""
@@ -112,6 +112,14 @@ class Decoder(generation.Decoder):
             tuple(tf.Variable(tf.gather(variable, every_head)) for variable in side)
             for side in (self.keys, self.values)
         )
+
+    def _filled(self, length: int) -> KVCache:
+        shape = (self.batch, self.config.n_head, length, self.config.head_dim)
+        keys, values = (
+            tuple(tf.cast(tf.reshape(x[:, :length], shape), self.model.compute_dtype) for x in side)
+            for side in (self.keys, self.values)
+        )
+        return KVCache(keys, values, length)
 
 
 def power_of_two(number: int, fewest: int) -> int:
@@ -250,8 +258,24 @@ class GenerationMixin(generation.Generates[tf.Tensor]):
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         return Decoder(self, batch, capacity)
 
+    def _is_traced(self) -> bool:
+        return not tf.executing_eagerly()
+
     def _host(self, array: Any) -> NDArray[Any]:
-        return to_numpy(array)
+        values = host(array)
+        if values is None:
+            raise generation.inside_a_graph()
+        return values
+
+    def _evaluate(self, **arguments: Any) -> Any:
+        return self(**arguments, training=False)  # type: ignore[operator]
+
+    def _embedded(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+        model: Any = self
+        return to_numpy(model.get_input_embeddings()(tf.constant(token_ids)))
+
+    def _rows_of(self, array: tf.Tensor, rows: NDArray[np.int64]) -> tf.Tensor:
+        return tf.gather(array, rows)
 
     def _native(self, array: NDArray[Any]) -> tf.Tensor:
         return tf.constant(array)

@@ -59,6 +59,7 @@ class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
         super().__init__(config, dtype=dtype, seed=seed, name=name)
         policy = self.dtype_policy
         self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
+        self.transformer._inside = True
         self.lm_head = Linear(name="lm_head", dtype=policy)
         if _do_init:
             self.initialise(dtype=policy, seed=seed)
@@ -184,6 +185,7 @@ class GPTJForSequenceClassification(PretrainedModel):
         super().__init__(config, dtype=dtype, seed=seed, name=name)
         policy = self.dtype_policy
         self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
+        self.transformer._inside = True
         self.score = Linear(name="score", dtype=policy)
         if _do_init:
             self.initialise(dtype=policy, seed=seed)
@@ -295,6 +297,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
         super().__init__(config, dtype=dtype, seed=seed, name=name)
         policy = self.dtype_policy
         self.transformer: Any = GPTJModel(config, dtype=policy, seed=seed, name="transformer", _do_init=False)
+        self.transformer._inside = True
         self.qa_outputs = Linear(name="qa_outputs", dtype=policy)
         if _do_init:
             self.initialise(dtype=policy, seed=seed)

@@ -188,7 +188,7 @@ def visible(attention_mask: tf.Tensor | None, slots: tf.Tensor, length: Any) -> 
     causal = tf.range(length) <= slots[:, None]
     if attention_mask is None:
         return causal[None, None]
-    keys = tf.cast(attention_mask, tf.bool)
+    keys = tf.cast(attention_mask, tf.bool)[:, :length]  # a mask may be as long as a fixed cache
     keys = tf.pad(keys, ((0, 0), (0, length - sizes(keys)[1])))
     return causal & keys[:, None, None]
 
@@ -558,12 +558,13 @@ def claims_of(
         found.append(("input_ids: longer than the model's positions", config.n_positions, seen + length))
     if past is not None and past.fixed:
         found.append(("past_key_values: the cache is full", sizes(past.keys[0])[-2], seen + length))
-    return [
-        (rule, highest, value, (value >= 0) & (value <= highest))
-        for rule, highest, value in (
-            (rule, highest, tf.convert_to_tensor(v)) for rule, highest, v in found if v is not None
-        )
-    ]
+    found = [(rule, most, tf.convert_to_tensor(value)) for rule, most, value in found if value is not None]
+    return [(rule, most, value, _is_whole(value) & (value >= 0) & (value <= most)) for rule, most, value in found]
+
+
+def _is_whole(value: tf.Tensor) -> tf.Tensor:
+    """Where numbers are whole, bool in their shape: a float mask may hold others."""
+    return value == tf.floor(value) if value.dtype.is_floating else tf.ones_like(value, tf.bool)
 
 
 def assert_claims(claims: list[Claim]) -> list[Any]:

@@ -80,11 +80,11 @@ def host(value: Any) -> NDArray[Any] | None:
     return np.asarray(value)
 
 
-def as_tensor(value: Any) -> Any:
+def as_tensor(value: Any, *, where: str) -> Any:
     """`value` as a tensor of its own dtype: lists and arrays are converted, tensors and None stay."""
     if value is None or tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
         return value
-    return tf.convert_to_tensor(np.asarray(value))
+    return tf.convert_to_tensor(inputs.numbers(value, where=where))
 
 
 def as_ids(value: Any, *, where: str) -> Any:
@@ -148,9 +148,12 @@ def checked_first(run: Callable[..., Any]) -> Callable[..., Any]:
     Differs: Keras compiles its steps with XLA, which drops the assertions that a graph has in place of errors.
     """
 
+    takes_labels = "y" in inspect.signature(run).parameters
+
     @functools.wraps(run)
     def checked(self: PretrainedModel, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return run(self, self._checked_data(x), *args, **kwargs)
+        labels = (args[0] if args else kwargs.get("y")) if takes_labels else None
+        return run(self, self._checked_data(x, labels), *args, **kwargs)
 
     return checked
 
@@ -167,6 +170,7 @@ class PretrainedModel(keras.Model):
 
     def __init__(self, config: GPTJConfig, *, dtype: Any, seed: int, name: str | None) -> None:
         super().__init__(name=name, dtype=settle_policy(dtype), autocast=False)
+        self._inside = False  # whether it is a part of another model, whose head has rows of the vocabulary too
         self.config = config
         self.seed = seed
         self.built = True  # there is nothing to infer from inputs: every shape follows from the config
@@ -218,6 +222,8 @@ class PretrainedModel(keras.Model):
             seed: of the new rows.
         """
         if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
+            if self._inside:
+                raise inputs.part_of_a_model("resize_token_embeddings")
             kept = self._named_weights()
             config = self.config.replace(vocab_size=new_num_tokens)
             rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
@@ -269,10 +275,14 @@ class PretrainedModel(keras.Model):
         setattr(layer, leaf, variable)
 
     def _named_weights(self) -> dict[str, Any]:
-        """The variables by their schema names: their Keras paths without the model's own name."""
-        named = {weight.path.partition("/")[2].replace("/", "."): weight for weight in self.weights}
-        assert len(named) == len(self.weights)
-        return named
+        """The variables by their schema names."""
+        return {row.name: self._weight(row.name) for row in schema(self.config, self.head)}
+
+    def _weight(self, name: str) -> Any:
+        place: Any = self
+        for part in name.split("."):
+            place = place[int(part)] if part.isdecimal() else getattr(place, part)
+        return place
 
     def tie_weights(self) -> None:
         """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""
@@ -402,7 +412,7 @@ class PretrainedModel(keras.Model):
         if name in ("input_ids", "token_type_ids", "position_ids"):
             return as_ids(value, where=name)
         flags = ("use_cache", "output_attentions", "output_hidden_states", "return_dict", "training")
-        return bool(value) if name in flags else as_tensor(value)
+        return bool(value) if name in flags else as_tensor(value, where=name)
 
     def _check(self, given: Mapping[str, Any]) -> None:
         """Refuse arguments of the wrong kind, and where they have values already, wrong values."""
@@ -424,22 +434,60 @@ class PretrainedModel(keras.Model):
     evaluate = checked_first(keras.Model.evaluate)
     predict = checked_first(keras.Model.predict)
 
-    def _checked_data(self, x: Any) -> Any:
+    def _checked_data(self, x: Any, labels: Any = None) -> Any:
         """`x`, once its arrays are checked; a dataset such that it checks each batch when it comes."""
         if isinstance(x, tf.data.Dataset):
             return x.map(self._checked_batch, num_parallel_calls=tf.data.AUTOTUNE)
-        arrays = x.values() if isinstance(x, Mapping) else x if isinstance(x, list | tuple) else [x]
-        if all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in arrays):
-            self._check(self._settle_arguments((x,), {}))
+        if all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in _arrays(x)):
+            arrays = all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in _arrays(labels))
+            given = self._with_labels(x, labels) if labels is not None and self._own_loss and arrays else x
+            self._check(self._settle_arguments((given,), {}))
         return x
 
     @tf.autograph.experimental.do_not_convert
     def _checked_batch(self, *batch: Any) -> Any:
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch if len(batch) > 1 else batch[0])
-        given = self._settle_arguments((x,), {})
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch if len(batch) > 1 else batch[0])
+        given = self._settle_arguments((self._with_labels(x, y) if y is not None and self._own_loss else x,), {})
         self._check(given)
         self.base_model._assert_call(given)
         return batch if len(batch) > 1 else batch[0]
+
+    @property
+    def _own_loss(self) -> bool:
+        """Whether `compile` was given no loss: then y are the model's own labels."""
+        return bool(self.compiled) and self._compile_loss is None
+
+    def _with_labels(self, x: Any, y: Any) -> dict[str, Any]:
+        """The arguments of a call by name, with y under the names of the model's labels.
+
+        Raises:
+            InputError: the model has no labels, or y are not as many as it has.
+        """
+        parameters = inspect.signature(self.call).parameters
+        names = [name for name in ("labels", "start_positions", "end_positions") if name in parameters]
+        values = dict(y) if isinstance(y, Mapping) else dict(zip(names, _arrays(y), strict=False))
+        if not names or values.keys() != set(names) or len(values) != len(_arrays(y)):
+            expected = " and ".join(names) or "a loss given to compile: this class has none of its own"
+            raise InputError("not the model's labels", where="y", expected=expected, found=f"{len(_arrays(y))} arrays")
+        named = dict(x) if isinstance(x, Mapping) else _named(_arrays(x), list(parameters))
+        if given_twice := [name for name in names if named.get(name) is not None]:
+            raise InputError("labels in x and in y", where=given_twice[0], hint="Give them once")
+        return {**named, **values}
+
+    def train_step(self, data: Any) -> Any:
+        """One step of `fit`; see `compute_loss`."""
+        return super().train_step(self._labelled(data))
+
+    def test_step(self, data: Any) -> Any:
+        """One step of `evaluate`; see `compute_loss`."""
+        return super().test_step(self._labelled(data))
+
+    def _labelled(self, data: Any) -> Any:
+        """A batch, with y among the call's arguments too where the loss is the model's own."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if y is None or not self._own_loss:
+            return data
+        return self._with_labels(x, y), y, sample_weight
 
     def compute_loss(
         self,
@@ -449,20 +497,20 @@ class PretrainedModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """The loss that `compile` was given, of y; or where there is no y, the model's own, of the labels in x.
+        """The loss that `compile` was given, of y; where it was given none, the model's own, of y or the labels in x.
 
         Raises:
             InputError: a loss or weights were given without a y that they apply to, or there are no labels at all.
         """
         own: Any = getattr(y_pred, "loss", None)
         if own is None and y is None:
-            hint = "Put them into x, or pass them as y and a loss to compile"
-            raise InputError("no labels to train on", where="x", hint=hint)
-        if y is not None:
+            raise InputError("no labels to train on", where="x", hint="Put them into x, or pass them as y")
+        if y is not None and not self._own_loss:
             return super().compute_loss(x, y, _predictions(y_pred, like=y), sample_weight, training)
         if self._compile_loss is not None or sample_weight is not None:
-            hint = "Pass the labels as y, or compile without a loss for the model's own"
-            raise InputError("a loss or weights, but the labels are inside x", where="compile", hint=hint)
+            problem = "the labels are inside x" if y is None else "the loss is the model's own"
+            hint = "Pass the labels as y and a loss to compile, or neither a loss nor weights for the model's own"
+            raise InputError(f"a loss or weights, but {problem}", where="compile", hint=hint)
         return tf.add_n([own, *(tf.cast(loss, own.dtype) for loss in self.losses)])
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
@@ -528,6 +576,11 @@ def _predictions(y_pred: Any, *, like: Any) -> Any:
         pair = y_pred.start_logits, y_pred.end_logits
         return dict(zip(("start_positions", "end_positions"), pair, strict=True)) if isinstance(like, Mapping) else pair
     return y_pred["last_hidden_state" if isinstance(y_pred, BaseModelOutputWithPast) else "logits"]
+
+
+def _arrays(data: Any) -> list[Any]:
+    """The arrays of Keras' x or y: of a dict, of a list, or the one that it is."""
+    return list(data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else [data])
 
 
 def _named(listed: Sequence[Any], names: list[str]) -> dict[str, Any]:

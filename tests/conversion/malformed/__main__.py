@@ -49,7 +49,9 @@ def outcome(case: Malformed, folder: Path) -> tuple[Outcome, str]:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     if grown > MOST_BYTES:
         came, said = "memory", f"{grown:,} bytes; {said}"
-    if came != "said" and [path for path in folder.iterdir() if path.name == "out" or "stage" in path.name]:
+    if came not in ("said", "silent") and [
+        path for path in folder.iterdir() if path.name == "out" or "stage" in path.name
+    ]:
         came = "left"
     if came in GOOD and came != case.outcome:
         came = "silent" if came == "said" else "unnamed"

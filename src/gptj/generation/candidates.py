@@ -1,0 +1,239 @@
+"""A drawn token from as little of the vocabulary as proves that the rest cannot change it.
+
+The definition of a drawn token is `filters` and then `draw`: the cuts one after another over all logits, then the
+inverse of the cumulative distribution, in float64. Two shorter ways give the same token:
+
+* From the candidates: some dozens or hundreds of best logits are sorted and summed in float64, and what lies outside of
+  them is one number, its share of the probability, summed in float32 with an error that is known.
+* Where many tokens share the probability, from sums of all weights by narrow intervals of their logits: only the
+  interval where a decision falls is sorted.
+
+Each decision (which token is the last that a cut keeps, where the uniform number falls) is taken only where the sums'
+errors cannot turn it. Otherwise there is no answer, and the caller computes the definition. So the token is the
+definition's in every case, ties included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.generation.config import GenerationConfig
+
+__all__ = ["Candidates", "Draws", "find_candidates", "is_cut_simply"]
+
+Floats = NDArray[np.float64]
+
+FEWEST = 512
+"""Candidates where no top_k says how many matter: they hold nearly all of a trained model's probability."""
+
+REST_ERROR = 4e-5
+"""Of the rest's sum. An exponent is rounded twice in float32, 2**-24 of at most 104 each, beyond which e**-x is 0 in
+float32; exp itself and the sum of 50,400 numbers add less than 1e-5."""
+
+SUM_ERROR = 1e-11
+"""Of a sum of float64 numbers in another order: 50,400 roundings of 2**-53 are 6e-12."""
+
+INTERVALS = 4096
+"""Of the exponents: of 50,400 tokens that are spread evenly, a dozen fall into one."""
+
+LARGEST_EXPONENT = 40.0
+"""Weights below e**-40 of the best's share one interval: those of a whole vocabulary are less than 1e-12 together."""
+
+GROUPS = 8
+"""Groups of logits a candidate wanted: with many more groups than candidates, few groups hold two of them."""
+
+
+def is_cut_simply(config: GenerationConfig) -> bool:
+    """Whether this config draws, and cuts what it draws from by temperature, top_k, top_p and min_p alone."""
+    others = config.typical_p < 1 or config.epsilon_cutoff or config.eta_cutoff or config.renormalize_logits
+    return config.strategy == "sample" and not others
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The best of a row's logits.
+
+    Attributes:
+        ids: token ids (n,), the largest logit first and the lower id first among equals.
+        values: their logits, float64 (n,). What is no candidate is at most the last of them.
+        complete: whether all others are -inf.
+    """
+
+    ids: NDArray[np.intp]
+    values: Floats
+    complete: bool
+
+
+def find_candidates(logits: NDArray[Any], count: int) -> Candidates:
+    """At least `count` of the best of `logits` (v,), or all that are not -inf.
+
+    The logits are looked at in groups: the count-th largest of the groups' maxima is a border that at least `count`
+    logits reach, and not many more.
+    """
+    columns = min(len(logits), GROUPS * count)
+    grouped = len(logits) // columns * columns
+    maxima = logits[:grouped].reshape(-1, columns).max(axis=0)
+    if grouped < len(logits):
+        maxima = np.concatenate([maxima, logits[grouped:]])
+    border = np.partition(maxima, -count)[-count] if count < len(maxima) else -np.inf
+    complete = bool(border == -np.inf)
+    ids = np.flatnonzero(logits > border if complete else logits >= border)
+    values = logits[ids].astype(np.float64)
+    order = np.argsort(-values, kind="stable")
+    return Candidates(ids[order], values[order], complete)
+
+
+class Draws:
+    """Draws tokens for a config that `is_cut_simply`.
+
+    Args:
+        config: its temperature, top_k, top_p and min_p.
+        vocab_size: v.
+    """
+
+    def __init__(self, config: GenerationConfig, vocab_size: int) -> None:
+        self._config = config
+        self._k = config.top_k if 0 < config.top_k < vocab_size else None
+        self._many: set[int] = set()  # rows whose last token took all of the vocabulary, and most likely will again
+        # Arrays of a vocabulary's size are kept from one token to the next: the system's pages cost more than the sums.
+        self._weights = np.empty(vocab_size)
+        self._exponents = np.empty(vocab_size)
+        self._scaled = np.empty(vocab_size)
+        self._intervals = np.empty(vocab_size, np.int64)
+
+    def token(self, logits: NDArray[Any], uniform: float, *, row: int) -> int | None:
+        """The token that the cuts and `uniform` choose of `logits` (v,), or None where the definition must say.
+
+        Args:
+            logits: float32 or float64, -inf for never, without NaN and +inf.
+            uniform: the number of this row and step, 0 to below 1.
+            row: whose logits they are.
+        """
+        many = row in self._many
+        for from_all in (many, not many):
+            token = self._from_all(logits, uniform) if from_all else self._from_best(logits, uniform)
+            if token is not None:
+                (self._many.add if from_all else self._many.discard)(row)
+                return token
+        return None
+
+    def _from_best(self, logits: NDArray[Any], uniform: float) -> int | None:
+        """The token, from the candidates."""
+        config, k = self._config, self._k
+        found = find_candidates(logits, FEWEST if k is None else min(k + 8, len(logits)))
+        if not len(found.ids):
+            return None
+        with np.errstate(over="ignore"):
+            values = found.values / config.temperature
+        if not np.isfinite(values[0]):
+            return None
+        rest, complete = 0.0, found.complete
+        if k is not None and not (complete and len(values) <= k):
+            if not complete and not values[k - 1] > values[-1]:
+                return None  # what is no candidate may equal the k-th
+            values, complete = values[values >= values[k - 1]], True
+        weights = np.exp(values - values[0])
+        if not complete:
+            rest = self._weight_of_rest(logits, found)
+        if config.top_p < 1:
+            kept = _kept_by_top_p(weights, rest, config.top_p)
+            if kept is None:
+                return None
+            weights, rest = weights[:kept], 0.0
+        if config.min_p:
+            kept = _kept_by_min_p(weights, rest, config.min_p)
+            if kept is None:
+                return None
+            weights, rest = weights[:kept], 0.0
+        place = _place(weights, rest, uniform)
+        return None if place is None else int(found.ids[place])
+
+    def _weight_of_rest(self, logits: NDArray[Any], found: Candidates) -> float:
+        """The sum of exp((logit - best) / temperature) of all that are no candidates, within REST_ERROR of it."""
+        exponents = (logits - logits.dtype.type(found.values[0])).astype(np.float32, copy=False)
+        if self._config.temperature != 1:
+            with np.errstate(over="ignore"):
+                exponents /= np.float32(self._config.temperature)
+        weights = np.exp(exponents, out=exponents)
+        weights[found.ids] = 0
+        return float(weights.sum())
+
+    def _from_all(self, logits: NDArray[Any], uniform: float) -> int | None:
+        """The token, from the sums of all weights by intervals; None with top_k and min_p too."""
+        config, exponents = self._config, self._exponents
+        if self._k is not None or config.min_p:
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.copyto(exponents, logits)  # a quotient into it would be float32's where the logits are
+            exponents /= config.temperature
+            exponents -= exponents.max()
+        lowest = max(float(exponents.min()), -LARGEST_EXPONENT)
+        if not lowest < 0:
+            return None
+        np.exp(exponents, out=self._weights)
+        np.maximum(exponents, lowest, out=self._scaled)
+        self._scaled *= (INTERVALS - 1) / lowest
+        np.copyto(self._intervals, self._scaled, casting="unsafe")
+        held = np.cumsum(np.bincount(self._intervals, self._weights, INTERVALS))
+        total = float(held[-1])
+        if config.top_p < 1:
+            border = self._find(held, config.top_p * total)
+            if border is None:
+                return None
+            total = border[1]
+        found = self._find(held, uniform * total)
+        return None if found is None else found[0]
+
+    def _find(self, held: NDArray[Any], target: float) -> tuple[int, float] | None:
+        """The first token, best first, up to which more than `target` is held, and how much that is.
+
+        None where the sums are too near to tell which. `held` are the sums of the intervals' weights (INTERVALS,).
+        """
+        error = float(held[-1]) * SUM_ERROR
+        interval = int(np.searchsorted(held, target))
+        if interval == len(held):
+            return None
+        before = float(held[interval - 1]) if interval else 0.0
+        tokens = np.flatnonzero(self._intervals == interval)
+        tokens = tokens[np.argsort(-self._exponents[tokens], kind="stable")]
+        sums = before + np.cumsum(self._weights[tokens])
+        place = _surely(sums, target, error, before=before if interval else None)
+        return None if place is None else (int(tokens[place]), float(sums[place]))
+
+
+def _surely(held: Floats, target: float, error: float, *, before: float | None = None) -> int | None:
+    """The first place of the rising sums that is above `target`, or None where an error of `error` could move it.
+
+    `before` is the sum before the first place, None where that is exactly 0.
+    """
+    place = int(np.searchsorted(held, target, side="right"))
+    if place == len(held) or held[place] - target <= error:
+        return None
+    below = held[place - 1] if place else before
+    return None if below is not None and target - below <= error else place
+
+
+def _kept_by_top_p(weights: Floats, rest: float, mass: float) -> int | None:
+    """How many of the sorted weights are kept: those before which less than `mass` of all is held."""
+    held = np.cumsum(weights)
+    total = float(held[-1]) + rest
+    last = _surely(held, mass * total, total * SUM_ERROR + rest * REST_ERROR)
+    return None if last is None else last + 1
+
+
+def _kept_by_min_p(weights: Floats, rest: float, share: float) -> int | None:
+    """How many of the sorted weights are at least `share` of the first."""
+    kept = int((weights >= share).sum())
+    near = np.abs(weights - share) <= share * SUM_ERROR
+    return None if near.any() or (rest and kept == len(weights)) else kept
+
+
+def _place(weights: Floats, rest: float, uniform: float) -> int | None:
+    """Which of the sorted weights the uniform number falls on."""
+    held = np.cumsum(weights)
+    total = float(held[-1]) + rest
+    return _surely(held, uniform * total, total * SUM_ERROR + rest * REST_ERROR)
