@@ -336,9 +336,9 @@ def test_a_cache_shows_how_full_it_is():
 
 def test_what_generation_hands_back_is_short():
     logits = tuple(np.zeros((1, 50400), np.float32) for _ in range(20))
-    made = GenerateOutput(np.zeros((1, 26), np.int64), np.array([26]), (1,), scores=logits)
+    made = GenerateOutput(np.zeros((1, 26), np.int64), lengths=np.array([26]), seeds=(1,), scores=logits)
     assert repr(made) == (
-        "GenerateOutput(sequences=int64 (1, 26), lengths=int64 (1,), seeds=(1,), scores=20 × float32 (1, 50400))"
+        "GenerateOutput(sequences=int64 (1, 26), scores=20 × float32 (1, 50400), lengths=int64 (1,), seeds=(1,))"
     )
     assert "20 × float32 (1, 50400)" in made._repr_html_()
     step = TokenStep(0, np.array([1]), np.array([True]), np.array([False]), logits=np.zeros((1, 50400)))

@@ -14,10 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import gptj
-
 SCRIPTS = sorted(Path(__file__).parent.glob("user_*.py"))
-SOURCES = Path(gptj.__file__).parents[1]
 
 
 def wrong_lines(script: Path) -> set[int]:
