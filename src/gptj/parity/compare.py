@@ -211,7 +211,7 @@ class ParityReport:
         table = Table(title=f"{', '.join(self.backends)} in {self.dtype}: {self.verdict}", title_justify="left")
         for heading in ("backend", "against", "what", "difference", "limit", "", "largest at"):
             number = heading in ("difference", "limit")  # which a narrow terminal must not cut
-            table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
+            table.add_column(heading, justify="right" if number else "left", no_wrap=number)
         for m in self.measures:
             sign = "[green]ok[/]" if m.holds else "[bold red]NO[/]"
             table.add_row(m.backend, m.against, m.what, f"{m.difference:.1e}", f"{m.limit:.1e}", sign, m.where)
