@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, TokenizerError, shown
+from gptj.errors import ConfigError, GPTJError, TokenizerError, shown
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
-from gptj.json_file import read_small_file
+from gptj.generation.stored import drop_ids_beyond, read_members
+from gptj.json_file import read_json_object, read_small_file
 from gptj.tokenizer import GPTJTokenizer
 from gptj_conversion.source import TOKENIZER_SIGNS, Source
 
@@ -31,8 +33,6 @@ __all__ = ["GPT2", "NO_TOKENIZER", "Companions", "settle_companions"]
 
 GPT2, NO_TOKENIZER = "gpt2", "none"
 """What may be said in place of a tokenizer's folder: GPT-J's own vocabulary, and that none is to be written."""
-
-LARGEST_GENERATION_CONFIG_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ def settle_companions(
     found, notes = _find(source, config, tokenizer)
     files: dict[str, bytes] = {}
     generation_file, generation = _generation_config(source, notes)
+    as_read = generation
     if found is not None:
         found.check_fits(config)
         files |= found.files()
@@ -76,9 +77,11 @@ def settle_companions(
         if generation is not None:
             generation = generation.replace(**_settle(generation, config.vocab_size, found, asked=asked))
     if generation is not None:
+        generation = drop_ids_beyond(generation, config.vocab_size, say=_noting(notes))
+    if generation is not None and generation != as_read:
         files[GENERATION_CONFIG_FILE] = generation.to_json().encode()
     elif generation_file is not None:
-        files[GENERATION_CONFIG_FILE] = read_small_file(generation_file, limit_bytes=LARGEST_GENERATION_CONFIG_BYTES)
+        files[GENERATION_CONFIG_FILE] = read_small_file(generation_file)
     notes += _contradictions(config, generation, found)
     stay = [
         name
@@ -114,16 +117,29 @@ def _find(
 
 
 def _generation_config(source: Source, notes: list[str]) -> tuple[Path | None, GenerationConfig | None]:
-    """The file, and what it says: None where it breaks a rule, which is no reason not to convert weights."""
+    """The file, and what it says: None where it is not JSON, which is no reason not to convert weights."""
     for folder in source.beside:
         file = folder / GENERATION_CONFIG_FILE
-        if file.exists():
+        if os.path.lexists(file):
             try:
-                return file, GenerationConfig.from_file(file)
+                members = read_json_object(file, error=ConfigError)
             except ConfigError as error:
-                notes.append(f"{GENERATION_CONFIG_FILE} is carried along as it is: {error}")
+                notes.append(f"{GENERATION_CONFIG_FILE} is carried along as it is: {error.problem}")
                 return file, None
+            except GPTJError as error:  # a FIFO, a folder, a broken link: nothing to carry
+                notes.append(f"{GENERATION_CONFIG_FILE} is left out: {error.problem}")
+                return None, None
+            return file, read_members(GenerationConfig, members, say=_noting(notes, "is carried along as it is: "))
     return None, None
+
+
+def _noting(notes: list[str], words: str = "") -> Callable[..., None]:
+    """Turns what would be warned of into notes."""
+
+    def say(problem: str, *, file: object = None, **facts: Any) -> None:
+        notes.append(f"{GENERATION_CONFIG_FILE} {words}{GPTJError(problem, **facts)}")
+
+    return say
 
 
 def _settle(

@@ -29,6 +29,7 @@ from gptj.errors import (
     SchemaError,
     WriteError,
     shown,
+    warn_of,
 )
 from gptj.fingerprint import Witness
 from gptj.json_file import read_json_object
@@ -50,8 +51,9 @@ from gptj_conversion.plan import ConversionPlan, PlannedFile, interim_dtype, mak
 from gptj_conversion.proof import examiner, input_identity, origin_of
 from gptj_conversion.recorder import Account
 from gptj_conversion.source import Facts, Source
-from gptj_conversion.tar import is_tar_name, open_tar
-from gptj_conversion.training_config import TrainingConfig
+from gptj_conversion.tar import is_tar, is_tar_name, open_tar
+from gptj_conversion.training_config import TrainingConfig, config_of
+from gptj_conversion.wrong_paths import config_file_in, refuse_what_is_known, start_of
 
 __all__ = ["Facts", "convert", "describe", "open_source", "plan", "source_formats", "target_formats"]
 
@@ -150,7 +152,7 @@ _FORMATS = (
     _Format(
         "tar",
         "a file *.tar or *.tar.zst",
-        lambda path: path.is_file() and is_tar_name(path),
+        lambda path: path.is_file() and (is_tar_name(path) or is_tar(*start_of(path))),
         _open_tar,
         lambda path, options: _open_tar(path, options).facts(),
     ),
@@ -260,6 +262,8 @@ def convert(
         overwrite=overwrite, allow_overflow=allow_overflow, allow_nonfinite=allow_nonfinite, fingerprint=fingerprint,
         verify=verify, resume=resume, progress=progress,
     )  # fmt: skip
+    for oddity in order.source.oddities if isinstance(order.source, MeshCheckpoint) else ():
+        warn_of(oddity, file=src)
     try:
         return _TARGETS[to].write(order)
     except GPTJError:
@@ -396,13 +400,14 @@ def _settle(
     _require_apart(Path(src), Path(dst))
     return _Order(
         Path(dst), source, settled.config, dtype, max_shard_bytes, 1 if shards is None else shards, layout,
-        settled.files, settled.notes, **rest,
+        settled.files, (*_notes(source), *settled.notes), **rest,
     )  # fmt: skip
 
 
 def _write_canonical(order: _Order) -> Path:
     head, room = order.source.head, Room()
     with Witness(order.config, head) if order.fingerprint else contextlib.nullcontext() as witness:
+        account = _account(order, "safetensors", witness)
         return write_checkpoint(
             order.directory,
             order.config,
@@ -416,7 +421,11 @@ def _write_canonical(order: _Order) -> Path:
             allow_overflow=order.allow_overflow,
             allow_nonfinite=order.allow_nonfinite,
             witness=witness,
-            **vars(_account(order, "safetensors", witness)),
+            provenance=account.provenance,
+            origin=account.origin,
+            examine=account.examine,
+            input_identity=account.input_identity,
+            resume=account.resume,
         )
 
 
@@ -438,6 +447,7 @@ def _account(order: _Order, weights_format: str, witness: Witness | None = None)
             verify=order.verify,
             witness=witness,
         ),
+        reopen=reopen,
         input_identity=input_identity(order.source.path),
         resume=order.resume,
     )
@@ -450,6 +460,10 @@ def _plan_canonical(order: _Order) -> tuple[PlannedFile, ...]:
 def _plan_mesh(order: _Order) -> tuple[PlannedFile, ...]:
     order.require_language_model("a TPU checkpoint")
     return plan_mesh(order.config, shards=order.shards, layout=order.layout, dtype=order.one_dtype(), step=_step(order))
+
+
+def _notes(source: Source) -> tuple[str, ...]:
+    return source.notes if isinstance(source, MeshCheckpoint) else ()
 
 
 def _step(order: _Order) -> int:
@@ -578,6 +592,8 @@ def _recognise(
     fitting = [known for known in _FORMATS if source_format in (None, known.name) and known.fits(path)]
     if source_format is not None:
         fitting = [known for known in _FORMATS if known.name == source_format]
+    if not any(known.fits(path) for known in fitting):
+        refuse_what_is_known(path)
     if len(fitting) > 1:
         raise FormatError(
             "several formats fit",
@@ -593,13 +609,12 @@ def _recognise(
 
 
 def _read_config(config: ConfigChoice) -> TrainingConfig | GPTJConfig | None:
-    """The config of a file, which is a training config or a config.json; `model_type` tells them apart."""
+    """The config of a file, or of the one in a folder: a training config or a config.json, which its keys tell."""
     if config is None or isinstance(config, TrainingConfig | GPTJConfig):
         return config
-    members = read_json_object(config, error=ConfigError)
-    if "model_type" in members:
-        return GPTJConfig.from_dict(members, file=config)
-    return TrainingConfig.from_dict(members, file=config)
+    if Path(config).is_dir():
+        config = config_file_in(Path(config))
+    return config_of(read_json_object(config, error=ConfigError), file=config)
 
 
 def _require_config(source: Source) -> GPTJConfig:

@@ -19,14 +19,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.checkpoint_writer import check_head_and_size, written_config
 from gptj.column_sums import ColumnSums
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
-from gptj.errors import InputError, WriteError, shown
+from gptj.errors import WriteError
 from gptj.manifest import MANIFEST_FILE, FileRecord
-from gptj.output_directory import Fate, FileSystem, OutputDirectory
-from gptj.safetensors_file import BLOCK_BYTES, WEIGHT_DTYPES
-from gptj.schema import HEADS, Head, TensorSpec, schema
+from gptj.output_directory import Fate, FileSystem, OutputDirectory, check_extra_files
+from gptj.safetensors_file import BLOCK_BYTES
+from gptj.schema import Head, TensorSpec, schema
 from gptj.weights_writer import WritingRules
 from gptj_conversion.dialects import Dialect, Spelling, spell
 from gptj_conversion.plan import PlannedFile
@@ -143,13 +144,10 @@ def write_foreign(
     Raises:
         WriteError, SchemaError, InputError: as for `gptj.checkpoint_writer.write_checkpoint`.
     """
-    if type(max_shard_bytes) is not int or max_shard_bytes < 1:
-        raise InputError(
-            "breaks its rule",
-            where="max_shard_bytes",
-            expected="a whole number, 1 or above",
-            found=shown(max_shard_bytes),
-        )
+    check_head_and_size(head, max_shard_bytes)
+    fate = _fate_for(file_name)
+    extra = dict(extra_files or {})
+    check_extra_files(extra, lambda name: fate(name) != "keep")
     account = account or Account()
     entries = _entries(config, head, dialect, dtype_of)
     shards = _cut(entries, max_shard_bytes)
@@ -157,10 +155,13 @@ def write_foreign(
     rules = WritingRules(max_shard_bytes, allow_overflow, allow_nonfinite)
     dtypes = [entry.dtype.name for entry in entries]
     order = [config.to_json(), head, file_name, max_shard_bytes, dtypes]
-    fate = _fate_for(file_name)
+    parts = [
+        ((name,), [(entry.row, entry.dtype.name, (name,)) for entry in shard])
+        for name, shard in zip(names, shards, strict=True)
+    ]
     with (
         OutputDirectory(directory, overwrite=overwrite, fate=fate, adopt=account.adopt, fs=fs) as output,
-        Recorder(output, weights_format or dialect, order, rules, account) as recorder,
+        Recorder(output, weights_format or dialect, order, parts, rules, account) as recorder,
     ):
         finished = recorder.resume()
         output.require_space(sum(entry.nbytes for shard in shards[finished:] for entry in shard))
@@ -178,11 +179,8 @@ def write_foreign(
             total = sum(entry.nbytes for entry in entries)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
             recorder.write_file(f"{file_name}.index.json", (json.dumps(index, indent=2) + "\n").encode())
-        widest = max(dtypes, key=WEIGHT_DTYPES.index)
-        kept = {key: value for key, value in config.extra.items() if key != "dtype"}
-        extra = {**kept, "architectures": [HEADS[head]], "torch_dtype": widest}
-        recorder.write_file(CONFIG_FILE, config.replace(extra=extra).to_json().encode())
-        for name, data in (extra_files or {}).items():
+        recorder.write_file(CONFIG_FILE, written_config(config, head, dtypes).to_json().encode())
+        for name, data in extra.items():
             recorder.write_file(name, data)
         recorder.write_manifest(config, schema(config, head))
         output.commit()
@@ -199,6 +197,7 @@ def plan_foreign(
     max_shard_bytes: int,
 ) -> tuple[PlannedFile, ...]:
     """The weights files that `write_foreign` would write."""
+    check_head_and_size(head, max_shard_bytes)
     shards = _cut(_entries(config, head, dialect, dtype_of), max_shard_bytes)
     return tuple(
         PlannedFile(name, len(shard), sum(entry.nbytes for entry in shard))

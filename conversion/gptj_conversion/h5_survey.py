@@ -125,7 +125,7 @@ class Survey:
             self.compare(self.file, "layer_names", "", [*self.arrays])
             return
         self.compare(self.file, "layer_names", "", [name for name in self.file if name != TOP_LEVEL])
-        for layer in dict.fromkeys([*(path[0] for path in parts), *(n for n in self.file if n != TOP_LEVEL)]):
+        for layer in dict.fromkeys([*(path[0] for path in parts), *self.file]):
             weights = [where.removeprefix(f"{layer}/") for where in self.arrays if where.startswith(f"{layer}/")]
             self.compare(self.file[layer], "weight_names", layer, weights)
 

@@ -22,6 +22,7 @@ from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory
 from gptj.safetensors_file import open_regular_file
 from gptj.schema import Head
+from gptj.stored_zip import StoredZip, StoredZipWriter, open_stored_zip
 from gptj_conversion.foreign import (
     ForeignCheckpoint,
     match_arrays,
@@ -31,7 +32,6 @@ from gptj_conversion.foreign import (
 )
 from gptj_conversion.foreign_writer import Entry, HashedFile
 from gptj_conversion.stored_array import DTYPES, StoredArray
-from gptj_conversion.stored_zip import StoredZip, StoredZipWriter, open_stored_zip
 from gptj_conversion.torch_pickle import STORAGES, PickledTensor, read_state_dict
 
 __all__ = ["BIN_FILE", "BIN_INDEX", "BinWriter", "open_bin", "read_bin"]

@@ -101,6 +101,7 @@ class _Walk:
         self.at = 0
         self.where: str | None = None
         self.arrays: list[StoredArray] = []
+        self.maps = 0
         if self.size == 0:
             self.refuse("an empty file")
 
@@ -152,8 +153,16 @@ class _Walk:
 
     def map_length(self, kind: int) -> int | None:
         if kind & 0xF0 == 0x80:
-            return kind & 0x0F
-        return self.count(2 << (kind - 0xDE)) if kind in (0xDE, 0xDF) else None
+            length = kind & 0x0F
+        elif kind in (0xDE, 0xDF):
+            length = self.count(2 << (kind - 0xDE))
+        else:
+            return None
+        self.maps += 1
+        if self.maps > MOST_ARRAYS:
+            self.refuse("too many maps", LimitError, expected=f"at most {MOST_ARRAYS}")
+        self.require(2 * length)  # a key and a value take a byte each at the very least
+        return length
 
     def keys(self, length: int, path: tuple[str, ...]) -> Iterator[str]:
         """The keys of a map, none twice; the caller reads the values."""

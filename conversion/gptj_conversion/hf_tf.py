@@ -132,8 +132,15 @@ def read_h5(path: Path, *, process: H5Process | None = None) -> list[StoredArray
 
 def _stored(path: Path, identity: FileIdentity, where: str, place: Mapping[str, Any]) -> StoredArray:
     single = _SINGLE.fullmatch(where)
+    name = plain_name(single["weight"]) if single else where
+    layer, wanted = where.split("/")[0], name.split("/")[0]
+    if single and layer != wanted:  # by whose name transformers looks for it, and else leaves it at random numbers
+        raise SchemaError(
+            "stands in another layer's group", file=path, where=shown(where)[1:-1], expected=shown(wanted),
+            found=shown(layer),
+        )  # fmt: skip
     return StoredArray(
-        plain_name(single["weight"]) if single else where,
+        name,
         np.dtype(place["dtype"]),
         tuple(place["shape"]),
         path,

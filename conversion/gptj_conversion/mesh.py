@@ -1,8 +1,9 @@
 """mesh-transformer-jax v1 checkpoints, read with NumPy alone, a tensor at a time.
 
 A checkpoint is `step_N/shard_S/{0..15}.npz` without a single name: a leaf is known by its place in the order of
-`jax.tree_flatten`. So the number of leaves tells layers and layout, the shapes tell widths and shards, and every
-header of every file is compared with what they imply before any data is read. How leaves become tensors stands
+`jax.tree_flatten`. That is opt_state, params, step: whatever the optimizer kept, the parameters and the step are the
+last leaves. So the shapes, from the end, tell layers, widths and shards, and every header of every file is compared
+with what they imply before any data is read. How leaves become tensors stands
 in `dialects`; the arithmetic is here:
 
 * cut leaves are joined along the axis that the shards cut, and transposed where the table says so;
@@ -19,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -34,34 +36,39 @@ from gptj.errors import (
     LimitError,
     MissingFileError,
     SchemaError,
+    shown,
 )
+from gptj.json_file import read_json_object
+from gptj.npz import NpyArray, NpzFile
 from gptj.room import Room
 from gptj.safetensors_file import WEIGHT_DTYPES, cast
 from gptj.schema import Head, TensorSpec, schema
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.mesh_folder import (
-    FILES_PER_SHARD,
     TRAINING_FILE,
     DiskFolder,
+    FoundStep,
     MeshFolder,
     find_step,
     looks_like_mesh_v2,
     open_shards,
 )
-from gptj_conversion.npz import NpyArray, NpzFile
+from gptj_conversion.mesh_leaves import count_leaves, layout_of, settle_state
 from gptj_conversion.source import TOKENIZER_SIGNS, Facts
-from gptj_conversion.training_config import TrainingConfig
+from gptj_conversion.training_config import TrainingConfig, config_of
 from gptj_conversion.transpose import copy_transposed
 
-__all__ = ["Layout", "MeshCheckpoint", "open_mesh", "open_mesh_folder", "pieces"]
-
-MOST_LAYERS = 10_000
+__all__ = ["MeshCheckpoint", "open_mesh", "open_mesh_folder"]
 
 # Reading, checking and turning let go of Python's lock, so two shards are read side by side.
 _THREADS = 2
 _WORTH_THREADS_BYTES = 2**22
 
-Layout = Literal["full", "slim"]
+_FORMATS = {
+    "full": "full",
+    "slim": "slim",
+    "other": "with the state of another optimizer",
+}
 
 # ---- what it is
 
@@ -72,36 +79,42 @@ class MeshCheckpoint:
 
     Attributes:
         path: the step directory.
-        layout: "full" (with optimizer state) or "slim".
-        step: the training step that the shards hold.
+        layout: "full" (with the state of the original's optimizer), "slim", or "other" (with another state).
+        step: the training step that the folder is called after, or else the one that the shards hold.
         shards, layers, width, vocab: sizes, as the files show them.
         dtype: of the parameters: float32, bfloat16, float16 or float64.
+        padding: how many of the last rows of `vocab` are no tokens, as the training config says.
         config: heads, rotary width and positions included; None where no training config was given.
         assumed: the token ids of `config` that the training config does not say.
         beside, unread: the folders in which its tokenizer may lie; the tokenizer's files that lie in an archive.
+        oddities: what a caller of `convert` is warned of: another optimizer, or an older step than the newest.
+        notes: these, what is left out of a conversion, and what was settled without having been asked for.
         archives: the .npz files, by shard and number.
         parameters: for each shard, the place of each leaf of `mesh_leaves(layers)`.
     """
 
     path: Path
-    layout: Layout
+    layout: Literal["full", "slim", "other"]
     step: int
     shards: int
     layers: int
     width: int
     vocab: int
+    padding: int
     dtype: str
     config: GPTJConfig | None
     assumed: tuple[str, ...]
     beside: tuple[Path, ...]
     unread: tuple[Path, ...]
+    oddities: tuple[str, ...]
+    notes: tuple[str, ...]
     archives: tuple[tuple[NpzFile, ...], ...]
     parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]
 
     @property
     def format(self) -> str:
         """The format's name in plans and manifests."""
-        return f"mesh-transformer-jax v1, {self.layout}"
+        return f"mesh-transformer-jax v1, {_FORMATS[self.layout]}"
 
     @property
     def head(self) -> Head:
@@ -121,7 +134,10 @@ class MeshCheckpoint:
 
     def origin(self, name: str) -> str:
         """How a tensor is made, in words: the leaves and the rule."""
-        return "; then ".join(f"{_rule(leaf, self.shards)} ({leaf.path})" for _, leaf in self.leaves(name))
+        leaves = self.leaves(name)
+        made = "; then ".join(f"{_rule(leaf, self.shards)} ({leaf.path})" for _, leaf in leaves)
+        cut = self.padding and "vocab" in leaves[0][1].axes
+        return f"{made}; the rows that pad the vocabulary ({self.padding}) left out" if cut else made
 
     def origin_files(self, name: str) -> tuple[str, ...]:
         """The archives, by their path below the step directory."""
@@ -182,11 +198,12 @@ class MeshCheckpoint:
         else:
             with ThreadPoolExecutor(_THREADS, thread_name_prefix="gptj-read") as threads:
                 list(threads.map(fill, pieces_to_read))
-        return out
+        return out[: len(out) - self.padding] if "vocab" in leaf.axes else out
 
     def facts(self) -> Facts:
         """What it is, and what seems strange about it."""
-        problems = [f"the copies of {path} differ between shards" for path in self.copies_differ()]
+        problems = [*self.notes]
+        problems += [f"the copies of {path} differ between shards" for path in self.copies_differ()]
         if self.config is None:
             problems.append("heads, rotary width and positions are not in the files: convert needs the training config")
         config = self.config
@@ -203,7 +220,7 @@ class MeshCheckpoint:
             heads=None if config is None else config.n_head,
             rotary_width=None if config is None else config.rotary_width,
             positions=None if config is None else config.n_positions,
-            vocab=self.vocab,
+            vocab=self.vocab - self.padding,
             dtype=self.dtype,
             tensors=len(rows),
             parameters=sum(row.size for row in rows),
@@ -295,7 +312,8 @@ def open_mesh_folder(
     folder: MeshFolder, config: TrainingConfig | GPTJConfig | str | os.PathLike[str] | None = None
 ) -> MeshCheckpoint:
     """`open_mesh`, wherever the folder is: on the disk or in an archive."""
-    above, step_folder = find_step(folder)
+    found = find_step(folder)
+    above, step_folder = found.above, found.folder
     step_directory = step_folder.path
     if looks_like_mesh_v2(step_folder):
         raise FormatError(
@@ -306,21 +324,25 @@ def open_mesh_folder(
         )
     archives = open_shards(step_folder)
     shards = len(archives)
-    count, layers, layout = _count_leaves(archives, step_directory)
-    first = {"full": 2 * count + 2, "slim": 0}[layout]
     flat = [[(archive, array) for archive in files for array in archive.arrays] for files in archives]
-    parameters = tuple(tuple(leaves[first : first + count]) for leaves in flat)
+    count, layers = count_leaves(archives, [array.shape for _, array in flat[0]], step_directory)
+    state = settle_state([[array.shape for _, array in leaves[: -count - 1]] for leaves in flat], step_directory)
+    parameters = tuple(tuple(leaves[-count - 1 : -1]) for leaves in flat)
+    layout = layout_of(state, [array.shape for _, array in parameters[0]])
     dtype = _settle_dtype(parameters)
     width, vocab = _settle_sizes(parameters, layers, step_directory)
-    step = _settle_step([leaves[-1] for leaves in flat], step_directory)
+    step_inside = _settle_step([leaves[-1] for leaves in flat], step_directory)
+    step = step_inside if found.number is None else found.number
     if config is None and above is not None and TRAINING_FILE in above.names():
-        config = TrainingConfig.from_dict(above.read_json(TRAINING_FILE), file=above.path / TRAINING_FILE)
+        config = config_of(above.read_json(TRAINING_FILE), file=above.path / TRAINING_FILE)
     if config is not None and not isinstance(config, TrainingConfig | GPTJConfig):
-        config = TrainingConfig.from_file(config)
+        config = config_of(read_json_object(config, error=ConfigError), file=config)
     settled = None if config is None else _settle_config(config, layers, width, vocab, shards)
     folders = [one for one in (step_folder, above) if one is not None]
+    padding = config.n_vocab_padding if isinstance(config, TrainingConfig) else 0
+    oddities = tuple(_oddities(found, layout, len(state)))
     return MeshCheckpoint(
-        step_directory, layout, step, shards, layers, width, vocab, dtype, settled,
+        step_directory, layout, step, shards, layers, width, vocab, padding, dtype, settled,
         assumed=config.assumed if isinstance(config, TrainingConfig) else (),
         beside=tuple(one.path for one in folders if isinstance(one, DiskFolder)),
         unread=tuple(
@@ -329,52 +351,32 @@ def open_mesh_folder(
             for name in TOKENIZER_SIGNS
             if not isinstance(one, DiskFolder) and name in one.names()
         ),
+        oddities=oddities,
+        notes=(*oddities, *_notes(found, layout, step_inside, padding)),
         archives=archives,
         parameters=parameters,
     )  # fmt: skip
 
 
-def pieces(leaves: int) -> list[int]:
-    """How many leaves each of a shard's 16 files holds: the original cuts the list into equal runs.
-
-    >>> pieces(37)
-    [3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
-    """
-    each, more = divmod(leaves, FILES_PER_SHARD)
-    return [each + 1] * more + [each] * (FILES_PER_SHARD - more)
-
-
-def _count_leaves(archives: tuple[tuple[NpzFile, ...], ...], directory: Path) -> tuple[int, int, Layout]:
-    """How many parameter leaves a shard has, and what follows: the layers and the layout."""
-    counts = [sum(len(archive.arrays) for archive in files) for files in archives]
-    if len(set(counts)) > 1:
-        other = next(s for s, n in enumerate(counts) if n != counts[0])
-        raise SchemaError(
-            "the shards have different numbers of leaves",
-            file=directory / f"shard_{other}",
-            expected=f"{counts[0]}, as in shard_0",
-            found=counts[other],
+def _oddities(found: FoundStep, layout: str, state: int) -> Iterator[str]:
+    """What may not be what the user thinks it is, without paths: it also goes into the manifest."""
+    if found.note:
+        yield found.note
+    if layout == "other":
+        yield (
+            f"what stands before the parameters (leaves: {state}) is the state of an optimizer that is not the "
+            "original's, and left out: the parameters and the step are the last leaves"
         )
-    total = counts[0]
-    layouts: tuple[tuple[Layout, int, int], ...] = (("slim", 1, 1), ("full", 3, 3))
-    for layout, times, more in layouts:
-        parameters, rest = divmod(total - more, times)
-        layers, odd = divmod(parameters - 6, 10)
-        if rest == 0 and odd == 0 and 1 <= layers <= MOST_LAYERS:
-            for files in archives:
-                for archive, wanted in zip(files, pieces(total), strict=True):
-                    if len(archive.arrays) != wanted:
-                        raise SchemaError(
-                            "wrong number of leaves", file=archive.path, expected=wanted, found=len(archive.arrays)
-                        )
-            return parameters, layers, layout
-    raise SchemaError(
-        "no GPT-J has this number of leaves in a shard",
-        file=directory / "shard_0",
-        expected="10 * layers + 7 (slim) or 30 * layers + 21 (with optimizer state)",
-        found=total,
-        hint="Other norm or pe settings add or remove leaves; only norm layernorm with pe rotary is GPT-J",
-    )
+
+
+def _notes(found: FoundStep, layout: str, step: int, padding: int) -> Iterator[str]:
+    """What a user should know besides."""
+    if found.number not in (None, step):
+        yield f"the folder is called {found.folder.path.name}, and the step inside is {step}: the folder's name counts"
+    if layout == "full":
+        yield "the optimizer's state (Adam's moments) is left out: the parameters alone are converted"
+    if padding:
+        yield f"the rows that pad the vocabulary (n_vocab_padding: {padding}) are left out"
 
 
 def _settle_dtype(parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]) -> str:
@@ -471,13 +473,15 @@ def _settle_step(places: list[tuple[NpzFile, NpyArray]], directory: Path) -> int
 def _settle_config(config: TrainingConfig | GPTJConfig, layers: int, width: int, vocab: int, shards: int) -> GPTJConfig:
     """The model's config, after what the files show has been found to agree."""
     if isinstance(config, TrainingConfig):
-        facts = {"layers": layers, "d_model": width, "n_vocab": vocab, "cores_per_replica": shards}
+        facts = {"layers": layers, "d_model": width, "stored_vocab": vocab, "cores_per_replica": shards}
         heads, heads_key, file = config.n_heads, "n_heads", config.file
+        spelt = {"stored_vocab": "n_vocab + n_vocab_padding" if config.n_vocab_padding else "n_vocab"}
     else:
         facts = {"n_layer": layers, "n_embd": width, "vocab_size": vocab, "inner_width": 4 * width}
-        heads, heads_key, file = config.n_head, "n_head", None
+        heads, heads_key, file, spelt = config.n_head, "n_head", None, {}
+        _require_computable(config)
     problems = [
-        f"{key} is {getattr(config, key)}, the files show {found}"
+        f"{spelt.get(key, key)} is {getattr(config, key)}, the files show {found}"
         for key, found in facts.items()
         if getattr(config, key) not in (None, found)
     ]
@@ -488,3 +492,18 @@ def _settle_config(config: TrainingConfig | GPTJConfig, layers: int, width: int,
             "breaks its rule", file=file, where=heads_key, expected=f"a multiple of the {shards} shards", found=heads
         )
     return config.model_config() if isinstance(config, TrainingConfig) else config
+
+
+def _require_computable(config: GPTJConfig) -> None:
+    """Refuse a config.json with fields that the original has no choice of: its model would compute something else."""
+    fixed: tuple[tuple[str, tuple[Any, ...]], ...] = (
+        ("activation_function", ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")),
+        ("layer_norm_epsilon", (1e-5,)),
+        ("tie_word_embeddings", (False,)),
+    )
+    for field, values in fixed:
+        if getattr(config, field) not in values:
+            raise ConfigError(
+                "not what a TPU checkpoint computes", where=field, expected=shown(values[0]),
+                found=shown(getattr(config, field)), hint="Give the training config, which says it if a fork could",
+            )  # fmt: skip

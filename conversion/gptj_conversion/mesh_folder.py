@@ -14,13 +14,14 @@ from typing import Any, Protocol
 
 from gptj.errors import ConfigError, FormatError, GPTJError, MissingFileError, UnsafeFileError, shown
 from gptj.json_file import read_json_object
-from gptj_conversion.npz import NpzFile, open_npz
+from gptj.npz import NpzFile, open_npz
 
 __all__ = [
     "FILES_PER_SHARD",
     "META_FILE",
     "TRAINING_FILE",
     "DiskFolder",
+    "FoundStep",
     "MeshFolder",
     "find_step",
     "looks_like_mesh",
@@ -103,18 +104,30 @@ class DiskFolder:
         if self.follow_links:
             return
         root = self.path.resolve()
+        blobs = _hub_blobs(root)
         for name in names:
             try:
                 target = (self.path / name).resolve(strict=True)
             except (OSError, RuntimeError) as error:
                 raise FormatError(f"cannot be looked at: {error}", file=self.path / name) from None
-            if not target.is_relative_to(root):
+            if not target.is_relative_to(root) and target.parent != blobs:
                 raise UnsafeFileError(
                     "is a link out of its folder",
                     file=self.path / name,
                     found=shown(target),
                     hint="Say follow_links to allow it",
                 )
+
+
+def _hub_blobs(folder: Path) -> Path | None:
+    """Where the files of a snapshot in the Hugging Face Hub's cache are; None where the folder lies in none.
+
+    They are links there, from models--x--y/snapshots/REVISION/... to models--x--y/blobs/HASH.
+    """
+    for parent in folder.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            return parent.parent / "blobs"
+    return None
 
 
 def looks_like_mesh(folder: MeshFolder) -> bool:
@@ -140,11 +153,32 @@ def looks_like_mesh_v2(folder: MeshFolder) -> bool:
         return False
 
 
-def find_step(folder: MeshFolder) -> tuple[MeshFolder | None, MeshFolder]:
-    """The model directory, where it is known, and the step directory: `folder` itself, or the newest in it.
+@dataclasses.dataclass(frozen=True)
+class FoundStep:
+    """A step directory.
+
+    Attributes:
+        above: the model directory, where it is known.
+        folder: the step directory.
+        note: why it is not the newest one; None where it is, or was given.
+    """
+
+    above: MeshFolder | None
+    folder: MeshFolder
+    note: str | None = None
+
+    @property
+    def number(self) -> int | None:
+        """The step in the folder's name; None where it is called otherwise."""
+        name = self.folder.path.name
+        return int(name.removeprefix("step_")) if _STEP.fullmatch(name) else None
+
+
+def find_step(folder: MeshFolder) -> FoundStep:
+    """The step directory: `folder` itself, or the newest in it.
 
     The newest is the one that meta.json names; without meta.json (slim checkpoints have none) it is the complete
-    one with the highest number.
+    one with the highest number, and a note says that a newer one is not complete.
 
     Raises:
         MissingFileError: there is none, or the one that meta.json names is not there.
@@ -152,13 +186,12 @@ def find_step(folder: MeshFolder) -> tuple[MeshFolder | None, MeshFolder]:
     """
     names = folder.names()
     if looks_like_mesh_v2(folder) or any(_SHARD.fullmatch(name) for name in names):
-        above = DiskFolder(folder.path.parent) if isinstance(folder, DiskFolder) else None
-        return above, folder
+        return FoundStep(DiskFolder(folder.path.parent) if isinstance(folder, DiskFolder) else None, folder)
     found = [name for name in names if _STEP.fullmatch(name)]
     folder.require_inside(found)
     steps = sorted((int(name.removeprefix("step_")) for name in found), reverse=True)
     if META_FILE in names:
-        return folder, _step_of_meta(folder, steps)
+        return FoundStep(folder, _step_of_meta(folder, steps))
     if not steps:
         raise MissingFileError(
             "no mesh-transformer-jax checkpoint", file=folder.path, expected="shard_0, shard_1, ... or step_N folders"
@@ -172,9 +205,19 @@ def find_step(folder: MeshFolder) -> tuple[MeshFolder | None, MeshFolder]:
         except GPTJError as error:
             newest_error = newest_error or error
         else:
-            return folder, candidate
+            if newest_error is None:
+                return FoundStep(folder, candidate)
+            place = _place_in(newest_error, folder.path) or f"step_{steps[0]}"
+            note = f"step_{step} is taken, and not the newest: {place}: {newest_error.problem}"
+            return FoundStep(folder, candidate, note)
     assert newest_error is not None
     raise newest_error
+
+
+def _place_in(error: GPTJError, folder: Path) -> str:
+    """The file that an error names, by its path in the folder; nothing where it lies elsewhere."""
+    place = Path(error.file or "")
+    return str(place.relative_to(folder)) if place.is_relative_to(folder) else ""
 
 
 def _step_of_meta(folder: MeshFolder, steps: Sequence[int]) -> MeshFolder:
@@ -218,7 +261,7 @@ def open_shards(step: MeshFolder) -> tuple[tuple[NpzFile, ...], ...]:
 
 def _open_shard(folder: MeshFolder, shard: int) -> tuple[NpzFile, ...]:
     expected = [f"{n}.npz" for n in range(FILES_PER_SHARD)]
-    present = {name for name in folder.names() if name.endswith(".npz")}
+    present = {name for name in folder.names() if name.endswith(".npz") and not name.startswith("._")}  # of macOS
     if missing := [name for name in expected if name not in present]:
         raise MissingFileError(
             f"shard {shard} is not complete",

@@ -26,18 +26,18 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import ConfigError, InputError, shown
 from gptj.manifest import MANIFEST_FILE, FileRecord
-from gptj.output_directory import FileSystem, require_plain_name
+from gptj.npz import npy_header
+from gptj.output_directory import FileSystem, check_extra_files
 from gptj.schema import TensorSpec, axis_sizes, schema, schema_by_name
+from gptj.stored_zip import StoredZipWriter
 from gptj.weights_writer import WritingRules
 from gptj_conversion.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.foreign_writer import HashedFile
-from gptj_conversion.mesh import Layout, pieces
 from gptj_conversion.mesh_folder import META_FILE, TRAINING_FILE
-from gptj_conversion.npz import npy_header
+from gptj_conversion.mesh_leaves import Layout, pieces
 from gptj_conversion.output_tree import OutputTree
 from gptj_conversion.plan import PlannedFile
-from gptj_conversion.recorder import Account, Recorder
-from gptj_conversion.stored_zip import StoredZipWriter
+from gptj_conversion.recorder import Account, Part, Recorder
 from gptj_conversion.training_config import TOKEN_ID_KEYS
 from gptj_conversion.transpose import copy_transposed
 
@@ -95,8 +95,7 @@ def write_mesh(
     _check_arguments(config, shards, layout, dtype, step)
     plan = _Plan(config, shards, layout, numpy_dtype(dtype), step)
     extra = dict(extra_files or {})
-    for name in extra:
-        require_plain_name(name, where="extra_files")
+    check_extra_files(extra, lambda name: bool(_OURS.fullmatch(name)))
 
     def replaceable(path: str) -> bool:
         return path in extra or bool(_OURS.fullmatch(path))
@@ -106,7 +105,7 @@ def write_mesh(
     order = [config.to_json(), shards, layout, dtype, step]
     with (
         OutputTree(directory, replaceable=replaceable, overwrite=overwrite, adopt=account.adopt, fs=fs) as output,
-        Recorder(output, "mesh", order, rules, account) as recorder,
+        Recorder(output, "mesh", order, plan.recorded_parts, rules, account) as recorder,
     ):
         finished = recorder.resume()
         output.require_space(sum(plan.leaf_bytes(leaf) for part in plan.parts[finished:] for leaf in part) * shards)
@@ -250,6 +249,15 @@ class _Plan:
     def tensors_in(self, number: int) -> list[str]:
         """The canonical tensors that are written with the files of this number."""
         return [leaf.parameter.tensor for leaf in self.parts[number] if leaf.parameter and leaf.is_written_from]
+
+    @functools.cached_property
+    def recorded_parts(self) -> list[Part]:
+        """The files of each number with the rows that are stored with them."""
+        rows, dtype = schema_by_name(self.config), self.dtype.name
+        return [
+            (tuple(self.files(n)), [(rows[name], dtype, self.files_of(name)) for name in self.tensors_in(n)])
+            for n in range(len(self.parts))
+        ]
 
     @functools.cached_property
     def leaves(self) -> list[_Leaf]:

@@ -37,7 +37,7 @@ class ConversionPlan:
         nbytes: of all tensors.
         peak_memory_bytes: an estimate, over what Python and its imports take.
         free_bytes: what the destination's file system has left.
-        notes: what was settled about the tokenizer and the end of a text without having been asked for.
+        notes: what is left out, and what was settled without having been asked for.
     """
 
     source: Facts
@@ -109,8 +109,10 @@ def make_plan(
 ) -> ConversionPlan:  # fmt: skip
     """The plan of a conversion whose source has been opened."""
     folder = destination.parent
+    facts = source.facts()
+    problems = tuple(problem for problem in facts.problems if problem not in notes)  # what is said once is enough
     return ConversionPlan(
-        source=source.facts(),
+        source=dataclasses.replace(facts, problems=problems),
         destination=str(destination),
         to=to,
         dtype=", ".join(sorted({dtype or source.dtype_of(row.name) for row in rows})),

@@ -11,39 +11,42 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import tarfile
 import tempfile
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from gptj.config import GPTJConfig
-from gptj.errors import BackendError, FormatError, LimitError, MissingFileError, UnsafeFileError, WriteError, shown
-from gptj.extras import install_line
+from gptj.errors import FormatError, GPTJError, LimitError, MissingFileError, UnsafeFileError, WriteError, shown
+from gptj.file_kinds import HEAD_BYTES, kind_of
 from gptj.json_file import parse_json_object
+from gptj.npz import NpzFile, open_npz
 from gptj.safetensors_file import open_regular_file, read_into
 from gptj_conversion.mesh import MeshCheckpoint, open_mesh_folder
 from gptj_conversion.mesh_folder import LARGEST_META_BYTES, MeshFolder, looks_like_mesh
-from gptj_conversion.npz import NpzFile, open_npz
+from gptj_conversion.tar_members import TarMember, tar_members
 from gptj_conversion.training_config import TrainingConfig
+from gptj_conversion.zstd_frames import is_zstandard, unpacked
 
-__all__ = ["TAR_SUFFIXES", "is_tar_name", "open_tar"]
+__all__ = ["TAR_SUFFIXES", "is_tar", "is_tar_name", "open_tar"]
 
 TAR_SUFFIXES = (".tar", ".tar.zst", ".tar.zstd")
-MOST_MEMBERS = 100_000
-LARGEST_HEADER_BYTES = 2**20  # of a member, PAX records included
 SPOOL_BYTES = 200 * 10**9
 SPOOL_RATIO = 30
 """How much more than itself an archive may unpack to; weights shrink by a third at best."""
 
-_BLOCK = 2**20
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ROOM_BYTES = 2**20  # beyond that, for small archives
 
 
 def is_tar_name(path: Path) -> bool:
     """Whether a file is called as such archives are."""
     return path.name.lower().endswith(TAR_SUFFIXES)
+
+
+def is_tar(head: bytes, size: int) -> bool:
+    """Whether a file of `size` bytes that begins with `head` is such an archive, whatever it is called."""
+    return is_zstandard(head) or kind_of(head, size) == "a tar archive"
 
 
 def open_tar(
@@ -69,14 +72,19 @@ def open_tar(
     """
     path = Path(path)
     with open_regular_file(path) as stream:
-        compressed = stream.read(4) == _ZSTD_MAGIC
-        nbytes = path.stat().st_size
-    if not compressed:
+        nbytes = os.fstat(stream.fileno()).st_size
+        start = bytearray(min(HEAD_BYTES, nbytes))
+        read_into(stream, memoryview(start), 0, file=path, where="beginning")
+    head = bytes(start)
+    if not is_zstandard(head):
+        kind = kind_of(head, nbytes)
+        if kind not in (None, "a tar archive"):
+            raise FormatError(f"this is {kind}", file=path, expected="a .tar, or a .tar.zst", found=f"{nbytes} bytes")
         return open_mesh_folder(_root(path, path), config)
     folder = Path(tempfile.mkdtemp(prefix="gptj-spool-", dir=spool_directory))
     try:
         spool = folder / "checkpoint.tar"
-        _decompress(path, spool, min(spool_bytes, SPOOL_RATIO * nbytes + _BLOCK))
+        _decompress(path, spool, min(spool_bytes, SPOOL_RATIO * nbytes + _ROOM_BYTES))
         checkpoint = open_mesh_folder(_root(spool, path), config)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -87,29 +95,23 @@ def open_tar(
 
 def _decompress(path: Path, spool: Path, limit: int) -> None:
     """Write what `path` unpacks to into `spool`."""
-    try:
-        import zstandard
-    except ImportError:
-        raise BackendError("zstandard is not installed", file=path, hint=install_line("convert")) from None
     written = 0
     try:
-        with open_regular_file(path) as packed, spool.open("xb") as out:
-            decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-            with decompressor.stream_reader(packed, read_across_frames=True) as stream:
-                while block := stream.read(_BLOCK):
-                    written += len(block)
-                    if written > limit:
-                        raise LimitError(
-                            "unpacks to more than is allowed",
-                            file=path,
-                            expected=f"at most {limit} bytes",
-                            found="more",
-                            hint="Unpack it yourself if it is what it should be",
-                        )
-                    out.write(block)
-    except zstandard.ZstdError as error:
-        raise FormatError(f"malformed zstandard: {shown(str(error), longest=120)}", file=path) from None
+        with spool.open("xb") as out:
+            for block in unpacked(path):
+                written += len(block)
+                if written > limit:
+                    raise LimitError(
+                        "unpacks to more than is allowed",
+                        file=path,
+                        expected=f"at most {limit} bytes",
+                        found="more",
+                        hint="Unpack it yourself if it is what it should be",
+                    )
+                out.write(block)
     except OSError as error:
+        if isinstance(error, GPTJError):
+            raise
         raise WriteError(f"could not be unpacked: {error.strerror}", file=spool, hint="Choose another TMPDIR") from None
 
 
@@ -178,40 +180,12 @@ class _TarFolder:
         """Links have been refused already."""
 
 
-class _CappedReader:
-    """A file that refuses to be read in large pieces: tarfile reads headers whole, however long they say they are."""
-
-    def __init__(self, stream: BinaryIO, path: Path) -> None:
-        self._stream = stream
-        self._path = path
-
-    def read(self, count: int = -1) -> bytes:
-        if not 0 <= count <= LARGEST_HEADER_BYTES:
-            raise LimitError("a header too long", file=self._path, expected=f"at most {LARGEST_HEADER_BYTES} bytes")
-        return self._stream.read(count)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-
 def _root(file: Path, label: Path) -> _TarFolder:
     """The folder of the archive that looks like a checkpoint: the top, or the one folder in it, and so on."""
     tree: dict[str, Any] = {}
     with open_regular_file(file) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        try:
-            with tarfile.open(fileobj=_CappedReader(stream, label), mode="r:") as archive:  # type: ignore[call-overload]
-                for number, member in enumerate(archive):
-                    if number >= MOST_MEMBERS:
-                        raise LimitError("too many members", file=label, expected=f"at most {MOST_MEMBERS}")
-                    _add(tree, member, size, label)
-        except (tarfile.TarError, EOFError, ValueError, OverflowError, UnicodeError) as error:
-            if isinstance(error, FormatError | UnsafeFileError):
-                raise
-            raise FormatError(f"malformed tar: {shown(str(error), longest=120)}", file=label) from None
+        for member in tar_members(stream, label):
+            _add(tree, member, label)
     folder = _TarFolder(label, file, tree)
     while not looks_like_mesh(folder):
         below = [name for name in folder.names() if folder.has_folder(name)]
@@ -221,38 +195,23 @@ def _root(file: Path, label: Path) -> _TarFolder:
     return folder
 
 
-def _add(tree: dict[str, Any], member: tarfile.TarInfo, size: int, label: Path) -> None:
-    """Put a member into the tree, after it has been found to be a plain file or folder with a plain name."""
+def _add(tree: dict[str, Any], member: TarMember, label: Path) -> None:
+    """Put a member into the tree, after it has been found to have a plain name."""
     where = shown(member.name)
-    kinds = (
-        (member.issym(), "a symbolic link"),
-        (member.islnk(), "a hard link"),
-        (member.isdev(), "a device or FIFO"),
-        (member.issparse(), "a sparse file"),
-        (not (member.isreg() or member.isdir()), f"of type {shown(member.type)}"),
-    )
-    if kind := next((kind for holds, kind in kinds if holds), None):
-        raise UnsafeFileError(f"the member is {kind}", file=label, where=where, expected="plain files and folders")
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     leads_outside = member.name.startswith("/") or ".." in parts or "\\" in member.name or ":" in member.name
     if leads_outside or not member.name.isprintable() or len(parts) > 16:
         raise UnsafeFileError(
             "the member's name leads outside", file=label, where=where, expected="a plain relative name"
         )
-    if member.isreg() and (not parts or member.size < 0 or member.offset_data + member.size > size):
-        raise FormatError(
-            "cut short",
-            file=label,
-            where=where,
-            expected=f"{member.offset_data + member.size} bytes",
-            found=f"{size} bytes",
-        )
+    if not member.is_folder and not parts:
+        raise FormatError("a file without a name", file=label, where=where)
     folder = tree
-    for part in parts[:-1] if member.isreg() else parts:
+    for part in parts if member.is_folder else parts[:-1]:
         folder = folder.setdefault(part, {})
         if not isinstance(folder, dict):
             raise FormatError("the member lies in a file", file=label, where=where)
-    if member.isreg():
+    if not member.is_folder:
         if parts[-1] in folder:
             raise FormatError("the member stands twice in the archive", file=label, where=where)
-        folder[parts[-1]] = _Member(member.offset_data, member.size)
+        folder[parts[-1]] = _Member(member.offset, member.nbytes)

@@ -20,6 +20,10 @@ __all__ = ["STORAGES", "PickledStorage", "PickledTensor", "read_state_dict"]
 
 MOST_OPCODES = 5_000_000
 DEEPEST_STACK = 10_000
+MOST_CONTAINERS = 200_000
+"""Dicts, lists and tuples; a tensor takes some six."""
+WIDEST_NUMBER = 8
+"""Bytes of a LONG1; the numbers of a state dict count bytes of a file."""
 
 STORAGES = {
     "DoubleStorage": "float64",
@@ -113,6 +117,7 @@ class _Interpreter:
         self.where = where
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.containers = 0
 
     def refuse(self, problem: str, error: type[GPTJError] = FormatError, **facts: Any) -> NoReturn:
         raise error(problem, file=self.file, where=self.where, **facts)
@@ -185,6 +190,13 @@ class _Interpreter:
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
+    def contain(self, value: Any) -> None:
+        """Push a new container."""
+        self.containers += 1
+        if self.containers > MOST_CONTAINERS:
+            self.refuse("too many dicts, lists and tuples", LimitError, expected=f"at most {MOST_CONTAINERS}")
+        self.push(value)
+
     def top(self) -> Any:
         value = self.pop()
         self.push(value)
@@ -193,6 +205,12 @@ class _Interpreter:
     # ---- what tensors need
 
     def name_global(self, module: object, name: object) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            self.refuse(
+                "the pickle calls something whose name is no text",
+                UnsafeFileError,
+                found=f"{_brief(module)}.{_brief(name)}",
+            )
         allowed = (module, name) in (
             ("torch._utils", "_rebuild_tensor_v2"),
             ("torch._utils", "_rebuild_parameter"),
@@ -205,14 +223,14 @@ class _Interpreter:
                 expected="tensors and nothing else",
                 hint="Do not load this file with any other tool either",
             )
-        self.push(_Global(str(module), str(name)))
+        self.push(_Global(module, name))
 
     def reduce(self) -> None:
         function, arguments = self.pop_many(2)
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
             self.refuse("a call of something that is no function", UnsafeFileError)
         if function.name == "OrderedDict" and arguments == ():
-            self.push({})
+            self.contain({})
         elif function.name == "_rebuild_tensor_v2":
             self.push(self.tensor(arguments))
         elif function.name == "_rebuild_parameter" and arguments and isinstance(arguments[0], PickledTensor):
@@ -288,6 +306,8 @@ class _Interpreter:
 
     def long(self) -> None:
         count = self.take(1)[0]
+        if count > WIDEST_NUMBER:
+            self.refuse("a number too large", LimitError, expected=f"at most {WIDEST_NUMBER} bytes", found=count)
         self.push(int.from_bytes(self.take(count), "little", signed=True))
 
     def unicode(self, layout: str) -> None:
@@ -297,7 +317,7 @@ class _Interpreter:
         self.push(self.text(self.take(count)))
 
     def tuple_from_mark(self) -> None:
-        self.push(tuple(self.pop_to_mark()))
+        self.contain(tuple(self.pop_to_mark()))
 
 
 def _set_item(machine: _Interpreter) -> None:
@@ -317,8 +337,8 @@ _OPCODES: dict[int, Callable[[_Interpreter], None]] = {
     0x80: _Interpreter.protocol,
     0x95: lambda m: void(m.take(8)),  # FRAME, a length that helps streaming readers
     ord("("): lambda m: m.push(_MARK),
-    ord("}"): lambda m: m.push({}),
-    ord("]"): lambda m: m.push([]),
+    ord("}"): lambda m: m.contain({}),
+    ord("]"): lambda m: m.contain([]),
     ord(")"): lambda m: m.push(()),
     ord("N"): lambda m: m.push(None),
     0x88: lambda m: m.push(True),
@@ -329,9 +349,9 @@ _OPCODES: dict[int, Callable[[_Interpreter], None]] = {
     0x8A: _Interpreter.long,
     ord("X"): lambda m: m.unicode("<I"),
     0x8C: lambda m: m.unicode("<B"),
-    0x85: lambda m: m.push(m.pop_many(1)),
-    0x86: lambda m: m.push(m.pop_many(2)),
-    0x87: lambda m: m.push(m.pop_many(3)),
+    0x85: lambda m: m.contain(m.pop_many(1)),
+    0x86: lambda m: m.contain(m.pop_many(2)),
+    0x87: lambda m: m.contain(m.pop_many(3)),
     ord("t"): _Interpreter.tuple_from_mark,
     ord("s"): _set_item,
     ord("u"): lambda m: m.set_items(m.pop_to_mark()),

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from gptj.checkpoint import verify_checkpoint
+from gptj.config import GPTJConfig
 from gptj.errors import FormatError, MissingFileError, shown
 from gptj.fingerprint import check_fingerprint, compare_fingerprint
-from gptj.manifest import MANIFEST_FILE, FoundTensor, Manifest, verify_manifest
+from gptj.manifest import (
+    MANIFEST_FILE,
+    FoundTensor,
+    Manifest,
+    VerifiedManifest,
+    verify_manifest,
+    warn_of_unchecked,
+)
 from gptj.schema import TensorSpec, schema
 from gptj.weight_files import safe_path
 from gptj_conversion.convert import open_source, target_formats
+from gptj_conversion.recorder import canonical_tensors
 from gptj_conversion.source import Source
 
 __all__ = ["verify"]
 
 
-def verify(directory: str | os.PathLike[str], *, fingerprint: bool = False, follow_links: bool = False) -> Manifest:
+def verify(
+    directory: str | os.PathLike[str], *, fingerprint: bool = False, follow_links: bool = False
+) -> VerifiedManifest:
     """The directory's manifest, after everything that it hashes has been read again and found to be the same.
 
     Each file is hashed as it lies there, and each tensor as our reader gives it, in its canonical layout: so the files
-    are those that were written, and the reader still makes of them what it did then.
+    are those that were written, and the reader still makes of them what it did then. What else lies in the directory is
+    not checked: the result's `unchecked` has the names, of which a warning is given.
 
     Args:
         directory: what `gptj convert` wrote, in any format.
@@ -60,7 +69,9 @@ def verify(directory: str | os.PathLike[str], *, fingerprint: bool = False, foll
             found=shown(written),
         )
     find = functools.partial(_find_tensors, follow_links=follow_links)
-    manifest = verify_manifest(directory, find=find, follow_links=follow_links)
+    config = functools.partial(_config_of, directory, follow_links=follow_links)
+    manifest = verify_manifest(directory, config=config, find=find, follow_links=follow_links)
+    warn_of_unchecked(directory, manifest)
     if fingerprint:
         source, rows = _open(directory, manifest, follow_links=follow_links)
         by_name = {row.name: row for row in rows}
@@ -73,12 +84,13 @@ def verify(directory: str | os.PathLike[str], *, fingerprint: bool = False, foll
 
 def _find_tensors(directory: Path, manifest: Manifest, *, follow_links: bool) -> dict[str, FoundTensor]:
     """Every canonical tensor of the directory, through its format's reader; one is in memory at a time."""
-    source, rows = _open(directory, manifest, follow_links=follow_links)
+    return canonical_tensors(*_open(directory, manifest, follow_links=follow_links))
 
-    def blocks(row: TensorSpec) -> Iterator[memoryview]:
-        yield source.read(row).reshape(-1).view(np.uint8).data
 
-    return {row.name: FoundTensor(source.dtype_of(row.name), row.shape, functools.partial(blocks, row)) for row in rows}
+def _config_of(directory: Path, manifest: Manifest, *, follow_links: bool) -> GPTJConfig:
+    source, _ = _open(directory, manifest, follow_links=follow_links)
+    assert source.config is not None
+    return source.config
 
 
 def _open(directory: Path, manifest: Manifest, *, follow_links: bool) -> tuple[Source, tuple[TensorSpec, ...]]:

@@ -25,10 +25,10 @@ from gptj.checkpoint_writer import write_checkpoint
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.errors import ConfigError, FormatError, MissingFileError, SchemaError, shown
 from gptj.load_plan import LoadPlan, Mismatch, plan_load
-from gptj.manifest import CONFIG_HASH_KEY, Manifest, verify_manifest
+from gptj.manifest import CONFIG_HASH_KEY, Manifest, VerifiedManifest, verify_manifest, warn_of_unchecked
 from gptj.safetensors_file import SafetensorsFile, StoredTensor
 from gptj.schema import HEADS, Head
-from gptj.weight_files import open_weights, safe_path
+from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path
 
 __all__ = [
     "Checkpoint",
@@ -142,16 +142,40 @@ def open_checkpoint(
     return Checkpoint(directory, settled, tensors, metadata, _head_of(tensors), files)
 
 
-def verify_checkpoint(directory: str | os.PathLike[str], *, follow_links: bool = False) -> Manifest:
+def verify_checkpoint(
+    directory: str | os.PathLike[str], *, weights: str | None = None, follow_links: bool = False, warn: bool = True
+) -> VerifiedManifest:
     """The manifest of a directory, all of whose files and tensors have been read and found to have its hashes.
+
+    What else lies in the directory is not checked: the result's `unchecked` has the names, of which a warning is given.
+
+    Args:
+        directory: the folder of config.json, the weights and manifest.json.
+        weights: the name of the file or the index in it that is to be loaded, where there are several.
+        follow_links: accept links that lead out of the directory.
+        warn: whether to warn of what is not checked.
 
     Raises:
         MissingFileError: the directory has no manifest.json, or a file that it lists is missing.
-        FormatError: some file or tensor differs; all of them are named.
+        FormatError: some file or tensor differs, and all of them are named; the config is another one; or the
+            weights that would be loaded are not those of the manifest.
     """
     directory = Path(directory)
     _require_directory(directory)
-    return verify_manifest(directory, follow_links=follow_links)
+    manifest = verify_manifest(directory, follow_links=follow_links)
+    present = [name for name in (WEIGHTS_FILE, INDEX_FILE) if os.path.lexists(directory / name)]
+    chosen = present[0] if weights is None and present else weights
+    loaded = {file.path.name for file in open_weights(directory, chosen, follow_links=follow_links)}
+    if strange := sorted(loaded - manifest.weights_files):
+        raise FormatError(
+            "the weights that would be loaded are not those of the manifest",
+            file=directory,
+            expected=", ".join(sorted(manifest.weights_files)),
+            found=", ".join(strange),
+        )
+    if warn:
+        warn_of_unchecked(directory, manifest)
+    return manifest
 
 
 def _require_directory(directory: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ from gptj.manifest import (
     TensorRecord,
     tool_name,
 )
-from gptj.output_directory import Fate, FileSystem, OutputDirectory, require_plain_name
+from gptj.output_directory import Fate, FileSystem, OutputDirectory, check_extra_files
 from gptj.safetensors_file import WEIGHT_DTYPES
 from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.weight_files import INDEX_FILE, is_weights_name
 from gptj.weights_writer import WeightsWriter, Witness, WritingRules
 
-__all__ = ["DtypeChoice", "write_checkpoint"]
+__all__ = ["DtypeChoice", "check_head_and_size", "write_checkpoint", "written_config"]
 
 DtypeChoice = str | Callable[[TensorSpec], str] | None
 """What tensors are stored as: one dtype for all, one for each row, or None: as they come."""
@@ -111,20 +111,23 @@ def write_checkpoint(
     journal = None
     if input_identity is not None:
         names = [None if chosen is None else chosen.name for chosen in dtypes]
-        journal = Journal([tool_name(), input_identity, header, head, names, max_shard_bytes, allow_overflow])
+        journal = Journal("safetensors", [header, head, names], rules, input_identity)
     adopt = Journal.has_notes if resume else None
     with OutputDirectory(directory, overwrite=overwrite, fate=_fate, adopt=adopt, fs=fs) as output:
-        with WeightsWriter(output, rows, header, rules, journal=journal, origin=origin, witness=witness) as weights:
+        with WeightsWriter(
+            output, rows, dtypes, header, rules, journal=journal, origin=origin, witness=witness
+        ) as weights:
             first = weights.resume() if resume else 0
             output.require_space(_least_bytes(rows[first:], dtypes[first:]))
             for number, row in enumerate(rows):
                 nbytes = 0
                 if number >= first:
-                    nbytes = weights.add(number, np.asarray(read(row)), dtypes[number])
+                    nbytes = weights.add(number, np.asarray(read(row)))
                 if progress is not None:
                     progress(row.name, nbytes)
             files, tensors = weights.finish()
-        texts = {CONFIG_FILE: _config_text(config, head, tensors).encode(), **extra}
+        text = written_config(config, head, {tensor.dtype for tensor in tensors.values()}).to_json()
+        texts = {CONFIG_FILE: text.encode(), **extra}
         if len(weights.shards) > 1:
             texts[INDEX_FILE] = _index_text(tensors, weights.total_bytes).encode()
         for name, data in texts.items():
@@ -147,19 +150,8 @@ def _check_arguments(
     metadata: Mapping[str, str] | None,
     provenance: Mapping[str, Any] | None,
 ) -> None:
-    if head not in HEADS:
-        raise InputError("no such head", where="head", expected="one of " + ", ".join(HEADS), found=shown(head))
-    if isinstance(max_shard_bytes, bool) or not isinstance(max_shard_bytes, int) or max_shard_bytes < 1:
-        raise InputError(
-            "breaks its rule",
-            where="max_shard_bytes",
-            expected="a whole number, 1 or above",
-            found=shown(max_shard_bytes),
-        )
-    for name in extra:
-        require_plain_name(name, where="extra_files")
-        if _fate(name) != "keep":
-            raise InputError("a name that the checkpoint itself uses", where="extra_files", found=shown(name))
+    check_head_and_size(head, max_shard_bytes)
+    check_extra_files(extra, lambda name: _fate(name) != "keep")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError("not a string", where=f"metadata[{shown(key)}]", found=shown(value))
@@ -167,6 +159,19 @@ def _check_arguments(
         json.dumps(dict(provenance or {}), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"not JSON: {error}", where="provenance") from None
+
+
+def check_head_and_size(head: str, max_shard_bytes: int) -> None:
+    """Raise InputError unless there is such a head, and weights can be cut into files of so many bytes."""
+    if not isinstance(head, str) or head not in HEADS:
+        raise InputError("no such head", where="head", expected="one of " + ", ".join(HEADS), found=shown(head))
+    if type(max_shard_bytes) is not int or max_shard_bytes < 1:
+        raise InputError(
+            "breaks its rule",
+            where="max_shard_bytes",
+            expected="a whole number, 1 or above",
+            found=shown(max_shard_bytes),
+        )
 
 
 def _fate(name: str) -> Fate:
@@ -187,12 +192,18 @@ def _choose_dtype(dtype: DtypeChoice, row: TensorSpec) -> np.dtype[Any] | None:
     return numpy_dtype(dtype(row) if callable(dtype) and not isinstance(dtype, type) else dtype)
 
 
-def _config_text(config: GPTJConfig, head: Head, tensors: Mapping[str, TensorRecord]) -> str:
-    """config.json as transformers expects it; torch_dtype is the widest that is stored."""
-    stored = {tensor.dtype for tensor in tensors.values()}
+def written_config(config: GPTJConfig, head: Head, stored: Iterable[str]) -> GPTJConfig:
+    """The config of a config.json as transformers expects it; torch_dtype is the widest of the dtypes in `stored`.
+
+    Its qa_outputs has num_labels rows and ours a start and an end, so with that head num_labels is 2, whatever a
+    base model's config said.
+    """
     widest = max(stored, key=WEIGHT_DTYPES.index)
+    config = config.for_other_programs()
     kept = {key: value for key, value in config.extra.items() if key != "dtype"}
-    return config.replace(extra={**kept, "architectures": [HEADS[head]], "torch_dtype": widest}).to_json()
+    if head == "question_answering" and config.num_labels != 2:
+        config = config.replace(num_labels=2)
+    return config.replace(extra={**kept, "architectures": [HEADS[head]], "torch_dtype": widest})
 
 
 def _index_text(tensors: Mapping[str, TensorRecord], total_bytes: int) -> str:

@@ -127,7 +127,11 @@ def _terminate(number: int, frame: object) -> None:
 def _console(*, stderr: bool = False) -> Console:
     """The terminal, or a file that is wide enough for every table."""
     console = Console(stderr=stderr, highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=140)
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and len(columns) < 5 else 0
+    if console.is_terminal:
+        return console
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width if width >= 20 else 140)
 
 
 def _print_json(value: Any) -> None:
@@ -155,6 +159,17 @@ def gptj_command(debug: bool) -> None:
             os.environ.setdefault(name, value.replace("~", str(home), 1))
 
 
+def _once(context: click.Context, option: click.Parameter, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The names of --backends, each of them there once."""
+    if names is not None and len(set(names)) != len(names):
+        raise click.BadParameter(f"{shown(','.join(names))} names one twice")
+    return names
+
+
+backends_option = click.option(
+    "--backends", type=BackendsChoice, callback=_once,
+    help="Which, with commas between. [default: all that are installed]",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is at the destination.")
 
@@ -332,20 +347,25 @@ def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
     """Check what `gptj convert` wrote into DIR, in any format, against its manifest.json.
 
     Every file and every tensor is read and hashed again; the source is not needed. The sha256 is of all tensors in
-    their canonical layout: two folders of the same sha256 hold the same model, whatever their formats.
+    their canonical layout: two folders of the same sha256 hold the same model, whatever their formats. What else lies
+    in DIR has no hash, and is named as not checked.
     """
     from gptj_conversion.verify import verify as run
 
     with waiting(f"verifying {directory}"):
         manifest = run(directory, fingerprint=fingerprint)
     if as_json:
-        facts = {"files": len(manifest.files), "tensors": len(manifest.tensors), "sha256": manifest.sha256}
+        facts: dict[str, Any] = {"files": len(manifest.files), "tensors": len(manifest.tensors)}
+        facts |= {"checked": {"files": [*manifest.files], "tensors": [*manifest.tensors]}}
+        facts |= {"unchecked": [*manifest.unchecked], "sha256": manifest.sha256}
         format_of = {"verified": str(directory), "format": manifest.weights_format}
         _print_json({**format_of, **facts, "fingerprint": fingerprint})
     else:
         same = ", and the reference computes the same" if fingerprint else ""
         counts = f"{len(manifest.tensors)} tensors, {len(manifest.files)} files"
         click.echo(f"{directory}: {counts}, all as they were written{same}")
+        for name in manifest.unchecked:
+            click.echo(f"not checked: {shown(name).strip(chr(39))}")
         click.echo(f"sha256 {manifest.sha256}")
 
 
@@ -487,26 +507,37 @@ def _token_ids(text: str) -> tuple[int, ...]:
 
 @gptj_command.command(short_help="Compare the frameworks on a model, and with an oracle.")
 @click.argument("directory", type=PathArgument, metavar="DIR")
-@click.option("--backends", type=BackendsChoice, help="Which, with commas between. [default: all that are installed]")
+@backends_option
 @click.option(
     "--dtype", type=click.Choice(PARAMETER_DTYPES), default="float32", show_default=True, help="To compute in."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts and of the sampled text.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the prompts and sampled text."
+)
+@click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
+@click.option("--verbose", is_flag=True, help="Also print every measure.")
 @json_option
-def parity(directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, as_json: bool) -> None:
+def parity(
+    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, skip_manifest: bool, verbose: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
-    Each framework runs in a process of its own. The exit status is 1 where any two are too far apart.
+    The weights are first checked against the manifest.json in DIR, if there is one. Each framework runs in a process
+    of its own. The exit status is 1 where any two are too far apart, or the weights are not those of the manifest.
     """
     from gptj.parity import run_parity
 
-    names = installed_backends() if backends is None else tuple(map(choose_backend, backends))
+    names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     with waiting(f"comparing {', '.join(names)}"):
-        report = run_parity(directory, names, dtype=dtype, seed=seed)
+        report = run_parity(directory, names, dtype=dtype, seed=seed, check_manifest=not skip_manifest)
     if as_json:
         _print_json(report.as_dict())
     else:
-        _console().print(report.table())
+        console = _console()
+        console.print(report.summary(), soft_wrap=False)
+        if verbose:
+            console.print("", report.table(), sep="\n", soft_wrap=False)
     if not report.passed:
         sys.exit(1)
 
@@ -547,13 +578,13 @@ def doctor(as_json: bool) -> None:
 
 
 @gptj_command.command(short_help="Show the whole journey on a model that is shipped.")
-@click.option("--backends", type=BackendsChoice, help="Which, with commas between. [default: all that are installed]")
+@backends_option
 @click.option("--keep", type=PathArgument, metavar="DIR", help="Leave the converted model of verse here.")
 def demo(backends: tuple[str, ...] | None, keep: Path | None) -> None:
     """Show the whole journey on a TPU checkpoint that the package ships: convert, verify, write verse, compare."""
     from gptj.demo import run_demo
 
-    names = None if backends is None else tuple(map(choose_backend, backends))
+    names = None if backends is None else tuple(choose_backend(name) for name in backends)
     if not run_demo(names, _console(), keep=keep):
         sys.exit(1)
 

@@ -2,24 +2,24 @@
 
 Field names and defaults are transformers' (4.34, `GPTJConfig`), whose defaults describe GPT-J-6B. Two things
 differ on purpose. A wrong field is refused here, with its name, its value and its rule, rather than at the
-first forward pass; and keys of a config.json that we do not know are kept in `extra` and written back, except
-that a key one slip of the finger away from a known one is refused with the name that was meant.
+first forward pass; and keys of a config.json that we do not know are kept in `extra` and written back (see
+`gptj.config_file` for what is read into a field, said, or refused).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gptj.brief import brief, html_table
+from gptj.config_file import is_alike, meant_field, settle_members
 from gptj.errors import ConfigError, naming_file, shown
+from gptj.field_rules import is_number, is_whole, plain, spelt
 from gptj.json_file import read_json_object
 
 __all__ = ["ACTIVATIONS", "GPTJConfig"]
@@ -31,100 +31,13 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 CONFIG_FILE = "config.json"
 
-_ALIASES = {
-    "hidden_size": "n_embd",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-    "max_position_embeddings": "n_positions",
-}
-
 _LARGEST_SIZE = 2**31 - 1
-_LARGEST_POSITIONS = 2**24  # a rotary table of that length is already gigabytes
+_LARGEST_POSITIONS = 2**24
+_LARGEST_ROTARY_TABLE = 2**24
+"""The most numbers of a model's sine and cosine tables together: 64 MB in float32. GPT-J-6B has 2**17."""
 
-# Keys that transformers writes into config.json without meaning for the forward pass of a GPT-J. They are
-# kept like any unknown key; they are listed so that none is taken for a misspelling of a field of ours.
-_TRANSFORMERS_KEYS = frozenset(
-    [
-        "architectures",
-        "model_type",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "tokenizer_class",
-        "task_specific_params",
-        "summary_type",
-        "summary_use_proj",
-        "summary_activation",
-        "summary_proj_to_labels",
-        "summary_first_dropout",
-        "gradient_checkpointing",
-        "scale_attn_weights",
-        "sep_token_id",
-        "decoder_start_token_id",
-        "is_decoder",
-        "is_encoder_decoder",
-        "add_cross_attention",
-        "cross_attention_hidden_size",
-        "finetuning_task",
-        "pruned_heads",
-        "chunk_size_feed_forward",
-        "use_return_dict",
-        "use_bfloat16",
-        "torchscript",
-        "tie_encoder_decoder",
-        "prefix",
-        "name_or_path",
-        "_name_or_path",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "max_length",
-        "min_length",
-        "do_sample",
-        "num_beams",
-        "num_beam_groups",
-        "diversity_penalty",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "repetition_penalty",
-        "length_penalty",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-        "bad_words_ids",
-        "num_return_sequences",
-        "output_scores",
-        "return_dict_in_generate",
-        "remove_invalid_values",
-        "exponential_decay_length_penalty",
-        "early_stopping",
-        "layer_types",
-        "rotary",
-        "rotary_pct",
-        "jax",
-        "n_ctx",
-        "_attn_implementation",
-        "attn_implementation",
-        "quantization_config",
-        "tf_legacy_loss",
-        "vocab_size_padded",
-        "use_parallel_residual",
-    ]
-)
-
-
-def _cut(text: str, longest: int = 200) -> str:
-    return text if len(text) <= longest else text[:longest] + "..."
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+_EPSILONS = (1e-20, 1.0)  # of a variance: below it vanishes in float32, above it is all that is left
+_LARGEST_INITIALIZER = 1e3  # start values beyond overflow sooner or later in 16 bits, and train nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=True, repr=False)
@@ -182,6 +95,8 @@ class GPTJConfig:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for field in _FIELDS - {"extra"}:
+            object.__setattr__(self, field, plain(getattr(self, field)))
         self._settle_labels()
         object.__setattr__(self, "extra", dict(self.extra))
         for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
@@ -200,18 +115,27 @@ class GPTJConfig:
             self.rotary_width,
         )
         self._require(
-            self.activation_function in ACTIVATIONS,
+            self.n_positions * self.rotary_width <= _LARGEST_ROTARY_TABLE,
+            "n_positions",
+            f"at most {_LARGEST_ROTARY_TABLE // max(self.rotary_width, 1)} at a rotary width of {self.rotary_width}",
+            self.n_positions,
+        )
+        self._require(
+            isinstance(self.activation_function, str) and self.activation_function in ACTIVATIONS,
             "activation_function",
             "one of " + ", ".join(ACTIVATIONS),
             self.activation_function,
         )
         for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             value = getattr(self, field)
-            self._require(_is_number(value) and 0 <= value < 1, field, "a probability, 0 to below 1", value)
-        for field, lowest in (("layer_norm_epsilon", "above 0"), ("initializer_range", "0 or above")):
+            self._require(is_number(value) and 0 <= value < 1, field, "a probability, 0 to below 1", value)
+        for field, lowest, highest in (
+            ("layer_norm_epsilon", *_EPSILONS),
+            ("initializer_range", 0, _LARGEST_INITIALIZER),
+        ):
             value = getattr(self, field)
-            fits = _is_number(value) and (value > 0 or (field == "initializer_range" and value == 0))
-            self._require(fits, field, f"a finite number {lowest}", value)
+            fits = is_number(value) and lowest <= value <= highest
+            self._require(fits, field, f"a number, {lowest:g} to {highest:g}", value)
         for field in ("use_cache", "tie_word_embeddings", "output_attentions", "output_hidden_states", "return_dict"):
             value = getattr(self, field)
             self._require(isinstance(value, bool), field, "true or false", value)
@@ -248,19 +172,18 @@ class GPTJConfig:
 
     def _require(self, holds: bool, field: str, rule: str, value: object) -> None:
         if not holds:
-            found = json.dumps(value, default=repr)
-            raise ConfigError("breaks its rule", where=field, expected=rule, found=_cut(found))
+            raise ConfigError("breaks its rule", where=field, expected=rule, found=spelt(value))
 
     def _require_size(self, field: str) -> None:
         value = getattr(self, field)
-        self._require(_is_int(value) and 1 <= value <= _LARGEST_SIZE, field, "a whole number, 1 or above", value)
+        self._require(is_whole(value, 1, _LARGEST_SIZE), field, "a whole number, 1 or above", value)
 
     def _require_token_ids(self) -> None:
         for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, field)
             several = field == "eos_token_id" and isinstance(value, list | tuple)
             ids = value if several else [value]
-            fits = all(_is_int(i) and 0 <= i <= _LARGEST_SIZE for i in ids if several or i is not None)
+            fits = all(is_whole(i, 0, _LARGEST_SIZE) for i in ids if several or i is not None)
             self._require(fits, field, "null or a token id, 0 or above", value)
 
     def _settle_labels(self) -> None:
@@ -276,11 +199,13 @@ class GPTJConfig:
             except (TypeError, ValueError):
                 self._require(False, "id2label", "label ids as keys", names)
         elif ids is not None:
-            self._require(all(_is_int(i) for i in ids.values()), "label2id", "label ids as values", ids)
+            self._require(
+                all(is_whole(i, 0, _LARGEST_SIZE) for i in ids.values()), "label2id", "label ids as values", ids
+            )
             names = {i: str(name) for name, i in ids.items()}
         if names is None:
             count = 2 if count is None else count
-            if _is_int(count) and 1 <= count <= 1_000_000:
+            if is_whole(count, 1, 1_000_000):
                 names = {i: f"LABEL_{i}" for i in range(count)}
         else:
             self._require(sorted(names) == list(range(len(names))), "id2label", "ids 0 to n - 1", sorted(names))
@@ -362,7 +287,9 @@ class GPTJConfig:
             changes = {"num_labels": None, "id2label": None, "label2id": None} | changes
         unknown = sorted(set(changes) - _FIELDS)
         if unknown:
-            raise ConfigError("no such field", where=unknown[0], hint=_did_you_mean(unknown[0]) or None)
+            meant = meant_field(unknown[0], _DEFAULTS)
+            hint = None if meant is None else f"Did you mean {meant}?"
+            raise ConfigError("no such field", where=shown(unknown[0]), hint=hint)
         return dataclasses.replace(self, **changes)
 
     # ---- config.json
@@ -372,44 +299,12 @@ class GPTJConfig:
         """The config that the members of a config.json describe; `file` is what errors name.
 
         Raises:
-            ConfigError: another model_type, remote code, a misspelt key, or a field that breaks its rule.
+            ConfigError: another model_type, the misspelling of a missing field that shapes the model, or a field that
+                breaks its rule. Odd members that change nothing are warned of (`CheckpointWarning`).
         """
         with naming_file(file):
-            return cls._from_members(dict(members))
-
-    @classmethod
-    def _from_members(cls, members: dict[str, Any]) -> GPTJConfig:
-        model_type = members.pop("model_type", "gptj")
-        if model_type != "gptj":
-            raise ConfigError(
-                "another kind of model", where="model_type", expected='"gptj"', found=shown(json.dumps(model_type))
-            )
-        if "auto_map" in members:
-            raise ConfigError(
-                "asks for code from the model's folder", where="auto_map", hint="gptj never runs such code"
-            )
-        architectures = members.get("architectures")
-        if architectures is not None:
-            known = isinstance(architectures, list) and all(
-                isinstance(a, str) and a.removeprefix("TF").removeprefix("Flax").startswith("GPTJ")
-                for a in architectures
-            )
-            if not known:
-                raise ConfigError(
-                    "another architecture", where="architectures", expected="GPTJ classes", found=shown(architectures)
-                )
-        for alias, field in _ALIASES.items():
-            if alias in members:
-                value = members.pop(alias)
-                if members.setdefault(field, value) != value:
-                    raise ConfigError(
-                        f"contradicts its alias {alias}", where=field, expected=repr(value), found=repr(members[field])
-                    )
-        fields = {key: members.pop(key) for key in list(members) if key in _FIELDS and key != "extra"}
-        for key in members:
-            if key not in _TRANSFORMERS_KEYS and (meant := _did_you_mean(key)):
-                raise ConfigError("unknown key", where=shown(key), hint=meant)
-        return cls(**fields, extra=members)
+            fields, extra = settle_members(members, _DEFAULTS, file=file)
+            return cls(**fields, extra=extra)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> GPTJConfig:
@@ -419,9 +314,19 @@ class GPTJConfig:
             path = path / CONFIG_FILE
         return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
 
+    def for_other_programs(self) -> GPTJConfig:
+        """A copy for a new folder, without what would mislead there: keys like a field's, and another folder's code."""
+        kept = {k: v for k, v in self.extra.items() if k != "auto_map" and not is_alike(k, _DEFAULTS)}
+        return self.replace(extra=kept)
+
     def to_dict(self) -> dict[str, Any]:
-        """The members of config.json: every field, model_type, and `extra` as it came."""
+        """The members of config.json: every field, model_type, and `extra` as it came.
+
+        rotary_dim is the effective width, since transformers, vLLM and CTranslate2 read null, or more than a head is
+        wide, in other ways and then fail.
+        """
         members = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "extra"}
+        members["rotary_dim"] = self.rotary_width
         if self.id2label == {0: "LABEL_0", 1: "LABEL_1"}:
             del members["num_labels"], members["id2label"], members["label2id"]
         else:
@@ -437,9 +342,6 @@ class GPTJConfig:
 
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(GPTJConfig))
-
-
-def _did_you_mean(key: str) -> str:
-    """`Did you mean n_layer?` where `key` is one slip away from a field, else nothing."""
-    close = difflib.get_close_matches(key, (_FIELDS - {"extra"}) | _ALIASES.keys(), n=1, cutoff=0.8)
-    return f"Did you mean {close[0]}?" if close else ""
+_DEFAULTS: dict[str, Any] = {
+    field.name: field.default for field in dataclasses.fields(GPTJConfig) if field.name != "extra"
+}

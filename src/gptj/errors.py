@@ -56,7 +56,7 @@ def shown(value: object, *, longest: int = 200) -> str:
     """`value` as it may be printed: quoted where it is text, control characters escaped, cut at `longest`."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    text = ascii(value) if isinstance(value, str | bytes) else str(value)
+    text = ascii(value) if isinstance(value, str | bytes) else _text(value)
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
 
 
@@ -80,6 +80,15 @@ def harmless(text: str) -> str:
 
 def _steers(c: str) -> bool:
     return (unicodedata.category(c) in ("Cc", "Zl", "Zp") and c not in "\n\t") or c in _REORDERING
+
+
+def _text(value: object) -> str:
+    """`str(value)`; integers of more digits than Python prints are described instead."""
+    try:
+        return str(value)
+    except (ValueError, RecursionError):
+        bits = f" of {value.bit_length():,} bits" if isinstance(value, int) else ""
+        return f"{type(value).__name__}{bits}"
 
 
 def _printable(text: str) -> str:
@@ -123,7 +132,7 @@ class GPTJError(Exception):
         place = ": ".join(str(p) for p in (self.file, self.where) if p is not None)
         text = f"{place}: {self.problem}" if place else self.problem
         facts = [
-            f"{word} {value}"
+            f"{word} {_text(value)}"
             for word, value in (("expected", self.expected), ("found", self.found))
             if value is not None
         ]
@@ -153,7 +162,7 @@ class GPTJError(Exception):
         return {
             "code": self.code,
             "message": str(self),
-            **{key: None if value is None else _printable(str(value)) for key, value in facts.items()},
+            **{key: None if value is None else _printable(_text(value)) for key, value in facts.items()},
         }
 
 

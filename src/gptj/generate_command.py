@@ -130,7 +130,9 @@ class Desk:
         """The folder's generation_config.json, then what the command line says."""
         path = self.directory / GENERATION_CONFIG_FILE
         stored = (
-            GenerationConfig.from_file(path) if path.exists() else GenerationConfig.from_model_config(self.model_config)
+            GenerationConfig.from_file(path, vocab_size=self.model_config.vocab_size)
+            if path.exists()
+            else GenerationConfig.from_model_config(self.model_config)
         )
         if stored.max_length is None and stored.max_new_tokens is None:
             stored = stored.replace(max_new_tokens=NEW_TOKENS)
@@ -191,6 +193,7 @@ class Desk:
         try:
             ids = self.encode(prompt.text) if prompt.token_ids is None else [*prompt.token_ids]
             config = changed(self.config, prompt.settings, seeded=prompt.seed is not None)
+            config.check_honoured()
             config.check_vocabulary(self.model_config.vocab_size)
             if not ids:
                 raise InputError("no token", where="prompt", expected="at least one: there is none to begin with")

@@ -8,7 +8,7 @@ torch.compile or export), which is then not checked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.errors import InputError
+from gptj.errors import InputError, shown
 
 __all__ = [
     "IGNORED_LABEL",
@@ -27,12 +27,15 @@ __all__ = [
     "check_call",
     "check_class_labels",
     "check_embeddings",
+    "check_functions",
     "check_head_mask",
     "check_ids",
     "check_labels",
     "check_length",
+    "check_method",
     "check_places",
     "check_positions",
+    "check_row",
     "check_row_ends",
     "integers",
     "numbers",
@@ -52,7 +55,7 @@ def numbers(value: Any, *, where: str) -> NDArray[Any]:
     """
     try:
         array = np.asarray(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         raise InputError("rows of different lengths", where=where, hint="Pad them and pass an attention_mask") from None
     if array.dtype.kind not in "iubf" and array.dtype != ml_dtypes.bfloat16:
         raise InputError("not numbers", where=where, expected="an array of numbers", found=str(array.dtype))
@@ -71,6 +74,32 @@ def integers(value: Any, *, where: str) -> NDArray[Any]:
     if array.ndim != 2 or 0 in array.shape:
         raise InputError("of another shape", where=where, expected="(batch, tokens), neither 0", found=array.shape)
     return array
+
+
+def check_row(token_ids: Any) -> list[Any]:
+    """One row of token ids as a list, whatever they are; refuses what has no items."""
+    try:
+        if not isinstance(token_ids, str | bytes | Mapping):
+            return list(token_ids)
+    except TypeError:
+        pass
+    raise InputError("not a row of token ids", where="token_ids", expected="[id, ...]", found=shown(token_ids))
+
+
+def check_functions(value: Any, *, where: str) -> tuple[Callable[..., Any], ...]:
+    """`value`, a list of functions or None for none, as a tuple."""
+    functions = () if value is None else value
+    if isinstance(functions, list | tuple) and all(callable(one) for one in functions):
+        return tuple(functions)
+    raise InputError("not a list of functions", where=where, expected="[function, ...]", found=shown(value))
+
+
+def check_method(value: Any, *methods: str, where: str) -> None:
+    """Refuse an object without these methods, where it is not None."""
+    lacking = [method for method in methods if not callable(getattr(value, method, None))]
+    if value is not None and lacking:
+        expected = "an object with " + " and ".join(f"{method}()" for method in methods)
+        raise InputError("cannot be used", where=where, expected=expected, found=shown(value))
 
 
 def _refuse_first(wrong: NDArray[np.bool_], array: NDArray[Any], *, where: str, problem: str, expected: str) -> None:

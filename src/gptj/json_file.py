@@ -2,7 +2,7 @@
 
 Config files, weight indexes, safetensors headers and manifests all pass through `parse_json_object`, so one
 rule holds for all: UTF-8 (a BOM is accepted), an object at the top, no key twice in one object, no NaN or
-Infinity, and a cap on the bytes before anything is parsed.
+Infinity, no integer that a float64 cannot hold, and a cap on the bytes before anything is parsed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ __all__ = ["parse_json_object", "read_json_object", "read_small_file"]
 
 SMALL_FILE_BYTES = 1_000_000
 """The cap for config-like files: transformers' own largest config.json is under 10 kB."""
+
+MOST_DIGITS = 300
+"""Of an integer in JSON: float64 holds 308, and Python converts none of more than 4,300."""
 
 
 def read_small_file(path: str | os.PathLike[str], *, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:
@@ -93,6 +96,12 @@ def parse_json_object(
             refuse("a number too large", found=shown(literal))
         return value
 
+    def whole(literal: str) -> int:
+        digits = len(literal.lstrip("-"))
+        if digits > MOST_DIGITS:
+            refuse(f"a number too large: an integer of {digits:,} digits", found=shown(literal, longest=20))
+        return int(literal)
+
     def constant(name: str) -> NoReturn:
         refuse(f"{name} is not JSON", hint="Write a finite number or null")
 
@@ -101,15 +110,13 @@ def parse_json_object(
     except UnicodeDecodeError as problem:
         refuse("not UTF-8", found=f"byte 0x{data[problem.start]:02x} at offset {problem.start}")
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite, parse_int=whole)
     except GPTJError:
         raise
     except json.JSONDecodeError as problem:
         refuse(f"not JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}")
     except RecursionError:
         refuse("nested too deeply for JSON")
-    except ValueError as problem:  # an integer of more digits than Python converts
-        refuse(f"not JSON that can be read: {problem}")
     if not isinstance(value, dict):
         refuse("not a JSON object", expected="{...} at the top", found=type(value).__name__)
     return value

@@ -13,14 +13,32 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptj.errors import FormatError, GPTJError, MissingFileError, shown
+import numpy as np
+
+from gptj.config import CONFIG_FILE, GPTJConfig
+from gptj.dtypes import numpy_dtype
+from gptj.errors import FormatError, GPTJError, MissingFileError, naming_file, shown, warn_of
 from gptj.json_file import read_json_object
+from gptj.manifest_records import (
+    FileRecord,
+    Fingerprint,
+    Origin,
+    TensorRecord,
+    file_record,
+    fingerprint,
+    hash_of,
+    records_of,
+    require_file_name,
+    tensor_record,
+    text_of,
+)
 from gptj.safetensors_file import BLOCK_BYTES, file_identity, open_regular_file, read_into, read_safetensors
-from gptj.tally import CastRecord, ValueRecord
+from gptj.tally import CastRecord, ValueRecord, ValueTally
 from gptj.weight_files import LARGEST_INDEX_BYTES, listed, safe_path
 
 __all__ = [
@@ -34,9 +52,13 @@ __all__ = [
     "Origin",
     "TensorRecord",
     "ValueRecord",
+    "VerifiedManifest",
+    "examine_tensor",
     "find_tensors",
+    "hash_of_start",
     "tool_name",
     "verify_manifest",
+    "warn_of_unchecked",
 ]
 
 MANIFEST_FILE = "manifest.json"
@@ -44,87 +66,6 @@ CONFIG_HASH_KEY = "gptj.config_sha256"
 """The key of `GPTJConfig.architecture_sha256` in a weights file's metadata."""
 
 FORMAT = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class FileRecord:
-    """A file's size, and the hash of its first `hashed_bytes`.
-
-    That is all of it, but for a safetensors file's header: each tensor behind it lies there as its own hash has it,
-    and to hash 12 GB a second time would take as long as writing them.
-    """
-
-    nbytes: int
-    sha256: str
-    hashed_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where a tensor came from: the source's files, by their path in it, and how the tensor was made of them."""
-
-    files: tuple[str, ...]
-    rule: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorRecord:
-    """A tensor as it is stored.
-
-    Attributes:
-        files: those that hold it, by their path in the directory; several where a format cuts tensors.
-        dtype, shape: what it is.
-        sha256: of its canonical bytes.
-        values: its extremes, and its elements that are not finite.
-        cast: what a narrowing cast did; None where nothing was narrowed.
-        origin: where it came from; None where the writer was not told.
-    """
-
-    files: tuple[str, ...]
-    dtype: str
-    shape: tuple[int, ...]
-    sha256: str
-    values: ValueRecord
-    cast: CastRecord | None = None
-    origin: Origin | None = None
-
-    @classmethod
-    def from_dict(cls, members: Mapping[str, Any]) -> TensorRecord:
-        """The record of its members in JSON; TypeError or KeyError where they are not those of one."""
-        cast, origin = members.get("cast"), members.get("origin")
-        settled = {
-            "files": tuple(members["files"]),
-            "shape": tuple(members["shape"]),
-            "values": ValueRecord(**members["values"]),
-            "cast": None if cast is None else CastRecord(**cast),
-            "origin": None if origin is None else Origin(tuple(origin["files"]), origin["rule"]),
-        }
-        return cls(**{**members, **settled})
-
-
-@dataclasses.dataclass(frozen=True)
-class Fingerprint:
-    """A few numbers of the reference's forward pass, by which a config or matrix that fits but is wrong is seen.
-
-    Attributes:
-        token_ids: the prompt.
-        output: "logits", or "hidden_state" for a model without a language-model head; of the last position.
-        places: which of its elements were kept.
-        values: those elements.
-        norm: the square root of the sum of the squares of all elements.
-    """
-
-    token_ids: tuple[int, ...]
-    output: str
-    places: tuple[int, ...]
-    values: tuple[float, ...]
-    norm: float
-
-    @classmethod
-    def from_dict(cls, members: Mapping[str, Any]) -> Fingerprint:
-        """The fingerprint of its members in JSON; TypeError where they are not those of one."""
-        lists = {key: tuple(members[key]) for key in ("token_ids", "places", "values")}
-        return cls(**{**members, **lists})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +91,11 @@ class Manifest:
     weights_format: str = "safetensors"
 
     @property
+    def weights_files(self) -> set[str]:
+        """The files that hold the tensors."""
+        return {name for record in self.tensors.values() for name in record.files}
+
+    @property
     def sha256(self) -> str:
         """One hash of the whole: of every tensor's name, dtype, shape and hash, in schema order.
 
@@ -170,57 +116,78 @@ class Manifest:
             MissingFileError, FormatError: it is not there, or not a manifest.
         """
         members = read_json_object(path, limit_bytes=LARGEST_INDEX_BYTES)
-        if members.pop("format", None) != FORMAT:
-            raise FormatError("not a manifest of this kind", file=path, where="format", expected=FORMAT)
-        try:
-            whole, fingerprint = members.pop("sha256"), members.pop("fingerprint", None)
-            files = {name: FileRecord(**record) for name, record in members.pop("files").items()}
-            tensors = {name: TensorRecord.from_dict(record) for name, record in members.pop("tensors").items()}
-            taken = None if fingerprint is None else Fingerprint.from_dict(fingerprint)
-            manifest = cls(files=files, tensors=tensors, fingerprint=taken, **members)
-            _require_kinds(manifest)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise FormatError(f"not a manifest: {shown(error)}", file=path) from None
-        if manifest.sha256 != whole:
-            raise FormatError(
-                "its tensors are not those of its hash: it was edited",
-                file=path,
-                where="sha256",
-                expected=shown(whole),
-                found=manifest.sha256,
-            )
-        return manifest
+        with naming_file(path):
+            return _manifest_of(members)
 
 
-def _require_kinds(manifest: Manifest) -> None:
-    """Raise TypeError unless everything that is computed with later is of its kind."""
-    for name, record in manifest.files.items():
-        _require_inside(name)
-        if not _are([record.nbytes, record.hashed_bytes], int) or min(record.nbytes, record.hashed_bytes) < 0:
-            raise TypeError(f"the sizes of {shown(name)} are not whole numbers, 0 or above")
+@dataclasses.dataclass(frozen=True)
+class VerifiedManifest(Manifest):
+    """A manifest whose files and tensors have all been read and found to have its hashes.
+
+    Attributes:
+        unchecked: what else lies in the directory, and no hash covers; a folder ends with a slash.
+    """
+
+    unchecked: tuple[str, ...] = ()
+
+
+def _manifest_of(members: dict[str, Any]) -> Manifest:
+    """The manifest of its members in JSON.
+
+    Raises:
+        FormatError: a member is missing, unknown, of another kind, or contradicts another.
+    """
+    if members.get("format") != FORMAT or type(members["format"]) is not int:
+        found = shown(members.get("format"))
+        raise FormatError("not a manifest of this kind", where="format", expected=FORMAT, found=found)
+    known = {"format", "sha256", *(field.name for field in dataclasses.fields(Manifest))}
+    if odd := sorted(known - members.keys() - {"fingerprint", "weights_format"}):
+        raise FormatError("a member is missing", where=odd[0])
+    if odd := sorted(members.keys() - known):
+        raise FormatError("no such member is known", where=shown(odd[0]))
+    taken, provenance = members.get("fingerprint"), members["provenance"]
+    if not isinstance(provenance, dict):
+        raise FormatError("breaks its rule", where="provenance", expected="an object", found=shown(provenance))
+    manifest = Manifest(
+        text_of(members["tool"], "tool"),
+        hash_of(members["config_sha256"], "config_sha256"),
+        records_of(members["files"], "files", file_record),
+        records_of(members["tensors"], "tensors", tensor_record),
+        provenance,
+        None if taken is None else fingerprint(taken, "fingerprint"),
+        text_of(members.get("weights_format", "safetensors"), "weights_format"),
+    )
+    _require_consistent(manifest)
+    if manifest.sha256 != hash_of(members["sha256"], "sha256"):
+        raise FormatError(
+            "its tensors are not those of its hash: it was edited",
+            where="sha256",
+            expected=members["sha256"],
+            found=manifest.sha256,
+        )
+    return manifest
+
+
+def _require_consistent(manifest: Manifest) -> None:
+    """Make sure that files and tensors cover each other, and that the hashes cover all of both."""
+    if not manifest.tensors:
+        raise FormatError("no tensor is recorded", where="tensors", expected="every tensor of the model")
     for name, tensor in manifest.tensors.items():
-        if not _are([*tensor.files, tensor.dtype, tensor.sha256], str) or not _are(tensor.shape, int):
-            raise TypeError(f"the record of {shown(name)} has a member of another kind")
+        where = f"tensors[{shown(name)}].files"
+        if not tensor.files or (manifest.weights_format == "safetensors" and len(tensor.files) != 1):
+            raise FormatError("breaks its rule", where=where, expected="where it lies", found=shown([*tensor.files]))
         if unknown := set(tensor.files) - manifest.files.keys():
-            raise TypeError(f"{shown(name)} lies in {shown(min(unknown))}, which is not among the files")
-    taken = manifest.fingerprint
-    if taken is not None and not (
-        _are([*taken.token_ids, *taken.places], int) and _are([*taken.values, taken.norm], float)
-    ):
-        raise TypeError("the fingerprint holds something else than numbers")
-    if not isinstance(manifest.provenance, dict) or not isinstance(manifest.weights_format, str):
-        raise TypeError("the provenance is not an object, or the weights' format not a name")
-
-
-def _require_inside(path: str) -> None:
-    """Raise TypeError unless the path is one of a file in the directory or a folder of it."""
-    parts = path.split("/")
-    if not path.isprintable() or set(path) & set("\\:") or not set(parts).isdisjoint(("", ".", "..")):
-        raise TypeError(f"{shown(path)} is not a plain file name")
-
-
-def _are(values: Iterable[Any], kind: type) -> bool:
-    return all(type(value) is kind for value in values)
+            raise FormatError("is not among the files", where=where, found=shown(min(unknown)))
+    behind_a_header = manifest.weights_files if manifest.weights_format == "safetensors" else set()
+    for name, record in manifest.files.items():
+        where = f"files[{shown(name)}]"
+        require_file_name(name, where, folders=manifest.weights_format == "mesh")
+        if name == MANIFEST_FILE:
+            raise FormatError("cannot hold a hash of itself", where=where)
+        if name not in behind_a_header and record.hashed_bytes != record.nbytes:
+            found = f"{record.hashed_bytes} bytes"
+            raise FormatError("is not hashed as a whole", where=f"{where}.hashed_bytes", expected=record.nbytes,
+                              found=found)  # fmt: skip
 
 
 def tool_name() -> str:
@@ -253,36 +220,58 @@ def find_tensors(directory: Path, manifest: Manifest) -> dict[str, FoundTensor]:
             hint="Say `gptj verify DIR`",
         )
     found: dict[str, FoundTensor] = {}
-    for name in dict.fromkeys(name for record in manifest.tensors.values() for name in record.files):
+    for name in sorted(manifest.weights_files):
         file = read_safetensors(directory / name)
+        header_bytes = min((tensor.offset for tensor in file.tensors.values()), default=-1)
+        if manifest.files[name].hashed_bytes != header_bytes:
+            raise FormatError(
+                "is not the length of its header",
+                file=directory / MANIFEST_FILE,
+                where=f"files[{shown(name)}].hashed_bytes",
+                expected=header_bytes,
+                found=manifest.files[name].hashed_bytes,
+            )
         for key, tensor in file.tensors.items():
             found[key] = FoundTensor(tensor.dtype, tensor.shape, functools.partial(file.blocks, tensor))
     return found
 
 
+def examine_tensor(tensor: FoundTensor) -> tuple[str, ValueRecord]:
+    """The hash of a tensor of one of `WEIGHT_DTYPES`, and what its values are; all of it is read."""
+    dtype = numpy_dtype(tensor.dtype)
+    digest, tally = hashlib.sha256(), ValueTally(dtype)
+    for block in tensor.blocks():
+        digest.update(block)
+        tally.add(np.frombuffer(block, dtype))
+    return digest.hexdigest(), tally.record()
+
+
 def verify_manifest(
     directory: Path,
     *,
+    config: Callable[[Manifest], GPTJConfig] | None = None,
     find: Callable[[Path, Manifest], Mapping[str, FoundTensor]] = find_tensors,
     follow_links: bool = False,
-) -> Manifest:
+) -> VerifiedManifest:
     """The directory's manifest, after all files and tensors have been found to have its hashes.
 
     Args:
         directory: where.
+        config: gives the directory's config, which must be the one that the weights were written with; None reads
+            its config.json.
         find: opens the weights in the manifest's format.
         follow_links: accept links that lead out of the directory.
 
     Raises:
         MissingFileError: there is no manifest.
-        FormatError: some file or tensor differs; all of them are named.
-        GPTJError: the weights cannot be opened.
+        FormatError: some file or tensor differs; all of them are named. Or the manifest contradicts itself.
+        GPTJError: the weights or the config cannot be opened.
     """
-    manifest = Manifest.from_file(safe_path(directory, MANIFEST_FILE, follow_links=follow_links))
+    path = safe_path(directory, MANIFEST_FILE, follow_links=follow_links)
+    manifest = Manifest.from_file(path)
     files = _file_problems(directory, manifest, follow_links=follow_links)
-    of_weights = {name for record in manifest.tensors.values() for name in record.files}
     tensors: list[tuple[str, tuple[str, ...]]] = []
-    if not any("missing" in problem for name, problem in files.items() if name in of_weights):
+    if not any("missing" in problem for name, problem in files.items() if name in manifest.weights_files):
         try:
             tensors = _tensor_problems(manifest, find(directory, manifest), files.keys())
         except GPTJError:
@@ -295,7 +284,43 @@ def verify_manifest(
         raise FormatError(
             f"not what was written: {listed(problems)}", file=directory, hint="Fetch or convert the checkpoint again"
         )
-    return manifest
+    if config is None:
+        there = GPTJConfig.from_file(safe_path(directory, CONFIG_FILE, follow_links=follow_links))
+    else:
+        there = config(manifest)
+    found = there.architecture_sha256
+    if found != manifest.config_sha256:
+        raise FormatError(
+            "the config is not the one that the weights were written with",
+            file=path,
+            where="config_sha256",
+            expected=manifest.config_sha256,
+            found=found,
+        )
+    members = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(Manifest)}
+    return VerifiedManifest(**members, unchecked=tuple(_unchecked(directory, manifest.files)))
+
+
+_READ = (".json", ".txt", ".safetensors", ".bin", ".h5", ".msgpack", ".npz")
+
+
+def warn_of_unchecked(directory: Path, manifest: VerifiedManifest) -> None:
+    """Warn of files of a verified directory that no hash covers, though a program may read them."""
+    if read := [shown(name) for name in manifest.unchecked if name.endswith(_READ)]:
+        names = listed(read)
+        warn_of(f"not checked, since {MANIFEST_FILE} has no hash of it: {names}", file=directory)
+
+
+def _unchecked(directory: Path, files: Collection[str], prefix: str = "") -> Iterator[str]:
+    """The paths in the directory that are not among the files; a folder that holds none of them as one."""
+    with os.scandir(directory / prefix) as entries:
+        found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    for name, is_folder in found:
+        path = f"{prefix}{name}"
+        if is_folder and any(file.startswith(f"{path}/") for file in files):
+            yield from _unchecked(directory, files, f"{path}/")
+        elif path not in files and path != MANIFEST_FILE:
+            yield f"{path}/" if is_folder else path
 
 
 def _file_problems(directory: Path, manifest: Manifest, *, follow_links: bool) -> dict[str, str]:
@@ -304,7 +329,7 @@ def _file_problems(directory: Path, manifest: Manifest, *, follow_links: bool) -
     for name, record in manifest.files.items():
         try:
             path = safe_path(directory, name, follow_links=follow_links)
-            nbytes, sha256 = _hash_of_start(path, record.hashed_bytes)
+            nbytes, sha256 = hash_of_start(path, record.hashed_bytes)
         except MissingFileError:
             problems[name] = f"{shown(name)} is missing"
             continue
@@ -326,20 +351,23 @@ def _tensor_problems(
         if tensor is None:
             problems.append((f"{where} is missing", record.files))
             continue
+        if (tensor.dtype, tensor.shape) != (record.dtype, record.shape):
+            problems.append((f"{where} differs", record.files))
+            continue
         try:
-            digest = hashlib.sha256()
-            for block in tensor.blocks():
-                digest.update(block)
+            sha256, values = examine_tensor(tensor)
         except FormatError as error:
             problems.append((f"{where} cannot be read ({error.where or error.file}: {error.problem})", record.files))
             continue
-        if (tensor.dtype, tensor.shape, digest.hexdigest()) != (record.dtype, record.shape, record.sha256):
+        if sha256 != record.sha256:
             problems.append((f"{where} differs", record.files))
+        elif values != record.values:
+            problems.append((f"{where} has other values than {MANIFEST_FILE} says", record.files))
     problems += [(f"tensor {shown(name)} is not recorded", ()) for name in found.keys() - manifest.tensors.keys()]
     return problems
 
 
-def _hash_of_start(path: Path, hashed_bytes: int) -> tuple[int, str]:
+def hash_of_start(path: Path, hashed_bytes: int) -> tuple[int, str]:
     """A file's size, and the hash of its first bytes; it must not change meanwhile."""
     digest = hashlib.sha256()
     with open_regular_file(path) as stream:

@@ -23,7 +23,7 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, ParamSpec, Protocol, TypeVar
@@ -34,7 +34,17 @@ import numpy as np
 from gptj.errors import InputError, WriteError, shown
 from gptj.room import PAGE_BYTES, page_aligned
 
-__all__ = ["Checksum", "Fate", "FileSystem", "OutputDirectory", "OutputFile", "require_plain_name"]
+__all__ = [
+    "Checksum",
+    "Fate",
+    "FileSystem",
+    "OutputDirectory",
+    "OutputFile",
+    "check_extra_files",
+    "require_plain_name",
+    "whole_file",
+    "write_error",
+]
 
 _log = logging.getLogger("gptj")
 _P = ParamSpec("_P")
@@ -152,15 +162,14 @@ class FileSystem:
 class OutputFile:
     """A file of the stage, written from the front; `rewrite` goes back to room that was left."""
 
-    def __init__(self, directory: OutputDirectory, name: str, *, old: bool = False) -> None:
+    def __init__(self, directory: OutputDirectory, name: str) -> None:
         self.name = name
         self.path = directory.stage / name
         self._directory = directory
         self._may_be_direct = True
         self._direct = False
-        open_file = directory.fs.open if old else directory.fs.create
-        self._descriptor = directory.call(self.path, open_file, self.path)
-        self.nbytes = directory.call(self.path, directory.fs.status, self.path).st_size if old else 0
+        self._descriptor = directory.call(self.path, directory.fs.create, self.path)
+        self.nbytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`."""
@@ -349,11 +358,12 @@ class OutputDirectory:
         """Call this when the directory is left in any way, before its files are closed."""
         self._leaving.append(callback)
 
-    def reopen(self, name: str) -> OutputFile:
-        """A file of an adopted stage, to be read back."""
-        file = OutputFile(self, name, old=True)
-        self._files.append(file)
-        return file
+    def is_file(self, name: str) -> bool:
+        """Whether an adopted stage has a regular file of this name; a link or a FIFO is none."""
+        if name not in self.adopted:
+            return False
+        status = self._status(self.stage / name)
+        return status is not None and stat.S_ISREG(status.st_mode)
 
     def remove(self, name: str) -> None:
         """Remove a file, or an empty folder, of the stage."""
@@ -467,7 +477,7 @@ class OutputDirectory:
             if not name.startswith(self._stage_prefix) or not name.removeprefix(self._stage_prefix).isdecimal():
                 continue
             stage = self.target.parent / name
-            if continued is None and self.adopt is not None:
+            if continued is None and self.adopt is not None and self._is_folder(stage):
                 self.adopted = self._tree(stage)
                 if self.adopt(self.adopted):
                     continued = stage
@@ -612,6 +622,9 @@ class OutputDirectory:
             status = self._status(folder)
             if status is None:
                 return
+            if not stat.S_ISDIR(status.st_mode):  # a link, say, and what it leads to is not ours to clear
+                self.call(folder, self.fs.unlink, folder)
+                return
             for name in self._tree(folder):
                 self._remove(folder / name)
             self.call(folder, self.fs.rmdir, folder)
@@ -637,19 +650,48 @@ class OutputDirectory:
 
     def error_at(self, path: Path, error: OSError) -> WriteError:
         """What a system call's error is to the caller."""
-        hints = {
-            errno.ENOSPC: "Free some space, or write to another disk",
-            errno.EDQUOT: "Your quota is used up",
-            errno.EROFS: "The file system is read-only",
-            errno.EFBIG: "Files are limited to a smaller size here (ulimit -f)",
-            errno.EACCES: "You may not write there",
-            errno.EPERM: "You may not write there",
-            errno.EBUSY: "A mount point cannot be replaced; write into a folder inside it",
-        }
-        problem = f"could not be written: {error.strerror or error}"
-        failure = WriteError(problem, file=path, hint=hints.get(error.errno or 0))
-        failure.errno = error.errno
-        return failure
+        return write_error(path, error)
+
+
+def write_error(path: Path, error: OSError) -> WriteError:
+    """What an error of the system is to whoever asked for `path` to be written."""
+    hints = {
+        errno.ENOSPC: "Free some space, or write to another disk",
+        errno.EDQUOT: "Your quota is used up",
+        errno.EROFS: "The file system is read-only",
+        errno.EFBIG: "Files are limited to a smaller size here (ulimit -f)",
+        errno.EACCES: "You may not write there",
+        errno.EPERM: "You may not write there",
+        errno.EBUSY: "A mount point cannot be replaced; write into a folder inside it",
+    }
+    problem = f"could not be written: {error.strerror or error}"
+    failure = WriteError(problem, file=path, hint=hints.get(error.errno or 0))
+    failure.errno = error.errno
+    return failure
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Callable[[bytes | memoryview], object]]:
+    """Give what writes a single file, which takes its place when all of it is on the disk, or not at all.
+
+    Raises:
+        WriteError: it could not be written.
+    """
+    stage = path.with_name(f".{path.name}.gptj-stage-{os.getpid()}")
+    try:
+        stage.unlink(missing_ok=True)
+        with stage.open("xb") as stream:
+            yield stream.write
+            stream.flush()
+            os.fsync(stream.fileno())
+        stage.replace(path)
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            stage.unlink()
 
 
 def _begins_a_page(view: memoryview) -> bool:
@@ -662,7 +704,31 @@ def require_plain_name(name: str, *, where: str) -> str:
     Raises:
         InputError: it is empty, a path, hidden, too long, or has control characters in it.
     """
-    fits = name and name.isprintable() and not set(name) & set("/\\:") and not name.startswith(".")
+    fits = (
+        isinstance(name, str)
+        and name
+        and name.isprintable()
+        and not set(name) & set("/\\:")
+        and not name.startswith(".")
+    )
     if not fits or len(os.fsencode(name)) > 255:
         raise InputError("not a plain file name", where=where, expected="a name without folders", found=shown(name))
     return name
+
+
+def check_extra_files(files: Mapping[str, bytes], is_own: Callable[[str], bool]) -> None:
+    """Make sure that files can be written beside a checkpoint.
+
+    Args:
+        files: by name.
+        is_own: whether a name is one that the checkpoint itself uses.
+
+    Raises:
+        InputError: a name is no plain file name, or the checkpoint's own; or what it holds is not bytes.
+    """
+    for name, data in files.items():
+        require_plain_name(name, where="extra_files")
+        if not isinstance(data, bytes):
+            raise InputError("not bytes", where=f"extra_files[{shown(name)}]", found=type(data).__name__)
+        if is_own(name):
+            raise InputError("a name that the checkpoint itself uses", where="extra_files", found=shown(name))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
-from gptj.errors import SchemaError
+from gptj.errors import GPTJError, SchemaError, warn_of
 from gptj.fingerprint import check_fingerprint
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.mixin import Generates
@@ -70,9 +70,26 @@ class Loading:
 
     @property
     def generation_config(self) -> GenerationConfig | None:
-        """The folder's generation_config.json, None where it has none."""
+        """The folder's generation_config.json, None where it has none.
+
+        As in transformers, a file that cannot be read does not keep the model from being opened: that is said, and the
+        defaults stand in its place.
+        """
         path = self.checkpoint.directory / GENERATION_CONFIG_FILE
-        return GenerationConfig.from_file(path) if path.exists() else None
+        if not os.path.lexists(path):
+            return None
+        try:
+            return GenerationConfig.from_file(path, vocab_size=self.config.vocab_size)
+        except GPTJError as error:
+            warn_of(
+                f"cannot be read, so the defaults take its place: {error.problem}",
+                file=path,
+                where=error.where,
+                expected=error.expected,
+                found=error.found,
+                hint="Mend or remove the file, or give each call a generation_config",
+            )
+            return None
 
     @property
     def info(self) -> dict[str, list[Any]]:
@@ -120,7 +137,7 @@ def prepare(
     checkpoint = open_checkpoint(path, weights=weights, config=config)
     settled = checkpoint.config.replace(**overrides) if overrides else checkpoint.config
     if verify:
-        verify_checkpoint(path)
+        verify_checkpoint(path, weights=weights)
         check_fingerprint(path, config=settled)
     plan = plan_load(checkpoint, settled, head, ignore_mismatched_sizes=ignore_mismatched_sizes)
     loading = Loading(checkpoint, settled, head, _settle_dtype(dtype, checkpoint, plan), plan, seed)
@@ -138,7 +155,11 @@ def side_files(model: Any) -> dict[str, bytes]:
     """What `save_pretrained` writes besides config and weights: generation_config.json, where the model makes text."""
     if not isinstance(model, Generates):
         return {}
-    settled = model.generation_config or GenerationConfig.from_model_config(model.config)
+    settled = model.generation_config
+    if settled is None:
+        settled = GenerationConfig.from_model_config(model.config)
+        if (settled.pad_token_id or 0) >= model.config.vocab_size:  # it would be left out when it is read
+            settled = settled.replace(pad_token_id=None)
     return {GENERATION_CONFIG_FILE: settled.to_json().encode()}
 
 

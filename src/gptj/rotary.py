@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ROTARY_BASE", "rotary_table"]
+__all__ = ["ROTARY_BASE", "rotary_rows", "rotary_table"]
 
 ROTARY_BASE = 10_000.0
 
@@ -35,11 +35,16 @@ def rotary_table(n_positions: int, width: int, dtype: str = "float32") -> tuple[
     >>> float(sin[1, 0]) == float(np.float32(np.sin(1.0))), cos.shape
     (True, (2048, 32))
     """
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"a rotary table is float32 or float64, not {dtype}")
-    frequency = ROTARY_BASE ** (-np.arange(0, width, 2, dtype=np.float64) / width)
-    angle = np.arange(n_positions, dtype=np.float64)[:, None] * frequency
-    tables = np.sin(angle).astype(dtype), np.cos(angle).astype(dtype)
+    tables = rotary_rows(np.arange(n_positions), width, dtype)
     for table in tables:
         table.setflags(write=False)
     return tables
+
+
+def rotary_rows(positions: NDArray[Any], width: int, dtype: str = "float32") -> tuple[NDArray[Any], NDArray[Any]]:
+    """The rows of `rotary_table` at `positions` (...,), each (..., width // 2), without the rest of the table."""
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"a rotary table is float32 or float64, not {dtype}")
+    frequency = ROTARY_BASE ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+    angle = np.asarray(positions, np.float64)[..., None] * frequency
+    return np.sin(angle).astype(dtype), np.cos(angle).astype(dtype)

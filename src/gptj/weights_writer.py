@@ -10,8 +10,10 @@ Two cores are used: a thread hashes a block while this one counts, sums and writ
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -22,9 +24,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from gptj.column_sums import ColumnSums
-from gptj.errors import FormatError, InputError, SchemaError, WriteError, shown
-from gptj.journal import Journal, Note, say_kept, stage_file
-from gptj.manifest import FileRecord, Origin, TensorRecord
+from gptj.dtypes import numpy_dtype
+from gptj.errors import FormatError, InputError, SchemaError, WriteError, naming_file, shown
+from gptj.journal import (
+    Journal,
+    Note,
+    PlannedPart,
+    PlannedTensor,
+    WritingRules,
+    remove_all_but,
+    say_kept,
+    stage_file,
+)
+from gptj.manifest import FileRecord, FoundTensor, Origin, TensorRecord, examine_tensor, hash_of_start
 from gptj.output_directory import OutputDirectory, OutputFile
 from gptj.room import PAGE_BYTES
 from gptj.safetensors_file import BLOCK_BYTES, WEIGHT_DTYPES, cast, pack_header, read_safetensors
@@ -32,21 +44,21 @@ from gptj.schema import TensorSpec
 from gptj.tally import CastTally, ValueTally, is_narrowing
 from gptj.weight_files import WEIGHTS_FILE
 
-__all__ = ["BlockTally", "WeightsWriter", "Witness", "WritingRules", "native", "shard_name", "stored_blocks"]
+__all__ = [
+    "BlockTally",
+    "WeightsWriter",
+    "Witness",
+    "WritingRules",
+    "native",
+    "record_tensor",
+    "shard_name",
+    "stored_blocks",
+]
 
 _log = logging.getLogger("gptj")
 _MOST_SHARDS = 99_999
 _INLINE_BYTES = 2**16  # to hand a block to the other thread costs as long as hashing this much
 _NEVER_ZERO = ("kernel", "embedding", "scale")
-
-
-@dataclasses.dataclass(frozen=True)
-class WritingRules:
-    """How weights are written: when a file is full, and which values are let through."""
-
-    max_shard_bytes: int
-    allow_overflow: bool
-    allow_nonfinite: bool
 
 
 class Witness(Protocol):
@@ -99,6 +111,11 @@ class _Shard:
         entries = [(name, record.dtype, record.shape) for name, record in self.tensors.items()]
         return pack_header(entries, metadata, length=self.room)
 
+    @property
+    def record(self) -> FileRecord:
+        """The record of the finished file."""
+        return FileRecord(self.nbytes, self.header_sha256, self.room)
+
 
 class WeightsWriter:
     """`with WeightsWriter(...) as weights:` give it the tensors in order with `add`, then `finish()`.
@@ -106,6 +123,7 @@ class WeightsWriter:
     Args:
         output: the directory in the making.
         rows: the schema.
+        dtypes: what each row is stored as; None: as it comes.
         metadata: of each header.
         rules: how they are written.
         journal: where finished files are noted; None notes nothing.
@@ -117,6 +135,7 @@ class WeightsWriter:
         self,
         output: OutputDirectory,
         rows: Sequence[TensorSpec],
+        dtypes: Sequence[np.dtype[Any] | None],
         metadata: Mapping[str, str],
         rules: WritingRules,
         *,
@@ -127,6 +146,7 @@ class WeightsWriter:
         self.output = output
         self.rows = rows
         self.metadata = metadata
+        self.dtypes = dtypes
         self.rules = rules
         self.journal = journal
         self.origin = origin
@@ -155,17 +175,23 @@ class WeightsWriter:
         Everything else in the stage is removed.
         """
         kept: dict[str, str] = {}
-        while self.journal is not None:
-            number = len(self.shards) + 1
-            name, note = stage_file(self.output.adopted, number), self.journal.read(self.output.stage, number)
-            if name is None or note is None or note.first != self._next_row() or not self._adopt(name, note):
-                break
+        journal = self.journal
+
+        def accept(number: int) -> bool:
+            note = None if journal is None else journal.read(self.output, number)
+            if note is None:
+                return False
+            name = stage_file(self.output.adopted, number) or f"shard-{number}"
+            self.shards.append(self._shard_of(number, name, note))
             kept[name] = f"shard-{number}"
-        for name in self.output.adopted:
-            if name not in kept and name.removesuffix(".journal") not in kept.values():
-                self.output.remove(name)
-            elif kept.get(name, name) != name:
-                self.output.rename(name, kept[name])
+            return True
+
+        if journal is not None:
+            journal.take_over(self.output, accept)
+        remove_all_but(self.output, {*kept, *(f"{name}.journal" for name in kept.values())})
+        for name, first_name in kept.items():
+            if name != first_name:
+                self.output.rename(name, first_name)
         if self.output.adopted:
             say_kept(self.output, len(kept))
         return self._next_row()
@@ -173,26 +199,51 @@ class WeightsWriter:
     def _next_row(self) -> int:
         return self.shards[-1].first + len(self.shards[-1].tensors) if self.shards else 0
 
-    def _adopt(self, name: str, note: Note) -> bool:
-        """Take a finished file in, after all of it has been hashed again."""
-        sizes = [self.rows[row].size * _itemsize(record) for row, record in _rows_of(note)]
-        file = self.output.reopen(name)
-        [header] = note.files.values()
-        hashes = file.read_back([header.hashed_bytes, *sizes], hashlib.sha256)
-        wanted = [header.sha256, *(record.sha256 for record in note.tensors.values())]
-        if hashes != wanted or file.nbytes != header.nbytes:
-            return False
-        number = len(self.shards) + 1
-        shard = _Shard(f"shard-{number}", note.first, header.hashed_bytes, None, file.nbytes)
-        shard.tensors, shard.sizes, shard.header_sha256 = dict(note.tensors), sizes, header.sha256
-        self.shards.append(shard)
-        return True
+    def _shard_of(self, number: int, name: str, note: Note) -> _Shard:
+        """A finished file of the stage, all of whose bytes are read again and found to be what its note says.
+
+        Raises:
+            FormatError: the note is none of these rows, or the file is another.
+        """
+        assert self.journal is not None
+        path, first = self.output.stage / name, self._next_row()
+        rows = self.rows[first : first + max(1, len(note.tensors))]
+        if not rows:
+            raise FormatError("is a note on more than there is to write", file=path)
+        planned = [
+            PlannedTensor(
+                row, None if dtype is None else dtype.name, (), None if self.origin is None else self.origin(row)
+            )
+            for row, dtype in zip(rows, self.dtypes[first:], strict=False)
+        ]
+        shard = _Shard(f"shard-{number}", first, self._room(first), None, 0, dict(note.tensors))
+        with naming_file(self.output.stage / f"shard-{number}.journal"):
+            PlannedPart((shard.name,), tuple(planned)).check(note, self.rules)
+            shard.sizes = [math.prod(r.shape) * numpy_dtype(r.dtype).itemsize for r in note.tensors.values()]
+            header = shard.header(self.metadata)
+            shard.nbytes, shard.header_sha256 = shard.room + sum(shard.sizes), hashlib.sha256(header).hexdigest()
+            derived = Note(first, first + len(rows), {shard.name: shard.record}, note.tensors)
+            fits = len(rows) == 1 or sum(shard.sizes) <= self.rules.max_shard_bytes
+            if [*note.tensors] != [row.name for row in rows] or note != derived or not fits:
+                expected, found = ((one.first, one.stop, one.files) for one in (derived, note))
+                raise FormatError("is not what is written", expected=shown(expected), found=shown(found))
+        if not self.output.is_file(name):
+            raise FormatError("is no regular file, as its journal says", file=path)
+        if hash_of_start(path, shard.room) != (shard.nbytes, shard.header_sha256):
+            raise FormatError("is not what its journal says", file=path, where="header")
+        file = read_safetensors(path)
+        for key, record in note.tensors.items():
+            stored = file.tensors[key]
+            blocks = functools.partial(file.blocks, stored)
+            if examine_tensor(FoundTensor(record.dtype, record.shape, blocks)) != (record.sha256, record.values):
+                raise FormatError("is not what its journal says", file=path, where=key)
+        return shard
 
     # ---- one tensor
 
-    def add(self, number: int, values: NDArray[Any], dtype: np.dtype[Any] | None) -> int:
+    def add(self, number: int, values: NDArray[Any]) -> int:
         """Write the tensor of row `number`; returns its stored bytes."""
-        row = self.rows[number]
+        row, dtype = self.rows[number], self.dtypes[number]
         if values.shape != row.shape:
             raise SchemaError("wrong shape", where=row.name, expected=row.shape, found=values.shape)
         dtype = native(values.dtype) if dtype is None else dtype
@@ -220,18 +271,10 @@ class WeightsWriter:
             hashing.result()
         if self.witness is not None:
             self.witness.settle(row.name)
-        shard.tensors[row.name] = self._record(row, dtype.name, digest.hexdigest(), tally)
+        shard.tensors[row.name] = record_tensor(self.output, row, (), digest.hexdigest(), tally, self.origin)
         shard.sums.append(sums.hexdigest())
         shard.sizes.append(nbytes)
         return nbytes
-
-    def _record(self, row: TensorSpec, dtype: str, sha256: str, tally: BlockTally) -> TensorRecord:
-        values = tally.stored.record()
-        if values.is_all_zero and row.kind in _NEVER_ZERO:
-            _log.warning("%s: %s is all zero", self.output.target, row.name)
-        origin = None if self.origin is None else self.origin(row)
-        casts = None if tally.casts is None else tally.casts.record()
-        return TensorRecord((), dtype, row.shape, sha256, values, casts, origin)
 
     # ---- files
 
@@ -243,7 +286,7 @@ class WeightsWriter:
         for number, shard in enumerate(self.shards, start=1):
             name = shard_name(number, len(self.shards))
             self.output.rename(shard.name, name)
-            files[name] = FileRecord(shard.nbytes, shard.header_sha256, shard.room)
+            files[name] = shard.record
             tensors |= {key: dataclasses.replace(record, files=(name,)) for key, record in shard.tensors.items()}
         return files, tensors
 
@@ -292,8 +335,7 @@ class WeightsWriter:
         _compare_header(shard.file, shard)
         shard.file = None
         if self.journal is not None:
-            record = FileRecord(shard.nbytes, shard.header_sha256, shard.room)
-            note = Note(shard.first, shard.first + len(shard.tensors), {shard.name: record}, shard.tensors)
+            note = Note(shard.first, shard.first + len(shard.tensors), {shard.name: shard.record}, shard.tensors)
             self.journal.write(self.output, len(self.shards), note)
 
 
@@ -345,13 +387,22 @@ def stored_blocks(values: NDArray[Any], dtype: np.dtype[Any], tally: BlockTally)
         yield np.ascontiguousarray(tally.store(block, at)).reshape(-1).view(np.uint8).data
 
 
-def _rows_of(note: Note) -> Iterator[tuple[int, TensorRecord]]:
-    """The records of a note with the numbers of their rows."""
-    return zip(range(note.first, note.stop), note.tensors.values(), strict=True)
-
-
-def _itemsize(record: TensorRecord) -> int:
-    return {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[record.dtype]
+def record_tensor(
+    output: OutputDirectory,
+    row: TensorSpec,
+    files: tuple[str, ...],
+    sha256: str,
+    tally: BlockTally,
+    origin: Callable[[TensorSpec], Origin] | None,
+) -> TensorRecord:
+    """The record of a tensor that was stored, whatever the format; that a matrix is all zero is said."""
+    values = tally.stored.record()
+    if values.is_all_zero and row.kind in _NEVER_ZERO:
+        _log.warning("%s: %s is all zero", output.target, row.name)
+    casts = None if tally.casts is None else tally.casts.record()
+    return TensorRecord(
+        files, tally.dtype.name, row.shape, sha256, values, casts, None if origin is None else origin(row)
+    )
 
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gptj.errors import InputError
+from gptj.errors import ConfigError, InputError
 from gptj.parity.revealing import revealing_config
 
 CONFIG = revealing_config()
@@ -96,3 +96,52 @@ def test_return_dict_false_gives_the_tuple(wing, revealing):
     assert isinstance(out, tuple) and len(out) == 4 == len(full)
     assert full.keys() == ("loss", "logits", "past_key_values", "hidden_states")
     assert (wing.numpy(out[1]) == wing.numpy(full[1])).all() and full["logits"] is full.logits is full[1]
+
+
+class Nothing:
+    """An object without any of the methods that an argument needs."""
+
+
+CALLS = {
+    "a config of another kind": ({"generation_config": 3}, "generation_config: cannot be used .*found 3"),
+    "a streamer that is a number": ({"streamer": 3}, r"streamer: cannot be used .*put\(\) and end\(\)"),
+    "a streamer without end": ({"streamer": Nothing()}, "streamer: cannot be used"),
+    "a ragged mask": ({"attention_mask": [[1] * 5, [1]]}, "attention_mask: rows of different lengths"),
+    "a mask that is a number": ({"attention_mask": 3}, "attention_mask: "),
+    "a mask that is text": ({"attention_mask": "1"}, "attention_mask: no array"),
+    "a mask of nulls": ({"attention_mask": [[1, None]]}, "attention_mask: not numbers"),
+    "ragged ids": ({"input_ids": [[1, 2], [1]]}, "input_ids: rows of different lengths"),
+    "ids that are a set": ({"input_ids": {1, 2}}, "input_ids: no array"),
+    "ids that are an object": ({"input_ids": Nothing()}, "input_ids: no array"),
+    "embeddings that are text": ({"input_ids": None, "inputs_embeds": "x"}, "inputs_embeds: no array"),
+    "ragged embeddings": ({"input_ids": None, "inputs_embeds": [[[1.0], [1.0, 2.0]]]}, "inputs_embeds: rows of diff"),
+    "types that are a number": ({"token_type_ids": Nothing()}, "token_type_ids: no array"),
+    "a processor that is a number": ({"logits_processor": 3}, "logits_processor: not a list of functions"),
+    "a processor by itself": ({"logits_processor": max}, "logits_processor: not a list of functions"),
+    "a criterion that is text": ({"stopping_criteria": ["x"]}, "stopping_criteria: not a list of functions"),
+    "a seed that is text": ({"seed": "x"}, "seed: no such seed .*found 'x'"),
+    "a seed of 5,000 digits": ({"seed": 10**5000}, "seed: no such seed .*found int of 16,610 bits"),
+    "a tokenizer that is a number": ({"tokenizer": 3}, r"tokenizer: cannot be used .*decode\(\)"),
+    "an assistant that is a number": ({"assistant_model": 3}, "assistant_model: cannot be used"),
+    "allowed tokens that are a list": ({"prefix_allowed_tokens_fn": [1]}, "prefix_allowed_tokens_fn: not a function"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), CALLS.values(), ids=CALLS)
+def test_a_wrong_argument_of_generate_is_named(wing, revealing, arguments, message):
+    with pytest.raises(InputError, match=message):
+        revealing().generate(**{"input_ids": IDS, "max_new_tokens": 2, **arguments})
+
+
+def test_a_dict_is_a_generation_config_and_as_strict(wing, revealing):
+    model = revealing()
+    by_keyword = model.generate(IDS, max_new_tokens=2)
+    assert (wing.numpy(model.generate(IDS, {"max_new_tokens": 2})) == wing.numpy(by_keyword)).all()
+    with pytest.raises(ConfigError, match=r"'max_new_token': no such field\. Did you mean max_new_tokens\?"):
+        model.generate(IDS, {"max_new_token": 2})
+
+
+@pytest.mark.parametrize("field", ["attention_mask", "position_ids", "token_type_ids", "head_mask"])
+def test_a_ragged_argument_of_a_model_call_is_named(wing, revealing, field):
+    with pytest.raises(InputError, match=f"{field}: rows of different lengths"):
+        wing.call(revealing(), input_ids=IDS, **{field: [[1] * 5, [1]]})

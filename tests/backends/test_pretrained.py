@@ -1,5 +1,7 @@
 """Weights go in and out of each wing bit for bit, under the schema's names, whatever class reads them."""
 
+import json
+
 import numpy as np
 import pytest
 from gptj_conversion.convert import convert
@@ -42,6 +44,13 @@ def test_a_saved_model_is_read_back_bit_for_bit(wing, revealing, tmp_path, head,
         assert (saved.read(row.name) == expected).all(), row.name
     again = wing.model(head).from_pretrained(tmp_path / "model")
     assert again.config == revealing(head).config.replace(extra=again.config.extra)
+
+
+@pytest.mark.parametrize("rotary_dim", [None, 1000])
+def test_a_saved_config_says_the_rotary_width_that_counts(wing, tmp_path, rotary_dim):
+    config = CONFIG.replace(rotary_dim=rotary_dim, n_layer=1)
+    wing.model("causal_lm")(config).save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["rotary_dim"] == CONFIG.head_dim
 
 
 def test_a_saved_model_in_shards_is_read_back(wing, revealing, tmp_path):

@@ -27,7 +27,15 @@ from gptj_conversion.recorder import Account
 from gptj_conversion.verify import verify
 
 from gptj.config import GPTJConfig
-from gptj.errors import FormatError, GPTJError, MissingFileError, ParityError, SchemaError, WriteError
+from gptj.errors import (
+    CheckpointWarning,
+    FormatError,
+    GPTJError,
+    MissingFileError,
+    ParityError,
+    SchemaError,
+    WriteError,
+)
 from gptj.manifest import Manifest
 from gptj.output_directory import FileSystem
 from gptj.schema import schema
@@ -180,7 +188,14 @@ def test_C6_a_changed_n_head_is_seen_by_the_fingerprint_in_every_format(source, 
     manifest = json.loads((out / "manifest.json").read_text())
     del manifest["files"]["config.json"]
     (out / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ParityError, match="the forward pass is not the one that was recorded"):
+    with pytest.raises(FormatError, match=r"manifest\.json: config_sha256: the config is not the one"):
+        verify(out)
+    manifest["config_sha256"] = GPTJConfig.from_dict(members).architecture_sha256
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with (
+        pytest.warns(CheckpointWarning, match=r"not checked.*'config\.json'"),
+        pytest.raises(ParityError, match="the forward pass is not the one that was recorded"),
+    ):
         verify(out, fingerprint=True)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from gptj_conversion import dialects
 from gptj_conversion.convert import convert, describe
-from gptj_conversion.mesh import open_mesh, pieces
+from gptj_conversion.mesh import open_mesh
+from gptj_conversion.mesh_leaves import pieces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mesh_samples import BFLOAT16, same_bits, write_mesh_sample

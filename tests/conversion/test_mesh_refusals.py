@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from gptj_conversion.convert import convert, describe
 from gptj_conversion.mesh import open_mesh
-from gptj_conversion.npz import open_npz
 from mesh_samples import MeshSample, write_mesh_sample
 
 from gptj.errors import (
@@ -28,6 +27,7 @@ from gptj.errors import (
     UnsafeFileError,
     WriteError,
 )
+from gptj.npz import open_npz
 
 DATA = Path(__file__).parent.parent / "data"
 

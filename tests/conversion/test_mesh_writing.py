@@ -13,8 +13,6 @@ from gptj_conversion.convert import convert, describe
 from gptj_conversion.dialects import mesh_leaves
 from gptj_conversion.mesh import open_mesh
 from gptj_conversion.mesh_writer import write_mesh
-from gptj_conversion.npz import npy_header, open_npz
-from gptj_conversion.stored_zip import StoredZipWriter
 from gptj_conversion.transpose import copy_transposed
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +21,10 @@ from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, SchemaError, WriteError
+from gptj.npz import npy_header, open_npz
 from gptj.output_directory import FileSystem
 from gptj.schema import TensorSpec, schema
+from gptj.stored_zip import StoredZipWriter
 
 DATA = Path(__file__).parent.parent / "data"
 MP2 = DATA / "mesh_mp2"

@@ -6,6 +6,7 @@ import gc
 import io
 import struct
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,132 @@ def test_errors_name_the_archive_and_the_place_in_it(sample, tmp_path):
     path = packed(sample.step_directory, tmp_path / "x.tar", name="step_7")
     with pytest.raises(FormatError, match=r"x\.tar/step_7/shard_1/3\.npz: this is a zip archive that is cut short"):
         open_tar(path)
+
+
+# ---- lawful oddities of archives
+
+
+def header_named(name: str) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size = 4
+    return member
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_kind_of_tar_is_read_with_names_longer_than_a_header_holds(sample, tmp_path, kind):
+    name = "x/" + "a" * 120 + "/step_7" if kind != tarfile.USTAR_FORMAT else "a" * 80 + "/" + "b" * 60 + "/step_7"
+
+    def stamped(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.mtime = 1.5  # which only a pax record holds
+        member.uname = "Jürgen"
+        return member
+
+    with tarfile.open(tmp_path / "x.tar", "w", format=kind, pax_headers={"comment": "a commit"}) as archive:
+        archive.add(sample.step_directory, name, filter=stamped if kind == tarfile.PAX_FORMAT else None)
+    source = open_tar(tmp_path / "x.tar", config=sample.config_file)
+    assert all(same_bits(source.read(name), tensor) for name, tensor in sample.tensors.items())
+
+
+def raw_members(
+    sample: MeshSample, *, kind: bytes = b"0", magic: bytes = b"ustar\x0000", base_256: bool = False
+) -> bytes:
+    """A tar of the sample by another hand: no folders, and headers as old or large programs write them."""
+    out = b""
+    for path in sorted(sample.step_directory.glob("shard_*/*.npz")):
+        data = path.read_bytes()
+        size = b"\x80" + len(data).to_bytes(11, "big") if base_256 else b"%011o " % len(data)
+        fields = f"step_7/{path.parent.name}/{path.name}".encode().ljust(100, b"\0") + b"0000644\0" * 3
+        fields += size + b"00000000000\0" + b" " * 8 + kind + bytes(100) + magic
+        fields = fields.ljust(512, b"\0")
+        out += fields[:148] + b"%06o\0 " % sum(fields) + fields[156:] + data + bytes(-len(data) % 512)
+    return out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"magic": b"ustar  \0"}, {"magic": bytes(8)}, {"kind": b"\0"}, {"kind": b"7"}, {"base_256": True}],
+    ids=["POSIX", "GNU", "V7", "the old kind of file", "contiguous", "base 256"],
+)
+@pytest.mark.parametrize("end", [512, 1024, 10240, 2**20])
+def test_headers_of_old_and_large_programs_are_read(sample, tmp_path, options, end):
+    (tmp_path / "x.tar").write_bytes(raw_members(sample, **options) + bytes(end))
+    source = open_tar(tmp_path / "x.tar", config=sample.config_file)
+    assert same_bits(source.read("lm_head.weight"), sample.tensors["lm_head.weight"])
+
+
+def test_what_macos_puts_beside_each_file_is_no_file_of_the_checkpoint(sample, tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.addfile(header_named("._step_7"), io.BytesIO(b"Mac "))
+        archive.add(sample.step_directory, "step_7")
+        archive.addfile(header_named("step_7/shard_0/._0.npz"), io.BytesIO(b"Mac "))
+    source = open_tar(tmp_path / "x.tar", config=sample.config_file)
+    assert same_bits(source.read("lm_head.weight"), sample.tensors["lm_head.weight"])
+
+
+def in_pieces(data: bytes) -> bytes:
+    return b"".join(zstandard.compress(data[at : at + 10_000]) for at in range(0, len(data), 10_000))
+
+
+FRAMES: dict[str, Callable[[bytes], bytes]] = {
+    "many frames": in_pieces,
+    "frames to be skipped, as pzstd writes them": lambda data: (
+        b"\x50\x2a\x4d\x18\4\0\0\0size" + in_pieces(data) + b"\x5f\x2a\x4d\x18\0\0\0\0"
+    ),
+    "no content size": lambda data: zstandard.ZstdCompressor(write_content_size=False).compress(data),
+    "no checksum": lambda data: zstandard.ZstdCompressor(write_checksum=False).compress(data),
+    "a checksum": lambda data: zstandard.ZstdCompressor(write_checksum=True).compress(data),
+    "a stream, a block at a time": lambda data: streamed(data),
+    "long matches": lambda data: zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=27, enable_ldm=True)
+    ).compress(data),
+    "an empty frame last": lambda data: zstandard.compress(data) + zstandard.compress(b""),
+}
+
+
+def streamed(data: bytes) -> bytes:
+    compressor = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+    parts = []
+    for at in range(0, len(data), 3000):
+        parts += [compressor.compress(data[at : at + 3000]), compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
+    return b"".join([*parts, compressor.flush()])
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_every_kind_of_zstandard_file_is_read(sample, tmp_path, kind):
+    tar = packed(sample.step_directory, tmp_path / "x.tar", name="step_7")
+    (tmp_path / "x.tar.zst").write_bytes(FRAMES[kind](tar.read_bytes()))
+    source = open_tar(tmp_path / "x.tar.zst", config=sample.config_file)
+    assert all(same_bits(source.read(name), tensor) for name, tensor in sample.tensors.items())
+
+
+@settings(deadline=None, max_examples=60)
+@given(at=st.integers(0, 2**20), flip=st.integers(1, 255), checksum=st.booleans())
+def test_a_mutated_zstandard_file_gives_the_checkpoint_or_one_of_our_errors(tmp_path_factory, at, flip, checksum):
+    base = tmp_path_factory.getbasetemp() / "zstandard-mutants"
+    if not base.exists():
+        base.mkdir()
+        sample = write_mesh_sample(base / "model", layers=1, heads=2, head_dim=2, vocab_per_shard=2)
+        packed(sample.step_directory, base / "good.tar", name="step_7")
+    compressor = zstandard.ZstdCompressor(write_checksum=checksum)
+    data = bytearray(compressor.compress((base / "good.tar").read_bytes()))
+    data[at % len(data)] ^= flip
+    (base / "bad.tar.zst").write_bytes(data)
+    try:
+        source = open_tar(base / "bad.tar.zst")
+        source.read("lm_head.weight")
+    except GPTJError as error:
+        assert "bad.tar" in str(error)
+
+
+@settings(deadline=None, max_examples=30)
+@given(cut=st.integers(1, 2**20))
+def test_a_zstandard_file_cut_anywhere_is_refused(tmp_path_factory, cut):
+    base = tmp_path_factory.getbasetemp() / "zstandard-cuts"
+    if not base.exists():
+        base.mkdir()
+        sample = write_mesh_sample(base / "model", layers=1, heads=2, head_dim=2, vocab_per_shard=2)
+        packed(sample.step_directory, base / "good.tar", name="step_7")
+    data = zstandard.ZstdCompressor(write_checksum=True).compress((base / "good.tar").read_bytes())
+    (base / "cut.tar.zst").write_bytes(data[: -(cut % len(data)) or -1])
+    with pytest.raises(FormatError, match=r"cut\.tar\.zst"):
+        open_tar(base / "cut.tar.zst")

@@ -5,18 +5,21 @@ This runs in an environment of its own: transformers is never a dependency.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from gptj_conversion.convert import convert
+from gptj_conversion.convert import convert, open_source
 from mutants import revealing_batch
 from reference import MESH_FIXTURE, mesh_outputs
 from wings import FLOAT32_ABSOLUTE
 
+import gptj.pt
 from gptj.checkpoint import write_checkpoint
+from gptj.config import GPTJConfig
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.schema import HEADS
@@ -27,7 +30,7 @@ BATCH = revealing_batch(CONFIG, first_position=0)
 
 def opened(path: Path, name: str = "GPTJForCausalLM"):
     model, info = getattr(transformers, name).from_pretrained(path, output_loading_info=True)
-    assert info["missing_keys"] == info["unexpected_keys"] == info["mismatched_keys"] == [], info
+    assert not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]), info
     return model.eval()
 
 
@@ -45,6 +48,34 @@ def test_a_converted_tpu_checkpoint_opens_in_transformers(tmp_path, layout):
     outputs = mesh_outputs()
     got = logits_of(opened(path), outputs["input_ids"].astype(np.int64))
     assert np.abs(got - outputs[f"logits_{tag}"]).max() <= FLOAT32_ABSOLUTE
+
+
+@pytest.mark.parametrize("dims", [None, 64], ids=["absent", "wider than a head"])
+@pytest.mark.parametrize("route", ["convert", "twice", "init", "save_pretrained"])
+def test_a_rotary_width_that_is_the_whole_head_opens_in_transformers(tmp_path, dims, route):
+    """A head of the fixture is 8 wide and was turned as a whole, so these say the same as its own training config."""
+    members = json.loads((MESH_FIXTURE / "config.json").read_text())
+    del members["pe_rotary_dims"]
+    if dims is not None:
+        members["pe_rotary_dims"] = dims
+    (tmp_path / "train.json").write_text(json.dumps(members))
+    path = convert(MESH_FIXTURE / "full", tmp_path / "model", config=tmp_path / "train.json")
+    if route != "convert":  # as earlier releases of ours wrote it
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, "rotary_dim": dims}))
+        config, source = GPTJConfig.from_file(path), open_source(path)
+    if route == "twice":
+        (path / "manifest.json").unlink()
+        path = convert(path, tmp_path / "again")
+    elif route == "init":
+        path = write_checkpoint(tmp_path / "again", config, source.read)
+    elif route == "save_pretrained":
+        gptj.pt.GPTJForCausalLM.from_pretrained(path).save_pretrained(tmp_path / "again")
+        path = tmp_path / "again"
+    assert json.loads((path / "config.json").read_text())["rotary_dim"] == 8
+    outputs = mesh_outputs()
+    got = logits_of(opened(path), outputs["input_ids"].astype(np.int64))
+    assert np.abs(got - outputs["logits_fp32"]).max() <= FLOAT32_ABSOLUTE
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 100_000], ids=["one file", "shards"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -49,6 +50,13 @@ def with_answer(record: Record, name: str, value: np.ndarray, *, backend: str | 
     return dataclasses.replace(
         record, backend=backend or record.backend, answers={**record.answers, name: np.asarray(value)}
     )
+
+
+def printed(what: object, width: int) -> list[str]:
+    """The lines that a terminal of this width shows."""
+    console = Console(width=width, record=True, file=io.StringIO(), highlight=False)
+    console.print(what)
+    return [line.rstrip() for line in console.export_text().rstrip().splitlines()]
 
 
 def failed(report: ParityReport) -> set[str]:
@@ -151,6 +159,21 @@ class TestWhatFails:
         )
         report = compare_records([with_answer(right, "cached_logits", cached.logits)], oracle)
         assert failed(report) == {"logits over the cache"}
+
+    @pytest.mark.parametrize("answer", sorted(ANSWERS))
+    def test_text_in_place_of_numbers_is_a_failure(self, oracle, right, answer):
+        text = np.full(right.answers[answer].shape, "1.0")
+        assert not compare_records([with_answer(right, answer, text)], oracle).passed
+
+    def test_a_backend_that_nobody_knows_is_refused(self, oracle, right):
+        with pytest.raises(InputError, match=r"backend: no such backend .*found 'jax'"):
+            compare_records([dataclasses.replace(right, backend="jax")], oracle)
+
+    @pytest.mark.parametrize("answer", sorted(ANSWERS))
+    def test_an_answer_that_is_missing_is_named(self, oracle, right, answer):
+        rest = {name: value for name, value in right.answers.items() if name != answer}
+        with pytest.raises(InputError, match=f"pt: {answer}: has not answered"):
+            compare_records([dataclasses.replace(right, answers=rest)], oracle)
 
 
 class TestChosenTokens:
@@ -271,6 +294,41 @@ class TestTheReport:
         text = console.export_text()
         assert "pt in float32: 3 of 9 disagree" in text and "first off at lm_head" in text
 
+    @pytest.mark.parametrize("width", [60, 80, 140])
+    @pytest.mark.parametrize("backends", [("pt",), ("pt", "tf", "flax")])
+    def test_when_all_is_well_the_verdict_comes_first_and_a_line_a_backend(self, oracle, right, width, backends):
+        records = [dataclasses.replace(right, backend=name) for name in backends]
+        report = compare_records(records, oracle, manifest="missing")
+        lines = printed(report.summary(), width)
+        assert lines[0].startswith("all agree: ") and "not checked against a manifest" in lines[1]
+        assert [line.split()[0] for line in lines[4:]] == [*backends] and len(lines) == 4 + len(backends)
+
+    @pytest.mark.parametrize("width", [60, 80])
+    def test_what_is_wrong_is_wrapped_and_never_wider_than_the_terminal(self, oracle, right, probe, width):
+        wrong = oracle_record(RotarySign(CONFIG, WEIGHTS), probe, dtype="float32", backend="flax")
+        report = compare_records([right, wrong], oracle)
+        summary, table = printed(report.summary(), width), printed(report.table(), width)
+        assert summary[0].startswith("13 of 22 disagree: pt, flax")
+        assert "flax first leaves the oracle at block 0, attention weights" in " ".join(" ".join(summary).split())
+        assert max(len(line) for line in [*summary, *table]) <= width
+        assert not set("".join([*summary, *table])) & set("│┃|…")
+        assert {"vocabulary", "positions", "attention", "NO", "ok"} <= set(" ".join(table).split())
+
+    def test_a_model_of_zeros_is_judged_too(self, probe):
+        zeros = {name: np.zeros_like(value) for name, value in WEIGHTS.items()}
+        record = oracle_record(Oracle(CONFIG, zeros, dtype="float32"), probe)
+        report = compare_records([record], Oracle(CONFIG, zeros))
+        assert {m.what: m.difference for m in report.measures}["every layer"] <= FLOAT32_ABSOLUTE
+
+    def test_a_model_that_answers_nan_is_never_right(self, probe):
+        weights = {name: value.copy() for name, value in WEIGHTS.items()}
+        weights["transformer.h.1.mlp.fc_out.bias"][0] = np.nan
+        with np.errstate(all="ignore"):
+            record = oracle_record(Oracle(CONFIG, weights, dtype="float32"), probe)
+            report = compare_records([record], Oracle(CONFIG, weights))
+        held = {measure.what for measure in report.measures if measure.holds}
+        assert not report.passed and held == set()
+
     def test_what_is_asked_differs(self, oracle, right, probe):
         other = dataclasses.replace(
             right, backend="tf", probe=dataclasses.replace(probe, input_ids=(probe.input_ids + 1) % 200)
@@ -296,6 +354,30 @@ class TestRecordsOnDisk:
         assert all(np.array_equal(back.answers[name], right.answers[name]) for name in ANSWERS)
         asked = back.probe.as_arrays()
         assert all(np.array_equal(value, asked[name]) for name, value in right.probe.as_arrays().items())
+
+    def test_numpy_reads_it_and_what_numpy_wrote_is_read(self, right, tmp_path):
+        right.save(tmp_path)
+        path = tmp_path / "record.npz"
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        assert all(arrays[name].tobytes() == right.answers[name].tobytes() for name in ANSWERS)
+        np.savez(path, **arrays)
+        back = Record.load(tmp_path, config=CONFIG).answers
+        assert all(np.array_equal(back[name], right.answers[name]) for name in ANSWERS)
+
+    def test_numbers_in_the_other_byte_order_come_back_as_they_were(self, right, tmp_path):
+        swapped = {name: value.astype(value.dtype.newbyteorder(">")) for name, value in right.answers.items()}
+        dataclasses.replace(right, answers=swapped).save(tmp_path)
+        back = Record.load(tmp_path).answers
+        assert all(np.array_equal(back[name], right.answers[name]) for name in ANSWERS)
+
+    @pytest.mark.parametrize("value", [np.array([None]), np.array(["x"]), np.array([1j]), np.array([True])])
+    def test_what_no_record_can_hold_is_not_written(self, right, tmp_path, value):
+        with pytest.raises(InputError, match=r"record\.npz: logits: not an array of plain numbers"):
+            with_answer(right, "logits", value).save(tmp_path)
+        with pytest.raises(InputError, match="facts: not JSON"):
+            dataclasses.replace(right, facts={"seconds": float("nan")}).save(tmp_path)
+        assert [*tmp_path.iterdir()] == []
 
     def test_a_missing_part_is_named(self, right, tmp_path):
         dataclasses.replace(right, answers={k: v for k, v in right.answers.items() if k != "greedy"}).save(tmp_path)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from oracle_record import oracle_record
 
-from gptj.checkpoint import write_checkpoint
-from gptj.errors import BackendError, InputError, SchemaError
+from gptj.checkpoint import open_checkpoint, write_checkpoint
+from gptj.errors import BackendError, FormatError, InputError, SchemaError, WriteError
 from gptj.parity import run
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe
@@ -67,6 +69,87 @@ class TestRunParity:
         base = write_checkpoint(tmp_path / "base", revealing_config(), revealing_fill(), head="base")
         with pytest.raises(SchemaError, match=r"lm_head"):
             run_parity(base, ["pt"])
+
+
+def transposed(directory: Path, name: str) -> None:
+    """Turn a square matrix where it lies in the file, which no shape shows."""
+    opened = open_checkpoint(directory)
+    tensor, values = opened.tensors[name], opened.read(name)
+    with tensor.file.open("r+b") as stream:
+        stream.seek(tensor.offset)
+        stream.write(np.ascontiguousarray(values.T).tobytes())
+
+
+class TestTheManifest:
+    """What all backends agree on may still be other weights than were written."""
+
+    Q_PROJ = "transformer.h.1.attn.q_proj.weight"
+
+    @pytest.fixture
+    def model(self, tmp_path, installed, monkeypatch) -> Path:
+        monkeypatch.setattr(subprocess, "run", answering)
+        return write_checkpoint(tmp_path / "model", revealing_config(), revealing_fill())
+
+    def test_it_is_checked_first_and_what_differs_is_named(self, model, monkeypatch):
+        transposed(model, self.Q_PROJ)
+        monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a backend was asked"))
+        with pytest.raises(FormatError, match=rf"not what was written: tensor {self.Q_PROJ} .*differs"):
+            run_parity(model)
+
+    def test_the_report_says_that_it_was_checked(self, model):
+        report = run_parity(model, ["pt"])
+        assert report.passed and report.manifest == report.as_dict()["manifest"] == "checked"
+
+    def test_the_report_says_that_there_is_none(self, model):
+        (model / "manifest.json").unlink()
+        assert run_parity(model, ["pt"]).manifest == "missing"
+
+    def test_it_is_not_checked_where_that_is_not_wanted(self, model):
+        transposed(model, self.Q_PROJ)
+        report = run_parity(model, ["pt"], check_manifest=False)
+        assert report.manifest == "skipped"
+
+    def test_a_manifest_that_is_none_is_refused(self, model):
+        (model / "manifest.json").write_text("{}")
+        with pytest.raises(FormatError, match=r"manifest\.json"):
+            run_parity(model, ["pt"])
+
+
+class TestArguments:
+    @pytest.mark.parametrize("seed", [-1, 2**63, True, "0", 1.5, None])
+    def test_a_seed_that_no_probe_can_have_is_refused_before_anything_runs(self, checkpoint, installed, seed):
+        with pytest.raises(InputError, match="seed: breaks its rule"):
+            run_parity(checkpoint, ["pt"], seed=seed)
+
+    @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), "9", True, None])
+    def test_a_timeout_that_is_no_time_is_refused(self, checkpoint, installed, timeout_s):
+        with pytest.raises(InputError, match="timeout_s: breaks its rule"):
+            run_parity(checkpoint, ["pt"], timeout_s=timeout_s)
+
+    def test_a_folder_to_keep_that_is_a_file_is_named(self, checkpoint, installed, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(WriteError, match="file: could not be written"):
+            run_parity(checkpoint, ["pt"], keep=tmp_path / "file")
+
+    def test_no_place_for_what_is_not_kept_is_named(self, checkpoint, installed, monkeypatch):
+        def full(**options: object) -> None:
+            raise OSError(28, "No space left on device", "/tmp/x")
+
+        monkeypatch.setattr(run.tempfile, "TemporaryDirectory", full)
+        with pytest.raises(WriteError, match="No space left"):
+            run_parity(checkpoint, ["pt"])
+
+    def test_a_record_that_was_not_asked_for_is_refused(self, checkpoint, installed, monkeypatch):
+        def other(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+            done = answering(command)
+            out = Path(command[-1])
+            facts = json.loads((out / "record.json").read_text())
+            (out / "record.json").write_text(json.dumps(facts | {"backend": "flax"}))
+            return done
+
+        monkeypatch.setattr(subprocess, "run", other)
+        with pytest.raises(FormatError, match=r"not the record that was asked for .*pt in float32, found flax"):
+            run_parity(checkpoint, ["pt"])
 
 
 class TestRecordInProcess:

@@ -1,9 +1,11 @@
 """GenerationConfig: how text is made, before any model: frozen, validated, generation_config.json in and out.
 
 Field names and defaults are transformers' (4.57, `GenerationConfig`), and so are the meanings unless a field's
-line below begins with "Differs". Nothing is ignored: a field that has no effect beside the others (a beam
-option without beams, a temperature without sampling) is refused with the field that it waits for, and a field
-of transformers that is not honoured here at all (`UNSUPPORTED`) is refused with the reason.
+line below begins with "Differs". Nothing is ignored. What a call says (the constructor, `replace`) is refused where
+it has no effect beside the other fields (a beam option without beams, a temperature without sampling) or is not
+honoured here at all (`UNSUPPORTED`), with the reason. What a file says (`from_file`, `from_dict`) is warned of and
+kept in `extra`: it takes effect once a call asks for what it waits for, and where it would change the text and cannot
+be honoured, `generate` refuses until the call says otherwise.
 
 So that an override of a call stays one word, `replace` returns to their defaults those fields that only the
 former strategy read: `GenerationConfig(do_sample=True, top_p=0.9).replace(do_sample=False)` is plain greedy.
@@ -14,18 +16,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, Unpack
 
-import numpy as np
-
 from gptj.brief import brief, html_table
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, InputError, naming_file, shown
+from gptj.errors import ConfigError, InputError, shown, warn_of
+from gptj.field_rules import plain, spelt
 from gptj.generation.fields import GenerationFields
+from gptj.generation.rules import ASSISTANT_FIELDS, BEAMS_ONLY, RULES, SAMPLING_ONLY, SETTLE, UNSUPPORTED
+from gptj.generation.stored import drop_ids_beyond, fit, read_members, unhonoured
 from gptj.json_file import read_json_object
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
@@ -35,37 +37,7 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 Strategy = Literal["greedy", "sample", "beam", "beam_sample", "group_beam", "contrastive"]
 """What `GenerationConfig.strategy` may be; "greedy" and "sample" may also be assisted."""
 
-UNSUPPORTED: dict[str, tuple[object, str]] = {
-    "decoder_start_token_id": (None, "GPT-J has no encoder"),
-    "token_healing": (False, "it re-tokenises the prompt; do that before the call"),
-    "guidance_scale": (None, "classifier-free guidance is not implemented"),
-    "watermarking_config": (None, "watermarks are not implemented"),
-    "cache_implementation": (None, "there is one cache: preallocated, bounds-checked"),
-    "cache_config": (None, "there is one cache: preallocated, bounds-checked"),
-    "return_legacy_cache": (None, "the cache does not leave the call"),
-    "compile_config": (None, "compilation is the backend's, not the call's"),
-    "disable_compile": (False, "compilation is the backend's, not the call's"),
-    "low_memory": (None, "it traded time for memory in one search of older versions"),
-    "dola_layers": (None, "DoLa is not implemented"),
-    "constraints": (None, "constrained beam search is not implemented"),
-    "force_words_ids": (None, "constrained beam search is not implemented"),
-    "assistant_early_exit": (None, "GPT-J has no exits before its last block"),
-    "assistant_lookbehind": (10, "both models must share one tokenizer"),
-    "target_lookbehind": (10, "both models must share one tokenizer"),
-}
-"""Fields of transformers that are refused unless they hold this default (or null), and why."""
-
-_SAMPLING_ONLY = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_k")
-_BEAMS_ONLY = ("length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
-ASSISTANT_FIELDS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
 _OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
-_METADATA = frozenset(("transformers_version", "_from_model_config", "_commit_hash"))
-_SCHEDULES = ("constant", "heuristic", "heuristic_transient")
-
-_LARGEST_TOKEN_ID = 2**31 - 1
-_LARGEST_COUNT = 2**31 - 1
-_LONGEST_SHOWN = 200
-_TEMPERATURES = (1e-6, 1e6)  # beyond these a float32 logit may leave float64 or vanish; 0 is greedy, by definition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -123,7 +95,8 @@ class GenerationConfig:
     Output:
         return_dict_in_generate: a `GenerateOutput` and not just its sequences.
         output_scores, output_logits, output_hidden_states, output_attentions: what it holds besides.
-        extra: unknown keys of generation_config.json, kept and written back.
+        extra: members of generation_config.json that are no fields here, that wait for another field, or that break
+            their rule: kept and written back.
 
     Raises:
         ConfigError: a field breaks its rule or has no effect. The message names the field, the rule and the value.
@@ -192,11 +165,13 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         self._settle_null()
-        for field, settle in _SETTLE.items():
+        for field in _DEFAULTS:
+            object.__setattr__(self, field, plain(getattr(self, field)))
+        for field, settle in SETTLE.items():
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, settle(field, getattr(self, field)))
         object.__setattr__(self, "extra", dict(self.extra))
-        for field, (holds, rule) in _RULES.items():
+        for field, (holds, rule) in RULES.items():
             if not holds(getattr(self, field)):
                 _refuse(field, rule, getattr(self, field))
         self._require_together()
@@ -291,6 +266,15 @@ class GenerationConfig:
                 if value >= vocab_size:
                     raise InputError("no such token", where=field, expected=f"0 to {vocab_size - 1}", found=value)
 
+    def check_honoured(self) -> None:
+        """Make sure that nothing that the model's generation_config.json asks for would be left out in silence.
+
+        Raises:
+            ConfigError: the first member that would change the text and is not supported or breaks its rule.
+        """
+        for error in unhonoured(self):
+            raise error
+
     def require_defaults(self, fields: Iterable[str], needed: str, *, but: Iterable[str] = ()) -> None:
         """Make sure that `fields`, which have no effect without `needed`, hold their defaults.
 
@@ -304,58 +288,94 @@ class GenerationConfig:
                 raise ConfigError(
                     f"has no effect without {needed}",
                     where=field,
-                    expected=_spelt(_DEFAULTS[field]),
-                    found=_spelt(value),
+                    expected=spelt(_DEFAULTS[field]),
+                    found=spelt(value),
                 )
 
     # ---- copies, and generation_config.json
 
-    def replace(self, **changes: Unpack[GenerationFields]) -> GenerationConfig:
+    @classmethod
+    def of(cls, value: Any) -> GenerationConfig:
+        """What a call was given: a GenerationConfig as it is, or one of a dict's fields, every one of them checked.
+
+        Raises:
+            ConfigError: an unknown or unsupported field, or one that breaks its rule.
+            InputError: neither.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return cls().replace(**value)
+        expected = "a GenerationConfig, or a dict of its fields"
+        raise InputError("cannot be used", where="generation_config", expected=expected, found=shown(value))
+
+    def replace(self, **fields: Unpack[GenerationFields]) -> GenerationConfig:
         """A copy with some fields changed, validated anew.
 
         max_length and max_new_tokens replace each other. Where do_sample, num_beams or penalty_alpha changes, the
-        fields that the new strategy does not read go back to their defaults unless they are named too.
+        fields that the new strategy does not read go back to their defaults unless they are named too. What a file
+        said and had no effect so far takes effect where it now has one.
 
         Raises:
             ConfigError: an unknown or unsupported field, or one that breaks its rule.
         """
-        changed = _known_members(changes)
+        named = set(fields)
+        changes = _known_members(fields)
         for one, other in (("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")):
-            if changed.get(one) is not None:
-                changed.setdefault(other, None)
-        merged = {field: changed.get(field, getattr(self, field)) for field in _DEFAULTS}
+            if changes.get(one) is not None:
+                changes.setdefault(other, None)
+                named.add(other)
+        merged = {field: changes.get(field, getattr(self, field)) for field in _DEFAULTS}
         reset: list[str] = []
-        if "do_sample" in changed and not merged["do_sample"]:
-            reset += [f for f in _SAMPLING_ONLY if f != "top_k" or not merged["penalty_alpha"]]
-        if "num_beams" in changed and merged["num_beams"] == 1:
-            reset += _BEAMS_ONLY
-        forgotten = {field: _DEFAULTS[field] for field in reset if field not in changed}
-        copy = dataclasses.replace(self, **changed, **forgotten)
-        object.__setattr__(copy, "_given", (self._given | changed.keys()) - forgotten.keys())
+        if "do_sample" in changes and not merged["do_sample"]:
+            reset += [f for f in SAMPLING_ONLY if f != "top_k" or not merged["penalty_alpha"]]
+        if "num_beams" in changes and merged["num_beams"] == 1:
+            reset += BEAMS_ONLY
+        forgotten = {field: _DEFAULTS[field] for field in reset if field not in changes}
+        extra = changes.pop("extra", self.extra)
+        waiting = {key: value for key, value in extra.items() if key in _DEFAULTS and key not in named}
+        rest = {key: value for key, value in extra.items() if key not in _DEFAULTS and key not in named}
+        for field in ASSISTANT_FIELDS:
+            if field in waiting:
+                rest[field] = waiting.pop(field)
+        copy, left = fit(type(self), merged | changes | forgotten, waiting, rest)
+        given = (self._given | named | waiting.keys()) - forgotten.keys() - left.keys()
+        object.__setattr__(copy, "_given", given)
         return copy
 
+    def over(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """`extra` of a config that this one changes: without what this one was told otherwise, and with its own."""
+        return {**{key: value for key, value in extra.items() if key not in self._given}, **self.extra}
+
+    def with_assistant(self) -> GenerationConfig:
+        """A copy for a call with an assistant model, which the file's settings of one have waited for."""
+        waiting = {key: value for key, value in self.extra.items() if key in ASSISTANT_FIELDS}
+        rest = {key: value for key, value in self.extra.items() if key not in waiting}
+        return fit(type(self), {field: getattr(self, field) for field in _DEFAULTS}, waiting, rest)[0]
+
     @classmethod
-    def from_dict(cls, members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None) -> GenerationConfig:
-        """The config that the members of a generation_config.json describe; `file` is what errors name.
+    def from_dict(
+        cls, members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None, vocab_size: int | None = None
+    ) -> GenerationConfig:
+        """The config that the members of a generation_config.json describe; `file` is what warnings name.
+
+        What has no effect, is misspelt or breaks its rule is kept in `extra` and warned of (`CheckpointWarning`). null
+        is the default. With `vocab_size`, ids beyond it are left out and warned of.
+        """
+        config = read_members(cls, members, file=file)
+        return config if vocab_size is None else drop_ids_beyond(config, vocab_size, file=file)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], *, vocab_size: int | None = None) -> GenerationConfig:
+        """The config in `path`: a generation_config.json, or the folder that holds one. See `from_dict`.
 
         Raises:
-            ConfigError: a misspelt or unsupported key, or a field that breaks its rule.
+            ConfigError: not JSON, or no object.
         """
-        with naming_file(file):
-            fields = {key: value for key, value in members.items() if key in _DEFAULTS or key in UNSUPPORTED}
-            extra = {key: value for key, value in members.items() if key not in fields}
-            for key in extra.keys() - _METADATA:
-                if meant := _did_you_mean(key):
-                    raise ConfigError("unknown key", where=shown(key), hint=meant)
-            return cls(**_known_members(fields), extra=extra)
-
-    @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> GenerationConfig:
-        """The config in `path`: a generation_config.json, or the folder that holds one."""
         path = Path(path)
         if path.is_dir():
             path = path / GENERATION_CONFIG_FILE
-        return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
+        return cls.from_dict(read_json_object(path, error=ConfigError), file=path, vocab_size=vocab_size)
 
     @classmethod
     def from_model_config(cls, config: GPTJConfig) -> GenerationConfig:
@@ -364,11 +384,14 @@ class GenerationConfig:
         An eos or bos that its vocabulary does not have is left out: it could never be made.
         """
         eos = tuple(i for i in config.eos_token_ids if i < config.vocab_size)
-        bos = config.bos_token_id
+        bos, pad = config.bos_token_id, config.pad_token_id
+        if not RULES["pad_token_id"][0](pad):
+            warn_of("no token's: left out", where="pad_token_id", expected=RULES["pad_token_id"][1], found=pad)
+            pad = None
         return cls(
             bos_token_id=bos if bos is not None and bos < config.vocab_size else None,
             eos_token_id=None if not eos else eos[0] if len(eos) == 1 else eos,
-            pad_token_id=config.pad_token_id,
+            pad_token_id=pad,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -388,20 +411,25 @@ class GenerationConfig:
         """Give a field that was set to None, where that is transformers' way to say "off", its default."""
         for field, default in _DEFAULTS.items():
             if getattr(self, field) is None and default is not None:
-                object.__setattr__(self, field, 0 if field == "top_k" else default)
+                off = 0 if field == "top_k" and self.do_sample else default
+                object.__setattr__(self, field, off)
 
     def _require_together(self) -> None:
         """Refuse fields that contradict each other, or that have no effect beside the others."""
         if self.max_length is not None and self.max_new_tokens is not None:
             _refuse("max_length", "unset, since max_new_tokens is set", self.max_length)
+        for least, most in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
+            low, high = getattr(self, least), getattr(self, most)
+            if low is not None and high is not None and low > high:
+                _refuse(least, f"at most {most} = {high}", low)
         contrastive = bool(self.penalty_alpha)
         if contrastive and (self.do_sample or self.num_beams > 1 or self.top_k < 2):
             _refuse("penalty_alpha", "do_sample false, num_beams 1 and top_k above 1 beside it", self.penalty_alpha)
         if not self.do_sample:
             allowed = ("top_k",) if contrastive else ()
-            self.require_defaults(_SAMPLING_ONLY, "do_sample", but=allowed)
+            self.require_defaults(SAMPLING_ONLY, "do_sample", but=allowed)
         if self.num_beams == 1:
-            self.require_defaults(_BEAMS_ONLY, "num_beams above 1")
+            self.require_defaults(BEAMS_ONLY, "num_beams above 1")
         elif self.temperature == 0:
             _refuse("temperature", "above 0 beside num_beams above 1", self.temperature)
         self._require_groups()
@@ -445,13 +473,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def _spelt(value: object) -> str:
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
-
-
 def _refuse(field: str, rule: str, value: object) -> NoReturn:
-    raise ConfigError("breaks its rule", where=field, expected=rule, found=_spelt(value))
+    raise ConfigError("breaks its rule", where=field, expected=rule, found=spelt(value))
 
 
 def _as_tuple(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
@@ -471,171 +494,9 @@ def _known_members(members: Mapping[str, Any]) -> dict[str, Any]:
         if key in UNSUPPORTED:
             default, reason = UNSUPPORTED[key]
             if value is not None and value != default:
-                raise ConfigError(f"not supported: {reason}", where=key, expected=_spelt(default), found=_spelt(value))
+                raise ConfigError(f"not supported: {reason}", where=key, expected=spelt(default), found=spelt(value))
         elif key in _DEFAULTS or key == "extra":
             known[key] = value
         else:
             raise ConfigError("no such field", where=shown(key), hint=_did_you_mean(key) or None)
     return known
-
-
-# ---- the fields' own rules
-
-
-def _is_int(value: object, lowest: int = 0, highest: int = _LARGEST_COUNT) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_token_ids(value: object) -> bool:
-    return isinstance(value, tuple) and bool(value) and all(_is_int(i, 0, _LARGEST_TOKEN_ID) for i in value)
-
-
-def _is_token_id_or_ids(value: object) -> bool:
-    return value is None or _is_int(value, 0, _LARGEST_TOKEN_ID) or _is_token_ids(value)
-
-
-def _listed(field: str, value: Any) -> Any:
-    """A list, set or array of whole numbers as a tuple of ints; anything else as it came, for the rule to judge."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list | tuple | set | frozenset):
-        items = sorted(value) if isinstance(value, set | frozenset) else value
-        return tuple(int(i) if isinstance(i, np.integer) else i for i in items)
-    return int(value) if isinstance(value, np.integer) else value
-
-
-def _listed_words(field: str, value: Any) -> Any:
-    return tuple(_listed(field, word) for word in value) if isinstance(value, list | tuple) else value
-
-
-def _listed_biases(field: str, value: Any) -> Any:
-    """A dict {(ids): bias} or a list [[ids, bias], ...] as ((ids, bias), ...)."""
-    pairs = value.items() if isinstance(value, Mapping) else value
-    try:
-        return tuple((_listed(field, ids), bias) for ids, bias in pairs)
-    except (TypeError, ValueError):
-        return value
-
-
-def _listed_strings(field: str, value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else value
-
-
-_SETTLE = {
-    "eos_token_id": _listed,
-    "forced_eos_token_id": _listed,
-    "suppress_tokens": _listed,
-    "begin_suppress_tokens": _listed,
-    "exponential_decay_length_penalty": _listed,
-    "bad_words_ids": _listed_words,
-    "sequence_bias": _listed_biases,
-    "stop_strings": _listed_strings,
-}
-"""How a list is brought into the form that is kept."""
-
-
-def _is_biases(value: object) -> bool:
-    pairs = isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
-    if not isinstance(value, tuple) or not value or not pairs:
-        return False
-    once = len({pair[0] for pair in value}) == len(value)
-    return once and all(_is_token_ids(ids) and _is_number(bias) for ids, bias in value)
-
-
-def _is_decay(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and _is_int(value[0]) and _is_number(value[1]) and value[1] > 0
-
-
-_Rule = tuple[Any, str]  # (does the value hold?, the rule in words)
-
-
-def _whole(lowest: int, *, null: bool = False) -> _Rule:
-    words = f"a whole number, {lowest} or above"
-    return (lambda v: (null and v is None) or _is_int(v, lowest)), ("null or " if null else "") + words
-
-
-def _number(words: str, holds: Any, *, null: bool = False) -> _Rule:
-    return (lambda v: (null and v is None) or (_is_number(v) and holds(v))), ("null or " if null else "") + words
-
-
-_FLAG: _Rule = ((lambda v: isinstance(v, bool)), "true or false")
-_TOKEN: _Rule = ((lambda v: v is None or _is_int(v, 0, _LARGEST_TOKEN_ID)), "null or a token id, 0 or above")
-_TOKEN_OR_TOKENS: _Rule = (_is_token_id_or_ids, "null, a token id, 0 or above, or a list of them")
-_TOKENS: _Rule = ((lambda v: v is None or _is_token_ids(v)), "null or a list of token ids, 0 or above")
-_POSITIVE = _number("a finite number above 0", lambda v: v > 0)
-_CUTOFF = _number("a number, 0 to below 1", lambda v: 0 <= v < 1)
-_MASS = _number("a number above 0, at most 1", lambda v: 0 < v <= 1)
-
-_RULES: dict[str, _Rule] = {
-    "max_length": _whole(1, null=True),
-    "max_new_tokens": _whole(1, null=True),
-    "min_length": _whole(0),
-    "min_new_tokens": _whole(0, null=True),
-    "max_time": _number("seconds, above 0", lambda v: v > 0, null=True),
-    "stop_strings": (
-        lambda v: v is None or (isinstance(v, tuple) and bool(v) and all(isinstance(s, str) and s for s in v)),
-        "null or strings that are not empty",
-    ),
-    "bos_token_id": _TOKEN,
-    "eos_token_id": _TOKEN_OR_TOKENS,
-    "pad_token_id": _TOKEN,
-    "do_sample": _FLAG,
-    "num_beams": _whole(1),
-    "num_beam_groups": _whole(1),
-    "diversity_penalty": _number("a finite number, 0 or above", lambda v: v >= 0),
-    "length_penalty": _number("a finite number", lambda v: True),
-    "early_stopping": (lambda v: isinstance(v, bool) or v == "never", 'true, false or "never"'),
-    "penalty_alpha": _number("a number, 0 to 1", lambda v: 0 <= v <= 1, null=True),
-    "prompt_lookup_num_tokens": _whole(1, null=True),
-    "max_matching_ngram_size": _whole(1, null=True),
-    "num_assistant_tokens": _whole(1),
-    "num_assistant_tokens_schedule": (lambda v: v in _SCHEDULES, "one of " + ", ".join(_SCHEDULES)),
-    "assistant_confidence_threshold": _number("a number, 0 to 1", lambda v: 0 <= v <= 1),
-    "num_return_sequences": _whole(1),
-    "use_cache": _FLAG,
-    "prefill_chunk_size": _whole(1, null=True),
-    "sequence_bias": (
-        lambda v: v is None or _is_biases(v),
-        "null or pairs of token ids, each sequence once, and a finite bias",
-    ),
-    "encoder_repetition_penalty": _POSITIVE,
-    "repetition_penalty": _POSITIVE,
-    "no_repeat_ngram_size": _whole(0),
-    "encoder_no_repeat_ngram_size": _whole(0),
-    "bad_words_ids": (
-        lambda v: v is None or (isinstance(v, tuple) and bool(v) and all(_is_token_ids(word) for word in v)),
-        "null or lists of token ids, 0 or above",
-    ),
-    "forced_bos_token_id": _TOKEN,
-    "forced_eos_token_id": _TOKEN_OR_TOKENS,
-    "remove_invalid_values": _FLAG,
-    "exponential_decay_length_penalty": (
-        lambda v: v is None or _is_decay(v),
-        "null or [start, factor], start 0 or above, factor above 0",
-    ),
-    "suppress_tokens": _TOKENS,
-    "begin_suppress_tokens": _TOKENS,
-    "temperature": _number(
-        f"0 (greedy), or {_TEMPERATURES[0]:g} to {_TEMPERATURES[1]:g}",
-        lambda v: v == 0 or _TEMPERATURES[0] <= v <= _TEMPERATURES[1],
-    ),
-    "top_k": _whole(0),
-    "top_p": _MASS,
-    "min_p": _number("a number, 0 to 1", lambda v: 0 <= v <= 1, null=True),
-    "typical_p": _MASS,
-    "epsilon_cutoff": _CUTOFF,
-    "eta_cutoff": _CUTOFF,
-    "renormalize_logits": _FLAG,
-    "return_dict_in_generate": _FLAG,
-    "output_scores": _FLAG,
-    "output_logits": _FLAG,
-    "output_hidden_states": _FLAG,
-    "output_attentions": _FLAG,
-}
-"""Each field's rule: does the value hold, and the rule in words."""
-
-assert _RULES.keys() == _DEFAULTS.keys()

@@ -21,6 +21,7 @@ from gptj.generation.loop import stream
 from gptj.generation.output import TokenStep
 from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import decode_with
+from gptj.inputs import check_method, check_row
 
 if TYPE_CHECKING:
     from gptj.generation.mixin import Generates
@@ -71,7 +72,8 @@ class Conversation:
         config = self._model._settled(generation_config, overrides)
         if config.strategy not in ("greedy", "sample") or config.num_return_sequences > 1:
             raise InputError("has one row", where="conversation", expected="greedy or sample", found=config.strategy)
-        ids = [*self.ids, *token_ids]
+        check_method(tokenizer, "decode", where="tokenizer")
+        ids = [*self.ids, *check_row(token_ids)]
         total = config.total_length(len(ids), self._model.config.n_positions)
         if total > self.capacity:
             raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.processors import AllowedTokens
 from gptj.generation.session import LogitsProcessor, Session, prepare
 from gptj.generation.stopping import DecodeText, StoppingCriterion
+from gptj.inputs import check_method
 from gptj.outputs import KVCache
 
 __all__ = ["Streamer", "generate", "stream"]
@@ -38,7 +39,7 @@ def generate(
     input_ids: Any,
     *,
     model_config: GPTJConfig,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None,
     attention_mask: Any = None,
     seed: int | Sequence[int] | None = None,
     streamer: Streamer | None = None,
@@ -55,7 +56,7 @@ def generate(
         decoder_factory: makes an empty decoder for (batch, capacity).
         input_ids: whole numbers (prompts, t), array-like.
         model_config: the model's; token ids and lengths are checked against it before anything is computed.
-        generation_config: how; None is greedy with the model's eos.
+        generation_config: how, or a dict of its fields; None is greedy with the model's eos.
         attention_mask: 0 and 1 (prompts, t), 0 for padding, which must be on the left. A padded prompt gives what it
             gives without padding.
         seed: 0 to 2**64 - 1 for the whole batch, or one a prompt (then a prompt's text does not depend on its batch);
@@ -91,6 +92,7 @@ def generate(
     if session.config.num_beams > 1:
         _refuse_beams(streamer is not None, "streamer")
         return search_beams(session).without_columns(unseen)
+    check_method(streamer, "put", "end", where="streamer")
     steps = _steps(session, assistant)
     if streamer is not None and not unseen:
         streamer.put(session.prompt.copy())
@@ -109,7 +111,7 @@ def stream(
     input_ids: Any,
     *,
     model_config: GPTJConfig,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None,
     attention_mask: Any = None,
     seed: int | Sequence[int] | None = None,
     logits_processor: Sequence[LogitsProcessor] = (),
@@ -147,17 +149,23 @@ def _prepared(
     input_ids: Any,
     *,
     model_config: GPTJConfig,
-    generation_config: GenerationConfig | None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None,
     assistant: DecoderFactory | None,
     **arguments: Any,
 ) -> Session:
     """A checked session, the assistant's own fields included."""
-    config = generation_config or GenerationConfig.from_model_config(model_config)
+    if generation_config is None:
+        config = GenerationConfig.from_model_config(model_config)
+    else:
+        config = GenerationConfig.of(generation_config)
+    config.check_honoured()
     if assistant is None:
         config.require_defaults(ASSISTANT_FIELDS, "an assistant model")
     elif config.strategy not in ("greedy", "sample") or config.prompt_lookup_num_tokens is not None:
         found = "prompt_lookup_num_tokens" if config.prompt_lookup_num_tokens is not None else config.strategy
         raise InputError("assists greedy decoding and sampling alone", where="assistant", found=found)
+    else:
+        config = config.with_assistant()
     return prepare(decoder_factory, input_ids, model_config=model_config, generation_config=config, **arguments)
 
 

@@ -24,7 +24,7 @@ from gptj.generation.output import GenerateOutput, TokenStep, transition_scores
 from gptj.generation.processors import AllowedTokens
 from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import StoppingCriterion, decode_with
-from gptj.inputs import check_head_mask, check_ids, numbers
+from gptj.inputs import check_head_mask, check_ids, check_method, numbers
 from gptj.outputs import Array
 from gptj.typed import typed_generate
 
@@ -81,7 +81,7 @@ class Generates(Generic[Array]):
     def generate(
         self,
         input_ids: Any = None,
-        generation_config: GenerationConfig | None = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         *,
         inputs: Any = None,
         attention_mask: Any = None,
@@ -104,7 +104,7 @@ class Generates(Generic[Array]):
         Args:
             input_ids: (b, t) token ids; shorter prompts padded on the left, and that padding masked. Where there are
                 neither ids nor embeddings, the text begins with bos_token_id.
-            generation_config: how; what it does not name is as `self.generation_config` says.
+            generation_config: how, or a dict of its fields; what it does not name is as `self.generation_config` says.
             inputs: another name of input_ids.
             attention_mask: (b, t) of 0 and 1; None: all 1.
             token_type_ids: (b, t) ids whose embeddings are added; new tokens have the type of the last.
@@ -149,7 +149,7 @@ class Generates(Generic[Array]):
     def stream(
         self,
         input_ids: Any = None,
-        generation_config: GenerationConfig | None = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         *,
         inputs: Any = None,
         attention_mask: Any = None,
@@ -198,10 +198,16 @@ class Generates(Generic[Array]):
         """A text that goes on turn by turn, with a cache for `capacity` tokens, by default for all positions."""
         return Conversation(self, self.config.n_positions if capacity is None else capacity)
 
-    def _settled(self, config: GenerationConfig | None, overrides: Any) -> GenerationConfig:
+    def _settled(self, config: Any, overrides: Any) -> GenerationConfig:
         """The model's own config, changed by what `config` names and by `overrides`."""
-        own = self.generation_config or GenerationConfig.from_model_config(self.config)
-        changes = {**({} if config is None else config.named), **overrides}
+        own = self.generation_config
+        own = GenerationConfig.from_model_config(self.config) if own is None else GenerationConfig.of(own)
+        if isinstance(config, Mapping) and all(isinstance(key, str) for key in config):
+            changes = dict(config)
+        else:
+            config = GenerationConfig() if config is None else GenerationConfig.of(config)
+            changes = {**config.named, "extra": config.over(own.extra)}
+        changes.update(overrides)
         return own.replace(**changes) if changes else own
 
     def _arguments(
@@ -225,6 +231,8 @@ class Generates(Generic[Array]):
         Raises:
             InputError: they contradict each other, are no arrays, or the call is inside a compiled function.
         """
+        check_method(tokenizer, "decode", where="tokenizer")
+        check_method(assistant_model, "_decoder", where="assistant_model")
         if self._is_traced():
             raise inside_a_graph()
         if prng_key is not None and seed is not None:
@@ -262,7 +270,8 @@ class Generates(Generic[Array]):
         if input_ids is not None:
             return self._numbers(input_ids, "input_ids"), 0
         if inputs_embeds is not None:
-            shape = tuple(inputs_embeds.shape)
+            embeds: Any = self._numbers(inputs_embeds, "inputs_embeds")
+            shape = tuple(embeds.shape)
             if len(shape) != 3 or shape[2] != self.config.n_embd or 0 in shape:
                 expected = f"(batch, tokens, {self.config.n_embd})"
                 raise InputError("of another shape", where="inputs_embeds", expected=expected, found=shape)
@@ -290,7 +299,13 @@ class Generates(Generic[Array]):
 
     def _numbers(self, value: Any, where: str) -> NDArray[Any] | None:
         """An argument in NumPy, whether it came as the wing's array, NumPy's or lists."""
-        return value if value is None else numbers(value if _is_of_host(value) else self._host(value), where=where)
+        if value is None:
+            return None
+        if not _is_of_host(value):
+            if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+                raise InputError("no array", where=where, expected="lists or an array", found=shown(value))
+            value = self._host(value)
+        return numbers(value, where=where)
 
     def _returned(self, output: GenerateOutput[Any], config: GenerationConfig) -> Any:
         sequences = self._native(output.sequences)

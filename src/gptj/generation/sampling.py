@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.errors import InputError
+from gptj.errors import InputError, shown
+from gptj.field_rules import plain
 
 __all__ = [
     "SEEDS",
@@ -62,8 +63,7 @@ def seeds_and_rows(
     >>> seeds_and_rows(5, 2, 2), seeds_and_rows([5, 6], 2, 2)
     (((5, 5, 5, 5), (0, 1, 2, 3)), ((5, 5, 6, 6), (0, 1, 0, 1)))
     """
-    if seed is None:
-        seed = secrets.randbits(64)
+    seed = secrets.randbits(64) if seed is None else plain(seed)
     if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes):
         if len(seed) != prompts:
             raise InputError("not one seed a prompt", where="seed", expected=prompts, found=len(seed))
@@ -73,7 +73,7 @@ def seeds_and_rows(
 
 def _seed(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < SEEDS:
-        raise InputError("no such seed", where="seed", expected="a whole number, 0 to 2**64 - 1", found=value)
+        raise InputError("no such seed", where="seed", expected="a whole number, 0 to 2**64 - 1", found=shown(value))
     return int(value)
 
 

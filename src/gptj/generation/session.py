@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.errors import GPTJError, InputError
+from gptj.errors import GPTJError, InputError, shown, warn_of
 from gptj.generation.candidates import Draws, is_cut_simply
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, DecoderFactory, Step, Uncached
@@ -22,12 +22,14 @@ from gptj.generation.output import TokenStep
 from gptj.generation.processors import AllowedTokens, Row, filters, processors, repair
 from gptj.generation.sampling import draw, log_softmax, seeds_and_rows, uniforms
 from gptj.generation.stopping import DecodeText, Stopper, StoppingCriterion
-from gptj.inputs import check_attention_mask, check_ids
+from gptj.inputs import check_attention_mask, check_functions, check_ids
 
 __all__ = ["LogitsProcessor", "Session", "prepare"]
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+_MOST_SCORE_BYTES = 2**32
 
 LogitsProcessor = Callable[[Ids, Floats], Any]
 """`processor(ids, logits)`: ids (rows, columns) as given, padding included, logits float64 (rows, v), to be returned
@@ -298,12 +300,21 @@ def prepare(
     config.check_vocabulary(model_config.vocab_size)
     total_length = config.total_length(prompt.shape[1], model_config.n_positions)
     copies = config.num_return_sequences if config.num_beams == 1 else config.num_beams
+    _say_of_room(config, total_length, prompt.shape[1])
+    _check_rows(config, len(prompt), copies, model_config.vocab_size)
+    if decode is not None and not callable(decode):
+        raise InputError("not a function", where="decode", expected="token ids -> text", found=shown(decode))
+    if allowed is not None and not callable(allowed):
+        expected = "(number of the prompt, ids so far) -> ids"
+        raise InputError("not a function", where="prefix_allowed_tokens_fn", expected=expected, found=shown(allowed))
+    criteria = check_functions(stopping_criteria, where="stopping_criteria")
+    custom = check_functions(logits_processor, where="logits_processor")
     seeds, seed_rows = seeds_and_rows(seed, len(prompt), copies if config.num_beams == 1 else 1)
-    if config.padding_id is None and (stopping_criteria or config.stop_strings):
+    if config.padding_id is None and (criteria or config.stop_strings):
         raise InputError(
             "needed to fill rows that stop early", where="pad_token_id", expected="a token id", found="null"
         )
-    stopper = Stopper(config, total_length, prompt.shape[1], criteria=stopping_criteria, decode=decode, unseen=unseen)
+    stopper = Stopper(config, total_length, prompt.shape[1], criteria=criteria, decode=decode, unseen=unseen)
     return Session(
         config=config,
         model_config=model_config,
@@ -316,10 +327,35 @@ def prepare(
         seed_rows=seed_rows,
         pad=config.padding_id or 0,
         stopper=stopper,
-        custom=tuple(logits_processor),
+        custom=custom,
         unseen=unseen,
         allowed=allowed,
     )
+
+
+def _say_of_room(config: GenerationConfig, total_length: int, prompt_columns: int) -> None:
+    """Warn of a least length that the longest does not reach: an eos that cannot be chosen at all."""
+    for field, least, room in (
+        ("min_length", config.min_length, total_length),
+        ("min_new_tokens", config.min_new_tokens or 0, total_length - prompt_columns),
+    ):
+        if least > room:
+            warn_of(
+                "above the longest result, so no eos is chosen", where=field, expected=f"at most {room}", found=least
+            )
+
+
+def _check_rows(config: GenerationConfig, prompts: int, copies: int, vocab_size: int) -> None:
+    """Refuse more rows than a step's scores, float64 (rows, v), may take."""
+    most = max(_MOST_SCORE_BYTES // (8 * vocab_size), 1)
+    if prompts * copies > most:
+        field = "num_beams" if config.num_beams > 1 else "num_return_sequences" if copies > 1 else "input_ids"
+        raise InputError(
+            "more rows than fit",
+            where=field,
+            expected=f"at most {most} rows of scores over {vocab_size} tokens ({_MOST_SCORE_BYTES} bytes)",
+            found=f"{prompts} prompts x {copies}",
+        )
 
 
 def _uncached(factory: DecoderFactory) -> DecoderFactory:

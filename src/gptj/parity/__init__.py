@@ -6,6 +6,7 @@
     record.py      one backend, one process, one checkpoint -> one record       Record, record_backend
     tolerance.py   how far two right answers may lie apart, and why             tolerance_of
     compare.py     records against the oracle and each other, by NumPy alone    compare_records, ParityReport
+    report_text.py what a report says on a terminal
     run.py         all of it: a process a backend, then the judgement           run_parity
 
 >>> from gptj.parity import run_parity

@@ -16,20 +16,22 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.backends import BACKENDS
 from gptj.brief import html_table
-from gptj.errors import InputError, ParityError
+from gptj.errors import InputError, ParityError, shown
 from gptj.generation.sampling import uniforms
 from gptj.parity.oracle import Oracle, causal_lm_loss, positions_of_mask, token_losses
 from gptj.parity.probe import Probe
-from gptj.parity.record import Record
+from gptj.parity.record import ANSWERS, Record
 from gptj.parity.tolerance import Tolerance, tolerance_of
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
 Array = NDArray[Any]
 
 ORACLE = "oracle"
+ManifestCheck = Literal["checked", "missing", "skipped"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +125,7 @@ class ParityReport:
         largest_logit: of the oracle, which the limits follow.
         versions: of each backend's process.
         checkpoint: the directory, where it is known.
+        manifest: whether the weights were first checked against the directory's manifest.json, or there is none.
     """
 
     dtype: str
@@ -132,6 +136,7 @@ class ParityReport:
     largest_logit: float
     versions: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     checkpoint: str | None = None
+    manifest: ManifestCheck = "skipped"
 
     def __repr__(self) -> str:
         return f"ParityReport({', '.join(self.backends)} in {self.dtype}: {self.verdict})"
@@ -148,7 +153,9 @@ class ParityReport:
     @property
     def verdict(self) -> str:
         """In words: "all agree", or how many do not."""
-        return "all agree" if self.passed else f"{len(self.failures)} of {len(self.measures)} disagree"
+        from gptj.parity.report_text import verdict
+
+        return verdict(self)
 
     @property
     def passed(self) -> bool:
@@ -191,6 +198,7 @@ class ParityReport:
         return {
             "passed": self.passed,
             "checkpoint": self.checkpoint,
+            "manifest": self.manifest,
             "dtype": self.dtype,
             "backends": list(self.backends),
             "largest_logit": self.largest_logit,
@@ -206,23 +214,15 @@ class ParityReport:
 
     def table(self) -> Table:
         """The measures as a table for the terminal."""
-        from rich.table import Table
+        from gptj.parity.report_text import table_of
 
-        table = Table(title=f"{', '.join(self.backends)} in {self.dtype}: {self.verdict}", title_justify="left")
-        for heading in ("backend", "against", "what", "difference", "limit", "", "largest at"):
-            number = heading in ("difference", "limit")  # which a narrow terminal must not cut
-            table.add_column(heading, justify="right" if number else "left", no_wrap=number)
-        for m in self.measures:
-            sign = "[green]ok[/]" if m.holds else "[bold red]NO[/]"
-            table.add_row(m.backend, m.against, m.what, f"{m.difference:.1e}", f"{m.limit:.1e}", sign, m.where)
-        for text in self.texts:
-            shared = f"{text.same} of {text.tokens} {text.answer} tokens the same"
-            table.add_row(text.backend, text.against, shared, "", "", "", "")
-        for d in self.divergences:
-            table.add_row(
-                d.backend, ORACLE, f"first off at {d.stage}", f"{d.difference:.1e}", f"{d.limit:.1e}", "", d.where
-            )
-        return table
+        return table_of(self)
+
+    def summary(self) -> Group:
+        """The verdict for the terminal, with a line a backend."""
+        from gptj.parity.report_text import summary_of
+
+        return summary_of(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -250,16 +250,24 @@ def expect(oracle: Oracle, probe: Probe) -> Expected:
     )
 
 
-def compare_records(records: Sequence[Record], oracle: Oracle, *, checkpoint: str | None = None) -> ParityReport:
+def compare_records(
+    records: Sequence[Record],
+    oracle: Oracle,
+    *,
+    checkpoint: str | None = None,
+    manifest: ManifestCheck = "skipped",
+) -> ParityReport:
     """The judgement on some backends' records.
 
     Args:
         records: at least one; of one dtype, asked the same.
         oracle: on the checkpoint's weights, rounded to that dtype.
         checkpoint: what the report calls them.
+        manifest: what the report says of the check against the manifest.
 
     Raises:
-        InputError: no record, or records of different dtypes or probes, which prove nothing about each other.
+        InputError: no record, or one of an unknown backend or without an answer; or records of different dtypes or
+            probes, which prove nothing about each other.
     """
     probe, bounds = _common(records)
     expected = expect(oracle, probe)
@@ -277,6 +285,7 @@ def compare_records(records: Sequence[Record], oracle: Oracle, *, checkpoint: st
         largest_logit=largest,
         versions={record.backend: dict(record.facts.get("versions", {})) for record in records},
         checkpoint=checkpoint,
+        manifest=manifest,
     )
 
 
@@ -284,6 +293,13 @@ def _common(records: Sequence[Record]) -> tuple[Probe, Tolerance]:
     """The probe and the tolerance that all records share."""
     if not records:
         raise InputError("nothing to compare", where="records", expected="at least one record", found=0)
+    for record in records:
+        if record.backend not in BACKENDS:
+            raise InputError(
+                "no such backend", where="backend", expected=", ".join(BACKENDS), found=shown(record.backend)
+            )
+        if missing := sorted(ANSWERS.keys() - record.answers.keys()):
+            raise InputError("has not answered", where=f"{record.backend}: {missing[0]}")
     first = records[0]
     for other in records[1:]:
         if other.dtype != first.dtype:
@@ -322,15 +338,22 @@ def _against_oracle(
     yield measure("logits without a mask", answers["plain_logits"], expected.plain_logits, "btv", masked=False)
     yield measure("logits over the cache", answers["cached_logits"], expected.logits, "btv")
     yield measure("loss", answers["loss"], np.asarray(expected.loss), "", limit=bounds.of_loss(largest))
-    if answers["logits"].shape == expected.logits.shape:
+    if answers["logits"].shape == expected.logits.shape and answers["logits"].dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # a backend's infinite logit gives NaN, which no limit lets pass
             found, wanted = (token_losses(x[:, :-1], probe.labels[:, 1:]) for x in (answers["logits"], expected.logits))
         yield measure("loss of each token", found, wanted, "bt", limit=bounds.of_loss(largest))
-    worst = max(_stages(record, expected, bounds), key=lambda stage: stage.difference / stage.limit)
+    worst = max(_stages(record, expected, bounds), key=_severity)
     where = f"{worst.stage}, {worst.where}"
     yield Measure(record.backend, ORACLE, "every layer", worst.difference, worst.limit, where)
     yield _judged_tokens(record, oracle, "greedy", 2 * limit)
     yield _judged_tokens(record, oracle, "sampled", 2 * limit)
+
+
+def _severity(stage: Divergence) -> float:
+    """A stage's difference as a share of its limit, infinite where it is beyond a limit that is zero or not finite."""
+    if not stage.difference <= stage.limit:
+        return stage.difference / stage.limit if 0 < stage.limit < np.inf else np.inf
+    return stage.difference / stage.limit if stage.limit else 0.0
 
 
 def first_divergence(record: Record, expected: Expected, bounds: Tolerance) -> Divergence | None:
@@ -378,6 +401,8 @@ def _largest_difference(
     """
     if found.shape != wanted.shape:
         return np.inf, limit, f"shape {found.shape}, expected {wanted.shape}"
+    if found.dtype.kind != "f":
+        return np.inf, limit, f"dtype {found.dtype}, expected a floating-point one"
     difference = np.abs(found.astype(np.float64) - wanted)
     difference = np.where(np.isfinite(difference), difference, np.inf)
     place = np.unravel_index(int(difference.argmax()), difference.shape)
@@ -405,6 +430,8 @@ def _judged_tokens(record: Record, oracle: Oracle, answer: str, tie: float) -> M
 
     rows, start = probe.prompt_ids.shape
     stop = start + probe.new_tokens
+    if ids.dtype.kind not in "iu":
+        return broken(f"dtype {ids.dtype}, expected whole numbers")
     if ids.ndim != 2 or len(ids) != rows or not start < ids.shape[1] <= stop:
         return broken(f"shape {ids.shape}, expected {(rows, stop)}")
     if not np.array_equal(ids[:, :start], probe.prompt_ids):
@@ -425,6 +452,7 @@ def _judged_tokens(record: Record, oracle: Oracle, answer: str, tie: float) -> M
             else:
                 uniform = float(uniforms(probe.seed, step, row)[0])
                 wrong = _outside(logits[row, column - 1], token, uniform, tie)
+            wrong = wrong if np.isfinite(wrong) else np.inf  # the oracle's own logits are not finite: nothing is proven
             if wrong > worst:
                 worst, where = wrong, f"row {row}, step {step}"
             if token in oracle.config.eos_token_ids:
@@ -461,8 +489,10 @@ def _texts(records: Sequence[Record]) -> Iterator[TextMatch]:
     """How many chosen tokens each two backends have in common before they part."""
     for one, other in itertools.combinations(records, 2):
         for answer in ("greedy", "sampled"):
-            start = one.probe.prompt_ids.shape[1]
-            mine, theirs = (record.answers[answer][:, start:] for record in (one, other))
+            (rows, start), pair = one.probe.prompt_ids.shape, (one.answers[answer], other.answers[answer])
+            if any(ids.ndim != 2 or len(ids) != rows for ids in pair):
+                continue  # which is a failure against the oracle
+            mine, theirs = (ids[:, start:] for ids in pair)
             width = min(mine.shape[1], theirs.shape[1])
             same = np.logical_and.accumulate(mine[:, :width] == theirs[:, :width], axis=1).sum()
             yield TextMatch(one.backend, other.backend, answer, int(same), max(mine.size, theirs.size))

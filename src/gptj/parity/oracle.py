@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.inputs import IGNORED_LABEL, check_call
-from gptj.rotary import rotary_table
+from gptj.rotary import rotary_rows
 from gptj.schema import BASE_PREFIX
 
 __all__ = [
@@ -205,8 +205,8 @@ class Oracle:
 
     def rotary(self, positions: Array) -> tuple[Array, Array]:
         """The sines and cosines of `positions`, (b, t) -> twice (b, 1, t, rotary_width / 2)."""
-        sin, cos = rotary_table(self.config.n_positions, self.config.rotary_width, str(self.dtype))
-        return sin[positions][:, None], cos[positions][:, None]
+        sin, cos = rotary_rows(positions, self.config.rotary_width, str(self.dtype))
+        return sin[:, None], cos[:, None]
 
     def rotate(self, x: Array, positions: Array) -> Array:
         """x (b, h, t, d) with each interleaved pair of its first rotary_width dimensions turned.

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.errors import FormatError, InputError, MissingFileError
-from gptj.inputs import IGNORED_LABEL, check_attention_mask, check_ids, check_labels, check_positions
+from gptj.errors import FormatError, InputError, LimitError, naming_file, shown
+from gptj.inputs import IGNORED_LABEL, check_attention_mask, check_ids, check_labels, check_positions, integers
+from gptj.npz import NpyArray, NpzFile, open_named_npz, write_npz
 from gptj.parity.oracle import positions_of_mask
 
 __all__ = ["Probe", "make_probe"]
@@ -27,6 +29,11 @@ BATCH_TOKENS = 24
 NEW_TOKENS = 12
 PREFILL_SHARE = 2 / 3
 FAR_POSITION = 1_900
+LARGEST_SEED = 2**63 - 1
+LARGEST_PROBE_BYTES = 2**28
+
+_SCALARS = ("new_tokens", "prefill", "seed")
+_LIKE_THE_BATCH = ("attention_mask", "position_ids", "far_position_ids", "labels")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +60,27 @@ class Probe:
     prefill: int
     seed: int
 
+    def __post_init__(self) -> None:
+        """Make sure that the arrays fit each other.
+
+        Raises:
+            InputError: naming the array and both shapes, or the number and its range.
+        """
+        for like, others in (("input_ids", _LIKE_THE_BATCH), ("prompt_ids", ("prompt_mask",))):
+            shape = integers(getattr(self, like), where=like).shape
+            for name in others:
+                if (found := integers(getattr(self, name), where=name).shape) != shape:
+                    raise InputError("of another shape", where=name, expected=shape, found=found)
+        for name, lowest, highest in (
+            ("new_tokens", 1, LARGEST_SEED),
+            ("prefill", 1, LARGEST_SEED),
+            ("seed", 0, LARGEST_SEED),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or not lowest <= value <= highest:
+                raise InputError("breaks its rule", where=name, expected=f"a whole number, {lowest} to {highest}",
+                                 found=shown(value))  # fmt: skip
+
     def check(self, config: GPTJConfig) -> None:
         """Make sure that a model of this config can be asked.
 
@@ -68,7 +96,7 @@ class Probe:
         check_attention_mask(self.prompt_mask, rows, (n,))
         if not 1 <= self.prefill < t:
             raise InputError("leaves nothing to step", where="prefill", expected=f"1 to {t - 1}", found=self.prefill)
-        if self.new_tokens < 1 or n + self.new_tokens > config.n_positions:
+        if n + self.new_tokens > config.n_positions:
             raise InputError(
                 "does not fit behind the prompt",
                 where="new_tokens",
@@ -83,9 +111,12 @@ class Probe:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz that `load` reads."""
-        with open(path, "wb") as file:  # noqa: PTH123 - a path given to savez would get its ending changed
-            np.savez(file, allow_pickle=False, **self.as_arrays())
+        """Write an .npz that `load` reads, whole or not at all.
+
+        Raises:
+            WriteError: it could not be written.
+        """
+        write_npz(Path(path), self.as_arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
@@ -93,30 +124,58 @@ class Probe:
 
         Raises:
             MissingFileError, FormatError: there is none, or it is something else.
+            GPTJError: see `gptj.npz.open_named_npz`.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
+        file, arrays = open_named_npz(Path(path), [field.name for field in dataclasses.fields(cls)], noun="probe")
+        with naming_file(path):
+            return cls.read(file, arrays)
+
+    @classmethod
+    def read(cls, file: NpzFile, arrays: Mapping[str, NpyArray]) -> Probe:
+        """The probe whose arrays, by the names of its fields, lie in a file whose headers were checked.
+
+        Raises:
+            FormatError: an array is no probe's.
+        """
+        for name, array in arrays.items():
+            axes = 0 if name in _SCALARS else 2
+            if array.dtype.name not in ("int64", "int32") or len(array.shape) != axes:
+                raise FormatError(
+                    "not a probe's array",
+                    file=file.path,
+                    where=name,
+                    expected=f"whole numbers, {axes} axes",
+                    found=f"{array.dtype.name} {array.shape}",
+                )
+        if sum(array.nbytes for array in arrays.values()) > LARGEST_PROBE_BYTES:
+            raise LimitError("too large a probe", file=file.path, expected=f"at most {LARGEST_PROBE_BYTES} bytes")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name].astype(np.int64) for name in names}
-        except FileNotFoundError:
-            raise MissingFileError("no such file", file=path) from None
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile, AttributeError, EOFError) as error:
-            raise FormatError(f"not a probe: {error}", file=path, expected=", ".join(names)) from None
-        return cls.of(arrays)
+            return cls.of({name: file.read(array).astype(np.int64) for name, array in arrays.items()})
+        except InputError as error:
+            raise FormatError(
+                error.problem, file=file.path, where=error.where, expected=error.expected, found=error.found
+            ) from None
 
     @classmethod
     def of(cls, arrays: dict[str, NDArray[np.int64]]) -> Probe:
         """The probe of `as_arrays`."""
-        scalars = ("new_tokens", "prefill", "seed")
-        return cls(**{name: int(value) if name in scalars else value for name, value in arrays.items()})  # type: ignore[arg-type]
+        return cls(**{name: int(value) if name in _SCALARS else value for name, value in arrays.items()})  # type: ignore[arg-type]
+
+
+def require_seed(seed: int) -> None:
+    """Raise InputError unless a probe can be made of `seed`."""
+    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+        expected = f"a whole number, 0 to {LARGEST_SEED}"
+        raise InputError("breaks its rule", where="seed", expected=expected, found=shown(seed))
 
 
 def make_probe(config: GPTJConfig, *, seed: int = 0) -> Probe:
     """A probe for a model of this config: random tokens, four rows of 24 and two prompts, or shorter ones that fit.
 
     Raises:
-        InputError: the model has fewer than 8 positions or 2 tokens.
+        InputError: the model has fewer than 8 positions or 2 tokens, or the seed breaks its rule.
     """
+    require_seed(seed)
     if config.n_positions < 8 or config.vocab_size < 2:
         raise InputError("too small a model to ask anything", expected="8 positions and 2 tokens at least")
     t = min(BATCH_TOKENS, config.n_positions)

@@ -16,7 +16,6 @@ import os
 import platform
 import sys
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -26,9 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gptj
+from gptj.backends import BACKENDS
+from gptj.config import GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES
-from gptj.errors import FormatError, GPTJError, MissingFileError
+from gptj.errors import FormatError, GPTJError, InputError, LimitError, naming_file, shown
 from gptj.json_file import read_json_object
+from gptj.npz import NpyArray, open_named_npz, write_npz
+from gptj.output_directory import whole_file, write_error
 from gptj.parity.probe import Probe, make_probe
 
 __all__ = ["ANSWERS", "Record", "record_backend"]
@@ -47,7 +50,11 @@ ANSWERS = {
 """What a record holds besides the probe."""
 
 ARRAYS_FILE, FACTS_FILE = "record.npz", "record.json"
+LARGEST_RECORD_BYTES = 2**32
+"""Of the answers, where no config says how large they are: 16 times those of the 6B model to the usual probe."""
+
 _PROBE_PREFIX = "probe."
+_TOKENS = ("greedy", "sampled")
 
 _DISTRIBUTIONS = {
     "pt": ("torch",),
@@ -76,40 +83,109 @@ class Record:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write the record's two files into `directory`, which is made if it is missing; the JSON last."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        asked = {_PROBE_PREFIX + name: value for name, value in self.probe.as_arrays().items()}
-        np.savez(directory / ARRAYS_FILE, allow_pickle=False, **asked, **self.answers)
-        facts = {"backend": self.backend, "dtype": self.dtype, **self.facts}
-        (directory / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> Record:
-        """The record in `directory`.
+        """Write the record's two files into `directory`, which is made if it is missing; the JSON last.
 
         Raises:
-            MissingFileError, FormatError: there is none, or a part of it is missing.
+            InputError: an answer is no array of plain numbers, or JSON cannot say the facts.
+            WriteError: a file could not be written; each is there whole or not at all.
+        """
+        directory = Path(directory)
+        try:
+            facts = json.dumps({"backend": self.backend, "dtype": self.dtype, **self.facts}, indent=2, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not JSON: {error}", where="facts") from None
+        make_folder(directory)
+        asked = {_PROBE_PREFIX + name: value for name, value in self.probe.as_arrays().items()}
+        write_npz(directory / ARRAYS_FILE, {**asked, **self.answers})
+        with whole_file(directory / FACTS_FILE) as write:
+            write(f"{facts}\n".encode())
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], *, config: GPTJConfig | None = None) -> Record:
+        """The record in `directory`; no array is read before all shapes are known to fit each other.
+
+        Args:
+            directory: the folder of record.npz and record.json.
+            config: of the model that was asked; the shapes must be those that it gives.
+
+        Raises:
+            MissingFileError, FormatError: there is none, or a part of it is missing or is not what a record has.
+            LimitError, SchemaError, UnsafeFileError: see `gptj.npz.open_named_npz`.
         """
         directory = Path(directory)
         facts = read_json_object(directory / FACTS_FILE)
-        path = directory / ARRAYS_FILE
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except FileNotFoundError:
-            raise MissingFileError("no such file", file=path) from None
-        except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-            raise FormatError(f"not a record's arrays: {error}", file=path) from None
-        asked = {name.removeprefix(_PROBE_PREFIX): a for name, a in arrays.items() if name.startswith(_PROBE_PREFIX)}
-        wanted = {field.name for field in dataclasses.fields(Probe)}
-        missing = sorted((wanted - set(asked)) | (set(ANSWERS) - set(arrays)))
-        missing += [name for name in ("backend", "dtype") if name not in facts]
-        if missing:
-            raise FormatError("a part of the record is missing", file=directory, found=f"no {', '.join(missing)}")
-        answers = {name: arrays[name] for name in ANSWERS}
-        backend, dtype = str(facts.pop("backend")), str(facts.pop("dtype"))
-        return cls(backend, dtype, Probe.of({name: asked[name] for name in wanted}), answers, facts)
+        with naming_file(directory / FACTS_FILE):
+            _check_facts(facts)
+        names = [*(_PROBE_PREFIX + field.name for field in dataclasses.fields(Probe)), *ANSWERS]
+        file, arrays = open_named_npz(directory / ARRAYS_FILE, names, noun="record")
+        answered = {name: arrays[name] for name in ANSWERS}
+        asked = {name.removeprefix(_PROBE_PREFIX): arrays[name] for name in names if name not in ANSWERS}
+        with naming_file(file.path):
+            probe = Probe.read(file, asked)
+            _check_answers(answered, probe, config)
+        answers = {name: file.read(array) for name, array in answered.items()}
+        return cls(facts.pop("backend"), facts.pop("dtype"), probe, answers, facts)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        WriteError: it could not be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Make sure that record.json says who answered, and nothing of another kind."""
+    for name, known in (("backend", tuple(BACKENDS)), ("dtype", PARAMETER_DTYPES)):
+        if name not in facts:
+            raise FormatError("a part of the record is missing", where=name, found=f"no {name}")
+        if facts[name] not in known:
+            raise FormatError("is unknown", where=name, expected=f"one of {', '.join(known)}", found=shown(facts[name]))
+    for name in ("versions", "environment"):
+        texts = facts.get(name, {})
+        if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+            raise FormatError("breaks its rule", where=name, expected="an object of texts", found=shown(texts))
+
+
+def _check_answers(answers: Mapping[str, NpyArray], probe: Probe, config: GPTJConfig | None) -> None:
+    """Make sure that the answers have the dtypes and shapes that follow from the probe and the model.
+
+    Without a config the model's sizes are those of the answers, which must then be the same in all of them.
+    """
+    for name, array in answers.items():
+        kinds = ("int64", "int32") if name in _TOKENS else ("float32", "float64")
+        if array.dtype.name not in kinds:
+            raise FormatError("of another dtype", where=name, expected=" or ".join(kinds), found=array.dtype.name)
+    shapes = {name: array.shape for name, array in answers.items()}
+    (b, t), (rows, n) = probe.input_ids.shape, probe.prompt_ids.shape
+    if config is None:
+
+        def size(name: str, axis: int) -> int:
+            return dict(enumerate(shapes[name])).get(axis, 0)
+
+        layers, h = size("attentions", 0), size("attentions", 2)
+        v, m = size("logits", 2), size("hidden_states", 3)
+    else:
+        layers, h, v, m = config.n_layer, config.n_head, config.vocab_size, config.n_embd
+    expected: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("logits", "far_logits", "plain_logits", "cached_logits"), (b, t, v)),
+        "loss": (),
+        "hidden_states": (layers + 1, b, t, m),
+        "attentions": (layers, b, h, t, t),
+    }
+    for name in _TOKENS:  # generation stops before the end where every row has chosen a token that ends it
+        length = (*shapes[name], 0, 0)[1]
+        expected[name] = (rows, min(max(length, n + 1), n + probe.new_tokens))
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise FormatError("of another shape", where=name, expected=shape, found=shapes[name])
+    if config is None and sum(array.nbytes for array in answers.values()) > LARGEST_RECORD_BYTES:
+        raise LimitError("too large a record", expected=f"at most {LARGEST_RECORD_BYTES} bytes", hint="Give the config")
 
 
 def record_backend(
@@ -130,6 +206,7 @@ def record_backend(
     started = time.monotonic()
     wing = gptj.backend(backend)
     model = wing.GPTJForCausalLM.from_pretrained(directory, dtype=dtype)
+    model.generation_config = None  # what a folder sets for its texts says nothing about the weights
     probe = make_probe(model.config) if probe is None else probe
     probe.check(model.config)
     answers = _model_calls(wing, model, probe) | {"cached_logits": _cached_logits(wing, model, probe)}

@@ -7,6 +7,7 @@ the child alone, and a variable that the caller had set stays.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,15 +16,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from gptj.backends import BACKENDS, choose_backend, installed_backends
-from gptj.checkpoint import open_checkpoint, plan_load
+from gptj.checkpoint import open_checkpoint, plan_load, verify_checkpoint
+from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name
-from gptj.errors import BackendError, GPTJError, InputError, SchemaError
+from gptj.errors import BackendError, FormatError, GPTJError, InputError, SchemaError, shown
 from gptj.extras import install_one_of
-from gptj.parity.compare import ParityReport, compare_records
+from gptj.manifest import MANIFEST_FILE
+from gptj.output_directory import write_error
+from gptj.parity.compare import ManifestCheck, ParityReport, compare_records
 from gptj.parity.oracle import Oracle
-from gptj.parity.probe import Probe, make_probe
-from gptj.parity.record import Record
+from gptj.parity.probe import Probe, make_probe, require_seed
+from gptj.parity.record import Record, make_folder
 
 __all__ = [
     "BackendProcessError",
@@ -50,6 +56,7 @@ def run_parity(
     seed: int = 0,
     keep: str | os.PathLike[str] | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
+    check_manifest: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
     """What the backends answer on one checkpoint, and whether they agree with the oracle and with each other.
@@ -61,15 +68,23 @@ def run_parity(
         probe: what to ask; None makes one of `seed`.
         keep: a folder for the probe and the records, one folder a backend; None keeps nothing.
         timeout_s: how long one backend's process may take.
+        check_manifest: first compare the files and tensors with the hashes in the directory's manifest.json, where
+            there is one: the backends may agree on weights that are not those that were written.
         progress: told the name of each backend before it starts, and "oracle".
 
     Raises:
         BackendError: a backend is unknown or not installed, or none is. Nothing has been run.
         BackendProcessError: a backend's process failed; the message holds its last words.
-        GPTJError: the checkpoint or the probe breaks a rule.
+        FormatError: the weights are not those of the manifest. Nothing has been run.
+        GPTJError: the checkpoint, the probe or an argument breaks a rule.
     """
     names = _settle_backends(backends)
     dtype = dtype_name(dtype)
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
+        raise InputError("breaks its rule", where="timeout_s", expected="seconds above 0", found=shown(timeout_s))
+    if probe is None:
+        require_seed(seed)
+    manifest = _check_manifest(Path(directory), wanted=check_manifest)
     oracle = open_oracle(directory, dtype=dtype)
     probe = make_probe(oracle.config, seed=seed) if probe is None else probe
     probe.check(oracle.config)
@@ -79,14 +94,29 @@ def run_parity(
         for name in names:
             if progress is not None:
                 progress(name)
-            records.append(
-                record_in_process(
-                    directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name, timeout_s=timeout_s
-                )
-            )
+            record = record_in_process(
+                directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name, config=oracle.config,
+                timeout_s=timeout_s,
+            )  # fmt: skip
+            _require_asked(record, name, dtype, probe, folder / name)
+            records.append(record)
     if progress is not None:
         progress("oracle")
-    return compare_records(records, oracle, checkpoint=os.fspath(directory))
+    return compare_records(records, oracle, checkpoint=os.fspath(directory), manifest=manifest)
+
+
+def _check_manifest(directory: Path, *, wanted: bool) -> ManifestCheck:
+    """Whether the weights have been compared with the directory's manifest.
+
+    Raises:
+        FormatError: they are not the same; all that differs is named.
+    """
+    if not wanted:
+        return "skipped"
+    if not os.path.lexists(directory / MANIFEST_FILE):
+        return "missing"
+    verify_checkpoint(directory, warn=False)
+    return "checked"
 
 
 def record_in_process(
@@ -96,6 +126,7 @@ def record_in_process(
     dtype: str,
     probe: Path,
     out: Path,
+    config: GPTJConfig | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
 ) -> Record:
     """The record that a new Python process makes of one backend and leaves in `out`.
@@ -106,7 +137,21 @@ def record_in_process(
     command = ["gptj.parity.record", os.fspath(directory), "--backend", backend, "--dtype", dtype]
     command += ["--probe", os.fspath(probe), "--out", os.fspath(out)]
     run_in_process(command, backend, dtype=dtype, timeout_s=timeout_s)
-    return Record.load(out)
+    return Record.load(out, config=config)
+
+
+def _require_asked(record: Record, backend: str, dtype: str, probe: Probe, directory: Path) -> None:
+    """Make sure that a record is the one that was asked for."""
+    asked, found = probe.as_arrays(), record.probe.as_arrays()
+    other = [name for name, value in asked.items() if not np.array_equal(value, found[name])]
+    if (record.backend, record.dtype) != (backend, dtype) or other:
+        raise FormatError(
+            "is not the record that was asked for",
+            file=directory,
+            where=other[0] if other else None,
+            expected=f"{backend} in {dtype}",
+            found=f"{record.backend} in {record.dtype}",
+        )
 
 
 def run_in_process(
@@ -189,8 +234,12 @@ def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
 def _folder(keep: str | os.PathLike[str] | None) -> Iterator[Path]:
     """`keep`, made if it is missing, or a temporary folder that goes away."""
     if keep is not None:
-        Path(keep).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(keep))
         yield Path(keep)
         return
-    with tempfile.TemporaryDirectory(prefix="gptj-parity-") as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="gptj-parity-")
+    except OSError as error:
+        raise write_error(Path(error.filename or "TMPDIR"), error) from error
+    with temporary as folder:
         yield Path(folder)

@@ -150,6 +150,18 @@ LISTS = [
     Malformed("a group that no list names", edited(lambda f: f.create_group("spare")), door, "spare"),
     Malformed("a dataset that no list names", edited(lambda f: f.create_dataset("spare", data=[1.0])), door, "spare"),
     Malformed("a weight beside the listed", edited(lambda f: f.create_dataset(f"{LAYER}/x", data=[1.0])), door, "x"),
+    Malformed(
+        "a layer's group and its list misspelt alike",
+        edited(lambda f: (moved(f, "lm_head", "lm_haed"), f.attrs.create("layer_names", [b"lm_haed", b"transformer"]))),
+        door,
+        "lm_haed",
+    ),
+    Malformed(
+        "a list of the top level that names a weight",
+        with_list("top_level_model_weights", "weight_names", [b"ghost:0"]),
+        door,
+        "ghost",
+    ),
     Malformed("object references", edited(references), door, "object references"),
     Malformed("text", edited(lambda f: replaced(f, data=["a", "b"])), door, "wte"),
     Malformed("complex numbers", edited(lambda f: replaced(f, data=np.zeros((40, 12), "c8"))), door, "wte"),

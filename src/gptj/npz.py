@@ -13,7 +13,7 @@ import dataclasses
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,11 +21,21 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.errors import FormatError, GPTJError, LimitError, SchemaError, UnsafeFileError, shown
+from gptj.errors import (
+    FormatError,
+    GPTJError,
+    InputError,
+    LimitError,
+    MissingFileError,
+    SchemaError,
+    UnsafeFileError,
+    shown,
+)
+from gptj.output_directory import whole_file
 from gptj.safetensors_file import read_into
-from gptj_conversion.stored_zip import StoredZip, ZipMember, open_stored_zip
+from gptj.stored_zip import StoredZip, StoredZipWriter, ZipMember, open_stored_zip
 
-__all__ = ["NpyArray", "NpzFile", "npy_header", "open_npz"]
+__all__ = ["NpyArray", "NpzFile", "npy_header", "open_named_npz", "open_npz", "write_npz"]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LARGEST_NPY_HEADER_BYTES = 4096
@@ -42,6 +52,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "i4": np.dtype(np.int32),
     "i8": np.dtype(np.int64),
     "u4": np.dtype(np.uint32),
+    "b1": np.dtype(np.bool_),  # of optimizers' states: whether a step was skipped, or the last one finite
+    "i1": np.dtype(np.int8),
+    "u1": np.dtype(np.uint8),
     "V2": BFLOAT16,  # jax's bfloat16 goes through np.savez as two bytes of nothing in particular
 }
 
@@ -111,8 +124,19 @@ class NpzFile:
         self.archive.require_checksum(array.member, crc32)
 
     def read(self, array: NpyArray) -> NDArray[Any]:
-        """The whole array in memory of its own."""
-        out = np.empty(array.shape or (1,), array.dtype)
+        """The whole array in memory of its own.
+
+        Raises:
+            LimitError: there is not enough memory; and what `rows` raises.
+        """
+        try:
+            out = np.empty(array.shape or (1,), array.dtype)
+        except MemoryError:
+            raise LimitError(
+                f"needs {array.nbytes / 1e9:.3g} GB of memory, more than there is",
+                file=self.path,
+                where=array.member.name,
+            ) from None
         for start, block in self.rows(array):
             out[start : start + len(block)] = block
         return out.reshape(array.shape)
@@ -140,13 +164,66 @@ def open_npz(path: Path, *, container: Path | None = None, begin: int = 0, nbyte
             expected=f"arr_0.npy to arr_{len(expected) - 1}.npy",
             found=shown(strange[0] if strange else sorted(archive.members)),
         )
+    return _with_headers(archive, expected)
+
+
+def open_named_npz(path: Path, names: Collection[str], *, noun: str) -> tuple[NpzFile, dict[str, NpyArray]]:
+    """The .npz at `path`, which holds arrays of exactly these names, each with its header checked; no data is read.
+
+    Args:
+        path: where.
+        names: of the arrays.
+        noun: for errors: they are the arrays of a "probe".
+
+    Raises:
+        FormatError: an array is missing, or another is there; and what `open_npz` raises.
+    """
+    try:
+        archive = open_stored_zip(path)
+        found = {name.removesuffix(".npy") for name in archive.members if name.endswith(".npy")}
+        if missing := sorted(set(names) - found):
+            raise FormatError(f"a part of the {noun} is missing", file=path, found=f"no {', '.join(missing)}")
+        if strange := sorted(archive.members.keys() - {f"{name}.npy" for name in names}):
+            raise FormatError("something else is in it", file=path, found=shown(strange[0]))
+        file = _with_headers(archive, [f"{name}.npy" for name in names])
+    except MissingFileError:
+        raise
+    except FormatError as error:
+        error.problem = f"not a {noun}'s arrays: {error.problem}"
+        raise
+    return file, dict(zip(names, file.arrays, strict=True))
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays by their names, as np.savez does; the file appears whole or not at all.
+
+    Raises:
+        InputError: an array is none of plain numbers.
+        WriteError: it could not be written.
+    """
+    native = {}
+    for name, array in arrays.items():
+        plain = np.asarray(array, order="C")
+        native[name] = plain.astype(plain.dtype.newbyteorder("="), copy=False)
+        if native[name].dtype not in _DTYPES.values():
+            raise InputError("not an array of plain numbers", file=path, where=name, found=str(plain.dtype))
+    with whole_file(path) as write:
+        archive = StoredZipWriter(write)
+        for name, plain in native.items():
+            data = plain.reshape(-1).view(np.uint8).data
+            archive.add(f"{name}.npy", npy_header(plain.dtype, plain.shape), data)
+        archive.finish()
+
+
+def _with_headers(archive: StoredZip, names: Sequence[str]) -> NpzFile:
+    """The archive with the headers of these members, in this order."""
+    arrays = []
     with archive.open() as stream:
-        arrays = []
-        for name in expected:
+        for name in names:
             member = archive.members[name]
             head = bytearray(min(member.nbytes, 12 + LARGEST_NPY_HEADER_BYTES))
-            read_into(stream, memoryview(head), member.offset, file=path, where=name)
-            arrays.append(_parse_npy(bytes(head), member, path))
+            read_into(stream, memoryview(head), member.offset, file=archive.path, where=name)
+            arrays.append(_parse_npy(bytes(head), member, archive.path))
     return NpzFile(archive, tuple(arrays))
 
 
@@ -187,9 +264,11 @@ def _parse_npy(head: bytes, member: ZipMember, path: Path) -> NpyArray:
 
 def _header_literal(text: bytes, refuse: Any) -> tuple[str, bool, tuple[int, ...]]:
     """descr, fortran_order and shape of an .npy header, which is the literal of a dict."""
+    if b"\\" in text:  # NumPy writes none, and Python may warn of one
+        refuse("its header is not the literal of a dict", found=shown(text, longest=80))
     try:
         members = ast.literal_eval(text.decode("latin-1").strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         refuse("its header is not the literal of a dict", found=shown(text, longest=80))
     if not isinstance(members, dict) or members.keys() != {"descr", "fortran_order", "shape"}:
         refuse("its header breaks its rule", expected="descr, fortran_order and shape", found=shown(text, longest=80))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError, shown
+from gptj.file_kinds import HEAD_BYTES, kind_of
 from gptj.safetensors_file import FileIdentity, file_identity, open_regular_file, read_into
 
 __all__ = ["StoredZip", "StoredZipWriter", "ZipMember", "open_stored_zip"]
@@ -130,7 +131,7 @@ class StoredZipWriter:
         alignment: members begin at multiples of it, behind a padding field in their header; 1 for none, as np.savez.
     """
 
-    def __init__(self, write: Callable[[bytes | memoryview], None], *, alignment: int = 1) -> None:
+    def __init__(self, write: Callable[[bytes | memoryview], object], *, alignment: int = 1) -> None:
         self._write = write
         self._alignment = alignment
         self._entries: list[bytes] = []
@@ -260,7 +261,7 @@ def _find_directory(stream: BinaryIO, path: Path, size: int) -> tuple[int, int, 
     tail = bytearray(min(size, _END.size + _LOCATOR64.size + _END64.size))
     read_into(stream, memoryview(tail), size - len(tail), file=path, where="end of the archive")
     if len(tail) < _END.size or bytes(tail[-_END.size :][:4]) != b"PK\x05\x06":
-        head = bytearray(min(size, 512))
+        head = bytearray(min(size, HEAD_BYTES))
         read_into(stream, memoryview(head), 0, file=path, where="beginning")
         _refuse_other(path, bytes(head), size)
     _, disk, start_disk, here, count, nbytes, at, comment = _END.unpack(tail[-_END.size :])
@@ -313,18 +314,10 @@ def _wide_end(path: Path, tail: bytes, end: int, locator: bytes) -> tuple[int, t
 
 def _refuse_other(path: Path, head: bytes, size: int) -> NoReturn:
     """Say what a file that is no complete zip archive seems to be."""
-    kinds = {
-        b"PK\x03\x04": "a zip archive that is cut short, or has bytes after its end",
-        b"version https://git-lfs": "a git-lfs pointer (fetch the file itself with `git lfs pull`)",
-        b"\x89HDF": "an HDF5 file",
-        b"\x1f\x8b": "a gzip file",
-        b"\x93NUMPY": "a single .npy array",
-    }
-    kind = (
-        "an empty file" if size == 0 else next((what for magic, what in kinds.items() if head.startswith(magic)), None)
-    )
-    if kind is None and head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        kind = "an HTML page (a download that answered with an error?)"
+    if head.startswith(b"PK\x03\x04"):
+        kind: str | None = "a zip archive that is cut short, or has bytes after its end"
+    else:
+        kind = kind_of(head, size)
     _refuse(
         path,
         f"this is {kind}" if kind else "not a zip archive",
