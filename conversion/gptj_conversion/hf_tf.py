@@ -30,7 +30,7 @@ from gptj_conversion.foreign import (
     ForeignCheckpoint,
     match_arrays,
     read_model_config,
-    require_index_agrees,
+    require_shards_agree,
     sharded_files,
 )
 from gptj_conversion.foreign_writer import Entry
@@ -71,11 +71,10 @@ def open_h5(
     """
     directory = Path(directory)
     settled = read_model_config(directory, config, follow_links=follow_links)
-    files, weight_map = sharded_files(directory, weights, follow_links=follow_links)
+    files, index = sharded_files(directory, weights, follow_links=follow_links)
     with H5Process() as process:
         arrays = [array for file in files for array in read_h5(file, process=process)]
-    plain_map = None if weight_map is None else {plain_name(name): file for name, file in weight_map.items()}
-    require_index_agrees(directory / weights, plain_map, ((array.name, array.file.name) for array in arrays))
+    require_shards_agree(index, arrays)
     return match_arrays(directory, H5_FILE, "tf", settled, arrays)
 
 

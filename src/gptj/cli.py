@@ -30,6 +30,7 @@ from gptj.errors import CheckpointWarning, GPTJError, harmless, shown
 from gptj.options import DEBUG_HELP, Group, Names, Sections, backend_names, decorated, option
 from gptj.prepared import DEVICES, QUANTIZATIONS
 from gptj.waiting import waiting
+from gptj.weight_files import split_weights
 
 if TYPE_CHECKING:
     from gptj_conversion.plan import ConversionPlan
@@ -204,6 +205,9 @@ convert_options = (
     option("Running", "--dry-run", is_flag=True, help="Print what would be done, and touch nothing."),
     option("Running", "--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )  # fmt: skip
+weights_option = click.option(
+    "--weights", metavar="FILE", help="Which weights file of DIR, where it holds several sets."
+)
 
 
 @gptj_command.command(cls=Sections, short_help="Convert a TPU checkpoint or a foreign folder.")
@@ -342,8 +346,9 @@ def _spelt(value: Any) -> str:
 @gptj_command.command(short_help="Check a folder against the hashes noted of it.")
 @click.argument("directory", type=PathArgument, metavar="DIR")
 @click.option("--fingerprint", is_flag=True, help="Also run the float64 reference, and compare its logits.")
+@weights_option
 @json_option
-def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
+def verify(directory: Path, fingerprint: bool, weights: str | None, as_json: bool) -> None:
     """Check what `gptj convert` wrote into DIR, in any format, against its manifest.json.
 
     Every file and every tensor is read and hashed again; the source is not needed. The sha256 is of all tensors in
@@ -353,7 +358,7 @@ def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
     from gptj_conversion.verify import verify as run
 
     with waiting(f"verifying {directory}"):
-        manifest = run(directory, fingerprint=fingerprint)
+        manifest = run(directory, fingerprint=fingerprint, weights=weights)
     if as_json:
         facts: dict[str, Any] = {"files": len(manifest.files), "tensors": len(manifest.tensors)}
         facts |= {"checked": {"files": [*manifest.files], "tensors": [*manifest.tensors]}}
@@ -380,6 +385,7 @@ generate_options = (
     option("Output", "--json", "as_json", is_flag=True, help="Print token ids and text as JSON; for several prompts, "
             "an object a line."),
     option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
+    option("Model", "--weights", metavar="FILE", help="Which weights file of DIR, where it holds several sets."),
     option("Model", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]"),
     option("Model", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
             help="How many prompts to read at once."),
@@ -417,8 +423,8 @@ generate_options = (
 def generate(
     directory: Path, prompt: str | None, prompts: str | None, token_ids: str | None, allow_special: bool,
     truncate: str | None, stream: bool, interactive: bool, as_json: bool, backend: str | None, dtype: str | None,
-    batch_size: int, assistant: Path | None, quantize: str | None, seed: int | None, stop: tuple[str, ...],
-    fields: tuple[str, ...], any_token: bool, device: str, **named: Any,
+    weights: str | None, batch_size: int, assistant: Path | None, quantize: str | None, seed: int | None,
+    stop: tuple[str, ...], fields: tuple[str, ...], any_token: bool, device: str, **named: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with the model in DIR; a PROMPT of - is all of stdin.
 
@@ -442,8 +448,10 @@ def generate(
         raise click.UsageError("--batch-size is for whole texts: leave out --stream and --interactive.")
 
     settings = {name: value for name, value in named.items() if value is not None}
+    directory, weights = split_weights(directory, weights)
     request = Request(
         directory=directory,
+        weights=weights,
         backend=backend,
         dtype=dtype,
         assistant=assistant,
@@ -514,12 +522,13 @@ def _token_ids(text: str) -> tuple[int, ...]:
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the prompts and sampled text."
 )
+@weights_option
 @click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @json_option
 def parity(
-    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, skip_manifest: bool, verbose: bool,
-    as_json: bool,
+    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, weights: str | None,
+    skip_manifest: bool, verbose: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -530,7 +539,7 @@ def parity(
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     with waiting(f"comparing {', '.join(names)}"):
-        report = run_parity(directory, names, dtype=dtype, seed=seed, check_manifest=not skip_manifest)
+        report = run_parity(directory, names, dtype=dtype, seed=seed, weights=weights, check_manifest=not skip_manifest)
     if as_json:
         _print_json(report.as_dict())
     else:

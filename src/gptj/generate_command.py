@@ -81,6 +81,7 @@ class Request:
     directory: Path
     backend: str | None = None
     dtype: str | None = None
+    weights: str | None = None
     assistant: Path | None = None
     quantize: str | None = None
     device: str = "auto"
@@ -158,14 +159,16 @@ class Desk:
 
         That costs nothing in TensorFlow, and in Flax with float32; PyTorch packs the weights, see `PAYS_FROM_TOKENS`.
         """
-        return self._load(self.directory, tokens)
+        return self._load(self.directory, tokens, weights=self.request.weights)
 
     def load_assistant(self, tokens: float) -> Any:
         """The assistant model, None where none was asked for."""
         return None if self.request.assistant is None else self._load(locate(self.request.assistant), tokens)
 
-    def _load(self, directory: Path, tokens: float) -> Any:
+    def _load(self, directory: Path, tokens: float, *, weights: str | None = None) -> Any:
         options: dict[str, Any] = {} if self.request.dtype is None else {"dtype": self.request.dtype}
+        if weights is not None:
+            options["weights"] = weights
         if self.request.quantize is not None:
             options["quantize"] = self.request.quantize
         packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, verify_checkpoint
@@ -25,6 +26,7 @@ from gptj.generation.mixin import Generates
 from gptj.hub import locate
 from gptj.initial import initial_tensor
 from gptj.schema import HEADS, Head, TensorSpec, schema
+from gptj.weight_files import split_weights
 
 __all__ = ["FreshWeightsWarning", "Loading", "prepare", "side_files"]
 
@@ -61,7 +63,9 @@ class Loading:
         """
         for spec in schema(self.config, self.head):
             stored = self.plan.tensors.get(spec.name)
-            if stored is None:
+            if spec.name in self.plan.zeros:
+                yield spec, np.zeros(spec.shape, numpy_dtype(self.dtype))
+            elif stored is None:
                 yield spec, initial_tensor(spec, self.config, self.seed).astype(numpy_dtype(self.dtype))
             elif mmap and stored.dtype == self.dtype:
                 yield spec, self.checkpoint.map(stored.name)
@@ -95,7 +99,7 @@ class Loading:
     def info(self) -> dict[str, list[Any]]:
         """transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs."""
         return {
-            "missing_keys": list(self.plan.missing),
+            "missing_keys": [*self.plan.missing, *self.plan.zeros],
             "unexpected_keys": list(self.plan.unexpected),
             "mismatched_keys": [(row.name, row.found, row.expected) for row in self.plan.mismatched],
             "error_msgs": [],
@@ -118,7 +122,8 @@ def prepare(
     """Open `directory` for a model with this head, check everything, and say what there is to do.
 
     Args:
-        directory: a folder with config.json and safetensors weights, or a repository of the hub; see `gptj.hub`.
+        directory: a folder with config.json and safetensors weights, a weights file in one, or a repository of the hub;
+            see `gptj.hub`.
         config: to use in place of the folder's own.
         dtype: the parameters' dtype, or "auto": as stored.
         weights: which weights file, where there are several.
@@ -133,7 +138,7 @@ def prepare(
         GPTJError: see `gptj.checkpoint`; all missing, unexpected and misshapen tensors stand in one SchemaError. With
             `verify`, see `verify_checkpoint` and `check_fingerprint` too.
     """
-    path = locate(directory) / subfolder
+    path, weights = split_weights(locate(directory) / subfolder, weights)
     checkpoint = open_checkpoint(path, weights=weights, config=config)
     settled = checkpoint.config.replace(**overrides) if overrides else checkpoint.config
     if verify:
