@@ -260,7 +260,7 @@ def convert(
         fingerprint: note some logits of the float64 oracle in the manifest; see `gptj.fingerprint`.
         verify: run the oracle with the source's tensors and with what was written, and refuse a difference.
         resume: go on from what a killed conversion of the same input left; else it is cleared.
-        tokenizer: to write beside the weights: "gpt2", which is GPT-J's and needs `gptj[vocab]`; one's folder; None
+        tokenizer: to write beside the weights: "gpt2", which is GPT-J's and needs the extra `vocab`; one's folder; None
             for the one that lies beside the source, where one does; "none" for none. It also says which token ends a
             text; see `gptj_conversion.companions` for the rule, and `plan` for what it comes to.
         progress: told the name and bytes of each tensor when it has been written.

@@ -21,6 +21,7 @@ import numpy as np
 from gptj.column_sums import ColumnSums
 from gptj.config import GPTJConfig
 from gptj.errors import BackendError, FormatError, SchemaError, WriteError, shown
+from gptj.extras import install_line
 from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory, OutputFile
 from gptj.safetensors_file import FileIdentity, file_identity, open_regular_file
@@ -100,7 +101,7 @@ def import_h5py() -> Any:
     try:
         import h5py
     except ImportError:
-        raise BackendError("h5py is not installed", hint='pip install "gptj[convert]"') from None
+        raise BackendError("h5py is not installed", hint=install_line("convert")) from None
     return h5py
 
 

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from gptj.errors import MissingFileError, shown
+from gptj.extras import install_line
 
 __all__ = ["locate"]
 
@@ -32,7 +33,7 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
     if path.exists() or not isinstance(text, str) or not _REPOSITORY.fullmatch(text):
         return path
     if importlib.util.find_spec("huggingface_hub") is None:
-        hint = 'To take it from the Hugging Face hub: pip install "gptj[hub]"'
+        hint = f"To take it from the Hugging Face hub: {install_line('hub')}"
         raise MissingFileError("no such folder", file=path, hint=hint)
     from huggingface_hub import snapshot_download
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from gptj.errors import BackendError, InputError, shown
+from gptj.extras import install_line
 from gptj.tokenizer_files import Side
 
 __all__ = [
@@ -243,7 +244,7 @@ def tensors(members: dict[str, list[Any]], kind: str) -> dict[str, Any]:
         raise BackendError(
             f"{modules[kind].partition('.')[0]} cannot be imported: {problem}",
             where=f'return_tensors="{kind}"',
-            hint=f'pip install "gptj[{"flax" if kind == "jax" else kind}]", or return_tensors="np"',
+            hint=f'{install_line("flax" if kind == "jax" else kind)}, or return_tensors="np"',
         ) from None
     tensors: dict[str, Any] = {}
     for name, value in members.items():

@@ -26,6 +26,7 @@ from gptj.flax.model import (
 from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host
 from gptj.generation import GenerationConfig
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+from gptj.typed import ReturnDict, typed_call
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -147,6 +148,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         super().__init__(config, input_shape, seed, dtype, computation_dtype=computation_dtype, _do_init=_do_init)
         self.generation_config = GenerationConfig.from_model_config(config)
 
+    @typed_call
     def __call__(
         self,
         input_ids: Any = None,
@@ -160,12 +162,12 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         *,
         params: Params | None = None,
         dropout_rng: Any = None,
         train: bool = False,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+    ) -> CausalLMOutputWithPast[Array] | tuple[Any, ...]:
         """The logits of every next token, and with labels the loss.
 
         Args:
@@ -294,6 +296,7 @@ class GPTJForSequenceClassification(PretrainedModel):
     head = "sequence_classification"
     module_class = GPTJForSequenceClassificationModule
 
+    @typed_call
     def __call__(
         self,
         input_ids: Any = None,
@@ -307,12 +310,12 @@ class GPTJForSequenceClassification(PretrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         *,
         params: Params | None = None,
         dropout_rng: Any = None,
         train: bool = False,
-    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+    ) -> SequenceClassifierOutputWithPast[Array] | tuple[Any, ...]:
         """The label scores of each row (b, num_labels), and with labels the loss.
 
         Args:
@@ -420,6 +423,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
     head = "question_answering"
     module_class = GPTJForQuestionAnsweringModule
 
+    @typed_call
     def __call__(
         self,
         input_ids: Any = None,
@@ -432,12 +436,12 @@ class GPTJForQuestionAnswering(PretrainedModel):
         end_positions: Any = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         *,
         params: Params | None = None,
         dropout_rng: Any = None,
         train: bool = False,
-    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+    ) -> QuestionAnsweringModelOutput[Array] | tuple[Any, ...]:
         """The scores of each token as start and as end, (b, t) each, and with both positions the loss.
 
         Args:

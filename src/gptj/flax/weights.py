@@ -7,8 +7,9 @@ where it is if it lies at a multiple of 64 bytes, else copies it and lets it go.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,8 +35,9 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_inference, refusal
+from gptj.prepared import check_device, check_inference, refusal
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
+from gptj.typed import Off, On, typed_load
 
 Params = Mapping[str, Any]
 """Nested dicts of arrays: `params["transformer"]["h"]["0"]["attn"]["q_proj"]["weight"]`."""
@@ -334,9 +336,10 @@ class PretrainedModel:
         """`params` in float32, where `mask`, nested dicts of bools, says True; None: all. They are not assigned."""
         return cast(params, "float32", mask)
 
-    @classmethod
+    @typed_load
     def from_pretrained(
-        cls,
+        cls: Any,
+        /,
         directory: str | os.PathLike[str],
         *,
         config: GPTJConfig | None = None,
@@ -344,14 +347,14 @@ class PretrainedModel:
         weights: str | None = None,
         subfolder: str = "",
         ignore_mismatched_sizes: bool = False,
-        output_loading_info: bool = False,
+        output_loading_info: Off = False,
         mmap: bool = True,
         verify: bool = False,
         seed: int = 0,
         inference: bool = False,
         quantize: str | None = None,
         computation_dtype: Any = None,
-        _do_init: bool = True,
+        _do_init: On = True,
         **overrides: Any,
     ) -> Any:
         """The model in `directory`.
@@ -476,3 +479,27 @@ def check_params(params: Params, config: GPTJConfig, head: Head) -> None:
         raise SchemaError(f"they do not fit the model: {'; '.join(problems)}", where="params")
     for name, array in found.items():
         require_x64(array.dtype, where=f"params: {name}")
+
+
+@contextlib.contextmanager
+def on_device(name: str) -> Iterator[contextlib.AbstractContextManager[Any]]:
+    """While this is open, models run on a device; one that is loaded under the context that it gives is there.
+
+    Args:
+        name: "cpu", "cuda", "mps", or "auto": the best that the framework sees.
+
+    Raises:
+        InputError: the framework sees no such device.
+    """
+    kinds = {"cuda": "cuda", "mps": "METAL", "cpu": "cpu"}
+    there = {kind: _devices(platform) for kind, platform in kinds.items()}
+    check_device(name, {kind: bool(devices) for kind, devices in there.items()}, f"jax {jax.__version__}")
+    with jax.default_device(jax.devices()[0] if name == "auto" else there[name][0]):
+        yield contextlib.nullcontext()
+
+
+def _devices(platform: str) -> list[jax.Device]:
+    try:
+        return jax.devices(platform)
+    except RuntimeError:  # jax's word for a platform that is not there
+        return []

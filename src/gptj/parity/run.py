@@ -25,6 +25,7 @@ from gptj.checkpoint import open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import BackendError, FormatError, GPTJError, InputError, SchemaError, shown
+from gptj.extras import install_one_of
 from gptj.manifest import MANIFEST_FILE
 from gptj.output_directory import write_error
 from gptj.parity.compare import ManifestCheck, ParityReport, compare_records
@@ -236,7 +237,7 @@ def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
         backends = [backends]
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     if not names:
-        hint = 'Install one: pip install "gptj[pt]", "gptj[tf]" or "gptj[flax]"'
+        hint = install_one_of(BACKENDS)
         raise BackendError("no framework is installed", where="backends", expected=", ".join(BACKENDS), hint=hint)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

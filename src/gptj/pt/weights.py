@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -31,8 +31,9 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_inference
+from gptj.prepared import check_device, check_inference
 from gptj.schema import Head, TensorSpec, schema
+from gptj.typed import Off, typed_load
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
@@ -191,7 +192,7 @@ class PretrainedModel(nn.Module):
             owner, _, leaf = spec.name.rpartition(".")
             module = self.get_submodule(owner)
             old = getattr(module, leaf)
-            tensor = from_numpy(array) if old.is_meta else from_numpy(array).to(old.device)
+            tensor = from_numpy(array).to(torch.get_default_device() if old.is_meta else old.device)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
         self.tie_weights()
         self.base_model._place_rotary()
@@ -199,9 +200,10 @@ class PretrainedModel(nn.Module):
     def tie_weights(self) -> None:
         """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""
 
-    @classmethod
+    @typed_load
     def from_pretrained(
-        cls,
+        cls: Any,
+        /,
         directory: str | os.PathLike[str],
         *,
         config: GPTJConfig | None = None,
@@ -209,7 +211,7 @@ class PretrainedModel(nn.Module):
         weights: str | None = None,
         subfolder: str = "",
         ignore_mismatched_sizes: bool = False,
-        output_loading_info: bool = False,
+        output_loading_info: Off = False,
         mmap: bool = True,
         verify: bool = False,
         seed: int = 0,
@@ -255,7 +257,7 @@ class PretrainedModel(nn.Module):
             seed=seed,
             overrides=overrides,
         )
-        model: Self = cls(loading.config, attn_implementation=attn_implementation, _do_init=False)  # type: ignore[call-arg]
+        model = cls(loading.config, attn_implementation=attn_implementation, _do_init=False)
         if inference:
             model._assign_prepared(loading.arrays(mmap=mmap), quantize)
         else:
@@ -288,3 +290,19 @@ class PretrainedModel(nn.Module):
             overwrite=overwrite,
             extra_files=pretrained.side_files(self),
         )
+
+
+@contextlib.contextmanager
+def on_device(name: str) -> Iterator[contextlib.AbstractContextManager[Any]]:
+    """While this is open, models run on a device; one that is loaded under the context that it gives is there.
+
+    Args:
+        name: "cpu", "cuda", "mps", or "auto": the best that the framework sees.
+
+    Raises:
+        InputError: the framework sees no such device.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    check_device(name, there, f"PyTorch {torch.__version__}")
+    # Differs: computations follow the parameters; under torch.device each would pass through Python once more.
+    yield torch.device(next(kind for kind in there if there[kind]) if name == "auto" else name)

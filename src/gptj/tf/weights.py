@@ -10,9 +10,10 @@ import contextlib
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import keras
 import ml_dtypes
@@ -36,8 +37,9 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_inference
+from gptj.prepared import check_device, check_inference
 from gptj.schema import Head, TensorSpec, schema
+from gptj.typed import Off, typed_load
 
 ALIGNMENT_BYTES = 64
 """Where TensorFlow's kernels want a tensor to begin; what begins elsewhere is copied."""
@@ -285,9 +287,10 @@ class PretrainedModel(keras.Model):
     def tie_weights(self) -> None:
         """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""
 
-    @classmethod
+    @typed_load
     def from_pretrained(
-        cls,
+        cls: Any,
+        /,
         directory: str | os.PathLike[str],
         *,
         config: GPTJConfig | None = None,
@@ -295,7 +298,7 @@ class PretrainedModel(keras.Model):
         weights: str | None = None,
         subfolder: str = "",
         ignore_mismatched_sizes: bool = False,
-        output_loading_info: bool = False,
+        output_loading_info: Off = False,
         mmap: bool = True,
         verify: bool = False,
         seed: int = 0,
@@ -337,7 +340,7 @@ class PretrainedModel(keras.Model):
             seed=seed,
             overrides=overrides,
         )
-        model: Self = cls(loading.config, dtype=policy or loading.dtype, seed=seed, _do_init=False)  # type: ignore[call-arg]
+        model = cls(loading.config, dtype=policy or loading.dtype, seed=seed, _do_init=False)
         model._assign(loading.arrays(mmap=mmap))
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
@@ -602,3 +605,21 @@ def _is_argument_list(first: Any) -> bool:
     if not isinstance(first, list | tuple) or not first:
         return False
     return first[0] is None or len(getattr(first[0], "shape", ())) > 1
+
+
+@contextlib.contextmanager
+def on_device(name: str) -> Iterator[contextlib.AbstractContextManager[Any]]:
+    """While this is open, models run on a device; one that is loaded under the context that it gives is there.
+
+    Args:
+        name: "cpu", "cuda", "mps", or "auto": the best that the framework sees.
+
+    Raises:
+        InputError: the framework sees no such device.
+    """
+    gpu = bool(tf.config.list_logical_devices("GPU"))
+    metal = platform.system() == "Darwin"
+    there = {"cuda": gpu and not metal, "mps": gpu and metal, "cpu": True}
+    check_device(name, there, f"TensorFlow {tf.__version__}")
+    with tf.device("/CPU:0" if name == "cpu" or not gpu else "/GPU:0"):
+        yield contextlib.nullcontext()
