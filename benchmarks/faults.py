@@ -310,7 +310,6 @@ def faults() -> list[Fault]:
         Fault("W11", "NaN", values(Q_PROJ, lambda a: np.where(a == a.max(), np.nan, a).astype(a.dtype)), Q_PROJ),
         Fault("W11", "infinity", values(Q_PROJ, lambda a: np.where(a == a.max(), np.inf, a).astype(a.dtype)), Q_PROJ),
         Fault("W12", "one flipped bit", values(FC_IN, flip, honest=False), FC_IN, verify=True),
-        Fault("W13", "a .bin beside it", put("pytorch_model.bin", b"PK\3\4"), "pytorch_model.bin"),
         Fault("W13", "a stale index beside it", put(x, b"{}"), x),
         Fault("W14", "a git-lfs pointer", put(w, b"version https://git-lfs.github.com/spec/v1\n"), "git-lfs"),
         Fault("W14", "an HTML page", put(w, b"<!DOCTYPE html><html>"), "HTML"),

@@ -11,24 +11,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
-from gptj.errors import GPTJError, SchemaError
+from gptj.errors import GPTJError, SchemaError, shown
 from gptj.json_file import read_json_object
 from gptj.room import Room
 from gptj.safetensors_file import FileIdentity, StoredTensor, cast
 from gptj.schema import Head, TensorSpec
-from gptj_conversion.dialects import Dialect
-from gptj_conversion.foreign import ForeignCheckpoint, match_arrays
+from gptj.weight_names import infer_dialect
+from gptj_conversion.foreign import LIKE, ZEROS_ORIGIN, ForeignCheckpoint, match_arrays
 from gptj_conversion.source import Facts
 from gptj_conversion.stored_array import DTYPES, StoredArray
 
 __all__ = ["CanonicalDirectory", "describe_canonical", "open_safetensors"]
-
-_DIALECTS: dict[str, Dialect] = {"flax": "flax", "tf": "tf"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,7 @@ class CanonicalDirectory:
 
     def dtype_of(self, name: str) -> str:
         """The dtype that the tensor is stored in."""
-        return self.plan.tensors[name].dtype
+        return self.plan.tensors[LIKE if name in self.plan.zeros else name].dtype
 
     def read(
         self,
@@ -86,6 +85,8 @@ class CanonicalDirectory:
         room: Room | None = None,
     ) -> NDArray[Any]:
         """The tensor in its own dtype or in `dtype`."""
+        if row.name in self.plan.zeros:
+            return np.zeros(row.shape, numpy_dtype(self.dtype_of(row.name) if dtype is None else dtype))
         name = self.plan.tensors[row.name].name
         if dtype is None or not allow_overflow:
             return self.checkpoint.read(name, dtype)
@@ -93,16 +94,19 @@ class CanonicalDirectory:
 
     def origin(self, name: str) -> str:
         """The file, and the name in it."""
+        if name in self.plan.zeros:
+            return ZEROS_ORIGIN
         stored = self.plan.tensors[name]
         return f"{stored.name} in {stored.file.name}"
 
     def origin_files(self, name: str) -> tuple[str, ...]:
         """The file that holds it."""
-        return (self.plan.tensors[name].file.name,)
+        return () if name in self.plan.zeros else (self.plan.tensors[name].file.name,)
 
     def facts(self) -> Facts:
         """What it is."""
-        return _facts(self.checkpoint, [f"{name} is left out" for name in self.plan.dropped])
+        left = [f"{shown(name)} is left out" for name in self.plan.dropped]
+        return _facts(self.checkpoint, [*left, *(f"{name} is {ZEROS_ORIGIN}" for name in self.plan.zeros)])
 
 
 def open_safetensors(
@@ -118,8 +122,8 @@ def open_safetensors(
         GPTJError: see `gptj.checkpoint`.
     """
     checkpoint = open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links)
-    dialect = _DIALECTS.get(checkpoint.metadata.get("format", ""))
-    if dialect is None:
+    dialect = infer_dialect(checkpoint.metadata, checkpoint.tensors)
+    if dialect == "pt":
         return CanonicalDirectory(checkpoint, plan_load(checkpoint, checkpoint.config, checkpoint.head))
     arrays = [_stored_array(tensor, file.identity) for file in checkpoint.files for tensor in file.tensors.values()]
     if dialect == "flax":  # its tree is joined with dots there
@@ -152,8 +156,8 @@ def describe_canonical(
         problems.append(str(error))
     if config is None and "rotary_dim" not in read_json_object(checkpoint.directory / CONFIG_FILE):
         problems.append(f"{CONFIG_FILE} has no rotary_dim: the default {checkpoint.config.rotary_dim} is taken")
-    dialect = _DIALECTS.get(checkpoint.metadata.get("format", ""))
-    return _facts(checkpoint, problems, f"safetensors ({dialect})" if dialect else "safetensors")
+    dialect = infer_dialect(checkpoint.metadata, checkpoint.tensors)
+    return _facts(checkpoint, problems, "safetensors" if dialect == "pt" else f"safetensors ({dialect})")
 
 
 def _facts(checkpoint: Checkpoint, problems: list[str], name: str = "safetensors") -> Facts:

@@ -60,7 +60,7 @@ def settle_companions(
         tokenizer: "gpt2", a folder, "none", or None for the one beside the source, where there is one.
 
     Raises:
-        TokenizerError: the tokenizer is damaged or no GPT-J's.
+        TokenizerError: the tokenizer that was asked for is damaged or no GPT-J's; one that only lies there is left.
         ConfigError: it is larger than the embedding.
     """
     asked = tokenizer is not None
@@ -108,8 +108,7 @@ def _find(
             try:
                 found = GPTJTokenizer.from_pretrained(folder)
             except TokenizerError as error:
-                error.hint = "Say another, --tokenizer gpt2 or --tokenizer DIR, or write none: --tokenizer none"
-                raise
+                return None, [f"the tokenizer is left out, say --tokenizer gpt2 or --tokenizer DIR for one: {error}"]
             return found, [f"the tokenizer in {shown(folder.resolve().name)} is carried along ({len(found):,} tokens)"]
     return None, [
         f"{file.name} in the archive is not read: unpack it and say --tokenizer DIR" for file in source.unread[:1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from gptj.checkpoint_writer import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import (
+    CheckpointWarning,
     ConfigError,
     FormatError,
     GPTJError,
@@ -35,7 +37,15 @@ from gptj.fingerprint import Witness
 from gptj.json_file import read_json_object
 from gptj.room import Room
 from gptj.schema import TensorSpec, schema
-from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE
+from gptj.weight_files import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    choose_set,
+    refuse_folder,
+    split_weights,
+    weight_sets,
+    weights_suffix,
+)
 from gptj_conversion.canonical import describe_canonical, open_safetensors
 from gptj_conversion.companions import settle_companions
 from gptj_conversion.dialects import Dialect
@@ -77,6 +87,7 @@ class _Format:
         fits: whether a path looks like it; reads names only, or a few bytes.
         open: the source, everything checked that can be without reading data.
         describe: the facts; unlike `open`, with whatever keeps it from being converted as a problem.
+        files: the stem and the suffix of its weights files, where it is known by these.
     """
 
     name: str
@@ -84,6 +95,11 @@ class _Format:
     fits: Callable[[Path], bool]
     open: Callable[[Path, _Options], Source]
     describe: Callable[[Path, _Options], Facts]
+    files: tuple[str, str] | None = None
+
+    def sets(self, path: Path) -> list[str]:
+        """The sets of weights of this format in a folder; none for a format without names of files."""
+        return [] if self.files is None else weight_sets(path, *self.files)
 
 
 def _open_mesh(path: Path, options: _Options) -> Source:
@@ -112,25 +128,19 @@ def _model_config(options: _Options) -> GPTJConfig | None:
 
 def _named_format(name: str, files: tuple[str, str], opener: Callable[..., ForeignCheckpoint]) -> _Format:
     """A format of one weights file, or several and an index."""
+    stem, suffix = Path(files[0]).stem, Path(files[0]).suffix
 
     def open_it(path: Path, options: _Options) -> Source:
-        present = [file for file in files if os.path.lexists(path / file)]
-        weights = options.weights or (present[0] if present else files[0])
-        if options.weights is None and len(present) > 1:
-            raise FormatError(
-                "several weight sets",
-                file=path,
-                found=", ".join(present),
-                hint=f"Choose one, as weights={present[0]!r}",
-            )
+        weights = options.weights or files[0]
         return opener(path, config=_model_config(options), weights=weights, follow_links=options.follow_links)
 
     return _Format(
         name,
         " or ".join(files),
-        lambda path: any(os.path.lexists(path / file) for file in files),
+        lambda path: bool(weight_sets(path, stem, suffix)),
         open_it,
         lambda path, options: open_it(path, options).facts(),
+        (stem, suffix),
     )
 
 
@@ -138,9 +148,10 @@ _FORMATS = (
     _Format(
         "safetensors",
         f"{WEIGHTS_FILE} or {INDEX_FILE}",
-        lambda path: any((path / name).exists() for name in (WEIGHTS_FILE, INDEX_FILE)),
+        lambda path: bool(weight_sets(path, "model", ".safetensors")),
         _open_canonical,
         _describe_canonical,
+        ("model", ".safetensors"),
     ),
     _Format(
         "mesh",
@@ -162,6 +173,7 @@ _FORMATS = (
 )
 
 _SUFFIXES = {".safetensors": "safetensors", ".bin": "bin", ".msgpack": "flax", ".h5": "tf"}
+_SUFFIXES |= dict.fromkeys((".pt", ".pth", ".ckpt"), "bin")
 
 
 def source_formats() -> tuple[str, ...]:
@@ -248,7 +260,7 @@ def convert(
         fingerprint: note some logits of the float64 oracle in the manifest; see `gptj.fingerprint`.
         verify: run the oracle with the source's tensors and with what was written, and refuse a difference.
         resume: go on from what a killed conversion of the same input left; else it is cleared.
-        tokenizer: to write beside the weights: "gpt2", which is GPT-J's and needs `gptj[vocab]`; one's folder; None
+        tokenizer: to write beside the weights: "gpt2", which is GPT-J's and needs the extra `vocab`; one's folder; None
             for the one that lies beside the source, where one does; "none" for none. It also says which token ends a
             text; see `gptj_conversion.companions` for the rule, and `plan` for what it comes to.
         progress: told the name and bytes of each tensor when it has been written.
@@ -581,19 +593,20 @@ def _recognise(
         raise FormatError(f"cannot be looked at: {error}", file=shown(path)) from None
     if not exists:
         raise MissingFileError("no such file or folder", file=path)
-    suffix = Path(path.name.removesuffix(".index.json")).suffix
-    if path.is_file() and suffix in _SUFFIXES and weights is None:
-        path, weights = path.parent, path.name
-    elif weights is not None:
-        suffix = Path(weights.removesuffix(".index.json")).suffix
+    path, weights = split_weights(path, weights)
     if weights is not None and source_format is None:
-        source_format = _SUFFIXES.get(suffix)
+        source_format = _SUFFIXES.get(weights_suffix(weights))
     options = _Options(_read_config(config), weights, follow_links)
     fitting = [known for known in _FORMATS if source_format in (None, known.name) and known.fits(path)]
     if source_format is not None:
         fitting = [known for known in _FORMATS if known.name == source_format]
     if not any(known.fits(path) for known in fitting):
         refuse_what_is_known(path)
+    if weights is None and (sets := {name: known for known in fitting for name in known.sets(path)}):
+        named = [known for known in fitting if known.files is not None]
+        if named == fitting:
+            chosen = choose_set(path, [*sets], lambda name: _signature(sets[name], path, options, name))
+            return sets[chosen], path, dataclasses.replace(options, weights=chosen)
     if len(fitting) > 1:
         raise FormatError(
             "several formats fit",
@@ -602,10 +615,16 @@ def _recognise(
             hint=f"Choose one: source_format={fitting[0].name!r} or weights=FILE",
         )
     if not fitting:
-        raise MissingFileError(
-            "no checkpoint", file=path, expected="one of: " + "; ".join(f"{f.sign} ({f.name})" for f in _FORMATS)
-        )
+        refuse_folder(path, "one of: " + "; ".join(f"{f.sign} ({f.name})" for f in _FORMATS))
     return fitting[0], path, options
+
+
+def _signature(known: _Format, path: Path, options: _Options, name: str) -> tuple[Any, ...]:
+    """The names and the shapes of a set of weights: those of its head's schema, which it has been found to fit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)
+        source = known.open(path, dataclasses.replace(options, weights=name))
+    return source.head, source.config
 
 
 def _read_config(config: ConfigChoice) -> TrainingConfig | GPTJConfig | None:

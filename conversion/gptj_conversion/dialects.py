@@ -18,6 +18,7 @@ import functools
 from typing import Literal
 
 from gptj.schema import SPLIT_AXES
+from gptj.weight_names import Dialect
 
 __all__ = ["MESH_MODULE", "ROWS", "Dialect", "ForeignArray", "MeshLeaf", "Row", "Spelling", "mesh_leaves", "spell"]
 
@@ -148,10 +149,6 @@ class Spelling:
 
     name: str
     transposed: bool
-
-
-Dialect = Literal["pt", "flax", "tf"]
-"""The formats whose arrays have names: Hugging Face's own, and transformers' Flax and TensorFlow models'."""
 
 
 def spell(name: str, dialect: Dialect) -> Spelling:

@@ -11,24 +11,35 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
-from gptj.errors import FormatError, MissingFileError, SchemaError, UnsafeFileError, shown
-from gptj.json_file import read_json_object
+from gptj.errors import MissingFileError, SchemaError, shown, warn_of
+from gptj.load_plan import LM_HEAD_BIAS, warn_of_zero_bias
 from gptj.room import Room
 from gptj.safetensors_file import WEIGHT_DTYPES
-from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, is_old_buffer, schema
-from gptj.weight_files import listed, safe_path
+from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema
+from gptj.weight_files import Index, is_index_name, listed, read_index, require_index_agrees, safe_path
+from gptj.weight_names import PlainNames, head_of, plain_names, plain_variable
 from gptj_conversion.dialects import Dialect, Spelling, spell
 from gptj_conversion.source import Facts
 from gptj_conversion.stored_array import StoredArray
 
-__all__ = ["ForeignCheckpoint", "match_arrays", "read_model_config", "require_index_agrees", "sharded_files"]
+__all__ = [
+    "LIKE",
+    "ZEROS_ORIGIN",
+    "ForeignCheckpoint",
+    "match_arrays",
+    "read_model_config",
+    "require_shards_agree",
+    "sharded_files",
+]
 
-LARGEST_INDEX_BYTES = 16 * 2**20
 MOST_LAYERS = 10_000
+ZEROS_ORIGIN = "not in the files: zeros"
+LIKE = "transformer.wte.weight"  # whose dtype a row of zeros takes
 _HEAD_WORDS: dict[str, Head] = {
     "lm_head": "causal_lm",
     "score": "sequence_classification",
@@ -48,6 +59,7 @@ class ForeignCheckpoint:
         arrays: for each canonical name, the array and how it is spelt.
         files: the weights files.
         dropped: names that were left out without harm.
+        zeros: rows that the files lack and that are zeros then.
     """
 
     path: Path
@@ -57,6 +69,7 @@ class ForeignCheckpoint:
     arrays: Mapping[str, tuple[StoredArray, Spelling]]
     files: tuple[Path, ...]
     dropped: tuple[str, ...]
+    zeros: tuple[str, ...] = ()
 
     @property
     def beside(self) -> tuple[Path, ...]:
@@ -75,7 +88,7 @@ class ForeignCheckpoint:
 
     def dtype_of(self, name: str) -> str:
         """The dtype that a canonical tensor is stored in."""
-        return self.arrays[name][0].dtype.name
+        return self.arrays[LIKE if name in self.zeros else name][0].dtype.name
 
     def read(
         self,
@@ -86,6 +99,8 @@ class ForeignCheckpoint:
         room: Room | None = None,
     ) -> NDArray[Any]:
         """A canonical tensor in its own dtype or in `dtype`."""
+        if row.name in self.zeros:
+            return np.zeros(row.shape, numpy_dtype(self.dtype_of(row.name) if dtype is None else dtype))
         array, spelling = self.arrays[row.name]
         wanted = array.dtype if dtype is None else numpy_dtype(dtype)
         return array.read(
@@ -94,12 +109,14 @@ class ForeignCheckpoint:
 
     def origin(self, name: str) -> str:
         """The file, the name in it, and whether it was transposed."""
+        if name in self.zeros:
+            return ZEROS_ORIGIN
         array, spelling = self.arrays[name]
         return f"{array.name} in {array.file.name}" + (", transposed" if spelling.transposed else "")
 
     def origin_files(self, name: str) -> tuple[str, ...]:
         """The file that holds it."""
-        return (self.arrays[name][0].file.name,)
+        return () if name in self.zeros else (self.arrays[name][0].file.name,)
 
     def facts(self) -> Facts:
         """What it is."""
@@ -119,7 +136,10 @@ class ForeignCheckpoint:
             tensors=len(rows),
             parameters=sum(row.size for row in rows),
             bytes=sum(file.stat().st_size for file in self.files),
-            problems=tuple(f"{shown(name)} is left out" for name in self.dropped),
+            problems=(
+                *(f"{shown(name)} is left out" for name in self.dropped),
+                *(f"{name} is {ZEROS_ORIGIN}" for name in self.zeros),
+            ),
         )
 
 
@@ -146,27 +166,31 @@ def match_arrays(
         if array.name in stored:
             problems.append(f"{shown(array.name)} is there twice")
         stored[array.name] = array
-    firsts = {_first(n) for n in stored}
-    head: Head = next((head for word, head in _HEAD_WORDS.items() if word in firsts), "base")
+    names = plain_names(stored, file=path) if dialect == "pt" else PlainNames({n: plain_variable(n) for n in stored})
+    by_plain: dict[str, StoredArray] = {}
+    for stored_name, plain in names.plain.items():
+        if plain in by_plain:
+            problems.append(f"{shown(stored_name)} and {shown(by_plain[plain].name)} are there twice")
+        by_plain[plain] = stored[stored_name]
+    head = head_of(by_plain, tied=config.tie_word_embeddings)
     if config.n_layer > MOST_LAYERS:
         raise SchemaError("an absurd number of layers", file=path, where="n_layer", found=config.n_layer)
     found: dict[str, tuple[StoredArray, Spelling]] = {}
-    missing: list[str] = []
-    wanted = {row.name: _spellings(row.name, dialect) for row in schema(config, head)}
+    missing: dict[str, str] = {}
     for row in schema(config, head):
-        spelling = next((s for s in wanted[row.name] if s.name in stored), None)
+        wanted = _spellings(row.name, dialect)
+        spelling = next((s for s in wanted if s.name in by_plain), None)
         if spelling is None:
-            missing.append(wanted[row.name][0].name)
+            missing[row.name] = wanted[0].name
             continue
-        array = stored.pop(spelling.name)
+        array = by_plain.pop(spelling.name)
         problems += _mismatches(array, row, spelling)
         found[row.name] = (array, spelling)
-    dropped = [n for n in stored if dialect == "pt" and is_old_buffer(n)]
-    tied = _tied_head(stored, config, head, dialect, found)
-    dropped += tied
-    unexpected = [shown(n) for n in stored if n not in dropped]
-    if missing:
-        problems.append(f"missing: {listed(missing)}")
+    zeros = tuple(missing) if [*missing] == [LM_HEAD_BIAS] else ()
+    dropped = [*names.buffers, *names.other_heads, *_tied_head(by_plain, config, head, dialect, found)]
+    unexpected = [shown(array.name) for array in by_plain.values() if array.name not in dropped]
+    if missing and not zeros:
+        problems.append(f"missing: {listed([*missing.values()])}")
     if unexpected:
         problems.append(f"unexpected: {listed(unexpected)}")
     if problems:
@@ -175,7 +199,25 @@ def match_arrays(
             file=path,
             hint=f"Compare with {CONFIG_FILE}",
         )
-    return ForeignCheckpoint(path, name, config, head, found, tuple(files), tuple(dropped))
+    names.say(path)
+    if zeros:
+        warn_of_zero_bias(path)
+    _warn_of_shared_bytes(found, config)
+    return ForeignCheckpoint(path, name, config, head, found, tuple(files), tuple(dropped), zeros)
+
+
+def _warn_of_shared_bytes(found: Mapping[str, tuple[StoredArray, Spelling]], config: GPTJConfig) -> None:
+    """Say which rows lie on the same bytes of a file, although the config does not tie them."""
+    first: dict[Any, str] = {}
+    for name, (array, _) in found.items():
+        other = first.setdefault((array.file, array.extents), name)
+        if other != name and array.nbytes:
+            warn_of(
+                "lies on the bytes of another tensor, although nothing ties them: each gets a copy",
+                file=array.file,
+                where=name,
+                found=other,
+            )
 
 
 def _first(name: str) -> str:
@@ -215,8 +257,12 @@ def _tied_head(
     array, embedding = stored.get(spelling.name), found.get("transformer.wte.weight")
     if array is None or embedding is None or spelling.transposed:
         return []
-    same = (array.file, array.extents, array.shape) == (embedding[0].file, embedding[0].extents, embedding[0].shape)
-    return [spelling.name] if same else []
+    alike = (array.dtype, array.shape) == (embedding[0].dtype, embedding[0].shape)
+    same = alike and (
+        (array.file, array.extents) == (embedding[0].file, embedding[0].extents)
+        or array.read(array.dtype).tobytes() == embedding[0].read(array.dtype).tobytes()
+    )
+    return [array.name] if same else []
 
 
 # ---- folders
@@ -229,8 +275,8 @@ def read_model_config(directory: Path, config: GPTJConfig | None, *, follow_link
     return GPTJConfig.from_file(safe_path(directory, CONFIG_FILE, follow_links=follow_links))
 
 
-def sharded_files(directory: Path, name: str, *, follow_links: bool) -> tuple[tuple[Path, ...], dict[str, str] | None]:
-    """The weights files that `name` stands for, and which array an index says is in which of them.
+def sharded_files(directory: Path, name: str, *, follow_links: bool) -> tuple[tuple[Path, ...], Index | None]:
+    """The weights files that `name` stands for, and the index where it is one.
 
     Args:
         directory: the folder.
@@ -243,52 +289,16 @@ def sharded_files(directory: Path, name: str, *, follow_links: bool) -> tuple[tu
         UnsafeFileError: a name or link leads out of the folder.
     """
     path = safe_path(directory, name, follow_links=follow_links)
-    if not name.endswith(".index.json"):
+    if not is_index_name(name):
         return (path,), None
-    suffix = "." + name.removesuffix(".index.json").rpartition(".")[2]
-    weight_map = read_json_object(path, limit_bytes=LARGEST_INDEX_BYTES).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise FormatError("breaks its rule", file=path, where="weight_map", expected="an object of tensors")
-    for tensor, file in weight_map.items():
-        plain = isinstance(file, str) and file.isprintable() and not set(file) & set("/\\:") and len(file) <= 200
-        if not plain or not file.endswith(suffix) or file == suffix:
-            raise UnsafeFileError(
-                "not a plain file name",
-                file=path,
-                where=f"weight_map[{shown(tensor)}]",
-                expected=f"*{suffix} in the same folder",
-                found=shown(file),
-            )
-    names = tuple(dict.fromkeys(weight_map.values()))
+    index = read_index(path)
     try:
-        return tuple(safe_path(directory, file, follow_links=follow_links) for file in names), weight_map
+        return tuple(safe_path(directory, file, follow_links=follow_links) for file in index.files), index
     except MissingFileError as error:
         raise MissingFileError("a shard that the index names is missing", file=error.file, where=name) from None
 
 
-def require_index_agrees(index: Path, weight_map: Mapping[str, str] | None, arrays: Iterable[tuple[str, str]]) -> None:
-    """Refuse shards that hold other arrays than the index says.
-
-    Args:
-        index: what errors name.
-        weight_map: of the index; None where there is none.
-        arrays: each array's name and its file's, as found.
-
-    Raises:
-        SchemaError: all contradictions are listed.
-    """
-    if weight_map is None:
-        return
-    found: dict[str, list[str]] = {}
-    for name, file in arrays:
-        found.setdefault(name, []).append(file)
-    problems = [f"{shown(n)} lies in {' and '.join(files)}" for n, files in found.items() if len(files) > 1]
-    problems += [
-        f"{shown(n)} lies in {files[0]}, not in {weight_map[n]}"
-        for n, files in found.items()
-        if n in weight_map and len(files) == 1 and files[0] != weight_map[n]
-    ]
-    problems += [f"{shown(n)} is not in {file}" for n, file in weight_map.items() if n not in found]
-    problems += [f"{shown(n)} in {files[0]} is not listed" for n, files in found.items() if n not in weight_map]
-    if problems:
-        raise SchemaError(f"the index and the files contradict each other: {listed(problems)}", file=index)
+def require_shards_agree(index: Index | None, arrays: Iterable[StoredArray]) -> None:
+    """Refuse shards that hold other arrays than the index says; see `gptj.weight_files.require_index_agrees`."""
+    if index is not None:
+        require_index_agrees(index, ((array.name, array.file.name, array.nbytes) for array in arrays))

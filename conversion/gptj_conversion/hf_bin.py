@@ -2,13 +2,15 @@
 
 Where a tensor lies is settled from the pickle and the archive's directory: the storage must have exactly the
 bytes that its number of elements calls for, and the view must be the whole of a contiguous run in it, row by row
-or column by column. Files from before PyTorch 1.6, tar files and TorchScript archives are refused by name.
+or column by column; its CRC-32 is compared when it is read. Files from before PyTorch 1.6 (bare pickles) are
+read by the same interpreter; tar files and TorchScript archives are refused by name.
 
 The writer makes the same archive from the schema, which torch.load(weights_only=True) and transformers open.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import struct
@@ -17,22 +19,22 @@ from pathlib import Path
 from typing import NoReturn
 
 from gptj.config import GPTJConfig
-from gptj.errors import FormatError, SchemaError, UnsafeFileError, shown
+from gptj.errors import FormatError, SchemaError, UnsafeFileError, shown, warn_of
 from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory
-from gptj.safetensors_file import open_regular_file
+from gptj.safetensors_file import file_identity, open_regular_file, read_into
 from gptj.schema import Head
-from gptj.stored_zip import StoredZip, StoredZipWriter, open_stored_zip
+from gptj.stored_zip import StoredZip, StoredZipWriter, ZipMember, open_stored_zip
 from gptj_conversion.foreign import (
     ForeignCheckpoint,
     match_arrays,
     read_model_config,
-    require_index_agrees,
+    require_shards_agree,
     sharded_files,
 )
 from gptj_conversion.foreign_writer import Entry, HashedFile
-from gptj_conversion.stored_array import DTYPES, StoredArray
-from gptj_conversion.torch_pickle import STORAGES, PickledTensor, read_state_dict
+from gptj_conversion.stored_array import DTYPES, Checksum, StoredArray
+from gptj_conversion.torch_pickle import STORAGES, PickledTensor, read_legacy, read_state_dict
 
 __all__ = ["BIN_FILE", "BIN_INDEX", "BinWriter", "open_bin", "read_bin"]
 
@@ -63,9 +65,9 @@ def open_bin(
     """
     directory = Path(directory)
     settled = read_model_config(directory, config, follow_links=follow_links)
-    files, weight_map = sharded_files(directory, weights, follow_links=follow_links)
+    files, index = sharded_files(directory, weights, follow_links=follow_links)
     arrays = [array for file in files for array in read_bin(file)]
-    require_index_agrees(directory / weights, weight_map, ((array.name, array.file.name) for array in arrays))
+    require_shards_agree(index, arrays)
     return match_arrays(directory, "pytorch_model.bin", "pt", settled, arrays)
 
 
@@ -75,7 +77,8 @@ def read_bin(path: Path) -> list[StoredArray]:
     Raises:
         UnsafeFileError, FormatError, LimitError: see `open_bin`.
     """
-    _refuse_other_formats(path)
+    if _is_legacy(path):
+        return _read_legacy(path)
     try:
         archive = open_stored_zip(path)
     except FormatError as error:
@@ -91,7 +94,15 @@ def read_bin(path: Path) -> list[StoredArray]:
     data = archive.read(pickles[0], limit_bytes=LARGEST_PICKLE_BYTES)
     tensors = read_state_dict(data, file=path, where=pickles[0])
     swapped = _is_big_endian(archive, root)
-    arrays = [_stored_array(name, tensor, archive, root, swapped) for name, tensor in tensors.items()]
+    sums = {n: Checksum(m.offset, m.nbytes, m.crc32) for n, m in archive.members.items() if archive.has_checksums}
+    if not sums:
+        warn_of("its writer noted no checksums (CRC-32), so damage to its numbers goes unnoticed", file=path)
+    arrays = [
+        dataclasses.replace(
+            _stored_array(name, tensor, archive, root, swapped), checksum=sums.get(f"{root}/data/{tensor.storage.key}")
+        )
+        for name, tensor in tensors.items()
+    ]
     _refuse_overlaps(arrays, path)
     return arrays
 
@@ -102,18 +113,43 @@ def _refuse_program(path: Path) -> NoReturn:
     )
 
 
-def _refuse_other_formats(path: Path) -> None:
+def _is_legacy(path: Path) -> bool:
+    """Whether the file is bare pickles and storages, as PyTorch wrote them before 1.6."""
     with open_regular_file(path) as stream:
         head = stream.read(512)
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        raise UnsafeFileError(
-            "a bare pickle (PyTorch before 1.6 saved so)",
-            file=path,
-            expected="a zip archive",
-            hint="Load it in a sandbox with torch and save the state_dict() again",
-        )
     if head[257:262] == b"ustar":
         raise FormatError("a tar archive (PyTorch before 0.2 saved so)", file=path, expected="a zip archive")
+    return head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"
+
+
+def _read_legacy(path: Path) -> list[StoredArray]:
+    """Every tensor of a file from before PyTorch 1.6, which has no checksums."""
+    with open_regular_file(path) as stream:
+        identity = file_identity(stream)
+        data = stream.read(LARGEST_PICKLE_BYTES)
+        tensors, keys, at = read_legacy(data, file=path)
+        storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+        members: dict[str, ZipMember] = {}
+        for key in keys:
+            count = bytearray(8)
+            read_into(stream, memoryview(count), at, file=path, where=f"storage {shown(key)}")
+            if key not in storages:
+                raise FormatError(
+                    "a storage of something else than the weights", file=path, where=shown(key),
+                    hint="Load it with torch and save the model's state_dict() anew",
+                )  # fmt: skip
+            numel, nbytes = storages[key].numel, storages[key].numel * DTYPES[storages[key].dtype].itemsize
+            if int.from_bytes(count, "little", signed=True) != numel or at + 8 + nbytes > identity[2]:
+                raise FormatError("its storage has another size", file=path, where=shown(key), expected=numel)
+            members[f"{path.stem}/data/{key}"] = ZipMember(key, at + 8, nbytes, 0)
+            at += 8 + nbytes
+        if at != identity[2]:
+            raise FormatError("bytes after the last storage", file=path, expected=at, found=identity[2])
+    archive = StoredZip(path, members, identity, path, 0, identity[2])
+    warn_of("saved by PyTorch before 1.6: it has no checksums, so damage to its numbers goes unnoticed", file=path)
+    arrays = [_stored_array(name, tensor, archive, path.stem, False) for name, tensor in tensors.items()]
+    _refuse_overlaps(arrays, path)
+    return arrays
 
 
 def _is_big_endian(archive: StoredZip, root: str) -> bool:

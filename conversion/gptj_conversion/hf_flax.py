@@ -27,7 +27,7 @@ from gptj_conversion.foreign import (
     ForeignCheckpoint,
     match_arrays,
     read_model_config,
-    require_index_agrees,
+    require_shards_agree,
     sharded_files,
 )
 from gptj_conversion.foreign_writer import Entry, HashedFile
@@ -69,9 +69,9 @@ def open_flax(
     """
     directory = Path(directory)
     settled = read_model_config(directory, config, follow_links=follow_links)
-    files, weight_map = sharded_files(directory, weights, follow_links=follow_links)
+    files, index = sharded_files(directory, weights, follow_links=follow_links)
     arrays = [array for file in files for array in read_msgpack(file)]
-    require_index_agrees(directory / weights, weight_map, ((array.name, array.file.name) for array in arrays))
+    require_shards_agree(index, arrays)
     return match_arrays(directory, FLAX_FILE, "flax", settled, arrays)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from gptj.column_sums import ColumnSums
 from gptj.config import GPTJConfig
 from gptj.errors import BackendError, FormatError, SchemaError, WriteError, shown
+from gptj.extras import install_line
 from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory, OutputFile
 from gptj.safetensors_file import FileIdentity, file_identity, open_regular_file
@@ -29,7 +30,7 @@ from gptj_conversion.foreign import (
     ForeignCheckpoint,
     match_arrays,
     read_model_config,
-    require_index_agrees,
+    require_shards_agree,
     sharded_files,
 )
 from gptj_conversion.foreign_writer import Entry
@@ -70,11 +71,10 @@ def open_h5(
     """
     directory = Path(directory)
     settled = read_model_config(directory, config, follow_links=follow_links)
-    files, weight_map = sharded_files(directory, weights, follow_links=follow_links)
+    files, index = sharded_files(directory, weights, follow_links=follow_links)
     with H5Process() as process:
         arrays = [array for file in files for array in read_h5(file, process=process)]
-    plain_map = None if weight_map is None else {plain_name(name): file for name, file in weight_map.items()}
-    require_index_agrees(directory / weights, plain_map, ((array.name, array.file.name) for array in arrays))
+    require_shards_agree(index, arrays)
     return match_arrays(directory, H5_FILE, "tf", settled, arrays)
 
 
@@ -101,7 +101,7 @@ def import_h5py() -> Any:
     try:
         import h5py
     except ImportError:
-        raise BackendError("h5py is not installed", hint='pip install "gptj[convert]"') from None
+        raise BackendError("h5py is not installed", hint=install_line("convert")) from None
     return h5py
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +23,7 @@ from gptj.room import Room
 from gptj.safetensors_file import FileIdentity, cast, file_identity, open_regular_file, read_into
 from gptj_conversion.transpose import copy_transposed
 
-__all__ = ["DTYPES", "StoredArray"]
+__all__ = ["DTYPES", "Checksum", "StoredArray"]
 
 BLOCK_BYTES = 8 * 2**20
 MOST_DIMENSIONS = 8
@@ -32,6 +33,44 @@ DTYPES: dict[str, np.dtype[Any]] = {
     for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 """The dtypes that an array beside or among the weights may have, by NumPy's name."""
+
+
+@dataclasses.dataclass
+class Checksum:
+    """The CRC-32 that a run of a file's bytes must have.
+
+    Attributes:
+        begin, nbytes: the run.
+        crc32: its checksum.
+        compared: whether all of it has been read and found to be right, for arrays that are parts of it.
+    """
+
+    begin: int
+    nbytes: int
+    crc32: int
+    compared: bool = False
+
+    def require(self, found: int, *, file: Path, where: str) -> None:
+        """Raise FormatError unless `found` is the checksum."""
+        if found != self.crc32:
+            raise FormatError(
+                "its bytes have another checksum",
+                file=file,
+                where=where,
+                expected=f"CRC-32 {self.crc32:08x}",
+                found=f"{found:08x}",
+                hint="The file is damaged; fetch it again",
+            )
+        self.compared = True
+
+    def compare(self, stream: BinaryIO, *, file: Path, where: str) -> None:
+        """Read the whole run and compare it."""
+        buffer, found = memoryview(bytearray(min(self.nbytes, BLOCK_BYTES))), 0
+        for at in range(0, self.nbytes, BLOCK_BYTES):
+            part = buffer[: min(BLOCK_BYTES, self.nbytes - at)]
+            read_into(stream, part, self.begin + at, file=file, where=where)
+            found = zlib.crc32(part, found)
+        self.require(found, file=file, where=where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +86,7 @@ class StoredArray:
         extents: its bytes, as (first byte, length) in turn; one unless the format cuts large arrays.
         swapped: the file has the other byte order.
         reversed_axes: its bytes are in column-major order.
+        checksum: of the run of bytes that holds it, where the format has one; compared when it is read.
     """
 
     name: str
@@ -57,6 +97,7 @@ class StoredArray:
     extents: tuple[tuple[int, int], ...]
     swapped: bool = False
     reversed_axes: bool = False
+    checksum: Checksum | None = None
 
     @property
     def nbytes(self) -> int:
@@ -116,15 +157,22 @@ class StoredArray:
         buffer = np.empty((rows, *shape[1:]), self.dtype)
         with open_regular_file(self.file) as stream:
             self._require_unchanged(file_identity(stream))
+            checksum, found = self.checksum, 0
+            is_whole = checksum is not None and self.extents == ((checksum.begin, checksum.nbytes),)
+            if checksum is not None and not is_whole and not checksum.compared:
+                checksum.compare(stream, file=self.file, where=self.name)
             for start in range(0, shape[0], rows):
                 block = buffer[: min(rows, shape[0] - start)]
                 view = block.reshape(-1).view(np.uint8).data
                 for offset, part in self._places(start * row_bytes, len(view)):
                     read_into(stream, view[:part], offset, file=self.file, where=self.name)
+                    found = zlib.crc32(view[:part], found) if is_whole else found
                     view = view[part:]
                 if self.swapped:
                     block.view(f"u{self.dtype.itemsize}").byteswap(inplace=True)
                 yield start, block
+            if checksum is not None and is_whole:
+                checksum.require(found, file=self.file, where=self.name)
             self._require_unchanged(file_identity(stream))
 
     def _places(self, begin: int, count: int) -> Iterator[tuple[int, int]]:

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError, shown
+from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError, shown, warn_of
 
-__all__ = ["STORAGES", "PickledStorage", "PickledTensor", "read_state_dict"]
+__all__ = ["STORAGES", "PickledStorage", "PickledTensor", "read_legacy", "read_state_dict"]
 
 MOST_OPCODES = 5_000_000
 DEEPEST_STACK = 10_000
 MOST_CONTAINERS = 200_000
 """Dicts, lists and tuples; a tensor takes some six."""
 WIDEST_NUMBER = 8
-"""Bytes of a LONG1; the numbers of a state dict count bytes of a file."""
+"""Bytes of a LONG1; the numbers of a state dict count bytes of a file. Only `LEGACY_MAGIC` has ten."""
+DEEPEST_NESTING = 4
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 STORAGES = {
     "DoubleStorage": "float64",
@@ -73,7 +75,7 @@ _MARK = _Mark()
 
 
 def read_state_dict(data: bytes, *, file: Path, where: str) -> dict[str, PickledTensor]:
-    """The tensors by name in a pickled state dict.
+    """The tensors by name in a pickled state dict, or in the one that a training checkpoint holds.
 
     Args:
         data: the pickle.
@@ -84,20 +86,83 @@ def read_state_dict(data: bytes, *, file: Path, where: str) -> dict[str, Pickled
         FormatError: it is cut short, has bytes after its end, uses another opcode, or is no state dict.
         LimitError: it is larger than any checkpoint's.
     """
-    value = _Interpreter(data, file, where).run()
+    return _take_tensors(_Interpreter(data, file, where).run(), file=file, where=where)
+
+
+def read_legacy(data: bytes, *, file: Path) -> tuple[dict[str, PickledTensor], list[str], int]:
+    """The tensors of a file from before PyTorch 1.6, the order of its storages, and where these begin.
+
+    Such a file is five pickles in a row: a magic number, the protocol, the machine, the object, the storages' keys.
+
+    Args:
+        data: the beginning of the file, with all of the pickles.
+        file: what errors name.
+
+    Raises:
+        GPTJError: see `read_state_dict`.
+    """
+    at, values = 0, []
+    for part in ("magic number", "protocol", "sys_info", "state dict", "storage keys"):
+        machine = _Interpreter(data, file, part, at)
+        values.append(machine.run(whole=False))
+        at = machine.at
+        if part == "magic number" and values[0] != LEGACY_MAGIC:
+            machine.refuse("a bare pickle, not one that torch.save wrote", UnsafeFileError,
+                           hint="Load it in a sandbox and save the state_dict() with torch.save")  # fmt: skip
+    _, protocol, machine_facts, value, keys = values
+    little = isinstance(machine_facts, dict) and machine_facts.get("little_endian") is True
+    if protocol != 1001 or not little:
+        raise FormatError(
+            "of another machine or version",
+            file=file,
+            where="sys_info",
+            expected="protocol 1001, little-endian",
+            hint="Load it with torch and save it anew",
+        )
+    if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or len(set(keys)) != len(keys):
+        raise FormatError("not a list of keys", file=file, where="storage keys")
+    return _take_tensors(value, file=file, where="state dict"), keys, at
+
+
+def _take_tensors(value: object, *, file: Path, where: str) -> dict[str, PickledTensor]:
+    """The one state dict in a value, and a warning of what lies beside it."""
     if not isinstance(value, dict):
         raise FormatError("not a state dict", file=file, where=where, found=type(value).__name__)
-    for name, tensor in value.items():
-        if not isinstance(name, str) or not isinstance(tensor, PickledTensor):
-            raise FormatError(
-                "not a plain state dict",
-                file=file,
-                where=where,
-                expected="a dict from names to tensors",
-                found=f"{shown(name)}: {type(tensor).__name__}",
-                hint="Save the model's state_dict() by itself",
-            )
-    return value
+    found = dict(_state_dicts(value, (), 0))
+    whole = {path: inner for path, inner in found.items() if any(str(n).endswith("wte.weight") for n in inner)}
+    found = whole or found
+    if len(found) != 1:
+        first = next((n for n, t in value.items() if not isinstance(t, PickledTensor)), "nothing")
+        raise FormatError(
+            "not a plain state dict" if not found else "several state dicts",
+            file=file,
+            where=where,
+            expected="a dict from names to tensors",
+            found=", ".join(shown(".".join(path)) for path in found) or f"{shown(first)}",
+            hint="Save the model's state_dict() by itself",
+        )
+    [(path, inner)] = found.items()
+    tensors = {name: tensor for name, tensor in inner.items() if isinstance(tensor, PickledTensor)}
+    beside = [shown(name) for name in inner if name not in tensors]
+    step = value
+    for key in path:
+        beside += [shown(name) for name in step if name != key]
+        step = step[key]
+    if path or beside:
+        place = f"the weights are its member {shown('.'.join(path))}" if path else "it holds more than weights"
+        left = f"; left out: {', '.join(beside[:8])}{', ...' if len(beside) > 8 else ''}" if beside else ""
+        warn_of(place + left, file=file)
+    return tensors
+
+
+def _state_dicts(value: dict[Any, Any], path: tuple[str, ...], depth: int) -> Iterator[tuple[Any, dict[Any, Any]]]:
+    """The dicts of named tensors inside, the outermost only."""
+    if all(isinstance(name, str) for name in value) and any(isinstance(t, PickledTensor) for t in value.values()):
+        yield path, value
+    elif depth < DEEPEST_NESTING:
+        for key, inner in value.items():
+            if isinstance(key, str) and isinstance(inner, dict):
+                yield from _state_dicts(inner, (*path, key), depth + 1)
 
 
 def _brief(value: object) -> str:
@@ -110,9 +175,9 @@ def _brief(value: object) -> str:
 class _Interpreter:
     """A stack machine with a whitelist."""
 
-    def __init__(self, data: bytes, file: Path, where: str) -> None:
+    def __init__(self, data: bytes, file: Path, where: str, at: int = 0) -> None:
         self.data = data
-        self.at = 0
+        self.at = at
         self.file = file
         self.where = where
         self.stack: list[Any] = []
@@ -122,12 +187,12 @@ class _Interpreter:
     def refuse(self, problem: str, error: type[GPTJError] = FormatError, **facts: Any) -> NoReturn:
         raise error(problem, file=self.file, where=self.where, **facts)
 
-    def run(self) -> Any:
-        """The value that the pickle describes."""
+    def run(self, *, whole: bool = True) -> Any:
+        """The value that the pickle describes; `whole` if nothing may follow it."""
         for _ in range(MOST_OPCODES):
             opcode = self.take(1)[0]
             if opcode == ord("."):
-                if self.at != len(self.data):
+                if whole and self.at != len(self.data):
                     self.refuse("bytes after the end of the pickle", found=f"{len(self.data) - self.at} bytes")
                 value = self.pop()
                 if self.stack:
@@ -255,7 +320,7 @@ class _Interpreter:
         name = self.pop()
         fits = (
             isinstance(name, tuple)
-            and len(name) == 5
+            and (len(name) == 5 or (len(name) == 6 and name[5] is None))  # no view of another, in legacy files
             and name[0] == "storage"
             and isinstance(name[1], _Global)
             and name[1].name in STORAGES
@@ -306,8 +371,9 @@ class _Interpreter:
 
     def long(self) -> None:
         count = self.take(1)[0]
-        if count > WIDEST_NUMBER:
-            self.refuse("a number too large", LimitError, expected=f"at most {WIDEST_NUMBER} bytes", found=count)
+        most = 10 if self.where == "magic number" else WIDEST_NUMBER
+        if count > most:
+            self.refuse("a number too large", LimitError, expected=f"at most {most} bytes", found=count)
         self.push(int.from_bytes(self.take(count), "little", signed=True))
 
     def unicode(self, layout: str) -> None:
@@ -343,6 +409,7 @@ _OPCODES: dict[int, Callable[[_Interpreter], None]] = {
     ord("N"): lambda m: m.push(None),
     0x88: lambda m: m.push(True),
     0x89: lambda m: m.push(False),
+    ord("G"): lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
     ord("K"): lambda m: m.push(m.number("<B")),
     ord("M"): lambda m: m.push(m.number("<H")),
     ord("J"): lambda m: m.push(m.number("<i")),

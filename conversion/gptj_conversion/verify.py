@@ -19,7 +19,7 @@ from gptj.manifest import (
     warn_of_unchecked,
 )
 from gptj.schema import TensorSpec, schema
-from gptj.weight_files import safe_path
+from gptj.weight_files import safe_path, split_weights
 from gptj_conversion.convert import open_source, target_formats
 from gptj_conversion.recorder import canonical_tensors
 from gptj_conversion.source import Source
@@ -28,7 +28,11 @@ __all__ = ["verify"]
 
 
 def verify(
-    directory: str | os.PathLike[str], *, fingerprint: bool = False, follow_links: bool = False
+    directory: str | os.PathLike[str],
+    *,
+    fingerprint: bool = False,
+    weights: str | None = None,
+    follow_links: bool = False,
 ) -> VerifiedManifest:
     """The directory's manifest, after everything that it hashes has been read again and found to be the same.
 
@@ -38,6 +42,7 @@ def verify(
 
     Args:
         directory: what `gptj convert` wrote, in any format.
+        weights: the file that is meant, which the manifest must list.
         fingerprint: also run the float64 reference, and compare its logits with the noted ones.
         follow_links: accept links that lead out of the directory.
 
@@ -47,14 +52,22 @@ def verify(
         ParityError: the reference computes something else.
         GPTJError: the directory cannot be opened.
     """
-    directory = Path(directory)
+    directory, weights = split_weights(directory, weights)
     if not directory.is_dir():
         raise MissingFileError("no such directory", file=directory)
     try:
-        written = Manifest.from_file(safe_path(directory, MANIFEST_FILE, follow_links=follow_links)).weights_format
+        noted = Manifest.from_file(safe_path(directory, MANIFEST_FILE, follow_links=follow_links))
+        written = noted.weights_format
     except MissingFileError as error:
         error.hint = "Only what gptj wrote has one, at its root: gptj convert makes one"
         raise
+    if weights is not None and weights not in noted.files:
+        raise MissingFileError(
+            "the manifest is not of these weights",
+            file=directory / MANIFEST_FILE,
+            where=shown(weights),
+            expected=f"one of the {len(noted.files)} files that it lists",
+        )
     if written == "safetensors":
         manifest = verify_checkpoint(directory, follow_links=follow_links)
         if fingerprint:

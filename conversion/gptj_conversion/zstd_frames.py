@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from gptj.errors import BackendError, FormatError, GPTJError, LimitError, shown
+from gptj.extras import install_line
 from gptj.safetensors_file import open_regular_file
 
 __all__ = ["is_zstandard", "unpacked"]
@@ -47,7 +48,7 @@ def unpacked(path: Path) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise BackendError("zstandard is not installed", file=path, hint='pip install "gptj[convert]"') from None
+        raise BackendError("zstandard is not installed", file=path, hint=install_line("convert")) from None
     with open_regular_file(path) as stream:
         frames = list(_Walk(stream, path).frames())
         if not frames:

@@ -8,6 +8,7 @@ switched globally: `backend("flax")` and `backend("pt")` in one process are two 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import importlib.util
 import os
@@ -15,6 +16,7 @@ from types import ModuleType
 from typing import Literal
 
 from gptj.errors import BackendError, shown
+from gptj.extras import install_line, install_one_of
 
 __all__ = ["BACKENDS", "Backend", "BackendName", "backend", "choose_backend", "installed_backends"]
 
@@ -31,11 +33,13 @@ class Backend:
         name: how it is asked for, and the name of its package under `gptj`.
         framework: how people call it.
         requires: the distributions' import names that must be there.
+        also_called: what else people type, to guess what they mean.
     """
 
     name: BackendName
     framework: str
     requires: tuple[str, ...]
+    also_called: tuple[str, ...] = ()
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -45,8 +49,8 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {
     "pt": Backend("pt", "PyTorch", ("torch",)),
-    "tf": Backend("tf", "TensorFlow", ("tensorflow", "keras")),
-    "flax": Backend("flax", "Flax", ("jax", "flax")),
+    "tf": Backend("tf", "TensorFlow", ("tensorflow", "keras"), ("tf2", "keras3", "tf-keras")),
+    "flax": Backend("flax", "Flax", ("jax", "flax"), ("flax.linen", "linen", "jaxlib", "xla")),
 }
 
 
@@ -70,7 +74,7 @@ def choose_backend(name: str | None = None) -> str:
         if not installed:
             raise BackendError(
                 "no framework is installed",
-                hint='Install one: pip install "gptj[pt]", "gptj[tf]" or "gptj[flax]"',
+                hint=install_one_of(BACKENDS),
             )
         raise BackendError(
             "several backends are installed and none was chosen",
@@ -79,9 +83,30 @@ def choose_backend(name: str | None = None) -> str:
             f'gptj.backend("{installed[0]}") in Python, or {ENVIRONMENT_VARIABLE}={installed[0]} for both',
         )
     if asked not in BACKENDS:
-        raise BackendError("no such backend", where=said, expected="one of " + ", ".join(BACKENDS), found=shown(asked))
+        raise BackendError(
+            "no such backend",
+            where=said,
+            expected="one of " + ", ".join(BACKENDS),
+            found=shown(asked),
+            hint=None if (meant := likely_backend(asked)) is None else f"Did you mean {meant}?",
+        )
     require(asked)
     return asked
+
+
+def likely_backend(name: object) -> BackendName | None:
+    """The backend that is meant by a framework's name or a slip of the pen, or None.
+
+    >>> likely_backend("PyTorch"), likely_backend("tensorflow"), likely_backend("jax"), likely_backend("flx")
+    ('pt', 'tf', 'flax', 'flax')
+    """
+    known: dict[str, BackendName] = {
+        called: one.name
+        for one in BACKENDS.values()
+        for called in (one.name, one.framework.lower(), *one.requires, *one.also_called)
+    }
+    close = difflib.get_close_matches(str(name).strip().lower(), known, n=1, cutoff=0.7)
+    return known[close[0]] if close else None
 
 
 def require(name: str) -> None:
@@ -95,7 +120,7 @@ def require(name: str) -> None:
         raise BackendError(
             f"{BACKENDS[name].framework} is not installed (no module {', '.join(missing)})",
             where=f"gptj.{name}",
-            hint=f'pip install "gptj[{name}]"; installed now: {", ".join(installed_backends()) or "none"}',
+            hint=f"{install_line(name)}; installed now: {', '.join(installed_backends()) or 'none'}",
         )
 
 

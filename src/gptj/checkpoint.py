@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from gptj.errors import ConfigError, FormatError, MissingFileError, SchemaError,
 from gptj.load_plan import LoadPlan, Mismatch, plan_load
 from gptj.manifest import CONFIG_HASH_KEY, Manifest, VerifiedManifest, verify_manifest, warn_of_unchecked
 from gptj.safetensors_file import SafetensorsFile, StoredTensor
-from gptj.schema import HEADS, Head
-from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path
+from gptj.schema import Head
+from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path, split_weights
+from gptj.weight_names import head_of, infer_dialect, plain_names
 
 __all__ = [
     "Checkpoint",
@@ -120,7 +121,7 @@ def open_checkpoint(
     """The checkpoint in a directory: its config and every file's header, checked; no data is read.
 
     Args:
-        directory: the folder of config.json and the weights.
+        directory: the folder of config.json and the weights, or a weights file in it.
         weights: the name of the file or the index in it, where there are several.
         config: a config, or the path of one, in place of the directory's. What is passed here is believed: it
             is not compared with the hash that the weights carry.
@@ -133,13 +134,17 @@ def open_checkpoint(
         ConfigError: a field of config.json breaks its rule, or config.json is not the one the weights were
             written with.
     """
-    directory = Path(directory)
+    directory, weights = split_weights(directory, weights)
     _require_directory(directory)
     files = open_weights(directory, weights, follow_links=follow_links)
     metadata = {key: value for file in files for key, value in file.metadata.items()}
     settled = _settle_config(directory, config, metadata, follow_links=follow_links)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    return Checkpoint(directory, settled, tensors, metadata, _head_of(tensors), files)
+    plain: Iterable[str] = tensors
+    if infer_dialect(metadata, tensors) == "pt":
+        plain = plain_names(tensors, file=directory).plain.values()
+    head = head_of(plain, tied=settled.tie_word_embeddings)
+    return Checkpoint(directory, settled, tensors, metadata, head, files)
 
 
 def verify_checkpoint(
@@ -221,14 +226,3 @@ def _settle_config(
             hint="Restore the field, or pass config= to open it all the same",
         )
     return settled
-
-
-def _head_of(tensors: Mapping[str, StoredTensor]) -> Head:
-    """What the names say stands on top of the blocks; "base" where no row of a head is there."""
-    rows: dict[str, Head] = {
-        "lm_head": "causal_lm",
-        "score": "sequence_classification",
-        "qa_outputs": "question_answering",
-    }
-    found = {rows[name.split(".")[0]] for name in tensors if name.split(".")[0] in rows}
-    return next((head for head in HEADS if head in found), "base")

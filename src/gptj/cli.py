@@ -26,9 +26,12 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 import gptj
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.dtypes import PARAMETER_DTYPES
-from gptj.errors import CheckpointWarning, GPTJError, shown
+from gptj.errors import CheckpointWarning, GPTJError, harmless, shown
 from gptj.hub import locate, locate_source
-from gptj.prepared import QUANTIZATIONS
+from gptj.options import DEBUG_HELP, Group, Names, Sections, backend_names, decorated, option
+from gptj.prepared import DEVICES, QUANTIZATIONS
+from gptj.waiting import waiting
+from gptj.weight_files import split_weights
 
 if TYPE_CHECKING:
     from gptj_conversion.plan import ConversionPlan
@@ -69,7 +72,27 @@ class _Repository(click.Path):
 
 ModelArgument = _Repository(every_format=False)
 SourceArgument = _Repository(every_format=True)
-BackendChoice = click.Choice(tuple(BACKENDS))
+BackendChoice = backend_names(BACKENDS)
+BackendsChoice = backend_names(BACKENDS, several=True)
+
+
+# What people call the formats, by their files or their frameworks.
+CALLED = {
+    "hf": "safetensors", "huggingface": "safetensors", "tpu": "mesh", "npz": "mesh", "zst": "tar", "pytorch": "bin",
+    "torch": "bin", "pt": "bin", "msgpack": "flax", "jax": "flax", "h5": "tf", "tensorflow": "tf", "keras": "tf",
+}  # fmt: skip
+
+
+def _source_formats() -> tuple[str, ...]:
+    from gptj_conversion.convert import source_formats
+
+    return source_formats()
+
+
+def _target_formats() -> tuple[str, ...]:
+    from gptj_conversion.convert import target_formats
+
+    return target_formats()
 
 
 def main() -> None:
@@ -140,11 +163,12 @@ def _print_json(value: Any) -> None:
 
 @click.group(
     name="gptj",
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="To see it all at work: gptj demo",
+    epilog='To see it all at work: gptj demo. To complete with Tab: eval "$(_GPTJ_COMPLETE=bash_source gptj)"',
 )
 @click.version_option(gptj.__version__, prog_name="gptj")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help=DEBUG_HELP)
 def gptj_command(debug: bool) -> None:
     """GPT-J in PyTorch, TensorFlow and Flax: convert, check, run.
 
@@ -159,67 +183,60 @@ def gptj_command(debug: bool) -> None:
             os.environ.setdefault(name, value.replace("~", str(home), 1))
 
 
-def _backend_names(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...] | None:
-    """The names of --backends, each of them known and there once."""
-    if text is None:
-        return None
-    names = tuple(text.split(","))
-    if unknown := [name for name in names if name not in BACKENDS]:
-        raise click.BadParameter(f"{shown(unknown[0])} is none of {', '.join(BACKENDS)}")
-    if len(set(names)) != len(names):
-        raise click.BadParameter(f"{shown(text)} names one twice")
+def _once(context: click.Context, option: click.Parameter, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The names of --backends, each of them there once."""
+    if names is not None and len(set(names)) != len(names):
+        raise click.BadParameter(f"{shown(','.join(names))} names one twice")
     return names
 
 
 backends_option = click.option(
-    "--backends", callback=_backend_names, help="Which, with commas between. [default: all that are installed]"
-)
+    "--backends", type=BackendsChoice, callback=_once,
+    help="Which, with commas between. [default: all that are installed]",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is at the destination.")
 
 
 source_options = (
-    click.option("--config", type=PathArgument, help="The training config (JSON) of a TPU checkpoint."),
-    click.option("--source-format", metavar="FORMAT", help="Where several fit. [default: what is found]"),
-    click.option("--weights", metavar="FILE", help="Which weights file of SRC, where it holds several sets."),
-    click.option("--follow-links", is_flag=True, help="Accept links that lead out of SRC."),
+    option("Source", "--config", type=PathArgument, help="The training config (JSON) of a TPU checkpoint."),
+    option("Source", "--source-format", type=Names(_source_formats, called=CALLED),
+                 help="Where several fit. [default: what is found]"),
+    option("Source", "--weights", metavar="FILE", help="Which weights file of SRC, where it holds several sets."),
+    option("Source", "--follow-links", is_flag=True, help="Accept links that lead out of SRC."),
+)  # fmt: skip
+convert_options = (
+    option("Result", "--to", type=Names(_target_formats, called=CALLED), default="safetensors", show_default=True,
+                 help="What to write."),
+    option("Result", "--shards", type=int, help="How many cores will load it: for --to mesh."),
+    option("Result", "--layout", type=click.Choice(("slim", "full")), default="slim", show_default=True,
+                 help="For --to mesh."),
+    option("Result", "--tokenizer", metavar="gpt2|DIR|none", help="To write beside the weights. [default: the "
+                 "one beside SRC, if any]"),
+    option("Result", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the written tensors. [default: as "
+                 "in SRC]"),
+    option("Result", "--max-shard-gb", type=click.FloatRange(min=0.001), default=5.0, show_default=True,
+                 help="Size of a weights file."),
+    option("Result", "--overwrite", is_flag=True, help="Replace what is at the destination."),
+    option("Checks", "--allow-overflow", is_flag=True, help="Let a narrowing cast turn large values into "
+                 "infinity."),
+    option("Checks", "--allow-nonfinite", is_flag=True, help="Write NaN and infinity."),
+    option("Checks", "--verify", is_flag=True, help="Run the float64 reference on SRC and on the result, and "
+                 "compare."),
+    option("Checks", "--no-fingerprint", is_flag=True, help="Note no logits of the reference in manifest.json."),
+    option("Running", "--resume", is_flag=True, help="Go on from what a killed run left."),
+    option("Running", "--dry-run", is_flag=True, help="Print what would be done, and touch nothing."),
+    option("Running", "--json", "as_json", is_flag=True, help="Print the result as JSON."),
+)  # fmt: skip
+weights_option = click.option(
+    "--weights", metavar="FILE", help="Which weights file of DIR, where it holds several sets."
 )
-size_option = click.option(
-    "--max-shard-gb", type=click.FloatRange(min=0.001), default=5.0, show_default=True, help="Size of a weights file."
-)
 
 
-def _with(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    """One decorator of several."""
-
-    def decorate(function: Any) -> Any:
-        for option in reversed([*options]):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-@gptj_command.command(short_help="Convert a TPU checkpoint or a foreign folder.")
+@gptj_command.command(cls=Sections, short_help="Convert a TPU checkpoint or a foreign folder.")
 @click.argument("src", type=SourceArgument)
 @click.argument("dst", type=PathArgument)
-@_with(source_options)
-@click.option("--to", default="safetensors", show_default=True, metavar="FORMAT", help="What to write.")
-@click.option("--shards", type=int, help="How many cores will load it: for --to mesh.")
-@click.option("--layout", type=click.Choice(("slim", "full")), default="slim", show_default=True, help="For --to mesh.")
-@click.option(
-    "--tokenizer", metavar="gpt2|DIR|none", help="To write beside the weights. [default: the one beside SRC, if any]"
-)
-@click.option("--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the written tensors. [default: as in SRC]")
-@size_option
-@overwrite_option
-@click.option("--allow-overflow", is_flag=True, help="Let a narrowing cast turn large values into infinity.")
-@click.option("--allow-nonfinite", is_flag=True, help="Write NaN and infinity.")
-@click.option("--verify", is_flag=True, help="Run the float64 reference on SRC and on the result, and compare.")
-@click.option("--no-fingerprint", is_flag=True, help="Note no logits of the reference in manifest.json.")
-@click.option("--resume", is_flag=True, help="Go on from what a killed run left.")
-@click.option("--dry-run", is_flag=True, help="Print what would be done, and touch nothing.")
-@json_option
+@decorated((*source_options, *convert_options))
 def convert(
     src: Path, dst: Path, to: str, shards: int | None, layout: Literal["slim", "full"], tokenizer: str | None,
     dtype: str | None, overwrite: bool, max_shard_gb: float,
@@ -292,9 +309,9 @@ def _print_notes(plan: ConversionPlan) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-@gptj_command.command(short_help="Say what a checkpoint is, from its headers.")
+@gptj_command.command(cls=Sections, short_help="Say what a checkpoint is, from its headers.")
 @click.argument("path", type=SourceArgument)
-@_with(source_options)
+@decorated(source_options)
 @json_option
 def inspect(path: Path, as_json: bool, **source: Any) -> None:
     """Say what PATH is: format, sizes, dtype, tensors, parameters. Reads headers only."""
@@ -352,8 +369,9 @@ def _spelt(value: Any) -> str:
 @gptj_command.command(short_help="Check a folder against the hashes noted of it.")
 @click.argument("directory", type=SourceArgument, metavar="DIR")
 @click.option("--fingerprint", is_flag=True, help="Also run the float64 reference, and compare its logits.")
+@weights_option
 @json_option
-def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
+def verify(directory: Path, fingerprint: bool, weights: str | None, as_json: bool) -> None:
     """Check what `gptj convert` wrote into DIR, in any format, against its manifest.json.
 
     Every file and every tensor is read and hashed again; the source is not needed. The sha256 is of all tensors in
@@ -362,7 +380,8 @@ def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
     """
     from gptj_conversion.verify import verify as run
 
-    manifest = run(directory, fingerprint=fingerprint)
+    with waiting(f"verifying {directory}"):
+        manifest = run(directory, fingerprint=fingerprint, weights=weights)
     if as_json:
         facts: dict[str, Any] = {"files": len(manifest.files), "tensors": len(manifest.tensors)}
         facts |= {"checked": {"files": [*manifest.files], "tensors": [*manifest.tensors]}}
@@ -378,79 +397,57 @@ def verify(directory: Path, fingerprint: bool, as_json: bool) -> None:
         click.echo(f"sha256 {manifest.sha256}")
 
 
-class _Sections(click.Command):
-    """A command whose help has its options under headings."""
-
-    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a list of options a heading."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(context):
-            record = parameter.get_help_record(context)
-            if record is not None and isinstance(parameter, click.Option):
-                sections.setdefault(getattr(parameter, "section", "Other options"), []).append(record)
-        for heading, records in sections.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
-
-
-class _Option(click.Option):
-    """An option that stands under the heading `section` of its command's help."""
-
-    def __init__(self, *arguments: Any, section: str, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.section = section
-
-
-def _option(section: str, *names: str, **options: Any) -> Callable[[Any], Any]:
-    return click.option(*names, cls=_Option, section=section, **options)
-
-
 generate_options = (
-    _option("Prompts", "--prompts", metavar="FILE", help="A prompt a line, or JSON lines as above; - is stdin."),
-    _option("Prompts", "--token-ids", metavar="IDS", help='The prompt as token ids: "1 2 3".'),
-    _option("Prompts", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
-    _option("Prompts", "--truncate", type=click.Choice(("left",)), help="Cut the beginning of a prompt that is too "
+    option("Prompts", "--prompts", metavar="FILE", help="A prompt a line, or JSON lines as above; - is stdin."),
+    option("Prompts", "--token-ids", metavar="IDS", help='The prompt as token ids: "1 2 3".'),
+    option("Prompts", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
+    option("Prompts", "--truncate", type=click.Choice(("left",)), help="Cut the beginning of a prompt that is too "
             "long for the model. [default: refuse it]"),
-    _option("Output", "--stream", is_flag=True, help="Print the text as it is made."),
-    _option("Output", "-i", "--interactive", is_flag=True, help="Continue what you type, turn by turn."),
-    _option("Output", "--json", "as_json", is_flag=True, help="Print token ids and text as JSON; for several prompts, "
+    option("Output", "--stream", is_flag=True, help="Print the text as it is made."),
+    option("Output", "-i", "--interactive", is_flag=True, help="Continue what you type, turn by turn."),
+    option("Output", "--json", "as_json", is_flag=True, help="Print token ids and text as JSON; for several prompts, "
             "an object a line."),
-    _option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
-    _option("Model", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]"),
-    _option("Model", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
+    option("Model", "--weights", metavar="FILE", help="Which weights file of DIR, where it holds several sets."),
+    option("Model", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]"),
+    option("Model", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
             help="How many prompts to read at once."),
-    _option("Model", "--assistant", type=ModelArgument, metavar="DIR", help="A smaller model that guesses ahead; the "
+    option("Model", "--assistant", type=ModelArgument, metavar="DIR", help="A smaller model that guesses ahead; the "
             "text is the same."),
-    _option("Model", "--quantize", type=click.Choice(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
+    option("Model", "--quantize", type=click.Choice(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
             "the framework can."),
-    _option("Decoding", "--max-new-tokens", type=int, metavar="N", help="Tokens to add at most. [default: 40]"),
-    _option("Decoding", "--temperature", type=float, metavar="T", help="Sample; below 1 is bolder, above 1 more even, "
+    option("Model", "--device", type=Names(DEVICES), default="auto", show_default=True, help="Where it runs; auto is a "
+           "GPU where the framework sees one."),
+    option("Decoding", "--max-new-tokens", type=int, metavar="N", help="Tokens to add at most. [default: 40]"),
+    option("Decoding", "--temperature", type=float, metavar="T", help="Sample; below 1 is bolder, above 1 more even, "
             "0 is greedy."),
-    _option("Decoding", "--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens."),
-    _option("Decoding", "--top-p", type=float, metavar="P", help="Sample among the likeliest tokens that make up this "
+    option("Decoding", "--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens."),
+    option("Decoding", "--top-p", type=float, metavar="P", help="Sample among the likeliest tokens that make up this "
             "probability."),
-    _option("Decoding", "--min-p", type=float, metavar="P", help="Sample among the tokens of at least P times the "
+    option("Decoding", "--min-p", type=float, metavar="P", help="Sample among the tokens of at least P times the "
             "best one's probability."),
-    _option("Decoding", "--seed", type=int, metavar="N", help="Sample with this seed: the same text in every "
+    option("Decoding", "--seed", type=int, metavar="N", help="Sample with this seed: the same text in every "
             "framework."),
-    _option("Decoding", "--num-beams", type=int, metavar="N", help="Search with N beams."),
-    _option("Decoding", "--repetition-penalty", type=float, metavar="X", help="Above 1, make said tokens unlikelier."),
-    _option("Decoding", "--stop", multiple=True, metavar="TEXT", help="End after this text. May be given several "
+    option("Decoding", "--num-beams", type=int, metavar="N", help="Search with N beams."),
+    option("Decoding", "--repetition-penalty", type=float, metavar="X", help="Above 1, make said tokens unlikelier."),
+    option("Decoding", "--stop", multiple=True, metavar="TEXT", help="End after this text. May be given several "
             "times."),
-    _option("Decoding", "--set", "fields", multiple=True, metavar="NAME=VALUE", help="Any other field of "
+    option("Decoding", "--any-token", is_flag=True, help="Let it choose ids that the tokenizer does not know, too; "
+            "they are shown as <|50300|>."),
+    option("Decoding", "--set", "fields", multiple=True, metavar="NAME=VALUE", help="Any other field of "
             "GenerationConfig, as in --set no_repeat_ngram_size=3."),
 )  # fmt: skip
 
 
-@gptj_command.command(cls=_Sections, short_help="Continue a prompt, or many, or turn by turn.")
+@gptj_command.command(cls=Sections, short_help="Continue a prompt, or many, or turn by turn.")
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @click.argument("prompt", required=False)
-@_with(generate_options)
+@decorated(generate_options)
 def generate(
     directory: Path, prompt: str | None, prompts: str | None, token_ids: str | None, allow_special: bool,
     truncate: str | None, stream: bool, interactive: bool, as_json: bool, backend: str | None, dtype: str | None,
-    batch_size: int, assistant: Path | None, quantize: str | None, seed: int | None, stop: tuple[str, ...],
-    fields: tuple[str, ...], **named: Any,
+    weights: str | None, batch_size: int, assistant: Path | None, quantize: str | None, seed: int | None,
+    stop: tuple[str, ...], fields: tuple[str, ...], any_token: bool, device: str, **named: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with the model in DIR; a PROMPT of - is all of stdin.
 
@@ -474,16 +471,20 @@ def generate(
         raise click.UsageError("--batch-size is for whole texts: leave out --stream and --interactive.")
 
     settings = {name: value for name, value in named.items() if value is not None}
+    directory, weights = split_weights(directory, weights)
     request = Request(
         directory=directory,
+        weights=weights,
         backend=backend,
         dtype=dtype,
         assistant=assistant,
         quantize=quantize,
+        device=device,
         settings=_fields(fields) | settings | ({"stop_strings": stop} if stop else {}),
         seed=seed,
         truncate=truncate is not None,
         allow_special=allow_special,
+        any_token=any_token,
     )
     if prompts is not None:
         given = read_lines(prompts)
@@ -502,9 +503,12 @@ def generate(
 
 
 def _write(text: str) -> None:
-    """Text as it is, at once; click would take what looks like a colour out of it."""
+    """Text at once: as it is in a pipe or a file, on a terminal without what would steer it (see `harmless`).
+
+    click would take what looks like a colour out of it.
+    """
     if sys.stdout is not None:
-        sys.stdout.write(text)
+        sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
 
@@ -541,12 +545,13 @@ def _token_ids(text: str) -> tuple[int, ...]:
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the prompts and sampled text."
 )
+@weights_option
 @click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @json_option
 def parity(
-    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, skip_manifest: bool, verbose: bool,
-    as_json: bool,
+    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, weights: str | None,
+    skip_manifest: bool, verbose: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -556,7 +561,8 @@ def parity(
     from gptj.parity import run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
-    report = run_parity(directory, names, dtype=dtype, seed=seed, check_manifest=not skip_manifest)
+    with waiting(f"comparing {', '.join(names)}"):
+        report = run_parity(directory, names, dtype=dtype, seed=seed, weights=weights, check_manifest=not skip_manifest)
     if as_json:
         _print_json(report.as_dict())
     else:
@@ -583,7 +589,8 @@ def init(directory: Path, config: Path | None, seed: int, dtype: str, overwrite:
     from gptj.parity.revealing import revealing_config, revealing_fill
 
     settled = revealing_config() if config is None else GPTJConfig.from_file(config)
-    write_checkpoint(directory, settled, revealing_fill(seed), dtype=dtype, overwrite=overwrite)
+    with waiting(f"writing {directory}"):
+        write_checkpoint(directory, settled, revealing_fill(seed), dtype=dtype, overwrite=overwrite)
     click.echo(f"{directory}: written")
 
 

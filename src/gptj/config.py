@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from gptj.brief import brief, html_table
 from gptj.config_file import ALIASES, is_alike, meant_field, settle_members
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, naming_file, shown
@@ -74,7 +75,7 @@ _EPSILONS = (1e-20, 1.0)  # of a variance: below it vanishes in float32, above i
 _LARGEST_INITIALIZER = 1e3  # start values beyond overflow sooner or later in 16 bits, and train nothing
 
 
-@dataclasses.dataclass(init=False, eq=True)
+@dataclasses.dataclass(init=False, eq=True, repr=False)
 class GPTJConfig(Settings):
     """The sizes and options of one GPT-J.
 
@@ -233,6 +234,29 @@ class GPTJConfig(Settings):
             "null or one of " + ", ".join(PROBLEM_TYPES),
             self.problem_type,
         )
+
+    def __repr__(self) -> str:
+        default = type(self)()
+        sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "rotary_dim")
+        shown = (
+            f"{name}={brief(value) if name == 'extra' else repr(value)}"
+            for name, value in self._told().items()
+            if name in sizes or value != getattr(default, name)
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        """Every field, for a notebook."""
+        rows = [(name, brief(value)) for name, value in self._told().items()]
+        return html_table(type(self).__name__, rows, ("field", "value"))
+
+    def _told(self) -> dict[str, Any]:
+        """The fields, but for labels that are only numbered, and for what turns others around."""
+        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del told["label2id"]
+        if self.id2label is None or all(name == f"LABEL_{number}" for number, name in self.id2label.items()):
+            del told["id2label"]
+        return told
 
     def _require(self, holds: bool, field: str, rule: str, value: object) -> None:
         if not holds:

@@ -11,7 +11,8 @@
     ├── LimitError (MemoryError)            more tensors, bytes or nesting than is allowed or than there is
     ├── WriteError (OSError)                an output could not be written; what stood there still stands
     ├── ParityError (AssertionError)        two backends, or a backend and the oracle, disagree
-    └── BackendError (ImportError)          the backend asked for is unknown or not installed
+    ├── BackendError (ImportError)          the backend asked for is unknown or not installed
+    └── BackendAttributeError (AttributeError)   a class of a backend, asked of gptj where none can be had
 
 Each is also the built-in exception that a caller would expect, so code that knows nothing of gptj still
 catches it. A message is one line that says where, what was expected, what was found and what to do; the
@@ -25,10 +26,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator
 
 __all__ = [
+    "BackendAttributeError",
     "BackendError",
     "CheckpointWarning",
     "ConfigError",
@@ -42,6 +45,7 @@ __all__ = [
     "TokenizerError",
     "UnsafeFileError",
     "WriteError",
+    "harmless",
     "naming_file",
     "shown",
     "warn_of",
@@ -54,6 +58,28 @@ def shown(value: object, *, longest: int = 200) -> str:
         value = os.fspath(value)
     text = ascii(value) if isinstance(value, str | bytes) else _text(value)
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
+
+
+# The characters that reverse what follows them: a text could show another than it is (bidirectional overrides).
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def harmless(text: str) -> str:
+    """`text` as a terminal may show it: characters that would steer it are escaped, line breaks and tabs stay.
+
+    Those are C0 and C1 controls, ESC, the bell and the carriage return among them, line separators, and what turns
+    the direction of writing. Joiners inside emoji and letters of every script stay as they are.
+
+    >>> print(harmless("red: " + chr(27) + "[31m, naïve 🤗"))
+    red: \\x1b[31m, naïve 🤗
+    """
+    if text.isprintable():
+        return text
+    return "".join(repr(c)[1:-1] if _steers(c) else c for c in text)
+
+
+def _steers(c: str) -> bool:
+    return (unicodedata.category(c) in ("Cc", "Zl", "Zp") and c not in "\n\t") or c in _REORDERING
 
 
 def _text(value: object) -> str:
@@ -193,6 +219,13 @@ class ParityError(GPTJError, AssertionError):
 
 class BackendError(GPTJError, ImportError):
     """The backend asked for is unknown, or its framework is not installed."""
+
+
+class BackendAttributeError(GPTJError, AttributeError):
+    """A class of a backend, asked of `gptj` itself, where no backend can be had: `hasattr` says no.
+
+    No class of Python's can be an AttributeError and an ImportError; `from gptj import ...` raises the BackendError.
+    """
 
 
 class CheckpointWarning(UserWarning):

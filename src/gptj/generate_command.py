@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import secrets
 import signal
 import sys
@@ -26,18 +27,28 @@ import gptj
 from gptj.backends import choose_backend
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, GPTJError, InputError
-from gptj.generation import Conversation, GenerationConfig, TokenStep
+from gptj.generation import Conversation, GenerationConfig, TokenStep, known_tokens_only
 from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.generation.sampling import SEEDS
+from gptj.generation.session import LogitsProcessor
 from gptj.hub import locate
 from gptj.inputs import check_ids
+from gptj.prepared import QUANTIZATIONS, check_quantize
 from gptj.prompts import Prompt, read_turns
 from gptj.tokenizer import GPTJTokenizer
+from gptj.waiting import waiting
 
 __all__ = ["NEW_TOKENS", "Request", "continue_prompts", "converse", "stream_prompts"]
 
 NEW_TOKENS = 40
 """Tokens to add at most, where neither the call nor the folder says."""
+
+PAYS_FROM_TOKENS = 64
+"""From how many tokens on PyTorch's packing of the weights is worth its time on a CPU.
+
+Packing takes as long as 20 to 45 tokens save (measured in float32 and bfloat16, 250M weights on 2 virtual cores of
+Zen 5: 0.9 s for 20 to 40 ms a token; 0.4 s for 8 to 10 ms).
+"""
 
 WELCOME = """What you type is continued. A line that ends in \\ goes on in the next.
 Ctrl-C stops an answer; an empty line or Ctrl-D ends."""
@@ -59,21 +70,26 @@ class Request:
         dtype: of the parameters; None as stored.
         assistant: a smaller model's folder, that guesses ahead.
         quantize: the precision of the weights that are decoded with; None for the parameters' own.
+        device: one of `gptj.prepared.DEVICES`; "auto" is the CPU where weights are quantized.
         settings: fields of `GenerationConfig`, over those of the folder's generation_config.json.
         seed: of the draws; None for one from the operating system.
         truncate: whether a prompt that is too long loses its beginning; otherwise it is refused.
         allow_special: whether `<|endoftext|>` in a text is that token.
+        any_token: whether tokens that the folder's tokenizer does not know may be chosen too.
     """
 
     directory: Path
     backend: str | None = None
     dtype: str | None = None
+    weights: str | None = None
     assistant: Path | None = None
     quantize: str | None = None
+    device: str = "auto"
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int | None = None
     truncate: bool = False
     allow_special: bool = False
+    any_token: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +121,7 @@ class Desk:
         self.model_config = GPTJConfig.from_file(self.directory)
         self.config = self._settled_config()
         self.backend = choose_backend(request.backend)
+        check_quantize(request.quantize, QUANTIZATIONS if self.backend == "pt" else ())
         self.tokenizer = _tokenizer(self.directory, needed=needs_tokenizer or bool(self.config.stop_strings))
         if self.tokenizer is not None:
             self.tokenizer.check_fits(self.model_config)
@@ -122,22 +139,53 @@ class Desk:
             stored = stored.replace(max_new_tokens=NEW_TOKENS)
         # Rows that end are cut off before they are shown, so it matters to nobody what they are filled with.
         pad = 0 if stored.padding_id is None else stored.padding_id
-        whole = stored.replace(**dict.fromkeys(_OF_THE_CALL, False), pad_token_id=pad)
+        unasked: dict[str, Any] = dict.fromkeys(_OF_THE_CALL, False)
+        whole = stored.replace(**unasked, pad_token_id=pad)
         return changed(whole, self.request.settings, seeded=self.request.seed is not None)
 
-    def load(self) -> Any:
-        """The model."""
-        return self._load(self.directory)
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While this is open, models can be loaded, and they run, on the device that is asked for.
 
-    def load_assistant(self) -> Any:
+        Raises:
+            InputError: the framework sees none such.
+        """
+        device = "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
+        with gptj.backend(self.backend).on_device(device) as self._loading:
+            yield
+
+    def load(self, tokens: float) -> Any:
+        """The model, which is to make at most so many tokens, prepared for decoding where it is ready no later for it.
+
+        That costs nothing in TensorFlow, and in Flax with float32; PyTorch packs the weights, see `PAYS_FROM_TOKENS`.
+        """
+        return self._load(self.directory, tokens, weights=self.request.weights)
+
+    def load_assistant(self, tokens: float) -> Any:
         """The assistant model, None where none was asked for."""
-        return None if self.request.assistant is None else self._load(locate(self.request.assistant))
+        return None if self.request.assistant is None else self._load(locate(self.request.assistant), tokens)
 
-    def _load(self, directory: Path) -> Any:
+    def _load(self, directory: Path, tokens: float, *, weights: str | None = None) -> Any:
         options: dict[str, Any] = {} if self.request.dtype is None else {"param_dtype": self.request.dtype}
+        if weights is not None:
+            options["weights"] = weights
         if self.request.quantize is not None:
-            options |= {"inference": True, "quantize": self.request.quantize}
-        return gptj.backend(self.backend).GPTJForCausalLM.from_pretrained(directory, **options)
+            options["quantize"] = self.request.quantize
+        packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)
+        if packs or self.request.quantize is not None:
+            options["inference"] = True
+        doing = "loading and quantizing" if self.request.quantize else "loading"
+        with waiting(f"{doing} {directory}"), self._loading:
+            model = gptj.backend(self.backend).GPTJForCausalLM.from_pretrained(directory, **options)
+            # For a CPU, Flax makes twice as many bytes of 16-bit weights; others it leaves as they are.
+            if self.backend == "flax" and model.dtype.itemsize >= 4 and model.fast_path is None:
+                model.prepare_for_inference()
+        return model
+
+    def tokens(self, jobs: Sequence[Job], batch_size: int = 1) -> int:
+        """The most steps that continuing them takes, a batch at a time."""
+        new = [job.config.total_length(len(job.ids), self.model_config.n_positions) - len(job.ids) for job in jobs]
+        return sum(max(new[start : start + batch_size]) for start in range(0, len(new), batch_size))
 
     def jobs(self, prompts: Iterable[Prompt]) -> list[Job]:
         """Every prompt, checked."""
@@ -178,7 +226,20 @@ class Desk:
 
     def words(self) -> Words:
         """A decoder for one text."""
-        return Numbers() if self.tokenizer is None else self.tokenizer.stream()
+        return Numbers() if self.tokenizer is None else self.tokenizer.stream(unknown="show")
+
+    def text(self, ids: list[int]) -> str | None:
+        """The text of whole tokens, None without a tokenizer. An unknown one is shown as its number."""
+        return None if self.tokenizer is None else self.tokenizer.decode(ids, unknown="show")
+
+    def processors(self, config: GenerationConfig) -> list[LogitsProcessor]:
+        """What keeps the model to the tokens that its tokenizer knows, and to those that the settings name."""
+        if self.tokenizer is None or self.request.any_token or len(self.tokenizer) >= self.model_config.vocab_size:
+            return []
+        forced = (config.forced_bos_token_id, config.forced_eos_token_id)
+        named = itertools.chain.from_iterable(ids if isinstance(ids, tuple) else [ids] for ids in forced)
+        but = {*config.eos_token_ids, *(token_id for token_id in named if token_id is not None)}
+        return [known_tokens_only(len(self.tokenizer), but=but)]
 
 
 class Numbers:
@@ -231,7 +292,15 @@ def continue_prompts(
     """
     desk = Desk(request, needs_tokenizer=any(prompt.text is not None for prompt in prompts))
     jobs = desk.jobs(prompts)
-    model, assistant = desk.load(), desk.load_assistant()
+    steps = desk.tokens(jobs, batch_size)
+    with desk.at_work():
+        _continue(desk, jobs, desk.load(steps), desk.load_assistant(steps), batch_size, as_json, write)
+
+
+def _continue(
+    desk: Desk, jobs: Sequence[Job], model: Any, assistant: Any, batch_size: int, as_json: bool,
+    write: Callable[[str], None],
+) -> None:  # fmt: skip
     alone = len(jobs) == 1 and jobs[0].config.num_return_sequences == 1
     first = True
     for batch in batches(jobs, batch_size):
@@ -270,6 +339,7 @@ def continued(desk: Desk, model: Any, assistant: Any, batch: Sequence[Job]) -> I
         config.replace(return_dict_in_generate=True),
         attention_mask=mask,
         seed=[job.seed for job in batch],
+        logits_processor=desk.processors(config),
         tokenizer=desk.tokenizer,
         assistant_model=assistant,
     )
@@ -285,7 +355,7 @@ def continued(desk: Desk, model: Any, assistant: Any, batch: Sequence[Job]) -> I
             **({"seed": job.seed} if config.strategy in ("sample", "beam_sample") else {}),
             **({} if output.sequences_scores is None else {"score": float(output.sequences_scores[row])}),
             "token_ids": made,
-            "text": None if desk.tokenizer is None else desk.tokenizer.decode(_shown(made, len(job.ids), config)),
+            "text": desk.text(_shown(made, len(job.ids), config)),
         }
 
 
@@ -310,11 +380,23 @@ def stream_prompts(request: Request, prompts: Sequence[Prompt], *, write: Callab
             field = "num_beams" if job.config.num_beams > 1 else "num_return_sequences"
             found = getattr(job.config, field)
             raise job.prompt.named(InputError("cannot be streamed", where=field, expected="1", found=found))
-    model, assistant = desk.load(), desk.load_assistant()
+    new = desk.tokens(jobs)
+    with desk.at_work():
+        _stream(desk, jobs, desk.load(new), desk.load_assistant(new), write)
+
+
+def _stream(desk: Desk, jobs: Sequence[Job], model: Any, assistant: Any, write: Callable[[str], None]) -> None:
     for number, job in enumerate(jobs):
         words = desk.words()
         write(("\n" if number else "") + words.push(job.ids))
-        steps = model.stream([job.ids], job.config, seed=job.seed, tokenizer=desk.tokenizer, assistant_model=assistant)
+        steps = model.stream(
+            [job.ids],
+            job.config,
+            seed=job.seed,
+            logits_processor=desk.processors(job.config),
+            tokenizer=desk.tokenizer,
+            assistant_model=assistant,
+        )
         try:
             for piece in pieces(steps, words, job.config):
                 write(piece)
@@ -356,8 +438,19 @@ def converse(
         InputError: the context is full, or a strategy that knows its tokens only at the end.
     """
     desk = Desk(request, needs_tokenizer=True)
-    config = desk.config
-    conversation: Conversation = desk.load().conversation()
+    with desk.at_work():
+        _converse(desk, desk.load(math.inf).conversation(), prompts, write=write, note=note)
+
+
+def _converse(
+    desk: Desk,
+    conversation: Conversation,
+    prompts: Sequence[Prompt],
+    *,
+    write: Callable[[str], None],
+    note: Callable[[str], None],
+) -> None:
+    request, config = desk.request, desk.config
     if _at_a_terminal():
         note(WELCOME)
     said = (str(prompt.text) for prompt in prompts)
@@ -367,7 +460,13 @@ def converse(
         ids, fitting = fitted(desk, conversation, desk.encode(text), config)
         if number < len(prompts):
             write(text)
-        steps = conversation.stream(ids, fitting, seed=(desk.seed + number) % SEEDS, tokenizer=desk.tokenizer)
+        steps = conversation.stream(
+            ids,
+            fitting,
+            seed=(desk.seed + number) % SEEDS,
+            logits_processor=desk.processors(fitting),
+            tokenizer=desk.tokenizer,
+        )
         with interruptible() as interrupted:
             for piece in pieces(steps, desk.words(), config, interrupted):
                 write(piece)

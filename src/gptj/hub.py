@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj.errors import InputError, MissingFileError, shown
+from gptj.extras import install_line
 
 __all__ = ["HubPlace", "is_repository_id", "locate", "locate_source", "split_hub_arguments"]
 
@@ -61,7 +62,7 @@ class HubPlace:
         if not is_repository_id(name_or_path):
             return path
         if importlib.util.find_spec("huggingface_hub") is None:
-            hint = 'To take it from the Hugging Face hub: pip install "gptj[hub]"'
+            hint = f"To take it from the Hugging Face hub: {install_line('hub')}"
             raise MissingFileError("no such folder", file=path, hint=hint)
         from huggingface_hub import snapshot_download
 

@@ -12,19 +12,22 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, SchemaError, shown
+from gptj.errors import ConfigError, SchemaError, shown, warn_of
 from gptj.safetensors_file import MOST_TENSORS, WEIGHT_DTYPES, StoredTensor
-from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, is_old_buffer, schema_by_name
-from gptj.weight_files import listed
+from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema_by_name
+from gptj.weight_files import convert_hint, listed
+from gptj.weight_names import PlainNames, infer_dialect, plain_names
 
 if TYPE_CHECKING:
     from gptj.checkpoint import Checkpoint
 
-__all__ = ["LoadPlan", "Mismatch", "plan_load"]
+__all__ = ["LM_HEAD_BIAS", "LoadPlan", "Mismatch", "plan_load", "warn_of_zero_bias"]
 
+LM_HEAD_BIAS = "lm_head.bias"
 _TIED = "lm_head.weight"
 _MOST_GUESSES = 500  # names that a misspelt one is compared with; each comparison takes some 50 us
 
@@ -46,7 +49,8 @@ class LoadPlan:
         missing: rows of the model's own head that the file has not; they are to be initialised, and said.
         unexpected: rows of other heads in the file, left alone.
         mismatched: rows to be initialised because their shape is another (`ignore_mismatched_sizes`).
-        dropped: constant buffers of old transformers, and a tied lm_head.weight equal to wte.weight.
+        dropped: constant buffers of old transformers, other heads, and a tied lm_head.weight equal to wte.weight.
+        zeros: rows that the file lacks and that are zeros then: a language model's lm_head.bias.
     """
 
     tensors: dict[str, StoredTensor]
@@ -54,6 +58,7 @@ class LoadPlan:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
     dropped: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -84,51 +89,83 @@ def plan_load(
     """
     if config.n_layer * 10 > MOST_TENSORS:
         raise ConfigError("absurd", where="n_layer", expected=f"at most {MOST_TENSORS // 10}", found=config.n_layer)
+    _refuse_other_dialects(checkpoint)
     rows = schema_by_name(config, head)
     findings = _Findings()
-    found = _match(checkpoint, rows, config, head, findings)
+    names = plain_names(checkpoint.tensors, file=checkpoint.directory)
+    findings.dropped += [*names.buffers, *names.other_heads]
+    found = _match(checkpoint, names, rows, config, head, findings)
     for name, tensor in found.items():
         _compare(tensor, rows[name], findings)
     missing = [name for name in rows if name not in found]
+    zeros = (LM_HEAD_BIAS,) if missing == [LM_HEAD_BIAS] else ()
+    missing = [name for name in missing if name not in zeros]
     own = [name for name in rows if head != "base" and not name.startswith(BASE_PREFIX)]
     lacks_only_its_head = missing == own
     _raise_all(
         checkpoint, config, [] if lacks_only_its_head else missing, findings, ignore_shapes=ignore_mismatched_sizes
     )
     bad = {mismatch.name for mismatch in findings.mismatched}
+    names.say(checkpoint.directory)
+    if zeros:
+        warn_of_zero_bias(checkpoint.directory)
     return LoadPlan(
         tensors={name: found[name] for name in rows if name in found and name not in bad},
         missing=tuple(missing),
         unexpected=tuple(findings.other_heads),
         mismatched=tuple(findings.mismatched),
         dropped=tuple(findings.dropped),
+        zeros=zeros,
     )
 
 
+def warn_of_zero_bias(directory: Path) -> None:
+    """Say that a language model without lm_head.bias gets one of zeros, as transformers gives it."""
+    warn_of("is missing; zeros are taken for it", file=directory, where=LM_HEAD_BIAS)
+
+
+def _refuse_other_dialects(checkpoint: Checkpoint) -> None:
+    """Say that the folder's safetensors are of transformers' TensorFlow or Flax models."""
+    dialect = infer_dialect(checkpoint.metadata, checkpoint.tensors)
+    if dialect != "pt":
+        framework = {"tf": "TensorFlow", "flax": "Flax"}[dialect]
+        raise SchemaError(
+            f"safetensors with the names and the layout of transformers' {framework} models",
+            file=checkpoint.directory,
+            expected="PyTorch's names",
+            found=shown(next(iter(checkpoint.tensors), "")),
+            hint=convert_hint(checkpoint.directory),
+        )
+
+
 def _match(
-    checkpoint: Checkpoint, rows: Mapping[str, TensorSpec], config: GPTJConfig, head: Head, findings: _Findings
+    checkpoint: Checkpoint,
+    names: PlainNames,
+    rows: Mapping[str, TensorSpec],
+    config: GPTJConfig,
+    head: Head,
+    findings: _Findings,
 ) -> dict[str, StoredTensor]:
     """The stored tensors by the rows that they belong to; all others go to the findings."""
     found: dict[str, StoredTensor] = {}
     heads = {name for other in HEADS for name in schema_by_name(_untied(config), other) if other != "base"}
     other_heads = {name for name in heads if not name.startswith(BASE_PREFIX)} - rows.keys()
     prefix = "" if head == "base" else BASE_PREFIX
-    for tensor in checkpoint.tensors.values():
-        base_name = prefix + tensor.name.removeprefix(BASE_PREFIX)
-        name = base_name if base_name in rows else tensor.name
+    for stored, plain in names.plain.items():
+        tensor = checkpoint.tensors[stored]
+        base_name = prefix + plain.removeprefix(BASE_PREFIX)
+        name = base_name if base_name in rows else plain
         if name in rows:
             if name in found:
-                findings.twice.append(f"{found[name].name} and {tensor.name}")
+                findings.twice.append(f"{found[name].name} and {stored}")
             found[name] = tensor
-        elif is_old_buffer(tensor.name):
-            findings.dropped.append(tensor.name)
         elif name == _TIED and head == "causal_lm" and config.tie_word_embeddings:
-            _require_tied(checkpoint, tensor)
-            findings.dropped.append(tensor.name)
+            _require_tied(checkpoint, names, tensor)
+            findings.dropped.append(stored)
         elif name in other_heads:
-            findings.other_heads.append(tensor.name)
+            findings.other_heads.append(stored)
         else:
-            findings.unexpected.append(tensor.name)
+            findings.unexpected.append(stored)
     return found
 
 
@@ -136,10 +173,10 @@ def _untied(config: GPTJConfig) -> GPTJConfig:
     return config.replace(tie_word_embeddings=False, n_layer=1)
 
 
-def _require_tied(checkpoint: Checkpoint, stored: StoredTensor) -> None:
+def _require_tied(checkpoint: Checkpoint, names: PlainNames, stored: StoredTensor) -> None:
     """Make sure that the file's lm_head.weight is wte.weight, bit for bit."""
-    spelled = (BASE_PREFIX + "wte.weight", "wte.weight")
-    embedding = next((checkpoint.tensors[name] for name in spelled if name in checkpoint.tensors), None)
+    spelt = (BASE_PREFIX + "wte.weight", "wte.weight")
+    embedding = next((checkpoint.tensors[name] for name, plain in names.plain.items() if plain in spelt), None)
     if embedding is None:
         return  # which is itself an error, and reported as such
     same_kind = (embedding.dtype, embedding.shape) == (stored.dtype, stored.shape)
@@ -211,7 +248,8 @@ def _with_guess(name: str, missing: list[str], number: int) -> str:
 
 def _config_hints(checkpoint: Checkpoint, config: GPTJConfig) -> list[str]:
     """The fields of the config that the file's names and shapes contradict."""
-    shapes = {name.removeprefix(BASE_PREFIX): tensor.shape for name, tensor in checkpoint.tensors.items()}
+    names = plain_names(checkpoint.tensors, file=checkpoint.directory).plain
+    shapes = {plain.removeprefix(BASE_PREFIX): checkpoint.tensors[name].shape for name, plain in names.items()}
     blocks = {int(match[1]) for name in shapes if (match := re.match(r"h\.(\d{1,9})\.", name))}
     said = [("n_layer", config.n_layer, len(blocks))] if blocks else []
     embedding, inner = shapes.get("wte.weight", ()), shapes.get("h.0.mlp.fc_in.weight", ())

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
+from gptj.brief import brief, brief_fields, html_table
 from gptj.errors import InputError
 
 __all__ = [
@@ -24,7 +25,11 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(eq=False)
+Array = TypeVar("Array")
+"""The framework's own arrays: torch.Tensor, tf.Tensor or jax.Array."""
+
+
+@dataclasses.dataclass(eq=False, repr=False)
 class ModelOutput:
     """The base: fields by attribute, by name and by place; absent (None) fields have neither name nor place."""
 
@@ -65,6 +70,14 @@ class ModelOutput:
     def __contains__(self, key: object) -> bool:
         return key in self.keys()
 
+    def __repr__(self) -> str:
+        return brief_fields(self, self.keys())
+
+    def _repr_html_(self) -> str:
+        """The fields that are there, for a notebook."""
+        rows = [(name, brief(value)) for name, value in self.items()]
+        return html_table(type(self).__name__, rows, ("field", "value"))
+
     # TensorFlow's protocol for dataclasses as trees (tf.nest): it looks for these two names.
     def __tf_flatten__(self) -> tuple[tuple[()], tuple[Any, ...]]:
         return (), tuple(getattr(self, f.name) for f in dataclasses.fields(self))
@@ -74,8 +87,8 @@ class ModelOutput:
         return cls(*components)
 
 
-@dataclasses.dataclass(eq=False)
-class BaseModelOutputWithPast(ModelOutput):
+@dataclasses.dataclass(eq=False, repr=False)
+class BaseModelOutputWithPast(ModelOutput, Generic[Array]):
     """What GPTJModel returns.
 
     Attributes:
@@ -85,14 +98,14 @@ class BaseModelOutputWithPast(ModelOutput):
         attentions: n_layer arrays (b, h, t, s): the weights after softmax, dropout and head_mask.
     """
 
-    last_hidden_state: Any = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
+    last_hidden_state: Array = None  # type: ignore[assignment]
+    past_key_values: KVCache[Array] | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
 
 
-@dataclasses.dataclass(eq=False)
-class CausalLMOutputWithPast(ModelOutput):
+@dataclasses.dataclass(eq=False, repr=False)
+class CausalLMOutputWithPast(ModelOutput, Generic[Array]):
     """What GPTJForCausalLM returns.
 
     Attributes:
@@ -101,15 +114,15 @@ class CausalLMOutputWithPast(ModelOutput):
         past_key_values, hidden_states, attentions: as in `BaseModelOutputWithPast`.
     """
 
-    loss: Any = None
-    logits: Any = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
+    loss: Array | None = None
+    logits: Array = None  # type: ignore[assignment]
+    past_key_values: KVCache[Array] | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
 
 
-@dataclasses.dataclass(eq=False)
-class SequenceClassifierOutputWithPast(ModelOutput):
+@dataclasses.dataclass(eq=False, repr=False)
+class SequenceClassifierOutputWithPast(ModelOutput, Generic[Array]):
     """What GPTJForSequenceClassification returns.
 
     Attributes:
@@ -118,15 +131,15 @@ class SequenceClassifierOutputWithPast(ModelOutput):
         past_key_values, hidden_states, attentions: as in `BaseModelOutputWithPast`.
     """
 
-    loss: Any = None
-    logits: Any = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
+    loss: Array | None = None
+    logits: Array = None  # type: ignore[assignment]
+    past_key_values: KVCache[Array] | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
 
 
-@dataclasses.dataclass(eq=False)
-class QuestionAnsweringModelOutput(ModelOutput):
+@dataclasses.dataclass(eq=False, repr=False)
+class QuestionAnsweringModelOutput(ModelOutput, Generic[Array]):
     """What GPTJForQuestionAnswering returns.
 
     Attributes:
@@ -135,15 +148,15 @@ class QuestionAnsweringModelOutput(ModelOutput):
         hidden_states, attentions: as in `BaseModelOutputWithPast`.
     """
 
-    loss: Any = None
-    start_logits: Any = None
-    end_logits: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
+    loss: Array | None = None
+    start_logits: Array = None  # type: ignore[assignment]
+    end_logits: Array = None  # type: ignore[assignment]
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
 
 
-@dataclasses.dataclass(eq=False)
-class KVCache:
+@dataclasses.dataclass(eq=False, repr=False)
+class KVCache(Generic[Array]):
     """The rotated keys and the values of the tokens seen so far, a pair a layer.
 
     Two kinds share one class. A model call makes one that is exactly as long as its tokens (`fixed` False): each
@@ -156,35 +169,41 @@ class KVCache:
         fixed: whether the capacity is preallocated.
     """
 
-    keys: tuple[Any, ...]
-    values: tuple[Any, ...]
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
     length: Any
     fixed: bool = False
 
     @property
     def capacity(self) -> int:
         """Slots that there are."""
-        return int(self.keys[0].shape[2])
+        keys: Any = self.keys[0]
+        return int(keys.shape[2])
+
+    def __repr__(self) -> str:
+        kind = f"{brief(self.length)} of {self.capacity} tokens" if self.fixed and self.keys else "growing"
+        return f"KVCache({len(self)} layers, keys and values {brief(self.keys[0]) if self.keys else '-'}, {kind})"
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, layer: int) -> tuple[Any, Any]:
+    def __getitem__(self, layer: int) -> tuple[Array, Array]:
         """The layer's filled keys and values, each (b, h, length, d)."""
         if not self.fixed:
             return self.keys[layer], self.values[layer]
-        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+        keys, values = cast(Any, self.keys[layer]), cast(Any, self.values[layer])
+        return keys[:, :, : self.length], values[:, :, : self.length]
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[tuple[Array, Array]]:
         return (self[layer] for layer in range(len(self)))
 
-    def filled(self) -> KVCache:
+    def filled(self) -> KVCache[Array]:
         """The filled slots alone, as a cache that grows."""
         keys, values = zip(*self, strict=True)
         return KVCache(keys, values, int(self.length))
 
     @classmethod
-    def of(cls, past: Any, n_layer: int) -> KVCache | None:
+    def of(cls, past: Any, n_layer: int) -> KVCache[Any] | None:
         """`past` as a KVCache: one already, None, or transformers' older tuple of (key, value) pairs.
 
         Raises:
@@ -214,6 +233,6 @@ class KVCache:
         return (self.fixed,), (self.keys, self.values, self.length)
 
     @classmethod
-    def __tf_unflatten__(cls, metadata: tuple[bool], components: tuple[Any, ...]) -> KVCache:
+    def __tf_unflatten__(cls, metadata: tuple[bool], components: tuple[Any, ...]) -> KVCache[Any]:
         keys, values, length = components
         return cls(keys, values, length, *metadata)

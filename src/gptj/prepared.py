@@ -7,15 +7,35 @@ name, and nothing falls back in silence.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from gptj.errors import InputError, shown
 from gptj.schema import HEADS, Head
 
-__all__ = ["QUANTIZATIONS", "check_inference", "check_quantize", "refusal"]
+__all__ = ["DEVICES", "QUANTIZATIONS", "check_device", "check_inference", "check_quantize", "refusal"]
 
 QUANTIZATIONS = ("int8", "int4")
 """Precisions of weights: 8 bits with a scale an output channel, 4 bits with a scale a group of neighbours."""
+
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""Where a model may be asked to run; "auto" is the best that the framework sees."""
+
+
+def check_device(name: str, there: Mapping[str, bool], framework: str) -> None:
+    """Refuse a device that the framework does not see.
+
+    Args:
+        name: one of `DEVICES`, or one with a number, such as cuda:1.
+        there: whether it sees each.
+        framework: its name and version.
+    """
+    if name.partition(":")[0] not in DEVICES:
+        raise InputError("no such device", where="device", expected="one of " + ", ".join(DEVICES), found=shown(name))
+    if not there.get(name, name == "auto"):
+        seen = ", ".join(kind for kind, seen in there.items() if seen)
+        hint = "Install the framework's build for that device, and its driver, or say auto"
+        raise InputError(f"{framework} sees no such device", where="device", expected=seen, found=name, hint=hint)
 
 
 def check_quantize(quantize: str | None, honoured: Collection[str]) -> None:
@@ -27,7 +47,13 @@ def check_quantize(quantize: str | None, honoured: Collection[str]) -> None:
     """
     if quantize is not None and quantize not in honoured:
         expected = " or ".join(("None", *honoured))
-        raise InputError("no such quantization here", where="quantize", expected=expected, found=shown(quantize))
+        raise InputError(
+            "no such quantization here",
+            where="quantize",
+            expected=expected,
+            found=shown(quantize),
+            hint=None if honoured else "PyTorch alone quantizes: gptj.pt, or --backend pt",
+        )
 
 
 def check_inference(head: Head, inference: bool, quantize: str | None) -> None:

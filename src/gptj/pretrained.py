@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, verify_checkpoint
@@ -29,6 +30,7 @@ from gptj.generation.mixin import Generates
 from gptj.hub import is_repository_id, split_hub_arguments
 from gptj.initial import initial_tensor
 from gptj.schema import HEADS, Head, TensorSpec, schema
+from gptj.weight_files import split_weights
 
 __all__ = ["Configured", "FreshWeightsWarning", "Loading", "one_dtype", "prepare", "shard_bytes", "side_files"]
 
@@ -145,7 +147,9 @@ class Loading:
         """
         for spec in schema(self.config, self.head):
             stored = self.plan.tensors.get(spec.name)
-            if stored is None:
+            if spec.name in self.plan.zeros:
+                yield spec, np.zeros(spec.shape, numpy_dtype(self.dtype))
+            elif stored is None:
                 yield spec, initial_tensor(spec, self.config, self.seed).astype(numpy_dtype(self.dtype))
             elif mmap and stored.dtype == self.dtype:
                 yield spec, self.checkpoint.map(stored.name)
@@ -179,7 +183,7 @@ class Loading:
     def info(self) -> dict[str, list[Any]]:
         """transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs."""
         return {
-            "missing_keys": list(self.plan.missing),
+            "missing_keys": [*self.plan.missing, *self.plan.zeros],
             "unexpected_keys": list(self.plan.unexpected),
             "mismatched_keys": [(row.name, row.found, row.expected) for row in self.plan.mismatched],
             "error_msgs": [],
@@ -203,7 +207,8 @@ def prepare(
     """Open `directory` for a model with this head, check everything, and say what there is to do.
 
     Args:
-        directory: a folder with config.json and safetensors weights, or a repository of the hub; see `gptj.hub`.
+        directory: a folder with config.json and safetensors weights, a weights file in one, or a repository of the hub;
+            see `gptj.hub`.
         config: to use in place of the folder's own.
         dtype: the parameters' dtype, or "auto": as stored.
         weights: which weights file, where there are several.
@@ -225,7 +230,7 @@ def prepare(
     fields = take_foreign_arguments(fields)
     weights = _variant_file(fields.pop("variant", None), weights)
     place = place_of(device_map)
-    path = where.locate(directory) / subfolder
+    path, weights = split_weights(where.locate(directory) / subfolder, weights)
     _require_safetensors(path, directory)
     checkpoint = open_checkpoint(path, weights=weights, config=config)
     settled = checkpoint.config.replace(**fields) if fields else checkpoint.config

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from gptj.errors import BackendError, InputError, shown
+from gptj.extras import install_line
 from gptj.tokenizer_files import Side
 
 __all__ = [
@@ -260,7 +261,7 @@ def as_tensors(arrays: dict[str, Any], kind: str) -> dict[str, Any]:
         raise BackendError(
             f"{_MODULES[kind].partition('.')[0]} cannot be imported: {problem}",
             where=f'return_tensors="{kind}"',
-            hint=f'pip install "gptj[{"flax" if kind == "jax" else kind}]", or return_tensors="np"',
+            hint=f'{install_line("flax" if kind == "jax" else kind)}, or return_tensors="np"',
         ) from None
     tensors: dict[str, Any] = {}
     for name, array in arrays.items():

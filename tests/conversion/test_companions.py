@@ -164,13 +164,16 @@ def test_a_tokenizer_that_stays_in_a_folder_that_is_replaced_is_pointed_out(tmp_
     assert GPTJTokenizer.from_pretrained(old).eos_token_id == END
 
 
-def test_a_damaged_tokenizer_beside_the_weights_is_an_error_with_a_way_on(tmp_path):
+@pytest.mark.parametrize("text", ["{", '{"model": {"type": "Unigram", "vocab": []}}', ""])
+def test_a_tokenizer_beside_the_weights_that_cannot_be_read_is_left_and_said(tmp_path, text):
     src = canonical(tmp_path / "src", eos=END)
-    (src / "tokenizer.json").write_bytes((src / "tokenizer.json").read_bytes()[:-9])
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json.*--tokenizer none"):
-        convert(src, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert convert(src, tmp_path / "out", tokenizer="none").exists()
+    (src / "tokenizer.json").write_text(text)
+    notes = "\n".join(plan(src, tmp_path / "out").notes)
+    assert "the tokenizer is left out" in notes and "tokenizer.json" in notes and "--tokenizer gpt2" in notes
+    out = convert(src, tmp_path / "out")
+    assert not (out / "tokenizer.json").exists()
+    with pytest.raises(TokenizerError):
+        convert(src, tmp_path / "asked", tokenizer=src)
 
 
 def test_a_tokenizer_beside_the_weights_that_is_larger_than_the_embedding_is_refused(mesh, tmp_path):

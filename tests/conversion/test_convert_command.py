@@ -87,4 +87,4 @@ def test_W13_several_weight_sets_are_told_apart_by_name(source, tmp_path):
 
 def test_an_unknown_source_format_lists_those_that_there_are(source, tmp_path):
     done = gptj("convert", source, tmp_path / "out", "--source-format", "pickle")
-    assert done.returncode == 1 and "safetensors, mesh" in done.stderr
+    assert done.returncode == 2 and "safetensors, mesh" in done.stderr

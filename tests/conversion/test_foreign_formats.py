@@ -25,7 +25,7 @@ from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 
 from gptj.checkpoint import open_checkpoint
 from gptj.config import GPTJConfig
-from gptj.errors import FormatError, InputError, MissingFileError, SchemaError, WriteError
+from gptj.errors import CheckpointWarning, FormatError, InputError, MissingFileError, SchemaError, WriteError
 from gptj.output_directory import OutputDirectory
 from gptj.schema import schema
 
@@ -229,26 +229,27 @@ def test_W13_several_weight_sets_are_refused_until_one_is_chosen(tmp_path):
             if path.suffix != ".npz":
                 (tmp_path / "src").mkdir(exist_ok=True)
                 (tmp_path / "src" / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(
-        FormatError, match=r"several formats fit.*model\.safetensors.*\.bin.*\.msgpack.*\.h5.*weights=FILE"
-    ):
+    with pytest.warns(CheckpointWarning, match=r"several weight sets.*model\.safetensors is taken"):
+        convert(tmp_path / "src", tmp_path / "equal")
+    with h5py.File(tmp_path / "src" / "tf_model.h5", "r+") as file:
+        del file[next(iter(file))]
+    with pytest.raises(FormatError, match=r"several weight sets that differ.*tf_model\.h5"):
         convert(tmp_path / "src", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "src" / "tf_model.h5").write_bytes((FOREIGN / "tf" / "tf_model.h5").read_bytes())
     for number, name in enumerate(["model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"]):
         convert(tmp_path / "src", tmp_path / f"by-name-{number}", weights=name)
         convert(tmp_path / "src" / name, tmp_path / f"by-path-{number}")
-    with pytest.raises(FormatError, match="several weight sets"):  # which safetensors' own reader says
-        convert(tmp_path / "src", tmp_path / "out", source_format="safetensors")
     convert(tmp_path / "src", tmp_path / "by-format", source_format="flax")
 
 
-def test_W13_a_file_and_an_index_side_by_side_are_refused(tmp_path):
+def test_W13_a_file_and_an_index_side_by_side_that_are_equal_are_read(tmp_path):
     for folder in ("pt_bin", "pt_bin_sharded"):
         for path in (FOREIGN / folder).iterdir():
             (tmp_path / "src").mkdir(exist_ok=True)
             (tmp_path / "src" / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(FormatError, match="several weight sets"):
-        convert(tmp_path / "src", tmp_path / "out")
+    with pytest.warns(CheckpointWarning, match="several weight sets"):
+        convert(tmp_path / "src", tmp_path / "first")
     convert(tmp_path / "src", tmp_path / "out", weights="pytorch_model.bin.index.json")
 
 

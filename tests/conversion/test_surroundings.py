@@ -107,9 +107,11 @@ def test_R3_a_framework_that_is_not_installed_is_named_with_how_to_get_it(monkey
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda module, *rest: None if module in hidden else honest(module, *rest)
     )
-    with pytest.raises(BackendError, match=rf'gptj\.{name}: .* is not installed .*pip install "gptj\[{name}\]"'):
+    with pytest.raises(
+        BackendError, match=rf'gptj\.{name}: .* is not installed .*pip install "gptj-multibackend\[{name}\]"'
+    ):
         backends.backend(name)
-    with pytest.raises(BackendError, match=r'no framework is installed.*pip install "gptj\[pt\]"'):
+    with pytest.raises(BackendError, match=r'no framework is installed.*pip install "gptj-multibackend\[pt\]"'):
         backends.backend()
 
 

@@ -28,7 +28,7 @@ CORE_LIBRARIES = {
     "gptj",
     "huggingface_hub",
 }
-CONVERSION_LIBRARIES = {"numpy", "ml_dtypes", "filelock", "gptj", "gptj_conversion", "h5py", "msgpack", "zstandard"}
+CONVERSION_LIBRARIES = {"numpy", "ml_dtypes", "filelock", "gptj", "gptj_conversion", "h5py", "zstandard"}
 FRONT = {"cli.py", "__main__.py"}
 ASKED_FOR = {"token_rows.py": FRAMEWORKS, "tokenizer.py": FRAMEWORKS}
 """Files that import a framework only inside a function, when a caller asks for its arrays (return_tensors)."""
@@ -43,6 +43,17 @@ def imported(source: str, *, module_level_only: bool = False) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def as_it_runs(source: str) -> str:
+    """A source without what stands there for type checkers alone: how they see the classes of a chosen backend."""
+
+    class Runs(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.If | list[ast.stmt]:
+            self.generic_visit(node)
+            return node.orelse if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+    return ast.unparse(Runs().visit(ast.parse(source)))
 
 
 def breaches(source: str, allowed: set[str], forbidden: tuple[str, ...] = ()) -> list[str]:
@@ -71,7 +82,8 @@ def test_the_core_imports_no_framework_and_no_wing(path):
     wings = tuple(f"gptj.{name}" for name in OF_WING)
     conversion = {"gptj_conversion"} if "demo" in path.parts else set()
     allowed = CORE_LIBRARIES | ASKED_FOR.get(path.name, set()) | conversion
-    assert breaches(path.read_text(), allowed, wings) == []
+    source = as_it_runs(path.read_text()) if path == CORE / "__init__.py" else path.read_text()
+    assert breaches(source, allowed, wings) == []
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room_of(p)], ids=lambda p: str(p.relative_to(CORE)))

@@ -11,7 +11,7 @@ from checkpoint_samples import CONFIG, arrays, write_raw
 
 from gptj.checkpoint import Checkpoint, LoadPlan, Mismatch, open_checkpoint, plan_load
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, SchemaError
+from gptj.errors import CheckpointWarning, ConfigError, SchemaError
 from gptj.schema import HEADS, schema
 
 Q = "transformer.h.0.attn.q_proj.weight"
@@ -62,8 +62,17 @@ def test_another_head_is_left_alone_and_ones_own_is_missing(stored: Any) -> None
 
 def test_half_a_head_is_refused(stored: Any) -> None:
     tensors = arrays()
+    del tensors["lm_head.weight"]
+    assert "1 missing: lm_head.weight" in refusal(stored(tensors))
+
+
+def test_a_missing_lm_head_bias_is_zeros_and_is_said(stored: Any) -> None:
+    tensors = arrays()
     del tensors["lm_head.bias"]
-    assert "1 missing: lm_head.bias" in refusal(stored(tensors))
+    checkpoint = stored(tensors)
+    with pytest.warns(CheckpointWarning, match=r"lm_head\.bias: is missing; zeros"):
+        plan = plan_load(checkpoint, checkpoint.config, "causal_lm")
+    assert (plan.zeros, plan.missing) == (("lm_head.bias",), ())
 
 
 def test_W10_old_buffers_are_dropped(stored: Any) -> None:

@@ -47,7 +47,7 @@ def test_without_a_framework_the_folder_is_kept_and_the_error_says_how_to_instal
     monkeypatch.setattr("gptj.backends.installed_backends", lambda: ())
     monkeypatch.delenv("GPTJ_BACKEND", raising=False)
     console = heard()
-    with pytest.raises(BackendError, match=r"no framework is installed.*gptj\[pt\]"):
+    with pytest.raises(BackendError, match=r"no framework is installed.*gptj-multibackend\[pt\]"):
         journey.run_demo(None, console, keep=tmp_path / "verse")
     assert len(verify_checkpoint(tmp_path / "verse").tensors) == 55
     assert "converted" in text_of(console) and "verified" in text_of(console)
@@ -89,7 +89,7 @@ def test_a_framework_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(journey, "installed_backends", lambda: ("pt", "flax"))
     console = heard()
     journey._say_what_is_missing(console)
-    assert text_of(console).strip() == 'TensorFlow is not installed: pip install "gptj[tf]"'
+    assert text_of(console).strip() == 'TensorFlow is not installed: pip install "gptj-multibackend[tf]"'
 
 
 @pytest.mark.parametrize("keep", [None, Path("elsewhere")])

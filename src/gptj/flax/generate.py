@@ -142,7 +142,7 @@ def is_typed_key(key: Any) -> bool:
     return isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
-class GenerationMixin(generation.Generates):
+class GenerationMixin(generation.Generates[jax.Array]):
     """`generate` and `stream` for a Flax model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:

@@ -25,6 +25,7 @@ from gptj.flax.model import (
 )
 from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+from gptj.typed import ReturnDict, typed_call
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -133,6 +134,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
     head = "causal_lm"
     module_class = GPTJForCausalLMModule
 
+    @typed_call
     def __call__(
         self,
         input_ids: Any = None,
@@ -144,14 +146,14 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         train: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         *,
         token_type_ids: Any = None,
         head_mask: Any = None,
         inputs_embeds: Any = None,
         labels: Any = None,
         use_cache: bool | None = None,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+    ) -> CausalLMOutputWithPast[Array] | tuple[Any, ...]:
         """The logits of every next token, and with labels the loss.
 
         Args:
@@ -280,6 +282,7 @@ class GPTJForSequenceClassification(PretrainedModel):
     head = "sequence_classification"
     module_class = GPTJForSequenceClassificationModule
 
+    @typed_call
     def __call__(
         self,
         input_ids: Any = None,
@@ -291,14 +294,14 @@ class GPTJForSequenceClassification(PretrainedModel):
         train: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         *,
         token_type_ids: Any = None,
         head_mask: Any = None,
         inputs_embeds: Any = None,
         labels: Any = None,
         use_cache: bool | None = None,
-    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+    ) -> SequenceClassifierOutputWithPast[Array] | tuple[Any, ...]:
         """The label scores of each row (b, num_labels), and with labels the loss.
 
         Args:
@@ -406,6 +409,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
     head = "question_answering"
     module_class = GPTJForQuestionAnsweringModule
 
+    @typed_call
     def __call__(
         self,
         input_ids: Any = None,
@@ -416,14 +420,14 @@ class GPTJForQuestionAnswering(PretrainedModel):
         train: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         *,
         token_type_ids: Any = None,
         head_mask: Any = None,
         inputs_embeds: Any = None,
         start_positions: Any = None,
         end_positions: Any = None,
-    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+    ) -> QuestionAnsweringModelOutput[Array] | tuple[Any, ...]:
         """The scores of each token as start and as end, (b, t) each, and with both positions the loss.
 
         Args:

@@ -273,7 +273,9 @@ class FastPath:
             only=last if last_only else None,
             own=True,
         )
-        return outputs.past_key_values, made_by(outputs)
+        kept = outputs.past_key_values
+        assert kept is not None  # use_cache is True
+        return kept, made_by(outputs)
 
     def _head_masks(self, head_mask: Any) -> Any:
         config = self.config

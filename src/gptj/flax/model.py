@@ -32,6 +32,7 @@ from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host, r
 from gptj.outputs import BaseModelOutputWithPast, KVCache
 from gptj.prepared import refusal
 from gptj.rotary import rotary_table
+from gptj.typed import ReturnDict, typed_call
 
 Remember = Callable[[Array, Array], tuple[Array, Array]]
 """Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""
@@ -448,6 +449,7 @@ class GPTJModel(PretrainedModel):
     head = "base"
     module_class = GPTJModule
 
+    @typed_call
     def __call__(
         self,
         input_ids: Any = None,
@@ -459,13 +461,13 @@ class GPTJModel(PretrainedModel):
         train: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         *,
         token_type_ids: Any = None,
         head_mask: Any = None,
         inputs_embeds: Any = None,
         use_cache: bool | None = None,
-    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+    ) -> BaseModelOutputWithPast[Array] | tuple[Any, ...]:
         """The hidden states of every token.
 
         Differs: parameters, random numbers and training are arguments, since a Flax model has no state, and the order

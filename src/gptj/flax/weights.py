@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from gptj import inputs, pretrained
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
-from gptj.errors import BackendError, InputError, SchemaError
+from gptj.errors import InputError, SchemaError
 from gptj.generation import Generates
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
@@ -36,8 +36,9 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_inference, refusal
+from gptj.prepared import check_device, check_inference, refusal
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
+from gptj.typed import Off, On, typed_load
 
 Params = Mapping[str, Any]
 """Nested dicts of arrays: `params["transformer"]["h"]["0"]["attn"]["q_proj"]["weight"]`."""
@@ -380,9 +381,10 @@ class PretrainedModel(pretrained.Configured):
         """`params` in float32, where `mask`, nested dicts of bools, says True; None: all. They are not assigned."""
         return cast(params, "float32", mask)
 
-    @classmethod
+    @typed_load
     def from_pretrained(
-        cls,
+        cls: Any,
+        /,
         directory: str | os.PathLike[str],
         *,
         config: GPTJConfig | None = None,
@@ -393,13 +395,13 @@ class PretrainedModel(pretrained.Configured):
         weights: str | None = None,
         subfolder: str = "",
         ignore_mismatched_sizes: bool = False,
-        output_loading_info: bool = False,
+        output_loading_info: Off = False,
         mmap: bool = True,
         verify: bool = False,
         seed: int = 0,
         inference: bool = False,
         quantize: str | None = None,
-        _do_init: bool = True,
+        _do_init: On = True,
         **overrides: Any,
     ) -> Any:
         """The model in `directory`.
@@ -542,21 +544,42 @@ def check_params(params: Params, config: GPTJConfig, head: Head) -> None:
         require_x64(array.dtype, where=f"params: {name}")
 
 
+@contextlib.contextmanager
+def on_device(name: str) -> Iterator[contextlib.AbstractContextManager[Any]]:
+    """While this is open, models run on a device; one that is loaded under the context that it gives is there.
+
+    Args:
+        name: "cpu", "cuda", "mps", or "auto": the best that the framework sees.
+
+    Raises:
+        InputError: the framework sees no such device.
+    """
+    kinds = {"cuda": "cuda", "mps": "METAL", "cpu": "cpu"}
+    there = {kind: _devices(platform) for kind, platform in kinds.items()}
+    check_device(name, {kind: bool(devices) for kind, devices in there.items()}, f"jax {jax.__version__}")
+    with jax.default_device(jax.devices()[0] if name == "auto" else there[name][0]):
+        yield contextlib.nullcontext()
+
+
+def _devices(platform: str) -> list[jax.Device]:
+    try:
+        return jax.devices(platform)
+    except RuntimeError:  # jax's word for a platform that is not there
+        return []
+
+
 def _device(place: str | None) -> Any:
     """A context in which arrays are put on the device of a `Loading.place`; without one, jax chooses.
 
     Raises:
-        BackendError: jax has no such device.
+        InputError: jax has no such device.
     """
-    if place in (None, "auto"):
+    if place is None:
         return contextlib.nullcontext()
-    kind, _, number = str(place).partition(":")
-    try:
-        devices = jax.devices(kind)
-    except RuntimeError:
-        devices = []
-    if int(number or 0) >= len(devices):
-        found = ", ".join(str(device) for device in jax.devices())
-        hint = 'Pass device_map="auto" or "cpu"'
-        raise BackendError("jax has no such device", where="device_map", expected=place, found=found, hint=hint)
-    return jax.default_device(devices[int(number or 0)])
+    kind, _, number = place.partition(":")
+    if not number:
+        return on_device(kind)
+    devices = _devices(kind)
+    there = {place: int(number) < len(devices), "cpu": True}
+    check_device(place, there, f"jax {jax.__version__}")
+    return jax.default_device(devices[int(number)])

@@ -8,6 +8,7 @@ Table of contents:
     Conversation                       turns over one cache                        conversation
     GenerateOutput, TokenStep          what they hand back                         output
     Decoder, Step, DecoderFactory      what a wing provides                        decoder
+    known_tokens_only                  no id beyond a tokenizer's                  known
     uniforms, draw                     randomness as data                          sampling
                                        what is done to logits, and in what order   processors
     search_beams                       beam search, beam sampling, diverse groups  beams
@@ -26,6 +27,7 @@ from __future__ import annotations
 from gptj.generation.config import GenerationConfig
 from gptj.generation.conversation import Conversation
 from gptj.generation.decoder import Decoder, DecoderFactory, Step
+from gptj.generation.known import known_tokens_only
 from gptj.generation.loop import Streamer, generate, stream
 from gptj.generation.mixin import Generates, inside_a_graph
 from gptj.generation.output import GenerateOutput, TokenStep
@@ -44,6 +46,7 @@ __all__ = [
     "draw",
     "generate",
     "inside_a_graph",
+    "known_tokens_only",
     "stream",
     "uniforms",
 ]

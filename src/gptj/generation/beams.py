@@ -110,7 +110,7 @@ class _Search:
         self.closed = not reachable > worst
 
 
-def search_beams(session: Session) -> GenerateOutput:
+def search_beams(session: Session) -> GenerateOutput[Any]:
     """The best num_return_sequences hypotheses of every prompt, best first.
 
     Raises:
@@ -171,7 +171,7 @@ def _uniform(session: Session, prompt: int, count: int) -> Floats | None:
     return uniforms(session.seeds[prompt], session.index, session.seed_rows[prompt], count)
 
 
-def _output(session: Session, searches: list[list[_Search]], steps: list[tuple[Step, Floats]]) -> GenerateOutput:
+def _output(session: Session, searches: list[list[_Search]], steps: list[tuple[Step, Floats]]) -> GenerateOutput[Any]:
     """The best hypotheses of every prompt as rows."""
     config, width = session.config, session.prompt.shape[1]
     returned: list[_Hypothesis] = []

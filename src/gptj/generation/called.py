@@ -49,7 +49,7 @@ class CalledModel(Protocol):
 
     config: GPTJConfig
 
-    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache[Any]:
         """An empty cache of fixed capacity."""
 
     def _evaluate(self, **arguments: Any) -> Any:
@@ -127,5 +127,5 @@ class CalledDecoder(Decoder):
         self._cache = KVCache(keys, values, self._cache.length, fixed=True)
         self._conditions = self._conditions.select(rows)
 
-    def _filled(self, length: int) -> KVCache:
+    def _filled(self, length: int) -> KVCache[Any]:
         return KVCache(self._cache.keys, self._cache.values, length, fixed=True).filled()

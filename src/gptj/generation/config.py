@@ -18,11 +18,13 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Self
+from typing import Any, ClassVar, Literal, NoReturn, Self, Unpack
 
+from gptj.brief import brief, html_table
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, shown, warn_of
 from gptj.field_rules import plain, spelt
+from gptj.generation.fields import GenerationFields
 from gptj.generation.rules import ASSISTANT_FIELDS, BEAMS_ONLY, RULES, SAMPLING_ONLY, SETTLE, UNSUPPORTED
 from gptj.generation.stored import drop_ids_beyond, fit, read_members, unhonoured
 from gptj.json_file import read_json_object
@@ -38,7 +40,7 @@ Strategy = Literal["greedy", "sample", "beam", "beam_sample", "group_beam", "con
 _OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(kw_only=True, repr=False)
 class GenerationConfig(Settings):
     """How the next tokens are chosen, and when to stop.
 
@@ -176,6 +178,16 @@ class GenerationConfig(Settings):
                 _refuse(field, rule, getattr(self, field))
         self._require_together()
 
+    def __repr__(self) -> str:
+        told = {name: getattr(self, name) for name in _DEFAULTS} | ({"extra": self.extra} if self.extra else {})
+        changed = (f"{name}={value!r}" for name, value in told.items() if value != _DEFAULTS.get(name))
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def _repr_html_(self) -> str:
+        """The fields that are not as by default, for a notebook."""
+        rows = [(name, brief(value)) for name in _DEFAULTS if (value := getattr(self, name)) != _DEFAULTS[name]]
+        return html_table(type(self).__name__, rows, ("field", "value"))
+
     def __hash__(self) -> int:
         return hash(type(self))  # every field can be assigned, and a key must not be lost by that
 
@@ -309,7 +321,7 @@ class GenerationConfig(Settings):
         expected = "a GenerationConfig, or a dict of its fields"
         raise InputError("cannot be used", where="generation_config", expected=expected, found=shown(value))
 
-    def replace(self, **changes: Any) -> GenerationConfig:
+    def replace(self, **fields: Unpack[GenerationFields]) -> GenerationConfig:  # type: ignore[override]
         """A copy with some fields changed, validated anew.
 
         max_length and max_new_tokens replace each other. Where do_sample, num_beams or penalty_alpha changes, the
@@ -319,8 +331,8 @@ class GenerationConfig(Settings):
         Raises:
             ConfigError: an unknown or unsupported field, or one that breaks its rule.
         """
-        named = set(changes)
-        changes = _known_members(changes)
+        named = set(fields)
+        changes = _known_members(fields)
         for one, other in (("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")):
             if changes.get(one) is not None:
                 changes.setdefault(other, None)

@@ -8,7 +8,7 @@ what its cache does not hold already.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from gptj.errors import InputError
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, Ids, Mask, Step
+from gptj.generation.fields import GenerationFields
 from gptj.generation.loop import stream
 from gptj.generation.output import TokenStep
+from gptj.generation.session import LogitsProcessor
+from gptj.generation.stopping import decode_with
 from gptj.inputs import check_method, check_row
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ class Conversation:
         ids: the tokens so far. It may be set, to forget the oldest for example: of the cache stays what still fits.
     """
 
-    def __init__(self, model: Generates, capacity: int) -> None:
+    def __init__(self, model: Generates[Any], capacity: int) -> None:
         self._model = model
         self._decoder = model._decoder(1, capacity)
         self._cached: NDArray[np.int64] = np.zeros(capacity, np.int64)
@@ -54,8 +57,9 @@ class Conversation:
         generation_config: GenerationConfig | None = None,
         *,
         seed: int | None = None,
+        logits_processor: Sequence[LogitsProcessor] = (),
         tokenizer: Any = None,
-        **overrides: Any,
+        **overrides: Unpack[GenerationFields],
     ) -> Iterator[TokenStep]:
         """The steps that continue all that was said before and then `token_ids`.
 
@@ -84,7 +88,8 @@ class Conversation:
             model_config=self._model.config,
             generation_config=config,
             seed=seed,
-            decode=None if tokenizer is None else tokenizer.decode,
+            logits_processor=logits_processor,
+            decode=decode_with(tokenizer),
         )
         self.ids = ids
         return self._noted(steps, config.eos_token_ids)

@@ -163,7 +163,7 @@ class Decoder(abc.ABC):
             self.mask[:, length:] = False
             self.length = length
 
-    def filled(self, length: int) -> KVCache | None:
+    def filled(self, length: int) -> KVCache[Any] | None:
         """The keys and values of the first `length` columns, as a cache that a model call takes, where there is one."""
         return self._filled(min(length, self.length))
 
@@ -188,7 +188,7 @@ class Decoder(abc.ABC):
     def _gather(self, rows: NDArray[np.int64]) -> None:
         """Make the cache's row r what row `rows[r]` was, for every r."""
 
-    def _filled(self, length: int) -> KVCache | None:
+    def _filled(self, length: int) -> KVCache[Any] | None:
         """The first `length` slots, n_layer pairs of (b, h, length, d)."""
         return None
 

@@ -49,7 +49,7 @@ def generate(
     allowed: AllowedTokens | None = None,
     assistant: DecoderFactory | None = None,
     unseen: int = 0,
-) -> GenerateOutput:
+) -> GenerateOutput[Any]:
     """The prompts continued.
 
     Args:
@@ -203,7 +203,7 @@ def plain_steps(session: Session) -> Iterator[TokenStep]:
         result = decoder.step(np.where(session.ended, 0, tokens), want=session.want)
 
 
-def _gathered(session: Session, steps: Sequence[TokenStep]) -> GenerateOutput:
+def _gathered(session: Session, steps: Sequence[TokenStep]) -> GenerateOutput[Any]:
     """The steps as one output."""
     config = session.config
     return GenerateOutput(
@@ -222,7 +222,7 @@ def _gathered(session: Session, steps: Sequence[TokenStep]) -> GenerateOutput:
     )
 
 
-def _cache(session: Session) -> KVCache | None:
+def _cache(session: Session) -> KVCache[Any] | None:
     """The keys and values of all columns but the last, which the model has not read."""
     config = session.config
     wanted = config.return_dict_in_generate and config.use_cache and config.strategy in ("greedy", "sample")

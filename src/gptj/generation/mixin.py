@@ -6,8 +6,8 @@ A wing's mixin adds how its decoder is made and how its arrays become NumPy's an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,15 @@ from gptj.generation.called import CalledDecoder, Conditions
 from gptj.generation.config import GenerationConfig
 from gptj.generation.conversation import Conversation
 from gptj.generation.decoder import Decoder, DecoderFactory
+from gptj.generation.fields import CallFields, GenerationFields
 from gptj.generation.loop import Streamer, generate, stream
 from gptj.generation.output import GenerateOutput, TokenStep, transition_scores
 from gptj.generation.processors import AllowedTokens
 from gptj.generation.session import LogitsProcessor
-from gptj.generation.stopping import StoppingCriterion
+from gptj.generation.stopping import StoppingCriterion, decode_with
 from gptj.inputs import check_head_mask, check_ids, check_method, numbers
+from gptj.outputs import Array
+from gptj.typed import typed_generate
 
 __all__ = ["Generates", "inside_a_graph"]
 
@@ -37,7 +40,7 @@ def inside_a_graph() -> InputError:
     )
 
 
-class Generates:
+class Generates(Generic[Array]):
     """What a model that makes text can do."""
 
     config: GPTJConfig
@@ -80,7 +83,7 @@ class Generates:
         """The wing's array as NumPy; `inside_a_graph` where it has no values yet."""
         raise NotImplementedError
 
-    def _native(self, array: NDArray[Any]) -> Any:
+    def _native(self, array: NDArray[Any]) -> Array:
         """The NumPy array as the wing's."""
         raise NotImplementedError
 
@@ -98,6 +101,7 @@ class Generates:
             raise InputError("parameters are the model's own here", where="params", hint="Assign them to the model")
         return self
 
+    @typed_generate
     def generate(
         self,
         input_ids: Any = None,
@@ -117,7 +121,7 @@ class Generates:
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         assistant_model: Any = None,
         tokenizer: Any = None,
-        **overrides: Any,
+        **overrides: Unpack[CallFields],
     ) -> Any:
         """The prompts and what follows them: whole numbers (rows, t + new), padded after a row's eos.
 
@@ -184,7 +188,7 @@ class Generates:
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         assistant_model: Any = None,
         tokenizer: Any = None,
-        **overrides: Any,
+        **overrides: Unpack[GenerationFields],
     ) -> Iterator[TokenStep]:
         """The steps of `generate`, each as soon as it is made; the arguments are the same and are checked at once."""
         config = self._settled(generation_config, overrides)
@@ -239,7 +243,7 @@ class Generates:
         """A text that goes on turn by turn, with a cache for `capacity` tokens, by default for all positions."""
         return Conversation(self, self.config.n_positions if capacity is None else capacity)
 
-    def _settled(self, config: Any, overrides: dict[str, Any]) -> GenerationConfig:
+    def _settled(self, config: Any, overrides: Any) -> GenerationConfig:
         """The model's own config, changed by what `config` names and by `overrides`."""
         own = self.generation_config
         if isinstance(config, Mapping) and all(isinstance(key, str) for key in config):
@@ -286,7 +290,6 @@ class Generates:
         self._check_conditions(conditions, ids)
         if assistant_model is not None and conditions.inputs_embeds is not None:
             raise InputError("reads token ids alone", where="assistant_model", found="inputs_embeds")
-        decode: Callable[..., str] | None = None if tokenizer is None else tokenizer.decode
         return {
             "decoder_factory": self._conditioned(conditions) if conditions else self._decoder,
             "input_ids": ids,
@@ -294,7 +297,7 @@ class Generates:
             "model_config": self.config,
             "attention_mask": self._numbers(attention_mask, "attention_mask"),
             "seed": seed if prng_key is None else self._seed_of(prng_key),
-            "decode": decode,
+            "decode": decode_with(tokenizer),
             "allowed": prefix_allowed_tokens_fn,
             "assistant": None if assistant_model is None else assistant_model._decoder,
             **others,
@@ -348,7 +351,7 @@ class Generates:
             value = self._host(value)
         return numbers(value, where=where)
 
-    def _returned(self, output: GenerateOutput, config: GenerationConfig) -> Any:
+    def _returned(self, output: GenerateOutput[Any], config: GenerationConfig) -> Any:
         sequences = self._native(output.sequences)
         return dataclasses.replace(output, sequences=sequences) if config.return_dict_in_generate else sequences
 

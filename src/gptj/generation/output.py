@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.brief import brief_fields
 from gptj.errors import InputError
 from gptj.generation.sampling import log_softmax
-from gptj.outputs import KVCache, ModelOutput
+from gptj.outputs import Array, KVCache, ModelOutput
 
 __all__ = ["GenerateOutput", "TokenStep", "transition_scores"]
 
 Layers = tuple[NDArray[Any], ...]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TokenStep:
     """One new token a row.
 
@@ -42,15 +43,19 @@ class TokenStep:
     hidden_states: Layers | None = None
     attentions: Layers | None = None
 
+    def __repr__(self) -> str:
+        given = (f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None)
+        return brief_fields(self, given)
 
-@dataclasses.dataclass(eq=False)
-class GenerateOutput(ModelOutput):
+
+@dataclasses.dataclass(eq=False, repr=False)
+class GenerateOutput(ModelOutput, Generic[Array]):
     """The finished rows: prompt 0's `num_return_sequences`, then prompt 1's, and so on.
 
     It is a mapping too, of the fields that are there.
 
     Attributes:
-        sequences: int64 (rows, columns): prompts as given, new tokens, then the padding id.
+        sequences: the wing's whole numbers (rows, columns): prompts as given, new tokens, then the padding id.
         sequences_scores: float64 (rows,), beam searches only: log probability / length ** length_penalty.
         scores, logits: where asked, one entry a step, as in `TokenStep`; a beam search's have prompts * num_beams rows.
         beam_indices: int64 (rows, new columns), beam searches only: the row of the step's logits from which each
@@ -62,23 +67,24 @@ class GenerateOutput(ModelOutput):
         seeds: the seed of each row's draws: to be passed again, also where none was given.
     """
 
-    sequences: Any
+    sequences: Array
     sequences_scores: NDArray[np.float64] | None = None
     scores: tuple[NDArray[Any], ...] | None = None
     logits: tuple[NDArray[Any], ...] | None = None
     beam_indices: NDArray[np.int64] | None = None
     attentions: tuple[Layers, ...] | None = None
     hidden_states: tuple[Layers, ...] | None = None
-    past_key_values: KVCache | None = None
+    past_key_values: KVCache[Array] | None = None
     lengths: NDArray[np.int64] | None = None
     seeds: tuple[int, ...] = ()
 
-    def without_columns(self, count: int) -> GenerateOutput:
+    def without_columns(self, count: int) -> GenerateOutput[Array]:
         """The output without the first `count` columns of its rows."""
         if not count:
             return self
         lengths = None if self.lengths is None else self.lengths - count
-        return dataclasses.replace(self, sequences=self.sequences[:, count:], lengths=lengths)
+        rows: Any = self.sequences
+        return dataclasses.replace(self, sequences=rows[:, count:], lengths=lengths)
 
 
 Mapping.register(GenerateOutput)

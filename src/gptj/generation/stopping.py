@@ -6,6 +6,7 @@ a beam search: `Stopper.ends(ids)`. It keeps no state between calls but the mome
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from gptj.errors import InputError
 from gptj.generation.config import GenerationConfig
 
-__all__ = ["DecodeText", "Stopper", "StoppingCriterion"]
+__all__ = ["DecodeText", "Stopper", "StoppingCriterion", "decode_with"]
 
 DecodeText = Callable[[Sequence[int]], str]
 """Token ids to text, bytes that are no UTF-8 as U+FFFD."""
@@ -25,6 +26,21 @@ StoppingCriterion = Callable[[NDArray[np.int64], Any], Any]
 """`criterion(ids, scores)`, ids (rows, columns): a bool for all rows, or one a row."""
 
 _SPARE_TOKENS = 8  # beyond one token a byte of the stop string: the rest of a token, and tokens without text
+
+
+def decode_with(tokenizer: Any) -> DecodeText | None:
+    """The tokenizer's `decode`; ours puts U+FFFD for an id that it does not know, where a stop string then ends.
+
+    Refusing one would lose all that was made, and its number is no text that could be stopped at.
+    """
+    if tokenizer is None:
+        return None
+    from gptj.tokenizer import GPTJTokenizer  # not before there is one: the library under it takes its time
+
+    if isinstance(tokenizer, GPTJTokenizer):
+        return functools.partial(tokenizer.decode, unknown="replace")
+    decode: DecodeText = tokenizer.decode
+    return decode
 
 
 class Stopper:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.backends import BACKENDS
+from gptj.brief import html_table
 from gptj.errors import InputError, ParityError, shown
 from gptj.generation.sampling import uniforms
 from gptj.parity.oracle import Oracle, causal_lm_loss, positions_of_mask, token_losses
@@ -111,7 +112,7 @@ class TextMatch:
     tokens: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ParityReport:
     """What was found.
 
@@ -136,6 +137,25 @@ class ParityReport:
     versions: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     checkpoint: str | None = None
     manifest: ManifestCheck = "skipped"
+
+    def __repr__(self) -> str:
+        return f"ParityReport({', '.join(self.backends)} in {self.dtype}: {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        """The measures, for a notebook."""
+        rows = [
+            (m.backend, m.against, m.what, f"{m.difference:.1e}", f"{m.limit:.1e}", "ok" if m.holds else "NO", m.where)
+            for m in self.measures
+        ]
+        heading = ("backend", "against", "what", "difference", "limit", "", "largest at")
+        return html_table(f"{', '.join(self.backends)} in {self.dtype}: {self.verdict}", rows, heading)
+
+    @property
+    def verdict(self) -> str:
+        """In words: "all agree", or how many do not."""
+        from gptj.parity.report_text import verdict
+
+        return verdict(self)
 
     @property
     def passed(self) -> bool:

@@ -189,7 +189,12 @@ def _check_answers(answers: Mapping[str, NpyArray], probe: Probe, config: GPTJCo
 
 
 def record_backend(
-    directory: str | os.PathLike[str], backend: str, *, dtype: str = "float32", probe: Probe | None = None
+    directory: str | os.PathLike[str],
+    backend: str,
+    *,
+    dtype: str = "float32",
+    probe: Probe | None = None,
+    weights: str | None = None,
 ) -> Record:
     """The answers of one backend, computed in this process.
 
@@ -198,6 +203,7 @@ def record_backend(
         backend: "pt", "tf" or "flax".
         dtype: what the parameters are loaded as.
         probe: what to ask; None makes one of the model's config.
+        weights: which weights file, where the directory holds several sets.
 
     Raises:
         BackendError: there is no such backend, or its framework is not installed.
@@ -205,7 +211,7 @@ def record_backend(
     """
     started = time.monotonic()
     wing = gptj.backend(backend)
-    model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype)
+    model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights)
     model.generation_config = None  # what a folder sets for its texts says nothing about the weights
     probe = make_probe(model.config) if probe is None else probe
     probe.check(model.config)
@@ -296,11 +302,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", required=True, choices=("pt", "tf", "flax"))
     parser.add_argument("--dtype", default="float32", choices=PARAMETER_DTYPES)
     parser.add_argument("--probe", help="an .npz of what to ask; without it, one is made of the model's config")
+    parser.add_argument("--weights", help="which weights file, where there are several sets")
     parser.add_argument("--out", required=True, help="the folder for record.npz and record.json")
     options = parser.parse_args(arguments)
     try:
         probe = None if options.probe is None else Probe.load(options.probe)
-        record_backend(options.directory, options.backend, dtype=options.dtype, probe=probe).save(options.out)
+        chosen = {"dtype": options.dtype, "weights": options.weights}
+        record_backend(options.directory, options.backend, probe=probe, **chosen).save(options.out)
     except GPTJError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 2

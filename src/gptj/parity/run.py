@@ -15,20 +15,24 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.checkpoint import open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name
+from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import BackendError, FormatError, GPTJError, InputError, SchemaError, shown
+from gptj.extras import install_one_of
 from gptj.manifest import MANIFEST_FILE
 from gptj.output_directory import write_error
 from gptj.parity.compare import ManifestCheck, ParityReport, compare_records
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe, require_seed
 from gptj.parity.record import Record, make_folder
+from gptj.weight_files import split_weights
 
 __all__ = [
     "BackendProcessError",
@@ -53,6 +57,7 @@ def run_parity(
     dtype: str = "float32",
     probe: Probe | None = None,
     seed: int = 0,
+    weights: str | None = None,
     keep: str | os.PathLike[str] | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
     check_manifest: bool = True,
@@ -65,6 +70,7 @@ def run_parity(
         backends: their names; None is all that are installed.
         dtype: what the weights are loaded as, in the backends and, rounded the same, in the oracle.
         probe: what to ask; None makes one of `seed`.
+        weights: which weights file, where the directory holds several sets.
         keep: a folder for the probe and the records, one folder a backend; None keeps nothing.
         timeout_s: how long one backend's process may take.
         check_manifest: first compare the files and tensors with the hashes in the directory's manifest.json, where
@@ -83,8 +89,9 @@ def run_parity(
         raise InputError("breaks its rule", where="timeout_s", expected="seconds above 0", found=shown(timeout_s))
     if probe is None:
         require_seed(seed)
-    manifest = _check_manifest(Path(directory), wanted=check_manifest)
-    oracle = open_oracle(directory, dtype=dtype)
+    directory, weights = split_weights(directory, weights)
+    manifest = _check_manifest(Path(directory), weights, wanted=check_manifest)
+    oracle = open_oracle(directory, dtype=dtype, weights=weights)
     probe = make_probe(oracle.config, seed=seed) if probe is None else probe
     probe.check(oracle.config)
     with _folder(keep) as folder:
@@ -95,7 +102,7 @@ def run_parity(
                 progress(name)
             record = record_in_process(
                 directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name, config=oracle.config,
-                timeout_s=timeout_s,
+                weights=weights, timeout_s=timeout_s,
             )  # fmt: skip
             _require_asked(record, name, dtype, probe, folder / name)
             records.append(record)
@@ -104,7 +111,7 @@ def run_parity(
     return compare_records(records, oracle, checkpoint=os.fspath(directory), manifest=manifest)
 
 
-def _check_manifest(directory: Path, *, wanted: bool) -> ManifestCheck:
+def _check_manifest(directory: Path, weights: str | None, *, wanted: bool) -> ManifestCheck:
     """Whether the weights have been compared with the directory's manifest.
 
     Raises:
@@ -114,7 +121,7 @@ def _check_manifest(directory: Path, *, wanted: bool) -> ManifestCheck:
         return "skipped"
     if not os.path.lexists(directory / MANIFEST_FILE):
         return "missing"
-    verify_checkpoint(directory, warn=False)
+    verify_checkpoint(directory, weights=weights, warn=False)
     return "checked"
 
 
@@ -126,6 +133,7 @@ def record_in_process(
     probe: Path,
     out: Path,
     config: GPTJConfig | None = None,
+    weights: str | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
 ) -> Record:
     """The record that a new Python process makes of one backend and leaves in `out`.
@@ -135,6 +143,8 @@ def record_in_process(
     """
     command = ["gptj.parity.record", os.fspath(directory), "--backend", backend, "--dtype", dtype]
     command += ["--probe", os.fspath(probe), "--out", os.fspath(out)]
+    if weights is not None:
+        command += ["--weights", weights]
     run_in_process(command, backend, dtype=dtype, timeout_s=timeout_s)
     return Record.load(out, config=config)
 
@@ -201,18 +211,24 @@ def child_environment(dtype: str) -> dict[str, str]:
     return environment
 
 
-def open_oracle(directory: str | os.PathLike[str], *, dtype: str = "float64") -> Oracle:
+def open_oracle(directory: str | os.PathLike[str], *, dtype: str = "float64", weights: str | None = None) -> Oracle:
     """The float64 oracle of a checkpoint, its weights rounded to `dtype` as a backend's are when it loads them.
 
     Raises:
         SchemaError: the checkpoint is no whole causal language model.
         GPTJError: it cannot be opened.
     """
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, weights=weights)
     plan = plan_load(checkpoint, checkpoint.config, "causal_lm")
     if plan.missing:
         raise SchemaError("not a whole causal language model", file=directory, found=f"no {', '.join(plan.missing)}")
-    return Oracle(checkpoint.config, lambda name: checkpoint.read(plan.tensors[name].name, dtype))
+
+    def read(name: str) -> NDArray[Any]:
+        if name in plan.zeros:
+            return np.zeros((checkpoint.config.vocab_size,), numpy_dtype(dtype))
+        return checkpoint.read(plan.tensors[name].name, dtype)
+
+    return Oracle(checkpoint.config, read)
 
 
 def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
@@ -221,7 +237,7 @@ def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
         backends = [backends]
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     if not names:
-        hint = 'Install one: pip install "gptj[pt]", "gptj[tf]" or "gptj[flax]"'
+        hint = install_one_of(BACKENDS)
         raise BackendError("no framework is installed", where="backends", expected=", ".join(BACKENDS), hint=hint)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

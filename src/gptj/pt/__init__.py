@@ -6,27 +6,59 @@ Table of contents:
     GPTJForCausalLM                  next-token logits, loss, generate                heads.py
     GPTJForSequenceClassification    one label a row                                  heads.py
     GPTJForQuestionAnswering         start and end of a span                          heads.py
-    from_pretrained, save_pretrained, to_numpy, from_numpy                            weights.py
+    from_pretrained, save_pretrained, to_numpy, from_numpy, on_device                 weights.py
     Decoder                          the compiled steps under generate                generate.py
+    GPTJTokenizer                    the core's, whose calls give PyTorch's tensors
+    GPTJConfig, GenerationConfig, GPTJError, errors, backend, installed_backends      the core's own
 """
+
+import sys
+from typing import TYPE_CHECKING, Any
 
 from gptj.backends import require
 
 require("pt")
 
-from gptj.config import GPTJConfig  # noqa: E402 - the missing framework must be named before it is imported
+# The missing framework must be named before it is imported.
+from gptj import __version__, backend, errors, installed_backends, tokenizer  # noqa: E402
+from gptj.config import GPTJConfig  # noqa: E402
+from gptj.errors import GPTJError  # noqa: E402
+from gptj.generation import GenerationConfig  # noqa: E402
+from gptj.names import asked_by_import, missing_name  # noqa: E402
 from gptj.pt.generate import Decoder  # noqa: E402
 from gptj.pt.heads import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification  # noqa: E402
 from gptj.pt.model import GPTJModel  # noqa: E402
-from gptj.pt.weights import from_numpy, to_numpy  # noqa: E402
+from gptj.pt.weights import from_numpy, on_device, to_numpy  # noqa: E402
+
+
+class GPTJTokenizer(tokenizer.GPTJTokenizer):
+    """Text to token ids and back: `gptj.GPTJTokenizer`, whose calls give PyTorch's tensors unless told otherwise."""
+
+    default_tensors = "pt"
+
 
 __all__ = [
     "Decoder",
     "GPTJConfig",
+    "GPTJError",
     "GPTJForCausalLM",
     "GPTJForQuestionAnswering",
     "GPTJForSequenceClassification",
     "GPTJModel",
+    "GPTJTokenizer",
+    "GenerationConfig",
+    "__version__",
+    "backend",
+    "errors",
     "from_numpy",
+    "installed_backends",
+    "on_device",
     "to_numpy",
 ]
+
+
+if not TYPE_CHECKING:  # a checker would take every misspelt name for one that is found here
+
+    def __getattr__(name: str) -> Any:
+        """Nothing: the error of a name that is not here, with the one that may be meant (PEP 562)."""
+        raise missing_name(sys.modules[__name__], name, __all__, by_import=asked_by_import())

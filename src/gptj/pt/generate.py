@@ -87,7 +87,7 @@ def evaluating(model: Any) -> Iterator[None]:
             model.train()
 
 
-class GenerationMixin(generation.Generates):
+class GenerationMixin(generation.Generates[torch.Tensor]):
     """`generate` and `stream` for a PyTorch model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:

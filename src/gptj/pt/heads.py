@@ -5,7 +5,7 @@ Losses are float32 at least, a label of -100 counts nowhere, and the values are 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from gptj.pt.generate import GenerationMixin
 from gptj.pt.inference import InferenceMixin
 from gptj.pt.model import GPTJModel, Linear, at_least_float32
 from gptj.pt.weights import PretrainedModel, as_ids, as_tensor, empty_parameters, host
+from gptj.typed import ReturnDict, same_as, typed_call
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -132,6 +133,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 
+    @typed_call
     def forward(
         self,
         input_ids: Any = None,
@@ -145,8 +147,8 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        return_dict: ReturnDict = None,
+    ) -> CausalLMOutputWithPast[Tensor] | tuple[Any, ...]:
         """The logits of every next token, and with labels the loss.
 
         Args:
@@ -184,6 +186,12 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
+    if TYPE_CHECKING:
+
+        @same_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """What `forward` gives."""
+
     def _logits(self, hidden: Tensor) -> Tensor:
         """The next token's logits after each hidden state, (..., m) to (..., v)."""
         return at_least_float32(self.lm_head(hidden))
@@ -216,6 +224,7 @@ class GPTJForSequenceClassification(PretrainedModel):
         if _do_init:
             self.initialise(dtype=one_dtype("float32", dtype=dtype, param_dtype=param_dtype), seed=seed)
 
+    @typed_call
     def forward(
         self,
         input_ids: Any = None,
@@ -229,8 +238,8 @@ class GPTJForSequenceClassification(PretrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+        return_dict: ReturnDict = None,
+    ) -> SequenceClassifierOutputWithPast[Tensor] | tuple[Any, ...]:
         """The label scores of each row (b, num_labels), and with labels the loss.
 
         Args:
@@ -267,6 +276,12 @@ class GPTJForSequenceClassification(PretrainedModel):
             attentions=outputs.attentions,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    if TYPE_CHECKING:
+
+        @same_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """What `forward` gives."""
 
     def _last_tokens(self, ids: Tensor | None, scores: Tensor) -> Tensor:
         """The place of each row's rightmost token that is not padding, (b,); the last place where ids are not known."""
@@ -317,6 +332,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
         if _do_init:
             self.initialise(dtype=one_dtype("float32", dtype=dtype, param_dtype=param_dtype), seed=seed)
 
+    @typed_call
     def forward(
         self,
         input_ids: Any = None,
@@ -329,8 +345,8 @@ class GPTJForQuestionAnswering(PretrainedModel):
         end_positions: Any = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+        return_dict: ReturnDict = None,
+    ) -> QuestionAnsweringModelOutput[Tensor] | tuple[Any, ...]:
         """The scores of each token as start and as end, (b, t) each, and with both positions the loss.
 
         Args:
@@ -367,6 +383,12 @@ class GPTJForQuestionAnswering(PretrainedModel):
             attentions=outputs.attentions,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    if TYPE_CHECKING:
+
+        @same_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """What `forward` gives."""
 
     def _places(self, positions: Any, logits: Tensor, where: str) -> Tensor:
         """Positions as labels (b,): below 0 is 0, at t or beyond is ignored."""

@@ -13,7 +13,7 @@ import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from gptj.outputs import BaseModelOutputWithPast, KVCache
 from gptj.pretrained import one_dtype
 from gptj.pt.weights import PretrainedModel, as_ids, as_tensor, empty_parameters, host
 from gptj.rotary import rotary_table
+from gptj.typed import ReturnDict, same_as, typed_call
 
 Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""
@@ -447,6 +448,7 @@ class GPTJModel(PretrainedModel):
         if not self.wte.weight.is_meta:
             self.rotary.place(self.wte.weight.device, self.wte.weight.dtype)
 
+    @typed_call
     def forward(
         self,
         input_ids: Any = None,
@@ -459,8 +461,8 @@ class GPTJModel(PretrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        return_dict: ReturnDict = None,
+    ) -> BaseModelOutputWithPast[Tensor] | tuple[Any, ...]:
         """The hidden states of every token.
 
         Args:
@@ -533,6 +535,12 @@ class GPTJModel(PretrainedModel):
             attentions=tuple(attentions) if weigh else None,
         )
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    if TYPE_CHECKING:
+
+        @same_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """What `forward` gives."""
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty cache of fixed capacity, written in place: n_layer pairs of (b, h, max_length, d).

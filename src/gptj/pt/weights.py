@@ -10,9 +10,9 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +24,6 @@ from gptj import inputs, pretrained
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
-from gptj.errors import BackendError
 from gptj.generation import Generates
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
@@ -34,8 +33,9 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_inference
+from gptj.prepared import check_device, check_inference
 from gptj.schema import Head, TensorSpec, schema
+from gptj.typed import Off, typed_load
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
@@ -248,7 +248,7 @@ class PretrainedModel(pretrained.Configured, nn.Module):
             owner, _, leaf = spec.name.rpartition(".")
             module = self.get_submodule(owner)
             old = getattr(module, leaf)
-            tensor = from_numpy(array) if old.is_meta else from_numpy(array).to(old.device)
+            tensor = from_numpy(array).to(torch.get_default_device() if old.is_meta else old.device)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
         self.tie_weights()
         self.base_model._place_rotary()
@@ -256,9 +256,10 @@ class PretrainedModel(pretrained.Configured, nn.Module):
     def tie_weights(self) -> None:
         """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""
 
-    @classmethod
+    @typed_load
     def from_pretrained(
-        cls,
+        cls: Any,
+        /,
         directory: str | os.PathLike[str],
         *,
         config: GPTJConfig | None = None,
@@ -269,7 +270,7 @@ class PretrainedModel(pretrained.Configured, nn.Module):
         weights: str | None = None,
         subfolder: str = "",
         ignore_mismatched_sizes: bool = False,
-        output_loading_info: bool = False,
+        output_loading_info: Off = False,
         mmap: bool = True,
         verify: bool = False,
         seed: int = 0,
@@ -317,13 +318,14 @@ class PretrainedModel(pretrained.Configured, nn.Module):
             seed=seed,
             overrides=overrides,
         )
-        model: Self = cls(loading.config, attn_implementation=attn_implementation, _do_init=False)  # type: ignore[call-arg]
+        model = cls(loading.config, attn_implementation=attn_implementation, _do_init=False)
         device = _device(loading.place)
-        if inference and device.type == "cpu":
+        if inference and device in (None, torch.device("cpu")):
             model._assign_prepared(loading.arrays(mmap=mmap), quantize)
         else:
             model._assign(loading.arrays(mmap=mmap))
-            model.to(device)
+            if device is not None:
+                model.to(device)
             if inference:
                 model.prepare_for_inference(quantize=quantize)
         if isinstance(model, Generates):
@@ -385,17 +387,33 @@ def _require_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
     output.requires_grad_(True)
 
 
-def _device(place: str | None) -> torch.device:
-    """The device of a `Loading.place`; "auto" is the first GPU, else the CPU.
+@contextlib.contextmanager
+def on_device(name: str) -> Iterator[contextlib.AbstractContextManager[Any]]:
+    """While this is open, models run on a device; one that is loaded under the context that it gives is there.
+
+    Args:
+        name: "cpu", "cuda", "mps", or "auto": the best that the framework sees.
 
     Raises:
-        BackendError: there is no such GPU.
+        InputError: the framework sees no such device.
     """
-    count = torch.cuda.device_count() if place not in (None, "cpu") else 0
-    if place is None or place.startswith("cpu") or (place == "auto" and not count):
-        return torch.device("cpu")
-    device = torch.device("cuda" if place == "auto" else place)
-    if (device.index or 0) >= count:
-        hint = 'Pass device_map="auto" or "cpu"'
-        raise BackendError("PyTorch has no such device", where="device_map", found=f"{count} GPUs", hint=hint)
-    return device
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    check_device(name, there, f"PyTorch {torch.__version__}")
+    # Differs: computations follow the parameters; under torch.device each would pass through Python once more.
+    yield torch.device(next(kind for kind in there if there[kind]) if name == "auto" else name)
+
+
+def _device(place: str | None) -> torch.device | None:
+    """The device of a `Loading.place`; None is where the model is made.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if place is None:
+        return None
+    if place.startswith("cuda:"):
+        there = {place: int(place.partition(":")[2]) < torch.cuda.device_count(), "cpu": True}
+        check_device(place, there, f"PyTorch {torch.__version__}")
+        return torch.device(place)
+    with on_device(place.partition(":")[0]) as device:
+        return torch.device(device)

@@ -6,13 +6,17 @@ Table of contents:
     GPTJForCausalLM                  next-token logits, loss, generate                heads.py
     GPTJForSequenceClassification    one label a row                                  heads.py
     GPTJForQuestionAnswering         start and end of a span                          heads.py
-    from_pretrained, save_pretrained, to_numpy, from_numpy                            weights.py
+    from_pretrained, save_pretrained, to_numpy, from_numpy, on_device                 weights.py
     Decoder                          the compiled steps under generate                generate.py
+    GPTJTokenizer                    the core's, whose calls give TensorFlow's tensors
+    GPTJConfig, GenerationConfig, GPTJError, errors, backend, installed_backends      the core's own
 
 The classes have transformers' names too, TFGPTJModel and so on: the same objects.
 """
 
 import os
+import sys
+from typing import TYPE_CHECKING, Any
 
 from gptj.backends import require
 from gptj.errors import BackendError
@@ -43,11 +47,22 @@ except ImportError as error:
 
 _require_tensorflow_under_keras(keras.backend.backend())
 
+from gptj import __version__, backend, errors, installed_backends, tokenizer  # noqa: E402
 from gptj.config import GPTJConfig  # noqa: E402
+from gptj.errors import GPTJError  # noqa: E402
+from gptj.generation import GenerationConfig  # noqa: E402
+from gptj.names import asked_by_import, missing_name  # noqa: E402
 from gptj.tf.generate import Decoder  # noqa: E402
 from gptj.tf.heads import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification  # noqa: E402
 from gptj.tf.model import GPTJModel  # noqa: E402
-from gptj.tf.weights import from_numpy, to_numpy  # noqa: E402
+from gptj.tf.weights import from_numpy, on_device, to_numpy  # noqa: E402
+
+
+class GPTJTokenizer(tokenizer.GPTJTokenizer):
+    """Text to token ids and back: `gptj.GPTJTokenizer`, whose calls give TensorFlow's tensors unless told otherwise."""
+
+    default_tensors = "tf"
+
 
 TFGPTJModel = GPTJModel
 TFGPTJForCausalLM = GPTJForCausalLM
@@ -57,14 +72,29 @@ TFGPTJForQuestionAnswering = GPTJForQuestionAnswering
 __all__ = [
     "Decoder",
     "GPTJConfig",
+    "GPTJError",
     "GPTJForCausalLM",
     "GPTJForQuestionAnswering",
     "GPTJForSequenceClassification",
     "GPTJModel",
+    "GPTJTokenizer",
+    "GenerationConfig",
     "TFGPTJForCausalLM",
     "TFGPTJForQuestionAnswering",
     "TFGPTJForSequenceClassification",
     "TFGPTJModel",
+    "__version__",
+    "backend",
+    "errors",
     "from_numpy",
+    "installed_backends",
+    "on_device",
     "to_numpy",
 ]
+
+
+if not TYPE_CHECKING:  # a checker would take every misspelt name for one that is found here
+
+    def __getattr__(name: str) -> Any:
+        """Nothing: the error of a name that is not here, with the one that may be meant (PEP 562)."""
+        raise missing_name(sys.modules[__name__], name, __all__, by_import=asked_by_import())

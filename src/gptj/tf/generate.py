@@ -252,7 +252,7 @@ class CompiledModel:
         return at_least_float32(self.head(tf.gather(x, last, axis=1) if last_only else x)), x
 
 
-class GenerationMixin(generation.Generates):
+class GenerationMixin(generation.Generates[tf.Tensor]):
     """`generate` and `stream` for a TensorFlow model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:

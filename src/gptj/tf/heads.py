@@ -6,7 +6,7 @@ Losses are float32 at least, a label of -100 counts nowhere, and the values are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -20,6 +20,7 @@ from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin
 from gptj.tf.model import GPTJModel, Linear, at_least_float32, sizes
 from gptj.tf.weights import PretrainedModel, check_traced_ids, host
+from gptj.typed import ReturnDict, same_as, typed_call
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -36,7 +37,8 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable("gptj")
-class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
+# Differs: Keras has no types, so a checker finds in a class after it nothing that it knows.
+class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
     """GPT-J with the language-modelling head: a weight and, unlike GPT-2's, a bias.
 
     Args:
@@ -71,6 +73,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
                 del self.lm_head.weight  # or Keras would go on counting it
             self.lm_head.weight = shared
 
+    @typed_call
     def call(
         self,
         input_ids: Any = None,
@@ -84,9 +87,9 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         training: bool | None = False,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+    ) -> CausalLMOutputWithPast[tf.Tensor] | tuple[Any, ...]:
         """The logits of every next token, and with labels the loss.
 
         Args:
@@ -132,6 +135,12 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
             attentions=outputs.attentions,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    if TYPE_CHECKING:
+
+        @same_as(call)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """What `call` gives."""
 
     def _check(self, given: Mapping[str, Any]) -> None:
         super()._check(given)
@@ -183,6 +192,7 @@ class GPTJForSequenceClassification(PretrainedModel):
         if _do_init:
             self.initialise(dtype=policy, seed=seed)
 
+    @typed_call
     def call(
         self,
         input_ids: Any = None,
@@ -196,9 +206,9 @@ class GPTJForSequenceClassification(PretrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         training: bool | None = False,
-    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+    ) -> SequenceClassifierOutputWithPast[tf.Tensor] | tuple[Any, ...]:
         """The label scores of each row (b, num_labels), and with labels the loss.
 
         Args:
@@ -235,6 +245,12 @@ class GPTJForSequenceClassification(PretrainedModel):
             attentions=outputs.attentions,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    if TYPE_CHECKING:
+
+        @same_as(call)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """What `call` gives."""
 
     def _last_tokens(self, ids: tf.Tensor | None, scores: tf.Tensor) -> tf.Tensor:
         """The place of each row's rightmost token that is not padding, (b,); the last place where ids are not known."""
@@ -289,6 +305,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
         if _do_init:
             self.initialise(dtype=policy, seed=seed)
 
+    @typed_call
     def call(
         self,
         input_ids: Any = None,
@@ -301,9 +318,9 @@ class GPTJForQuestionAnswering(PretrainedModel):
         end_positions: Any = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         training: bool | None = False,
-    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+    ) -> QuestionAnsweringModelOutput[tf.Tensor] | tuple[Any, ...]:
         """The scores of each token as start and as end, (b, t) each, and with both positions the loss.
 
         Args:
@@ -340,6 +357,12 @@ class GPTJForQuestionAnswering(PretrainedModel):
             attentions=outputs.attentions,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    if TYPE_CHECKING:
+
+        @same_as(call)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """What `call` gives."""
 
     def _places(self, positions: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Positions as labels (b,): below 0 is 0, at t or beyond is ignored."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -21,6 +21,7 @@ from gptj.config import GPTJConfig
 from gptj.outputs import BaseModelOutputWithPast, KVCache
 from gptj.rotary import rotary_table
 from gptj.tf.weights import PretrainedModel
+from gptj.typed import ReturnDict, same_as, typed_call
 
 Remember = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""
@@ -391,6 +392,7 @@ class GPTJModel(PretrainedModel):
         if _do_init:
             self.initialise(dtype=self.dtype_policy, seed=seed)
 
+    @typed_call
     def call(
         self,
         input_ids: Any = None,
@@ -403,9 +405,9 @@ class GPTJModel(PretrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        return_dict: ReturnDict = None,
         training: bool | None = False,
-    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+    ) -> BaseModelOutputWithPast[tf.Tensor] | tuple[Any, ...]:
         """The hidden states of every token.
 
         Args:
@@ -478,6 +480,12 @@ class GPTJModel(PretrainedModel):
             attentions=tuple(attentions) if weigh else None,
         )
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    if TYPE_CHECKING:
+
+        @same_as(call)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """What `call` gives."""
 
     def _assert_call(self, given: Mapping[str, Any]) -> None:
         """Make the graph raise where a call's arguments by name are wrong."""

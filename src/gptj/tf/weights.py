@@ -11,9 +11,10 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import keras
 import ml_dtypes
@@ -26,7 +27,7 @@ from gptj import inputs, pretrained
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
-from gptj.errors import BackendError, InputError
+from gptj.errors import InputError
 from gptj.generation import Generates
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
@@ -37,8 +38,9 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_inference
+from gptj.prepared import check_device, check_inference
 from gptj.schema import Head, TensorSpec, schema
+from gptj.typed import Off, typed_load
 
 ALIGNMENT_BYTES = 64
 """Where TensorFlow's kernels want a tensor to begin; what begins elsewhere is copied."""
@@ -330,9 +332,10 @@ class PretrainedModel(pretrained.Configured, keras.Model):
     def tie_weights(self) -> None:
         """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""
 
-    @classmethod
+    @typed_load
     def from_pretrained(
-        cls,
+        cls: Any,
+        /,
         directory: str | os.PathLike[str],
         *,
         config: GPTJConfig | None = None,
@@ -343,7 +346,7 @@ class PretrainedModel(pretrained.Configured, keras.Model):
         weights: str | None = None,
         subfolder: str = "",
         ignore_mismatched_sizes: bool = False,
-        output_loading_info: bool = False,
+        output_loading_info: Off = False,
         mmap: bool = True,
         verify: bool = False,
         seed: int = 0,
@@ -392,7 +395,7 @@ class PretrainedModel(pretrained.Configured, keras.Model):
             overrides=overrides,
         )
         with _device(loading.place):
-            model: Self = cls(loading.config, dtype=policy or loading.dtype, seed=seed, _do_init=False)  # type: ignore[call-arg]
+            model = cls(loading.config, dtype=policy or loading.dtype, seed=seed, _do_init=False)
             model._assign(loading.arrays(mmap=mmap))
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
@@ -695,19 +698,35 @@ def _is_argument_list(first: Any) -> bool:
     return first[0] is None or len(getattr(first[0], "shape", ())) > 1
 
 
+@contextlib.contextmanager
+def on_device(name: str) -> Iterator[contextlib.AbstractContextManager[Any]]:
+    """While this is open, models run on a device; one that is loaded under the context that it gives is there.
+
+    Args:
+        name: "cpu", "cuda", "mps", or "auto": the best that the framework sees.
+
+    Raises:
+        InputError: the framework sees no such device.
+    """
+    gpu = bool(tf.config.list_logical_devices("GPU"))
+    metal = platform.system() == "Darwin"
+    there = {"cuda": gpu and not metal, "mps": gpu and metal, "cpu": True}
+    check_device(name, there, f"TensorFlow {tf.__version__}")
+    with tf.device("/CPU:0" if name == "cpu" or not gpu else "/GPU:0"):
+        yield contextlib.nullcontext()
+
+
 def _device(place: str | None) -> Any:
     """A context in which variables are made on the device of a `Loading.place`; without one, TensorFlow chooses.
 
     Raises:
-        BackendError: there is no such GPU.
+        InputError: there is no such GPU.
     """
-    if place in (None, "auto"):
+    if place is None:
         return contextlib.nullcontext()
-    kind, _, number = str(place).partition(":")
-    if kind == "cpu":
-        return tf.device("/CPU:0")
-    count = len(tf.config.list_logical_devices("GPU"))
-    if int(number or 0) >= count:
-        hint = 'Pass device_map="auto" or "cpu"'
-        raise BackendError("TensorFlow has no such device", where="device_map", found=f"{count} GPUs", hint=hint)
-    return tf.device(f"/GPU:{number or 0}")
+    kind, _, number = place.partition(":")
+    if not number or kind == "cpu":
+        return on_device(kind)
+    there = {place: int(number) < len(tf.config.list_logical_devices("GPU")), "cpu": True}
+    check_device(place, there, f"TensorFlow {tf.__version__}")
+    return tf.device(f"/GPU:{number}")

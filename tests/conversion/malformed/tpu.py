@@ -309,7 +309,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "heads that do not divide the width": ({"n_heads": 3}, "n_heads"),
     "a head for two shards": ({"n_heads": 1}, "n_heads"),
     "no heads": ({"n_heads": 0}, "n_heads"),
-    "heads beyond any number": ({"n_heads": 10**300}, "n_heads"),
+    "heads beyond any number": ({"n_heads": 10**300}, "a number too large"),
     "heads of half": ({"n_heads": 2.5}, "n_heads"),
     "layers of another model": ({"layers": 2}, "layers"),
     "a width of another model": ({"d_model": 8}, "d_model"),

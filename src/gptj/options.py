@@ -1,0 +1,146 @@
+"""The command line's kinds of options: names that are guessed at and completed, headings, and --debug anywhere."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from gptj.backends import likely_backend
+
+__all__ = ["DEBUG_HELP", "Group", "Names", "Sections", "backend_names", "decorated", "option"]
+
+DEBUG_HELP = "Show the traceback of an error."
+
+
+class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.5
+    """One of some names, or with `several` a list of them with commas between, which gives a tuple.
+
+    Args:
+        values: the names; a function where they take an import to know.
+        likely: the one that is meant by what is none of them; the default goes by the spelling.
+        called: what else people call them.
+        several: whether it is a list.
+    """
+
+    name = "name"
+
+    def __init__(
+        self,
+        values: Iterable[str] | Callable[[], Iterable[str]],
+        *,
+        likely: Callable[[str], str | None] | None = None,
+        called: Mapping[str, str] | None = None,
+        several: bool = False,
+    ) -> None:
+        self._values = values
+        self._likely = likely or self._nearest
+        self._called = called or {}
+        self._several = several
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The names."""
+        return tuple(self._values() if callable(self._values) else self._values)
+
+    def _nearest(self, value: str) -> str | None:
+        called = {name: name for name in self.values} | {k: v for k, v in self._called.items() if v in self.values}
+        return next((called[near] for near in difflib.get_close_matches(value.lower(), called, n=1, cutoff=0.5)), None)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """The names, as the help shows them."""
+        return f"[{'|'.join(self.values)}]" + (",..." if self._several else "")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name, or the tuple of names."""
+        if not isinstance(value, str):
+            return value
+        return (
+            tuple(self._one(part, param, ctx) for part in value.split(","))
+            if self._several
+            else self._one(value, param, ctx)
+        )
+
+    def _one(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = value.strip() if self._several else value
+        if name in self.values:
+            return name
+        meant = self._likely(name)
+        self.fail(
+            f"{name!r} is not one of {', '.join(self.values)}." + (f" Did you mean {meant}?" if meant else ""),
+            param,
+            ctx,
+        )
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names that begin as what is typed does; in a list, those that are not in it yet."""
+        before, comma, begun = incomplete.rpartition(",") if self._several else ("", "", incomplete)
+        said = {name.strip() for name in before.split(",")}
+        return [
+            CompletionItem(f"{before}{comma}{name}")
+            for name in self.values
+            if name.startswith(begun.strip()) and name not in said
+        ]
+
+
+def backend_names(names: Iterable[str], *, several: bool = False) -> Names:
+    """The backends, where `torch` gets "did you mean pt"."""
+    return Names(names, likely=likely_backend, several=several)
+
+
+class Command(click.Command):
+    """A command that takes --debug too, wherever it stands on the line; `main` looks for it there."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its options, and --debug before --help."""
+        *own, last = super().get_params(ctx)
+        debug = click.Option(["--debug"], is_flag=True, expose_value=False, help=DEBUG_HELP)
+        return [*own, debug, last]
+
+
+class Sections(Command):
+    """A command whose help has its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a list of options a heading."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "section", "Other options"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class Group(click.Group):
+    """Commands that take --debug."""
+
+    command_class = Command
+
+
+class _Option(click.Option):
+    """An option that stands under the heading `section` of its command's help."""
+
+    def __init__(self, *arguments: Any, section: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.section = section
+
+
+def option(section: str, *names: str, **options: Any) -> Callable[[Any], Any]:
+    """An option under a heading."""
+    return click.option(*names, cls=_Option, section=section, **options)
+
+
+def decorated(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """One decorator of several."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed([*options]):
+            function = option(function)
+        return function
+
+    return decorate

@@ -1,0 +1,55 @@
+"""What a person at a terminal sees while a command works: nothing if it is quick, else what it is doing.
+
+It goes to stderr and is wiped away afterwards. In a pipe or a file there is nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+__all__ = ["QUICK_S", "waiting"]
+
+QUICK_S = 2.0
+"""What takes no longer is not worth a line."""
+
+
+@contextlib.contextmanager
+def waiting(doing: str, console: Console | None = None, *, after_s: float = QUICK_S) -> Iterator[None]:
+    """While this is open, and from `after_s` on, a terminal shows what is being done and for how long already.
+
+    Args:
+        doing: such as "loading gpt-j-6b".
+        console: where; None is stderr.
+        after_s: seconds of silence.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task(doing)
+    bar.tasks[task].start_time = time.monotonic()
+    lock, over = threading.Lock(), False
+
+    def show() -> None:
+        with lock:
+            if not over:
+                bar.start()
+
+    timer = threading.Timer(after_s, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            over = True
+        bar.stop()
