@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from gptj.brief import brief, html_table
 from gptj.config_file import ALIASES, is_alike, meant_field, settle_members
@@ -73,6 +73,18 @@ _LARGEST_ROTARY_TABLE = 2**24
 
 _EPSILONS = (1e-20, 1.0)  # of a variance: below it vanishes in float32, above it is all that is left
 _LARGEST_INITIALIZER = 1e3  # start values beyond overflow sooner or later in 16 bits, and train nothing
+
+
+class OtherNames(TypedDict, total=False):
+    """Names that `GPTJConfig` takes besides its fields, for a type checker; when run, others go to `extra`."""
+
+    hidden_size: int
+    num_attention_heads: int
+    num_hidden_layers: int
+    max_position_embeddings: int
+    model_type: str
+    architectures: list[str]
+    torch_dtype: Any
 
 
 @dataclasses.dataclass(init=False, eq=True, repr=False)
@@ -164,11 +176,11 @@ class GPTJConfig(Settings):
         output_hidden_states: bool = False,
         return_dict: bool = True,
         extra: Mapping[str, Any] | None = None,
-        **others: Any,
+        **others: Unpack[OtherNames],
     ) -> None:
         given = dict(locals())
         unknown = dict(extra or {})
-        for name, value in others.items():
+        for name, value in dict[str, Any](others).items():
             field = ALIASES.get(name)
             if field is not None:
                 given[field] = _agreed(field, name, given[field], value)

@@ -31,7 +31,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, overload
 
 import numpy as np
 import tokenizers
@@ -410,6 +410,12 @@ class GPTJTokenizer(TransformersCalls):
 
     # Text to ids ------------------------------------------------------------------------------------------------
 
+    @overload
+    def encode(self, text: str, text_pair: str | None = None, *, allow_special: bool = False) -> list[int]: ...
+    @overload
+    def encode(
+        self, text: str, text_pair: str | None = None, *, allow_special: bool = False, **options: Any
+    ) -> Any: ...
     def encode(self, text: str, text_pair: str | None = None, *, allow_special: bool = False, **options: Any) -> Any:
         """The token ids of `text`, none added before or after: a list, or the tensor asked for (1, t).
 
