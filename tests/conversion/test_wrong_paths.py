@@ -150,7 +150,7 @@ def test_a_tpu_checkpoint_in_the_hubs_cache_is_read_through_its_links(tmp_path, 
 
 def test_a_cache_with_no_snapshot_is_no_checkpoint(tmp_path):
     (tmp_path / "models--x--y" / "snapshots").mkdir(parents=True)
-    with pytest.raises(MissingFileError, match="no checkpoint"):
+    with pytest.raises(FormatError, match="a folder of the hub's cache"):
         describe(tmp_path / "models--x--y")
 
 
@@ -164,5 +164,5 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
 
 def test_what_no_one_knows_is_still_refused(tmp_path):
     (tmp_path / "x.dat").write_bytes(b"\x01\x02\x03" * 40)
-    with pytest.raises((FormatError, MissingFileError), match=r"x\.dat: no checkpoint"):
+    with pytest.raises((FormatError, MissingFileError), match=r"x\.dat: no weights"):
         describe(tmp_path / "x.dat")
