@@ -425,7 +425,7 @@ def _write_canonical(order: _Order) -> Path:
             order.config,
             lambda row: order.read_for_cast(row, room),
             head=head,
-            dtype=order.dtype,
+            dtype=lambda row: order.dtype_of(row.name),  # known beforehand, so the room that is needed is too
             max_shard_bytes=order.max_shard_bytes,
             overwrite=order.overwrite,
             extra_files=order.companions,

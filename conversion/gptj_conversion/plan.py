@@ -119,6 +119,14 @@ def make_plan(
         files=files,
         nbytes=sum(file.nbytes for file in files),
         peak_memory_bytes=plan_memory(rows, source, dtype, to),
-        free_bytes=shutil.disk_usage(folder).free if folder.is_dir() else None,
+        free_bytes=_free_bytes(folder),
         notes=notes,
     )
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """The room on the folder's file system, None where there is no such folder or the system does not say."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None

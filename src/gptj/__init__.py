@@ -24,18 +24,18 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from gptj.backends import backend, choose_backend, installed_backends
-from gptj.config import GPTJConfig
 from gptj.errors import GPTJError
 from gptj.schema import HEADS
 
 if TYPE_CHECKING:
+    from gptj.config import GPTJConfig
     from gptj.generation import GenerationConfig
     from gptj.pt import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification, GPTJModel
     from gptj.tokenizer import GPTJTokenizer
 
 __version__ = "0.1.0"
 
-_CORE = {"GenerationConfig": "gptj.generation", "GPTJTokenizer": "gptj.tokenizer"}
+_CORE = {"GPTJConfig": "gptj.config", "GenerationConfig": "gptj.generation", "GPTJTokenizer": "gptj.tokenizer"}
 _MODELS = tuple(HEADS.values())
 
 __all__ = [

@@ -8,16 +8,20 @@ and convert, inspect and verify never load a framework.
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import contextlib
+import io
 import json
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 from rich.console import Console
@@ -101,20 +105,32 @@ def main() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+    if sys.stdout is None:
+        click.echo("gptj: WriteError: stdout: is closed", err=True)
+        sys.exit(1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _Stdout(sys.stdout)
     signal.signal(signal.SIGTERM, _terminate)
+    interrupts: list[int] = []
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: _interrupt(interrupts))
+    sys.unraisablehook = _interrupt_again
     warnings.simplefilter("default", CheckpointWarning)
     warnings.showwarning = _show_warning
     debug = "--debug" in sys.argv[1:]
     try:
         status = gptj_command.main(standalone_mode=False)
         sys.stdout.flush()
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _leave_interrupted()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except _StdoutError as error:
+        # What is left in the buffer would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"gptj: WriteError: stdout: cannot be written: {error}", err=True)
+        sys.exit(1)
     except GPTJError as error:
         if debug:
             traceback.print_exc()
@@ -129,7 +145,69 @@ def main() -> None:
     except MemoryError as error:
         click.echo(f"gptj: LimitError: out of memory: {error}", err=True)
         sys.exit(1)
+    except Exception:
+        if interrupts:  # a library that was being imported made another error of it
+            _leave_interrupted()
+        raise
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """Interrupt once more where the interrupt fell into a callback, whose exceptions Python drops."""
+    if lost.exc_type is not None and issubclass(lost.exc_type, KeyboardInterrupt):
+        again = threading.Timer(0.01, _thread.interrupt_main)  # at once would fall into this very hook
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def _leave_interrupted() -> NoReturn:
+    """End with status 130. Python would end itself by the signal where the interrupt fell into code that it made."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(130)
+
+
+def _interrupt(interrupts: list[int]) -> None:
+    interrupts.append(signal.SIGINT)
+    raise KeyboardInterrupt
+
+
+class _StdoutError(Exception):
+    """Stdout could not be written."""
+
+
+class _Stdout(io.TextIOWrapper):
+    """Stdout, whose errors are told from those of files; a reader who has left stays a BrokenPipeError."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(
+            stream.buffer, encoding=stream.encoding, errors=stream.errors, line_buffering=stream.line_buffering
+        )
+
+    def write(self, text: str) -> int:
+        """As in TextIOWrapper."""
+        with _naming_stdout():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """As in TextIOWrapper."""
+        with _naming_stdout():
+            super().flush()
+
+
+@contextlib.contextmanager
+def _naming_stdout() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _StdoutError(error.strerror or str(error)) from None
 
 
 _show_warning_of_python = warnings.showwarning

@@ -12,9 +12,11 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -151,7 +153,9 @@ class Desk:
             InputError: the framework sees none such.
         """
         device = "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
-        with gptj.backend(self.backend).on_device(device) as self._loading:
+        with _interruptible_at_once():
+            wing = gptj.backend(self.backend)
+        with wing.on_device(device) as self._loading:
             yield
 
     def load(self, tokens: float) -> Any:
@@ -555,3 +559,20 @@ def _tokenizer(directory: Path, *, needed: bool) -> GPTJTokenizer | None:
     if not needed and not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return None
     return GPTJTokenizer.from_pretrained(directory)
+
+
+@contextlib.contextmanager
+def _interruptible_at_once() -> Iterator[None]:
+    """While this is open, an interrupt ends the process: a framework that is being imported may swallow an exception.
+
+    Nothing has been begun by then that would have to be put in order.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

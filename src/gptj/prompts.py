@@ -1,8 +1,9 @@
 """What is to be continued: prompts from the command line, from a file, or from stdin, each with its own settings.
 
-A file has a prompt a line. Where its first line begins with `{`, every line is a JSON object instead: "prompt" or
-"token_ids", "seed" if it shall have one of its own, and any field of `GenerationConfig`. Empty lines are skipped. All
-of a file is read and checked before a model is loaded, so that a mistake in its last line costs no time.
+A file has a prompt a line. Where its first line begins with `{`, after a byte order mark or spaces, every line is a
+JSON object instead: "prompt" or "token_ids", "seed" if it shall have one of its own, and any field of
+`GenerationConfig`. Empty lines are skipped. All of a file is read and checked before a model is loaded, so that a
+mistake in its last line costs no time.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from gptj.errors import GPTJError, InputError, shown
+from gptj.generation.config import UNSUPPORTED, GenerationConfig
 from gptj.json_file import parse_json_object, read_small_file
 
 __all__ = ["STDIN", "Prompt", "read_lines", "read_prompt"]
 
 STDIN = "-"
 """The name that stands for stdin."""
+
+_FIELDS = frozenset(field.name for field in dataclasses.fields(GenerationConfig)) - {"extra"}
 
 _LARGEST_FILE_BYTES = 1_000_000_000
 
@@ -66,11 +70,16 @@ def read_lines(file: str) -> list[Prompt]:
         InputError: it cannot be read, is not UTF-8, or has no prompt; or a line is not what its first line promises.
     """
     name, data = _read(file)
-    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(_decoded(data, name).split("\n"), 1)]
+    if b"\0" in data[:2]:
+        raise InputError(
+            "not UTF-8", file=name, found="NUL among its first bytes", hint="Is it UTF-16? Save it as UTF-8"
+        )
+    text = _decoded(data, name).removeprefix("\ufeff")  # the mark of an encoding, and no text
+    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
     filled = [(number, line) for number, line in lines if line.strip()]
     if not filled:
         raise InputError("no prompt", file=name, expected="a prompt a line")
-    if filled[0][1].startswith("{"):
+    if filled[0][1].lstrip().startswith("{"):
         return [_from_json(line, name, number) for number, line in filled]
     return [Prompt(line, file=name, line=number) for number, line in filled]
 
@@ -97,6 +106,10 @@ def _from_json(line: str, file: str, number: int) -> Prompt:
     text, ids, seed = (members.pop(key, None) for key in ("prompt", "token_ids", "seed"))
     if (text is None) == (ids is None):
         raise InputError('neither "prompt" nor "token_ids", or both', file=file, where=where, found=shown(line))
+    unknown = [key for key in members if key not in _FIELDS and key not in UNSUPPORTED]
+    if unknown:
+        expected = "prompt, token_ids, seed or a field of GenerationConfig"
+        raise InputError("no such field", file=file, where=where, expected=expected, found=shown(unknown[0]))
     if text is not None and not isinstance(text, str):
         raise InputError("not text", file=file, where=f"{where}: prompt", expected="a string", found=shown(text))
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):

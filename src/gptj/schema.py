@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from gptj.config import GPTJConfig
+if TYPE_CHECKING:
+    from gptj.config import GPTJConfig
 
 __all__ = ["BASE_PREFIX", "HEADS", "Head", "TensorSpec", "is_old_buffer", "schema", "schema_by_name"]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptj.config import CONFIG_FILE
-from gptj.errors import ConfigError, MissingFileError, TokenizerError, WriteError, shown
+from gptj.errors import ConfigError, MissingFileError, TokenizerError, WriteError, shown, warn_of
 from gptj.extras import install_line
 from gptj.json_file import parse_json_object, read_json_object, read_small_file
 
@@ -144,6 +144,8 @@ def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool
         )
     settings = _optional_json(folder / "tokenizer_config.json")
     names = _optional_json(folder / "special_tokens_map.json")
+    _check_class(settings, file=folder / "tokenizer_config.json")
+    _check_described(settings, file=folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").exists():
         file = folder / "tokenizer.json"
         data = _from_tokenizer_json(_read(file), file=file)
@@ -307,6 +309,9 @@ _NEUTRAL_STEPS: dict[str, dict[str, Any]] = {
 def _from_tokenizer_json(data: bytes, *, file: Path) -> TokenizerData:
     """What a tokenizer.json says, once its pipeline is known to be GPT-2's and nothing else."""
     members = parse_json_object(data, file=file, error=TokenizerError)
+    for field in ("truncation", "padding"):
+        if members.get(field) is not None:
+            warn_of("is left out: no text is cut or filled unless a call asks for it", file=file, where=field)
     if members.get("normalizer") is not None:
         raise TokenizerError(
             "changes the text first", file=file, where="normalizer", expected="null", found=_kind(members["normalizer"])
@@ -331,11 +336,44 @@ def _from_tokenizer_json(data: bytes, *, file: Path) -> TokenizerData:
         raise TokenizerError("no merges", file=file, where="model.merges", expected="a list", found=_kind(merges))
     pairs = [_merge_pair(merge, file=file, number=number) for number, merge in enumerate(merges)]
     _check_twice(pairs, file=file, place=lambda n: f"model.merges[{n}]")
-    added = members.get("added_tokens") or []
+    added = [] if members.get("added_tokens") is None else members["added_tokens"]
     if not isinstance(added, list):
         raise TokenizerError("not a list", file=file, where="added_tokens", found=_kind(added))
     tokens = [_added_token(token, file=file, where=f"added_tokens[{n}]") for n, token in enumerate(added)]
     return TokenizerData(vocab=vocab, merges=tuple(pairs), added=tuple(sorted(tokens, key=lambda token: token.id)))
+
+
+_CLASSES = (
+    "GPT2Tokenizer", "GPT2TokenizerFast", "CodeGenTokenizer", "CodeGenTokenizerFast", "GPTNeoXTokenizer",
+    "GPTNeoXTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend",
+)  # fmt: skip
+"""The classes of transformers that encode a text by its byte-level BPE and add nothing."""
+
+
+def _check_class(settings: dict[str, Any], *, file: Path) -> None:
+    """Refuse a tokenizer_config.json of a class that would give other ids."""
+    name = settings.get("tokenizer_class")
+    if name is not None and name not in _CLASSES:
+        raise TokenizerError(
+            "another kind of tokenizer",
+            file=file,
+            where="tokenizer_class",
+            expected=" or ".join(_CLASSES),
+            found=shown(name),
+        )
+
+
+def _check_described(settings: dict[str, Any], *, file: Path) -> None:
+    """Refuse added_tokens_decoder unless it is an object whose keys are token ids as JSON spells numbers."""
+    described = settings.get("added_tokens_decoder")
+    if described is None:
+        return
+    if not isinstance(described, dict):
+        raise TokenizerError("not an object", file=file, where="added_tokens_decoder", found=_kind(described))
+    for key, value in described.items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 10 and str(int(key)) == key):
+            raise TokenizerError("not a token id", file=file, where="added_tokens_decoder", found=shown(key))
+        _added_token(value, file=file, where=f"added_tokens_decoder.{key}", id=int(key))
 
 
 def _spelt(value: object) -> str:
@@ -413,12 +451,7 @@ def _added_beside(by_content: dict[str, Any], settings: dict[str, Any], *, folde
         token = _added_token({"content": content, "id": token_id}, file=file, where=shown(content))
         tokens[token.id] = token
     file = folder / "tokenizer_config.json"
-    described = settings.get("added_tokens_decoder") or {}
-    if not isinstance(described, dict):
-        raise TokenizerError("not an object", file=file, where="added_tokens_decoder", found=_kind(described))
-    for key, value in described.items():
-        if not (key.isascii() and key.isdecimal() and len(key) < 10):
-            raise TokenizerError("not a token id", file=file, where="added_tokens_decoder", found=shown(key))
+    for key, value in (settings.get("added_tokens_decoder") or {}).items():
         token = _added_token(value, file=file, where=f"added_tokens_decoder.{key}", id=int(key))
         other = tokens.get(token.id)
         if other is not None and other.content != token.content:
@@ -450,7 +483,7 @@ def _with_settings(
     """`data` with what tokenizer_config.json says, and special_tokens_map.json where that one is silent."""
     file = folder / "tokenizer_config.json"
     for flag in ("add_prefix_space", "add_bos_token", "add_eos_token"):
-        if settings.get(flag):
+        if settings.get(flag) not in (None, False):
             raise TokenizerError(
                 "would add to every text", file=file, where=flag, expected="false", found=shown(settings[flag])
             )
@@ -471,7 +504,9 @@ def _with_settings(
                 )
             sides[side] = settings[side]
     length = settings.get("model_max_length", data.model_max_length)
-    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or length < 1):
+    if length is not None and (
+        isinstance(length, bool) or not isinstance(length, int | float) or length < 1 or length != length // 1
+    ):
         raise TokenizerError(
             "not a length", file=file, where="model_max_length", expected="at least 1", found=shown(length)
         )
@@ -486,7 +521,7 @@ def _with_settings(
 def _special_name(value: object, *, file: Path, where: str) -> str | None:
     """The content of a special token that is spelt as a string, as an object with a content, or null."""
     content = value.get("content") if isinstance(value, dict) else value
-    if content is not None and not isinstance(content, str):
+    if (content is not None or isinstance(value, dict)) and not isinstance(content, str):
         raise TokenizerError("not a token", file=file, where=where, expected="a string or null", found=_kind(value))
     return content
 

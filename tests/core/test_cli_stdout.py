@@ -1,0 +1,68 @@
+"""What surrounds the command line: a stdout that cannot be written, an interrupt, a folder that is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.mark.parametrize("way", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("command", ["--version", "convert --help", "doctor --json"])
+def test_one_line_says_that_stdout_cannot_be_written(command, way):
+    line = f'"{sys.executable}" -m gptj {command} {way}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("gptj: WriteError: stdout: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("delay_s", [0.15, 0.4, 0.8])
+def test_an_interrupt_ends_the_command_without_a_traceback(tmp_path, delay_s):
+    """Wherever it falls: into the imports, the work, or after it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may be a job in the background
+    try:
+        command = [sys.executable, "-m", "gptj", "demo", "--backends", "none-such"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (130, 2, -signal.SIGINT) and "Traceback" not in said, said
+
+
+def test_an_interrupt_that_a_callback_swallowed_comes_again():
+    program = """
+        import sys, weakref
+        from gptj import cli
+
+        class Thing: ...
+
+        def forget(reference):
+            raise KeyboardInterrupt
+
+        def command(**options):
+            thing = Thing()
+            kept = weakref.ref(thing, forget)
+            del thing
+            for _ in range(10**7): pass
+            print("went on")
+
+        cli.gptj_command.main = command
+        cli.main()
+    """
+    done = subprocess.run([sys.executable, "-c", "\n".join(line[8:] for line in program.splitlines())],
+                          capture_output=True, text=True)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a current folder from being removed")
+def test_a_current_folder_that_is_gone_is_no_traceback(tmp_path):
+    gone = tmp_path / "gone"
+    line = f'mkdir "{gone}" && cd "{gone}" && rmdir "{gone}" && "{sys.executable}" -m gptj inspect x'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("gptj: MissingFileError: x: ")
