@@ -1,5 +1,8 @@
 """A model prepared for inference: what it computes, and what it refuses from then on."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from mutants import revealing_batch
@@ -74,3 +77,17 @@ def test_a_quantization_without_inference_is_refused(wing, folder):
 def test_a_class_without_a_fast_path_says_so(wing, folder, head):
     with pytest.raises(InputError, match=r"expected GPTJForCausalLM, found GPTJ(Model|For)"):
         wing.model(head).from_pretrained(folder(head), inference=True)
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_prepared_model_is_never_copied(prepared, make):
+    with pytest.raises(InputError, match=r"a copy: the model is prepared for inference"):
+        make(prepared)
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_a_copy_of_a_plain_model_computes_the_same(wing, revealing, make):
+    model, ids = revealing(), BATCH.input_ids[:2]
+    expected = wing.numpy(wing.call(model, ids).logits)
+    assert np.array_equal(wing.numpy(wing.call(make(model), ids).logits), expected)

@@ -168,6 +168,8 @@ class GenerationMixin(generation.Generates[jax.Array]):
         # Differs: a call may bring parameters of its own, which generation may too.
         if params is None:
             return self
+        own: Any = self
+        own._refuse_prepared("params")
         model: Any = copy.copy(self)
         model.params = params
         return model

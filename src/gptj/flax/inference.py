@@ -28,7 +28,7 @@ from gptj.flax.generate import made_by
 from gptj.flax.model import Attention, Block, Embedding, LayerNorm, Linear, Memory, Remember, multiply, surroundings
 from gptj.flax.weights import Params, flat, nested
 from gptj.outputs import CausalLMOutputWithPast, KVCache
-from gptj.prepared import check_quantize
+from gptj.prepared import check_quantize, refusal
 
 FEW_ROWS = range(2, 65)
 """For how many rows the product is written weights first: as many as it was measured to be faster for."""
@@ -286,6 +286,14 @@ class FastPath:
 
 class InferenceMixin:
     """What a model can do to decode faster."""
+
+    fast_path: Any
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # copy and pickle ask for it; a copy of packed weights or of compiled programs would be neither.
+        if self.fast_path is not None:
+            raise refusal("a copy")
+        return super().__reduce_ex__(protocol)
 
     def prepare_for_inference(self, *, quantize: str | None = None) -> Self:
         """The model itself, which takes the fast path from then on: `model(...)`, `generate` and `stream`.

@@ -409,7 +409,15 @@ class PreparedBlock(nn.Module):
 class InferenceMixin:
     """What a model can do to decode faster."""
 
+    _is_prepared = False
     transformer: Any
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # copy and pickle ask for it; a copy of packed weights or of compiled programs would be neither.
+        if self._is_prepared:
+            raise refusal("a copy")
+        return super().__reduce_ex__(protocol)
+
     lm_head: Any
 
     def prepare_for_inference(self, *, quantize: str | None = None) -> Self:
@@ -463,6 +471,7 @@ class InferenceMixin:
     def _give_up_parameters(self) -> None:
         """From now on, refuse by name all that needs the parameters, on this model and on the one inside."""
         inner: Any = self
+        self._is_prepared = True
         for model in (inner, inner.transformer):
             model.requires_grad_(False).eval()
             count = sum(row.size for row in schema(model.config, model.head))

@@ -24,6 +24,12 @@ class InferenceMixin:
 
     _is_prepared = False
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # copy and pickle ask for it; a copy of packed weights or of compiled programs would be neither.
+        if self._is_prepared:
+            raise refusal("a copy")
+        return super().__reduce_ex__(protocol)
+
     def prepare_for_inference(self, *, quantize: str | None = None) -> Self:
         """The model itself, such that `model(...)`, `generate` and `stream` run compiled programs from then on.
 
