@@ -488,6 +488,8 @@ generate_options = (
     option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
     option("Model", "--weights", metavar="FILE", help="Which weights file of DIR, where it holds several sets."),
     option("Model", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]"),
+    option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them: slower to start, and "
+           "they may change meanwhile."),
     option("Model", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
             help="How many prompts to read at once."),
     option("Model", "--assistant", type=ModelArgument, metavar="DIR", help="A smaller model that guesses ahead; the "
@@ -525,7 +527,7 @@ def generate(
     directory: Path, prompt: str | None, prompts: str | None, token_ids: str | None, allow_special: bool,
     truncate: str | None, stream: bool, interactive: bool, as_json: bool, backend: str | None, dtype: str | None,
     weights: str | None, batch_size: int, assistant: Path | None, quantize: str | None, seed: int | None,
-    stop: tuple[str, ...], fields: tuple[str, ...], any_token: bool, device: str, **named: Any,
+    stop: tuple[str, ...], fields: tuple[str, ...], any_token: bool, device: str, no_mmap: bool, **named: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with the model in DIR; a PROMPT of - is all of stdin.
 
@@ -553,6 +555,7 @@ def generate(
     request = Request(
         directory=directory,
         weights=weights,
+        mmap=not no_mmap,
         backend=backend,
         dtype=dtype,
         assistant=assistant,

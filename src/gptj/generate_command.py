@@ -48,8 +48,8 @@ NEW_TOKENS = 40
 PAYS_FROM_TOKENS = 64
 """From how many tokens on PyTorch's packing of the weights is worth its time on a CPU.
 
-Packing takes as long as 20 to 45 tokens save (measured in float32 and bfloat16, 250M weights on 2 virtual cores of
-Zen 5: 0.9 s for 20 to 40 ms a token; 0.4 s for 8 to 10 ms).
+In float32 it takes as long as some 50 tokens save (0.9 s, for 18 ms a token, with 280M weights on 2 virtual cores of a
+busy machine). In 16 bits a token saves 6 to 11 ms; there the border is the same by guess.
 """
 
 WELCOME = """What you type is continued. A line that ends in \\ goes on in the next.
@@ -77,6 +77,7 @@ class Request:
         seed: of the draws; None for one from the operating system.
         truncate: whether a prompt that is too long loses its beginning; otherwise it is refused.
         allow_special: whether `<|endoftext|>` in a text is that token.
+        mmap: whether the weights files are mapped; else they are read, and may change while the model is in use.
         any_token: whether tokens that the folder's tokenizer does not know may be chosen too.
     """
 
@@ -91,6 +92,7 @@ class Request:
     seed: int | None = None
     truncate: bool = False
     allow_special: bool = False
+    mmap: bool = True
     any_token: bool = False
 
 
@@ -173,6 +175,8 @@ class Desk:
         options: dict[str, Any] = {} if self.request.dtype is None else {"param_dtype": self.request.dtype}
         if weights is not None:
             options["weights"] = weights
+        if not self.request.mmap:
+            options["mmap"] = False
         if self.request.quantize is not None:
             options["quantize"] = self.request.quantize
         packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)

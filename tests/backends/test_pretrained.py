@@ -1,6 +1,9 @@
 """Weights go in and out of each wing bit for bit, under the schema's names, whatever class reads them."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,3 +178,13 @@ def test_resizing_keeps_the_rows_that_stay_and_is_saved(wing, folder, tmp_path, 
 @EVERY_HEAD
 def test_parameters_are_counted_from_the_schema(wing, revealing, head):
     assert revealing(head).num_parameters() == sum(row.size for row in schema(CONFIG, head))
+
+
+def test_a_model_that_was_read_and_not_mapped_outlives_its_file(wing, folder, tmp_path):
+    copied = Path(shutil.copytree(folder(), tmp_path / "model"))
+    mapped = wing.model("causal_lm").from_pretrained(folder())
+    model = wing.model("causal_lm").from_pretrained(copied, mmap=False)
+    os.truncate(copied / "model.safetensors", 0)
+    ids = np.arange(6).reshape(1, 6)
+    logits = [wing.numpy(wing.call(one, ids).logits) for one in (model, mapped)]
+    assert np.array_equal(*logits)
