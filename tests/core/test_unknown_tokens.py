@@ -137,7 +137,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         yield contextlib.nullcontext()
 
     def from_pretrained(directory: Any, **options: Any) -> Toy:
-        asked.extend((options, Toy(options.get("dtype", "float32"))))
+        asked.extend((options, Toy(options.get("param_dtype", "float32"))))
         return asked[-1]
 
     model = SimpleNamespace(from_pretrained=from_pretrained)

@@ -83,7 +83,6 @@ def run_parity(
         FormatError: the weights are not those of the manifest. Nothing has been run.
         GPTJError: the checkpoint, the probe or an argument breaks a rule.
     """
-    names = _settle_backends(backends)
     dtype = dtype_name(dtype)
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
         raise InputError("breaks its rule", where="timeout_s", expected="seconds above 0", found=shown(timeout_s))
@@ -91,6 +90,7 @@ def run_parity(
         require_seed(seed)
     directory, weights = split_weights(directory, weights)
     manifest = _check_manifest(Path(directory), weights, wanted=check_manifest)
+    names = _settle_backends(backends)
     oracle = open_oracle(directory, dtype=dtype, weights=weights)
     probe = make_probe(oracle.config, seed=seed) if probe is None else probe
     probe.check(oracle.config)
