@@ -10,6 +10,7 @@ A request is a line, the file's path in JSON; so is an answer: {"arrays": [...]}
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
 import sys
@@ -18,6 +19,8 @@ from typing import Any, NoReturn
 
 MOST_OBJECTS = 100_000
 DEEPEST = 16
+SHORTEST_HEAD = 48
+"""Bytes of the shortest superblock, with which every file begins."""
 LONGEST_LIST_BYTES = 16 * 2**20
 
 TOP_LEVEL = "top_level_model_weights"
@@ -116,6 +119,16 @@ class Survey:
             return "region references" if reference is self.h5py.RegionReference else "object references"
         return "text" if self.h5py.check_string_dtype(dtype) else str(dtype)
 
+    def require_apart(self) -> None:
+        """Make sure that no dataset's bytes are the file's own structure, which libhdf5 would read as numbers."""
+        addresses = sorted(self.seen)
+        for where, place in self.arrays.items():
+            begin, end = place["offset"], place["offset"] + place["nbytes"]
+            following = bisect.bisect_left(addresses, begin)
+            inside = begin < SHORTEST_HEAD or (following < len(addresses) and addresses[following] < end)
+            if place["nbytes"] and inside:
+                self.refuse(where, "its bytes are the file's own structure", found=f"bytes {begin} to {end}")
+
     # ---- the lists that Keras keeps
 
     def require_listed(self) -> None:
@@ -184,6 +197,7 @@ def survey(path: str) -> dict[str, Any]:
         with h5py.File(path, "r") as file:
             found = Survey(h5py, file, size_bytes)
             found.visit(file)
+            found.require_apart()
             found.require_listed()
     except RefusedError as refused:
         return {"refused": refused.facts}

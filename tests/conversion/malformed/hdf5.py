@@ -171,4 +171,19 @@ LISTS = [
     Malformed("33 axes", edited(lambda f: replaced(f, shape=(1,) * 32, dtype="f4")), door, "wte"),
 ]
 
-CASES = [*structures(), *LISTS]
+
+def with_weights_at(address: int) -> Callable[[bytes], bytes]:
+    """The address of wte's numbers, in its object header, becomes another."""
+    with h5py.File(GOOD / FILE, "r") as file:
+        old = struct.pack("<Q", file[WTE].id.get_offset())
+
+    def change(data: bytes) -> bytes:
+        assert data.count(old) == 1
+        return data.replace(old, struct.pack("<Q", address))
+
+    return change
+
+
+PLACES = [case(f"weights at byte {address}", with_weights_at(address)) for address in (0, 8, 90, 680, 2000, 2**40)]
+
+CASES = [*structures(), *LISTS, *PLACES]
