@@ -62,7 +62,7 @@ def test_an_output_passes_through_jit_as_a_tree(model):
 
 
 def test_a_fixed_cache_steps_inside_jit(model, expected):
-    step = jax.jit(lambda cache, ids: model(ids, cache, use_cache=True))
+    step = jax.jit(lambda cache, ids: model(ids, past_key_values=cache, use_cache=True))
     cache = model.init_cache(3, 16)
     for column in range(IDS.shape[1]):
         output = step(cache, IDS[:, column : column + 1])
@@ -73,16 +73,21 @@ def test_a_fixed_cache_steps_inside_jit(model, expected):
 
 def test_a_fixed_cache_stays_as_it_was_when_a_call_returns_the_next(model):
     cache = model.init_cache(3, 16)
-    after = model(IDS, cache, use_cache=True).past_key_values
+    after = model(IDS, past_key_values=cache, use_cache=True).past_key_values
     assert cache.length == 0 and not np.asarray(cache.keys[0]).any()
     assert after.length == 7 and np.asarray(after.keys[0])[:, :, :7].any()
+
+
+def test_a_cache_in_the_place_of_a_mask_is_named(model):
+    with pytest.raises(InputError, match=r"attention_mask: a cache, not an array.*past_key_values="):
+        model(IDS, model.init_cache(3, 16))
 
 
 def test_a_cache_of_another_dtype_is_refused(model):
     past = model(IDS, use_cache=True).past_key_values
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if jnp.ndim(x) else x, past)
     with pytest.raises(InputError, match="past_key_values: a cache of another dtype"):
-        model(IDS[:, :1], narrow)
+        model(IDS[:, :1], past_key_values=narrow)
 
 
 @pytest.mark.parametrize("wrong", [216, -1, 2**31 - 1])
@@ -100,7 +105,7 @@ def test_a_position_that_is_not_there_gives_nan_under_jit(model):
 
 
 def test_a_full_cache_gives_nan_under_jit(model):
-    step = jax.jit(lambda cache, ids: model(ids, cache, use_cache=True))
+    step = jax.jit(lambda cache, ids: model(ids, past_key_values=cache, use_cache=True))
     output = step(step(model.init_cache(3, 8), IDS).past_key_values, IDS[:, :2])
     assert not np.isfinite(output.logits).any()
 

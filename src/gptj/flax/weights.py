@@ -91,6 +91,8 @@ def as_ids(value: Any, *, where: str) -> Any:
 
 def as_array(value: Any, *, where: str) -> Any:
     """Any other argument as an array, or None."""
+    if isinstance(value, KVCache):  # which stood second before the order of the seed page's calls was followed
+        raise InputError("a cache, not an array", where=where, hint="Pass it by name: past_key_values=...")
     return value if value is None or isinstance(value, jax.Array) else inputs.numbers(value, where=where)
 
 
