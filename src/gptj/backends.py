@@ -15,7 +15,7 @@ import os
 from types import ModuleType
 from typing import Literal
 
-from gptj.errors import BackendError, shown
+from gptj.errors import BackendError, GPTJError, shown
 from gptj.extras import install_line, install_one_of
 
 __all__ = ["BACKENDS", "Backend", "BackendName", "backend", "choose_backend", "installed_backends"]
@@ -125,5 +125,21 @@ def require(name: str) -> None:
 
 
 def backend(name: str | None = None) -> ModuleType:
-    """The wing itself, imported: `gptj.backend("flax").GPTJForCausalLM`. See `choose_backend` for the rule."""
-    return importlib.import_module(f"gptj.{choose_backend(name)}")
+    """The wing itself, imported: `gptj.backend("flax").GPTJForCausalLM`. See `choose_backend` for the rule.
+
+    Raises:
+        BackendError: there is no such backend, or its framework cannot be loaded.
+    """
+    chosen = choose_backend(name)
+    try:
+        return importlib.import_module(f"gptj.{chosen}")
+    except GPTJError:
+        raise
+    except (ImportError, OSError, RuntimeError, MemoryError) as error:  # whatever a broken or a starved library raises
+        found = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackendError(
+            "its framework is installed and cannot be loaded",
+            where=f"gptj.{chosen}",
+            found=shown(found),
+            hint="Is there enough memory, and is the installation whole? --debug shows all",
+        ) from error

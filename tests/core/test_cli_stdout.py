@@ -10,6 +10,9 @@ import time
 
 import pytest
 
+from gptj import backends
+from gptj.errors import BackendError
+
 
 @pytest.mark.parametrize("way", [">/dev/full", ">&-"])
 @pytest.mark.parametrize("command", ["--version", "convert --help", "doctor --json"])
@@ -66,3 +69,14 @@ def test_a_current_folder_that_is_gone_is_no_traceback(tmp_path):
     line = f'mkdir "{gone}" && cd "{gone}" && rmdir "{gone}" && "{sys.executable}" -m gptj inspect x'
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("gptj: MissingFileError: x: ")
+
+
+@pytest.mark.parametrize("error", [ImportError("libx.so: failed to map segment"), OSError("no memory"), MemoryError()])
+def test_a_framework_that_cannot_be_loaded_is_named(monkeypatch, error):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(backends, "choose_backend", lambda name: "pt")
+    monkeypatch.setattr(backends.importlib, "import_module", fail)
+    with pytest.raises(BackendError, match=r"gptj\.pt: its framework is installed and cannot be loaded"):
+        backends.backend("pt")
