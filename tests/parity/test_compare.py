@@ -371,7 +371,7 @@ class TestRecordsOnDisk:
         back = Record.load(tmp_path).answers
         assert all(np.array_equal(back[name], right.answers[name]) for name in ANSWERS)
 
-    @pytest.mark.parametrize("value", [np.array([None]), np.array(["x"]), np.array([1j]), np.array([True])])
+    @pytest.mark.parametrize("value", [np.array([None]), np.array(["x"]), np.array([1j]), np.array([1], "i2")])
     def test_what_no_record_can_hold_is_not_written(self, right, tmp_path, value):
         with pytest.raises(InputError, match=r"record\.npz: logits: not an array of plain numbers"):
             with_answer(right, "logits", value).save(tmp_path)
