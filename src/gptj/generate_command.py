@@ -28,7 +28,7 @@ import numpy as np
 import gptj
 from gptj.backends import choose_backend
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, GPTJError, InputError
+from gptj.errors import ConfigError, GPTJError, InputError, TokenizerError, warn_of
 from gptj.generation import Conversation, GenerationConfig, TokenStep, known_tokens_only
 from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.generation.sampling import SEEDS
@@ -126,9 +126,8 @@ class Desk:
         self.config = self._settled_config()
         self.backend = choose_backend(request.backend)
         check_quantize(request.quantize, QUANTIZATIONS if self.backend == "pt" else ())
-        self.tokenizer = _tokenizer(self.directory, needed=needs_tokenizer or bool(self.config.stop_strings))
-        if self.tokenizer is not None:
-            self.tokenizer.check_fits(self.model_config)
+        needed = needs_tokenizer or bool(self.config.stop_strings)
+        self.tokenizer = _tokenizer(self.directory, self.model_config, needed=needed)
         self.seed = secrets.randbits(64) if request.seed is None else checked_seed(request.seed)
 
     def _settled_config(self) -> GenerationConfig:
@@ -558,11 +557,19 @@ def checked_seed(seed: Any) -> int:
     return seed
 
 
-def _tokenizer(directory: Path, *, needed: bool) -> GPTJTokenizer | None:
-    """The folder's tokenizer; None where it has none and none is needed."""
+def _tokenizer(directory: Path, config: GPTJConfig, *, needed: bool) -> GPTJTokenizer | None:
+    """The folder's tokenizer; None where none is needed and it has none, or one that cannot be used, which is said."""
     if not needed and not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return None
-    return GPTJTokenizer.from_pretrained(directory)
+    try:
+        tokenizer = GPTJTokenizer.from_pretrained(directory)
+        tokenizer.check_fits(config)
+    except (TokenizerError, ConfigError) as error:
+        if needed:
+            raise
+        warn_of(f"the tokenizer is not used, and ids are printed: {error}")
+        return None
+    return tokenizer
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ OF_THE_CALL = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("gptj.generate_command.choose_backend", lambda name: "pt")
-    monkeypatch.setattr("gptj.generate_command._tokenizer", lambda directory, needed: None)
+    monkeypatch.setattr("gptj.generate_command._tokenizer", lambda directory, config, needed: None)
     config = GPTJConfig(vocab_size=60, n_positions=24, n_embd=16, n_head=2, n_layer=1, rotary_dim=4, eos_token_id=3)
     (tmp_path / "config.json").write_text(config.to_json())
     return tmp_path

@@ -21,7 +21,7 @@ from tokenizer_samples import gpt2, small
 from toy_decoder import ToyDecoder, toy_config
 
 from gptj import cli
-from gptj.errors import InputError, harmless
+from gptj.errors import CheckpointWarning, InputError, TokenizerError, harmless
 from gptj.generate_command import PAYS_FROM_TOKENS
 from gptj.generation import Generates, known_tokens_only
 from gptj.generation.stopping import decode_with
@@ -294,3 +294,17 @@ def test_text_is_escaped_on_a_terminal_and_raw_in_a_pipe(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stdout", pipe)
     cli._write(text)
     assert pipe.getvalue() == text
+
+
+def test_token_ids_need_no_tokenizer(run: Any, spoken: Path):
+    """One that cannot be used is said, and ids are printed; a text is refused by name."""
+    settings = spoken / "tokenizer_config.json"
+    before = settings.read_bytes()
+    settings.write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    try:
+        with pytest.warns(CheckpointWarning, match=r"the tokenizer is not used.*tokenizer_class"):
+            assert run("--token-ids", "1 2", *FEW).startswith("1 2 ")
+        with pytest.raises(TokenizerError, match="tokenizer_class"):
+            run(PROMPT, *FEW)
+    finally:
+        settings.write_bytes(before)
