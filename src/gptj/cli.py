@@ -135,7 +135,10 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         elif "--json" in sys.argv[1:]:
-            click.echo(json.dumps({"error": error.as_dict()}))
+            try:
+                click.echo(json.dumps({"error": error.as_dict()}))
+            except (_StdoutError, BrokenPipeError):  # stderr still says it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         click.echo(f"gptj: {error.code}: {error}", err=True)
         sys.exit(1)
     except BrokenPipeError:

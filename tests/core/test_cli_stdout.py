@@ -80,3 +80,9 @@ def test_a_framework_that_cannot_be_loaded_is_named(monkeypatch, error):
     monkeypatch.setattr(backends.importlib, "import_module", fail)
     with pytest.raises(BackendError, match=r"gptj\.pt: its framework is installed and cannot be loaded"):
         backends.backend("pt")
+
+
+def test_an_error_whose_json_cannot_be_written_is_still_said():
+    line = f'"{sys.executable}" -m gptj inspect --json nowhere >/dev/full'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "gptj: MissingFileError: nowhere: no such file or folder\n")
