@@ -30,11 +30,16 @@ def endless_model(path: Path) -> Path:
 
 
 def started(backend: str, model: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """The command, begun. It hears an interrupt even where the tests do not, as a shell's job in the background."""
+    """`gptj generate`, begun."""
+    return begun("generate", str(model), *arguments, "--backend", backend)
+
+
+def begun(*words: str) -> subprocess.Popen[bytes]:
+    """A command, begun. It hears an interrupt even where the tests do not, as a shell's job in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "gptj", "generate", str(model), *arguments, "--backend", backend],
+            [sys.executable, "-m", "gptj", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -22,7 +22,7 @@ from gptj.room import Room
 from gptj.safetensors_file import WEIGHT_DTYPES
 from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema
 from gptj.weight_files import Index, is_index_name, listed, read_index, require_index_agrees, safe_path
-from gptj.weight_names import PlainNames, head_of, plain_names, plain_variable
+from gptj.weight_names import HEAD_WORDS, PlainNames, head_of, plain_names, plain_variable
 from gptj_conversion.dialects import Dialect, Spelling, spell
 from gptj_conversion.source import Facts
 from gptj_conversion.stored_array import StoredArray
@@ -40,11 +40,6 @@ __all__ = [
 MOST_LAYERS = 10_000
 ZEROS_ORIGIN = "not in the files: zeros"
 LIKE = "transformer.wte.weight"  # whose dtype a row of zeros takes
-_HEAD_WORDS: dict[str, Head] = {
-    "lm_head": "causal_lm",
-    "score": "sequence_classification",
-    "qa_outputs": "question_answering",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +222,7 @@ def _first(name: str) -> str:
 def _spellings(name: str, dialect: Dialect) -> list[Spelling]:
     """How the row may be spelt: a base model's names with or without the prefix, whoever saved it."""
     other = name.removeprefix(BASE_PREFIX)
-    if other == name and _first(name) not in _HEAD_WORDS:
+    if other == name and _first(name) not in HEAD_WORDS:
         other = BASE_PREFIX + name
     return [spell(n, dialect) for n in dict.fromkeys((name, other))]
 

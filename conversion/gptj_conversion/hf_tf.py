@@ -26,6 +26,7 @@ from gptj.manifest import FileRecord
 from gptj.output_directory import OutputDirectory, OutputFile
 from gptj.safetensors_file import FileIdentity, file_identity, open_regular_file
 from gptj.schema import Head
+from gptj.weight_names import plain_variable
 from gptj_conversion.foreign import (
     ForeignCheckpoint,
     match_arrays,
@@ -37,14 +38,13 @@ from gptj_conversion.foreign_writer import Entry
 from gptj_conversion.h5_process import H5Process
 from gptj_conversion.stored_array import StoredArray
 
-__all__ = ["H5_FILE", "H5_INDEX", "H5Writer", "model_prefix", "open_h5", "plain_name", "read_h5"]
+__all__ = ["H5_FILE", "H5_INDEX", "H5Writer", "model_prefix", "open_h5", "read_h5"]
 
 H5_FILE = "tf_model.h5"
 H5_INDEX = "tf_model.h5.index.json"
 _T = TypeVar("_T")
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
-_MODEL = re.compile(r"tfgptj_[a-z_0-9]+/")
 _SINGLE = re.compile(r"[^/]+/(?P<weight>tfgptj_[a-z_0-9]+/.*)")
 
 
@@ -76,15 +76,6 @@ def open_h5(
         arrays = [array for file in files for array in read_h5(file, process=process)]
     require_shards_agree(index, arrays)
     return match_arrays(directory, H5_FILE, "tf", settled, arrays)
-
-
-def plain_name(weight: str) -> str:
-    """A variable's name without the name of the model that it was saved from.
-
-    >>> plain_name("tfgptj_for_causal_lm/transformer/wte/weight:0")
-    'transformer/wte/weight:0'
-    """
-    return _MODEL.sub("", weight, count=1) if _MODEL.match(weight) else weight
 
 
 def model_prefix(head: str) -> str:
@@ -131,7 +122,7 @@ def read_h5(path: Path, *, process: H5Process | None = None) -> list[StoredArray
 
 def _stored(path: Path, identity: FileIdentity, where: str, place: Mapping[str, Any]) -> StoredArray:
     single = _SINGLE.fullmatch(where)
-    name = plain_name(single["weight"]) if single else where
+    name = plain_variable(single["weight"]) if single else where
     layer, wanted = where.split("/")[0], name.split("/")[0]
     if single and layer != wanted:  # by whose name transformers looks for it, and else leaves it at random numbers
         raise SchemaError(

@@ -127,8 +127,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except _StdoutError as error:
-        # What is left in the buffer would fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         click.echo(f"gptj: WriteError: stdout: cannot be written: {error}", err=True)
         sys.exit(1)
     except GPTJError as error:
@@ -138,12 +137,12 @@ def main() -> None:
             try:
                 click.echo(json.dumps({"error": error.as_dict()}))
             except (_StdoutError, BrokenPipeError):  # stderr still says it
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _abandon_stdout()
         click.echo(f"gptj: {error.code}: {error}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does: nobody is there to be told.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         sys.exit(1)
     except MemoryError as error:
         click.echo(f"gptj: LimitError: out of memory: {error}", err=True)
@@ -178,6 +177,11 @@ def _leave_interrupted() -> NoReturn:
 def _interrupt(interrupts: list[int]) -> None:
     interrupts.append(signal.SIGINT)
     raise KeyboardInterrupt
+
+
+def _abandon_stdout() -> None:
+    """Send stdout nowhere: what is left in its buffer would fail once more when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _StdoutError(Exception):

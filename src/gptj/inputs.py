@@ -27,6 +27,7 @@ __all__ = [
     "check_call",
     "check_class_labels",
     "check_embeddings",
+    "check_embeds",
     "check_functions",
     "check_head_mask",
     "check_ids",
@@ -163,6 +164,14 @@ def check_attention_mask(mask: Any, batch: int, lengths: tuple[int, ...]) -> NDA
             (array != 0) & (array != 1), array, where="attention_mask", problem="not a mask", expected="0 or 1"
         )
     return array
+
+
+def check_embeds(config: GPTJConfig, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The batch and the length of inputs_embeds of this shape; (b, t, n_embd), neither 0, or it is refused."""
+    if len(shape) != 3 or shape[2] != config.n_embd or 0 in shape:
+        expected = f"(batch, tokens, {config.n_embd})"
+        raise InputError("of another shape", where="inputs_embeds", expected=expected, found=shape)
+    return shape[0], shape[1]
 
 
 def check_head_mask(config: GPTJConfig, shape: tuple[int, ...]) -> None:
@@ -320,10 +329,7 @@ def check_call(
         shape = tuple(inputs_embeds.shape)
         if None in shape:
             return
-        if len(shape) != 3 or shape[2] != config.n_embd or 0 in shape:
-            expected = f"(batch, tokens, {config.n_embd})"
-            raise InputError("of another shape", where="inputs_embeds", expected=expected, found=shape)
-        batch, length = shape[:2]
+        batch, length = check_embeds(config, shape)
     if token_type_ids is not None and (types := host(token_type_ids)) is not None:
         check_ids(config, types, where="token_type_ids")
         if types.shape != (batch, length):

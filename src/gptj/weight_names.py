@@ -16,7 +16,7 @@ from typing import Literal
 from gptj.errors import SchemaError, shown, warn_of
 from gptj.schema import BASE_PREFIX, HEADS, Head, is_old_buffer
 
-__all__ = ["Dialect", "PlainNames", "head_of", "infer_dialect", "plain_names", "plain_variable"]
+__all__ = ["HEAD_WORDS", "Dialect", "PlainNames", "head_of", "infer_dialect", "plain_names", "plain_variable"]
 
 Dialect = Literal["pt", "flax", "tf"]
 """The formats whose arrays have names: Hugging Face's own, and transformers' Flax and TensorFlow models'."""
@@ -39,11 +39,12 @@ _QUANTIZED = re.compile(
     r"|quant_state\..*|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*))"
 )
 _TF_MODEL = re.compile(r"tfgptj_[a-z_0-9]+/")
-_HEAD_WORDS: dict[str, Head] = {
+HEAD_WORDS: dict[str, Head] = {
     "lm_head": "causal_lm",
     "score": "sequence_classification",
     "qa_outputs": "question_answering",
 }
+"""What the names of a head's own rows begin with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +173,6 @@ def head_of(plain: Iterable[str], *, tied: bool = False) -> Head:
     A tied model stores no lm_head.weight: its names are a language model's where they have the prefix.
     """
     firsts = {re.split(r"[./]", name)[0] for name in plain}
-    found = {_HEAD_WORDS[first] for first in firsts if first in _HEAD_WORDS}
+    found = {HEAD_WORDS[first] for first in firsts if first in HEAD_WORDS}
     head: Head = next((head for head in HEADS if head in found), "base")
     return "causal_lm" if head == "base" and tied and BASE_PREFIX[:-1] in firsts else head

@@ -20,25 +20,17 @@ from gptj_conversion.hf_flax import FLAX_FILE, MsgpackWriter
 from gptj_conversion.hf_tf import H5_FILE, H5Writer
 from gptj_conversion.mesh_writer import write_mesh
 from gptj_conversion.verify import verify
+from malformed.journals import CONFIG, FORMATS
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.cli import gptj_command
-from gptj.config import GPTJConfig
 from gptj.errors import CheckpointWarning, FormatError, InputError, SchemaError
 from gptj.journal import Journal
 
-CONFIG = GPTJConfig(vocab_size=24, n_positions=16, n_embd=16, n_layer=1, n_head=4, rotary_dim=2)
 NAMED: dict[str, tuple[str, Any, Any]] = {
     "bin": (BIN_FILE, "pt", BinWriter),
     "flax": (FLAX_FILE, "flax", MsgpackWriter),
     "tf": (H5_FILE, "tf", H5Writer),
-}
-FORMATS: dict[str, dict[str, Any]] = {
-    "safetensors": {"to": "safetensors", "max_shard_bytes": 4000},
-    "bin": {"to": "bin", "max_shard_bytes": 4000},
-    "flax": {"to": "flax", "max_shard_bytes": 4000},
-    "tf": {"to": "tf", "max_shard_bytes": 4000},
-    "mesh": {"to": "mesh", "shards": 2},
 }
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from commands import begun, ended
 
 from gptj import backends
 from gptj.errors import BackendError
@@ -26,16 +27,11 @@ def test_one_line_says_that_stdout_cannot_be_written(command, way):
 @pytest.mark.parametrize("delay_s", [0.15, 0.4, 0.8])
 def test_an_interrupt_ends_the_command_without_a_traceback(tmp_path, delay_s):
     """Wherever it falls: into the imports, the work, or after it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may be a job in the background
-    try:
-        command = [sys.executable, "-m", "gptj", "demo", "--backends", "none-such"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    process = begun("demo", "--backends", "none-such")
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode in (130, 2, -signal.SIGINT) and "Traceback" not in said, said
+    done = ended(process)
+    assert done.rc in (130, 2, -signal.SIGINT) and "Traceback" not in done.err, done.err
 
 
 def test_an_interrupt_that_a_callback_swallowed_comes_again():

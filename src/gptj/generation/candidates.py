@@ -140,10 +140,10 @@ class Draws:
         if not complete:
             rest = self._weight_of_rest(logits, found)
         if config.top_p < 1:
-            kept = _kept_by_top_p(weights, rest, config.top_p)
-            if kept is None:
+            last = _place(weights, rest, config.top_p)
+            if last is None:
                 return None
-            weights, rest = weights[:kept], 0.0
+            weights, rest = weights[: last + 1], 0.0
         if config.min_p:
             kept = _kept_by_min_p(weights, rest, config.min_p)
             if kept is None:
@@ -217,14 +217,6 @@ def _surely(held: Floats, target: float, error: float, *, before: float | None =
     return None if below is not None and target - below <= error else place
 
 
-def _kept_by_top_p(weights: Floats, rest: float, mass: float) -> int | None:
-    """How many of the sorted weights are kept: those before which less than `mass` of all is held."""
-    held = np.cumsum(weights)
-    total = float(held[-1]) + rest
-    last = _surely(held, mass * total, total * SUM_ERROR + rest * REST_ERROR)
-    return None if last is None else last + 1
-
-
 def _kept_by_min_p(weights: Floats, rest: float, share: float) -> int | None:
     """How many of the sorted weights are at least `share` of the first."""
     kept = int((weights >= share).sum())
@@ -232,8 +224,11 @@ def _kept_by_min_p(weights: Floats, rest: float, share: float) -> int | None:
     return None if near.any() or (rest and kept == len(weights)) else kept
 
 
-def _place(weights: Floats, rest: float, uniform: float) -> int | None:
-    """Which of the sorted weights the uniform number falls on."""
+def _place(weights: Floats, rest: float, share: float) -> int | None:
+    """The first of the sorted weights up to which more than `share` of all is held.
+
+    It is the last that top_p keeps, and the one that a uniform number falls on.
+    """
     held = np.cumsum(weights)
     total = float(held[-1]) + rest
-    return _surely(held, uniform * total, total * SUM_ERROR + rest * REST_ERROR)
+    return _surely(held, share * total, total * SUM_ERROR + rest * REST_ERROR)

@@ -24,7 +24,7 @@ from gptj.generation.output import GenerateOutput, TokenStep, transition_scores
 from gptj.generation.processors import AllowedTokens
 from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import StoppingCriterion, decode_with
-from gptj.inputs import check_head_mask, check_ids, check_method, numbers
+from gptj.inputs import check_embeds, check_head_mask, check_ids, check_method, numbers
 from gptj.outputs import Array
 from gptj.typed import typed_generate
 
@@ -281,9 +281,10 @@ class Generates(Generic[Array]):
             raise inside_a_graph()
         if prng_key is not None and seed is not None:
             raise InputError("given beside seed", where="prng_key", hint="Pass one of them")
-        ids, unseen = self._prompt(config, input_ids, inputs_embeds)
+        embeds = self._numbers(inputs_embeds, "inputs_embeds")
+        ids, unseen = self._prompt(config, input_ids, embeds)
         conditions = Conditions(
-            self._numbers(inputs_embeds, "inputs_embeds"),
+            embeds,
             self._numbers(token_type_ids, "token_type_ids"),
             self._numbers(head_mask, "head_mask"),
         )
@@ -303,7 +304,7 @@ class Generates(Generic[Array]):
             **others,
         }
 
-    def _prompt(self, config: GenerationConfig, input_ids: Any, inputs_embeds: Any) -> tuple[Any, int]:
+    def _prompt(self, config: GenerationConfig, input_ids: Any, inputs_embeds: NDArray[Any] | None) -> tuple[Any, int]:
         """The prompt's ids (b, t), and how many columns of them only stand for embeddings."""
         if isinstance(input_ids, str) or (isinstance(input_ids, list | tuple) and _has_text(input_ids)):
             hint = "Turn it into ids first: model.generate(**tokenizer(text))"
@@ -314,12 +315,8 @@ class Generates(Generic[Array]):
         if input_ids is not None:
             return self._numbers(input_ids, "input_ids"), 0
         if inputs_embeds is not None:
-            embeds: Any = self._numbers(inputs_embeds, "inputs_embeds")
-            shape = tuple(embeds.shape)
-            if len(shape) != 3 or shape[2] != self.config.n_embd or 0 in shape:
-                expected = f"(batch, tokens, {self.config.n_embd})"
-                raise InputError("of another shape", where="inputs_embeds", expected=expected, found=shape)
-            return np.zeros(shape[:2], np.int64), shape[1]
+            batch, length = check_embeds(self.config, inputs_embeds.shape)
+            return np.zeros((batch, length), np.int64), length
         if config.bos_token_id is None:
             hint = "Pass input_ids, or a bos_token_id to begin with"
             raise InputError("no prompt", where="input_ids", expected="token ids", found="None", hint=hint)
