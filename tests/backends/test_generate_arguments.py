@@ -112,7 +112,8 @@ def test_processors_do_not_see_the_columns_of_embeddings(wing, model):
     assert [ids.shape[1] for ids in seen] == list(range(NEW))
     assert output.lengths.tolist() == [NEW, NEW] and len(output.scores) == NEW
     logits = wing.numpy(wing.call(model, inputs_embeds=embeds).logits)[:, -1]
-    assert np.array_equal(wing.numpy(output.sequences)[:, 0], logits.argmax(-1))  # nothing was penalized
+    assert np.array_equal(wing.numpy(output.sequences)[:, 0], logits.argmax(-1))
+    assert np.abs(output.scores[0] - logits).max() <= 2e-5  # nothing was penalized, nor an ngram forbidden
 
 
 def test_wrong_conditions_are_named(wing, model):

@@ -88,6 +88,22 @@ def test_the_token_is_the_definitions_or_none(
     assert draws.token(logits, uniform, row=0) in (None, expected)
 
 
+@pytest.mark.parametrize("as_top_p", [False, True])
+def test_what_the_rest_weighs_is_never_taken_for_exact(as_top_p: bool) -> None:
+    """The rest is summed in float32, so a number that falls next to a border is left to the definition."""
+    logits = make_logits("normal", 20_000, 1.0, 7, np.float32)
+    sums, near = borders(logits, 1.0), 0
+    for place in range(0, 400, 5):
+        for shift in (-1e-9, 0.0, 1e-9):
+            share = float(sums[place]) + shift
+            config = GenerationConfig(do_sample=True, top_k=0, top_p=share if as_top_p else 1.0)
+            uniform = 1 - 1e-9 if as_top_p else share
+            token = Draws(config, len(logits))._from_best(logits, uniform)
+            assert token in (None, defined(logits, config, uniform))
+            near += token is None
+    assert near == 240
+
+
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize(
     "options", [{}, {"top_k": 50}, {"top_p": 0.9}, {"temperature": 0.8, "top_k": 50, "top_p": 0.9}]
