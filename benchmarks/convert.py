@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from gptj_conversion.mesh_writer import write_mesh
+from gptj_conversion.mesh.writer import write_mesh
 
 from gptj.config import GPTJConfig
 from gptj.schema import TensorSpec, schema
@@ -82,7 +82,7 @@ def measure(folder: Path, config: GPTJConfig, rounds: int, options: list[str]) -
         shutil.rmtree(copied)
         shutil.rmtree(converted, ignore_errors=True)
         conversions.append(run([sys.executable, "-m", "gptj", "convert", str(source), str(converted), *options]))
-    imports = run([sys.executable, "-c", "import gptj.cli, gptj_conversion.convert"])
+    imports = run([sys.executable, "-c", "import gptj.command.main, gptj_conversion.convert"])
     copy, conversion = median(copies), median(conversions)
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "

@@ -35,9 +35,9 @@ from gptj_conversion.verify import verify
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.errors import FormatError, GPTJError
-from gptj.output_directory import FileSystem
 from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.schema import schema
+from gptj.writing.output_directory import FileSystem
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- figures: made by benchmarks/fault_figures.py -->", "<!-- figures end -->"
@@ -102,7 +102,7 @@ def tests_of(name: str) -> ModuleType:
 def hostile_containers(folder: Path) -> list[tuple[str, str, str]]:
     """The faults that the tests plant in .h5 and .msgpack files, and how many are read without a word."""
     import h5py
-    from gptj_conversion.hf_flax import read_msgpack
+    from gptj_conversion.hf.flax_msgpack import read_msgpack
 
     h5, msgpack = tests_of("test_tf_refusals"), tests_of("test_flax_refusals")
     read = {"h5": 0, "msgpack": 0}
@@ -303,7 +303,7 @@ CONVERT = """
     def peak():
         return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
     from gptj_conversion.convert import convert
-    import gptj_conversion.hf_tf, gptj.fingerprint, h5py
+    import gptj_conversion.hf.keras_h5, gptj.parity.fingerprint, h5py
     before = peak()
     convert(sys.argv[1], sys.argv[2], to=sys.argv[3])
     print(json.dumps([peak() - before, time.process_time()]))

@@ -27,7 +27,7 @@ from gptj_conversion.convert import convert
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
 from gptj.errors import GPTJError
-from gptj.fingerprint import check_fingerprint
+from gptj.parity.fingerprint import check_fingerprint
 from gptj.parity.revealing import revealing_config, revealing_fill
 
 CONFIG = revealing_config(n_layer=2)
@@ -119,7 +119,7 @@ import numpy as np
 from gptj.config import GPTJConfig
 from gptj.checkpoint import write_checkpoint
 from gptj_conversion.convert import convert
-import gptj.fingerprint, safetensors
+import gptj.parity.fingerprint, safetensors
 config = GPTJConfig(vocab_size=51200, n_positions=8, n_embd=512, n_layer=1, n_head=4, rotary_dim=8)
 def peak():  # not ru_maxrss, which a process takes over from the one that started it
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -25,15 +25,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptj_conversion.training_config import TrainingConfig
+from gptj_conversion.mesh.training_config import TrainingConfig
 
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import CheckpointWarning, GPTJError
-from gptj.manifest import verify_manifest
 from gptj.parity.revealing import revealing_fill
-from gptj.safetensors_file import parse_header
-from gptj.weight_files import open_weights
+from gptj.reading.manifest import verify_manifest
+from gptj.reading.safetensors_file import parse_header
+from gptj.reading.weight_files import open_weights
 
 CONFIG = GPTJConfig(vocab_size=8, n_positions=4, n_embd=4, n_layer=1, n_head=2, rotary_dim=2)
 STRANGE: tuple[Any, ...] = (

@@ -44,7 +44,7 @@ from gptj.config import GPTJConfig
 from gptj.generation.config import GenerationConfig
 from gptj.inputs import IGNORED_LABEL
 from gptj.pt import GPTJForCausalLM
-from gptj.tokenizer import GPTJTokenizer
+from gptj.text.tokenizer import GPTJTokenizer
 
 TRAINING_SHARE = 0.9
 """How much of the text, from its start, is trained on; the rest is for validation."""

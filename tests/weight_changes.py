@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from gptj_conversion.convert import convert
-from gptj_conversion.hf_bin import _text, _whole, _whole_tuple
+from gptj_conversion.hf.torch_bin import _text, _whole, _whole_tuple
 from safetensors.numpy import load_file, save_file
 
 WEIGHTS = "model.safetensors"

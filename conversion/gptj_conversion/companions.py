@@ -26,8 +26,8 @@ from gptj.errors import ConfigError, GPTJError, TokenizerError, shown
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.stored import drop_ids_beyond, read_members
 from gptj.json_file import read_json_object, read_small_file
-from gptj.tokenizer import GPTJTokenizer
-from gptj_conversion.source import TOKENIZER_SIGNS, Source
+from gptj.text.tokenizer import GPTJTokenizer
+from gptj_conversion.common.source import TOKENIZER_SIGNS, Source
 
 __all__ = ["GPT2", "NO_TOKENIZER", "Companions", "settle_companions"]
 

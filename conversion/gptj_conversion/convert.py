@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from gptj.checkpoint_writer import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import (
@@ -33,11 +32,10 @@ from gptj.errors import (
     shown,
     warn_of,
 )
-from gptj.fingerprint import Witness
 from gptj.json_file import read_json_object
-from gptj.room import Room
-from gptj.schema import TensorSpec, schema
-from gptj.weight_files import (
+from gptj.parity.fingerprint import Witness
+from gptj.reading.buffers import Room
+from gptj.reading.weight_files import (
     INDEX_FILE,
     WEIGHTS_FILE,
     choose_set,
@@ -46,23 +44,25 @@ from gptj.weight_files import (
     weight_sets,
     weights_suffix,
 )
-from gptj_conversion.canonical import describe_canonical, open_safetensors
+from gptj.schema import TensorSpec, schema
+from gptj.writing.checkpoint_writer import write_checkpoint
+from gptj_conversion.common.dialects import Dialect
+from gptj_conversion.common.foreign import ForeignCheckpoint
+from gptj_conversion.common.foreign_writer import WeightsWriter, plan_foreign, write_foreign
+from gptj_conversion.common.plan import ConversionPlan, PlannedFile, interim_dtype, make_plan, plan_files, plan_memory
+from gptj_conversion.common.recorder import Account
+from gptj_conversion.common.source import Facts, Source
 from gptj_conversion.companions import settle_companions
-from gptj_conversion.dialects import Dialect
-from gptj_conversion.foreign import ForeignCheckpoint
-from gptj_conversion.foreign_writer import WeightsWriter, plan_foreign, write_foreign
-from gptj_conversion.hf_bin import BIN_FILE, BIN_INDEX, BinWriter, open_bin
-from gptj_conversion.hf_flax import FLAX_FILE, FLAX_INDEX, MsgpackWriter, open_flax
-from gptj_conversion.hf_tf import H5_FILE, H5_INDEX, H5Writer, model_prefix, open_h5
-from gptj_conversion.mesh import MeshCheckpoint, open_mesh
-from gptj_conversion.mesh_folder import DiskFolder, looks_like_mesh
-from gptj_conversion.mesh_writer import plan_mesh, write_mesh
-from gptj_conversion.plan import ConversionPlan, PlannedFile, interim_dtype, make_plan, plan_files, plan_memory
+from gptj_conversion.hf.canonical import describe_canonical, open_safetensors
+from gptj_conversion.hf.flax_msgpack import FLAX_FILE, FLAX_INDEX, MsgpackWriter, open_flax
+from gptj_conversion.hf.keras_h5 import H5_FILE, H5_INDEX, H5Writer, model_prefix, open_h5
+from gptj_conversion.hf.torch_bin import BIN_FILE, BIN_INDEX, BinWriter, open_bin
+from gptj_conversion.mesh.folder import DiskFolder, looks_like_mesh
+from gptj_conversion.mesh.reader import MeshCheckpoint, open_mesh
+from gptj_conversion.mesh.tar import is_tar, is_tar_name, open_tar
+from gptj_conversion.mesh.training_config import TrainingConfig, config_of
+from gptj_conversion.mesh.writer import plan_mesh, write_mesh
 from gptj_conversion.proof import examiner, input_identity, origin_of
-from gptj_conversion.recorder import Account
-from gptj_conversion.source import Facts, Source
-from gptj_conversion.tar import is_tar, is_tar_name, open_tar
-from gptj_conversion.training_config import TrainingConfig, config_of
 from gptj_conversion.wrong_paths import config_file_in, refuse_what_is_known, start_of
 
 __all__ = ["Facts", "convert", "describe", "open_source", "plan", "source_formats", "target_formats"]
@@ -257,7 +257,7 @@ def convert(
         max_shard_bytes: weights of more bytes than this are cut into several files and an index.
         shards, layout: of a TPU checkpoint (`to="mesh"`): the cores that will load it, and "slim" or "full".
         allow_overflow, allow_nonfinite: write values that became infinite in a narrowing cast; NaN and infinity.
-        fingerprint: note some logits of the float64 oracle in the manifest; see `gptj.fingerprint`.
+        fingerprint: note some logits of the float64 oracle in the manifest; see `gptj.parity.fingerprint`.
         verify: run the oracle with the source's tensors and with what was written, and refuse a difference.
         resume: go on from what a killed conversion of the same input left; else it is cleared.
         tokenizer: to write beside the weights: "gpt2", which is GPT-J's and needs the extra `vocab`; one's folder; None

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, ParityError
-from gptj.fingerprint import FINGERPRINT_TOLERANCE, StreamedOracle, Witness, take_fingerprint
-from gptj.manifest import Fingerprint, Origin
+from gptj.parity.fingerprint import FINGERPRINT_TOLERANCE, StreamedOracle, Witness, take_fingerprint
 from gptj.parity.oracle import OracleOutput
+from gptj.reading.manifest import Fingerprint, Origin
 from gptj.schema import Head, TensorSpec, schema_by_name
-from gptj_conversion.source import Source
+from gptj_conversion.common.source import Source
 
 __all__ = ["examiner", "input_identity", "origin_of"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from gptj.checkpoint import verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, MissingFileError, shown
-from gptj.fingerprint import check_fingerprint, compare_fingerprint
-from gptj.manifest import (
+from gptj.parity.fingerprint import check_fingerprint, compare_fingerprint
+from gptj.reading.manifest import (
     MANIFEST_FILE,
     FoundTensor,
     Manifest,
@@ -18,11 +18,11 @@ from gptj.manifest import (
     verify_manifest,
     warn_of_unchecked,
 )
+from gptj.reading.weight_files import safe_path, split_weights
 from gptj.schema import TensorSpec, schema
-from gptj.weight_files import safe_path, split_weights
+from gptj_conversion.common.recorder import canonical_tensors
+from gptj_conversion.common.source import Source
 from gptj_conversion.convert import open_source, target_formats
-from gptj_conversion.recorder import canonical_tensors
-from gptj_conversion.source import Source
 
 __all__ = ["verify"]
 

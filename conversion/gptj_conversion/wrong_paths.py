@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptj.errors import ConfigError, FormatError, MissingFileError, shown
-from gptj.file_kinds import HEAD_BYTES, kind_of
-from gptj.safetensors_file import open_regular_file
-from gptj_conversion.mesh_folder import TRAINING_FILE, DiskFolder, looks_like_mesh
+from gptj.reading.file_kinds import HEAD_BYTES, kind_of
+from gptj.reading.safetensors_file import open_regular_file
+from gptj_conversion.mesh.folder import TRAINING_FILE, DiskFolder, looks_like_mesh
 
 __all__ = ["config_file_in", "refuse_what_is_known", "start_of"]
 

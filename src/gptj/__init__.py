@@ -8,7 +8,7 @@ Table of contents:
       GPTJForSequenceClassification,
       GPTJForQuestionAnswering
     GenerationConfig                             how text is made                     gptj.generation
-    GPTJTokenizer                                text to token ids and back           gptj.tokenizer
+    GPTJTokenizer                                text to token ids and back           gptj.text.tokenizer
     GPTJError and its tree                       everything that can go wrong         gptj.errors
     schema, checkpoint, rotary, inputs, parity   the rooms behind them
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from gptj.config import GPTJConfig
     from gptj.generation import GenerationConfig
     from gptj.pt import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification, GPTJModel
-    from gptj.tokenizer import GPTJTokenizer
+    from gptj.text.tokenizer import GPTJTokenizer
 
 __version__ = "0.1.0"
 
-_CORE = {"GPTJConfig": "gptj.config", "GenerationConfig": "gptj.generation", "GPTJTokenizer": "gptj.tokenizer"}
+_CORE = {"GPTJConfig": "gptj.config", "GenerationConfig": "gptj.generation", "GPTJTokenizer": "gptj.text.tokenizer"}
 _MODELS = tuple(HEADS.values())
 
 __all__ = [
@@ -62,7 +62,7 @@ if not TYPE_CHECKING:  # a checker would take every misspelt name for one that i
 
         if name in _CORE:
             return getattr(importlib.import_module(_CORE[name]), name)
-        from gptj.names import asked_by_import, missing_name, unchosen
+        from gptj.backends import asked_by_import, missing_name, unchosen
 
         by_import = asked_by_import()
         if name not in _MODELS:

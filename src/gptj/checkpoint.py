@@ -21,15 +21,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gptj.checkpoint_writer import write_checkpoint
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.errors import ConfigError, FormatError, MissingFileError, SchemaError, shown
-from gptj.load_plan import LoadPlan, Mismatch, plan_load
-from gptj.manifest import CONFIG_HASH_KEY, Manifest, VerifiedManifest, verify_manifest, warn_of_unchecked
-from gptj.safetensors_file import SafetensorsFile, StoredTensor
+from gptj.reading.load_plan import LoadPlan, Mismatch, plan_load
+from gptj.reading.manifest import CONFIG_HASH_KEY, Manifest, VerifiedManifest, verify_manifest, warn_of_unchecked
+from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor
+from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path, split_weights
+from gptj.reading.weight_names import head_of, infer_dialect, plain_names
 from gptj.schema import Head
-from gptj.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path, split_weights
-from gptj.weight_names import head_of, infer_dialect, plain_names
+from gptj.writing.checkpoint_writer import write_checkpoint
 
 __all__ = [
     "Checkpoint",

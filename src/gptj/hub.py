@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gptj.backends import install_line
 from gptj.errors import InputError, MissingFileError, shown
-from gptj.extras import install_line
 
 __all__ = ["HubPlace", "is_repository_id", "locate", "locate_source", "split_hub_arguments"]
 

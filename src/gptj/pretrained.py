@@ -23,14 +23,14 @@ from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, ve
 from gptj.config import BUILT_IN, GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
 from gptj.errors import ConfigError, GPTJError, InputError, MissingFileError, SchemaError, shown, warn_of
-from gptj.fingerprint import check_fingerprint
 from gptj.foreign_arguments import place_of, take_foreign_arguments
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.mixin import Generates
 from gptj.hub import is_repository_id, split_hub_arguments
 from gptj.initial import initial_tensor
+from gptj.parity.fingerprint import check_fingerprint
+from gptj.reading.weight_files import split_weights
 from gptj.schema import HEADS, Head, TensorSpec, schema
-from gptj.weight_files import split_weights
 
 __all__ = ["Configured", "FreshWeightsWarning", "Loading", "one_dtype", "prepare", "shard_bytes", "side_files"]
 

@@ -16,7 +16,7 @@ from commands import LETTER, ended, endless_model, started
 from tokenizer_samples import small
 from wings import Wing
 
-from gptj.cli import gptj_command
+from gptj.command.main import gptj_command
 from gptj.errors import ConfigError, GPTJError, InputError
 
 FEW = {"vocab_size": 300, "n_positions": 48, "n_layer": 1}
@@ -46,7 +46,7 @@ def run(
 ) -> Any:
     """`gptj generate` in this process: what it prints on stdout."""
     monkeypatch.setattr(wing.model("causal_lm"), "from_pretrained", load)
-    monkeypatch.setattr("gptj.cli.ENVIRONMENT", {})
+    monkeypatch.setattr("gptj.command.main.ENVIRONMENT", {})
 
     def call(*arguments: Any, stdin: str = "", model: Path = spoken) -> str:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))

@@ -11,7 +11,7 @@ import torch
 from mutants import revealing_batch
 from wings import close
 
-from gptj.cli import gptj_command
+from gptj.command.main import gptj_command
 from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config
 from gptj.pt import Decoder, GPTJForCausalLM
@@ -304,7 +304,7 @@ def test_sizes_that_four_bits_do_not_fit_are_named(folder):
 
 
 def test_the_command_line_decodes_with_quantised_weights(folder, capsys, monkeypatch):
-    monkeypatch.setattr("gptj.cli.ENVIRONMENT", {})
+    monkeypatch.setattr("gptj.command.main.ENVIRONMENT", {})
     words = ["generate", str(folder()), "--token-ids", "1 2 3", "--backend", "pt", "--max-new-tokens", "8", "--json"]
     gptj_command.main([*words, "--quantize", "int8"], standalone_mode=False)
     model = GPTJForCausalLM.from_pretrained(folder(), inference=True, quantize="int8")

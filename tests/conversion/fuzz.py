@@ -21,16 +21,16 @@ from pathlib import Path
 import h5py
 import msgpack
 import numpy as np
-from gptj_conversion.h5_process import H5Process
-from gptj_conversion.hf_bin import pickle_state_dict, read_bin
-from gptj_conversion.hf_flax import read_msgpack
-from gptj_conversion.hf_tf import read_h5
-from gptj_conversion.tar import _root as read_tar
-from gptj_conversion.torch_pickle import read_state_dict
+from gptj_conversion.hf.flax_msgpack import read_msgpack
+from gptj_conversion.hf.h5_process import H5Process
+from gptj_conversion.hf.keras_h5 import read_h5
+from gptj_conversion.hf.torch_bin import pickle_state_dict, read_bin
+from gptj_conversion.hf.torch_pickle import read_state_dict
+from gptj_conversion.mesh.tar import _root as read_tar
 
 from gptj.errors import GPTJError
-from gptj.npz import open_npz
-from gptj.safetensors_file import read_safetensors
+from gptj.reading.npz import open_npz
+from gptj.reading.safetensors_file import read_safetensors
 
 FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
 INTERESTING = [

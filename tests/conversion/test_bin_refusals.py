@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from gptj_conversion.convert import convert
-from gptj_conversion.hf_bin import pickle_state_dict, read_bin
-from gptj_conversion.torch_pickle import read_state_dict
+from gptj_conversion.hf.torch_bin import pickle_state_dict, read_bin
+from gptj_conversion.hf.torch_pickle import read_state_dict
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 

@@ -17,8 +17,8 @@ from gptj import GPTJConfig, GPTJTokenizer
 from gptj.checkpoint import write_checkpoint
 from gptj.errors import ConfigError, TokenizerError, WriteError
 from gptj.generation.config import GenerationConfig
-from gptj.manifest import Manifest
 from gptj.parity.revealing import revealing_fill
+from gptj.reading.manifest import Manifest
 
 VOCAB = 264
 CONFIG = GPTJConfig(vocab_size=VOCAB, n_positions=32, n_embd=16, n_layer=1, n_head=2, rotary_dim=8)

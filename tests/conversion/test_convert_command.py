@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
-from gptj.manifest import Manifest
 from gptj.parity.revealing import revealing_config, revealing_fill
+from gptj.reading.manifest import Manifest
 
 CONFIG = revealing_config(n_layer=1)
 

@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 from gptj_conversion.convert import convert
-from gptj_conversion.hf_flax import read_msgpack
+from gptj_conversion.hf.flax_msgpack import read_msgpack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from checkpoint_samples import CONFIG, write_sample
 from gptj_conversion import convert as door
+from gptj_conversion.common.dialects import spell
+from gptj_conversion.common.foreign_writer import Entry
 from gptj_conversion.convert import convert, describe, open_source, plan, source_formats, target_formats
-from gptj_conversion.dialects import spell
-from gptj_conversion.foreign_writer import Entry
-from gptj_conversion.hf_bin import read_bin
-from gptj_conversion.hf_flax import MsgpackWriter, pack_array_heads, read_msgpack
+from gptj_conversion.hf.flax_msgpack import MsgpackWriter, pack_array_heads, read_msgpack
+from gptj_conversion.hf.torch_bin import read_bin
 from gptj_conversion.verify import verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,8 +26,8 @@ from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 from gptj.checkpoint import open_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import CheckpointWarning, FormatError, InputError, MissingFileError, SchemaError, WriteError
-from gptj.output_directory import OutputDirectory
 from gptj.schema import schema
+from gptj.writing.output_directory import OutputDirectory
 
 FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
 TORCH = FOREIGN / "torch_save"

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 from checkpoint_samples import array_of, write_sample
+from gptj_conversion.common.foreign import ForeignCheckpoint
+from gptj_conversion.common.foreign_writer import write_foreign
+from gptj_conversion.common.recorder import Account
 from gptj_conversion.convert import convert, open_source, plan
-from gptj_conversion.foreign import ForeignCheckpoint
-from gptj_conversion.foreign_writer import write_foreign
-from gptj_conversion.hf_bin import BIN_FILE, BinWriter
-from gptj_conversion.hf_flax import FLAX_FILE, MsgpackWriter
-from gptj_conversion.hf_tf import H5_FILE, H5Writer, _Sink
-from gptj_conversion.mesh import MeshCheckpoint
-from gptj_conversion.mesh_writer import write_mesh
-from gptj_conversion.recorder import Account
+from gptj_conversion.hf.flax_msgpack import FLAX_FILE, MsgpackWriter
+from gptj_conversion.hf.keras_h5 import H5_FILE, H5Writer, _Sink
+from gptj_conversion.hf.torch_bin import BIN_FILE, BinWriter
+from gptj_conversion.mesh.reader import MeshCheckpoint
+from gptj_conversion.mesh.writer import write_mesh
 from gptj_conversion.verify import verify
 
 from gptj.config import GPTJConfig
@@ -36,9 +36,9 @@ from gptj.errors import (
     SchemaError,
     WriteError,
 )
-from gptj.manifest import Manifest
-from gptj.output_directory import FileSystem
+from gptj.reading.manifest import Manifest
 from gptj.schema import schema
+from gptj.writing.output_directory import FileSystem
 
 CONFIG = GPTJConfig(vocab_size=24, n_positions=16, n_embd=16, n_layer=2, n_head=4, rotary_dim=2)
 FC_IN = "transformer.h.1.mlp.fc_in.weight"

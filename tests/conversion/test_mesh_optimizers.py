@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gptj_conversion.convert import convert, describe, plan
-from gptj_conversion.mesh import open_mesh
+from gptj_conversion.mesh.reader import open_mesh
 from mesh_samples import MeshSample, same_bits, write_mesh_sample, write_shard
 
 from gptj.checkpoint import open_checkpoint
 from gptj.errors import CheckpointWarning, ConfigError, SchemaError
-from gptj.manifest import Manifest
+from gptj.reading.manifest import Manifest
 
 COUNT = np.int32(7)
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gptj_conversion import dialects
+from gptj_conversion.common import dialects
 from gptj_conversion.convert import convert, describe
-from gptj_conversion.mesh import open_mesh
-from gptj_conversion.mesh_leaves import pieces
+from gptj_conversion.mesh.leaves import pieces
+from gptj_conversion.mesh.reader import open_mesh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 
 from gptj.checkpoint import open_checkpoint
 from gptj.errors import GPTJError, SchemaError
-from gptj.manifest import Manifest
+from gptj.reading.manifest import Manifest
 from gptj.schema import schema, schema_by_name
 
 DATA = Path(__file__).parent.parent / "data"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gptj_conversion.convert import convert, describe
-from gptj_conversion.mesh import open_mesh
+from gptj_conversion.mesh.reader import open_mesh
 from mesh_samples import MeshSample, write_mesh_sample
 
 from gptj.errors import (
@@ -27,7 +27,7 @@ from gptj.errors import (
     UnsafeFileError,
     WriteError,
 )
-from gptj.npz import open_npz
+from gptj.reading.npz import open_npz
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoint_samples import write_sample
+from gptj_conversion.common.dialects import mesh_leaves
+from gptj_conversion.common.transpose import copy_transposed
 from gptj_conversion.convert import convert, describe
-from gptj_conversion.dialects import mesh_leaves
-from gptj_conversion.mesh import open_mesh
-from gptj_conversion.mesh_writer import write_mesh
-from gptj_conversion.transpose import copy_transposed
+from gptj_conversion.mesh.reader import open_mesh
+from gptj_conversion.mesh.writer import write_mesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,10 +21,10 @@ from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, SchemaError, WriteError
-from gptj.npz import npy_header, open_npz
-from gptj.output_directory import FileSystem
+from gptj.reading.npz import npy_header, open_npz
+from gptj.reading.stored_zip import StoredZipWriter
 from gptj.schema import TensorSpec, schema
-from gptj.stored_zip import StoredZipWriter
+from gptj.writing.output_directory import FileSystem
 
 DATA = Path(__file__).parent.parent / "data"
 MP2 = DATA / "mesh_mp2"

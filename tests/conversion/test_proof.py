@@ -15,15 +15,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gptj_conversion import convert as door
-from gptj_conversion import mesh
+from gptj_conversion.common.plan import interim_dtype
 from gptj_conversion.convert import convert, plan
-from gptj_conversion.plan import interim_dtype
+from gptj_conversion.mesh import reader as mesh
 from gptj_conversion.proof import input_identity
 from mesh_samples import MeshSample, write_mesh_sample
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
 from gptj.errors import MissingFileError, ParityError, SchemaError
-from gptj.fingerprint import check_fingerprint
+from gptj.parity.fingerprint import check_fingerprint
 from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.schema import schema_by_name
 
@@ -323,10 +323,10 @@ def test_W11_an_all_zero_matrix_is_written_and_said(tmp_path, caplog):
 def run_limited(limit: str, source: Path, target: Path, *options: str) -> subprocess.CompletedProcess[str]:
     program = f"""
         import resource, sys
-        import gptj.cli, gptj_conversion.convert, gptj.fingerprint
+        import gptj.command.main, gptj_conversion.convert, gptj.parity.fingerprint
         {limit}
         sys.argv = ["gptj", "convert", {str(source)!r}, {str(target)!r}, *{list(options)!r}]
-        gptj.cli.main()
+        gptj.command.main.main()
     """
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run(

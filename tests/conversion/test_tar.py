@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 from gptj_conversion.convert import convert, describe
-from gptj_conversion.tar import open_tar
+from gptj_conversion.mesh.tar import open_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mesh_samples import MeshSample, same_bits, write_mesh_sample

@@ -8,10 +8,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from gptj_conversion import h5_process, h5_survey
 from gptj_conversion.convert import convert
-from gptj_conversion.h5_process import H5Process
-from gptj_conversion.hf_tf import read_h5
+from gptj_conversion.hf import h5_process, h5_survey
+from gptj_conversion.hf.h5_process import H5Process
+from gptj_conversion.hf.keras_h5 import read_h5
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from malformed.hdf5 import with_endless_heap

@@ -8,15 +8,15 @@ import json
 import numpy as np
 import pytest
 from gptj_conversion.convert import convert, describe, open_source, plan
-from gptj_conversion.mesh import open_mesh
+from gptj_conversion.mesh.reader import open_mesh
 from mesh_samples import MeshSample, same_bits, write_mesh_sample
 from reference import MESH_FIXTURE, mesh_outputs
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError
-from gptj.manifest import Manifest
 from gptj.parity.oracle import Oracle
+from gptj.reading.manifest import Manifest
 
 FLOAT32_ABSOLUTE = 2e-5
 """The original's own two routes differ by 3.8e-6."""

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from checkpoint_samples import array_of, write_sample
 from click.testing import CliRunner
+from gptj_conversion.common.foreign_writer import write_foreign
 from gptj_conversion.convert import convert
-from gptj_conversion.foreign_writer import write_foreign
-from gptj_conversion.hf_bin import BIN_FILE, BinWriter
-from gptj_conversion.hf_flax import FLAX_FILE, MsgpackWriter
-from gptj_conversion.hf_tf import H5_FILE, H5Writer
-from gptj_conversion.mesh_writer import write_mesh
+from gptj_conversion.hf.flax_msgpack import FLAX_FILE, MsgpackWriter
+from gptj_conversion.hf.keras_h5 import H5_FILE, H5Writer
+from gptj_conversion.hf.torch_bin import BIN_FILE, BinWriter
+from gptj_conversion.mesh.writer import write_mesh
 from gptj_conversion.verify import verify
 from malformed.journals import CONFIG, FORMATS
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
-from gptj.cli import gptj_command
+from gptj.command.main import gptj_command
 from gptj.errors import CheckpointWarning, FormatError, InputError, SchemaError
-from gptj.journal import Journal
+from gptj.writing.journal import Journal
 
 NAMED: dict[str, tuple[str, Any, Any]] = {
     "bin": (BIN_FILE, "pt", BinWriter),

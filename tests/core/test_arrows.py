@@ -89,13 +89,13 @@ def test_the_core_imports_no_framework_and_no_wing(path):
 @pytest.mark.parametrize("path", [p for p in FILES if room_of(p)], ids=lambda p: str(p.relative_to(CORE)))
 def test_a_wing_imports_the_core_and_its_own_framework_only(path):
     room = room_of(path)
-    others = (*(f"gptj.{name}" for name in OF_WING if name != room), "gptj.cli", "gptj_conversion")
+    others = (*(f"gptj.{name}" for name in OF_WING if name != room), "gptj.command.main", "gptj_conversion")
     assert breaches(path.read_text(), {"numpy", "ml_dtypes", "gptj"} | OF_WING[room], others) == []
 
 
 @pytest.mark.parametrize("path", sorted(CONVERSION.rglob("*.py")), ids=lambda p: p.name)
 def test_the_converters_import_no_framework_and_no_wing(path):
-    wings = (*(f"gptj.{name}" for name in OF_WING), "gptj.cli")
+    wings = (*(f"gptj.{name}" for name in OF_WING), "gptj.command.main")
     assert breaches(path.read_text(), CONVERSION_LIBRARIES, wings) == []
 
 
@@ -124,7 +124,7 @@ def modules_after(statement: str) -> set[str]:
     "statement",
     [
         "import gptj",
-        "import gptj, gptj.cli, gptj.generation, gptj.tokenizer, gptj.parity, gptj.pretrained, gptj.demo",
+        "import gptj, gptj.command.main, gptj.generation, gptj.text.tokenizer, gptj.parity, gptj.pretrained, gptj.demo",
         "import gptj_conversion, gptj_conversion.convert",
         "from gptj import GPTJConfig, GenerationConfig, GPTJTokenizer",
     ],

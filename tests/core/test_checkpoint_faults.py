@@ -27,7 +27,7 @@ from checkpoint_samples import array_of
 from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import GPTJError, WriteError
-from gptj.output_directory import FileSystem, OutputDirectory
+from gptj.writing.output_directory import FileSystem, OutputDirectory
 
 SMALL = GPTJConfig(vocab_size=5, n_positions=4, n_embd=4, n_layer=1, n_head=2, rotary_dim=2)
 CALLS = [name for name in vars(FileSystem) if not name.startswith("_")]

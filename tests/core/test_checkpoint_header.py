@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptj.errors import FormatError, GPTJError, LimitError, MissingFileError, SchemaError
-from gptj.safetensors_file import pack_header, parse_header, read_safetensors
+from gptj.reading.safetensors_file import pack_header, parse_header, read_safetensors
 
 GOOD = safetensors_bytes(
     {"__metadata__": {"format": "pt"}, "a": entry("F32", (2, 3), 0, 24), "b": entry("BF16", (4,), 24, 32)}, bytes(32)

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from checkpoint_samples import CONFIG, arrays, entry, safetensors_bytes, write_raw, write_sample
 
-from gptj import safetensors_file
 from gptj.checkpoint import Checkpoint, open_checkpoint
 from gptj.errors import FormatError, InputError, LimitError, MissingFileError, SchemaError
-from gptj.safetensors_file import read_safetensors
+from gptj.reading import safetensors_file
+from gptj.reading.safetensors_file import read_safetensors
 
 NAME = "transformer.h.1.mlp.fc_in.weight"  # (20, 12)
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
@@ -232,7 +232,7 @@ def test_R1_a_tensor_larger_than_memory_is_a_limit_error(tmp_path: Path) -> None
         f"""
         import resource
         from gptj.errors import LimitError
-        from gptj.safetensors_file import read_safetensors
+        from gptj.reading.safetensors_file import read_safetensors
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
         file = read_safetensors({str(path)!r})
         try:

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj.checkpoint import verify_checkpoint, write_checkpoint
-from gptj.column_sums import ColumnSums
 from gptj.errors import FormatError, InputError
-from gptj.output_directory import FileSystem
-from gptj.tally import CastTally, ValueTally
+from gptj.reading.tally import CastTally, ValueTally
+from gptj.writing.column_sums import ColumnSums
+from gptj.writing.output_directory import FileSystem
 
 SMALL = CONFIG.replace(n_layer=1)
 CALLS = [name for name in vars(FileSystem) if not name.startswith("_")]

@@ -19,11 +19,12 @@ import safetensors.numpy
 from checkpoint_samples import CONFIG, array_of, arrays, write_sample
 from safetensors import safe_open
 
-from gptj import output_directory, safetensors_file, weights_writer
 from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
 from gptj.errors import FormatError, InputError, MissingFileError, SchemaError, WriteError
-from gptj.output_directory import OutputDirectory
+from gptj.reading import safetensors_file
 from gptj.schema import schema
+from gptj.writing import output_directory, weights_writer
+from gptj.writing.output_directory import OutputDirectory
 
 WTE = "transformer.wte.weight"
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
@@ -499,7 +500,7 @@ def test_S4_a_second_process_is_told_who_is_writing(tmp_path: Path) -> None:
     code = textwrap.dedent(
         f"""
         from gptj.errors import WriteError
-        from gptj.output_directory import OutputDirectory
+        from gptj.writing.output_directory import OutputDirectory
         try:
             with OutputDirectory({str(tmp_path / "x")!r}):
                 pass

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from gptj.cli import gptj_command
+from gptj.command.main import gptj_command
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 

@@ -37,7 +37,7 @@ def test_an_interrupt_ends_the_command_without_a_traceback(tmp_path, delay_s):
 def test_an_interrupt_that_a_callback_swallowed_comes_again():
     program = """
         import sys, weakref
-        from gptj import cli
+        from gptj.command import main as cli
 
         class Thing: ...
 

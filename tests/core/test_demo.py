@@ -17,7 +17,7 @@ from gptj.checkpoint import verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.demo import journey
 from gptj.errors import BackendError, WriteError
-from gptj.tokenizer import GPTJTokenizer
+from gptj.text.tokenizer import GPTJTokenizer
 
 MEGABYTES = 6
 

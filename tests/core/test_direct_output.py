@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptj import output_directory
 from gptj.errors import WriteError
-from gptj.output_directory import FileSystem, OutputDirectory
-from gptj.room import PAGE_BYTES, Room, page_aligned
+from gptj.reading.buffers import PAGE_BYTES, Room, page_aligned
+from gptj.writing import output_directory
+from gptj.writing.output_directory import FileSystem, OutputDirectory
 
 PAGES = 5
 

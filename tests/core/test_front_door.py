@@ -25,12 +25,12 @@ from click.testing import CliRunner
 from generation_fields import TOKENS
 
 import gptj
-from gptj import backends, cli
-from gptj.backends import BACKENDS, likely_backend
+from gptj import backends
+from gptj.backends import BACKENDS, DISTRIBUTION, EXTRAS, install_line, likely_backend
+from gptj.command import main as cli
+from gptj.command.doctor import examine
 from gptj.config import GPTJConfig
-from gptj.doctor import examine
 from gptj.errors import BackendAttributeError, BackendError, InputError
-from gptj.extras import DISTRIBUTION, EXTRAS, install_line
 from gptj.generation import GenerateOutput, GenerationConfig, TokenStep
 from gptj.generation.fields import CallFields, GenerationFields
 from gptj.outputs import CausalLMOutputWithPast, KVCache

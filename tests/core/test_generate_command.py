@@ -11,11 +11,11 @@ import pytest
 from generation_fields import CALLS, TOKENS
 
 from gptj import GPTJConfig
-from gptj.cli import _fields
+from gptj.command.generate import Desk, Job, Request, batches
+from gptj.command.main import _fields
+from gptj.command.prompts import Prompt
 from gptj.errors import ConfigError, GPTJError, InputError
-from gptj.generate_command import Desk, Job, Request, batches
 from gptj.generation import GenerationConfig
-from gptj.prompts import Prompt
 
 OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stop_strings": ({}, {"stop_strings": "end"}),
@@ -31,8 +31,8 @@ OF_THE_CALL = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("gptj.generate_command.choose_backend", lambda name: "pt")
-    monkeypatch.setattr("gptj.generate_command._tokenizer", lambda directory, config, needed: None)
+    monkeypatch.setattr("gptj.command.generate.choose_backend", lambda name: "pt")
+    monkeypatch.setattr("gptj.command.generate._tokenizer", lambda directory, config, needed: None)
     config = GPTJConfig(vocab_size=60, n_positions=24, n_embd=16, n_head=2, n_layer=1, rotary_dim=4, eos_token_id=3)
     (tmp_path / "config.json").write_text(config.to_json())
     return tmp_path
@@ -47,7 +47,7 @@ def ids(*numbers: int, **settings: Any) -> Prompt:
 
 
 def test_a_folder_that_is_not_there_is_named_before_a_backend_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptj.generate_command.choose_backend", lambda name: pytest.fail("asked for a backend"))
+    monkeypatch.setattr("gptj.command.generate.choose_backend", lambda name: pytest.fail("asked for a backend"))
     with pytest.raises(GPTJError, match="nowhere"):
         desk(Path("nowhere"))
 

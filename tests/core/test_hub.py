@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from gptj.checkpoint import write_checkpoint
-from gptj.cli import gptj_command
+from gptj.command.main import gptj_command
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, MissingFileError
 from gptj.hub import HubPlace, locate, locate_source
 from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.pretrained import prepare
-from gptj.tokenizer import GPTJTokenizer
+from gptj.text.tokenizer import GPTJTokenizer
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

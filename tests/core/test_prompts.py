@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from gptj.command.prompts import Prompt, read_lines, read_prompt, read_turns
 from gptj.errors import InputError, LimitError, MissingFileError
-from gptj.prompts import Prompt, read_lines, read_prompt, read_turns
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -67,7 +67,7 @@ def test_a_file_that_has_no_prompts_is_refused_with_its_line(tmp_path: Path, dat
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingFileError, match="nowhere: no such file"):
         read_lines(str(tmp_path / "nowhere"))
-    monkeypatch.setattr("gptj.prompts._LARGEST_FILE_BYTES", 3)
+    monkeypatch.setattr("gptj.command.prompts._LARGEST_FILE_BYTES", 3)
     with pytest.raises(LimitError, match="too large"):
         read_lines(file(tmp_path, b"four"))
 

@@ -18,7 +18,7 @@ from tokenizer_samples import CORPUS, HARD_TEXTS, gpt2, random_texts, small
 
 from gptj import GPTJConfig, GPTJTokenizer
 from gptj.errors import BackendError, ConfigError, InputError, TokenizerError
-from gptj.token_rows import BatchEncoding
+from gptj.text.token_rows import BatchEncoding
 
 MEMORY_BYTES = 200_000_000
 """For 10 MB of text, over what the process had. The library alone, given the text whole, takes 1.5 GB."""

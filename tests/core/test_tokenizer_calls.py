@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gptj.errors import InputError, TokenizerError
-from gptj.tokenizer import GPTJTokenizer
+from gptj.text.tokenizer import GPTJTokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizer_samples import every_character, gpt2, random_texts
 from tokenizers import pre_tokenizers
 
-from gptj import text_pieces as module
-from gptj.text_pieces import text_pieces, text_words
+from gptj.text import pieces as module
+from gptj.text.pieces import text_pieces, text_words
 
 WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
 

@@ -20,12 +20,12 @@ import pytest
 from tokenizer_samples import gpt2, small
 from toy_decoder import ToyDecoder, toy_config
 
-from gptj import cli
+from gptj.command import main as cli
+from gptj.command.generate import PAYS_FROM_TOKENS
 from gptj.errors import CheckpointWarning, InputError, TokenizerError, harmless
-from gptj.generate_command import PAYS_FROM_TOKENS
 from gptj.generation import Generates, known_tokens_only
 from gptj.generation.stopping import decode_with
-from gptj.tokenizer import GPTJTokenizer
+from gptj.text.tokenizer import GPTJTokenizer
 
 UNKNOWN = 305
 PROMPT = "The quick"
@@ -142,8 +142,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     model = SimpleNamespace(from_pretrained=from_pretrained)
     backend = SimpleNamespace(GPTJForCausalLM=model, on_device=on_device, to_numpy=np.asarray)
-    monkeypatch.setattr("gptj.generate_command.gptj.backend", lambda name: backend)
-    monkeypatch.setattr("gptj.generate_command.choose_backend", lambda name: name or "pt")
+    monkeypatch.setattr("gptj.command.generate.gptj.backend", lambda name: backend)
+    monkeypatch.setattr("gptj.command.generate.choose_backend", lambda name: name or "pt")
     monkeypatch.setattr(cli, "ENVIRONMENT", {})
     return asked
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from gptj.waiting import QUICK_S, waiting
+from gptj.command.waiting import QUICK_S, waiting
 
 
 def terminal() -> Console:

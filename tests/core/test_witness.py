@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from checkpoint_samples import CONFIG, array_of
 
-from gptj import fingerprint
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
-from gptj.fingerprint import FINGERPRINT_TOLERANCE, Witness, read_by_row, take_fingerprint
-from gptj.manifest import Fingerprint
+from gptj.parity import fingerprint
+from gptj.parity.fingerprint import FINGERPRINT_TOLERANCE, Witness, read_by_row, take_fingerprint
+from gptj.reading.manifest import Fingerprint
 from gptj.schema import HEADS, Head, schema, schema_by_name
 
 

@@ -5,7 +5,7 @@ import pytest
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.parity.revealing import revealing_fill
-from gptj.tokenizer import GPTJTokenizer
+from gptj.text.tokenizer import GPTJTokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. "
 

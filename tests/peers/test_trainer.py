@@ -7,7 +7,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
 from gptj.pt import GPTJForCausalLM
-from gptj.tokenizer import GPTJTokenizer
+from gptj.text.tokenizer import GPTJTokenizer
 
 TEXTS = ["The quick brown fox", "jumps over the lazy dog,", "and the dog sleeps on.", "The lazy fox"] * 4
 

@@ -18,9 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gptj.backends import BACKENDS, choose_backend, installed_backends
+from gptj.backends import BACKENDS, choose_backend, install_line, installed_backends
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
-from gptj.extras import install_line
 from gptj.parity import ParityReport, Probe, Record, run_parity
 from gptj.parity.run import run_in_process
 from gptj.parity.tolerance import FLOAT32_ABSOLUTE

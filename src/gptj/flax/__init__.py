@@ -22,7 +22,8 @@ from gptj.backends import require
 require("flax")
 
 # The missing framework must be named before it is imported.
-from gptj import __version__, backend, errors, installed_backends, tokenizer  # noqa: E402
+from gptj import __version__, backend, errors, installed_backends  # noqa: E402
+from gptj.backends import asked_by_import, missing_name  # noqa: E402
 from gptj.config import GPTJConfig  # noqa: E402
 from gptj.errors import GPTJError  # noqa: E402
 from gptj.flax.generate import Decoder  # noqa: E402
@@ -30,7 +31,7 @@ from gptj.flax.heads import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSe
 from gptj.flax.model import GPTJModel  # noqa: E402
 from gptj.flax.weights import from_numpy, on_device, to_numpy  # noqa: E402
 from gptj.generation import GenerationConfig  # noqa: E402
-from gptj.names import asked_by_import, missing_name  # noqa: E402
+from gptj.text import tokenizer  # noqa: E402
 
 
 class GPTJTokenizer(tokenizer.GPTJTokenizer):

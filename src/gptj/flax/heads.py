@@ -24,8 +24,8 @@ from gptj.flax.model import (
     settled,
 )
 from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host
+from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
-from gptj.typed import ReturnDict, typed_call
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -29,10 +29,10 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host, require_x64
+from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache
 from gptj.prepared import refusal
 from gptj.rotary import rotary_table
-from gptj.typed import ReturnDict, typed_call
 
 Remember = Callable[[Array, Array], tuple[Array, Array]]
 """Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""

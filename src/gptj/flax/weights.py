@@ -28,6 +28,7 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError, SchemaError
 from gptj.generation import Generates
+from gptj.generation.typed import Off, On, typed_load
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
     BaseModelOutputWithPast,
@@ -38,7 +39,6 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device, check_inference, refusal
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
-from gptj.typed import Off, On, typed_load
 
 Params = Mapping[str, Any]
 """Nested dicts of arrays: `params["transformer"]["h"]["0"]["attn"]["q_proj"]["weight"]`."""

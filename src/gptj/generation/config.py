@@ -22,13 +22,13 @@ from typing import Any, ClassVar, Literal, NoReturn, Self, Unpack
 
 from gptj.brief import brief, html_table
 from gptj.config import GPTJConfig
+from gptj.config.rules import plain, spelt
+from gptj.config.settings import Settings
 from gptj.errors import ConfigError, InputError, shown, warn_of
-from gptj.field_rules import plain, spelt
 from gptj.generation.fields import GenerationFields
 from gptj.generation.rules import ASSISTANT_FIELDS, BEAMS_ONLY, RULES, SAMPLING_ONLY, SETTLE, UNSUPPORTED
 from gptj.generation.stored import drop_ids_beyond, fit, read_members, unhonoured
 from gptj.json_file import read_json_object
-from gptj.settings import Settings
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
 

@@ -24,9 +24,9 @@ from gptj.generation.output import GenerateOutput, TokenStep, transition_scores
 from gptj.generation.processors import AllowedTokens
 from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import StoppingCriterion, decode_with
+from gptj.generation.typed import typed_generate
 from gptj.inputs import check_embeds, check_head_mask, check_ids, check_method, numbers
 from gptj.outputs import Array
-from gptj.typed import typed_generate
 
 __all__ = ["Generates", "inside_a_graph"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gptj.field_rules import is_number, is_whole, plain
+from gptj.config.rules import is_number, is_whole, plain
 
 __all__ = [
     "ASSISTANT_FIELDS",

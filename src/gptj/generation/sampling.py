@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.config.rules import plain
 from gptj.errors import InputError, shown
-from gptj.field_rules import plain
 
 __all__ = [
     "SEEDS",

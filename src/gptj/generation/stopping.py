@@ -35,7 +35,7 @@ def decode_with(tokenizer: Any) -> DecodeText | None:
     """
     if tokenizer is None:
         return None
-    from gptj.tokenizer import GPTJTokenizer  # not before there is one: the library under it takes its time
+    from gptj.text.tokenizer import GPTJTokenizer  # not before there is one: the library under it takes its time
 
     if isinstance(tokenizer, GPTJTokenizer):
         return functools.partial(tokenizer.decode, unknown="replace")

@@ -15,8 +15,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from gptj.config.rules import is_number, plain, spelt
 from gptj.errors import ConfigError, shown, warn_of
-from gptj.field_rules import is_number, plain, spelt
 from gptj.generation.rules import (
     ASSISTANT_FIELDS,
     BEAMS_ONLY,

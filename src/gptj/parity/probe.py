@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, InputError, LimitError, naming_file, shown
 from gptj.inputs import IGNORED_LABEL, check_attention_mask, check_ids, check_labels, check_positions, integers
-from gptj.npz import NpyArray, NpzFile, open_named_npz, write_npz
 from gptj.parity.oracle import positions_of_mask
+from gptj.reading.npz import NpyArray, NpzFile, open_named_npz, write_npz
 
 __all__ = ["Probe", "make_probe"]
 
@@ -124,7 +124,7 @@ class Probe:
 
         Raises:
             MissingFileError, FormatError: there is none, or it is something else.
-            GPTJError: see `gptj.npz.open_named_npz`.
+            GPTJError: see `gptj.reading.npz.open_named_npz`.
         """
         file, arrays = open_named_npz(Path(path), [field.name for field in dataclasses.fields(cls)], noun="probe")
         with naming_file(path):

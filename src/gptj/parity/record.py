@@ -30,9 +30,9 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import FormatError, GPTJError, InputError, LimitError, naming_file, shown
 from gptj.json_file import read_json_object
-from gptj.npz import NpyArray, open_named_npz, write_npz
-from gptj.output_directory import whole_file, write_error
 from gptj.parity.probe import Probe, make_probe
+from gptj.reading.npz import NpyArray, open_named_npz, write_npz
+from gptj.writing.output_directory import whole_file, write_error
 
 __all__ = ["ANSWERS", "Record", "record_backend"]
 
@@ -110,7 +110,7 @@ class Record:
 
         Raises:
             MissingFileError, FormatError: there is none, or a part of it is missing or is not what a record has.
-            LimitError, SchemaError, UnsafeFileError: see `gptj.npz.open_named_npz`.
+            LimitError, SchemaError, UnsafeFileError: see `gptj.reading.npz.open_named_npz`.
         """
         directory = Path(directory)
         facts = read_json_object(directory / FACTS_FILE)

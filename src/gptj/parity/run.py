@@ -20,19 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.backends import BACKENDS, choose_backend, installed_backends
+from gptj.backends import BACKENDS, choose_backend, install_one_of, installed_backends
 from gptj.checkpoint import open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import BackendError, FormatError, GPTJError, InputError, SchemaError, shown
-from gptj.extras import install_one_of
-from gptj.manifest import MANIFEST_FILE
-from gptj.output_directory import write_error
 from gptj.parity.compare import ManifestCheck, ParityReport, compare_records
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe, require_seed
 from gptj.parity.record import Record, make_folder
-from gptj.weight_files import split_weights
+from gptj.reading.manifest import MANIFEST_FILE
+from gptj.reading.weight_files import split_weights
+from gptj.writing.output_directory import write_error
 
 __all__ = [
     "BackendProcessError",

@@ -20,15 +20,16 @@ from gptj.backends import require
 require("pt")
 
 # The missing framework must be named before it is imported.
-from gptj import __version__, backend, errors, installed_backends, tokenizer  # noqa: E402
+from gptj import __version__, backend, errors, installed_backends  # noqa: E402
+from gptj.backends import asked_by_import, missing_name  # noqa: E402
 from gptj.config import GPTJConfig  # noqa: E402
 from gptj.errors import GPTJError  # noqa: E402
 from gptj.generation import GenerationConfig  # noqa: E402
-from gptj.names import asked_by_import, missing_name  # noqa: E402
 from gptj.pt.generate import Decoder  # noqa: E402
 from gptj.pt.heads import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification  # noqa: E402
 from gptj.pt.model import GPTJModel  # noqa: E402
 from gptj.pt.weights import from_numpy, on_device, to_numpy  # noqa: E402
+from gptj.text import tokenizer  # noqa: E402
 
 
 class GPTJTokenizer(tokenizer.GPTJTokenizer):

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from gptj import inputs
 from gptj.config import GPTJConfig
+from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 from gptj.pretrained import one_dtype
 from gptj.pt.generate import GenerationMixin
 from gptj.pt.inference import InferenceMixin
 from gptj.pt.model import GPTJModel, Linear, at_least_float32
 from gptj.pt.weights import PretrainedModel, as_ids, as_tensor, empty_parameters, host
-from gptj.typed import ReturnDict, same_as, typed_call
 
 
 class CrossEntropy(torch.autograd.Function):

@@ -24,11 +24,11 @@ from torch.utils.checkpoint import checkpoint
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
+from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache
 from gptj.pretrained import one_dtype
 from gptj.pt.weights import PretrainedModel, as_ids, as_tensor, empty_parameters, host
 from gptj.rotary import rotary_table
-from gptj.typed import ReturnDict, same_as, typed_call
 
 Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""

@@ -25,6 +25,7 @@ from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.generation import Generates
+from gptj.generation.typed import Off, typed_load
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
     BaseModelOutputWithPast,
@@ -35,7 +36,6 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device, check_inference
 from gptj.schema import Head, TensorSpec, schema
-from gptj.typed import Off, typed_load
 
 
 def to_numpy(array: Any) -> NDArray[Any]:

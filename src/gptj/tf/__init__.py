@@ -47,11 +47,12 @@ except ImportError as error:
 
 _require_tensorflow_under_keras(keras.backend.backend())
 
-from gptj import __version__, backend, errors, installed_backends, tokenizer  # noqa: E402
+from gptj import __version__, backend, errors, installed_backends  # noqa: E402
+from gptj.backends import asked_by_import, missing_name  # noqa: E402
 from gptj.config import GPTJConfig  # noqa: E402
 from gptj.errors import GPTJError  # noqa: E402
 from gptj.generation import GenerationConfig  # noqa: E402
-from gptj.names import asked_by_import, missing_name  # noqa: E402
+from gptj.text import tokenizer  # noqa: E402
 from gptj.tf.generate import Decoder  # noqa: E402
 from gptj.tf.heads import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification  # noqa: E402
 from gptj.tf.model import GPTJModel  # noqa: E402

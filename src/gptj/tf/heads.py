@@ -14,13 +14,13 @@ import tensorflow as tf
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.generation import GenerationConfig
+from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 from gptj.prepared import refusal
 from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin
 from gptj.tf.model import GPTJModel, Linear, at_least_float32, sizes
 from gptj.tf.weights import PretrainedModel, check_traced_ids, host
-from gptj.typed import ReturnDict, same_as, typed_call
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

@@ -18,10 +18,10 @@ from tensorflow.compiler.tf2xla.python import xla
 
 from gptj import inputs
 from gptj.config import GPTJConfig
+from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache
 from gptj.rotary import rotary_table
 from gptj.tf.weights import PretrainedModel
-from gptj.typed import ReturnDict, same_as, typed_call
 
 Remember = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""

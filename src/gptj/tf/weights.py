@@ -29,6 +29,7 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError
 from gptj.generation import Generates
+from gptj.generation.typed import Off, typed_load
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
     BaseModelOutputWithPast,
@@ -40,7 +41,6 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device, check_inference
 from gptj.schema import Head, TensorSpec, schema
-from gptj.typed import Off, typed_load
 
 ALIGNMENT_BYTES = 64
 """Where TensorFlow's kernels want a tensor to begin; what begins elsewhere is copied."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
-from gptj_conversion.hf_flax import read_msgpack
+from gptj_conversion.hf.flax_msgpack import read_msgpack
 
 from malformed import Malformed
 

@@ -16,7 +16,7 @@ from toy_decoder import ToyDecoder, toy_config
 from gptj.checkpoint import verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.generation import GenerationConfig, generate
-from gptj.tokenizer import GPTJTokenizer
+from gptj.text.tokenizer import GPTJTokenizer
 from malformed import Malformed
 from malformed.configs import converted, opened, read, setting
 

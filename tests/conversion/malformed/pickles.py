@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptj_conversion.torch_pickle import read_state_dict
+from gptj_conversion.hf.torch_pickle import read_state_dict
 
 from malformed import Malformed
 

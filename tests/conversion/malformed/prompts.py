@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptj.prompts import read_lines
+from gptj.command.prompts import read_lines
 from malformed import Malformed
 
 TITLE = "prompts"

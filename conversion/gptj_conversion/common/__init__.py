@@ -1,0 +1,1 @@
+"""The parts that every format's reader and writer uses."""

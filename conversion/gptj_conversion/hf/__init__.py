@@ -1,0 +1,1 @@
+"""transformers' weight files: safetensors of three dialects, .bin, .msgpack and .h5."""

@@ -1,0 +1,182 @@
+"""safetensors directories as sources: Hugging Face's names, or those of transformers' Flax and TensorFlow models.
+
+transformers stores whatever names and layout the framework has and says which in the header (`format: pt | flax |
+tf`); all three are called model.safetensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
+from gptj.config import CONFIG_FILE, GPTJConfig
+from gptj.dtypes import numpy_dtype
+from gptj.errors import GPTJError, SchemaError, shown
+from gptj.json_file import read_json_object
+from gptj.reading.buffers import Room
+from gptj.reading.safetensors_file import FileIdentity, StoredTensor, cast
+from gptj.reading.weight_names import infer_dialect
+from gptj.schema import Head, TensorSpec
+from gptj_conversion.common.foreign import LIKE, ZEROS_ORIGIN, ForeignCheckpoint, match_arrays
+from gptj_conversion.common.source import Facts
+from gptj_conversion.common.stored_array import DTYPES, StoredArray
+
+__all__ = ["CanonicalDirectory", "describe_canonical", "open_safetensors"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CanonicalDirectory:
+    """A canonical directory whose tensors have all been found, with the right shapes."""
+
+    checkpoint: Checkpoint
+    plan: LoadPlan
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self.checkpoint.directory
+
+    @property
+    def format(self) -> str:
+        """The format's name in plans and manifests."""
+        return "safetensors"
+
+    @property
+    def config(self) -> GPTJConfig:
+        """The directory's config."""
+        return self.checkpoint.config
+
+    @property
+    def head(self) -> Head:
+        """What the names say stands on top of the blocks."""
+        return self.checkpoint.head
+
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """The directory."""
+        return (self.path,)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Nothing: there is a config.json."""
+        return ()
+
+    @property
+    def unread(self) -> tuple[Path, ...]:
+        """Nothing."""
+        return ()
+
+    def dtype_of(self, name: str) -> str:
+        """The dtype that the tensor is stored in."""
+        return self.plan.tensors[LIKE if name in self.plan.zeros else name].dtype
+
+    def read(
+        self,
+        row: TensorSpec,
+        dtype: Any = None,
+        *,
+        allow_overflow: bool = False,
+        room: Room | None = None,
+    ) -> NDArray[Any]:
+        """The tensor in its own dtype or in `dtype`."""
+        if row.name in self.plan.zeros:
+            return np.zeros(row.shape, numpy_dtype(self.dtype_of(row.name) if dtype is None else dtype))
+        name = self.plan.tensors[row.name].name
+        if dtype is None or not allow_overflow:
+            return self.checkpoint.read(name, dtype)
+        return cast(self.checkpoint.read(name), numpy_dtype(dtype), where=name, allow_overflow=True)
+
+    def origin(self, name: str) -> str:
+        """The file, and the name in it."""
+        if name in self.plan.zeros:
+            return ZEROS_ORIGIN
+        stored = self.plan.tensors[name]
+        return f"{stored.name} in {stored.file.name}"
+
+    def origin_files(self, name: str) -> tuple[str, ...]:
+        """The file that holds it."""
+        return () if name in self.plan.zeros else (self.plan.tensors[name].file.name,)
+
+    def facts(self) -> Facts:
+        """What it is."""
+        left = [f"{shown(name)} is left out" for name in self.plan.dropped]
+        return _facts(self.checkpoint, [*left, *(f"{name} is {ZEROS_ORIGIN}" for name in self.plan.zeros)])
+
+
+def open_safetensors(
+    directory: str | os.PathLike[str],
+    *,
+    config: GPTJConfig | str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    follow_links: bool = False,
+) -> CanonicalDirectory | ForeignCheckpoint:
+    """The directory in whichever of the three dialects it is, every tensor of its head found.
+
+    Raises:
+        GPTJError: see `gptj.checkpoint`.
+    """
+    checkpoint = open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links)
+    dialect = infer_dialect(checkpoint.metadata, checkpoint.tensors)
+    if dialect == "pt":
+        return CanonicalDirectory(checkpoint, plan_load(checkpoint, checkpoint.config, checkpoint.head))
+    arrays = [_stored_array(tensor, file.identity) for file in checkpoint.files for tensor in file.tensors.values()]
+    if dialect == "flax":  # its tree is joined with dots there
+        arrays = [dataclasses.replace(array, name=array.name.replace(".", "/")) for array in arrays]
+    name = f"safetensors ({dialect})"
+    return match_arrays(checkpoint.directory, name, dialect, checkpoint.config, arrays)
+
+
+def _stored_array(tensor: StoredTensor, identity: FileIdentity) -> StoredArray:
+    if tensor.dtype not in DTYPES:
+        raise SchemaError("not a dtype of weights", file=tensor.file, where=tensor.name, found=tensor.dtype)
+    extents = ((tensor.offset, tensor.nbytes),)
+    return StoredArray(tensor.name, DTYPES[tensor.dtype], tensor.shape, tensor.file, identity, extents)
+
+
+def describe_canonical(
+    directory: str | os.PathLike[str],
+    *,
+    config: GPTJConfig | str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    follow_links: bool = False,
+) -> Facts:
+    """What the directory is; a schema that its tensors do not fit is among the problems, not an error."""
+    checkpoint = open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links)
+    problems: list[str] = []
+    try:
+        source = open_safetensors(directory, config=config, weights=weights, follow_links=follow_links)
+        problems += source.facts().problems
+    except GPTJError as error:
+        problems.append(str(error))
+    if config is None and "rotary_dim" not in read_json_object(checkpoint.directory / CONFIG_FILE):
+        problems.append(f"{CONFIG_FILE} has no rotary_dim: the default {checkpoint.config.rotary_dim} is taken")
+    dialect = infer_dialect(checkpoint.metadata, checkpoint.tensors)
+    return _facts(checkpoint, problems, "safetensors" if dialect == "pt" else f"safetensors ({dialect})")
+
+
+def _facts(checkpoint: Checkpoint, problems: list[str], name: str = "safetensors") -> Facts:
+    config = checkpoint.config
+    stored = checkpoint.tensors.values()
+    return Facts(
+        path=str(checkpoint.directory),
+        format=name,
+        step=None,
+        shards=len(checkpoint.weight_files),
+        layers=config.n_layer,
+        width=config.n_embd,
+        heads=config.n_head,
+        rotary_width=config.rotary_width,
+        positions=config.n_positions,
+        vocab=config.vocab_size,
+        dtype=", ".join(sorted({tensor.dtype for tensor in stored})),
+        tensors=len(stored),
+        parameters=sum(tensor.size for tensor in stored),
+        bytes=sum(path.stat().st_size for path in checkpoint.weight_files),
+        problems=tuple(problems),
+    )

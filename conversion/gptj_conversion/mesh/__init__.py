@@ -1,0 +1,1 @@
+"""mesh-transformer-jax's TPU checkpoints: folders and archives, read and written."""

@@ -1,0 +1,199 @@
+"""`gptj doctor`: what is installed, what this machine has, and what around them changes results or speed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gptj
+from gptj.backends import (
+    BACKENDS,
+    DISTRIBUTION,
+    ENVIRONMENT_VARIABLE,
+    EXTRAS,
+    install_line,
+    installed_backends,
+    missing_from,
+)
+
+__all__ = ["Examination", "examine"]
+
+_DISTRIBUTIONS = {"tensorflow": ("tensorflow-cpu", "tensorflow")}
+"""Where a module's distribution is not called as the module is."""
+
+_CORE = ("numpy", "ml_dtypes", "safetensors", "tokenizers")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Examination:
+    """What was found.
+
+    Attributes:
+        platform: Python, system and machine.
+        cores: that this process may use.
+        threads: the variables that are set of those that say how many threads to use.
+        memory_bytes: of the machine, or that its container may use, in all; None where the system does not say.
+        free_memory_bytes: of these, what is free or can be freed.
+        devices: what there is beside the CPU, in words; a framework may be built without it.
+        versions: of the core's packages.
+        backends: for each backend its frameworks' versions, None for one that is not installed.
+        extras: for each other extra the versions of what it brings, None for what is not installed.
+        warnings: what in the environment changes results or speed, and what to do about it.
+    """
+
+    platform: str
+    cores: int
+    threads: dict[str, str]
+    memory_bytes: int | None
+    free_memory_bytes: int | None
+    devices: tuple[str, ...]
+    versions: dict[str, str | None]
+    backends: dict[str, dict[str, str | None]]
+    extras: dict[str, dict[str, str | None]]
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The findings, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> dict[str, str]:
+        """The findings as pairs of a name and what was found."""
+        memory = "-"
+        if self.memory_bytes is not None and self.free_memory_bytes is not None:
+            memory = f"{self.free_memory_bytes / 1e9:.1f} GB free of {self.memory_bytes / 1e9:.1f} GB"
+        found = {
+            "python": self.platform,
+            "threads": ", ".join([f"{self.cores} cores", *(f"{name}={n}" for name, n in self.threads.items())]),
+            "memory": memory,
+            "devices": "; ".join(("the CPU", *self.devices)),
+            **{name: version or "-" for name, version in self.versions.items()},
+        }
+        for name, frameworks in self.backends.items():
+            found[f"gptj.{name}"] = _told(frameworks, name)
+        for extra, modules in self.extras.items():
+            found[f"[{extra}]"] = _told(modules, extra)
+        return found
+
+
+def _told(versions: dict[str, str | None], extra: str) -> str:
+    if None in versions.values():
+        return f"not installed: {install_line(extra)}"
+    return ", ".join(f"{module} {version}" for module, version in versions.items())
+
+
+def examine() -> Examination:
+    """Look around without importing a framework."""
+    memory, free = _memory()
+    return Examination(
+        platform=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        cores=_cores(),
+        threads={name: os.environ[name] for name in _THREADS if os.environ.get(name)},
+        memory_bytes=memory,
+        free_memory_bytes=free,
+        devices=tuple(_devices()),
+        versions={"gptj": gptj.__version__, **{name: _version(name) for name in _CORE}},
+        backends={name: {module: _version(module) for module in one.requires} for name, one in BACKENDS.items()},
+        extras={
+            extra: {module: _version(module) if module not in missing_from(extra) else None for module in modules}
+            for extra, modules in EXTRAS.items()
+            if extra not in BACKENDS
+        },
+        warnings=tuple(_warnings()),
+    )
+
+
+def _version(module: str) -> str | None:
+    """The version of the distribution that brings a module."""
+    for name in _DISTRIBUTIONS.get(module, (module,)):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a container or taskset may have made fewer."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Bytes of memory in all, and of them free, as the kernel or the container's limit has it; None if unknown."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            found[name] = int(rest.split()[0]) * 1024
+    total, free = found.get("MemTotal"), found.get("MemAvailable")
+    if total is None:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            page = os.sysconf("SC_PAGE_SIZE")
+            total = page * os.sysconf("SC_PHYS_PAGES")
+            free = page * os.sysconf("SC_AVPHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError, TypeError):  # "max" is no number: no limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if total is not None and limit < total:
+            total, free = limit, min(limit - used, free if free is not None else limit)
+    return total, free
+
+
+def _devices() -> Iterator[str]:
+    """What there is beside the CPU, asked of the system and not of a framework."""
+    command = shutil.which("nvidia-smi")
+    if command is not None:
+        query = [command, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(query, capture_output=True, text=True, timeout=10)
+            if done.returncode == 0:
+                yield from filter(None, map(str.strip, done.stdout.splitlines()))
+    if Path("/dev/kfd").exists():
+        yield "an AMD GPU (/dev/kfd)"
+    if any(Path("/dev").glob("accel[0-9]*")):
+        yield "a TPU or another accelerator (/dev/accel)"
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        yield "Apple's GPU (mps)"
+
+
+def _warnings() -> list[str]:
+    """What is set that changes a result, one sentence each."""
+    found = []
+    if _version("gptj") is not None and _version(DISTRIBUTION) is not None:
+        found.append(
+            f"another distribution, gptj, is installed over {DISTRIBUTION}: pip uninstall gptj, and install anew"
+        )
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        found.append(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}: gptj.tf needs tensorflow there")
+    if (kind := _keras_floatx()) not in (None, "float32"):
+        found.append(f"keras.json sets floatx to {kind}: gptj passes every dtype, your own Keras code may not")
+    if os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true"):
+        found.append("JAX_ENABLE_X64 is set: jax makes float64 where your own code names no dtype")
+    if "fast_math=true" in os.environ.get("XLA_FLAGS", ""):
+        found.append("XLA_FLAGS turns on fast math: NaN and infinity are no longer kept")
+    if os.environ.get("ATEN_CPU_CAPABILITY"):
+        found.append(
+            f"ATEN_CPU_CAPABILITY={os.environ['ATEN_CPU_CAPABILITY']}: PyTorch rounds otherwise than by default"
+        )
+    if "torch" in sys.modules or "jax" in sys.modules or "tensorflow" in sys.modules:
+        found.append("a framework is already imported: what it read from the environment can no longer change")
+    if len(installed_backends()) > 1 and not os.environ.get(ENVIRONMENT_VARIABLE):
+        found.append(f"several backends and no {ENVIRONMENT_VARIABLE}: say which with --backend, or import gptj.pt")
+    return found
+
+
+def _keras_floatx() -> str | None:
+    home = Path(os.environ.get("KERAS_HOME", Path("~/.keras").expanduser()))
+    try:
+        return str(json.loads((home / "keras.json").read_text()).get("floatx"))
+    except (OSError, ValueError, AttributeError):
+        return None

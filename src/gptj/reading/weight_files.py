@@ -1,0 +1,424 @@
+"""Which files of a directory hold its weights: one file, or shards that an index names.
+
+Names and links that lead out of the directory are refused, since an index is data from strangers. Of several sets of
+weights side by side (a single file and an index) the first is taken if they hold the same names and shapes, and said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gptj.errors import FormatError, GPTJError, MissingFileError, SchemaError, UnsafeFileError, shown, warn_of
+from gptj.json_file import read_json_object
+from gptj.reading.folder_kinds import describe_folder
+from gptj.reading.safetensors_file import SafetensorsFile, read_safetensors
+from gptj.reading.weight_names import plain_variable
+
+__all__ = [
+    "INDEX_FILE",
+    "WEIGHTS_FILE",
+    "Index",
+    "choose_set",
+    "convert_hint",
+    "is_index_name",
+    "is_weights_name",
+    "listed",
+    "open_weights",
+    "read_index",
+    "refuse_folder",
+    "require_index_agrees",
+    "safe_path",
+    "split_weights",
+    "weight_sets",
+    "weights_suffix",
+]
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+FOREIGN_WEIGHTS = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "tf_model.h5.index.json",
+    "model.weights.h5",
+    "flax_model.msgpack",
+    "flax_model.msgpack.index.json",
+)
+LARGEST_INDEX_BYTES = 16 * 2**20
+MOST_ENTRIES = 100_000
+
+_WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".h5", ".msgpack", ".pt", ".pth", ".ckpt")
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<variant>\.[\w-]+)?\.(?P<suffix>safetensors|bin|h5|msgpack)")
+_INDEX = re.compile(r"(?P<file>.+)\.index(\.(?P<variant>[\w-]+))?\.json")
+
+
+def is_weights_name(name: str) -> bool:
+    """Whether a writer of safetensors may leave a file of this name: the single file, a shard, the index.
+
+    >>> is_weights_name("model-00001-of-00002.safetensors"), is_weights_name("adapter_model.safetensors")
+    (True, False)
+    """
+    shard = _SHARD.fullmatch(name)
+    of_model = shard and shard["stem"] == "model" and shard["suffix"] == "safetensors" and not shard["variant"]
+    return name in (WEIGHTS_FILE, INDEX_FILE) or bool(of_model)
+
+
+def weights_suffix(name: str) -> str:
+    """The suffix of a weights file, or of the files that an index names; empty where it is neither.
+
+    >>> weights_suffix("pytorch_model.bin.index.fp16.json"), weights_suffix("model.fp16.safetensors")
+    ('.bin', '.safetensors')
+    """
+    index = _INDEX.fullmatch(name)
+    suffix = Path(index["file"] if index else name).suffix
+    return suffix if suffix in _WEIGHTS_SUFFIXES else ""
+
+
+def is_index_name(name: str) -> bool:
+    """Whether a file of this name is an index, a variant's too."""
+    return _INDEX.fullmatch(name) is not None
+
+
+def weight_sets(directory: Path, stem: str, suffix: str) -> list[str]:
+    """The sets of weights of one format in a folder: the file and the index, else those of variants such as fp16."""
+    standard = (stem + suffix, f"{stem}{suffix}.index.json")
+    present = [name for name in standard if os.path.lexists(directory / name)]
+    if present or not directory.is_dir():
+        return present
+    variants = re.compile(rf"{re.escape(stem)}(\.[\w-]+{re.escape(suffix)}|{re.escape(suffix)}\.index\.[\w-]+\.json)")
+    names = (path.name for path in directory.iterdir() if variants.fullmatch(path.name))
+    return sorted(name for name in names if not re.search(r"-\d{5}-of-\d{5}", name))
+
+
+def choose_set(directory: Path, names: list[str], open_set: Callable[[str], Any]) -> str:
+    """The name of the one set, or of the first of several that hold the same tensors, which is said.
+
+    Args:
+        directory: the folder, which messages name.
+        names: the sets, the best first.
+        open_set: a set's signature, compared with ==; raises GPTJError where a set is no whole one.
+
+    Raises:
+        FormatError: the sets differ, or one of them cannot be compared.
+    """
+    if len(names) > 1:
+        signatures: list[Any] = []
+        problem = None
+        for name in names:
+            try:
+                signatures.append(open_set(name))
+            except GPTJError as error:
+                problem = f"{name}: {error}"
+        if problem or any(signature != signatures[0] for signature in signatures):
+            raise FormatError(
+                "several weight sets that differ by their names and shapes",
+                file=directory,
+                found=", ".join(names) + (f" ({problem})" if problem else ""),
+                hint=f"Choose one, as weights={names[0]!r} (--weights {names[0]})",
+            )
+        warn_of(
+            f"several weight sets of the same names and shapes: {names[0]} is taken",
+            file=directory,
+            found=", ".join(names),
+            hint="Choose another with weights= or --weights",
+        )
+    elif re.search(r"\.[\w-]+\.(safetensors|bin|h5|msgpack)$|\.index\.[\w-]+\.json$", names[0]):
+        warn_of(f"the only weights are a variant's: {names[0]} is taken", file=directory)
+    return names[0]
+
+
+def split_weights(path: str | os.PathLike[str], weights: str | None = None) -> tuple[Path, str | None]:
+    """The folder, and which weights in it, of a path that is a folder or a weights file.
+
+    A shard stands for the index that names it, where there is one, and `weights` may be a path into the folder.
+
+    Raises:
+        FormatError: `weights` is a folder, or not one of this folder's files.
+
+    >>> split_weights("no/such/folder")
+    (PosixPath('no/such/folder'), None)
+    """
+    path = Path(path)
+    try:
+        if weights is None:
+            is_file = bool(weights_suffix(path.name)) and path.is_file()
+            return (path.parent, _index_of(path) or path.name) if is_file else (path, None)
+        given = path / weights if (path / weights).exists() else Path(weights)
+        is_folder = given.is_dir()
+        is_inside = given.name != weights and given.exists() and given.parent.resolve() == path.resolve()
+    except (OSError, ValueError, TypeError):
+        return path, weights  # which whoever opens it refuses
+    if is_folder:
+        raise FormatError("a folder", file=given, where="weights", expected="the name of a weights file in DIR")
+    return path, given.name if is_inside else weights
+
+
+def _index_of(shard: Path) -> str | None:
+    """The name of the index that lists the shard, which is said; None for a file that is a whole set."""
+    match = _SHARD.fullmatch(shard.name)
+    if match is None:
+        return None
+    index = f"{match['stem']}.{match['suffix']}.index.json"
+    if not (shard.parent / index).exists():
+        return None
+    warn_of(f"one of several shards: all that {index} names are read", file=shard)
+    return index
+
+
+def convert_hint(directory: Path) -> str:
+    """The command that makes a model's folder of what is in this one."""
+    text = os.fspath(directory)
+    quoted = text if re.fullmatch(r"[\w./~+-]+", text) else shlex.quote(text)
+    return f"Convert it first: gptj convert {quoted} OUT"
+
+
+def open_weights(directory: Path, weights: str | None, *, follow_links: bool) -> tuple[SafetensorsFile, ...]:
+    """The files that hold the directory's weights, their headers checked and compared with the index.
+
+    Raises:
+        MissingFileError: there are no weights; the message says what was looked for.
+        FormatError: there are several sets and `weights` does not choose, or a file is malformed.
+        UnsafeFileError: a name or a link leads out of the directory.
+        SchemaError: index and files contradict each other; all contradictions are listed.
+    """
+    return _open_set(directory, _choose(directory, weights, follow_links=follow_links), follow_links=follow_links)
+
+
+def _open_set(directory: Path, name: str, *, follow_links: bool) -> tuple[SafetensorsFile, ...]:
+    path = safe_path(directory, name, follow_links=follow_links)
+    if not _INDEX.fullmatch(name):
+        return (read_safetensors(path),)
+    return _open_shards(directory, path, follow_links=follow_links)
+
+
+def _choose(directory: Path, weights: str | None, *, follow_links: bool) -> str:
+    """The name of the file, or of the index, to read."""
+    if weights is not None:
+        _require_plain(weights, file=directory, where="weights")
+        if weights_suffix(weights) != ".safetensors":
+            raise FormatError("not safetensors weights", file=directory / weights, hint=convert_hint(directory))
+        return weights
+    names = weight_sets(directory, "model", ".safetensors")
+    foreign = [name for name in FOREIGN_WEIGHTS if os.path.lexists(directory / name)]
+    if names:
+
+        def signature(name: str) -> dict[str, tuple[int, ...]]:
+            files = _open_set(directory, name, follow_links=follow_links)
+            return {tensor.name: tensor.shape for file in files for tensor in file.tensors.values()}
+
+        chosen = choose_set(directory, names, signature)
+        if foreign:
+            warn_of(
+                f"{chosen} is taken, as everywhere where safetensors are; other weights beside it were not read",
+                file=directory,
+                found=", ".join(foreign),
+            )
+        return chosen
+    if foreign:
+        raise FormatError("not safetensors weights", file=directory / foreign[0], hint=convert_hint(directory))
+    refuse_folder(directory, f"{WEIGHTS_FILE} or {INDEX_FILE}")
+
+
+def refuse_folder(directory: Path, expected: str) -> NoReturn:
+    """Say what a folder without a model's weights is, where that can be seen by its names.
+
+    Raises:
+        FormatError: it is something else.
+        MissingFileError: there is no sign of weights.
+    """
+    shards = sorted(p.name for p in directory.iterdir() if _SHARD.fullmatch(p.name)) if directory.is_dir() else []
+    if shards:
+        index = f"{shards[0].rpartition('.')[0].partition('-0')[0]}.{shards[0].rpartition('.')[2]}.index.json"
+        raise MissingFileError(
+            "no weights that are whole: shards without their index",
+            file=directory,
+            expected=index,
+            found=listed(shards),
+            hint="Fetch the index too",
+        )
+    kind = describe_folder(directory)
+    if kind is not None:
+        raise FormatError(f"no model's folder, but {kind[0]}", file=directory, expected=expected, hint=kind[1])
+    raise MissingFileError("no weights", file=directory, expected=expected)
+
+
+def _require_plain(name: Any, *, file: Path, where: str) -> None:
+    """Refuse a name that is not one plain file name of this directory."""
+    plain = isinstance(name, str) and name.isprintable() and not set(name) & set("/\\:") and name not in ("", ".", "..")
+    if not plain or len(os.fsencode(name)) > 255:
+        raise UnsafeFileError(
+            "not a plain file name", file=file, where=where, expected="a name without folders", found=shown(name)
+        )
+
+
+def safe_path(directory: Path, name: str, *, follow_links: bool) -> Path:
+    """The path of a regular file in the directory, which no link leads out of it.
+
+    A link may lead to the directory's own files, or from a snapshot of the Hugging Face Hub's cache to its blobs
+    (`models--x--y/snapshots/<revision>/name` to `models--x--y/blobs/<hash>`), or anywhere with `follow_links`.
+
+    Raises:
+        MissingFileError, FormatError, UnsafeFileError: it is not there, not a regular file, or outside.
+    """
+    path = directory / name
+    try:
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            target = path.resolve(strict=True)
+            if not follow_links and not _is_inside(directory.resolve(), target):
+                raise UnsafeFileError(
+                    "is a link out of its folder", file=path, found=shown(target), hint="Say follow_links to allow it"
+                )
+            status = target.stat()
+    except FileNotFoundError:
+        raise MissingFileError("no such file", file=path) from None
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, UnsafeFileError):
+            raise
+        raise FormatError(f"cannot be looked at: {error}", file=path) from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
+        raise FormatError("not a regular file", file=path, expected="a regular file", found=kind)
+    return path
+
+
+def _is_inside(directory: Path, target: Path) -> bool:
+    """Whether the resolved target lies in the resolved directory, or in its Hub cache's blobs."""
+    if target.is_relative_to(directory):
+        return True
+    is_snapshot = directory.parent.name == "snapshots" and directory.parent.parent.name.startswith("models--")
+    return is_snapshot and target.parent == directory.parent.parent / "blobs"
+
+
+def _open_shards(directory: Path, path: Path, *, follow_links: bool) -> tuple[SafetensorsFile, ...]:
+    index = read_index(path)
+    missing: list[str] = []
+    shards = []
+    for name in index.files:
+        try:
+            shards.append(read_safetensors(safe_path(directory, name, follow_links=follow_links)))
+        except MissingFileError:
+            missing.append(name)
+    places = [(tensor.name, shard.path.name, tensor.nbytes) for shard in shards for tensor in shard.tensors.values()]
+    models = {shard.metadata.get("gptj.config_sha256") for shard in shards}
+    more = ["the shards belong to different models (gptj.config_sha256)"] if len(models) > 1 else []
+    require_index_agrees(index, places, missing=missing, more=more)
+    return tuple(shards)
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Which tensor lies in which shard.
+
+    Attributes:
+        path: the index.
+        weight_map: the shard's name by the tensor's.
+        total_size: what the index says of the bytes of all tensors, of whatever type; None where it says nothing.
+    """
+
+    path: Path
+    weight_map: Mapping[str, str]
+    total_size: Any
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The shards' names."""
+        return tuple(dict.fromkeys(self.weight_map.values()))
+
+
+def read_index(path: Path) -> Index:
+    """The index of a sharded set of any format; its shards have the suffix that its own name says.
+
+    Raises:
+        FormatError: it breaks its rule.
+        UnsafeFileError: a shard's name is not a plain one, or not of this format.
+    """
+    suffix = weights_suffix(path.name)
+    members = read_json_object(path, limit_bytes=LARGEST_INDEX_BYTES)
+    weight_map, metadata = members.get("weight_map"), members.get("metadata", {})
+    if not isinstance(weight_map, dict) or not 0 < len(weight_map) <= MOST_ENTRIES:
+        raise FormatError(
+            "breaks its rule", file=path, where="weight_map", expected=f"an object of 1 to {MOST_ENTRIES} tensors"
+        )
+    for tensor, name in weight_map.items():
+        where = f"weight_map[{shown(tensor)}]"
+        _require_plain(name, file=path, where=where)
+        if not name.endswith(suffix) or name == suffix:
+            problem = f"not a {suffix.removeprefix('.')} file"
+            raise UnsafeFileError(problem, file=path, where=where, expected=f"*{suffix}", found=shown(name))
+    folded = Counter(name.casefold() for name in set(weight_map.values()))
+    if twins := sorted(name for name in set(weight_map.values()) if folded[name.casefold()] > 1):
+        raise FormatError("names that differ only in case", file=path, where="weight_map", found=listed(twins))
+    if not isinstance(metadata, dict):
+        raise FormatError("breaks its rule", file=path, where="metadata", expected="an object", found=shown(metadata))
+    plain = {plain_variable(tensor): name for tensor, name in weight_map.items()}
+    if len(plain) != len(weight_map):
+        raise FormatError("a tensor stands twice, with and without its model's name", file=path, where="weight_map")
+    return Index(path, plain, metadata.get("total_size"))
+
+
+def require_index_agrees(
+    index: Index, places: Iterable[tuple[str, str, int]], *, missing: Iterable[str] = (), more: Iterable[str] = ()
+) -> None:
+    """Refuse shards that hold something else than the index says, and warn of a wrong sum.
+
+    `metadata.total_size` is a note for people: nothing is read by it, and old releases counted some dtypes wrongly.
+
+    Args:
+        index: the index.
+        places: each tensor's name, its file's name and its bytes, as found.
+        missing: shards that are not there.
+        more: further contradictions.
+
+    Raises:
+        SchemaError: all contradictions are listed.
+    """
+    found: dict[str, list[str]] = {}
+    total, lost, weight_map = 0, {*missing}, index.weight_map
+    for name, file, nbytes in places:
+        found.setdefault(plain_variable(name), []).append(file)
+        total += nbytes
+    problems = [f"shard {shown(name)} is missing" for name in lost]
+    for name, file in weight_map.items():
+        files = found.get(name, [])
+        if len(files) > 1:
+            problems.append(f"{name} lies in {' and in '.join(files)}")
+        elif files and files != [file]:
+            problems.append(f"{name} lies in {files[0]}, not in {file}")
+        elif not files and file not in lost:
+            problems.append(f"{shown(name)} is not in {file}")
+    problems += [f"{name} in {files[0]} is not listed" for name, files in found.items() if name not in weight_map]
+    problems += [f"{shown(name)} is not listed" for name in _stray_shards(index)]
+    problems += more
+    if problems:
+        raise SchemaError(f"the index and the files contradict each other: {listed(problems)}", file=index.path)
+    said = index.total_size
+    if said is not None and (isinstance(said, bool) or said != total):
+        warn_of("not the bytes of its tensors", file=index.path, where="metadata.total_size", expected=total,
+                found=shown(said))  # fmt: skip
+
+
+def _stray_shards(index: Index) -> list[str]:
+    """Shards of the same set that the index does not name."""
+    matches = [match for name in index.files if (match := _SHARD.fullmatch(name))]
+    sets = {match.group("stem", "variant", "suffix") for match in matches}
+    present = [(path.name, _SHARD.fullmatch(path.name)) for path in sorted(index.path.parent.iterdir())]
+    return [
+        name
+        for name, match in present
+        if match and match.group("stem", "variant", "suffix") in sets and name not in index.files
+    ]
+
+
+def listed(items: list[str], most: int = 10) -> str:
+    """The first `most` items, and how many more there are."""
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest
