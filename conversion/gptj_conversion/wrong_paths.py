@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gptj.errors import ConfigError, FormatError, MissingFileError, shown
 from gptj.reading.file_kinds import HEAD_BYTES, kind_of
-from gptj.reading.safetensors_file import open_regular_file
+from gptj.reading.files import open_regular_file
 from gptj_conversion.mesh.folder import TRAINING_FILE, DiskFolder, looks_like_mesh
 
 __all__ = ["config_file_in", "refuse_what_is_known", "start_of"]

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import WriteError
+from gptj.reading.files import BLOCK_BYTES
 from gptj.reading.manifest import MANIFEST_FILE, FileRecord
-from gptj.reading.safetensors_file import BLOCK_BYTES
 from gptj.schema import Head, TensorSpec, schema
 from gptj.writing.checkpoint_writer import check_head_and_size, written_config
 from gptj.writing.column_sums import ColumnSums

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj.dtypes import numpy_dtype
-from gptj.reading.safetensors_file import BLOCK_BYTES
+from gptj.reading.files import BLOCK_BYTES
 from gptj.schema import TensorSpec
 from gptj.writing.weights_writer import shard_name
 from gptj_conversion.common.source import Facts, Source

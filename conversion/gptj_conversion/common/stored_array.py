@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from gptj.errors import FormatError, LimitError
 from gptj.reading.buffers import Room
-from gptj.reading.safetensors_file import FileIdentity, cast, file_identity, open_regular_file, read_into
+from gptj.reading.files import FileIdentity, file_identity, open_regular_file, read_into
+from gptj.reading.safetensors_file import cast
 from gptj_conversion.common.transpose import copy_transposed
 
 __all__ = ["DTYPES", "Checksum", "StoredArray"]

@@ -19,8 +19,8 @@ import numpy as np
 
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, GPTJError, LimitError, SchemaError, shown
+from gptj.reading.files import FileIdentity, file_identity, open_regular_file, read_into
 from gptj.reading.manifest import FileRecord
-from gptj.reading.safetensors_file import FileIdentity, file_identity, open_regular_file, read_into
 from gptj.schema import Head
 from gptj.writing.output_directory import OutputDirectory
 from gptj_conversion.common.foreign import (

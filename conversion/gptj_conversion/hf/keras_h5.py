@@ -21,8 +21,8 @@ import numpy as np
 from gptj.backends import install_line
 from gptj.config import GPTJConfig
 from gptj.errors import BackendError, FormatError, SchemaError, WriteError, shown
+from gptj.reading.files import FileIdentity, file_identity, open_regular_file
 from gptj.reading.manifest import FileRecord
-from gptj.reading.safetensors_file import FileIdentity, file_identity, open_regular_file
 from gptj.reading.weight_names import plain_variable
 from gptj.schema import Head
 from gptj.writing.column_sums import ColumnSums

@@ -20,8 +20,8 @@ from typing import NoReturn
 
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, SchemaError, UnsafeFileError, shown, warn_of
+from gptj.reading.files import file_identity, open_regular_file, read_into
 from gptj.reading.manifest import FileRecord
-from gptj.reading.safetensors_file import file_identity, open_regular_file, read_into
 from gptj.reading.stored_zip import StoredZip, StoredZipWriter, ZipMember, open_stored_zip
 from gptj.schema import Head
 from gptj.writing.output_directory import OutputDirectory

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError, shown
-from gptj.reading.safetensors_file import read_into
+from gptj.reading.files import read_into
 
 __all__ = ["TarMember", "tar_members"]
 

@@ -16,7 +16,7 @@ from typing import BinaryIO, NoReturn
 
 from gptj.backends import install_line
 from gptj.errors import BackendError, FormatError, GPTJError, LimitError, shown
-from gptj.reading.safetensors_file import open_regular_file
+from gptj.reading.files import open_regular_file
 
 __all__ = ["is_zstandard", "unpacked"]
 

@@ -23,7 +23,7 @@ from gptj.reading.weight_names import PlainNames, infer_dialect, plain_names
 from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema_by_name
 
 if TYPE_CHECKING:
-    from gptj.checkpoint import Checkpoint
+    from gptj.reading.folder import Checkpoint
 
 __all__ = ["LM_HEAD_BIAS", "LoadPlan", "Mismatch", "plan_load", "warn_of_zero_bias"]
 

@@ -24,6 +24,7 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import FormatError, GPTJError, MissingFileError, naming_file, shown, warn_of
 from gptj.json_file import read_json_object
+from gptj.reading.files import BLOCK_BYTES, file_identity, open_regular_file, read_into
 from gptj.reading.manifest_records import (
     FileRecord,
     Fingerprint,
@@ -37,7 +38,7 @@ from gptj.reading.manifest_records import (
     tensor_record,
     text_of,
 )
-from gptj.reading.safetensors_file import BLOCK_BYTES, file_identity, open_regular_file, read_into, read_safetensors
+from gptj.reading.safetensors_file import read_safetensors
 from gptj.reading.tally import CastRecord, ValueRecord, ValueTally
 from gptj.reading.weight_files import LARGEST_INDEX_BYTES, listed, safe_path
 

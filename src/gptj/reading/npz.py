@@ -31,7 +31,7 @@ from gptj.errors import (
     UnsafeFileError,
     shown,
 )
-from gptj.reading.safetensors_file import read_into
+from gptj.reading.files import read_into
 from gptj.reading.stored_zip import StoredZip, StoredZipWriter, ZipMember, open_stored_zip
 from gptj.writing.output_directory import whole_file
 

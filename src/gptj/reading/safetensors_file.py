@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 import os
-import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,9 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.dtypes import numpy_dtype
-from gptj.errors import FormatError, GPTJError, InputError, LimitError, MissingFileError, SchemaError, shown
+from gptj.errors import FormatError, GPTJError, InputError, LimitError, SchemaError, shown
 from gptj.json_file import parse_json_object
 from gptj.reading.buffers import page_aligned
+from gptj.reading.files import (
+    ALIGNMENT,
+    BLOCK_BYTES,
+    FileIdentity,
+    file_identity,
+    open_regular_file,
+    read_into,
+    read_up_to,
+)
 
 __all__ = [
     "WEIGHT_DTYPES",
@@ -46,11 +54,6 @@ MOST_DIMENSIONS = 8
 LONGEST_NAME = 512
 LARGEST_TENSOR_BYTES = 2**62
 
-ALIGNMENT = 64
-"""Bytes: data that begins at a multiple of this, in the file or in memory, is used by jax without a copy."""
-
-BLOCK_BYTES = 16 * 2**20
-"""How much is read, cast, hashed or written at a time: the buffer beside the one tensor that is held."""
 
 # A run at least this long is read where it lies; shorter ones are cut out of whole rows, because a system call
 # costs as much as copying a few kilobytes.
@@ -79,8 +82,6 @@ _CODE_OF = {dtype.name: code for code, dtype in _CODES.items()}
 
 WEIGHT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 """What a weight may be stored as, and what it may be cast to."""
-
-FileIdentity = tuple[int, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         # What is too long for the file or for the cap is refused by parse_header; it is not read for that.
         fits = length <= min(LARGEST_HEADER_BYTES, size - 8)
-        head = prefix + _read_up_to(stream, length if fits else 512)
+        head = prefix + read_up_to(stream, length if fits else 512)
     tensors, metadata = parse_header(head, file=path, file_bytes=size)
     return SafetensorsFile(path, tensors, metadata, identity)
 
@@ -492,66 +493,3 @@ def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], *, file: Path, where
 
 
 # ---- files
-
-
-@contextlib.contextmanager
-def open_regular_file(path: Path) -> Iterator[BinaryIO]:
-    """The file at `path`, open for unbuffered reading; a FIFO or device is refused before it is opened.
-
-    Raises:
-        MissingFileError: there is no such file.
-        FormatError: it is not a regular file, or cannot be read.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
-            raise FormatError("not a regular file", file=path, expected="a regular file", found=kind)
-        stream = path.open("rb", buffering=0)
-    except FileNotFoundError:
-        raise MissingFileError("no such file", file=path) from None
-    except GPTJError:
-        raise
-    except (OSError, ValueError) as error:
-        raise FormatError(f"cannot be read: {error}", file=path) from None
-    with stream:
-        yield stream
-
-
-def file_identity(stream: BinaryIO) -> FileIdentity:
-    """What tells this file, in this state, from any other."""
-    status = os.fstat(stream.fileno())
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def read_into(stream: BinaryIO, out: memoryview, offset: int, *, file: Path, where: str) -> None:
-    """Fill `out` with the file's bytes from `offset` on.
-
-    Raises:
-        FormatError: the file ends before, or cannot be read.
-    """
-    filled = 0
-    try:
-        stream.seek(offset)
-        while filled < len(out):
-            count: int = stream.readinto(out[filled:])  # type: ignore[attr-defined]
-            if not count:
-                raise FormatError(
-                    "changed while being read: it ends too early",
-                    file=file,
-                    where=where,
-                    expected=f"{offset + len(out)} bytes",
-                    found=f"{offset + filled} bytes",
-                )
-            filled += count
-    except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror}", file=file, where=where) from None
-
-
-def _read_up_to(stream: BinaryIO, count: int) -> bytes:
-    """The next `count` bytes, or as many as there are."""
-    pieces = []
-    while count > 0 and (piece := stream.read(count)):
-        pieces.append(piece)
-        count -= len(piece)
-    return b"".join(pieces)

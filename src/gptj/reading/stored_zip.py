@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError, shown
 from gptj.reading.file_kinds import HEAD_BYTES, kind_of
-from gptj.reading.safetensors_file import FileIdentity, file_identity, open_regular_file, read_into
+from gptj.reading.files import FileIdentity, file_identity, open_regular_file, read_into
 
 __all__ = ["StoredZip", "StoredZipWriter", "ZipMember", "open_stored_zip"]
 

@@ -26,8 +26,9 @@ from safetensors import SafetensorError, safe_open
 from gptj.dtypes import numpy_dtype
 from gptj.errors import FormatError, InputError, SchemaError, WriteError, naming_file, shown
 from gptj.reading.buffers import PAGE_BYTES
+from gptj.reading.files import BLOCK_BYTES
 from gptj.reading.manifest import FileRecord, FoundTensor, Origin, TensorRecord, examine_tensor, hash_of_start
-from gptj.reading.safetensors_file import BLOCK_BYTES, WEIGHT_DTYPES, cast, pack_header, read_safetensors
+from gptj.reading.safetensors_file import WEIGHT_DTYPES, cast, pack_header, read_safetensors
 from gptj.reading.tally import CastTally, ValueTally, is_narrowing
 from gptj.reading.weight_files import WEIGHTS_FILE
 from gptj.schema import TensorSpec
