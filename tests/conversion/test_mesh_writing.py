@@ -22,9 +22,9 @@ from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, SchemaError, WriteError
 from gptj.reading.npz import npy_header, open_npz
-from gptj.reading.stored_zip import StoredZipWriter
 from gptj.schema import TensorSpec, schema
 from gptj.writing.output_directory import FileSystem
+from gptj.writing.stored_zip import StoredZipWriter
 
 DATA = Path(__file__).parent.parent / "data"
 MP2 = DATA / "mesh_mp2"

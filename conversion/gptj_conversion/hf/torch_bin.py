@@ -22,9 +22,10 @@ from gptj.config import GPTJConfig
 from gptj.errors import FormatError, SchemaError, UnsafeFileError, shown, warn_of
 from gptj.reading.files import file_identity, open_regular_file, read_into
 from gptj.reading.manifest import FileRecord
-from gptj.reading.stored_zip import StoredZip, StoredZipWriter, ZipMember, open_stored_zip
+from gptj.reading.stored_zip import StoredZip, ZipMember, open_stored_zip
 from gptj.schema import Head
 from gptj.writing.output_directory import OutputDirectory
+from gptj.writing.stored_zip import StoredZipWriter
 from gptj_conversion.common.foreign import (
     ForeignCheckpoint,
     match_arrays,

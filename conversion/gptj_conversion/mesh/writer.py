@@ -27,9 +27,9 @@ from gptj.dtypes import numpy_dtype
 from gptj.errors import ConfigError, InputError, shown
 from gptj.reading.manifest import MANIFEST_FILE, FileRecord
 from gptj.reading.npz import npy_header
-from gptj.reading.stored_zip import StoredZipWriter
 from gptj.schema import TensorSpec, axis_sizes, schema, schema_by_name
 from gptj.writing.output_directory import FileSystem, check_extra_files
+from gptj.writing.stored_zip import StoredZipWriter
 from gptj.writing.weights_writer import WritingRules
 from gptj_conversion.common.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.common.foreign_writer import HashedFile

@@ -19,7 +19,8 @@ from gptj.config import GPTJConfig
 from gptj.errors import FormatError, InputError, LimitError, naming_file, shown
 from gptj.inputs import IGNORED_LABEL, check_attention_mask, check_ids, check_labels, check_positions, integers
 from gptj.parity.oracle import positions_of_mask
-from gptj.reading.npz import NpyArray, NpzFile, open_named_npz, write_npz
+from gptj.reading.npz import NpyArray, NpzFile, open_named_npz
+from gptj.writing.npz import write_npz
 
 __all__ = ["Probe", "make_probe"]
 

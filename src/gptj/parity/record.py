@@ -31,7 +31,8 @@ from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import FormatError, GPTJError, InputError, LimitError, naming_file, shown
 from gptj.json_file import read_json_object
 from gptj.parity.probe import Probe, make_probe
-from gptj.reading.npz import NpyArray, open_named_npz, write_npz
+from gptj.reading.npz import NpyArray, open_named_npz
+from gptj.writing.npz import write_npz
 from gptj.writing.output_directory import whole_file, write_error
 
 __all__ = ["ANSWERS", "Record", "record_backend"]

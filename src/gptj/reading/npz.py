@@ -13,7 +13,7 @@ import dataclasses
 import math
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from gptj.errors import (
     FormatError,
     GPTJError,
-    InputError,
     LimitError,
     MissingFileError,
     SchemaError,
@@ -32,10 +31,15 @@ from gptj.errors import (
     shown,
 )
 from gptj.reading.files import read_into
-from gptj.reading.stored_zip import StoredZip, StoredZipWriter, ZipMember, open_stored_zip
-from gptj.writing.output_directory import whole_file
+from gptj.reading.stored_zip import StoredZip, ZipMember, open_stored_zip
 
-__all__ = ["NpyArray", "NpzFile", "npy_header", "open_named_npz", "open_npz", "write_npz"]
+__all__ = [
+    "NpyArray",
+    "NpzFile",
+    "npy_header",
+    "open_named_npz",
+    "open_npz",
+]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LARGEST_NPY_HEADER_BYTES = 4096
@@ -45,7 +49,7 @@ MOST_DIMENSIONS = 8
 # has already. Measured on a mesh checkpoint: 1.24 CPU s/GB, and 1.99 with blocks of 8 MB.
 _BLOCK_BYTES = 2**20
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "f8": np.dtype(np.float64),
     "f4": np.dtype(np.float32),
     "f2": np.dtype(np.float16),
@@ -194,27 +198,6 @@ def open_named_npz(path: Path, names: Collection[str], *, noun: str) -> tuple[Np
     return file, dict(zip(names, file.arrays, strict=True))
 
 
-def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays by their names, as np.savez does; the file appears whole or not at all.
-
-    Raises:
-        InputError: an array is none of plain numbers.
-        WriteError: it could not be written.
-    """
-    native = {}
-    for name, array in arrays.items():
-        plain = np.asarray(array, order="C")
-        native[name] = plain.astype(plain.dtype.newbyteorder("="), copy=False)
-        if native[name].dtype not in _DTYPES.values():
-            raise InputError("not an array of plain numbers", file=path, where=name, found=str(plain.dtype))
-    with whole_file(path) as write:
-        archive = StoredZipWriter(write)
-        for name, plain in native.items():
-            data = plain.reshape(-1).view(np.uint8).data
-            archive.add(f"{name}.npy", npy_header(plain.dtype, plain.shape), data)
-        archive.finish()
-
-
 def _with_headers(archive: StoredZip, names: Sequence[str]) -> NpzFile:
     """The archive with the headers of these members, in this order."""
     arrays = []
@@ -246,11 +229,11 @@ def _parse_npy(head: bytes, member: ZipMember, path: Path) -> NpyArray:
     kind = descr.lstrip("<>|=")
     if "O" in kind:
         refuse("an array of Python objects", UnsafeFileError, found=shown(descr), hint="Reading it would run a pickle")
-    if kind not in _DTYPES or descr[:-2] not in ("<", ">", "|"):
-        refuse("unknown dtype", SchemaError, expected="one of <" + ", <".join(_DTYPES), found=shown(descr))
+    if kind not in DTYPES or descr[:-2] not in ("<", ">", "|"):
+        refuse("unknown dtype", SchemaError, expected="one of <" + ", <".join(DTYPES), found=shown(descr))
     if fortran_order and len(shape) > 1:
         refuse("stored column by column", expected="fortran_order False, as the original writes it", found="True")
-    dtype = _DTYPES[kind]
+    dtype = DTYPES[kind]
     nbytes = math.prod(shape) * dtype.itemsize
     if start + length + nbytes != member.nbytes:
         refuse(

@@ -13,34 +13,23 @@ import dataclasses
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError, shown
 from gptj.reading.file_kinds import HEAD_BYTES, kind_of
 from gptj.reading.files import FileIdentity, file_identity, open_regular_file, read_into
+from gptj.reading.zip_layout import END, END64, ENTRY, FULL16, FULL32, LOCAL, LOCATOR64
 
-__all__ = ["StoredZip", "StoredZipWriter", "ZipMember", "open_stored_zip"]
+__all__ = ["StoredZip", "ZipMember", "open_stored_zip"]
 
 MOST_MEMBERS = 100_000
 LARGEST_DIRECTORY_BYTES = 16 * 2**20
 LONGEST_NAME = 512
 BLOCK_BYTES = 8 * 2**20
 
-_END = struct.Struct("<4s4H2LH")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_LOCATOR64 = struct.Struct("<4sLQL")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
-_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
-
-_WIDE_LOCAL = struct.Struct("<2H2Q")
-_JANUARY_1980 = 1 << 5 | 1
-
-# zipfile writes 64-bit fields from here on, although 32 bits hold twice as much.
-_ZIP64_FROM = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,78 +117,6 @@ class StoredZip:
             )
 
 
-class StoredZipWriter:
-    """Writes a stored zip from front to end, to the byte as np.savez does: fixed dates, 64-bit local headers.
-
-    Args:
-        write: takes the bytes, one run after the other.
-        alignment: members begin at multiples of it, behind a padding field in their header; 1 for none, as np.savez.
-    """
-
-    def __init__(self, write: Callable[[bytes | memoryview], object], *, alignment: int = 1) -> None:
-        self._write = write
-        self._alignment = alignment
-        self._entries: list[bytes] = []
-        self._at = 0
-
-    def add(self, name: str, *parts: bytes | memoryview) -> None:
-        """Write a member whose data are these parts, one after the other; a memoryview is of bytes."""
-        raw = name.encode("utf-8")
-        crc32, nbytes = 0, 0
-        for part in parts:
-            crc32 = zlib.crc32(part, crc32)
-            nbytes += len(part)
-        large = nbytes >= _ZIP64_FROM
-        version = 45 if large else 20
-        size = _FULL32 if large else nbytes
-        extra = _WIDE_LOCAL.pack(1, 16, nbytes, nbytes)
-        extra += self._padding(self._at + _LOCAL.size + len(raw) + len(extra))
-        local = _LOCAL.pack(b"PK\x03\x04", version, 0, 0, 0, _JANUARY_1980, crc32, size, size, len(raw), len(extra))
-        header_at = self._at
-        for data in (local, raw, extra, *parts):
-            self._write(data)
-            self._at += len(data)
-        self._entries.append(self._entry(raw, version, crc32, nbytes, header_at))
-
-    def _padding(self, at: int) -> bytes:
-        """An extra field, of the kind that torch uses, after which the next byte is aligned."""
-        if at % self._alignment == 0:
-            return b""
-        count = -(at + 4) % self._alignment
-        return struct.pack("<2sH", b"FB", count) + b"Z" * count
-
-    def finish(self) -> None:
-        """Write the directory."""
-        directory = b"".join(self._entries)
-        count, at = len(self._entries), self._at
-        self._write(directory)
-        if at > _ZIP64_FROM or len(directory) > _ZIP64_FROM or count > _FULL16:
-            wide = _END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, count, count, len(directory), at)
-            self._write(wide + _LOCATOR64.pack(b"PK\x06\x07", 0, at + len(directory), 1))
-        few, low = min(count, _FULL16), min(at, _FULL32)
-        self._write(_END.pack(b"PK\x05\x06", 0, 0, few, few, len(directory), low, 0))
-
-    @staticmethod
-    def _entry(raw: bytes, version: int, crc32: int, nbytes: int, header_at: int) -> bytes:
-        wide: list[int] = []
-        if nbytes >= _ZIP64_FROM:
-            wide += [nbytes, nbytes]
-        if header_at > _ZIP64_FROM:
-            wide.append(header_at)
-        extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
-        size = _FULL32 if nbytes >= _ZIP64_FROM else nbytes
-        at = _FULL32 if header_at > _ZIP64_FROM else header_at
-        version = 45 if wide else version
-        return (
-            _ENTRY.pack(
-                b"PK\x01\x02", version | 3 << 8, version, 0, 0, 0, _JANUARY_1980, crc32, size, size,
-                len(raw), len(extra), 0, 0, 0, 0o600 << 16, at,
-            )
-            + raw
-            + extra
-        )  # fmt: skip
-
-
 class _Part(io.RawIOBase):
     """A file from some byte on; offsets count from there."""
 
@@ -263,25 +180,25 @@ def _refuse(path: Path, problem: str, error: type[GPTJError] = FormatError, **fa
 
 def _find_directory(stream: BinaryIO, path: Path, size: int) -> tuple[int, int, int]:
     """Where the central directory begins, how long it is, and how many members it must have."""
-    tail = bytearray(min(size, _END.size + _LOCATOR64.size + _END64.size))
+    tail = bytearray(min(size, END.size + LOCATOR64.size + END64.size))
     read_into(stream, memoryview(tail), size - len(tail), file=path, where="end of the archive")
-    if len(tail) < _END.size or bytes(tail[-_END.size :][:4]) != b"PK\x05\x06":
+    if len(tail) < END.size or bytes(tail[-END.size :][:4]) != b"PK\x05\x06":
         head = bytearray(min(size, HEAD_BYTES))
         read_into(stream, memoryview(head), 0, file=path, where="beginning")
         _refuse_other(path, bytes(head), size)
-    _, disk, start_disk, here, count, nbytes, at, comment = _END.unpack(tail[-_END.size :])
+    _, disk, start_disk, here, count, nbytes, at, comment = END.unpack(tail[-END.size :])
     if disk or start_disk or comment:
         _refuse(path, "a zip archive in several parts or with a comment", expected="neither")
-    end = size - _END.size
-    locator = bytes(tail[: -_END.size][-_LOCATOR64.size :])
-    if locator[:4] == b"PK\x06\x07" and len(tail) > _END.size + _LOCATOR64.size:
+    end = size - END.size
+    locator = bytes(tail[: -END.size][-LOCATOR64.size :])
+    if locator[:4] == b"PK\x06\x07" and len(tail) > END.size + LOCATOR64.size:
         end, wide = _wide_end(path, bytes(tail), end, locator)
         narrow = (here, count, nbytes, at)
-        full = (_FULL16, _FULL16, _FULL32, _FULL32)
+        full = (FULL16, FULL16, FULL32, FULL32)
         if any(n not in (w, f) for n, w, f in zip(narrow, wide, full, strict=True)):
             _refuse(path, "its two ends of the directory disagree", expected=str(wide), found=str(narrow))
         here, count, nbytes, at = wide
-    elif _FULL16 in (here, count) or _FULL32 in (nbytes, at):
+    elif FULL16 in (here, count) or FULL32 in (nbytes, at):
         _refuse(path, "its 64-bit end of the directory is missing")
     if here != count:
         _refuse(path, "its directory contradicts itself", expected=f"{count} members", found=here)
@@ -302,17 +219,17 @@ def _find_directory(stream: BinaryIO, path: Path, size: int) -> tuple[int, int, 
 
 def _wide_end(path: Path, tail: bytes, end: int, locator: bytes) -> tuple[int, tuple[int, int, int, int]]:
     """Where the 64-bit end record begins, and its counts, size and offset of the directory."""
-    _, disk, at, disks = _LOCATOR64.unpack(locator)
-    record = tail[: -_END.size - _LOCATOR64.size][-_END64.size :]
-    begins = end - _LOCATOR64.size - _END64.size
-    if len(record) != _END64.size or record[:4] != b"PK\x06\x06" or at != begins or disk or disks > 1:
+    _, disk, at, disks = LOCATOR64.unpack(locator)
+    record = tail[: -END.size - LOCATOR64.size][-END64.size :]
+    begins = end - LOCATOR64.size - END64.size
+    if len(record) != END64.size or record[:4] != b"PK\x06\x06" or at != begins or disk or disks > 1:
         _refuse(
             path, "its 64-bit end of the directory is not where it says", expected=f"byte {begins}", found=f"byte {at}"
         )
-    _, length, _, _, disk, start_disk, here, count, nbytes, offset = _END64.unpack(record)
-    if length != _END64.size - 12 or disk or start_disk:
+    _, length, _, _, disk, start_disk, here, count, nbytes, offset = END64.unpack(record)
+    if length != END64.size - 12 or disk or start_disk:
         _refuse(
-            path, "its 64-bit end of the directory breaks its rule", expected=f"{_END64.size - 12} bytes", found=length
+            path, "its 64-bit end of the directory breaks its rule", expected=f"{END64.size - 12} bytes", found=length
         )
     return begins, (here, count, nbytes, offset)
 
@@ -337,16 +254,16 @@ def _parse_directory(directory: bytes, count: int, path: Path) -> list[_Entry]:
     seen: set[str] = set()
     at = 0
     for _ in range(count):
-        fixed = directory[at : at + _ENTRY.size]
-        if len(fixed) != _ENTRY.size or fixed[:4] != b"PK\x01\x02":
+        fixed = directory[at : at + ENTRY.size]
+        if len(fixed) != ENTRY.size or fixed[:4] != b"PK\x01\x02":
             _refuse(path, "its directory is cut short", expected=f"{count} members", found=f"{len(entries)} members")
         (_, _, _, flags, method, _, _, crc32, packed, nbytes, n_name, n_extra, n_comment, disk, _, _, header_at) = (
-            _ENTRY.unpack(fixed)
+            ENTRY.unpack(fixed)
         )
-        raw_name = directory[at + _ENTRY.size :][:n_name] if n_name <= LONGEST_NAME else b""
+        raw_name = directory[at + ENTRY.size :][:n_name] if n_name <= LONGEST_NAME else b""
         name = _checked_name(raw_name, n_name, path)
-        extra = directory[at + _ENTRY.size + n_name : at + _ENTRY.size + n_name + n_extra]
-        at += _ENTRY.size + n_name + n_extra + n_comment
+        extra = directory[at + ENTRY.size + n_name : at + ENTRY.size + n_name + n_extra]
+        at += ENTRY.size + n_name + n_extra + n_comment
         nbytes, packed, header_at = _widened(extra, [nbytes, packed, header_at], path, name)
         if name in seen:
             _refuse(path, "the member stands twice in the archive", where=shown(name))
@@ -382,11 +299,11 @@ def _checked_name(raw: bytes, length: int, path: Path) -> str:
 
 def _widened(extra: bytes, fields: list[int], path: Path, name: str) -> list[int]:
     """`fields` with those that are all ones taken from the 64-bit extra field, in their fixed order."""
-    if _FULL32 not in fields:
+    if FULL32 not in fields:
         return fields
     wide = _extra_field(extra, 1)
     for n, value in enumerate(fields):
-        if value == _FULL32:
+        if value == FULL32:
             if len(wide) < 8:
                 _refuse(path, "its 64-bit sizes are missing", where=shown(name))
             fields[n] = int.from_bytes(wide[:8], "little")
@@ -417,9 +334,9 @@ def _check_local_headers(stream: BinaryIO, entries: list[_Entry], end: int, path
                 expected=f"a header at byte {position}",
                 found=f"byte {entry.header_at}",
             )
-        header = bytearray(min(_LOCAL.size + len(entry.raw_name), end - position))
+        header = bytearray(min(LOCAL.size + len(entry.raw_name), end - position))
         read_into(stream, memoryview(header), position, file=path, where=where)
-        n_extra = _LOCAL.unpack_from(header)[10] if len(header) >= _LOCAL.size else 0
+        n_extra = LOCAL.unpack_from(header)[10] if len(header) >= LOCAL.size else 0
         extra = bytearray(min(n_extra, end - position - len(header)))
         read_into(stream, memoryview(extra), position + len(header), file=path, where=where)
         _require_same(bytes(header), bytes(extra), entry, path)
@@ -442,10 +359,10 @@ def _check_local_headers(stream: BinaryIO, entries: list[_Entry], end: int, path
 
 def _require_same(header: bytes, extra: bytes, entry: _Entry, path: Path) -> None:
     """Make sure that a local header says what the directory says."""
-    if len(header) < _LOCAL.size:
+    if len(header) < LOCAL.size:
         _refuse(path, "lies outside the archive", where=shown(entry.name))
-    signature, _, flags, method, _, _, crc32, packed, nbytes, n_name, _ = _LOCAL.unpack_from(header)
-    agrees = signature == b"PK\x03\x04" and n_name == len(entry.raw_name) and header[_LOCAL.size :] == entry.raw_name
+    signature, _, flags, method, _, _, crc32, packed, nbytes, n_name, _ = LOCAL.unpack_from(header)
+    agrees = signature == b"PK\x03\x04" and n_name == len(entry.raw_name) and header[LOCAL.size :] == entry.raw_name
     if not agrees or method or flags != entry.flags:
         _refuse(path, "its local header disagrees with the directory", where=shown(entry.name))
     if flags & _DESCRIPTOR:
