@@ -1,121 +1,153 @@
-"""The arrows of the house: who may import whom. Each rule is also shown to notice a breach."""
+"""The arrows of the house: which room may import which, and which libraries; each rule is shown to notice a breach."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
-import gptj_conversion
+import house
 import pytest
 
-import gptj
+CONTRACT = frozenset(
+    {"backends", "brief", "config", "dtypes", "errors", "hub", "initial", "inputs", "json_file", "outputs", "prepared"}
+    | {"rotary", "schema"}
+)
+"""The rooms that say what a GPT-J is, and what a call takes and gives. Nothing above them is imported there."""
 
-CORE = Path(gptj.__file__).parent
-CONVERSION = Path(gptj_conversion.__file__).parent
-FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "flax", "optax"}
-OF_WING = {"pt": {"torch"}, "tf": {"tensorflow", "keras", "optree"}, "flax": {"jax", "flax", "jaxlib"}}
-CORE_LIBRARIES = {
-    "numpy",
-    "ml_dtypes",
-    "safetensors",
-    "tokenizers",
-    "filelock",
-    "click",
-    "rich",
-    "gptj",
-    "huggingface_hub",
+WINGS = frozenset({"pt", "tf", "flax"})
+_FILES = CONTRACT | {"reading", "writing"}
+_MODELS = CONTRACT | {"checkpoint", "pretrained", "generation", "text"}
+
+ARROWS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(CONTRACT, CONTRACT),
+    "reading": CONTRACT,
+    "writing": CONTRACT | {"reading"},
+    "checkpoint": _FILES,
+    "text": CONTRACT,
+    "generation": CONTRACT | {"text"},
+    "parity": _FILES | {"checkpoint", "generation"},
+    "pretrained": CONTRACT | {"reading", "checkpoint", "generation", "parity"},
+    **dict.fromkeys(WINGS, _MODELS),
+    "conversion.common": _FILES,
+    "conversion.mesh": _FILES | {"conversion.common"},
+    "conversion.hf": _FILES | {"checkpoint", "conversion.common"},
+    "conversion": _FILES
+    | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
+    "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
+    "command": _FILES | _MODELS | WINGS | {"parity", "demo", "conversion", "conversion.common"},
 }
-CONVERSION_LIBRARIES = {"numpy", "ml_dtypes", "filelock", "gptj", "gptj_conversion", "h5py", "zstandard"}
-FRONT = {"cli.py", "__main__.py"}
-ASKED_FOR = {"token_rows.py": FRAMEWORKS, "tokenizer.py": FRAMEWORKS}
-"""Files that import a framework only inside a function, when a caller asks for its arrays (return_tensors)."""
+"""Which rooms each room may import. There are no circles among them (see `tests/support/house.py`)."""
+
+FRAMEWORKS = frozenset({"torch", "tensorflow", "keras", "jax", "flax", "optax"})
+LIBRARIES: dict[str, frozenset[str]] = {
+    "pt": frozenset({"torch"}),
+    "tf": frozenset({"tensorflow", "keras", "optree"}),
+    "flax": frozenset({"jax", "flax", "jaxlib"}),
+    "writing": frozenset({"filelock", "safetensors"}),
+    "hub": frozenset({"huggingface_hub"}),
+    "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
+    "parity": frozenset({"rich"}),
+    "command": frozenset({"click", "rich"}),
+    "demo": frozenset({"rich"}),
+    "conversion.mesh": frozenset({"zstandard"}),
+    "conversion.hf": frozenset({"h5py"}),
+}
+"""The libraries of each room beside NumPy and ml_dtypes."""
+
+EVERYWHERE = frozenset({"numpy", "ml_dtypes", "gptj", "gptj_conversion"}) | sys.stdlib_module_names
 
 
-def imported(source: str, *, module_level_only: bool = False) -> Iterator[str]:
-    """The dotted names of what a source imports."""
-    tree = ast.parse(source)
-    nodes = tree.body if module_level_only else ast.walk(tree)
-    for node in nodes:
+def libraries(source: str) -> Iterator[str]:
+    """The packages that a source imports."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield node.module.split(".")[0]
 
 
-def as_it_runs(source: str) -> str:
-    """A source without what stands there for type checkers alone: how they see the classes of a chosen backend."""
-
-    class Runs(ast.NodeTransformer):
-        def visit_If(self, node: ast.If) -> ast.If | list[ast.stmt]:
-            self.generic_visit(node)
-            return node.orelse if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
-
-    return ast.unparse(Runs().visit(ast.parse(source)))
+def foreign(source: str, room: str) -> set[str]:
+    """The libraries that a source imports and its room may not."""
+    return set(libraries(source)) - EVERYWHERE - LIBRARIES.get(room, frozenset())
 
 
-def breaches(source: str, allowed: set[str], forbidden: tuple[str, ...] = ()) -> list[str]:
-    """Imports of a source that are neither the standard library's nor allowed, or that are forbidden by prefix."""
+def breaches(rooms: Mapping[str, set[str]]) -> list[str]:
+    """Arrows that the table does not have."""
     return [
-        name
-        for name in imported(source)
-        if (name.split(".")[0] not in allowed | sys.stdlib_module_names)
-        or any(name == f or name.startswith(f + ".") for f in forbidden)
+        f"{room} -> {other}"
+        for room, others in sorted(rooms.items())
+        for other in sorted(others - ARROWS.get(room, frozenset()))
     ]
 
 
-def room_of(path: Path) -> str:
-    """The wing that a file of the package is in, or nothing for the core."""
-    first = path.relative_to(CORE).parts[0]
-    return first if first in OF_WING else ""
+MODULES = house.modules()
 
 
-FILES = sorted(CORE.rglob("*.py"))
+def test_every_arrow_between_rooms_is_in_the_table():
+    assert breaches(house.room_graph(house.module_graph())) == []
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FILES if not room_of(p) and p.name not in FRONT], ids=lambda p: str(p.relative_to(CORE))
-)
-def test_the_core_imports_no_framework_and_no_wing(path):
-    wings = tuple(f"gptj.{name}" for name in OF_WING)
-    conversion = {"gptj_conversion"} if "demo" in path.parts else set()
-    allowed = CORE_LIBRARIES | ASKED_FOR.get(path.name, set()) | conversion
-    source = as_it_runs(path.read_text()) if path == CORE / "__init__.py" else path.read_text()
-    assert breaches(source, allowed, wings) == []
+def test_every_room_of_the_table_is_there():
+    assert ARROWS.keys() == house.room_graph(house.module_graph()).keys()
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room_of(p)], ids=lambda p: str(p.relative_to(CORE)))
-def test_a_wing_imports_the_core_and_its_own_framework_only(path):
-    room = room_of(path)
-    others = (*(f"gptj.{name}" for name in OF_WING if name != room), "gptj.command.main", "gptj_conversion")
-    assert breaches(path.read_text(), {"numpy", "ml_dtypes", "gptj"} | OF_WING[room], others) == []
+def test_no_modules_import_each_other_in_a_circle():
+    graph = house.module_graph()
+    assert house.circles(graph) == []
+    assert house.circles(house.room_graph(graph)) == []
 
 
-@pytest.mark.parametrize("path", sorted(CONVERSION.rglob("*.py")), ids=lambda p: p.name)
-def test_the_converters_import_no_framework_and_no_wing(path):
-    wings = (*(f"gptj.{name}" for name in OF_WING), "gptj.command.main")
-    assert breaches(path.read_text(), CONVERSION_LIBRARIES, wings) == []
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_its_own_libraries_alone(module):
+    assert foreign(MODULES[module].read_text(encoding="utf-8"), house.room_of(module)) == set()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if house.room_of(module) == "text"])
+def test_the_text_imports_a_framework_only_when_its_arrays_are_asked_for(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert FRAMEWORKS.isdisjoint(libraries(ast.unparse(tree)))
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("room", "source"),
     [
-        "import torch",
-        "from jax import numpy",
-        "def f():\n    import keras",
-        "from gptj import pt",
-        "import gptj.tf.model",
+        ("generation", "import torch"),
+        ("conversion", "from jax import numpy"),
+        ("reading", "def f():\n    import keras"),
+        ("pt", "import tensorflow"),
+        ("writing", "import click"),
     ],
 )
-def test_a_breach_would_be_noticed(source):
-    assert breaches(source, CORE_LIBRARIES, ("gptj.pt", "gptj.tf"))
+def test_a_foreign_library_would_be_noticed(room, source):
+    assert foreign(source, room)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "arrow"),
+    [
+        ("gptj.schema", "from gptj import pt", "schema -> pt"),
+        ("gptj.generation.loop", "import gptj.tf.model", "generation -> tf"),
+        ("gptj.pt.model", "from gptj.flax.weights import to_numpy", "pt -> flax"),
+        ("gptj.tf.heads", "def f():\n    from gptj_conversion.convert import convert", "tf -> conversion"),
+        ("gptj_conversion.mesh.reader", "from gptj_conversion.hf import torch_bin", "conversion.mesh -> conversion.hf"),
+        ("gptj.reading.npz", "from gptj.writing.npz import write_npz", "reading -> writing"),
+        ("gptj.config.file", "from gptj.checkpoint import open_checkpoint", "config -> checkpoint"),
+    ],
+)
+def test_an_arrow_that_points_up_would_be_noticed(module, source, arrow):
+    assert breaches(house.room_graph({module: house.imports_of(module, source, MODULES)})) == [arrow]
+
+
+def test_a_circle_would_be_noticed():
+    assert house.circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
 def modules_after(statement: str) -> set[str]:
     """Which frameworks a fresh interpreter has loaded after a statement."""
-    code = f"import sys\n{statement}\nprint(*({FRAMEWORKS} & set(sys.modules)))"
+    code = f"import sys\n{statement}\nprint(*({set(FRAMEWORKS)} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 

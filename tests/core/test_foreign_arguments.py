@@ -3,8 +3,8 @@
 import pytest
 
 from gptj.errors import InputError
-from gptj.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
 from gptj.pretrained import saving_options, shard_bytes
+from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
 
 
 @pytest.mark.parametrize("name", FOREIGN_ARGUMENTS)

@@ -34,7 +34,7 @@ from gptj.errors import BackendAttributeError, BackendError, InputError
 from gptj.generation import GenerateOutput, GenerationConfig, TokenStep
 from gptj.generation.fields import CallFields, GenerationFields
 from gptj.outputs import CausalLMOutputWithPast, KVCache
-from gptj.parity.compare import Measure, ParityReport
+from gptj.parity.report import Measure, ParityReport
 from gptj.prepared import check_device, check_quantize
 from gptj.schema import HEADS
 

@@ -19,10 +19,11 @@ from oracle_record import oracle_record
 from rich.console import Console
 
 from gptj.errors import FormatError, InputError, MissingFileError, ParityError
-from gptj.parity.compare import ParityReport, compare_records
+from gptj.parity.compare import compare_records
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.record import ANSWERS, Record
+from gptj.parity.report import ParityReport
 from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.parity.tolerance import FLOAT32_ABSOLUTE, tolerance_of
 

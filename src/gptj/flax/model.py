@@ -504,6 +504,9 @@ class GPTJModel(PretrainedModel):
         return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
 
 
+PretrainedModel.base_class = GPTJModel
+
+
 def checked(
     config: GPTJConfig,
     input_ids: Any,

@@ -142,9 +142,11 @@ class PretrainedModel(pretrained.Configured):
     Attributes:
         fast_path: what computes in place of the module once `prepare_for_inference` was called, else None.
         head: which rows of the schema the class has.
+        base_class: GPTJModel, which the heads have inside.
     """
 
     head: ClassVar[Head]
+    base_class: ClassVar[type[Any]]
     module_class: ClassVar[type[nn.Module]]
     fast_path: Any = None
     _module: Any
@@ -221,12 +223,10 @@ class PretrainedModel(pretrained.Configured):
     @property
     def base_model(self) -> PretrainedModel:
         """A GPTJModel over the parameters of the one inside, or the model itself where it is one."""
-        from gptj.flax.model import GPTJModel
-
         if self.head == "base":
             return self
         # Differs: a model without state of its own; what is assigned to it stays with it.
-        model = GPTJModel(self.config, dtype=self.module.dtype, param_dtype=self.param_dtype, _do_init=False)
+        model = self.base_class(self.config, dtype=self.module.dtype, param_dtype=self.param_dtype, _do_init=False)
         model.module = model.module.clone(gradient_checkpointing=self.gradient_checkpointing)
         model._params = None if self._params is None else self._params["transformer"]
         return model

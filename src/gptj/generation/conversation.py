@@ -8,11 +8,12 @@ what its cache does not hold already.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Protocol, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, Ids, Mask, Step
@@ -23,10 +24,17 @@ from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import decode_with
 from gptj.inputs import check_method, check_row
 
-if TYPE_CHECKING:
-    from gptj.generation.mixin import Generates
-
 __all__ = ["Conversation"]
+
+
+class Speaker(Protocol):
+    """The part of a model that a conversation uses."""
+
+    config: GPTJConfig
+
+    def _decoder(self, batch: int, capacity: int) -> Decoder: ...
+
+    def _settled(self, config: Any, overrides: Any) -> GenerationConfig: ...
 
 
 class Conversation:
@@ -40,7 +48,7 @@ class Conversation:
         ids: the tokens so far. It may be set, to forget the oldest for example: of the cache stays what still fits.
     """
 
-    def __init__(self, model: Generates[Any], capacity: int) -> None:
+    def __init__(self, model: Speaker, capacity: int) -> None:
         self._model = model
         self._decoder = model._decoder(1, capacity)
         self._cached: NDArray[np.int64] = np.zeros(capacity, np.int64)

@@ -6,8 +6,20 @@ A wing's mixin adds how its decoder is made and how its arrays become NumPy's an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, Self, Unpack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +36,13 @@ from gptj.generation.output import GenerateOutput, TokenStep, transition_scores
 from gptj.generation.processors import AllowedTokens
 from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import StoppingCriterion, decode_with
-from gptj.generation.typed import typed_generate
 from gptj.inputs import check_embeds, check_head_mask, check_ids, check_method, numbers
 from gptj.outputs import Array
 
 __all__ = ["Generates", "inside_a_graph"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def inside_a_graph() -> InputError:
@@ -38,6 +52,34 @@ def inside_a_graph() -> InputError:
         where="generate",
         hint="Call it outside of jax.jit, tf.function or torch.compile: its own steps are compiled already",
     )
+
+
+class Generate(Protocol[P, T]):
+    """`generate` of a model with arrays T."""
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    def __call__(
+        self, ids: Any, /, *args: Any, return_dict_in_generate: Literal[True], **kwargs: Any
+    ) -> GenerateOutput[T]: ...
+    @overload
+    def __call__(self, ids: Any, /, *args: Any, return_dict_in_generate: Literal[False], **kwargs: Any) -> T: ...
+
+
+if TYPE_CHECKING:
+
+    class typed_generate(Generic[P]):
+        """The method that makes text."""
+
+        def __init__(self, function: Callable[Concatenate[Any, P], Any], /) -> None: ...
+        def __get__(self, instance: Generates[T], owner: Any) -> Generate[P, T]: ...
+
+else:
+
+    def typed_generate(method):
+        """The method."""
+        return method
 
 
 class Generates(Generic[Array]):

@@ -15,11 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
-if TYPE_CHECKING:
-    from gptj.generation.mixin import Generates
-    from gptj.generation.output import GenerateOutput
-
-__all__ = ["Off", "On", "ReturnDict", "same_as", "typed_call", "typed_generate", "typed_load"]
+__all__ = ["Off", "On", "ReturnDict", "same_as", "typed_call", "typed_load"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,19 +59,6 @@ class Load(Protocol[P, Returned]):
     def __call__(self, path: Any, /, *, _do_init: Literal[False], **kwargs: Any) -> tuple[Returned, Any]: ...
 
 
-class Generate(Protocol[P, T]):
-    """`generate` of a model with arrays T."""
-
-    @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T: ...
-    @overload
-    def __call__(
-        self, ids: Any, /, *args: Any, return_dict_in_generate: Literal[True], **kwargs: Any
-    ) -> GenerateOutput[T]: ...
-    @overload
-    def __call__(self, ids: Any, /, *args: Any, return_dict_in_generate: Literal[False], **kwargs: Any) -> T: ...
-
-
 if TYPE_CHECKING:
 
     def same_as(method: T) -> Callable[[Callable[..., Any]], T]:
@@ -90,12 +73,6 @@ if TYPE_CHECKING:
         def __init__(self, function: Callable[Concatenate[Any, P], Any], /) -> None: ...
         def __get__(self, instance: object, owner: type[Model]) -> Load[P, Model]: ...
 
-    class typed_generate(Generic[P]):
-        """The method that makes text."""
-
-        def __init__(self, function: Callable[Concatenate[Any, P], Any], /) -> None: ...
-        def __get__(self, instance: Generates[T], owner: Any) -> Generate[P, T]: ...
-
 else:
 
     def typed_call(method):
@@ -106,5 +83,4 @@ else:
         """What leaves a method as it is; only checkers meet it."""
         return typed_call
 
-    typed_generate = typed_call
     typed_load = classmethod

@@ -5,8 +5,8 @@
     probe.py       what every backend is asked                                  Probe, make_probe
     record.py      one backend, one process, one checkpoint -> one record       Record, record_backend
     tolerance.py   how far two right answers may lie apart, and why             tolerance_of
-    compare.py     records against the oracle and each other, by NumPy alone    compare_records, ParityReport
-    report_text.py what a report says on a terminal
+    compare.py     records against the oracle and each other, by NumPy alone    compare_records
+    report.py      measures, limits and the verdict, and how they are shown     ParityReport
     run.py         all of it: a process a backend, then the judgement           run_parity
 
 >>> from gptj.parity import run_parity
@@ -19,16 +19,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptj.parity.compare import Divergence, Measure, ParityReport, compare_records
+    from gptj.parity.compare import compare_records
     from gptj.parity.oracle import Oracle, OracleOutput
     from gptj.parity.probe import Probe, make_probe
     from gptj.parity.record import Record, record_backend
+    from gptj.parity.report import Divergence, Measure, ParityReport
     from gptj.parity.revealing import revealing_config, revealing_fill, revealing_tensor, revealing_weights
     from gptj.parity.run import BackendProcessError, open_oracle, run_parity
     from gptj.parity.tolerance import Tolerance, tolerance_of
 
 _ROOMS = {
-    "compare": ("Divergence", "Measure", "ParityReport", "compare_records"),
+    "compare": ("compare_records",),
+    "report": ("Divergence", "Measure", "ParityReport"),
     "oracle": ("Oracle", "OracleOutput"),
     "probe": ("Probe", "make_probe"),
     "record": ("Record", "record_backend"),

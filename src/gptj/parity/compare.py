@@ -14,32 +14,26 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptj.backends import BACKENDS
-from gptj.brief import html_table
-from gptj.errors import InputError, ParityError, shown
+from gptj.errors import InputError, shown
 from gptj.generation.sampling import uniforms
 from gptj.parity.oracle import Oracle, causal_lm_loss, positions_of_mask, token_losses
 from gptj.parity.probe import Probe
 from gptj.parity.record import ANSWERS, Record
+from gptj.parity.report import Divergence, ManifestCheck, Measure, ParityReport, TextMatch
 from gptj.parity.tolerance import Tolerance, tolerance_of
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
+    pass
 
 __all__ = [
-    "Divergence",
     "Expected",
-    "Measure",
-    "ParityReport",
-    "TextMatch",
     "compare_records",
     "expect",
     "first_divergence",
@@ -48,181 +42,6 @@ __all__ = [
 Array = NDArray[Any]
 
 ORACLE = "oracle"
-ManifestCheck = Literal["checked", "missing", "skipped"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """One comparison.
-
-    Attributes:
-        backend, against: what was compared with what.
-        what: of which answer.
-        difference: the largest absolute difference; infinity where the shapes differ or a value is not finite.
-        limit: the largest that is right.
-        where: the place of the largest difference.
-    """
-
-    backend: str
-    against: str
-    what: str
-    difference: float
-    limit: float
-    where: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """Whether the difference is within its limit."""
-        return self.difference <= self.limit
-
-
-@dataclasses.dataclass(frozen=True)
-class Divergence:
-    """Where a backend first leaves the oracle.
-
-    Attributes:
-        backend: whose.
-        stage: "embedding", "block 2, attention weights", "block 2", "ln_f" or "lm_head".
-        difference, limit: at that stage.
-        where: the place of the largest difference there.
-    """
-
-    backend: str
-    stage: str
-    difference: float
-    limit: float
-    where: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TextMatch:
-    """How much of their continuations two backends share. Not judged: rounding may turn a tie, and the text after it.
-
-    Attributes:
-        backend, against: whose.
-        answer: "greedy" or "sampled".
-        same: tokens before the first difference, over all rows.
-        tokens: of how many.
-    """
-
-    backend: str
-    against: str
-    answer: str
-    same: int
-    tokens: int
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class ParityReport:
-    """What was found.
-
-    Attributes:
-        dtype: of the parameters.
-        backends: who was asked.
-        measures: all comparisons, those with the oracle first.
-        divergences: the first divergent stage of each backend that has one.
-        texts: how much of their continuations each two backends share.
-        largest_logit: of the oracle, which the limits follow.
-        versions: of each backend's process.
-        checkpoint: the directory, where it is known.
-        manifest: whether the weights were first checked against the directory's manifest.json, or there is none.
-    """
-
-    dtype: str
-    backends: tuple[str, ...]
-    measures: tuple[Measure, ...]
-    divergences: tuple[Divergence, ...]
-    texts: tuple[TextMatch, ...]
-    largest_logit: float
-    versions: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    checkpoint: str | None = None
-    manifest: ManifestCheck = "skipped"
-
-    def __repr__(self) -> str:
-        return f"ParityReport({', '.join(self.backends)} in {self.dtype}: {self.verdict})"
-
-    def _repr_html_(self) -> str:
-        """The measures, for a notebook."""
-        rows = [
-            (m.backend, m.against, m.what, f"{m.difference:.1e}", f"{m.limit:.1e}", "ok" if m.holds else "NO", m.where)
-            for m in self.measures
-        ]
-        heading = ("backend", "against", "what", "difference", "limit", "", "largest at")
-        return html_table(f"{', '.join(self.backends)} in {self.dtype}: {self.verdict}", rows, heading)
-
-    @property
-    def verdict(self) -> str:
-        """In words: "all agree", or how many do not."""
-        from gptj.parity.report_text import verdict
-
-        return verdict(self)
-
-    @property
-    def passed(self) -> bool:
-        """Whether every measure is within its limit."""
-        return all(measure.holds for measure in self.measures)
-
-    @property
-    def failures(self) -> tuple[Measure, ...]:
-        """The measures beyond their limits."""
-        return tuple(measure for measure in self.measures if not measure.holds)
-
-    def raise_if_failed(self) -> None:
-        """Return quietly where all agree.
-
-        Raises:
-            ParityError: naming the first failure, how many there are, and each backend's first divergent stage.
-        """
-        if self.passed:
-            return
-        first = self.failures[0]
-        stages = "; ".join(f"{d.backend} first leaves the oracle at {d.stage}" for d in self.divergences)
-        raise ParityError(
-            f"{first.backend} and {first.against} disagree on {first.what}{first.where and ' at '}{first.where}"
-            f" ({len(self.failures)} of {len(self.measures)} measures fail)",
-            file=self.checkpoint,
-            expected=f"a difference of at most {first.limit:.2g} in {self.dtype}",
-            found=f"{first.difference:.2g}",
-            hint=stages or None,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report for JSON. A difference that is not finite is text, since JSON has no such number."""
-
-        def plain(found: Measure | Divergence) -> dict[str, Any]:
-            facts = dataclasses.asdict(found)
-            if not np.isfinite(found.difference):
-                facts["difference"] = str(found.difference)
-            return facts
-
-        return {
-            "passed": self.passed,
-            "checkpoint": self.checkpoint,
-            "manifest": self.manifest,
-            "dtype": self.dtype,
-            "backends": list(self.backends),
-            "largest_logit": self.largest_logit,
-            "measures": [plain(measure) | {"holds": measure.holds} for measure in self.measures],
-            "divergences": [plain(divergence) for divergence in self.divergences],
-            "texts": [dataclasses.asdict(text) for text in self.texts],
-            "versions": {backend: dict(versions) for backend, versions in self.versions.items()},
-        }
-
-    def to_json(self) -> str:
-        """`as_dict` as text."""
-        return json.dumps(self.as_dict(), indent=2, allow_nan=False)
-
-    def table(self) -> Table:
-        """The measures as a table for the terminal."""
-        from gptj.parity.report_text import table_of
-
-        return table_of(self)
-
-    def summary(self) -> Group:
-        """The verdict for the terminal, with a line a backend."""
-        from gptj.parity.report_text import summary_of
-
-        return summary_of(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -25,10 +25,11 @@ from gptj.checkpoint import open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import BackendError, FormatError, GPTJError, InputError, SchemaError, shown
-from gptj.parity.compare import ManifestCheck, ParityReport, compare_records
+from gptj.parity.compare import compare_records
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe, require_seed
 from gptj.parity.record import Record, make_folder
+from gptj.parity.report import ManifestCheck, ParityReport
 from gptj.reading.manifest import MANIFEST_FILE
 from gptj.reading.weight_files import split_weights
 from gptj.writing.output_directory import write_error

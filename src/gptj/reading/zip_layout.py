@@ -1,4 +1,4 @@
-"""The records of a zip archive, as the reader and the writer of stored ones see them (PKWARE's APPNOTE, section 4.3)."""
+"""The records of a zip archive, for the reader and the writer of stored ones (PKWARE's APPNOTE, section 4.3)."""
 
 from __future__ import annotations
 

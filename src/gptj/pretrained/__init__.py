@@ -23,12 +23,12 @@ from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, ve
 from gptj.config import BUILT_IN, GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
 from gptj.errors import ConfigError, GPTJError, InputError, MissingFileError, SchemaError, shown, warn_of
-from gptj.foreign_arguments import place_of, take_foreign_arguments
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.mixin import Generates
 from gptj.hub import is_repository_id, split_hub_arguments
 from gptj.initial import initial_tensor
 from gptj.parity.fingerprint import check_fingerprint
+from gptj.pretrained.foreign_arguments import place_of, take_foreign_arguments
 from gptj.reading.weight_files import split_weights
 from gptj.schema import HEADS, Head, TensorSpec, schema
 
@@ -128,7 +128,7 @@ class Loading:
         dtype: the parameters' dtype.
         plan: which stored tensor serves which row.
         seed: of the start values of the rows that the directory lacks.
-        place: the device that device_map means; see `gptj.foreign_arguments.place_of`.
+        place: the device that device_map means; see `gptj.pretrained.foreign_arguments.place_of`.
     """
 
     checkpoint: Checkpoint
@@ -217,9 +217,9 @@ def prepare(
         verify: first check the folder against its manifest.json: every hash, and the reference's forward pass, which
             alone notices another n_head or rotary_dim, or a transposed square matrix.
         seed: of rows that start afresh.
-        device_map: the one device to place the model on; see `gptj.foreign_arguments.place_of`.
+        device_map: the one device to place the model on; see `gptj.pretrained.foreign_arguments.place_of`.
         overrides: config fields to change, such as num_labels; the hub client's arguments (`gptj.hub.HubPlace`);
-            variant, for weights called model.<variant>.safetensors; and what `gptj.foreign_arguments` accepts.
+            variant, for weights called model.<variant>.safetensors; and what `foreign_arguments` accepts.
 
     Raises:
         InputError: an argument of transformers that cannot be had here.
