@@ -91,7 +91,7 @@ def _with_folder(measure: Callable[[Path], list[tuple[str, str, str]]]) -> list[
 
 def tests_of(name: str) -> ModuleType:
     """A test module, for the faults that it lists."""
-    sys.path[:0] = [str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT / "tests" / "support")]
     spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "conversion" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -226,7 +226,7 @@ def scene_of_the_dead(folder: Path, without: tuple[str, ...]) -> None:
 def test_S2_a_writer_killed_at_any_call_leaves_old_or_new_and_the_next_run_clears_up(
     memory_path: Path, without: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    path = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
     code = KILLED.format(path=path, folder=str(memory_path), without=without)
     answer = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     count = int(answer.stdout)

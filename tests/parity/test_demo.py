@@ -29,7 +29,7 @@ def test_the_readme_shows_what_the_command_prints(demo):
     output, kept = demo
     printed = output.replace(str(kept), "verse").replace("Try next\n", "Try next\n  gptj demo --keep verse\n")
     shown = found_in((ROOT / "README.md").read_text())
-    assert shape(shown) == shape(block(printed)), "run: python tests/demo_block.py --write"
+    assert shape(shown) == shape(block(printed)), "run: python tests/documents/demo_block.py --write"
 
 
 def test_the_block_that_is_compared_has_the_verse_and_the_verdict(demo):

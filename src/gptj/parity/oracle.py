@@ -10,7 +10,7 @@ compiled, so that a reader can check each line against its equation:
 
 Weights are read one at a time through `read`, when they are needed, and forgotten: a forward pass of the 6B
 model holds one matrix, not one model. Every step is a method of its own, which is what lets the tests plant the
-classic mistakes one by one and see that each is caught (`tests/mutants.py`).
+classic mistakes one by one and see that each is caught (`tests/support/mutants.py`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 All are bounds on the largest absolute difference of logits between a backend and the float64 oracle on the same
 (already rounded) weights. They were set on the revealing checkpoint, on which each classic mistake moves some logit
-by 5.8e-4 or more (`tests/mutants.py`), and they follow the logits' size, since rounding errors do: measured on the
-oracle itself in float32, the error is 3.1e-7 of the largest logit at width 48, 8.8e-7 at 768, 6.7e-7 at 2,048, and
+by 5.8e-4 or more (`tests/support/mutants.py`), and they follow the logits' size, since rounding errors do: measured on
+the oracle itself in float32, the error is 3.1e-7 of the largest logit at width 48, 8.8e-7 at 768, 6.7e-7 at 2,048, and
 the same at 3, 12 and 28 layers. So neither width nor depth is in the bounds.
 """
 

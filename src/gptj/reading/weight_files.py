@@ -382,7 +382,7 @@ def require_index_agrees(
         SchemaError: all contradictions are listed.
     """
     found: dict[str, list[str]] = {}
-    total, lost, weight_map = 0, {*missing}, index.weight_map
+    total, lost, weight_map = 0, dict.fromkeys(missing), index.weight_map
     for name, file, nbytes in places:
         found.setdefault(plain_variable(name), []).append(file)
         total += nbytes

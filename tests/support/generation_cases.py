@@ -20,7 +20,7 @@ from gptj import GPTJConfig
 from gptj.generation import GenerateOutput, GenerationConfig, generate
 from gptj.parity.oracle import Oracle
 
-FOLDER = Path(__file__).parent / "data" / "generation"
+FOLDER = Path(__file__).parents[1] / "data" / "generation"
 EXPECTED: dict[str, dict[str, Any]] = {
     version: json.loads((FOLDER / f"transformers_{version}.json").read_text()) for version in ("4.57.6", "4.46.3")
 }

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_contributing_lists_what_the_wings_say():
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    assert placed(page, listing(ROOT / "src" / "gptj")) == page, "run: python tests/differs_list.py --write"
+    assert placed(page, listing(ROOT / "src" / "gptj")) == page, "run: python tests/documents/differs_list.py --write"
 
 
 def test_comments_and_docstrings_are_both_found():

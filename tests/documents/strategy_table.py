@@ -4,8 +4,8 @@ A row's test is `test_strategies.py`'s that is marked `strategies`: it continues
 settings, in the row's way, and wants the oracle's tokens. A test in a file named test_pt_*, test_tf_* or test_flax_*
 runs in that wing alone, any other in all three, and none skips.
 
-    python tests/strategy_table.py          print the table
-    python tests/strategy_table.py --write  put it into docs/generation.md
+    python tests/documents/strategy_table.py          print the table
+    python tests/documents/strategy_table.py --write  put it into docs/generation.md
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from feature_table import ROOT, WINGS
 
 PAGE = ROOT / "docs" / "generation.md"
-BEGIN, END = "<!-- strategies: made by tests/strategy_table.py -->", "<!-- strategies end -->"
+BEGIN, END = "<!-- strategies: made by tests/documents/strategy_table.py -->", "<!-- strategies end -->"
 
 Way = Literal["generate", "stream", "assisted", "conversation", "padded"]
 

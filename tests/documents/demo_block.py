@@ -1,7 +1,7 @@
 """The README's console block of `gptj demo`, made by the command itself.
 
-    python tests/demo_block.py          print the block
-    python tests/demo_block.py --write  put it into README.md
+    python tests/documents/demo_block.py          print the block
+    python tests/documents/demo_block.py --write  put it into README.md
 
 Seconds and rounding errors are those of the machine where it was made; `shape` takes them out, so that the rest can be
 held to what the command prints today.
@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- demo: made by tests/demo_block.py -->", "<!-- demo end -->"
+ROOT = Path(__file__).parents[2]
+BEGIN, END = "<!-- demo: made by tests/documents/demo_block.py -->", "<!-- demo end -->"
 
 
 def block(output: str) -> str:

@@ -38,7 +38,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
     "command": _FILES | _MODELS | WINGS | {"parity", "demo", "conversion", "conversion.common"},
 }
-"""Which rooms each room may import. There are no circles among them (see `tests/support/house.py`)."""
+"""Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
 FRAMEWORKS = frozenset({"torch", "tensorflow", "keras", "jax", "flax", "optax"})
 LIBRARIES: dict[str, frozenset[str]] = {

@@ -1,6 +1,6 @@
 """CONTRIBUTING's list of where the wings differ, made from the `Differs:` comments in the wings themselves.
 
-python tests/differs_list.py --write  put it into CONTRIBUTING.md
+python tests/documents/differs_list.py --write  put it into CONTRIBUTING.md
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WINGS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
-BEGIN, END = "<!-- differences: made by tests/differs_list.py -->", "<!-- differences end -->"
+BEGIN, END = "<!-- differences: made by tests/documents/differs_list.py -->", "<!-- differences end -->"
 
 
 def differences(source: str) -> list[str]:

@@ -10,7 +10,7 @@ BACKENDS = ROOT / "tests" / "backends"
 
 def test_the_readmes_table_is_the_tests_table():
     readme = (ROOT / "README.md").read_text()
-    assert placed(readme, table(BACKENDS)) == readme, "run: python tests/feature_table.py --write"
+    assert placed(readme, table(BACKENDS)) == readme, "run: python tests/documents/feature_table.py --write"
 
 
 def test_a_cell_without_a_test_would_be_noticed():

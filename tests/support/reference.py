@@ -25,7 +25,7 @@ from gptj import GPTJConfig
 
 Vector = NDArray[np.float64]
 
-MESH_FIXTURE = Path(__file__).parent / "data" / "mesh_mp2"
+MESH_FIXTURE = Path(__file__).parents[1] / "data" / "mesh_mp2"
 """A checkpoint that the original code trained and wrote, and what the original model computed from it."""
 
 MESH_CONFIG = {"vocab_size": 160, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 8}

@@ -1,7 +1,7 @@
 """The house, counted from its imports: rooms, floors, arrows and circles.
 
-    python tests/support/house.py            # the picture as it stands
-    python tests/support/house.py --arrows   # and which room imports which
+    python tests/documents/house.py            # the picture as it stands
+    python tests/documents/house.py --arrows   # and which room imports which
 
 A room is a folder of the package, or a file that lies beside the folders; the doors of `gptj_conversion` are one room.
 An arrow is a room that imports another, wherever in a file, for type checkers too. A floor is as many rooms as the

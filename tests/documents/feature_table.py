@@ -4,8 +4,8 @@ A test in tests/backends runs in every wing (its `wing` fixture), and nothing th
 test_pt_*, test_tf_* or test_flax_* runs in that wing alone. `@pytest.mark.feature(name, *heads)` says which cells it
 backs. This reads the sources, so the core's environment can hold the README to it.
 
-    python tests/feature_table.py          print the table
-    python tests/feature_table.py --write  put it into README.md
+    python tests/documents/feature_table.py          print the table
+    python tests/documents/feature_table.py --write  put it into README.md
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ HEADS = {
     "question_answering": "GPTJForQuestionAnswering",
 }
 WINGS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
-ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- features: made by tests/feature_table.py -->", "<!-- features end -->"
+ROOT = Path(__file__).parents[2]
+BEGIN, END = "<!-- features: made by tests/documents/feature_table.py -->", "<!-- features end -->"
 
 
 def marks(source: str) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -3,8 +3,8 @@
 A test that holds a row of the list of faults is named after it: test_W12_a_flipped_bit_is_noticed. The malformed
 folders of benchmarks/faults.py are one parametrized test, each case named after its row.
 
-    python tests/fault_table.py          print the table
-    python tests/fault_table.py --write  put it into docs/faults.md
+    python tests/documents/fault_table.py          print the table
+    python tests/documents/fault_table.py --write  put it into docs/faults.md
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faults.md"
-BEGIN, END = "<!-- rows: made by tests/fault_table.py -->", "<!-- rows end -->"
+BEGIN, END = "<!-- rows: made by tests/documents/fault_table.py -->", "<!-- rows end -->"
 
 ROWS = {
     "W1": "a file that is cut",

@@ -10,7 +10,7 @@ def test_every_row_has_a_test():
 
 def test_the_pages_table_is_the_tests_table():
     page = PAGE.read_text()
-    assert placed(page, table()) == page, "run: python tests/fault_table.py --write"
+    assert placed(page, table()) == page, "run: python tests/documents/fault_table.py --write"
 
 
 def test_no_test_is_named_after_a_row_that_is_not_there(tmp_path):
