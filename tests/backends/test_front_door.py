@@ -28,8 +28,8 @@ def spoken(folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 
 
 def ten_lines() -> str:
-    """README's code block of that heading."""
-    found = re.search(r"## In ten lines\n\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    """README's first code block in Python."""
+    found = re.search(r"## Pick a backend\n\n```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 

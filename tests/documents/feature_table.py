@@ -1,11 +1,11 @@
-"""The README's table of classes, features and frameworks, made from the marks on the tests that back its cells.
+"""docs/features.md's table of classes, features and frameworks, made from the marks on the tests that back its cells.
 
 A test in tests/backends runs in every wing (its `wing` fixture), and nothing there skips; a test in a file named
 test_pt_*, test_tf_* or test_flax_* runs in that wing alone. `@pytest.mark.feature(name, *heads)` says which cells it
-backs. This reads the sources, so the core's environment can hold the README to it.
+backs. This reads the sources, so the core's environment can hold the page to it.
 
     python tests/documents/feature_table.py          print the table
-    python tests/documents/feature_table.py --write  put it into README.md
+    python tests/documents/feature_table.py --write  put it into docs/features.md
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ HEADS = {
 }
 WINGS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "features.md"
 BEGIN, END = "<!-- features: made by tests/documents/feature_table.py -->", "<!-- features end -->"
 
 
@@ -63,16 +64,16 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def placed(readme: str, text: str) -> str:
-    """The README with the table between its two marks."""
-    start, end = readme.index(BEGIN) + len(BEGIN), readme.index(END)
-    return f"{readme[:start]}\n\n{text}\n\n{readme[end:]}"
+def placed(page: str, text: str) -> str:
+    """The page with the table between its two marks."""
+    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
+    return f"{page[:start]}\n\n{text}\n\n{page[end:]}"
 
 
 if __name__ == "__main__":
     made = table(ROOT / "tests" / "backends")
     if "--write" in sys.argv[1:]:
-        path = ROOT / "README.md"
+        path = PAGE
         path.write_text(placed(path.read_text(), made))
     else:
         print(made)

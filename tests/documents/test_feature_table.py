@@ -1,21 +1,21 @@
-"""The README's table says what the tests say, and nothing that no test backs."""
+"""docs/features.md's table says what the tests say, and nothing that no test backs."""
 
 from pathlib import Path
 
-from feature_table import BEGIN, END, cells, marks, placed, table
+from feature_table import BEGIN, END, PAGE, cells, marks, placed, table
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ROOT / "tests" / "backends"
 
 
-def test_the_readmes_table_is_the_tests_table():
-    readme = (ROOT / "README.md").read_text()
-    assert placed(readme, table(BACKENDS)) == readme, "run: python tests/documents/feature_table.py --write"
+def test_the_pages_table_is_the_tests_table():
+    page = PAGE.read_text()
+    assert placed(page, table(BACKENDS)) == page, "run: python tests/documents/feature_table.py --write"
 
 
 def test_a_cell_without_a_test_would_be_noticed():
-    readme = f"{BEGIN}\n\n{table(BACKENDS)}\n\n{END}".replace("| - |", "| all three |", 1)
-    assert placed(readme, table(BACKENDS)) != readme
+    page = f"{BEGIN}\n\n{table(BACKENDS)}\n\n{END}".replace("| - |", "| all three |", 1)
+    assert placed(page, table(BACKENDS)) != page
 
 
 def test_nothing_in_the_wings_tests_skips():
