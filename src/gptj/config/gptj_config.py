@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypedDict, Unpack
 
 from gptj.brief import brief, html_table
 from gptj.config.file import ALIASES, is_alike, meant_field, settle_members
+from gptj.config.labels import derive_labels
 from gptj.config.rules import is_number, is_whole, plain, spelt
 from gptj.config.settings import Settings, default_members
 from gptj.dtypes import dtype_name
@@ -197,7 +198,9 @@ class GPTJConfig(Settings):
     def __post_init__(self) -> None:
         for field in _FIELDS - {"extra"}:
             object.__setattr__(self, field, plain(getattr(self, field)))
-        self._settle_labels()
+        count, names, ids = derive_labels(self.num_labels, self.id2label, self.label2id)
+        for field, value in (("num_labels", count), ("id2label", names), ("label2id", ids)):
+            object.__setattr__(self, field, value)
         object.__setattr__(self, "extra", _plain_extra(self.extra))
         for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
             self._require_size(field)
@@ -285,36 +288,6 @@ class GPTJConfig(Settings):
             ids = value if several else [value]
             fits = all(is_whole(i, 0, _LARGEST_SIZE) for i in ids if several or i is not None)
             self._require(fits, field, "null or a token id, 0 or above", value)
-
-    def _settle_labels(self) -> None:
-        """Derive num_labels, id2label and label2id from whichever of them was given."""
-        names, ids, count = self.id2label, self.label2id, self.num_labels
-        for field, value in (("id2label", names), ("label2id", ids)):
-            self._require(
-                value is None or (isinstance(value, Mapping) and bool(value)), field, "null or a filled object", value
-            )
-        if names is not None:
-            try:
-                names = {int(key): str(name) for key, name in names.items()}
-            except (TypeError, ValueError):
-                self._require(False, "id2label", "label ids as keys", names)
-        elif ids is not None:
-            self._require(
-                all(is_whole(i, 0, _LARGEST_SIZE) for i in ids.values()), "label2id", "label ids as values", ids
-            )
-            names = {i: str(name) for name, i in ids.items()}
-        if names is None:
-            count = 2 if count is None else count
-            if is_whole(count, 1, 1_000_000):
-                names = {i: f"LABEL_{i}" for i in range(count)}
-        else:
-            self._require(sorted(names) == list(range(len(names))), "id2label", "ids 0 to n - 1", sorted(names))
-            count = len(names) if count is None else count
-            self._require(count == len(names), "num_labels", f"the {len(names)} labels of id2label", count)
-        object.__setattr__(self, "num_labels", count)
-        object.__setattr__(self, "id2label", names)
-        if ids is None and names is not None:
-            object.__setattr__(self, "label2id", {name: i for i, name in names.items()})
 
     def __hash__(self) -> int:
         return hash(tuple(getattr(self, field) for field in BUILT_IN))

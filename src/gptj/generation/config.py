@@ -14,7 +14,6 @@ former strategy read: `GenerationConfig(do_sample=True, top_p=0.9).replace(do_sa
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +25,16 @@ from gptj.config.rules import plain, spelt
 from gptj.config.settings import Settings
 from gptj.errors import ConfigError, InputError, shown, warn_of
 from gptj.generation.fields import GenerationFields
-from gptj.generation.rules import ASSISTANT_FIELDS, BEAMS_ONLY, RULES, SAMPLING_ONLY, SETTLE, UNSUPPORTED
+from gptj.generation.rules import (
+    ASSISTANT_FIELDS,
+    BEAMS_ONLY,
+    RULES,
+    SAMPLING_ONLY,
+    SETTLE,
+    UNSUPPORTED,
+    did_you_mean,
+    known_members,
+)
 from gptj.generation.stored import drop_ids_beyond, fit, read_members, unhonoured
 from gptj.json_file import read_json_object
 
@@ -197,7 +205,7 @@ class GenerationConfig(Settings):
     def _with(self, name: str, value: Any) -> GenerationConfig:
         if self._is_plain(name):
             return self.replace(**{name: value})
-        if meant := _did_you_mean(name):
+        if meant := did_you_mean(_DEFAULTS, name):
             raise ConfigError("no such field", where=shown(name), hint=meant)
         return self._with_extra(name, value)
 
@@ -332,7 +340,7 @@ class GenerationConfig(Settings):
             ConfigError: an unknown or unsupported field, or one that breaks its rule.
         """
         named = set(fields)
-        changes = _known_members(fields)
+        changes = known_members(_DEFAULTS, fields)
         for one, other in (("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")):
             if changes.get(one) is not None:
                 changes.setdefault(other, None)
@@ -495,24 +503,3 @@ def _refuse(field: str, rule: str, value: object) -> NoReturn:
 
 def _as_tuple(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
     return () if value is None else value if isinstance(value, tuple) else (value,)
-
-
-def _did_you_mean(key: str) -> str:
-    """`Did you mean top_k?` where `key` is one slip away from a field, else nothing."""
-    close = difflib.get_close_matches(key, _DEFAULTS.keys() | UNSUPPORTED.keys(), n=1, cutoff=0.8)
-    return f"Did you mean {close[0]}?" if close else ""
-
-
-def _known_members(members: Mapping[str, Any]) -> dict[str, Any]:
-    """`members` without the unsupported fields that hold their default; refuses the others, and unknown ones."""
-    known = {}
-    for key, value in members.items():
-        if key in UNSUPPORTED:
-            default, reason = UNSUPPORTED[key]
-            if value is not None and value != default:
-                raise ConfigError(f"not supported: {reason}", where=key, expected=spelt(default), found=spelt(value))
-        elif key in _DEFAULTS or key == "extra":
-            known[key] = value
-        else:
-            raise ConfigError("no such field", where=shown(key), hint=_did_you_mean(key) or None)
-    return known

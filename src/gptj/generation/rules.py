@@ -6,12 +6,14 @@ guesses), and where it would overflow or vanish on the way (penalties, biases, t
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from gptj.config.rules import is_number, is_whole, plain
+from gptj.config.rules import is_number, is_whole, plain, spelt
+from gptj.errors import ConfigError, shown
 
 __all__ = [
     "ASSISTANT_FIELDS",
@@ -21,7 +23,9 @@ __all__ = [
     "SAMPLING_ONLY",
     "SETTLE",
     "UNSUPPORTED",
+    "did_you_mean",
     "is_neutral",
+    "known_members",
 ]
 
 SAMPLING_ONLY = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_k")
@@ -251,3 +255,24 @@ RULES: dict[str, _Rule] = {
     "output_attentions": _FLAG,
 }
 """Each field's rule: does the value hold, and the rule in words."""
+
+
+def did_you_mean(fields: Mapping[str, Any], key: str) -> str:
+    """`Did you mean top_k?` where `key` is one slip away from a field, else nothing."""
+    close = difflib.get_close_matches(key, fields.keys() | UNSUPPORTED.keys(), n=1, cutoff=0.8)
+    return f"Did you mean {close[0]}?" if close else ""
+
+
+def known_members(fields: Mapping[str, Any], members: Mapping[str, Any]) -> dict[str, Any]:
+    """`members` without the unsupported fields that hold their default; refuses the others, and unknown ones."""
+    known = {}
+    for key, value in members.items():
+        if key in UNSUPPORTED:
+            default, reason = UNSUPPORTED[key]
+            if value is not None and value != default:
+                raise ConfigError(f"not supported: {reason}", where=key, expected=spelt(default), found=spelt(value))
+        elif key in fields or key == "extra":
+            known[key] = value
+        else:
+            raise ConfigError("no such field", where=shown(key), hint=did_you_mean(fields, key) or None)
+    return known
