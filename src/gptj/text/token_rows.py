@@ -15,7 +15,8 @@ import numpy as np
 
 from gptj.backends import install_line
 from gptj.errors import BackendError, InputError, shown
-from gptj.text.tokenizer_files import Side
+from gptj.backends import install_line
+from gptj.text.tokenizer_data import Side
 
 __all__ = [
     "BatchEncoding",

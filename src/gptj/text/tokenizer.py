@@ -59,18 +59,15 @@ from gptj.text.token_rows import (
     whole_number,
 )
 from gptj.text.tokenizer_calls import TransformersCalls, set_from_pretrained, take_call_arguments
-from gptj.text.tokenizer_files import (
+from gptj.text.tokenizer_data import (
     BYTE_OF_CHARACTER,
     END_OF_TEXT,
     Side,
     TokenizerData,
-    gpt2_tokenizer_data,
     is_gpt2_vocabulary,
     named_token,
-    read_tokenizer_data,
-    tokenizer_files,
-    write_tokenizer_files,
 )
+from gptj.text.tokenizer_files import gpt2_tokenizer_data, read_tokenizer_data, tokenizer_files, write_tokenizer_files
 
 __all__ = ["BatchEncoding", "GPTJTokenizer", "TextStream", "Unknown"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gptj.errors import InputError, shown
 from gptj.text.token_rows import BatchEncoding, Row, as_tensors, one_of, padded_width, whole_number
-from gptj.text.tokenizer_files import BYTE_OF_CHARACTER, AddedToken, TokenizerData, named_token
+from gptj.text.tokenizer_data import BYTE_OF_CHARACTER, AddedToken, TokenizerData, named_token
 
 __all__ = ["TransformersCalls", "set_from_pretrained", "take_call_arguments"]
 
