@@ -1,4 +1,4 @@
-"""Every lawful oddity opens from the command line, with the good folder's weights, and says what is odd."""
+"""Every lawful oddity opens from the command line, with the good folder's weights and tokens, and says what is odd."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lawful import good_folder, oddities
+from tokenizer_samples import CORPUS, small
 
+from gptj import GPTJTokenizer
 from gptj.checkpoint import open_checkpoint
 
 
@@ -31,3 +33,5 @@ def test_a_lawful_oddity_is_converted_to_the_same_weights(tmp_path: Path, good, 
     opened = open_checkpoint(tmp_path / "out")
     assert opened.tensors.keys() == good.keys()
     assert all(np.array_equal(opened.read(name), array) for name, array in good.items())
+    tokenizer = GPTJTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.encode(CORPUS[0]) == small().encode(CORPUS[0])
