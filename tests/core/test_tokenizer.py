@@ -345,6 +345,7 @@ def test_a_small_tokenizer_without_a_length_or_padding_asks_for_them(tmp_path: P
     small().save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    (tmp_path / "special_tokens_map.json").unlink()
     tokenizer = GPTJTokenizer.from_pretrained(tmp_path)
     assert (tokenizer.eos_token, tokenizer.pad_token_id) == (None, None)
     with pytest.raises(InputError, match=r"padding: no token to pad with. Set tokenizer.pad_token"):

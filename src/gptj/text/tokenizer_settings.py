@@ -321,14 +321,14 @@ def _with_role(data: TokenizerData, role: str, value: object, file: Path, *, bes
     """`data` with the token that `file` gives the role; warns where special_tokens_map.json gives it another."""
     token = _special_token(value, file=file, where=role)
     content = None if token is None else token.content
-    if content is not None and file != beside.names_file and role in beside.names:
+    if file != beside.names_file and role in beside.names:
         other = _special_token(beside.names[role], file=beside.names_file, where=role)
         if other is None or other.content != content:
             warn_of(
                 "is not followed: tokenizer_config.json counts",
                 file=beside.names_file,
                 where=role,
-                expected=shown(content),
+                expected="null" if content is None else shown(content),
                 found="null" if other is None else shown(other.content),
             )
     if token is not None and token.content in data.vocab:
