@@ -173,6 +173,7 @@ def with_tokens_beside(data: TokenizerData, beside: Beside, *, file: Path) -> To
     texts = {token_id: text for text, token_id in data.vocab.items()} | {n: token.content for n, token in added.items()}
     ids = {text: token_id for token_id, text in texts.items()}
     source = dict.fromkeys(texts, file.name)
+    flagged = {*added}
     for place, where, token, has_flags in listed:
         text, token_id = texts.get(token.id, token.content), ids.get(token.content, token.id)
         if text != token.content or token_id != token.id:
@@ -184,10 +185,9 @@ def with_tokens_beside(data: TokenizerData, beside: Beside, *, file: Path) -> To
                 expected=shown(text) if text != token.content else f"id {token_id}",
                 found=shown(token.content) if text != token.content else f"id {token.id}",
             )
-        there = added.get(token.id)
-        if there is None or has_flags:
-            if there is not None:
-                _warn_of_flags(there, token, file=place, where=where, other=source[token.id])
+        if has_flags and token.id in flagged:
+            _warn_of_flags(added[token.id], token, file=place, where=where, other=source[token.id])
+        if has_flags or token.id not in added:
             added[token.id] = token
         texts[token.id], ids[token.content] = token.content, token.id
         source.setdefault(token.id, place.name)
