@@ -235,6 +235,14 @@ def test_another_class_around_the_same_pipeline_is_said(folder: Path, name: str)
     assert opened(folder, "tokenizer_class").files() == small().files()
 
 
+def test_config_json_names_the_class_where_tokenizer_config_does_not(folder: Path) -> None:
+    edit(folder / "config.json", tokenizer_class="LlamaTokenizer")
+    assert opened(folder).files() == small().files()
+    edit(folder / SETTINGS, tokenizer_class=None)
+    with pytest.raises(TokenizerError, match=r"config.json: tokenizer_class: another kind of tokenizer .*'LlamaTok"):
+        GPTJTokenizer.from_pretrained(folder)
+
+
 def test_the_length_has_an_old_name(folder: Path) -> None:
     edit(folder / SETTINGS, max_len=77)
     assert opened(folder).model_max_length == 77

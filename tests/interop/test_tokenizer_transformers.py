@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from lawful import Oddity, good_folder
+from lawful.tokenizers import ODDITIES
 from tokenizer_samples import HARD_TEXTS, gpt2, random_texts, small
 
 from gptj import GPTJTokenizer
+from gptj.errors import CheckpointWarning
 
 TEXTS = [*HARD_TEXTS.values(), *random_texts(2_000, seed=7)]
 """With `<|endoftext|>` and `<|extratoken_7|>` in hundreds of them."""
@@ -82,3 +86,26 @@ def test_a_vocabulary_without_an_end_of_text_gets_none(tmp_path: Path) -> None:
     ours.save_pretrained(tmp_path / "saved")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert (len(theirs), theirs.eos_token_id, theirs("a</s>")["input_ids"][-1]) == (300, 299, 299)
+
+
+# What they open only by running code, and the token that they append although the model has no row for it.
+NOT_OPENED = {"a class of one's own", "a class with its repository"}
+APPENDED = {"a further special token that the vocabulary lacks, and no row for it"}
+
+
+@pytest.mark.parametrize(
+    "oddity", [one for one in ODDITIES if one.what not in NOT_OPENED], ids=lambda oddity: oddity.what
+)
+def test_odd_files_mean_to_us_what_they_mean_to_them(oddity: Oddity, tmp_path: Path) -> None:
+    folder = good_folder(tmp_path / "model")
+    oddity.make(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)
+        ours = GPTJTokenizer.from_pretrained(folder)
+    texts = [text for text in TEXTS if "<|user|>" not in text]
+    rows = ours(texts, allow_special=True).input_ids
+    assert theirs(texts)["input_ids"] == rows
+    assert len(theirs) == len(ours) + (oddity.what in APPENDED)
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    assert theirs.batch_decode(rows, **options) == ours.batch_decode(rows, skip_special_tokens=True)

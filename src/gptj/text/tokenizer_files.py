@@ -69,7 +69,7 @@ def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool
         settings=_optional_json(folder / "tokenizer_config.json"),
         names=_optional_json(folder / "special_tokens_map.json"),
         added=_optional_json(folder / "added_tokens.json"),
-        rows=_rows_beside(folder),
+        model=_model_config(folder / CONFIG_FILE),
     )
     check_settings(beside, with_pipeline=(folder / "tokenizer.json").exists())
     if (folder / "tokenizer.json").exists():
@@ -160,11 +160,9 @@ def _optional_json(path: Path) -> dict[str, Any]:
     return read_json_object(path, limit_bytes=TOKENIZER_FILE_BYTES, error=TokenizerError)
 
 
-def _rows_beside(folder: Path) -> int | None:
-    """The vocab_size of a config.json beside the tokenizer: None where there is none, or no whole number in it."""
-    path = folder / CONFIG_FILE
-    vocab_size = read_json_object(path, error=ConfigError).get("vocab_size") if path.exists() else None
-    return vocab_size if type(vocab_size) is int else None
+def _model_config(path: Path) -> dict[str, Any]:
+    """The config.json beside the tokenizer, which may be absent: then the empty one."""
+    return read_json_object(path, error=ConfigError) if path.exists() else {}
 
 
 def _parse_merges(data: bytes, *, file: Path) -> tuple[tuple[str, str], ...]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gptj.config import CONFIG_FILE
 from gptj.errors import TokenizerError, shown, warn_of
 from gptj.text.tokenizer_data import END_OF_TEXT, AddedToken, TokenizerData, marked_special, named_token, spelt
 from gptj.text.tokenizer_json import added_token, kind_of
@@ -29,14 +30,20 @@ class Beside:
         settings: tokenizer_config.json.
         names: special_tokens_map.json.
         added: added_tokens.json, ids by text.
-        rows: how many ids the model in the folder has room for, or None where no config.json says so.
+        model: config.json.
     """
 
     folder: Path
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     names: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     added: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    rows: int | None = None
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rows(self) -> int | None:
+        """How many ids the model in the folder has room for, or None where no config.json says so."""
+        rows = self.model.get("vocab_size")
+        return rows if type(rows) is int else None
 
     @property
     def settings_file(self) -> Path:
@@ -104,7 +111,10 @@ def check_settings(beside: Beside, *, with_pipeline: bool) -> None:
         with_pipeline: whether a tokenizer.json says how a text is encoded; else the class alone does.
     """
     settings, file = beside.settings, beside.settings_file
-    _check_class(settings, file=file, with_pipeline=with_pipeline)
+    for source, members in ((file, settings), (beside.folder / CONFIG_FILE, beside.model)):
+        if members.get("tokenizer_class") is not None:  # transformers asks config.json where the other is silent
+            _check_class(members["tokenizer_class"], file=source, with_pipeline=with_pipeline)
+            break
     for flag in ("add_prefix_space", "add_bos_token", "add_eos_token"):
         if settings.get(flag) not in (None, False):
             raise TokenizerError(
@@ -126,11 +136,8 @@ def check_settings(beside: Beside, *, with_pipeline: bool) -> None:
             warn_of("is left out: no chat template is applied to a text", file=beside.folder / name)
 
 
-def _check_class(settings: Mapping[str, Any], *, file: Path, with_pipeline: bool) -> None:
+def _check_class(name: object, *, file: Path, with_pipeline: bool) -> None:
     """Refuse a class that would give other ids, and warn of one that might."""
-    name = settings.get("tokenizer_class")
-    if name is None:
-        return
     # A class may be named with its repository or module: "owner/name--module.Class".
     bare = re.split(r"--|[./:]", name)[-1] if isinstance(name, str) else ""
     plain = bare.removesuffix("Fast")
@@ -241,8 +248,6 @@ def with_listed_special(data: TokenizerData, beside: Beside) -> TokenizerData:
     """
     for value, file, where in _further(beside):
         token = _special_token(value, file=file, where=where)
-        if token is None:
-            continue
         if token.content not in data.vocab and all(one.content != token.content for one in data.added):
             facts: dict[str, Any] = {"file": file, "where": where, "found": shown(token.content)}
             if beside.rows is not None and data.size >= beside.rows:
@@ -258,7 +263,7 @@ def _further(beside: Beside) -> Iterator[tuple[Any, Path, str]]:
     """What is said of each further special token, by which file and where."""
     for role in _FURTHER_ROLES:
         said = beside.saying(role)
-        if said is not None:
+        if said is not None and said[0] is not None:
             yield *said, role
     for field in _FURTHER_LISTS:
         said = beside.saying(field)
@@ -273,11 +278,14 @@ def _further(beside: Beside) -> Iterator[tuple[Any, Path, str]]:
             raise TokenizerError("not a list", file=file, where=field, found=kind_of(listed))
 
 
-def _special_token(value: object, *, file: Path, where: str) -> AddedToken | None:
-    """A special token that is spelt as a string, as an object with a content, or null; its id is 0 still."""
+def _role_token(value: object, *, file: Path, where: str) -> AddedToken | None:
+    """The special token of a role, which may be null."""
+    return None if value is None else _special_token(value, file=file, where=where)
+
+
+def _special_token(value: object, *, file: Path, where: str) -> AddedToken:
+    """A special token that is spelt as a string or as an object with a content; its id is 0 still."""
     content = value.get("content") if isinstance(value, dict) else value
-    if content is None and not isinstance(value, dict):
-        return None
     if not isinstance(content, str) or not content:
         raise TokenizerError("not a token", file=file, where=where, expected="a string or null", found=kind_of(value))
     members = value if isinstance(value, dict) else {"content": content}
@@ -319,10 +327,10 @@ def with_settings(data: TokenizerData, beside: Beside) -> TokenizerData:
 
 def _with_role(data: TokenizerData, role: str, value: object, file: Path, *, beside: Beside) -> TokenizerData:
     """`data` with the token that `file` gives the role; warns where special_tokens_map.json gives it another."""
-    token = _special_token(value, file=file, where=role)
+    token = _role_token(value, file=file, where=role)
     content = None if token is None else token.content
     if file != beside.names_file and role in beside.names:
-        other = _special_token(beside.names[role], file=beside.names_file, where=role)
+        other = _role_token(beside.names[role], file=beside.names_file, where=role)
         if other is None or other.content != content:
             warn_of(
                 "is not followed: tokenizer_config.json counts",

@@ -106,7 +106,18 @@ TEMPLATES: tuple[tuple[Any, Any], ...] = (
     ([{**piece("A"), **END}], [piece("A"), piece("B")]),
     (None, None),
 )
-NO_TOKENS = ([3], [[]], [{}], [{"content": ""}], [{"content": 3}], [""], [True], ["!", 3], [{"content": "\ud800"}])
+NO_TOKENS = (
+    [3],
+    [None],
+    [[]],
+    [{}],
+    [{"content": ""}],
+    [{"content": 3}],
+    [""],
+    [True],
+    ["!", 3],
+    [{"content": "\ud800"}],
+)
 SAID: dict[str, tuple[Any, ...]] = {
     "chat_template": ("{{ messages }}", [{"name": "default", "template": "{{ x }}"}], 3),
     "clean_up_tokenization_spaces": (True, "yes", 1),
@@ -187,7 +198,7 @@ CASES = [
         for value in (*NO_TOKENS, 3, "<|user|>", True)
     ),
     case(SETTINGS, "additional_special_tokens", {"a": "!"}),
-    *(case(SETTINGS, "extra_special_tokens", {"image_token": value}) for value in (3, [], {}, "")),
+    *(case(SETTINGS, "extra_special_tokens", {"image_token": value}) for value in (3, [], {}, "", None)),
     *(case(SETTINGS, role, value) for role in ("sep_token", "cls_token", "mask_token") for value in (3, [], {}, "")),
     *(case(SETTINGS, field, value, outcome="said") for field, values in SAID.items() for value in values),
     *(case(SETTINGS, "model_max_length", value) for value in ("2048", 0, -1, 10.5, True, [])),
