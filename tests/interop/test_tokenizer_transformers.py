@@ -88,13 +88,14 @@ def test_a_vocabulary_without_an_end_of_text_gets_none(tmp_path: Path) -> None:
     assert (len(theirs), theirs.eos_token_id, theirs("a</s>")["input_ids"][-1]) == (300, 299, 299)
 
 
-# What they open only by running code, and the token that they append although the model has no row for it.
+# What they open only by running code or from release 5 on, and the token that they append without a row for it.
 NOT_OPENED = {"a class of one's own", "a class with its repository"}
+NEWER = {"the class TokenizersBackend", "transformers 5's members"} if transformers.__version__ < "5" else set()
 APPENDED = {"a further special token that the vocabulary lacks, and no row for it"}
 
 
 @pytest.mark.parametrize(
-    "oddity", [one for one in ODDITIES if one.what not in NOT_OPENED], ids=lambda oddity: oddity.what
+    "oddity", [one for one in ODDITIES if one.what not in NOT_OPENED | NEWER], ids=lambda oddity: oddity.what
 )
 def test_odd_files_mean_to_us_what_they_mean_to_them(oddity: Oddity, tmp_path: Path) -> None:
     folder = good_folder(tmp_path / "model")
@@ -103,7 +104,7 @@ def test_odd_files_mean_to_us_what_they_mean_to_them(oddity: Oddity, tmp_path: P
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)
         ours = GPTJTokenizer.from_pretrained(folder)
-    texts = [text for text in TEXTS if "<|user|>" not in text]
+    texts = [text for text in TEXTS[:300] if "<|user|>" not in text]
     rows = ours(texts, allow_special=True).input_ids
     assert theirs(texts)["input_ids"] == rows
     assert len(theirs) == len(ours) + (oddity.what in APPENDED)

@@ -11,6 +11,7 @@ from lawful import Oddity
 
 SETTINGS, NAMES, TOKENIZER = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
 END = {"content": "<|endoftext|>", "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+END_ROLE = END | {"__type": "AddedToken"}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
 EMPTY = {
     "pre_tokenizer": {"type": "Sequence", "pretokenizers": []},
@@ -109,10 +110,10 @@ ODDITIES = [
     Oddity("errors that are dropped", settings(errors="ignore"), "errors"),
     Oddity("token types", settings(model_input_names=["input_ids", "token_type_ids", "attention_mask"]),
            "model_input_names"),
-    Oddity("further special tokens of the vocabulary", settings(additional_special_tokens=["!", END])),
+    Oddity("further special tokens of the vocabulary", settings(additional_special_tokens=["!", END_ROLE])),
     Oddity("a further special token that the vocabulary lacks, and no row for it",
            settings(additional_special_tokens=["<|user|>"]), "additional_special_tokens[0]"),
-    Oddity("roles that no GPT-J has", settings(sep_token="!", cls_token=None, mask_token=END)),
+    Oddity("roles that no GPT-J has", settings(sep_token="!", cls_token=None, mask_token=END_ROLE)),
     Oddity("transformers 5's members", settings(backend="tokenizers", is_local=True, extra_special_tokens=["!"],
                                                 model_specific_special_tokens={})),
     Oddity("a trainer's members", settings(max_length=512, stride=0, truncation_strategy="longest_first", legacy=True,
@@ -125,6 +126,7 @@ ODDITIES = [
     Oddity("an added token without a flag of tokenizer.json's",
            settings(added_tokens_decoder={"299": END | {"lstrip": True}}), "added_tokens_decoder.299.lstrip"),
     Oddity("two files that name another token", edited(NAMES, eos_token="!"), "eos_token"),
-    Oddity("the older pair and its settings", both(dropped(TOKENIZER), settings(eos_token=END | {"normalized": True}))),
+    Oddity("the older pair and its settings",
+           both(dropped(TOKENIZER), settings(eos_token=END_ROLE | {"normalized": True}))),
     Oddity("nothing but tokenizer.json", dropped(SETTINGS, NAMES, "vocab.json", "merges.txt")),
 ]  # fmt: skip
