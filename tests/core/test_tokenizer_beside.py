@@ -167,6 +167,32 @@ def test_flags_are_those_of_added_tokens_decoder(folder: Path) -> None:
     assert tokenizer.encode(TEXT, allow_special=True) == [*PLAIN[:5], *PLAIN[7:]]
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("vocab.json", lambda text: text.replace('"!": 0', '"!": 1').replace('"\\"": 1', '"\\"": 0'), "differs"),
+        ("vocab.json", lambda text: text.replace('"!": 0, ', ""), "differs from tokenizer.json"),
+        ("vocab.json", lambda text: text[:-1] + ', "new": 300}', "differs from tokenizer.json"),
+        ("vocab.json", lambda text: text[:-5], "vocab.json: is not read, since tokenizer.json counts: not JSON"),
+        ("merges.txt", lambda text: text.rpartition("\n")[0].rpartition("\n")[0] + "\n", "differs from tokenizer.json"),
+        ("merges.txt", lambda text: text + "a b c\n", "merges.txt: line 45: is not read"),
+    ],
+)
+def test_an_older_pair_that_says_otherwise_is_said(
+    folder: Path, name: str, change: Callable[[str], str], says: str
+) -> None:
+    before = (folder / name).read_text()
+    (folder / name).write_text(change(before))
+    assert (folder / name).read_text() != before
+    assert opened(folder, says).files() == small().files()
+
+
+def test_an_older_pair_need_not_have_the_added_tokens(folder: Path) -> None:
+    path = folder / "vocab.json"
+    path.write_text(path.read_text().replace(', "<|endoftext|>": 299', ""))
+    assert opened(folder).files() == small().files()
+
+
 # The pipeline
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from gptj.backends import install_line
 from gptj.config import CONFIG_FILE
-from gptj.errors import ConfigError, MissingFileError, TokenizerError, WriteError, shown
+from gptj.errors import ConfigError, GPTJError, MissingFileError, TokenizerError, WriteError, shown, warn_of
 from gptj.backends import install_line
 from gptj.json_file import parse_json_object, read_json_object, read_small_file
 from gptj.text.tokenizer_data import (
@@ -77,9 +77,7 @@ def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool
         data = parse_tokenizer_json(_read(file), file=file)
     elif (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
         file = folder / "vocab.json"
-        vocab = parse_json_object(_read(file), file=file, error=TokenizerError)
-        merges = _parse_merges(_read(folder / "merges.txt"), file=folder / "merges.txt")
-        data = TokenizerData(vocab=vocab, merges=merges, added=())
+        data = TokenizerData(vocab=_vocab(file), merges=_merges(folder / "merges.txt"), added=())
     else:
         raise TokenizerError(
             "no tokenizer files",
@@ -98,6 +96,8 @@ def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool
         data = with_extra_tokens(data)
     data = with_settings(data, beside)
     check_tokenizer(data, file=file)
+    if file.name == "tokenizer.json":
+        _compare_older_pair(data, folder)
     return data
 
 
@@ -158,6 +158,39 @@ def _optional_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     return read_json_object(path, limit_bytes=TOKENIZER_FILE_BYTES, error=TokenizerError)
+
+
+def _vocab(path: Path) -> dict[str, Any]:
+    """The ids by token in a vocab.json."""
+    return parse_json_object(_read(path), file=path, error=TokenizerError)
+
+
+def _merges(path: Path) -> tuple[tuple[str, str], ...]:
+    """The pairs in a merges.txt."""
+    return _parse_merges(_read(path), file=path)
+
+
+def _compare_older_pair(data: TokenizerData, folder: Path) -> None:
+    """Warn where vocab.json or merges.txt says otherwise than the tokenizer.json beside it, which counts.
+
+    transformers' slow tokenizers read that pair, its fast ones tokenizer.json.
+    """
+    ids = {**data.vocab, **{token.content: token.id for token in data.added}}
+    added = {token.content for token in data.added}
+    for path, read in ((folder / "vocab.json", _vocab), (folder / "merges.txt", _merges)):
+        if not path.exists():
+            continue
+        try:
+            found: Any = read(path)
+        except GPTJError as error:
+            warn_of(f"is not read, since tokenizer.json counts: {error.problem}", file=path, where=error.where)
+            continue
+        if isinstance(found, dict):
+            same = all(ids.get(token) == one for token, one in found.items()) and ids.keys() - added <= found.keys()
+        else:
+            same = found == data.merges
+        if not same:
+            warn_of("differs from tokenizer.json, which counts", file=path, hint="Take away the one that is wrong")
 
 
 def _model_config(path: Path) -> dict[str, Any]:
