@@ -15,7 +15,6 @@ import numpy as np
 
 from gptj.backends import install_line
 from gptj.errors import BackendError, InputError, shown
-from gptj.backends import install_line
 from gptj.text.tokenizer_data import Side
 
 __all__ = [

@@ -22,7 +22,6 @@ from typing import Any
 from gptj.backends import install_line
 from gptj.config import CONFIG_FILE
 from gptj.errors import ConfigError, GPTJError, MissingFileError, TokenizerError, WriteError, shown, warn_of
-from gptj.backends import install_line
 from gptj.json_file import parse_json_object, read_json_object, read_small_file
 from gptj.text.tokenizer_data import (
     END_OF_TEXT,
