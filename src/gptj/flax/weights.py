@@ -476,15 +476,15 @@ class PretrainedModel(pretrained.Configured):
         """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
 
         Args:
-            directory: the folder, which is made.
+            directory: the folder, which is made; files and folders there that are no model's stay as they are.
             params: to write in place of the model's own.
             is_main_process: False writes nothing: of several processes, one writes.
             max_shard_bytes: of a weights file, in bytes or as "5GB"; max_shard_size is the same.
-            overwrite: replace what the folder holds.
+            overwrite: replace the model that the folder holds.
             others: what transformers' method has besides; see `gptj.pretrained.saving_options`.
 
         Raises:
-            WriteError: the folder holds something already and `overwrite` is False, or it cannot be written.
+            WriteError: the folder holds a model already and `overwrite` is False, or it cannot be written.
             InputError: an option that cannot be had.
             SchemaError: `params` are not this model's.
         """
@@ -504,6 +504,7 @@ class PretrainedModel(pretrained.Configured):
             dtype=dtype_name(np.dtype(next(iter(parameters.values())).dtype)),
             max_shard_bytes=options,
             overwrite=overwrite,
+            beside_others=True,
             extra_files=pretrained.side_files(self),
         )
 

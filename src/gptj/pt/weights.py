@@ -346,15 +346,15 @@ class PretrainedModel(pretrained.Configured, nn.Module):
         """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
 
         Args:
-            directory: the folder, which is made.
+            directory: the folder, which is made; files and folders there that are no model's stay as they are.
             is_main_process: False writes nothing: of several processes, one writes.
             state_dict: values to write in place of the model's own, as Accelerate gathers them.
             max_shard_bytes: of a weights file, in bytes or as "5GB"; max_shard_size is the same.
-            overwrite: replace what the folder holds.
+            overwrite: replace the model that the folder holds.
             others: what transformers' method has besides; see `gptj.pretrained.saving_options`.
 
         Raises:
-            WriteError: the folder holds something already and `overwrite` is False, or it cannot be written.
+            WriteError: the folder holds a model already and `overwrite` is False, or it cannot be written.
             InputError: an option that cannot be had.
             SchemaError: `state_dict` lacks a row, or has one of another shape.
         """
@@ -373,6 +373,7 @@ class PretrainedModel(pretrained.Configured, nn.Module):
             dtype=dtype_name(next(iter(parameters.values())).dtype),
             max_shard_bytes=options,
             overwrite=overwrite,
+            beside_others=True,
             extra_files=pretrained.side_files(self),
         )
 

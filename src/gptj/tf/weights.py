@@ -415,14 +415,14 @@ class PretrainedModel(pretrained.Configured, keras.Model):
         """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
 
         Args:
-            directory: the folder, which is made.
+            directory: the folder, which is made; files and folders there that are no model's stay as they are.
             is_main_process: False writes nothing: of several processes, one writes.
             max_shard_bytes: of a weights file, in bytes or as "5GB"; max_shard_size is the same.
-            overwrite: replace what the folder holds.
+            overwrite: replace the model that the folder holds.
             others: what transformers' method has besides; see `gptj.pretrained.saving_options`.
 
         Raises:
-            WriteError: the folder holds something already and `overwrite` is False, or it cannot be written.
+            WriteError: the folder holds a model already and `overwrite` is False, or it cannot be written.
             InputError: an option that cannot be had.
         """
         options = pretrained.saving_options(max_shard_bytes, others)
@@ -437,6 +437,7 @@ class PretrainedModel(pretrained.Configured, keras.Model):
             dtype=dtype_name(self.variable_dtype),
             max_shard_bytes=options,
             overwrite=overwrite,
+            beside_others=True,
             extra_files=pretrained.side_files(self),
         )
 

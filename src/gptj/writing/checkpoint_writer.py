@@ -34,6 +34,7 @@ from gptj.reading.weight_files import INDEX_FILE, is_weights_name
 from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.writing.journal import Journal
 from gptj.writing.output_directory import Fate, FileSystem, OutputDirectory, check_extra_files
+from gptj.writing.shared_directory import SharedDirectory
 from gptj.writing.weights_writer import WeightsWriter, Witness, WritingRules
 
 __all__ = ["DtypeChoice", "check_head_and_size", "write_checkpoint", "written_config"]
@@ -41,7 +42,10 @@ __all__ = ["DtypeChoice", "check_head_and_size", "write_checkpoint", "written_co
 DtypeChoice = str | Callable[[TensorSpec], str] | None
 """What tensors are stored as: one dtype for all, one for each row, or None: as they come."""
 
-_FOREIGN_WEIGHTS = re.compile(r"(pytorch_model|tf_model|flax_model|model\.weights).*\.(bin|h5|msgpack)(\.index\.json)?")
+_FOREIGN_WEIGHTS = re.compile(
+    r"((pytorch_model|tf_model|flax_model|model\.weights).*\.(bin|h5|msgpack)|model(.*\.[\w-]+)?\.safetensors)"
+    r"(\.index(\.[\w-]+)?\.json)?"
+)
 
 
 def write_checkpoint(
@@ -53,6 +57,7 @@ def write_checkpoint(
     dtype: DtypeChoice = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
+    beside_others: bool = False,
     metadata: Mapping[str, str] | None = None,
     provenance: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
@@ -79,6 +84,8 @@ def write_checkpoint(
         dtype: what the tensors are stored as.
         max_shard_bytes: weights of more bytes than this are cut into several files and an index.
         overwrite: whether a directory with something in it may be replaced.
+        beside_others: whether it may hold files and folders that are no checkpoint's, as a trainer's output folder
+            does; they stay as they are, and `overwrite` is needed only where a file would be replaced.
         metadata: strings for the weights' headers.
         provenance: where the weights came from, for manifest.json; anything that JSON can say.
         extra_files: further files by name.
@@ -113,7 +120,8 @@ def write_checkpoint(
         names = [None if chosen is None else chosen.name for chosen in dtypes]
         journal = Journal("safetensors", [header, head, names], rules, input_identity)
     adopt = Journal.has_notes if resume else None
-    with OutputDirectory(directory, overwrite=overwrite, fate=_fate, adopt=adopt, fs=fs) as output:
+    kind = SharedDirectory if beside_others else OutputDirectory
+    with kind(directory, overwrite=overwrite, fate=_fate_beside(extra), adopt=adopt, fs=fs) as output:
         with WeightsWriter(
             output, rows, dtypes, header, rules, journal=journal, origin=origin, witness=witness
         ) as weights:
@@ -179,6 +187,11 @@ def _fate(name: str) -> Fate:
     if name in (CONFIG_FILE, MANIFEST_FILE) or is_weights_name(name):
         return "replace"
     return "refuse" if _FOREIGN_WEIGHTS.fullmatch(name) else "keep"
+
+
+def _fate_beside(extra: Mapping[str, bytes]) -> Callable[[str], Fate]:
+    """The same where further files are written, which replace those of their names."""
+    return lambda name: "replace" if name in extra else _fate(name)
 
 
 def _least_bytes(rows: Sequence[TensorSpec], dtypes: Sequence[np.dtype[Any] | None]) -> int:

@@ -58,6 +58,8 @@ _DIRECT_BYTES = 2**20  # what is shorter goes through the page cache: a transfer
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What a link to a file says where the file system has none, or none of this file."""
 
 
 class Checksum(Protocol):
@@ -129,8 +131,12 @@ class FileSystem:
             raise OSError(number, os.strerror(number), str(one))
 
     def link(self, old: Path, new: Path) -> None:
-        """A second name for a file."""
-        os.link(old, new)
+        """A second name for a file; of a link, for the link itself."""
+        os.link(old, new, follow_symlinks=os.link not in os.supports_follow_symlinks)
+
+    def set_times(self, path: Path, like: os.stat_result) -> None:
+        """Set when it was last read and changed."""
+        os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
 
     def chmod(self, path: Path, mode: int) -> None:
         """Set the mode."""
@@ -291,9 +297,14 @@ class OutputDirectory:
             are those names; and when this writer is interrupted its stage is left for the next in its turn.
         fs: the system calls.
 
+    Attributes:
+        last: the file without which the directory is nothing, and which is therefore placed last (`SharedDirectory`).
+
     Raises:
         WriteError: the target may not be replaced, is being written by another process, or a system call failed.
     """
+
+    last = "config.json"
 
     def __init__(
         self,
@@ -426,6 +437,8 @@ class OutputDirectory:
         self._stage_prefix = f".{name}.gptj-stage-"
         self._lock_path = parent / f".{name}.gptj-lock"
         self._backup = parent / f".{name}.gptj-old"
+        self._placing_prefix = f".{name}.gptj-placing-"
+        self._placing_path = parent / f"{self._placing_prefix}{os.getpid()}"
         self.stage = parent / f"{self._stage_prefix}{os.getpid()}"
 
     def _status(self, path: Path) -> os.stat_result | None:
@@ -477,6 +490,9 @@ class OutputDirectory:
             self._clear(self._backup, strictly=True)
         continued: Path | None = None
         for name in self.call(self.target.parent, self.fs.names, self.target.parent):
+            if name.startswith(self._placing_prefix) and name.removeprefix(self._placing_prefix).isdecimal():
+                self._undo_placing(self.target.parent / name)
+                continue
             if not name.startswith(self._stage_prefix) or not name.removeprefix(self._stage_prefix).isdecimal():
                 continue
             stage = self.target.parent / name
@@ -490,6 +506,26 @@ class OutputDirectory:
             why = "" if self.adopt is None else "; it had finished no weights file, so all begins again"
             _log.warning("%s: cleared, the unfinished output of a process that died%s", stage, why)
         return continued
+
+    def _undo_placing(self, placing: Path) -> None:
+        """Clear a stage whose writer died while it gave its files names in the target, or just after.
+
+        It died after that where the last one stands there; then the others are the target's own.
+        """
+        if self._status(self.target) is not None and self._status(self.target / self.last) is None:
+            self._take_back(placing, self.call(placing, self.fs.names, placing))
+        self._clear(placing, strictly=True)
+        _log.warning("%s: cleared, the unfinished output of a process that died", placing)
+
+    def _take_back(self, placing: Path, names: Sequence[str]) -> None:
+        """Remove the files of these names, which stand in a stage, from the target too: the last one first.
+
+        They are one file under two names; a file of anybody else's, or one that was written since, is another.
+        """
+        for name in reversed(names):
+            mine, theirs = self._status(placing / name), self._status(self.target / name)
+            if mine is not None and theirs is not None and os.path.samestat(mine, theirs):
+                self.call(self.target / name, self.fs.unlink, self.target / name)
 
     def _require_replaceable(self) -> None:
         """Decide the fate of what stands at the target, before any work."""
@@ -556,7 +592,7 @@ class OutputDirectory:
             self.fs.link(old, new)
             return
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            if error.errno not in NO_LINKS:
                 raise self.error_at(new, error) from error
         source = self.call(old, self.fs.open, old)
         try:
@@ -666,6 +702,7 @@ def write_error(path: Path, error: OSError) -> WriteError:
         errno.EACCES: "You may not write there",
         errno.EPERM: "You may not write there",
         errno.EBUSY: "A mount point cannot be replaced; write into a folder inside it",
+        errno.EXDEV: "It is another file system than the folder above it; write into a folder inside it",
     }
     problem = f"could not be written: {error.strerror or error}"
     failure = WriteError(problem, file=path, hint=hints.get(error.errno or 0))
