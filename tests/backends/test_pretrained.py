@@ -70,6 +70,28 @@ def test_an_existing_folder_is_not_overwritten_unless_asked(wing, revealing, tmp
     revealing().save_pretrained(tmp_path / "model", overwrite=True)
 
 
+def test_a_model_is_saved_beside_checkpoints_and_notes_which_stay(wing, revealing, tmp_path):
+    inner = tmp_path / "out" / "checkpoint-2"
+    revealing().save_pretrained(make(inner.parent) / inner.name)
+    (inner.parent / "notes.txt").write_text("mine")
+    kept = {path: (path.stat().st_ino, path.read_bytes()) for path in inner.parent.rglob("*") if path.is_file()}
+    for overwrite in (False, True):
+        revealing().save_pretrained(inner.parent, overwrite=overwrite)
+        assert {path: (path.stat().st_ino, path.read_bytes()) for path in kept} == kept
+        again = wing.model("causal_lm").from_pretrained(inner.parent)
+        assert (wing.numpy(wing.call(again, IDS).logits) == wing.numpy(wing.call(revealing(), IDS).logits)).all()
+    with pytest.raises(WriteError, match="is not empty: it holds 'config.json'"):
+        revealing().save_pretrained(inner.parent)
+    (inner.parent / "pytorch_model.bin").write_bytes(b"another's")
+    with pytest.raises(WriteError, match="would be taken for this model's"):
+        revealing().save_pretrained(inner.parent, overwrite=True)
+
+
+def make(folder):
+    folder.mkdir()
+    return folder
+
+
 @EVERY_HEAD
 @pytest.mark.feature("the same start values for a seed", "every")
 def test_the_same_seed_makes_the_same_model_in_every_wing(wing, head):

@@ -10,19 +10,19 @@ import errno
 import logging
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from checkpoint_samples import array_of
+from failing_disks import FailingFileSystem, KillingFileSystem, WatchedFileSystem
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
@@ -30,48 +30,6 @@ from gptj.errors import GPTJError, WriteError
 from gptj.writing.output_directory import FileSystem, OutputDirectory
 
 SMALL = GPTJConfig(vocab_size=5, n_positions=4, n_embd=4, n_layer=1, n_head=2, rotary_dim=2)
-CALLS = [name for name in vars(FileSystem) if not name.startswith("_")]
-
-
-def _wrapped(name: str) -> Callable[..., Any]:
-    def call(self: Any, *arguments: Any) -> Any:
-        self.before(name, *arguments)
-        return None if name == "fsync" else getattr(FileSystem, name)(self, *arguments)
-
-    return call
-
-
-class WatchedFileSystem(FileSystem):
-    """Calls `before` ahead of every system call. Does not wait for the disk, which no test here takes power from."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def before(self, name: str, *arguments: Any) -> None:
-        self.count += 1
-
-
-for _name in CALLS:
-    setattr(WatchedFileSystem, _name, _wrapped(_name))
-
-
-class FailingFileSystem(WatchedFileSystem):
-    """Fails the n-th call, and with `for_good` every call after it; `without` are calls that the system has not."""
-
-    def __init__(self, n: int, number: int, *, for_good: bool = False, without: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.n, self.number, self.for_good, self.without = n, number, for_good, without
-        self.failed: str | None = None
-
-    def before(self, name: str, *arguments: Any) -> None:
-        super().before(name)
-        if self.count == self.n or (self.for_good and self.count > self.n):
-            self.failed = self.failed or name
-            if name == "close":  # which gives the descriptor up even when it fails
-                os.close(arguments[0])
-            raise OSError(self.number, os.strerror(self.number))
-        if name in self.without:
-            raise OSError(errno.EPERM if name == "link" else errno.ENOSYS, "not here")
 
 
 def write(directory: Path, seed: int, **options: Any) -> None:
@@ -190,18 +148,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
-from test_checkpoint_faults import KillingFileSystem, scene_of_the_dead
+from test_checkpoint_faults import scene_of_the_dead
 scene_of_the_dead(Path({folder!r}), {without!r})
 """
-
-
-class KillingFileSystem(FailingFileSystem):
-    """Ends the process, as a power cut would, ahead of the n-th call."""
-
-    def before(self, name: str, *arguments: Any) -> None:
-        if self.count + 1 == self.n:
-            os.kill(os.getpid(), signal.SIGKILL)
-        super().before(name, *arguments)
 
 
 def scene_of_the_dead(folder: Path, without: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
+from gptj.errors import WriteError
 from gptj.pt import GPTJForCausalLM
 from gptj.text.tokenizer import GPTJTokenizer
 
@@ -73,3 +74,29 @@ def test_a_checkpoint_of_the_trainer_is_a_folder_of_ours(folder, tmp_path):
     model = GPTJForCausalLM.from_pretrained(folder)
     trainer_of(model, tokenizer, tmp_path / "out", max_steps=2).train()
     assert same(GPTJForCausalLM.from_pretrained(tmp_path / "out" / "checkpoint-2"), model)
+
+
+def test_the_model_is_saved_beside_the_checkpoints_and_training_goes_on_from_them(folder, tmp_path):
+    """The end of most scripts: train, save_model() and the tokenizer into output_dir; and the same after a resume."""
+    tokenizer = GPTJTokenizer.from_pretrained(folder)
+    whole = GPTJForCausalLM.from_pretrained(folder)
+    trainer = trainer_of(whole, tokenizer, tmp_path / "out", max_steps=4)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"checkpoint-2", "checkpoint-4", "config.json", "model.safetensors", "tokenizer.json"}
+    assert same(GPTJForCausalLM.from_pretrained(tmp_path / "out"), whole)
+    assert GPTJTokenizer.from_pretrained(tmp_path / "out").encode("The fox") == tokenizer.encode("The fox")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    for name in ("config.json", "manifest.json", "model.safetensors", "generation_config.json"):
+        (tmp_path / "out" / name).unlink()
+    resumed = GPTJForCausalLM.from_pretrained(folder)
+    trainer = trainer_of(resumed, tokenizer, tmp_path / "out", max_steps=4)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    assert same(GPTJForCausalLM.from_pretrained(tmp_path / "out"), whole)
+    with pytest.raises(WriteError, match="Say overwrite"):
+        trainer.save_model()
+    resumed.save_pretrained(tmp_path / "out", overwrite=True)
+    assert same(GPTJForCausalLM.from_pretrained(tmp_path / "out" / "checkpoint-4"), resumed)

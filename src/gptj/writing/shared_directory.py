@@ -110,30 +110,49 @@ class SharedDirectory(OutputDirectory):
 
     def _place(self) -> bool:
         """Whether the finished files stand in the target, beside what was there; False where there are no links."""
-        names = self.call(self.stage, self.fs.names, self.stage)
+        stage, placing = self.stage, self._placing_path
+        names = self.call(stage, self.fs.names, stage)
         names.sort(key=lambda name: name == self.last)
-        stage, self.stage = self.stage, self._placing_path
         self._sync_folder(stage)
-        self.call(self.stage, self.fs.rename, stage, self.stage)
+        self.call(placing, self.fs.rename, stage, placing)
+        self.stage = placing
+        placed: list[str] = []
         try:
             self._sync_folder(self.target.parent)
             for name in names:
                 if name == self.last:
                     self._sync_folder(self.target)
-                self.call(self.target / name, self.fs.link, self.stage / name, self.target / name)
+                placed.append(name)  # before it is: a link may have been made although the call failed
+                self._has_links = self._place_file(name)
+                if not self._has_links:
+                    break
             self._sync_folder(self.target)
-        except BaseException as error:
-            self.committed = True  # were the next call to fail, the stage would say what is left to take back
-            self._take_back(self.stage, names)
-            self.committed = False
-            if not isinstance(error, WriteError) or error.errno not in NO_LINKS:
-                raise
-            self.call(stage, self.fs.rename, self.stage, stage)
-            self.stage, self._has_links = stage, False
+        except BaseException:
+            self._undo(placed)
+            raise
+        if not self._has_links:
+            self._undo(placed[:-1])
+            self.call(stage, self.fs.rename, placing, stage)
+            self.stage = stage
             return False
         self.committed = True
-        self._clear(self.stage)
+        self._clear(placing)
         return True
+
+    def _place_file(self, name: str) -> bool:
+        """Give a file of the stage its name in the target; False where the file system has no links."""
+        try:
+            self.fs.link(self.stage / name, self.target / name)
+        except OSError as error:
+            if error.errno in NO_LINKS:
+                return False
+            raise self.error_at(self.target / name, error) from error
+        return True
+
+    def _undo(self, placed: list[str]) -> None:
+        self.committed = True  # were the next call to fail, the stage would say what is left to take back
+        self._take_back(self.stage, placed)
+        self.committed = False
 
     # ---- with the others, where the folder is swapped
 
