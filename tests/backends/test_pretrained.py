@@ -80,7 +80,7 @@ def test_a_model_is_saved_beside_checkpoints_and_notes_which_stay(wing, revealin
         assert {path: (path.stat().st_ino, path.read_bytes()) for path in kept} == kept
         again = wing.model("causal_lm").from_pretrained(inner.parent)
         assert (wing.numpy(wing.call(again, IDS).logits) == wing.numpy(wing.call(revealing(), IDS).logits)).all()
-    with pytest.raises(WriteError, match="is not empty: it holds 'config.json'"):
+    with pytest.raises(WriteError, match=r"is not empty: it holds 'config\.json'"):
         revealing().save_pretrained(inner.parent)
     (inner.parent / "pytorch_model.bin").write_bytes(b"another's")
     with pytest.raises(WriteError, match="would be taken for this model's"):
