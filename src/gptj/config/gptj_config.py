@@ -64,6 +64,7 @@ _READ_AS: dict[str, Any] = {
     "_name_or_path": "",
     "tokenizer_class": None,
     "task_specific_params": None,
+    "_commit_hash": None,
 }
 """Attributes of transformers' configs that its tools read of every model, and their values where no file says more."""
 

@@ -58,8 +58,8 @@ from gptj.text.token_rows import (
     truncate_pair,
     whole_number,
 )
-from gptj.text.tokenizer_calls import TransformersCalls, set_from_pretrained, take_call_arguments
-from gptj.text.tokenizer_data import (
+from gptj.text.tokenizer_calls import TransformersCalls, cleaned_up, set_from_pretrained, take_call_arguments
+from gptj.text.tokenizer_files import (
     BYTE_OF_CHARACTER,
     END_OF_TEXT,
     Side,
@@ -621,12 +621,21 @@ class GPTJTokenizer(TransformersCalls):
 
     # Ids to text ------------------------------------------------------------------------------------------------
 
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False, unknown: Unknown = "refuse") -> str:
-        """The text that the ids spell. Bytes that are no UTF-8 become U+FFFD; nothing is cleaned up.
+    def decode(
+        self,
+        token_ids: Any,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        unknown: Unknown = "refuse",
+    ) -> str:
+        """The text that the ids spell. Bytes that are no UTF-8 become U+FFFD; nothing is cleaned up unasked.
 
         Args:
             token_ids: one id, or a list, or an array or tensor of one axis.
             skip_special_tokens: whether `<|endoftext|>` and other special tokens are left out.
+            clean_up_tokenization_spaces: whether to take out the spaces before . ? ! , and n't, 's and the like, as
+                transformers' pipelines ask; the text is then no longer what the ids spell. None is False.
             unknown: what becomes of an id that this tokenizer does not have, as a model with more rows than the
                 tokenizer has tokens can make one (GPT-2's 50,257 in the 50,400 of GPT-J): "refuse" it, "show" its
                 number, `<|50300|>`, or "replace" it by U+FFFD.
@@ -638,20 +647,23 @@ class GPTJTokenizer(TransformersCalls):
         >>> GPTJTokenizer.gpt2(extra_tokens=False).decode([3290, 50300], unknown="show")
         ' dog<|50300|>'
         """
-        return self._to_bytes(token_ids, skip_special_tokens=skip_special_tokens, unknown=unknown).decode(
-            "utf-8", "replace"
-        )
+        data = self._to_bytes(token_ids, skip_special_tokens=skip_special_tokens, unknown=unknown)
+        return cleaned_up(data.decode("utf-8", "replace"), asked=clean_up_tokenization_spaces)
 
     def batch_decode(
-        self, sequences: Any, *, skip_special_tokens: bool = False, unknown: Unknown = "refuse"
+        self,
+        sequences: Any,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        unknown: Unknown = "refuse",
     ) -> list[str]:
         """`decode` of every row of a list of rows, or of an array or tensor (b, t)."""
-        return [
-            self._to_bytes(
-                row, skip_special_tokens=skip_special_tokens, unknown=unknown, where=f"sequences[{number}]"
-            ).decode("utf-8", "replace")
+        rows = [
+            self._to_bytes(row, skip_special_tokens=skip_special_tokens, unknown=unknown, where=f"sequences[{number}]")
             for number, row in enumerate(_plain(sequences, where="sequences"))
         ]
+        return [cleaned_up(row.decode("utf-8", "replace"), asked=clean_up_tokenization_spaces) for row in rows]
 
     def stream(self, *, skip_special_tokens: bool = False, unknown: Unknown = "refuse") -> TextStream:
         """A decoder for ids that come one by one; see `TextStream`, and `decode` for the arguments."""
