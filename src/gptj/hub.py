@@ -85,6 +85,10 @@ class HubPlace:
         """The repository, and of what the client is asked that which differs from its own defaults."""
         parts = _REPOSITORY.fullmatch(name)
         assert parts is not None
+        if self.revision is not None and not (isinstance(self.revision, str) and self.revision):
+            raise InputError(
+                "no revision", where="revision", expected="a branch, tag or commit", found=shown(self.revision)
+            )
         if parts["revision"] and self.revision not in (None, parts["revision"]):
             raise InputError("two revisions", where="revision", expected=parts["revision"], found=self.revision)
         members = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -110,22 +114,22 @@ def is_repository_id(name_or_path: str | os.PathLike[str]) -> bool:
     return isinstance(text, str) and bool(_REPOSITORY.fullmatch(text)) and not os.path.lexists(text)
 
 
-def locate(name_or_path: str | os.PathLike[str]) -> Path:
+def locate(name_or_path: str | os.PathLike[str], *, place: HubPlace = HubPlace()) -> Path:
     """The folder of a local path or of a repository id; see `HubPlace.locate`."""
-    return HubPlace().locate(name_or_path)
+    return place.locate(name_or_path)
 
 
-def locate_source(name_or_path: str | os.PathLike[str]) -> Path:
+def locate_source(name_or_path: str | os.PathLike[str], *, place: HubPlace = HubPlace()) -> Path:
     """The same for a reader of every format: of a repository without safetensors, the other weights that it has.
 
     Raises:
         MissingFileError: see `HubPlace.locate`.
     """
-    folder = locate(name_or_path)
+    folder = place.locate(name_or_path)
     if not is_repository_id(name_or_path):
         return folder
     for pattern in FOREIGN_WEIGHTS:
         if any(any(folder.glob(known)) for known in ("*.safetensors", *FOREIGN_WEIGHTS)):
             break
-        folder = HubPlace().locate(name_or_path, patterns=(*WANTED_FILES, pattern))
+        folder = place.locate(name_or_path, patterns=(*WANTED_FILES, pattern))
     return folder

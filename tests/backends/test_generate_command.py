@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from commands import LETTER, ended, endless_model, started
+from pretended_hub import pretend_hub
 from tokenizer_samples import small
 from wings import Wing
 
@@ -230,3 +231,12 @@ def test_G6_ctrl_c_ends_an_answer_and_not_the_conversation(wing: Wing, endless: 
     done = ended(process)
     cut, whole = done.out.splitlines()
     assert len(cut) < 799 and whole == 800 * LETTER and (done.rc, done.err) == (0, "")
+
+
+def test_a_repository_is_continued_in_the_revision_that_is_named(run, spoken, tmp_path, monkeypatch):
+    asked = pretend_hub(monkeypatch, tmp_path)
+    shutil.copytree(spoken, tmp_path / "remote" / "someone" / "spoken")
+    whole = run(TEXT, *GREEDY)
+    assert run(TEXT, *GREEDY, "--revision", "float16", model="someone/spoken") == whole
+    assert run(TEXT, *GREEDY, model="someone/spoken@float16") == whole
+    assert {(call["repo_id"], call["revision"]) for call in asked} == {("someone/spoken", "float16")}

@@ -4,11 +4,12 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from pretended_hub import pretend_hub
 
 from gptj.checkpoint import write_checkpoint
 from gptj.command.main import gptj_command
@@ -80,24 +81,7 @@ def test_a_folder_that_exists_comes_before_the_hub(tmp_path, monkeypatch):
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """What the client was asked, over repositories that are folders of this test."""
-    import huggingface_hub
-
-    calls = []
-
-    def fake(repo_id, **options):
-        calls.append({"repo_id": repo_id, **options})
-        snapshot = tmp_path / "snapshots" / repo_id
-        snapshot.mkdir(parents=True, exist_ok=True)
-        for file in (tmp_path / "remote" / repo_id).rglob("*"):
-            name = file.relative_to(tmp_path / "remote" / repo_id)
-            if file.is_file() and any(fnmatch(str(name), pattern) for pattern in options["allow_patterns"]):
-                (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-                (snapshot / name).write_bytes(file.read_bytes())
-        return str(snapshot)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
-    monkeypatch.chdir(tmp_path)
-    return calls
+    return pretend_hub(monkeypatch, tmp_path)
 
 
 def remote(tmp_path, repository, folder=""):
@@ -157,13 +141,91 @@ def test_safetensors_are_preferred_to_other_weights(asked, tmp_path):
     assert not (locate_source("someone/both") / "pytorch_model.bin").exists() and len(asked) == 1
 
 
-@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["convert"]])
-def test_a_command_takes_a_repository(asked, tmp_path, command):
+EVERY_COMMAND = pytest.mark.parametrize("command", ["inspect", "verify", "convert", "generate", "parity"])
+
+
+@pytest.fixture
+def invoke(asked, tmp_path, monkeypatch):
+    """A command over someone/tiny: its result, and the folder that it came to; models are not run here."""
     remote(tmp_path, "someone/tiny")
-    arguments = [*command, "someone/tiny", *(["out"] if command == ["convert"] else [])]
-    done = CliRunner().invoke(gptj_command, arguments)
+    monkeypatch.setattr("gptj.command.main.ENVIRONMENT", {})
+    reached = []
+
+    def run_parity(directory, *arguments, **options):
+        reached.append(directory)
+        return SimpleNamespace(passed=True, as_dict=dict)
+
+    monkeypatch.setattr("gptj.parity.run_parity", run_parity)
+    monkeypatch.setattr(
+        "gptj.command.generate.continue_prompts", lambda request, *rest, **options: reached.append(request.directory)
+    )
+
+    def call(command, *arguments, name="someone/tiny"):
+        more = {"convert": ["out"], "generate": ["--token-ids", "1 2"], "parity": ["--backends", "pt", "--json"]}
+        return CliRunner().invoke(gptj_command, [command, name, *more.get(command, []), *arguments])
+
+    call.reached = reached
+    return call
+
+
+@EVERY_COMMAND
+def test_a_command_takes_a_repository(asked, tmp_path, invoke, command):
+    done = invoke(command)
     assert done.exit_code == 0, done.output
-    assert asked[0]["repo_id"] == "someone/tiny"
+    assert asked[0]["repo_id"] == "someone/tiny" and "revision" not in asked[0]
+    assert all(directory == tmp_path / "snapshots" / "someone" / "tiny" for directory in invoke.reached)
+    assert bool(invoke.reached) == (command in ("generate", "parity"))
+
+
+@EVERY_COMMAND
+@pytest.mark.parametrize("said", ["in front", "behind", "behind the name", "twice the same"])
+def test_every_command_that_takes_a_repository_takes_its_revision(asked, invoke, command, said):
+    name = "someone/tiny@float16" if said in ("behind the name", "twice the same") else "someone/tiny"
+    if said == "in front":
+        more = {"convert": ["out"], "generate": ["--token-ids", "1 2"], "parity": ["--backends", "pt", "--json"]}
+        words = [command, "--revision", "float16", name, *more.get(command, [])]
+        done = CliRunner().invoke(gptj_command, words)
+    else:
+        done = invoke(command, *(["--revision", "float16"] if said != "behind the name" else []), name=name)
+    assert done.exit_code == 0, done.output
+    assert [call["repo_id"] for call in asked] == ["someone/tiny"] * len(asked)
+    assert {call["revision"] for call in asked} == {"float16"}
+
+
+@EVERY_COMMAND
+def test_two_revisions_are_refused(asked, invoke, command):
+    done = invoke(command, "--revision", "main", name="someone/tiny@float16")
+    assert isinstance(done.exception, InputError) and "two revisions" in str(done.exception) and not asked
+
+
+@EVERY_COMMAND
+def test_a_revision_of_a_folder_is_refused(asked, invoke, tmp_path, command):
+    done = invoke(command, "--revision", "main", name=str(tmp_path / "remote" / "someone" / "tiny"))
+    assert isinstance(done.exception, InputError) and "--revision: is for a repository" in str(done.exception)
+    assert not asked
+
+
+@EVERY_COMMAND
+def test_a_revision_without_a_name_is_refused(asked, invoke, command):
+    done = invoke(command, "--revision", "")
+    assert isinstance(done.exception, InputError) and "revision: no revision" in str(done.exception) and not asked
+
+
+def test_an_assistants_revision_is_its_own(asked, tmp_path, invoke):
+    remote(tmp_path, "someone/small")
+    done = invoke("generate", "--revision", "float16", "--assistant", "someone/small")
+    assert done.exit_code == 0, done.output
+    revisions = {call["repo_id"]: call.get("revision") for call in asked}
+    assert revisions == {"someone/tiny": "float16", "someone/small": None}
+
+
+def test_weights_of_other_formats_are_fetched_in_the_revision_too(asked, tmp_path):
+    folder = tmp_path / "remote" / "someone" / "old"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tf_model.h5"):
+        (folder / name).write_bytes(b"{}")
+    assert locate_source("someone/old", place=HubPlace(revision="r")).name == "old"
+    assert len(asked) > 1 and {call["revision"] for call in asked} == {"r"}
 
 
 def test_configs_and_tokenizers_are_read_from_a_repository(asked, tmp_path):

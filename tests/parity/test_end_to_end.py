@@ -5,10 +5,15 @@ Collected only where GPTJ_TEST_BACKENDS names backends; one that is named and no
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from pretended_hub import pretend_hub
 
 from gptj.checkpoint import write_checkpoint
+from gptj.command.main import gptj_command
 from gptj.parity.record import Record
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_tensor
 from gptj.parity.run import open_oracle, run_parity
@@ -57,3 +62,16 @@ def test_a_record_names_its_versions_and_environment(checkpoint, backend_names, 
     run_parity(checkpoint, backend_names[:1], keep=tmp_path)
     facts = Record.load(tmp_path / backend_names[0]).facts
     assert {"gptj", "python", "numpy"} < set(facts["versions"]) and facts["environment"]["OMP_WAIT_POLICY"]
+
+
+def test_a_repository_is_compared_in_the_revision_that_is_named(backend_names, tmp_path, monkeypatch):
+    asked = pretend_hub(monkeypatch, tmp_path)
+    owner = tmp_path / "remote" / "someone"
+    owner.mkdir(parents=True)
+    write_checkpoint(owner / "tiny", revealing_config(n_layer=1), revealing_fill(0))
+    monkeypatch.setattr("gptj.command.main.ENVIRONMENT", {})
+    words = ["parity", "someone/tiny", "--revision", "float16", "--backends", backend_names[0], "--json"]
+    done = CliRunner().invoke(gptj_command, words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["passed"] is True
+    assert {(call["repo_id"], call["revision"]) for call in asked} == {("someone/tiny", "float16")}

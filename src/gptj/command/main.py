@@ -29,7 +29,17 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 
 import gptj
 from gptj.backends import BACKENDS, choose_backend, installed_backends
-from gptj.command.options import DEBUG_HELP, Group, Names, Sections, backend_names, decorated, option
+from gptj.command.options import (
+    DEBUG_HELP,
+    Group,
+    Names,
+    Repository,
+    Sections,
+    backend_names,
+    decorated,
+    option,
+    revision_option,
+)
 from gptj.command.waiting import waiting
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import CheckpointWarning, GPTJError, harmless, shown
@@ -57,25 +67,8 @@ ENVIRONMENT = {
 PathArgument = click.Path(path_type=Path)
 
 
-class _Repository(click.Path):
-    """A path, or a repository of the Hugging Face hub: owner/name, or owner/name@revision.
-
-    Args:
-        every_format: fetch weights of other formats too, where the repository has no safetensors.
-    """
-
-    def __init__(self, *, every_format: bool) -> None:
-        super().__init__(path_type=Path)
-        self.find = locate_source if every_format else locate
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The folder: of a repository, the one in the client's cache."""
-        path = super().convert(value, param, ctx)
-        return self.find(path) if isinstance(path, Path) else path
-
-
-ModelArgument = _Repository(every_format=False)
-SourceArgument = _Repository(every_format=True)
+ModelArgument = Repository(locate)
+SourceArgument = Repository(locate_source)
 BackendChoice = backend_names(BACKENDS)
 BackendsChoice = backend_names(BACKENDS, several=True)
 
@@ -258,7 +251,8 @@ def gptj_command(debug: bool) -> None:
     """GPT-J in PyTorch, TensorFlow and Flax: convert, check, run.
 
     A DIR is a folder with config.json and safetensors weights, as `gptj convert` writes it and transformers too; or
-    a repository of the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION. SRC and PATH may be one as well.
+    a repository of the Hugging Face hub: OWNER/NAME, with --revision or as OWNER/NAME@REVISION where it is not the
+    main branch that is meant. SRC and PATH may be one as well.
     """
     home = Path("~").expanduser()
     for name, value in ENVIRONMENT.items():
@@ -288,6 +282,7 @@ source_options = (
     option("Source", "--source-format", type=Names(_source_formats, called=CALLED),
                  help="Where several fit. [default: what is found]"),
     option("Source", "--weights", metavar="FILE", help="Which weights file of SRC, where it holds several sets."),
+    revision_option(section="Source"),
     option("Source", "--follow-links", is_flag=True, help="Accept links that lead out of SRC."),
 )  # fmt: skip
 convert_options = (
@@ -455,6 +450,7 @@ def _spelt(value: Any) -> str:
 @click.argument("directory", type=SourceArgument, metavar="DIR")
 @click.option("--fingerprint", is_flag=True, help="Also run the float64 reference, and compare its logits.")
 @weights_option
+@revision_option()
 @json_option
 def verify(directory: Path, fingerprint: bool, weights: str | None, as_json: bool) -> None:
     """Check what `gptj convert` wrote into DIR, in any format, against its manifest.json.
@@ -494,6 +490,7 @@ generate_options = (
             "an object a line."),
     option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
     option("Model", "--weights", metavar="FILE", help="Which weights file of DIR, where it holds several sets."),
+    revision_option(section="Model"),
     option("Model", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]"),
     option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them: slower to start, and "
            "they may change meanwhile."),
@@ -634,6 +631,7 @@ def _token_ids(text: str) -> tuple[int, ...]:
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the prompts and sampled text."
 )
 @weights_option
+@revision_option()
 @click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @json_option

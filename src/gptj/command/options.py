@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import click
 from click.shell_completion import CompletionItem
 
 from gptj.backends import likely_backend
+from gptj.errors import InputError, shown
+from gptj.hub import HubPlace, is_repository_id
 
-__all__ = ["DEBUG_HELP", "Group", "Names", "Sections", "backend_names", "decorated", "option"]
+__all__ = [
+    "DEBUG_HELP",
+    "Group",
+    "Names",
+    "Repository",
+    "Sections",
+    "backend_names",
+    "decorated",
+    "option",
+    "revision_option",
+]
 
 DEBUG_HELP = "Show the traceback of an error."
+_REVISION = "gptj.revision"  # where a context keeps what --revision says
 
 
 class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.5
@@ -89,6 +103,56 @@ class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
 def backend_names(names: Iterable[str], *, several: bool = False) -> Names:
     """The backends, where `torch` gets "did you mean pt"."""
     return Names(names, likely=likely_backend, several=several)
+
+
+class Locate(Protocol):
+    """Finds the folder of a path or repository id: `gptj.hub.locate` and `locate_source`."""
+
+    def __call__(self, name_or_path: Path, *, place: HubPlace) -> Path:
+        """The folder."""
+
+
+class Repository(click.Path):
+    """A path, or a repository of the Hugging Face hub: owner/name, or owner/name@revision.
+
+    Args:
+        find: gives its folder: of a repository, the one in the client's cache.
+    """
+
+    def __init__(self, find: Locate) -> None:
+        super().__init__(path_type=Path)
+        self._find = find
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The folder; of a command's argument, in the revision that --revision says."""
+        path = super().convert(value, param, ctx)
+        if not isinstance(path, Path):
+            return path
+        revision = None
+        if ctx is not None and isinstance(param, click.Argument):  # an option's is said behind its @
+            revision = ctx.meta.get(_REVISION)
+        if revision is not None and not is_repository_id(path):
+            raise InputError(
+                "is for a repository of the hub",
+                where="--revision",
+                expected="OWNER/NAME",
+                found=shown(str(path)),
+                hint="Leave it out for a folder",
+            )
+        return self._find(path, place=HubPlace(revision=revision))
+
+
+def revision_option(*, section: str = "") -> Callable[[Any], Any]:
+    """--revision, which the command's `Repository` argument takes: a command itself does not see it."""
+    return option(
+        section,
+        "--revision",
+        metavar="REV",
+        is_eager=True,  # so that it is known when the argument is looked up, wherever it stands
+        expose_value=False,
+        callback=lambda context, parameter, value: context.meta.__setitem__(_REVISION, value),
+        help="A branch, tag or commit, where a repository of the hub is given. [default: main]",
+    )
 
 
 class Command(click.Command):
