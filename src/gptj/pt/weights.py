@@ -114,13 +114,15 @@ class PretrainedModel(pretrained.Configured, nn.Module):
         self.config = config
 
     # Differs: transformers' Trainer and PEFT ask isinstance(model, PreTrainedModel) before they call what that class
-    # and ours both have (save_pretrained, get_output_embeddings). Where transformers is loaded, and there alone, the
-    # answer is yes: Python asks an object's __class__ too. The class itself inherits nothing of theirs.
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        transformers = sys.modules.get("transformers")
-        base = None if transformers is None else vars(transformers).get("PreTrainedModel")
-        return type(self) if base is None else _also(type(self), base)  # type: ignore[arg-type]
+    # and ours both have (save_pretrained, get_output_embeddings): without a yes, Trainer.save_model leaves weights
+    # without a config, and PEFT's "all-linear" adapts lm_head. Where transformers is loaded, and there alone, the
+    # answer is yes: Python asks an object's __class__ too. type(model) stays the class itself, which inherits nothing
+    # of theirs, and what is made by way of __class__, or pickled, is of that class (`_also`, `__reduce_ex__`).
+    __class__ = property(lambda self: _class_told(self), lambda self, new: _set_class(self, new))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """How it is copied and pickled: as what `type` says, since pickle would compare that with `__class__`."""
+        return _unfilled, (type(self),), self.__getstate__()
 
     @property
     def base_model(self) -> PretrainedModel:
@@ -378,10 +380,32 @@ class PretrainedModel(pretrained.Configured, nn.Module):
         )
 
 
+def _class_told(model: Any) -> type:
+    """What a model says its class is: where transformers is loaded, one that is a PreTrainedModel too."""
+    own, transformers = type(model), sys.modules.get("transformers")
+    base = None if transformers is None else vars(transformers).get("PreTrainedModel")
+    return own if base is None or issubclass(own, base) else _also(own, base)  # type: ignore[arg-type]
+
+
+def _set_class(model: Any, new: type) -> None:
+    """Change a model's class in place, as torch's fully_shard does."""
+    vars(object)["__class__"].__set__(model, new)
+
+
 @functools.lru_cache(maxsize=64)
 def _also(own: type, base: type) -> type:
-    """A class of the same name that inherits from both: what `isinstance` is answered with, and never made."""
-    return type(own.__name__, (own, base), {"__module__": own.__module__, "__init_subclass__": None})
+    """A class of the same name that inherits from both, to answer `isinstance` with; calling it makes an `own`."""
+    members = {
+        "__module__": own.__module__,
+        "__qualname__": own.__qualname__,
+        "__doc__": own.__doc__,
+        "__new__": lambda cls, *arguments, **options: own(*arguments, **options),
+    }
+    return type(own.__name__, (own, base), members)
+
+
+def _unfilled(own: Any) -> Any:
+    return own.__new__(own)
 
 
 def _require_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
