@@ -134,3 +134,39 @@ def test_a_call_takes_transformers_arguments(tokenizer):
         tokenizer("The fox", return_token_type_ids=True)
     with pytest.raises(InputError, match="no such argument"):
         tokenizer("The fox", paddin=True)
+
+
+# ---- what pipelines ask for
+
+
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_a_text_is_cleaned_up_only_where_that_is_asked_for(tokenizer, asked):
+    text = "It is n't so , he 's here . Is n't he ? I 've it ! They 're ' so ' ."
+    ids = tokenizer.encode(text)
+    clean = "It isn't so, he's here. Isn't he? I've it! They're'so'."
+    expected = clean if asked else text
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=asked) == expected
+    assert tokenizer.batch_decode([ids, ids], clean_up_tokenization_spaces=asked) == [expected] * 2
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("asked", [1, "yes", []])
+def test_a_clean_up_that_is_neither_yes_nor_no_is_refused(tokenizer, asked):
+    with pytest.raises(InputError, match="clean_up_tokenization_spaces: breaks its rule"):
+        tokenizer.decode([1], clean_up_tokenization_spaces=asked)
+
+
+def test_saving_takes_what_pipelines_hand_on(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "t", safe_serialization=True, push_to_hub=False, legacy_format=None)
+    assert GPTJTokenizer.from_pretrained(tmp_path / "t").encode(TEXT) == tokenizer.encode(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [({"push_to_hub": True}, "push_to_hub: not supported"), ({"filename_prefix": "a"}, "filename_prefix"),
+     ({"legacy_format": False}, "legacy_format"), ({"safe": True}, "'safe': no such argument")],
+)  # fmt: skip
+def test_saving_refuses_what_it_would_not_do(tokenizer, tmp_path, option, words):
+    with pytest.raises(InputError, match=words):
+        tokenizer.save_pretrained(tmp_path / "t", **option)
+    assert not (tmp_path / "t").exists()

@@ -58,7 +58,13 @@ from gptj.text.token_rows import (
     truncate_pair,
     whole_number,
 )
-from gptj.text.tokenizer_calls import TransformersCalls, cleaned_up, set_from_pretrained, take_call_arguments
+from gptj.text.tokenizer_calls import (
+    TransformersCalls,
+    check_saving_options,
+    cleaned_up,
+    set_from_pretrained,
+    take_call_arguments,
+)
 from gptj.text.tokenizer_files import (
     BYTE_OF_CHARACTER,
     END_OF_TEXT,
@@ -276,15 +282,19 @@ class GPTJTokenizer(TransformersCalls):
         """The names and bytes of the files that `save_pretrained` writes, for a writer that stages a whole folder."""
         return tokenizer_files(self._data)
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, directory: str | os.PathLike[str], **others: Any) -> None:
         """The tokenizer's five files stand in the folder, which is made if need be.
+
+        `others` are what transformers' pipelines and tokenizers take besides; see `check_saving_options`.
 
         They are tokenizer.json, tokenizer_config.json, special_tokens_map.json, vocab.json and merges.txt;
         transformers' AutoTokenizer, fast or slow, opens them.
 
         Raises:
             WriteError: the folder cannot be written. No file is left half-written.
+            InputError: another option, or a value that cannot be had.
         """
+        check_saving_options(others)
         write_tokenizer_files(self._data, directory)
 
     def check_fits(self, config: GPTJConfig) -> None:

@@ -16,7 +16,7 @@ from gptj.errors import InputError, shown
 from gptj.text.token_rows import BatchEncoding, Row, as_tensors, one_of, padded_width, whole_number
 from gptj.text.tokenizer_data import BYTE_OF_CHARACTER, AddedToken, TokenizerData, named_token
 
-__all__ = ["TransformersCalls", "set_from_pretrained", "take_call_arguments"]
+__all__ = ["TransformersCalls", "check_saving_options", "cleaned_up", "set_from_pretrained", "take_call_arguments"]
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _PADDED_WITH = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
@@ -51,6 +51,27 @@ def take_call_arguments(others: Mapping[str, Any]) -> dict[str, Any]:
             allowed, hint = _SO_ANYWAY[name]
             raise InputError("not supported", where=name, expected=repr(allowed[0]), found=shown(value), hint=hint)
     return taken
+
+
+_SAVING_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "safe_serialization": (True, False, None),  # of weights, which a pipeline hands to both
+    "legacy_format": (None,),
+    "filename_prefix": (None,),
+    "push_to_hub": (False,),
+}
+
+
+def check_saving_options(others: Mapping[str, Any]) -> None:
+    """Make sure that what `save_pretrained` was told besides the folder asks for what is so anyway.
+
+    Raises:
+        InputError: there is no such option, or its value cannot be had.
+    """
+    for name, value in others.items():
+        if name not in _SAVING_OPTIONS:
+            raise InputError("no such argument", where=shown(name), expected=", ".join(_SAVING_OPTIONS))
+        if not any(value is known for known in _SAVING_OPTIONS[name]):
+            raise InputError("not supported", where=name, expected=str(_SAVING_OPTIONS[name][0]), found=shown(value))
 
 
 _JOINED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
