@@ -143,7 +143,7 @@ def test_a_call_takes_transformers_arguments(tokenizer):
 def test_a_text_is_cleaned_up_only_where_that_is_asked_for(tokenizer, asked):
     text = "It is n't so , he 's here . Is n't he ? I 've it ! They 're ' so ' ."
     ids = tokenizer.encode(text)
-    clean = "It isn't so, he's here. Isn't he? I've it! They're'so'."
+    clean = "It isn't so, he's here. Isn't he? I've it! They're'so '."
     expected = clean if asked else text
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=asked) == expected
     assert tokenizer.batch_decode([ids, ids], clean_up_tokenization_spaces=asked) == [expected] * 2
