@@ -101,6 +101,7 @@ def test_the_other_heads_pipelines_say_the_same(folder, tmp_path, task, name, gi
     assert found == pytest.approx(expected, abs=2e-5) and len(found) > 1
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of their arrays, in their pipeline
 def test_answering_questions_needs_windows_of_a_text_which_our_tokenizer_does_not_cut(folder):
     """The error names the call's argument; transformers' own tokenizer, over the same folder, has it."""
     with pytest.warns(FreshWeightsWarning):
