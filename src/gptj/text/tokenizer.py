@@ -65,7 +65,7 @@ from gptj.text.tokenizer_calls import (
     set_from_pretrained,
     take_call_arguments,
 )
-from gptj.text.tokenizer_files import (
+from gptj.text.tokenizer_data import (
     BYTE_OF_CHARACTER,
     END_OF_TEXT,
     Side,
