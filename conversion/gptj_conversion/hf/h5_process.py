@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gptj import errors
-from gptj.errors import FormatError, GPTJError, LimitError, shown
+from gptj.errors import FormatError, GPTJError, LimitError, shown, warn_of
 from gptj_conversion.hf import h5_survey
 
 __all__ = ["H5Process"]
@@ -69,6 +69,13 @@ class H5Process:
         """
         answer = self._ask(path)
         if "arrays" in answer:
+            if answer["loose"]:
+                begin, end = answer["loose"][0]
+                warn_of(
+                    f"bytes {begin} to {end} lie beside a dataset and belong to none, but are not zero",
+                    file=path,
+                    hint="What was deleted from a file leaves such, and so does a damaged address",
+                )
             return dict(answer["arrays"])
         facts = answer["refused"]
         kind: type[GPTJError] = getattr(errors, facts.pop("kind"))
@@ -90,7 +97,7 @@ class H5Process:
             if not isinstance(error, BrokenPipeError):
                 raise
             line = ""
-        if line:
+        if line.endswith("\n"):  # else it died while it wrote
             return dict(json.loads(line))
         status = process.wait()
         self.close()

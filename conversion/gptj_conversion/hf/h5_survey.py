@@ -3,25 +3,28 @@
 libhdf5 believes what it reads. A heap whose free block is its own successor, or a B-tree that is its own child, makes
 it loop or allocate without end, in C code that Python cannot interrupt. So this program runs in a process of its own
 (`h5_process` starts it), with limits on memory and on processor time, and says in JSON which bytes of
-the file are which numbers. It reads none of the numbers, and imports nothing but h5py and the standard library.
+the file are which numbers. It reads none of the numbers, and imports nothing but h5py, `h5_blocks` and the standard
+library.
 
-A request is a line, the file's path in JSON; so is an answer: {"arrays": [...]} or {"refused": {...}}.
+A request is a line, the file's path in JSON; so is an answer: {"arrays": {...}, "loose": [...]} or {"refused": {...}}.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+if TYPE_CHECKING:
+    from gptj_conversion.hf.h5_blocks import Blocks
 
 MOST_OBJECTS = 100_000
 DEEPEST = 16
-SHORTEST_HEAD = 48
-"""Bytes of the shortest superblock, with which every file begins."""
 LONGEST_LIST_BYTES = 16 * 2**20
+TOUCHING_BYTES = 64
+"""Looked at beside a dataset, where the bytes belong to nothing."""
 
 TOP_LEVEL = "top_level_model_weights"
 """The group that Keras adds for weights of no layer."""
@@ -119,15 +122,37 @@ class Survey:
             return "region references" if reference is self.h5py.RegionReference else "object references"
         return "text" if self.h5py.check_string_dtype(dtype) else str(dtype)
 
-    def require_apart(self) -> None:
-        """Make sure that no dataset's bytes are the file's own structure, which libhdf5 would read as numbers."""
-        addresses = sorted(self.seen)
+    def require_apart(self, blocks: Blocks) -> list[tuple[int, int]]:
+        """Make sure that no dataset's bytes are the file's own structure, which libhdf5 would read as numbers.
+
+        Returns:
+            Begin and end of what belongs to nothing and touches a dataset: where its numbers might go on.
+        """
+        taken = [(begin, end, what, False) for begin, (end, what) in blocks.found.items()]
+        taken += [(at, at + 1, "object header", False) for at in self.seen - blocks.found.keys()]
         for where, place in self.arrays.items():
-            begin, end = place["offset"], place["offset"] + place["nbytes"]
-            following = bisect.bisect_left(addresses, begin)
-            inside = begin < SHORTEST_HEAD or (following < len(addresses) and addresses[following] < end)
-            if place["nbytes"] and inside:
-                self.refuse(where, "its bytes are the file's own structure", found=f"bytes {begin} to {end}")
+            if place["nbytes"]:
+                taken.append((place["offset"], place["offset"] + place["nbytes"], where, True))
+        loose, last = [], (0, 0, "", False)
+        for one in [*sorted(taken), (self.size_bytes, self.size_bytes, "", False)]:
+            begin, _, what, is_data = one
+            if begin < last[1]:
+                self.refuse_shared(what, last[2], is_data=(is_data, last[3]), begin=begin)
+            if last[3]:
+                loose.append((last[1], min(begin, last[1] + TOUCHING_BYTES)))
+            if is_data:
+                loose.append((max(last[1], begin - TOUCHING_BYTES), begin))
+            last = max(last, one, key=lambda block: block[1])
+        return [run for run in loose if run[0] < run[1]] if blocks.complete else []
+
+    def refuse_shared(self, one: str, other: str, *, is_data: tuple[bool, bool], begin: int) -> NoReturn:
+        """Refuse two blocks that share bytes."""
+        if all(is_data):
+            self.refuse(one, "shares bytes with another dataset", found=other)
+        if any(is_data):
+            where, structure = (one, other) if is_data[0] else (other, one)
+            self.refuse(where, "its bytes are the file's own structure", found=f"a {structure} at byte {begin}")
+        self.refuse("", f"malformed HDF5: a {one} at byte {begin} in a {other}")
 
     # ---- the lists that Keras keeps
 
@@ -191,14 +216,18 @@ def survey(path: str) -> dict[str, Any]:
     """The answer for one file."""
     import h5py
 
+    from gptj_conversion.hf.h5_blocks import Blocks
+
     try:
         with open(path, "rb") as stream:  # noqa: PTH123 - this program starts as fast as it can
             size_bytes = stream.seek(0, 2)
-        with h5py.File(path, "r") as file:
-            found = Survey(h5py, file, size_bytes)
-            found.visit(file)
-            found.require_apart()
-            found.require_listed()
+            blocks = Blocks(stream, size_bytes)
+            with h5py.File(path, "r") as file:
+                found = Survey(h5py, file, size_bytes)
+                found.visit(file)
+                beside = found.require_apart(blocks)
+                found.require_listed()
+            loose = [run for run in beside if not is_zero(stream, *run)]
     except RefusedError as refused:
         return {"refused": refused.facts}
     except MemoryError:
@@ -206,7 +235,13 @@ def survey(path: str) -> dict[str, Any]:
     except Exception as error:  # whatever h5py makes of a structure that contradicts itself
         text = str(error) or type(error).__name__
         return {"refused": {"kind": "FormatError", "problem": f"malformed HDF5: {text[:120]!a}"}}
-    return {"arrays": found.arrays}
+    return {"arrays": found.arrays, "loose": loose}
+
+
+def is_zero(stream: BinaryIO, begin: int, end: int) -> bool:
+    """Whether a run of bytes holds nothing."""
+    stream.seek(begin)
+    return not any(stream.read(end - begin))
 
 
 def limit(memory_bytes: int, processor_s: int) -> None:
@@ -234,6 +269,8 @@ def main() -> None:
     search_path, memory_bytes, processor_s = json.loads(sys.argv[1])
     sys.path[:] = search_path
     import h5py
+
+    import gptj_conversion.hf.h5_blocks  # noqa: F401 - before the limits begin
 
     h5py.get_config()
     for line in sys.stdin:

@@ -8,8 +8,10 @@ keeps beside them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,11 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptj.backends import install_line
 from gptj.config import GPTJConfig
-from gptj.errors import BackendError, FormatError, SchemaError, WriteError, shown
-from gptj.reading.files import FileIdentity, file_identity, open_regular_file
+from gptj.errors import BackendError, FormatError, SchemaError, WriteError, shown, warn_of
+from gptj.backends import install_line
 from gptj.reading.manifest import FileRecord
 from gptj.reading.weight_names import plain_variable
 from gptj.schema import Head
@@ -43,6 +46,9 @@ __all__ = ["H5_FILE", "H5_INDEX", "H5Writer", "model_prefix", "open_h5", "read_h
 H5_FILE = "tf_model.h5"
 H5_INDEX = "tf_model.h5.index.json"
 _T = TypeVar("_T")
+
+BYTE_ORDER_SAMPLE = 2**16
+"""Numbers that show in which byte order a dataset is."""
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _SINGLE = re.compile(r"[^/]+/(?P<weight>tfgptj_[a-z_0-9]+/.*)")
@@ -116,8 +122,38 @@ def read_h5(path: Path, *, process: H5Process | None = None) -> list[StoredArray
             found = own.survey(path)
     else:
         found = process.survey(path)
-    _refuse_overlaps(path, found)
-    return [_stored(path, identity, where, place) for where, place in found.items()]
+    arrays = [_stored(path, identity, where, place) for where, place in found.items()]
+    _require_byte_orders(arrays)
+    return arrays
+
+
+def _require_byte_orders(arrays: Sequence[StoredArray]) -> None:
+    """Look at the numbers of datasets whose byte order is not the others'; a single bit of the file says so.
+
+    Raises:
+        FormatError: they make sense in the others' byte order only.
+    """
+    swapped = [array for array in arrays if array.swapped]
+    odd = swapped if 2 * len(swapped) <= len(arrays) else [array for array in arrays if not array.swapped]
+    for array in odd if len(swapped) < len(arrays) else []:
+        count = min(math.prod(array.shape), BYTE_ORDER_SAMPLE)
+        run = ((array.extents[0][0], count * array.dtype.itemsize),)
+        values = dataclasses.replace(array, shape=(count,), extents=run).read(array.dtype)
+        others = values.byteswap()
+        are, would_be = _are_weights(values), _are_weights(others)
+        if would_be and not are:
+            raise FormatError(
+                "its numbers make sense in the other byte order only, which the file's other datasets have",
+                file=array.file, where=array.name, hint="The file is damaged; fetch it again",
+            )  # fmt: skip
+        if would_be == are and values.tobytes() != others.tobytes():
+            warn_of("its byte order is not that of the file's other datasets", file=array.file, where=array.name)
+
+
+def _are_weights(values: NDArray[Any]) -> bool:
+    """Whether the numbers have the size of weights: in the wrong byte order, their exponents are anything."""
+    sizes = np.abs(values[values != 0].astype(np.float64))
+    return bool(np.isfinite(sizes).all() and (sizes > 1e-30).all() and (sizes < 1e4).all())
 
 
 def _stored(path: Path, identity: FileIdentity, where: str, place: Mapping[str, Any]) -> StoredArray:
@@ -138,16 +174,6 @@ def _stored(path: Path, identity: FileIdentity, where: str, place: Mapping[str, 
         ((place["offset"], place["nbytes"]),),
         swapped=place["swapped"],
     )
-
-
-def _refuse_overlaps(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse datasets that share bytes."""
-    end, before = 0, ""
-    for offset, nbytes, where in sorted((place["offset"], place["nbytes"], where) for where, place in found.items()):
-        if nbytes and offset < end:
-            raise FormatError("shares bytes with another dataset", file=path, where=where, found=shown(before))
-        if nbytes:
-            end, before = offset + nbytes, where
 
 
 # ---- writing
