@@ -1,40 +1,51 @@
 """Change each byte of an HDF5 file's own structure, one at a time, and say what the reader makes of it.
 
-`python tests/conversion/h5_bytes.py FOLDER [SHARE [MINUTES]]` takes the folder's tf_model.h5 (or what its index
-names). HDF5 as Keras writes it has no checksums, so a changed byte is found by what contradicts it, or not at all:
-what is read must then be the same numbers under the same names. SHARE is the part of the mutants to try, spread evenly.
-Every mutant that came to something bad is printed; each is a place in the file and the bytes that are put there.
+`python tests/conversion/h5_bytes.py [SHARE [FOLDER [MINUTES]]]`; without a folder a model of one layer, written as
+Keras writes it; of an index the smallest file. SHARE is the part of the mutants to try, spread evenly.
+
+HDF5 as Keras writes it has no checksums, so a changed byte is found by what contradicts it, or not at all: what is
+read must then be the same numbers under the same names. Every mutant that was neither refused nor read as if nothing
+were is printed: the place in the file, the bytes that are put there, and what was said.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import os
+import random
 import shutil
+import signal
 import struct
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from unittest import mock
 
 import h5py
 import numpy as np
+from gptj_conversion.common.foreign import read_model_config
+from gptj_conversion.hf import h5_process, h5_survey
 from gptj_conversion.hf import keras_h5 as hf_tf
 from gptj_conversion.hf.h5_process import H5Process
 
 from gptj.errors import CheckpointWarning, GPTJError
 from gptj.schema import schema
 
-Outcome = Literal["refused", "ended", "said", "equal", "unnamed", "different", "traceback", "slow"]
-GOOD = ("refused", "ended", "said", "equal")
-"""Refused by name, the reader's process ended and the file named, read with a warning, and the same numbers."""
+Outcome = Literal["refused", "ended", "said", "warned", "equal", "unnamed", "different", "traceback", "slow"]
+GOOD = ("refused", "ended", "said", "warned", "equal")
+"""Refused by name; the reader's process ended and the file named; the same numbers, or others, and a warning that names
+the file; the same numbers."""
 
-LONGEST_S = 20.0
+BASE = Path(__file__).parent.parent / "data" / "foreign" / "tf_base"
+LONGEST_S = 10.0
+"""For one mutant, however busy the machine."""
 UNDEFINED = 2**64 - 1
 
 
@@ -64,7 +75,10 @@ def data_extents(path: Path) -> list[tuple[int, int]]:
 
 
 def mutants(path: Path) -> Iterator[Mutant]:
-    """Each byte beside the numbers as 0, 255, and with its lowest or highest bit turned; each address as others."""
+    """Each byte beside the numbers as 0, 255, and with its lowest or highest bit turned; each address as others.
+
+    Inside a long run of zeros, which is most of the structure, a byte takes one of the three values in turn.
+    """
     data, extents = path.read_bytes(), data_extents(path)
     numbers = np.zeros(len(data) + 8, bool)
     for begin, end in extents:
@@ -73,9 +87,9 @@ def mutants(path: Path) -> Iterator[Mutant]:
     places = sorted({*np.flatnonzero(marks).tolist(), *(begin for begin, _ in extents), *headers(path)})
     for at in np.flatnonzero(~numbers[: len(data)]).tolist():
         old = data[at]
-        for value in dict.fromkeys((0, 255, old ^ 1, old ^ 0x80)):
-            if value != old:
-                yield Mutant(at, bytes([value]))
+        values = [value for value in dict.fromkeys((0, 255, old ^ 1, old ^ 0x80)) if value != old]
+        for value in values if any(data[at - 12 : at + 12]) else [values[at % 3]]:
+            yield Mutant(at, bytes([value]))
         if numbers[at : at + 8].any() or at + 8 > len(data):
             continue
         (word,) = struct.unpack_from("<Q", data, at)
@@ -85,6 +99,23 @@ def mutants(path: Path) -> Iterator[Mutant]:
             for other in dict.fromkeys((0, at, at - at % 8, len(data), len(data) - 8, word - 8, word + 8, *near)):
                 if other not in (word, UNDEFINED - 7) and 0 <= other <= UNDEFINED:
                     yield Mutant(at, struct.pack("<Q", other))
+
+
+def one_layer(folder: Path) -> Path:
+    """A folder with the smallest whole model: no head, one layer, in the order in which Keras writes."""
+    config = json.loads((BASE / "config.json").read_text())
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, "n_layer": 1}))
+    with h5py.File(BASE / hf_tf.H5_FILE, "r") as source, h5py.File(folder / hf_tf.H5_FILE, "w") as file:
+        group, old = file.create_group("transformer"), source["transformer"]
+        names = [name for name in old.attrs["weight_names"] if "/h_._1/" not in name]
+        file.attrs["layer_names"] = ["transformer"]
+        file.attrs["backend"] = "tensorflow"
+        group.attrs["weight_names"] = names
+        for name in names:
+            group.create_dataset(name, data=old[name][:])
+        file.create_group("top_level_model_weights").attrs["weight_names"] = np.array([], "S1")
+    return folder
 
 
 def headers(path: Path) -> list[int]:
@@ -102,12 +133,13 @@ class Door:
         self.folder = folder
         self.weights = weights
         self.process = process
+        self.config = read_model_config(folder, None, follow_links=False)
         self.expected = self.read()
 
     def read(self) -> dict[str, tuple[str, bytes]]:
         """Every tensor's dtype and bytes, by name."""
         with mock.patch.object(hf_tf, "H5Process", lambda: contextlib.nullcontext(self.process)):
-            opened = hf_tf.open_h5(self.folder, weights=self.weights)
+            opened = hf_tf.open_h5(self.folder, config=self.config, weights=self.weights)
         found = {}
         for row in schema(opened.config, opened.head):
             array = opened.read(row)
@@ -134,7 +166,7 @@ class Door:
                 return "traceback", f"{type(error).__name__}: {error}"
         said = "; ".join(str(warning.message) for warning in heard)
         if any(issubclass(w.category, CheckpointWarning) and name in str(w.message) for w in heard):
-            return "said", said
+            return ("said" if found == self.expected else "warned"), said
         if said:
             return "unnamed", said
         return ("equal", "") if found == self.expected else ("different", differences(self.expected, found))
@@ -145,39 +177,84 @@ def differences(expected: Mapping[str, object], found: Mapping[str, object]) -> 
     return ", ".join(sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)))
 
 
-def try_all(
-    source: Path, *, share: float = 1.0, longest_s: float = 1e9
-) -> tuple[Counter[Outcome], int, list[tuple[Mutant, Outcome, str]]]:
-    """How many mutants came to what, of how many there are, and those that came to no good or ended the reader."""
-    index = (source / hf_tf.H5_INDEX).exists()
-    with (
-        tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as made,
-        H5Process() as process,
-    ):
+class Here(H5Process):
+    """libhdf5 in this very process, which is limited as its own would be: many times faster, and it may die."""
+
+    def _ask(self, path: Path) -> dict[str, Any]:
+        return h5_survey.survey(str(path))
+
+
+Result = tuple[Mutant, Outcome, str]
+
+
+def try_here(door: Door, path: Path, listed: Sequence[Mutant], pipe: int) -> None:
+    """What comes of each mutant, a line of JSON each, in a process that may die of one."""
+    good = path.read_bytes()
+    h5_survey.limit(h5_process.MEMORY_BYTES, 10**6)
+    with os.fdopen(pipe, "w", buffering=1) as lines:
+        for mutant in listed:
+            signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+            lines.write(json.dumps(door.outcome(path, mutant.apply(good))) + "\n")
+
+
+def try_all(source: Path, *, share: float = 1.0, longest_s: float = 1e9) -> tuple[Counter[Outcome], int, list[Result]]:
+    """How many mutants came to what, of how many there are, and those that came to no good or ended the reader.
+
+    What ends the process here is tried once more with libhdf5 in a process of its own.
+    """
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as made, H5Process() as process:
         folder = Path(shutil.copytree(source, Path(made) / "in"))
-        door = Door(folder, hf_tf.H5_INDEX if index else hf_tf.H5_FILE, process)
-        path = sorted(folder.glob("*.h5"), key=lambda file: file.stat().st_size)[0]
+        weights = hf_tf.H5_INDEX if (source / hf_tf.H5_INDEX).exists() else hf_tf.H5_FILE
+        path = min(folder.glob("*.h5"), key=lambda file: file.stat().st_size)
         good, listed = path.read_bytes(), [*mutants(path)]
-        chosen = [listed[int(n / share)] for n in range(int(len(listed) * share))]
-        counts: Counter[Outcome] = Counter()
-        kept: list[tuple[Mutant, Outcome, str]] = []
+        random.Random(0).shuffle(listed)  # so that a part is spread evenly
+        chosen = listed[: int(len(listed) * share)]
+        doors = Door(folder, weights, Here()), Door(folder, weights, process)
+        results: list[Result] = []
         end = time.perf_counter() + longest_s
-        for mutant in chosen:
+        while len(results) < len(chosen) and time.perf_counter() < end:
+            results += forked(doors[0], path, chosen[len(results) :], end)
+            if len(results) < len(chosen) and time.perf_counter() < end:
+                mutant = chosen[len(results)]
+                results.append((mutant, *doors[1].outcome(path, mutant.apply(good))))
+    return (
+        Counter(came for _, came, _ in results),
+        len(listed),
+        [r for r in results if r[1] not in ("refused", "equal")],
+    )
+
+
+def forked(door: Door, path: Path, listed: Sequence[Mutant], end: float) -> list[Result]:
+    """The results of a process until it dies, or has tried all, or the time is up."""
+    good, (out, into) = path.read_bytes(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(out)
+        with contextlib.suppress(BrokenPipeError):
+            try_here(door, path, listed, into)
+        os._exit(0)
+    os.close(into)
+    results: list[Result] = []
+    with os.fdopen(out) as lines:
+        for line in lines:
             if time.perf_counter() > end:
+                os.kill(child, signal.SIGKILL)
                 break
-            came, said = door.outcome(path, mutant.apply(good))
-            counts[came] += 1
-            if came not in ("refused", "equal"):
-                kept.append((mutant, came, said))
-    return counts, len(listed), kept
+            results.append((listed[len(results)], *json.loads(line)))
+    os.waitpid(child, 0)
+    path.write_bytes(good)
+    return results
 
 
 def main() -> int:
     """Run one folder and print the counts."""
-    share = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
+    share = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     longest_s = 60 * float(sys.argv[3]) if len(sys.argv) > 3 else 1e9
     begin = time.perf_counter()
-    counts, total, kept = try_all(Path(sys.argv[1]), share=share, longest_s=longest_s)
+    with tempfile.TemporaryDirectory() as made:
+        source = Path(sys.argv[2]) if len(sys.argv) > 2 else one_layer(Path(made) / "one")
+        counts, total, kept = try_all(source, share=share, longest_s=longest_s)
     for mutant, came, said in kept:
         print(f"{came:9} {mutant.at} {mutant.value.hex()}: {said[:300]}")
     took_s = time.perf_counter() - begin
