@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 MOST_OBJECTS = 100_000
 DEEPEST = 16
 LONGEST_LIST_BYTES = 16 * 2**20
-TOUCHING_BYTES = 64
-"""Looked at beside a dataset, where the bytes belong to nothing."""
+BESIDE_BYTES = 4096
+"""Looked at beside a dataset, where they belong to nothing; libhdf5 itself leaves at most 2048, and they are zero."""
 
 TOP_LEVEL = "top_level_model_weights"
 """The group that Keras adds for weights of no layer."""
+
+
+Beside = tuple[str, int, int, bool]
+"""A dataset's path, begin and end of bytes beside it that belong to nothing, and whether they follow it."""
 
 
 class RefusedError(Exception):
@@ -122,28 +126,49 @@ class Survey:
             return "region references" if reference is self.h5py.RegionReference else "object references"
         return "text" if self.h5py.check_string_dtype(dtype) else str(dtype)
 
-    def require_apart(self, blocks: Blocks) -> list[tuple[int, int]]:
+    def require_apart(self, blocks: Blocks) -> list[Beside]:
         """Make sure that no dataset's bytes are the file's own structure, which libhdf5 would read as numbers.
 
         Returns:
-            Begin and end of what belongs to nothing and touches a dataset: where its numbers might go on.
+            For each dataset beside bytes that belong to nothing: its path, their begin and end, whether they follow it.
         """
         taken = [(begin, end, what, False) for begin, (end, what) in blocks.found.items()]
         taken += [(at, at + 1, "object header", False) for at in self.seen - blocks.found.keys()]
         for where, place in self.arrays.items():
             if place["nbytes"]:
                 taken.append((place["offset"], place["offset"] + place["nbytes"], where, True))
-        loose, last = [], (0, 0, "", False)
+        beside: list[Beside] = []
+        last = (0, 0, "", False)
         for one in [*sorted(taken), (self.size_bytes, self.size_bytes, "", False)]:
             begin, _, what, is_data = one
             if begin < last[1]:
                 self.refuse_shared(what, last[2], is_data=(is_data, last[3]), begin=begin)
-            if last[3]:
-                loose.append((last[1], min(begin, last[1] + TOUCHING_BYTES)))
-            if is_data:
-                loose.append((max(last[1], begin - TOUCHING_BYTES), begin))
+            if begin > last[1]:
+                beside += [(last[2], last[1], begin, True)] if last[3] else []
+                beside += [(what, last[1], begin, False)] if is_data else []
             last = max(last, one, key=lambda block: block[1])
-        return [run for run in loose if run[0] < run[1]] if blocks.complete else []
+        return beside if blocks.complete else []
+
+    def loose_numbers(self, stream: BinaryIO, beside: list[Beside]) -> list[tuple[int, int]]:
+        """Begin and end of what lies beside a dataset, belongs to none, and is not zero.
+
+        Where as much at the dataset's other end is zero, it has been moved into an empty place, and is refused.
+        """
+        loose = []
+        for where, begin, end, follows in beside:
+            at = begin if follows else max(begin, end - BESIDE_BYTES)
+            stream.seek(at)
+            data = stream.read(min(end - at, BESIDE_BYTES))
+            count = len(data.rstrip(b"\0") if follows else data.lstrip(b"\0"))
+            if not count:
+                continue
+            loose.append((at, at + count) if follows else (end - count, end))
+            place = self.arrays[where]
+            stream.seek(place["offset"] if follows else max(0, place["offset"] + place["nbytes"] - count))
+            if count <= place["nbytes"] and not any(stream.read(count)):
+                found = f"bytes {loose[-1][0]} to {loose[-1][1]} beside it, which belong to no dataset and are not zero"
+                self.refuse(where, "its numbers do not begin where it says", found=found)
+        return loose
 
     def refuse_shared(self, one: str, other: str, *, is_data: tuple[bool, bool], begin: int) -> NoReturn:
         """Refuse two blocks that share bytes."""
@@ -227,7 +252,7 @@ def survey(path: str) -> dict[str, Any]:
                 found.visit(file)
                 beside = found.require_apart(blocks)
                 found.require_listed()
-            loose = [run for run in beside if not is_zero(stream, *run)]
+            loose = found.loose_numbers(stream, beside)
     except RefusedError as refused:
         return {"refused": refused.facts}
     except MemoryError:
@@ -236,12 +261,6 @@ def survey(path: str) -> dict[str, Any]:
         text = str(error) or type(error).__name__
         return {"refused": {"kind": "FormatError", "problem": f"malformed HDF5: {text[:120]!a}"}}
     return {"arrays": found.arrays, "loose": loose}
-
-
-def is_zero(stream: BinaryIO, begin: int, end: int) -> bool:
-    """Whether a run of bytes holds nothing."""
-    stream.seek(begin)
-    return not any(stream.read(end - begin))
 
 
 def limit(memory_bytes: int, processor_s: int) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
+import functools
+import itertools
 import re
 import shutil
 import struct
@@ -12,6 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 from gptj_conversion.convert import convert
+from gptj_conversion.hf.h5_process import H5Process
+from gptj_conversion.hf.keras_h5 import read_h5
 
 from malformed import Malformed
 
@@ -186,4 +192,88 @@ def with_weights_at(address: int) -> Callable[[bytes], bytes]:
 
 PLACES = [case(f"weights at byte {address}", with_weights_at(address)) for address in (0, 8, 90, 680, 2000, 2**40)]
 
-CASES = [*structures(), *LISTS, *PLACES]
+
+# ---- one changed field of one dataset, read by one process for all
+
+
+@functools.cache
+def shared_process() -> H5Process:
+    process = H5Process()
+    atexit.register(process.close)
+    return process
+
+
+def read_all(folder: Path) -> object:
+    """A door: what `convert` opens and reads, with a process that outlives it."""
+    return [array.read(array.dtype) for array in read_h5(folder / "in" / FILE, process=shared_process())]
+
+
+def spoilt_file(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Makes a folder of the weights alone, with their bytes changed."""
+
+    def make(folder: Path) -> None:
+        (folder / "in").mkdir()
+        (folder / "in" / FILE).write_bytes(change((GOOD / FILE).read_bytes()))
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One dataset: its name, where its numbers lie, and where its header says so and says the byte order."""
+
+    name: str
+    begin: int
+    nbytes: int
+    address_at: int
+    order_at: int
+
+
+def datasets() -> list[Dataset]:
+    data, found = (GOOD / FILE).read_bytes(), []
+
+    def note(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            begin, nbytes = item.id.get_offset(), item.id.get_storage_size()
+            header = h5py.h5o.get_info(item.id).addr
+            address_at = data.index(b"\x03\x01" + struct.pack("<QQ", begin, nbytes), header) + 2
+            order_at = data.index(b"\x11\x20\x1f\x00\x04\x00\x00\x00", header) + 1
+            found.append(Dataset(name.split("/", 2)[2], begin, nbytes, address_at, order_at))
+
+    with h5py.File(GOOD / FILE, "r") as file:
+        file.visititems(note)
+    return found
+
+
+def field_lies() -> Iterator[Malformed]:
+    """Each dataset's numbers in each kind of structure, over a neighbour's, and in the other byte order."""
+    data = (GOOD / FILE).read_bytes()
+    kinds = {"tree": b"TREE", "heap": b"HEAP", "node": b"SNOD", "heap of texts": b"GCOL"}
+    listed = datasets()
+    for one in listed:
+        places = {}
+        for kind, signature in kinds.items():
+            at = [match.start() for match in re.finditer(signature, data)][-1]
+            places[kind] = min(at, len(data) - one.nbytes)
+            places[f"end of a {kind}"] = at + 24
+        places["names of a group"] = struct.unpack_from("<Q", data, data.rindex(b"HEAP") + 24)[0]
+        places["header of itself"] = one.address_at - 64
+        other = max((o for o in listed if o is not one), key=lambda o: o.nbytes)
+        places["numbers of another"] = other.begin + 8
+        for what, address in places.items():
+            change = put(one.address_at, struct.pack("<Q", address))
+            yield Malformed(f"{one.name} in the {what}", spoilt_file(change), read_all, FILE)
+        swapped = put(one.order_at, b"\x21")
+        yield Malformed(f"{one.name} in the other byte order", spoilt_file(swapped), read_all, one.name)
+    for before, one in itertools.pairwise(sorted(listed, key=lambda o: o.begin)):
+        end = before.begin + before.nbytes
+        for by in (4, 8, 16):
+            if end + by <= one.begin and not any(data[end : end + by]):
+                change = put(before.address_at, struct.pack("<Q", before.begin + by))
+                yield Malformed(f"{before.name} {by} bytes late", spoilt_file(change), read_all, before.name)
+            if end + by <= one.begin and not any(data[one.begin - by : one.begin]):
+                change = put(one.address_at, struct.pack("<Q", one.begin - by))
+                yield Malformed(f"{one.name} {by} bytes early", spoilt_file(change), read_all, one.name)
+
+
+CASES = [*structures(), *LISTS, *PLACES, *field_lies()]
