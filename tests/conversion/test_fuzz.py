@@ -36,3 +36,10 @@ def test_what_a_fuzzer_once_found_is_read_or_refused(case):
     command = [sys.executable, Path(__file__).parent / "fuzz.py", "replay", case.parent.name, case]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_no_changed_byte_of_an_h5_goes_unnoticed():
+    """In a process of its own, which forks."""
+    command = [sys.executable, Path(__file__).parent / "h5_bytes.py", "0.01"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and " refused" in done.stdout and " equal" in done.stdout, done.stdout + done.stderr

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5_bytes
 import h5py
 import numpy as np
 import pytest
 from gptj_conversion.convert import convert
 from gptj_conversion.hf import h5_process, h5_survey
+from gptj_conversion.hf.h5_blocks import Blocks
 from gptj_conversion.hf.h5_process import H5Process
 from gptj_conversion.hf.keras_h5 import read_h5
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from malformed.hdf5 import with_endless_heap
 
-from gptj.errors import FormatError, GPTJError, LimitError, SchemaError, UnsafeFileError
+from gptj.errors import CheckpointWarning, FormatError, GPTJError, LimitError, SchemaError, UnsafeFileError
 
 FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
 WTE = "transformer/tfgptj_for_causal_lm/transformer/wte/weight:0"
@@ -195,6 +197,72 @@ def test_big_endian_and_half_precision_datasets_are_read(source, tmp_path):
     assert np.array_equal(array.read(array.dtype), values)
 
 
+def with_bytes(path: Path, value: str) -> None:
+    """Put a big-endian number, again and again, where wte.weight was."""
+    with h5py.File(path, "r+") as file:
+        replaced(file, data=np.frombuffer(bytes.fromhex(value) * 480, ">f4").reshape(SHAPE))
+
+
+def test_a_dataset_alone_in_its_byte_order_is_believed_only_where_its_numbers_are_weights(source, process):
+    path = source / "tf_model.h5"
+    with_bytes(path, "3f800040")  # 1.0000076 as it says, 2.0078 otherwise: who knows
+    with pytest.warns(CheckpointWarning, match=r"tf_model\.h5: .*wte/weight:0: its byte order is not that of"):
+        read_h5(path, process=process)
+    with_bytes(path, "cdcc8c3f")  # -4.3e8, and otherwise 1.1
+    with pytest.raises(FormatError, match=r"tf_model\.h5: .*wte/weight:0: its numbers make sense in the other byte"):
+        read_h5(path, process=process)
+    for value in ("3f8ccccd", "00000000"):
+        with_bytes(path, value)
+        assert len(read_h5(path, process=process)) == 25
+
+
+@pytest.mark.parametrize("path", sorted(FOREIGN.glob("tf*/*.h5")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_byte_of_a_file_that_keras_wrote_is_structure_or_a_number_or_zero(path):
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    with path.open("rb") as stream:
+        blocks = Blocks(stream, data.size)
+    assert blocks.complete
+    taken = np.zeros(data.size, int)
+    for begin, (end, _) in blocks.found.items():
+        taken[begin:end] += 1
+    for begin, end in h5_bytes.data_extents(path):
+        taken[begin:end] += 1
+    assert taken.max() == 1 and not data[taken == 0].any()
+
+
+LIBRARY_OPTIONS = {
+    "v108": {"libver": ("earliest", "v108")},
+    "latest": {"libver": "latest"},
+    "tracked": {"track_order": True},
+}
+
+
+@pytest.mark.parametrize("options", LIBRARY_OPTIONS)
+def test_files_of_newer_structures_are_read(tmp_path, process, options):
+    """What is not followed without libhdf5 is still read by it."""
+    name, values = "lm_head/tfgptj_for_causal_lm/lm_head/bias:0", np.arange(6, dtype=np.float32)
+    with h5py.File(tmp_path / "tf_model.h5", "w", **LIBRARY_OPTIONS[options]) as file:
+        file.create_dataset(name, data=values)
+        file.attrs["layer_names"] = ["lm_head"]
+        file["lm_head"].attrs["weight_names"] = [name.split("/", 1)[1]]
+    [array] = read_h5(tmp_path / "tf_model.h5", process=process)
+    assert np.array_equal(array.read(array.dtype), values)
+
+
+def test_what_a_deleted_dataset_left_is_said(source, process):
+    bias = "lm_head/tfgptj_for_causal_lm/lm_head/bias:0"
+    path = source / "tf_model.h5"
+    with h5py.File(path, "r+") as file:
+        values = file[bias][:]
+        del file[bias]
+        file["lm_head/tfgptj_for_causal_lm"].create_dataset("lm_head/spare", data=np.zeros(1, "f4"))
+        file.create_dataset(bias, data=values.astype("<f8"))
+        del file["lm_head/tfgptj_for_causal_lm/lm_head/spare"]
+    with pytest.warns(CheckpointWarning, match=r"tf_model\.h5: bytes \d+ to \d+ lie beside a dataset"):
+        arrays = read_h5(path, process=process)
+    assert len(arrays) == 25
+
+
 def test_W19_every_truncation_is_refused(source, process):
     whole = (source / "tf_model.h5").read_bytes()
     for length in range(0, len(whole), 997):
@@ -232,6 +300,13 @@ def test_W19_an_answer_that_does_not_come_is_not_waited_for(source, monkeypatch)
     monkeypatch.setattr(h5_survey, "__file__", str(source / "sleeper.py"))
     (source / "sleeper.py").write_text("import time; time.sleep(60)")
     with pytest.raises(FormatError, match=r"tf_model\.h5: malformed HDF5: it cannot be read in reasonable time"):
+        read_h5(source / "tf_model.h5")
+
+
+def test_a_reader_that_dies_in_the_middle_of_its_answer_is_named(source, monkeypatch):
+    monkeypatch.setattr(h5_survey, "__file__", str(source / "stutterer.py"))
+    (source / "stutterer.py").write_text('import sys; sys.stdin.readline(); sys.stdout.write(\'{"arrays": {"a\')')
+    with pytest.raises(LimitError, match=r"tf_model\.h5: malformed HDF5: libhdf5 takes time or memory"):
         read_h5(source / "tf_model.h5")
 
 
