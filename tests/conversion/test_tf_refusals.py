@@ -285,14 +285,34 @@ def test_W19_a_mutated_file_gives_arrays_or_one_of_our_errors(process, tmp_path_
         assert "mutant.h5" in str(error)
 
 
-def test_W19_a_reader_that_dies_is_named_and_the_next_file_is_read(source, process, tmp_path):
+def test_W19_an_endless_heap_is_named_and_the_next_file_is_read(source, process, tmp_path):
     """A free block of a local heap that is its own successor: libhdf5 would allocate until the machine is full."""
-    good = (source / "tf_model.h5").read_bytes()
     path = tmp_path / "heap.h5"
-    path.write_bytes(with_endless_heap(good))
-    with pytest.raises((LimitError, FormatError), match=r"heap\.h5"):
+    path.write_bytes(with_endless_heap((source / "tf_model.h5").read_bytes()))
+    with pytest.raises(FormatError, match=r"heap\.h5: malformed HDF5: .*a local heap at byte \d+ whose free part"):
         read_h5(path, process=process)
     assert len(read_h5(source / "tf_model.h5", process=process)) == 25
+
+
+ENDLESS = {
+    "memory": "[bytes(2**20) for _ in range(1000)]",  # where there is no limit, a gigabyte, and an answer
+    "time": "end = time.monotonic() + 30\n    while time.monotonic() < end: pass",
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_W19_a_reader_that_takes_all_is_ended_and_named_and_the_next_file_is_read(source, monkeypatch, tmp_path, what):
+    program = Path(h5_survey.__file__).read_text()
+    body = f"import time\n    {ENDLESS[what]}\n    return {{'arrays': {{}}, 'loose': []}}\n\n\n"
+    main = "if __name__ =="
+    (tmp_path / "endless.py").write_text(program.replace(main, f"def survey(path):\n    {body}{main}"))
+    with H5Process() as process:
+        with monkeypatch.context() as patched:
+            patched.setattr(h5_survey, "__file__", str(tmp_path / "endless.py"))
+            patched.setattr(h5_process, "PROCESSOR_S", 0)
+            with pytest.raises(LimitError, match=r"tf_model\.h5: malformed HDF5: libhdf5 takes time or memory"):
+                read_h5(source / "tf_model.h5", process=process)
+        assert len(read_h5(source / "tf_model.h5", process=process)) == 25
 
 
 def test_W19_an_answer_that_does_not_come_is_not_waited_for(source, monkeypatch):
