@@ -8,7 +8,7 @@ torch.compile or export), which is then not checked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -58,9 +58,20 @@ def numbers(value: Any, *, where: str) -> NDArray[Any]:
         array = np.asarray(value)
     except (TypeError, ValueError, OverflowError):
         raise InputError("rows of different lengths", where=where, hint="Pad them and pass an attention_mask") from None
+    if array.dtype.kind in "Of" and isinstance(value, list | tuple):  # what NumPy makes of integers that do not fit
+        _refuse_beyond_64_bits(value, where=where)
     if array.dtype.kind not in "iubf" and array.dtype != ml_dtypes.bfloat16:
         raise InputError("not numbers", where=where, expected="an array of numbers", found=str(array.dtype))
     return array
+
+
+def _refuse_beyond_64_bits(values: Sequence[Any], *, where: str) -> None:
+    for place, value in enumerate(values):
+        if isinstance(value, list | tuple):
+            _refuse_beyond_64_bits(value, where=f"{where}[{place}]")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            found = shown(value, longest=40)
+            raise InputError("beyond 64 bits", where=f"{where}[{place}]", expected="a smaller number", found=found)
 
 
 def integers(value: Any, *, where: str) -> NDArray[Any]:

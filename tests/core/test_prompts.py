@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from gptj.command.prompts import Prompt, read_lines, read_prompt, read_turns
-from gptj.errors import InputError, LimitError, MissingFileError
+from gptj.errors import CheckpointWarning, InputError, LimitError, MissingFileError
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -62,6 +62,44 @@ def test_a_file_that_has_no_prompts_is_refused_with_its_line(tmp_path: Path, dat
     with pytest.raises(InputError, match=message) as caught:
         read_lines(name)
     assert caught.value.file == name
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["[Verse 1]", "Once"],
+        ["[1] a footnote", "[2] another"],
+        ['"Stay," she said.', '"No."'],
+        ["a { b", 'say {"prompt": "a"} to it', "}"],
+        ["null", "true", "42"],
+        ["\u2028a", "b\u0085c", "d\x0ce"],
+        ["x" * 1_000_000],
+        [chr(0x1F600) * 3, "\u200d", "a\ufeffb"],
+    ],
+)
+def test_lawful_text_is_a_prompt_a_line_and_nothing_is_said(tmp_path: Path, lines: list[str]) -> None:
+    assert [prompt.text for prompt in read_lines(file(tmp_path, "\n".join(lines).encode()))] == lines
+
+
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\n\n", b" \t", b"\xef\xbb\xbf\r\n "])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\n \n"])
+def test_lawful_json_lines_are_read_after_a_mark_spaces_and_empty_lines(tmp_path, before, end) -> None:
+    data = before + end.join([b'{"prompt": "a"}', b'  {"prompt": "b\\u0000"} ', b""])
+    assert [prompt.text for prompt in read_lines(file(tmp_path, data))] == ["a", "b\0"]
+
+
+def test_text_that_looks_like_json_is_read_and_said_once(tmp_path: Path) -> None:
+    with pytest.warns(CheckpointWarning, match=r"line 2: begins with \{ and is read as text") as said:
+        assert [p.text for p in read_lines(file(tmp_path, b"a\n{ b\n{ c"))] == ["a", "{ b", "{ c"]
+    assert len(said) == 1
+
+
+def test_json_lines_from_stdin_are_read_by_the_same_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed(monkeypatch, b'{"prompt": "a"}\n{"token_ids": [1], "seed": 2}')
+    assert [(p.text, p.token_ids, p.seed, p.file, p.line) for p in read_lines("-")] == [
+        ("a", None, None, "stdin", 1),
+        (None, (1,), 2, "stdin", 2),
+    ]
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,21 @@ A file has a prompt a line. Where its first line begins with `{`, after a byte o
 JSON object instead: "prompt" or "token_ids", "seed" if it shall have one of its own, and any field of
 `GenerationConfig`. Empty lines are skipped. All of a file is read and checked before a model is loaded, so that a
 mistake in its last line costs no time.
+
+A file of both kinds of line is refused, whichever comes first, and so is one that is a JSON array as a whole. Text that
+looks like JSON and is no object is text, and said.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptj.errors import GPTJError, InputError, shown
+from gptj.errors import GPTJError, InputError, LimitError, shown, warn_of
 from gptj.generation.config import UNSUPPORTED, GenerationConfig
 from gptj.json_file import parse_json_object, read_small_file
 
@@ -26,6 +30,8 @@ STDIN = "-"
 _FIELDS = frozenset(field.name for field in dataclasses.fields(GenerationConfig)) - {"extra"}
 
 _LARGEST_FILE_BYTES = 1_000_000_000
+
+_AS_JSON = 'A prompt as JSON is {"prompt": "..."}, and then every line is one'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,25 +76,61 @@ def read_lines(file: str) -> list[Prompt]:
         InputError: it cannot be read, is not UTF-8, or has no prompt; or a line is not what its first line promises.
     """
     name, data = _read(file)
-    if b"\0" in data[:2]:
-        raise InputError(
-            "not UTF-8", file=name, found="NUL among its first bytes", hint="Is it UTF-16? Save it as UTF-8"
-        )
+    if b"\0" in data:
+        found = f"NUL at offset {data.index(0)}"
+        raise InputError("not UTF-8", file=name, found=found, hint="Is it UTF-16? Save it as UTF-8")
     text = _decoded(data, name).removeprefix("\ufeff")  # the mark of an encoding, and no text
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
     filled = [(number, line) for number, line in lines if line.strip()]
     if not filled:
         raise InputError("no prompt", file=name, expected="a prompt a line")
-    if filled[0][1].lstrip().startswith("{"):
+    if _beginning(filled[0][1]) == "{":
         return [_from_json(line, name, number) for number, line in filled]
+    _check_text(text, filled, name)
     return [Prompt(line, file=name, line=number) for number, line in filled]
+
+
+def _check_text(text: str, filled: list[tuple[int, str]], name: str) -> None:
+    """Refuse text that was meant as JSON, and say what may have been.
+
+    Raises:
+        InputError: one of the lines is a JSON object, or all of them together are an array.
+    """
+    first, begins = filled[0][0], [_beginning(line) for _, line in filled]
+    if begins[0] == "[" and isinstance(_json(text), list):
+        hint = f"{_AS_JSON}: jq -c '.[]' makes lines of an array"
+        raise InputError("a JSON array in place of lines", file=name, where=f"line {first}", hint=hint)
+    braced = [one for one, begin in zip(filled, begins, strict=True) if begin == "{"]
+    for number, line in braced:
+        if isinstance(_json(line), dict):
+            problem = f"a JSON object, and line {first} is text"
+            raise InputError(problem, file=name, where=f"line {number}", found=shown(line), hint=_AS_JSON)
+    if braced:
+        number, line = braced[0]
+        warn_of("begins with { and is read as text", file=name, where=f"line {number}", found=shown(line))
+    if {*begins} <= {"[", '"'} and all(_json(line) is not None for _, line in filled):
+        problem = "JSON that is no object, as every line is, is read as text"
+        warn_of(problem, file=name, where=f"line {first}", found=shown(filled[0][1]), hint=_AS_JSON)
+
+
+def _beginning(line: str) -> str:
+    """The first character of a filled line, spaces and byte order marks aside."""
+    return line.lstrip(" \t\r\n\v\f\ufeff")[:1]
+
+
+def _json(text: str) -> Any:
+    """What the text spells as JSON; None where it spells nothing or null."""
+    try:
+        return json.loads(text.strip().removeprefix("\ufeff"), parse_int=str)
+    except (ValueError, RecursionError):
+        return None
 
 
 def read_turns() -> Iterator[str]:
     """Each line of stdin without its line break, as soon as it is there; one that ends in a backslash goes on."""
     turn = ""
     offset = 0
-    for line in _stdin():
+    for line in _stdin_lines():
         turn += _decoded(line, "stdin", offset).removesuffix("\n").removesuffix("\r")
         offset += len(line)
         if turn.endswith("\\"):
@@ -100,9 +142,34 @@ def read_turns() -> Iterator[str]:
         yield turn
 
 
+def _stdin_lines() -> Iterator[bytes]:
+    """The lines of stdin, as they come.
+
+    Raises:
+        InputError: it cannot be read.
+        LimitError: a line does not end.
+    """
+    stdin = _stdin()
+    while True:
+        try:
+            line: bytes = stdin.readline(_LARGEST_FILE_BYTES + 1)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror or error}", where="stdin") from None
+        if len(line) > _LARGEST_FILE_BYTES:
+            raise LimitError("a line too large", where="stdin", expected=f"at most {_LARGEST_FILE_BYTES} bytes")
+        if not line:
+            return
+        yield line
+
+
 def _from_json(line: str, file: str, number: int) -> Prompt:
     where = f"line {number}"
-    members = parse_json_object(line.encode(), file=file, where=where, error=InputError)
+    try:
+        members = parse_json_object(line.encode(), file=file, where=where, error=InputError)
+    except InputError as error:
+        if _beginning(line) != "{":
+            error.hint = "The first line begins with {, so that every line is a JSON object"
+        raise
     text, ids, seed = (members.pop(key, None) for key in ("prompt", "token_ids", "seed"))
     if (text is None) == (ids is None):
         raise InputError('neither "prompt" nor "token_ids", or both', file=file, where=where, found=shown(line))
@@ -121,8 +188,24 @@ def _from_json(line: str, file: str, number: int) -> Prompt:
 def _read(file: str) -> tuple[str, bytes]:
     """What errors call the source, and its bytes."""
     if file == STDIN:
-        return "stdin", _stdin().read()
+        return "stdin", _all_of_stdin()
     return file, read_small_file(Path(file), limit_bytes=_LARGEST_FILE_BYTES)
+
+
+def _all_of_stdin() -> bytes:
+    """The bytes of stdin.
+
+    Raises:
+        InputError: it cannot be read.
+        LimitError: it does not end.
+    """
+    try:
+        data: bytes = _stdin().read(_LARGEST_FILE_BYTES + 1)
+    except OSError as error:  # such as a folder
+        raise InputError(f"cannot be read: {error.strerror or error}", where="stdin") from None
+    if len(data) > _LARGEST_FILE_BYTES:
+        raise LimitError("too large", where="stdin", expected=f"at most {_LARGEST_FILE_BYTES} bytes")
+    return data
 
 
 def _stdin() -> Any:
