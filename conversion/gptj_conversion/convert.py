@@ -32,7 +32,7 @@ from gptj.errors import (
     shown,
     warn_of,
 )
-from gptj.json_file import read_json_object
+from gptj.json_file import is_folder, read_json_object
 from gptj.parity.fingerprint import Witness
 from gptj.reading.buffers import Room
 from gptj.reading.weight_files import (
@@ -588,7 +588,7 @@ def _recognise(
             found=shown(source_format),
         )
     try:
-        exists = path.exists()
+        exists = path.exists() and bool(path.resolve())  # which fails where the current folder is gone
     except (OSError, ValueError) as error:
         raise FormatError(f"cannot be looked at: {error}", file=shown(path)) from None
     if not exists:
@@ -631,7 +631,7 @@ def _read_config(config: ConfigChoice) -> TrainingConfig | GPTJConfig | None:
     """The config of a file, or of the one in a folder: a training config or a config.json, which its keys tell."""
     if config is None or isinstance(config, TrainingConfig | GPTJConfig):
         return config
-    if Path(config).is_dir():
+    if is_folder(config):
         config = config_file_in(Path(config))
     return config_of(read_json_object(config, error=ConfigError), file=config)
 
@@ -648,7 +648,10 @@ def _require_config(source: Source) -> GPTJConfig:
 
 def _require_apart(src: Path, dst: Path) -> None:
     """Refuse an output that is, or lies in, what is being read."""
-    one, other = src.resolve(), dst.resolve()
+    try:
+        one, other = src.resolve(), dst.resolve()
+    except (OSError, ValueError) as error:  # such as a current folder that is gone
+        raise WriteError(f"cannot be a place to write to: {error}", file=shown(dst)) from None
     if other == one or one in other.parents or other in one.parents:
         raise WriteError("is, holds or lies in what is being converted", file=dst, found=shown(src))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from gptj.checkpoint import verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, MissingFileError, shown
+from gptj.json_file import is_folder
 from gptj.parity.fingerprint import check_fingerprint, compare_fingerprint
 from gptj.reading.manifest import (
     MANIFEST_FILE,
@@ -53,7 +54,7 @@ def verify(
         GPTJError: the directory cannot be opened.
     """
     directory, weights = split_weights(directory, weights)
-    if not directory.is_dir():
+    if not is_folder(directory):
         raise MissingFileError("no such directory", file=directory)
     try:
         noted = Manifest.from_file(safe_path(directory, MANIFEST_FILE, follow_links=follow_links))

@@ -92,9 +92,9 @@ def _text(value: object) -> str:
 
 
 def _printable(text: str) -> str:
-    """`text` with lone surrogates and control characters escaped, so that any terminal can print it."""
+    """`text` with lone surrogates and control characters escaped, so that any terminal can print it, in one line."""
     escaped = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in escaped)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in escaped)
 
 
 class GPTJError(Exception):

@@ -288,3 +288,20 @@ def test_the_model_gives_its_ids_but_none_that_it_cannot_make() -> None:
     small = GenerationConfig.from_model_config(GPTJConfig(vocab_size=9, n_embd=16, n_head=2, eos_token_id=[3, 50256]))
     assert (small.eos_token_id, small.bos_token_id) == (3, None)
     assert GenerationConfig.from_model_config(GPTJConfig()).eos_token_id == 50256
+
+
+@pytest.mark.parametrize("kind", [GenerationConfig, GPTJConfig])
+def test_a_field_called_self_is_no_field(kind) -> None:
+    with pytest.raises(ConfigError, match="'self': no such field"):
+        kind().replace(**{"self": 1})
+
+
+def test_extra_that_is_no_mapping_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="extra: breaks its rule"):
+        GenerationConfig().replace(extra=1)
+
+
+@pytest.mark.parametrize("strings", ["\ud800", ["a", "\udfff"], "a\udcff"])
+def test_a_stop_string_with_a_lone_surrogate_is_refused_by_name(strings) -> None:
+    with pytest.raises(ConfigError, match="stop_strings: breaks its rule"):
+        GenerationConfig(stop_strings=strings)

@@ -38,6 +38,7 @@ from gptj.generation.session import LogitsProcessor
 from gptj.hub import locate
 from gptj.inputs import check_ids
 from gptj.prepared import QUANTIZATIONS, check_quantize
+from gptj.surroundings import check_surroundings
 from gptj.text.tokenizer import GPTJTokenizer
 
 __all__ = ["NEW_TOKENS", "Request", "continue_prompts", "converse", "stream_prompts"]
@@ -54,6 +55,9 @@ busy machine). In 16 bits a token saves 6 to 11 ms; there the border is the same
 
 WELCOME = """What you type is continued. A line that ends in \\ goes on in the next.
 Ctrl-C stops an answer; an empty line or Ctrl-D ends."""
+
+SURELY_FITS_CHARACTERS = 200_000
+"""From how many characters on it is worth asking whether a text can fit at all."""
 
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _OF_THE_CALL = (
@@ -154,6 +158,7 @@ class Desk:
             InputError: the framework sees none such.
         """
         device = "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
+        check_surroundings(self.backend)
         with _interruptible_at_once():
             wing = gptj.backend(self.backend)
         with wing.on_device(device) as self._loading:
@@ -201,6 +206,8 @@ class Desk:
     def job(self, prompt: Prompt, number: int = 0) -> Job:
         """A prompt, checked; `number` is added to the seed."""
         try:
+            if prompt.text is not None:
+                self.check_room_for(prompt.text)
             ids = self.encode(prompt.text) if prompt.token_ids is None else [*prompt.token_ids]
             config = changed(self.config, prompt.settings, seeded=prompt.seed is not None)
             config.check_honoured()
@@ -221,6 +228,26 @@ class Desk:
         assert text is not None and self.tokenizer is not None
         ids: list[int] = self.tokenizer.encode(text, allow_special=self.request.allow_special)
         return ids
+
+    def check_room_for(self, text: str) -> None:
+        """Refuse a text so long that it need not be made into tokens to see it: a gigabyte would take minutes.
+
+        Raises:
+            InputError: the longest tokens that there are would not spell it within the model's positions.
+        """
+        if len(text) < SURELY_FITS_CHARACTERS or self.request.truncate or self.request.allow_special:
+            return
+        assert self.tokenizer is not None
+        longest = max(len(token.encode()) for token in self.tokenizer.get_vocab())
+        least = len(text) // longest
+        if least > self.model_config.n_positions:
+            raise InputError(
+                "longer than the model's positions",
+                where="prompt",
+                expected=f"at most n_positions = {self.model_config.n_positions} tokens",
+                found=f"{len(text):,} characters, which are {least:,} tokens or more",
+                hint="Say --truncate left to forget the beginning",
+            )
 
     def room(self, config: GenerationConfig) -> int:
         """How many tokens a prompt may have, so that the new ones still have positions; at least 1."""
@@ -272,6 +299,8 @@ def changed(config: GenerationConfig, settings: Mapping[str, Any], *, seeded: bo
     Raises:
         ConfigError: a setting is unknown, breaks its rule, or has no effect here.
     """
+    if "extra" in settings:
+        raise ConfigError("no such field", where="extra")
     for field in _OF_THE_CALL:
         if settings.get(field):
             raise ConfigError("has no effect on the command line, which prints tokens", where=field)
@@ -574,16 +603,18 @@ def _tokenizer(directory: Path, config: GPTJConfig, *, needed: bool) -> GPTJToke
 
 @contextlib.contextmanager
 def _interruptible_at_once() -> Iterator[None]:
-    """While this is open, an interrupt ends the process: a framework that is being imported may swallow an exception.
+    """While this is open, a signal ends the process: a framework that is being imported may swallow an exception.
 
     Nothing has been begun by then that would have to be put in order.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor the system's
+    if threading.current_thread() is not threading.main_thread():
+        heard = []
+    for number in heard:
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in heard:
+            signal.signal(number, before[number])

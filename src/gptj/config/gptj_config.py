@@ -25,7 +25,7 @@ from gptj.config.rules import is_number, is_whole, plain, spelt
 from gptj.config.settings import Settings, default_members
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, naming_file, shown
-from gptj.json_file import read_json_object
+from gptj.json_file import is_folder, read_json_object
 
 __all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig"]
 
@@ -401,7 +401,7 @@ class GPTJConfig(Settings):
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def replace(self, **changes: Any) -> GPTJConfig:
+    def replace(self, /, **changes: Any) -> GPTJConfig:
         """A copy with some fields changed, validated anew. A new num_labels renames the labels."""
         changes = {ALIASES.get(name, name): value for name, value in changes.items()}
         if "num_labels" in changes or "id2label" in changes or "label2id" in changes:
@@ -429,7 +429,7 @@ class GPTJConfig(Settings):
     def from_file(cls, path: str | os.PathLike[str]) -> GPTJConfig:
         """The config in `path`: a config.json, or the folder that holds one."""
         path = Path(path)
-        if path.is_dir():
+        if is_folder(path):
             path = path / CONFIG_FILE
         return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gptj.errors import shown
 
-__all__ = ["is_number", "is_whole", "plain", "spelt"]
+__all__ = ["is_number", "is_text", "is_whole", "plain", "spelt"]
 
 _LONGEST_SHOWN = 200
 
@@ -37,6 +37,14 @@ def is_number(value: object) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:
+        return False
+
+
+def is_text(value: str) -> bool:
+    """Whether it has characters, and no lone surrogate among them, which JSON can spell and UTF-8 cannot."""
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:
         return False
 
 

@@ -32,7 +32,7 @@ class Settings:
     FILE: ClassVar[str]
     extra: Mapping[str, Any]
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, /, **changes: Any) -> Self:
         """A copy with some fields changed, validated anew."""
         raise NotImplementedError
 

@@ -36,7 +36,7 @@ from gptj.generation.rules import (
     known_members,
 )
 from gptj.generation.stored import drop_ids_beyond, fit, read_members, unhonoured
-from gptj.json_file import read_json_object
+from gptj.json_file import is_folder, read_json_object
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
 
@@ -329,7 +329,7 @@ class GenerationConfig(Settings):
         expected = "a GenerationConfig, or a dict of its fields"
         raise InputError("cannot be used", where="generation_config", expected=expected, found=shown(value))
 
-    def replace(self, **fields: Unpack[GenerationFields]) -> GenerationConfig:  # type: ignore[override]
+    def replace(self, /, **fields: Unpack[GenerationFields]) -> GenerationConfig:  # type: ignore[override]
         """A copy with some fields changed, validated anew.
 
         max_length and max_new_tokens replace each other. Where do_sample, num_beams or penalty_alpha changes, the
@@ -353,6 +353,8 @@ class GenerationConfig(Settings):
             reset += BEAMS_ONLY
         forgotten = {field: _DEFAULTS[field] for field in reset if field not in changes}
         extra = changes.pop("extra", self.extra)
+        if not isinstance(extra, Mapping):
+            raise ConfigError("breaks its rule", where="extra", expected="a mapping", found=spelt(extra))
         waiting = {key: value for key, value in extra.items() if key in _DEFAULTS and key not in named}
         rest = {key: value for key, value in extra.items() if key not in _DEFAULTS and key not in named}
         for field in ASSISTANT_FIELDS:
@@ -393,7 +395,7 @@ class GenerationConfig(Settings):
             ConfigError: not JSON, or no object.
         """
         path = Path(path)
-        if path.is_dir():
+        if is_folder(path):
             path = path / GENERATION_CONFIG_FILE
         return cls.from_dict(read_json_object(path, error=ConfigError), file=path, vocab_size=vocab_size)
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gptj.config.rules import is_number, is_whole, plain, spelt
-from gptj.errors import ConfigError, shown
+from gptj.config.rules import is_number, is_text, is_whole, plain
 
 __all__ = [
     "ASSISTANT_FIELDS",
@@ -184,8 +183,8 @@ RULES: dict[str, _Rule] = {
     "min_new_tokens": _whole(0, null=True),
     "max_time": _number("seconds, above 0", lambda v: v > 0, null=True),
     "stop_strings": (
-        lambda v: v is None or (isinstance(v, tuple) and bool(v) and all(isinstance(s, str) and s for s in v)),
-        "null or strings that are not empty",
+        lambda v: v is None or (isinstance(v, tuple) and bool(v) and all(isinstance(s, str) and is_text(s) for s in v)),
+        "null or strings that are not empty and have no lone surrogate",
     ),
     "bos_token_id": _TOKEN,
     "eos_token_id": _TOKEN_OR_TOKENS,

@@ -32,6 +32,7 @@ from gptj.parity.record import Record, make_folder
 from gptj.parity.report import ManifestCheck, ParityReport
 from gptj.reading.manifest import MANIFEST_FILE
 from gptj.reading.weight_files import split_weights
+from gptj.surroundings import address_limit, require_current_folder
 from gptj.writing.output_directory import write_error
 
 __all__ = [
@@ -170,7 +171,9 @@ def run_in_process(
 
     Raises:
         BackendProcessError: the process failed, was ended by a signal, or took longer than `timeout_s`.
+        BackendError: the current folder is gone.
     """
+    require_current_folder(backend)
     # -P keeps the current folder out of sys.path, where a folder called `flax` would be imported as Flax.
     try:
         done = subprocess.run(
@@ -189,8 +192,11 @@ def run_in_process(
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
+        limit = address_limit()
         raise BackendProcessError(
-            f"the backend's process failed with {ended}: {lines[-1] if lines else 'it said nothing'}", where=backend
+            f"the backend's process failed with {ended}: {lines[-1] if lines else 'it said nothing'}",
+            where=backend,
+            hint=None if limit is None else f"Is the memory enough? ulimit -v allows {limit:,} bytes of address space",
         )
     return done.stdout
 

@@ -1,0 +1,91 @@
+"""What a process must have around it for a framework to be loaded, looked at before: some would end the process.
+
+Under a limit of its address space (`ulimit -v`, and some clusters' own), jax and TensorFlow abort where a thread or
+an allocation fails, which no Python code can catch; and oneMKL, in PyTorch, ends the process where the current folder
+is gone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+
+from gptj.backends import BACKENDS
+from gptj.errors import BackendError, LimitError
+
+__all__ = ["address_limit", "check_surroundings", "require_current_folder"]
+
+ENOUGH_BYTES = 8_000_000_000
+"""Of address space, for any framework: they were loaded with 1 (PyTorch), 2 (Flax) and 3 GB (TensorFlow) on 2 cores,
+and each core has threads with stacks and arenas of their own."""
+
+SPARE_BYTES = 200_000_000
+"""What the caller may have in use that a fresh process has not."""
+
+
+def address_limit() -> int | None:
+    """Bytes of address space that this process may have, None where there is no limit."""
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:  # Windows has none
+        return None
+    soft: int = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def check_surroundings(backend: str) -> None:
+    """Refuse to load a backend's framework where that would end the process.
+
+    Under a limit of the address space that may be too small, a process of its own loads it first.
+
+    Raises:
+        BackendError: the current folder is gone.
+        LimitError: there is too little address space.
+    """
+    require_current_folder(backend)
+    where, framework = f"gptj.{backend}", BACKENDS[backend].framework
+    limit = address_limit()
+    if limit is None or limit >= ENOUGH_BYTES:
+        return
+    command = [sys.executable, "-P", "-m", "gptj.surroundings", backend, str(limit - SPARE_BYTES)]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    except OSError as error:
+        raise LimitError(f"cannot be tried: {error.strerror}", where=where) from None
+    if done.returncode:
+        raise LimitError(
+            f"{framework} cannot be loaded in this little memory",
+            where=where,
+            found=f"a limit of {limit:,} bytes of address space",
+            hint="Raise it: ulimit -v unlimited",
+        )
+
+
+def require_current_folder(backend: str) -> None:
+    """Refuse to load a backend's framework where the current folder is gone.
+
+    Raises:
+        BackendError: it is.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109  (nothing but whether there is one)
+    except OSError:
+        problem, hint = "cannot be loaded from a current folder that is gone", "Change to a folder that is there"
+        raise BackendError(problem, where=f"gptj.{backend}", hint=hint) from None
+
+
+def _try(backend: str, limit: int) -> None:
+    """Let the framework generate, which makes all of its threads, within a limit of the address space."""
+    resource = importlib.import_module("resource")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    wing = importlib.import_module(f"gptj.{backend}")
+    config = wing.GPTJConfig(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=2, rotary_dim=4)
+    with wing.on_device("cpu"):
+        wing.GPTJForCausalLM(config).generate([[1, 2]], max_new_tokens=2)
+
+
+if __name__ == "__main__":
+    _try(sys.argv[1], int(sys.argv[2]))
