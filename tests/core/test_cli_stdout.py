@@ -24,9 +24,35 @@ def test_one_line_says_that_stdout_cannot_be_written(command, way):
     assert done.stderr.startswith("gptj: WriteError: stdout: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("delay_s", [0.15, 0.4, 0.8])
+@pytest.mark.parametrize("way", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize(
+    ("command", "status", "out"), [("inspect nowhere", 1, ""), ("inspect --nope", 2, ""), ("doctor", 0, "python ")]
+)
+def test_a_stderr_that_cannot_be_written_changes_neither_status_nor_stdout(command, status, out, way):
+    line = f'"{sys.executable}" -m gptj {command} {way}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout.startswith(out) and bool(done.stdout) == bool(out)
+
+
+def test_no_file_gets_the_number_of_a_standard_stream_that_is_closed(tmp_path):
+    program = """
+        import os, sys
+        from gptj.command.standard_streams import settle_streams
+        settle_streams()
+        file = open(sys.argv[1], "w")
+        os.write(2, b"what a library prints")
+        file.write(str(file.fileno() > 2))
+    """
+    (tmp_path / "script.py").write_text("\n".join(line[8:] for line in program.splitlines()))
+    line = f'"{sys.executable}" {tmp_path}/script.py {tmp_path}/file <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", line]).returncode == 0
+    assert (tmp_path / "file").read_text() == "True"
+
+
+@pytest.mark.parametrize("delay_s", [0.4, 0.8])
 def test_an_interrupt_ends_the_command_without_a_traceback(tmp_path, delay_s):
-    """Wherever it falls: into the imports, the work, or after it."""
+    """Wherever it falls after the interpreter and the package itself have begun; see malformed/surroundings.py."""
     process = begun("demo", "--backends", "none-such")
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
-import io
 import json
 import os
 import signal
@@ -31,15 +30,16 @@ import gptj
 from gptj.backends import BACKENDS, choose_backend, installed_backends
 from gptj.command.options import (
     DEBUG_HELP,
+    FileName,
+    FiniteRange,
     Group,
     Names,
-    Repository,
     Sections,
     backend_names,
     decorated,
     option,
-    revision_option,
 )
+from gptj.command.standard_streams import StdoutError, abandon_stdout, settle_streams
 from gptj.command.waiting import waiting
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import CheckpointWarning, GPTJError, harmless, shown
@@ -64,7 +64,8 @@ ENVIRONMENT = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
 }
 
-PathArgument = click.Path(path_type=Path)
+PathArgument = FileName(path_type=Path)
+Inside = FileName(inside=True)
 
 
 ModelArgument = Repository(locate)
@@ -94,19 +95,14 @@ def _target_formats() -> tuple[str, ...]:
 
 def main() -> None:
     """Run the command line and exit."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+    settle_streams()
     if sys.stdout is None:
         click.echo("gptj: WriteError: stdout: is closed", err=True)
         sys.exit(1)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout = _Stdout(sys.stdout)
-    signal.signal(signal.SIGTERM, _terminate)
-    interrupts: list[int] = []
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: _terminate(heard))
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda number, frame: _interrupt(interrupts))
+        signal.signal(signal.SIGINT, lambda number, frame: _interrupt(heard))
     sys.unraisablehook = _interrupt_again
     warnings.simplefilter("default", CheckpointWarning)
     warnings.showwarning = _show_warning
@@ -115,12 +111,12 @@ def main() -> None:
         status = gptj_command.main(standalone_mode=False)
         sys.stdout.flush()
     except (click.exceptions.Abort, KeyboardInterrupt):
-        _leave_interrupted()
+        _leave(signal.SIGINT)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except _StdoutError as error:
-        _abandon_stdout()
+    except StdoutError as error:
+        abandon_stdout()
         click.echo(f"gptj: WriteError: stdout: cannot be written: {error}", err=True)
         sys.exit(1)
     except GPTJError as error:
@@ -129,85 +125,53 @@ def main() -> None:
         elif "--json" in sys.argv[1:]:
             try:
                 click.echo(json.dumps({"error": error.as_dict()}))
-            except (_StdoutError, BrokenPipeError):  # stderr still says it
-                _abandon_stdout()
+            except (StdoutError, BrokenPipeError):  # stderr still says it
+                abandon_stdout()
         click.echo(f"gptj: {error.code}: {error}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does: nobody is there to be told.
-        _abandon_stdout()
+        abandon_stdout()
         sys.exit(1)
     except MemoryError as error:
         click.echo(f"gptj: LimitError: out of memory: {error}", err=True)
         sys.exit(1)
     except Exception:
-        if interrupts:  # a library that was being imported made another error of it
-            _leave_interrupted()
+        if heard:  # a library that was being imported made another error of it
+            _leave(heard[0])
         raise
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
-    """Interrupt once more where the interrupt fell into a callback, whose exceptions Python drops."""
-    if lost.exc_type is not None and issubclass(lost.exc_type, KeyboardInterrupt):
-        again = threading.Timer(0.01, _thread.interrupt_main)  # at once would fall into this very hook
+    """Signal once more where the signal fell into a callback, whose exceptions Python drops."""
+    if lost.exc_type is not None and issubclass(lost.exc_type, KeyboardInterrupt | SystemExit):
+        number = signal.SIGINT if issubclass(lost.exc_type, KeyboardInterrupt) else signal.SIGTERM
+        again = threading.Timer(0.01, _thread.interrupt_main, (number,))  # at once would fall into this very hook
         again.daemon = True
         again.start()
     else:
         sys.__unraisablehook__(lost)
 
 
-def _leave_interrupted() -> NoReturn:
-    """End with status 130. Python would end itself by the signal where the interrupt fell into code that it made."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave(number: int) -> NoReturn:
+    """End with the status of a signal. Python would end itself by it where it fell into code that Python made."""
+    signal.signal(number, signal.SIG_IGN)
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(130)
+    os._exit(128 + number)
 
 
-def _interrupt(interrupts: list[int]) -> None:
-    interrupts.append(signal.SIGINT)
+def _interrupt(heard: list[int]) -> None:
+    heard.append(signal.SIGINT)
     raise KeyboardInterrupt
 
 
-def _abandon_stdout() -> None:
-    """Send stdout nowhere: what is left in its buffer would fail once more when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class _StdoutError(Exception):
-    """Stdout could not be written."""
-
-
-class _Stdout(io.TextIOWrapper):
-    """Stdout, whose errors are told from those of files; a reader who has left stays a BrokenPipeError."""
-
-    def __init__(self, stream: io.TextIOWrapper) -> None:
-        super().__init__(
-            stream.buffer, encoding=stream.encoding, errors=stream.errors, line_buffering=stream.line_buffering
-        )
-
-    def write(self, text: str) -> int:
-        """As in TextIOWrapper."""
-        with _naming_stdout():
-            return super().write(text)
-
-    def flush(self) -> None:
-        """As in TextIOWrapper."""
-        with _naming_stdout():
-            super().flush()
-
-
-@contextlib.contextmanager
-def _naming_stdout() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _StdoutError(error.strerror or str(error)) from None
+def _terminate(heard: list[int]) -> None:
+    heard.append(signal.SIGTERM)
+    sys.exit(128 + signal.SIGTERM)
 
 
 _show_warning_of_python = warnings.showwarning
@@ -219,10 +183,6 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
         click.echo(f"warning: {message}", err=True)
     else:
         _show_warning_of_python(message, category, *place, **options)
-
-
-def _terminate(number: int, frame: object) -> None:
-    sys.exit(128 + number)
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -281,7 +241,8 @@ source_options = (
     option("Source", "--config", type=PathArgument, help="The training config (JSON) of a TPU checkpoint."),
     option("Source", "--source-format", type=Names(_source_formats, called=CALLED),
                  help="Where several fit. [default: what is found]"),
-    option("Source", "--weights", metavar="FILE", help="Which weights file of SRC, where it holds several sets."),
+    option("Source", "--weights", type=Inside, metavar="FILE", help="Which weights file of SRC, where it holds "
+                 "several sets."),
     revision_option(section="Source"),
     option("Source", "--follow-links", is_flag=True, help="Accept links that lead out of SRC."),
 )  # fmt: skip
@@ -291,11 +252,11 @@ convert_options = (
     option("Result", "--shards", type=int, help="How many cores will load it: for --to mesh."),
     option("Result", "--layout", type=click.Choice(("slim", "full")), default="slim", show_default=True,
                  help="For --to mesh."),
-    option("Result", "--tokenizer", metavar="gpt2|DIR|none", help="To write beside the weights. [default: the "
-                 "one beside SRC, if any]"),
+    option("Result", "--tokenizer", type=FileName(), metavar="gpt2|DIR|none", help="To write beside the weights. "
+                 "[default: the one beside SRC, if any]"),
     option("Result", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the written tensors. [default: as "
                  "in SRC]"),
-    option("Result", "--max-shard-gb", type=click.FloatRange(min=0.001), default=5.0, show_default=True,
+    option("Result", "--max-shard-gb", type=FiniteRange(min=0.001, max=1e9), default=5.0, show_default=True,
                  help="Size of a weights file."),
     option("Result", "--overwrite", is_flag=True, help="Replace what is at the destination."),
     option("Checks", "--allow-overflow", is_flag=True, help="Let a narrowing cast turn large values into "
@@ -309,7 +270,7 @@ convert_options = (
     option("Running", "--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )  # fmt: skip
 weights_option = click.option(
-    "--weights", metavar="FILE", help="Which weights file of DIR, where it holds several sets."
+    "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds several sets."
 )
 
 
@@ -479,7 +440,8 @@ def verify(directory: Path, fingerprint: bool, weights: str | None, as_json: boo
 
 
 generate_options = (
-    option("Prompts", "--prompts", metavar="FILE", help="A prompt a line, or JSON lines as above; - is stdin."),
+    option("Prompts", "--prompts", type=FileName(), metavar="FILE", help="A prompt a line, or JSON lines as above; - "
+            "is stdin."),
     option("Prompts", "--token-ids", metavar="IDS", help='The prompt as token ids: "1 2 3".'),
     option("Prompts", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
     option("Prompts", "--truncate", type=click.Choice(("left",)), help="Cut the beginning of a prompt that is too "
@@ -489,7 +451,8 @@ generate_options = (
     option("Output", "--json", "as_json", is_flag=True, help="Print token ids and text as JSON; for several prompts, "
             "an object a line."),
     option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
-    option("Model", "--weights", metavar="FILE", help="Which weights file of DIR, where it holds several sets."),
+    option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
+            "several sets."),
     revision_option(section="Model"),
     option("Model", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]"),
     option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them: slower to start, and "
@@ -610,6 +573,8 @@ def _fields(assignments: Iterable[str]) -> dict[str, Any]:
             fields[name] = json.loads(value)
         except ValueError:
             fields[name] = value
+        except RecursionError:
+            raise click.BadParameter(f"{shown(name)}: nested too deeply for JSON", param_hint="--set") from None
     return fields
 
 

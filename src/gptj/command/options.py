@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +19,8 @@ from gptj.hub import HubPlace, is_repository_id
 
 __all__ = [
     "DEBUG_HELP",
+    "FileName",
+    "FiniteRange",
     "Group",
     "Names",
     "Repository",
@@ -100,6 +105,54 @@ class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
         ]
 
 
+class FileName(click.Path):
+    """A path that can be one: neither empty, as of a shell's variable that is not set, nor longer than any name may be.
+
+    Args:
+        inside: it is a name in another folder, so that nothing of the current one tells of it.
+        options: of `click.Path`.
+    """
+
+    def __init__(self, *, inside: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self._inside = inside
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, as click gives it."""
+        text = os.fspath(value)
+        problem = None
+        if not text:
+            problem = "an empty path; the current folder is ."
+        elif "\0" in text:
+            problem = f"{shown(text, longest=80)}: a NUL, which no path has"
+        elif _is_too_long(text):
+            problem = f"{shown(text, longest=80)}: too long for a path"
+        elif text.startswith("~") and not self._inside and not os.path.lexists(text):
+            problem = f"{shown(text, longest=80)}: a ~ that the shell has left as it is; write $HOME, or ./~"
+        if problem is not None:
+            self.fail(problem, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _is_too_long(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers that NaN is not in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
 def backend_names(names: Iterable[str], *, several: bool = False) -> Names:
     """The backends, where `torch` gets "did you mean pt"."""
     return Names(names, likely=likely_backend, several=several)
@@ -112,7 +165,7 @@ class Locate(Protocol):
         """The folder."""
 
 
-class Repository(click.Path):
+class Repository(FileName):
     """A path, or a repository of the Hugging Face hub: owner/name, or owner/name@revision.
 
     Args:
