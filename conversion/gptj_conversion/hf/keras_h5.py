@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from gptj.backends import install_line
 from gptj.config import GPTJConfig
 from gptj.errors import BackendError, FormatError, SchemaError, WriteError, shown, warn_of
+from gptj.reading.files import FileIdentity, file_identity, open_regular_file
 from gptj.reading.manifest import FileRecord
 from gptj.reading.weight_names import plain_variable
 from gptj.schema import Head

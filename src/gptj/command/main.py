@@ -34,10 +34,12 @@ from gptj.command.options import (
     FiniteRange,
     Group,
     Names,
+    Repository,
     Sections,
     backend_names,
     decorated,
     option,
+    revision_option,
 )
 from gptj.command.standard_streams import StdoutError, abandon_stdout, settle_streams
 from gptj.command.waiting import waiting

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gptj.config.rules import is_number, is_text, is_whole, plain
+from gptj.config.rules import is_number, is_text, is_whole, plain, spelt
+from gptj.errors import ConfigError, shown
 
 __all__ = [
     "ASSISTANT_FIELDS",

@@ -21,9 +21,21 @@ from typing import Any
 
 from gptj.backends import install_line
 from gptj.config import CONFIG_FILE
-from gptj.errors import ConfigError, MissingFileError, TokenizerError, WriteError, shown, warn_of
-from gptj.backends import install_line
+from gptj.errors import ConfigError, GPTJError, MissingFileError, TokenizerError, WriteError, shown, warn_of
 from gptj.json_file import is_folder, parse_json_object, read_json_object, read_small_file
+from gptj.text.tokenizer_data import (
+    END_OF_TEXT,
+    EXTRA_TOKENS,
+    GPT2_VOCABULARY_SIZE,
+    AddedToken,
+    TokenizerData,
+    check_ids,
+    check_tokenizer,
+    is_gpt2_vocabulary,
+    with_extra_tokens,
+)
+from gptj.text.tokenizer_json import check_twice, parse_tokenizer_json
+from gptj.text.tokenizer_settings import Beside, check_settings, with_listed_special, with_settings, with_tokens_beside
 
 __all__ = ["gpt2_tokenizer_data", "read_tokenizer_data", "tokenizer_files", "write_tokenizer_files"]
 
