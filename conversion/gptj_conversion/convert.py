@@ -35,6 +35,7 @@ from gptj.errors import (
 from gptj.json_file import is_folder, read_json_object
 from gptj.parity.fingerprint import Witness
 from gptj.reading.buffers import Room
+from gptj.reading.folder_kinds import likely_folder
 from gptj.reading.weight_files import (
     INDEX_FILE,
     WEIGHTS_FILE,
@@ -592,7 +593,7 @@ def _recognise(
     except (OSError, ValueError) as error:
         raise FormatError(f"cannot be looked at: {error}", file=shown(path)) from None
     if not exists:
-        raise MissingFileError("no such file or folder", file=path)
+        raise MissingFileError("no such file or folder", file=path, hint=likely_folder(path))
     path, weights = split_weights(path, weights)
     if weights is not None and source_format is None:
         source_format = _SUFFIXES.get(weights_suffix(weights))

@@ -11,6 +11,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import FormatError, MissingFileError, shown
 from gptj.json_file import is_folder
 from gptj.parity.fingerprint import check_fingerprint, compare_fingerprint
+from gptj.reading.folder_kinds import missing_folder
 from gptj.reading.manifest import (
     MANIFEST_FILE,
     FoundTensor,
@@ -55,7 +56,7 @@ def verify(
     """
     directory, weights = split_weights(directory, weights)
     if not is_folder(directory):
-        raise MissingFileError("no such directory", file=directory)
+        raise missing_folder(directory, "no such directory")
     try:
         noted = Manifest.from_file(safe_path(directory, MANIFEST_FILE, follow_links=follow_links))
         written = noted.weights_format

@@ -23,7 +23,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from gptj.backends import backend, choose_backend, installed_backends
+from gptj.backends import BACKENDS, backend, choose_backend, installed_backends
 from gptj.errors import GPTJError
 from gptj.schema import HEADS
 
@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 
 _CORE = {"GPTJConfig": "gptj.config", "GenerationConfig": "gptj.generation", "GPTJTokenizer": "gptj.text.tokenizer"}
 _MODELS = tuple(HEADS.values())
+_ROOMS = ("checkpoint", "errors", "generation", "inputs", "parity", "rotary", "schema")
 
 __all__ = [
     "GPTJConfig",
@@ -62,6 +63,8 @@ if not TYPE_CHECKING:  # a checker would take every misspelt name for one that i
 
         if name in _CORE:
             return getattr(importlib.import_module(_CORE[name]), name)
+        if name in _ROOMS:
+            return importlib.import_module(f"gptj.{name}")
         from gptj.backends import asked_by_import, missing_name, unchosen
 
         by_import = asked_by_import()
@@ -69,6 +72,8 @@ if not TYPE_CHECKING:  # a checker would take every misspelt name for one that i
             wing = {"TF": "tf", "Fl": "flax"}.get(name[:2])
             known = name.removeprefix("TF").removeprefix("Flax") in _MODELS and wing is not None
             hint = f"Say from gptj.{wing} import {name}" if known else None
+            if name in BACKENDS and not by_import:
+                hint = f"Say import gptj.{name}"
             raise missing_name(sys.modules[__name__], name, [*__all__, *_MODELS], by_import=by_import, hint=hint)
         try:
             return getattr(backend(), name)
@@ -83,5 +88,5 @@ def __dir__() -> list[str]:
     try:
         choose_backend()
     except GPTJError:
-        return sorted({*globals(), *__all__})
-    return sorted({*globals(), *__all__, *_MODELS})
+        return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted({*globals(), *__all__, *_ROOMS, *_MODELS})

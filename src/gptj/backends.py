@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Literal
 
-from gptj.errors import BackendAttributeError, BackendError, GPTJError, shown
+from gptj.errors import BackendAttributeError, BackendError, GPTJError, did_you_mean, shown
 
 __all__ = [
     "BACKENDS",
@@ -235,8 +235,7 @@ def missing_name(
     """
     submodules = {one.name for one in pkgutil.iter_modules(module.__path__)}
     if hint is None and name not in submodules:
-        close = difflib.get_close_matches(name, sorted({*names, *submodules}), n=1, cutoff=0.7)
-        hint = f"Did you mean {close[0]}?" if close else None
+        hint = did_you_mean(name, {*names, *submodules})
     if by_import and hint is not None:
         return ImportError(f"cannot import name {name!r} from {module.__name__!r}. {hint}", name=module.__name__)
     found = f"module {module.__name__!r} has no attribute {name!r}"

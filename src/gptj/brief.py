@@ -75,7 +75,8 @@ def html_table(title: str, rows: Iterable[Sequence[str]], heading: Sequence[str]
     """A table for a notebook; everything in it is escaped."""
 
     def row(cells: Sequence[str], kind: str) -> str:
-        return "<tr>" + "".join(f'<{kind} style="text-align:left">{html.escape(c)}</{kind}>' for c in cells) + "</tr>"
+        style = "text-align:left;white-space:nowrap"
+        return "<tr>" + "".join(f'<{kind} style="{style}">{html.escape(c)}</{kind}>' for c in cells) + "</tr>"
 
     head = f"<thead>{row(heading, 'th')}</thead>" if heading else ""
     body = "".join(row(cells, "td") for cells in rows)

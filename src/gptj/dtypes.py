@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from typing import Any
 
 import ml_dtypes
@@ -10,10 +11,17 @@ import numpy as np
 
 from gptj.errors import InputError, shown
 
-__all__ = ["PARAMETER_DTYPES", "dtype_name", "numpy_dtype"]
+__all__ = ["DTYPES_CALLED", "PARAMETER_DTYPES", "dtype_name", "numpy_dtype"]
 
 PARAMETER_DTYPES = ("float32", "float64", "bfloat16", "float16")
 """The types that parameters may have."""
+
+DTYPES_CALLED = {
+    "fp16": "float16", "f16": "float16", "half": "float16", "fp32": "float32", "f32": "float32", "float": "float32",
+    "single": "float32", "fp64": "float64", "f64": "float64", "double": "float64", "bf16": "bfloat16",
+    "brain": "bfloat16",
+}  # fmt: skip
+"""What else people call them, to guess what they mean."""
 
 
 def dtype_name(value: Any) -> str:
@@ -25,7 +33,15 @@ def dtype_name(value: Any) -> str:
     text = value if isinstance(value, str) else str(getattr(value, "name", None) or getattr(value, "__name__", value))
     name = text.removeprefix("torch.")
     if name not in PARAMETER_DTYPES:
-        raise InputError("no parameter dtype", where="dtype", expected=" or ".join(PARAMETER_DTYPES), found=shown(text))
+        close = difflib.get_close_matches(name.lower(), PARAMETER_DTYPES, n=1, cutoff=0.85)
+        meant = DTYPES_CALLED.get(name.lower()) or next(iter(close), None)
+        raise InputError(
+            "no parameter dtype",
+            where="dtype",
+            expected=" or ".join(PARAMETER_DTYPES),
+            found=shown(text),
+            hint=None if meant is None else f"Did you mean {meant}?",
+        )
     return name
 
 

@@ -24,6 +24,7 @@ What is odd in a file and changes nothing here is no error but a `CheckpointWarn
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import sys
 import unicodedata
@@ -247,3 +248,13 @@ def warn_of(
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("gptj", "gptj_conversion"):
         frame, level = frame.f_back, level + 1
     warnings.warn(str(message), CheckpointWarning, stacklevel=level - 1)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The sentence that names the one of `known` which `name` is nearly spelt as, None where none is.
+
+    >>> did_you_mean("paddin", ("padding", "max_length"))
+    'Did you mean padding?'
+    """
+    close = difflib.get_close_matches(name, sorted({*known}), n=1, cutoff=0.7)
+    return f"Did you mean {close[0]}?" if close else None

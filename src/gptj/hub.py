@@ -17,8 +17,9 @@ from typing import Any
 
 from gptj.backends import install_line
 from gptj.errors import InputError, MissingFileError, shown
+from gptj.reading.folder_kinds import likely_folder
 
-__all__ = ["HubPlace", "is_repository_id", "locate", "locate_source", "split_hub_arguments"]
+__all__ = ["HUB_ARGUMENTS", "HubPlace", "is_repository_id", "locate", "locate_source", "split_hub_arguments"]
 
 WANTED_FILES = ("*.json", "*.safetensors", "merges.txt")
 FOREIGN_WEIGHTS = ("*.bin", "*.h5", "*.msgpack")
@@ -62,7 +63,7 @@ class HubPlace:
         if not is_repository_id(name_or_path):
             return path
         if importlib.util.find_spec("huggingface_hub") is None:
-            hint = f"To take it from the Hugging Face hub: {install_line('hub')}"
+            hint = likely_folder(path) or f"To take it from the Hugging Face hub: {install_line('hub')}"
             raise MissingFileError("no such folder", file=path, hint=hint)
         from huggingface_hub import snapshot_download
 
@@ -78,7 +79,7 @@ class HubPlace:
                 "no such folder, and the Hugging Face hub and its cache did not give it",
                 file=path,
                 found=shown(first),
-                hint="Name an existing folder, or fetch the repository while online",
+                hint=likely_folder(path) or "Name an existing folder, or fetch the repository while online",
             ) from None
 
     def _options(self, name: str) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from gptj.errors import InputError, shown
 from gptj.schema import HEADS, Head
 
-__all__ = ["DEVICES", "QUANTIZATIONS", "check_device", "check_inference", "check_quantize", "refusal"]
+__all__ = ["DEVICES", "DEVICES_CALLED", "QUANTIZATIONS", "check_device", "check_inference", "check_quantize", "refusal"]
 
 QUANTIZATIONS = ("int8", "int4")
 """Precisions of weights: 8 bits with a scale an output channel, 4 bits with a scale a group of neighbours."""
@@ -20,6 +20,9 @@ QUANTIZATIONS = ("int8", "int4")
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 """Where a model may be asked to run; "auto" is the best that the framework sees."""
+
+DEVICES_CALLED = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps", "default": "auto"}
+"""What else people call them, to guess what they mean."""
 
 
 def check_device(name: str, there: Mapping[str, bool], framework: str) -> None:
@@ -31,7 +34,14 @@ def check_device(name: str, there: Mapping[str, bool], framework: str) -> None:
         framework: its name and version.
     """
     if name.partition(":")[0] not in DEVICES:
-        raise InputError("no such device", where="device", expected="one of " + ", ".join(DEVICES), found=shown(name))
+        meant = DEVICES_CALLED.get(name.partition(":")[0].lower())
+        raise InputError(
+            "no such device",
+            where="device",
+            expected="one of " + ", ".join(DEVICES),
+            found=shown(name),
+            hint=None if meant is None else f"Did you mean {meant}?",
+        )
     if not there.get(name, name == "auto"):
         seen = ", ".join(kind for kind, seen in there.items() if seen)
         hint = "Install the framework's build for that device, and its driver, or say auto"

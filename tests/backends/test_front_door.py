@@ -91,3 +91,9 @@ def test_a_model_runs_on_the_device_that_is_said(wing: Wing, spoken: Path) -> No
         pass
     with pytest.raises(InputError, match="one of auto, cpu, cuda, mps"), wing.module.on_device("gpu"):
         pass
+
+
+def test_a_model_shows_itself_and_no_address(wing: Wing, spoken: Path) -> None:
+    shown = repr(wing.model("causal_lm").from_pretrained(spoken))
+    assert "GPTJForCausalLM" in shown and not re.search(r"0x[0-9a-f]{6}", shown) and len(shown) < 2000
+    assert "GPTJModel" in repr(wing.model("base").from_pretrained(spoken))

@@ -57,7 +57,7 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_run(tmp_path, monke
     (tmp_path / "verse").mkdir()
     (tmp_path / "verse" / "mine").touch()
     monkeypatch.setattr(journey, "run_in_process", lambda *arguments: pytest.fail("a framework was started"))
-    with pytest.raises(WriteError, match="not empty"):
+    with pytest.raises(WriteError, match=r"not empty: it holds 'mine'\. Name another folder"):
         journey.run_demo(("pt",), heard(), keep=tmp_path / "verse")
     assert [path.name for path in (tmp_path / "verse").iterdir()] == ["mine"]
 

@@ -10,6 +10,8 @@ import inspect
 import json
 import pydoc
 import re
+import subprocess
+import sys
 import tomllib
 import typing
 import unittest.mock
@@ -164,6 +166,17 @@ def test_a_misspelt_name_gets_the_one_that_is_meant(misspelt, meant):
         exec(f"from gptj import {misspelt}")
 
 
+def test_the_rooms_that_the_table_of_contents_names_are_there():
+    """In a process of its own: here the rooms have long been imported."""
+    named = re.search(r"^    (\w+(?:, \w+)+) +the rooms behind them", gptj.__doc__ or "", re.MULTILINE)
+    assert named is not None
+    asked = "; ".join(f"gptj.{room}" for room in [*named[1].split(", "), "errors", "generation"])
+    frameworks = "{'torch', 'tensorflow', 'keras', 'jax', 'flax'} & {*sys.modules}"
+    program = f"import sys, gptj; {asked}; assert not {frameworks}; gptj.tf"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "AttributeError: module 'gptj' has no attribute 'tf'. Say import gptj.tf"
+
+
 def test_names_like_none_of_ours_are_left_to_python():
     with pytest.raises(ImportError, match="cannot import name 'xyzzy'"):
         exec("from gptj import xyzzy")
@@ -220,7 +233,14 @@ def completions(*words: str, incomplete: str = "") -> list[str]:
         (("convert", "a", "b", "--to", "pytorch"), "Did you mean bin?"),
         (("convert", "a", "b", "--to", "safetensor"), "Did you mean safetensors?"),
         (("inspect", "a", "--source-format", "h5"), "Did you mean tf?"),
-        (("generate", "x", "hi", "--device", "gpu"), "'gpu' is not one of auto, cpu, cuda, mps."),
+        (("generate", "x", "hi", "--device", "gpu"), "'gpu' is not one of auto, cpu, cuda, mps. Did you mean cuda?"),
+        (("generate", "x", "hi", "--dtype", "fp16"), "Did you mean float16?"),
+        (("convert", "a", "b", "--dtype", "bf16"), "Did you mean bfloat16?"),
+        (("convert", "a", "b", "--dtype", "half"), "Did you mean float16?"),
+        (("parity", "x", "--dtype", "double"), "Did you mean float64?"),
+        (("init", "x", "--dtype", "flaot32"), "Did you mean float32?"),
+        (("convert", "a", "b", "--layout", "slm"), "Did you mean slim?"),
+        (("generate", "x", "hi", "--quantize", "int-8"), "Did you mean int8?"),
     ],
 )
 def test_a_name_that_people_type_gets_the_one_that_is_meant(words, said):
@@ -264,6 +284,26 @@ def test_debug_may_stand_after_every_command(command):
     assert "No such option" not in run(command, "--debug", "--help").output
 
 
+def test_the_line_for_completion_can_be_copied_at_any_width():
+    for columns in (50, 80, 120):
+        text = CliRunner().invoke(cli.gptj_command, ["--help"], terminal_width=columns).output
+        assert '    eval "$(_GPTJ_COMPLETE=bash_source gptj)"' in text.splitlines()
+
+
+@pytest.mark.parametrize("command", cli.gptj_command.commands)
+def test_a_help_names_no_argument_that_its_command_has_not(command):
+    text = run(command, "--help").output
+    usage, *rest = text.splitlines()
+    assert {*re.findall(r"\b(?:SRC|DST|DIR|PATH|PROMPT)\b", "\n".join(without_metavars(rest)))} <= {*usage.split()} | {
+        word.strip("[]") for word in usage.split()
+    }
+
+
+def without_metavars(lines: list[str]) -> list[str]:
+    """Help without the left column of its options, where a value's kind stands."""
+    return [re.sub(r"^  -.*?(?:  |$)", "", line) for line in lines]
+
+
 @pytest.mark.parametrize("debug", ["--debug", None])
 def test_debug_shows_the_traceback_wherever_it_stands(debug, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["gptj", "inspect", "nowhere", *([debug] if debug else [])])
@@ -287,7 +327,7 @@ def test_a_device_that_is_not_there_is_named():
     check_device("cpu", there, "PyTorch 2")
     with pytest.raises(InputError, match=r"PyTorch 2 sees no such device \(expected cpu, found cuda\)"):
         check_device("cuda", there, "PyTorch 2")
-    with pytest.raises(InputError, match="one of auto, cpu, cuda, mps"):
+    with pytest.raises(InputError, match=r"one of auto, cpu, cuda, mps.*Did you mean cuda"):
         check_device("gpu", there, "PyTorch 2")
 
 
@@ -303,6 +343,22 @@ def test_doctor_says_what_the_machine_and_the_extras_are(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "h5py" else found(name))
     assert examine().lines()["[convert]"] == f"not installed: {install_line('convert')}"
+
+
+# ---- dtypes
+
+
+@pytest.mark.parametrize("said", ["torch", "Flax ", "pt,tf"])
+def test_doctor_warns_of_a_chosen_backend_that_there_is_not(said, monkeypatch):
+    monkeypatch.setenv("GPTJ_BACKEND", said)
+    assert [one for one in examine().warnings if "GPTJ_BACKEND: no such backend" in one]
+
+
+def test_doctor_warns_of_a_chosen_backend_whose_framework_is_missing(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    monkeypatch.setenv("GPTJ_BACKEND", "pt")
+    assert [one for one in examine().warnings if "PyTorch is not installed" in one and install_line("pt") in one]
 
 
 # ---- what large objects show
@@ -323,7 +379,8 @@ def test_an_output_shows_dtypes_and_shapes():
         "past_key_values=KVCache(28 layers, keys and values float32 (1, 4, 3, 8), growing), "
         "hidden_states=29 × float32 (1, 3, 64), attentions=2: float64 (1, 2), ..., float64 (1, 3))"
     )
-    assert "<td" in output()._repr_html_() and "float32 (1, 3, 50400)" in output()._repr_html_()
+    assert "<td" in output()._repr_html_() and "nowrap" in output()._repr_html_()  # 7.3e-05 in a narrow column
+    assert "float32 (1, 3, 50400)" in output()._repr_html_()
 
 
 def test_a_cache_shows_how_full_it_is():

@@ -21,10 +21,12 @@ from gptj.backends import (
     DISTRIBUTION,
     ENVIRONMENT_VARIABLE,
     EXTRAS,
+    choose_backend,
     install_line,
     installed_backends,
     missing_from,
 )
+from gptj.errors import BackendError
 
 __all__ = ["Examination", "examine"]
 
@@ -186,7 +188,12 @@ def _warnings() -> list[str]:
         )
     if "torch" in sys.modules or "jax" in sys.modules or "tensorflow" in sys.modules:
         found.append("a framework is already imported: what it read from the environment can no longer change")
-    if len(installed_backends()) > 1 and not os.environ.get(ENVIRONMENT_VARIABLE):
+    if os.environ.get(ENVIRONMENT_VARIABLE):
+        try:
+            choose_backend()
+        except BackendError as error:
+            found.append(str(error))
+    elif len(installed_backends()) > 1:
         found.append(f"several backends and no {ENVIRONMENT_VARIABLE}: say which with --backend, or import gptj.pt")
     return found
 

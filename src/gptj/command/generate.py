@@ -38,6 +38,7 @@ from gptj.generation.session import LogitsProcessor
 from gptj.hub import locate
 from gptj.inputs import check_ids
 from gptj.prepared import QUANTIZATIONS, check_quantize
+from gptj.reading.folder_kinds import missing_folder
 from gptj.surroundings import check_surroundings
 from gptj.text.tokenizer import GPTJTokenizer
 
@@ -126,6 +127,8 @@ class Desk:
     def __init__(self, request: Request, *, needs_tokenizer: bool) -> None:
         self.request = request
         self.directory = locate(request.directory)
+        if not os.path.lexists(self.directory):
+            raise missing_folder(self.directory, "no such directory")
         self.model_config = GPTJConfig.from_file(self.directory)
         self.config = self._settled_config()
         self.backend = choose_backend(request.backend)

@@ -43,10 +43,10 @@ from gptj.command.options import (
 )
 from gptj.command.standard_streams import StdoutError, abandon_stdout, settle_streams
 from gptj.command.waiting import waiting
-from gptj.dtypes import PARAMETER_DTYPES
+from gptj.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
 from gptj.errors import CheckpointWarning, GPTJError, harmless, shown
 from gptj.hub import locate, locate_source
-from gptj.prepared import DEVICES, QUANTIZATIONS
+from gptj.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
 from gptj.reading.weight_files import split_weights
 
 if TYPE_CHECKING:
@@ -66,6 +66,13 @@ ENVIRONMENT = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
 }
 
+EPILOG = """\b
+To see it all at work:
+  gptj demo
+To complete with Tab:
+  eval "$(_GPTJ_COMPLETE=bash_source gptj)"
+"""
+
 PathArgument = FileName(path_type=Path)
 Inside = FileName(inside=True)
 
@@ -74,6 +81,7 @@ ModelArgument = Repository(locate)
 SourceArgument = Repository(locate_source)
 BackendChoice = backend_names(BACKENDS)
 BackendsChoice = backend_names(BACKENDS, several=True)
+DtypeChoice = Names(PARAMETER_DTYPES, called=DTYPES_CALLED)
 
 
 # What people call the formats, by their files or their frameworks.
@@ -205,7 +213,7 @@ def _print_json(value: Any) -> None:
     name="gptj",
     cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog='To see it all at work: gptj demo. To complete with Tab: eval "$(_GPTJ_COMPLETE=bash_source gptj)"',
+    epilog=EPILOG,
 )
 @click.version_option(gptj.__version__, prog_name="gptj")
 @click.option("--debug", is_flag=True, help=DEBUG_HELP)
@@ -214,7 +222,7 @@ def gptj_command(debug: bool) -> None:
 
     A DIR is a folder with config.json and safetensors weights, as `gptj convert` writes it and transformers too; or
     a repository of the Hugging Face hub: OWNER/NAME, with --revision or as OWNER/NAME@REVISION where it is not the
-    main branch that is meant. SRC and PATH may be one as well.
+    main branch that is meant. SRC may be one as well.
     """
     home = Path("~").expanduser()
     for name, value in ENVIRONMENT.items():
@@ -252,11 +260,11 @@ convert_options = (
     option("Result", "--to", type=Names(_target_formats, called=CALLED), default="safetensors", show_default=True,
                  help="What to write."),
     option("Result", "--shards", type=int, help="How many cores will load it: for --to mesh."),
-    option("Result", "--layout", type=click.Choice(("slim", "full")), default="slim", show_default=True,
+    option("Result", "--layout", type=Names(("slim", "full")), default="slim", show_default=True,
                  help="For --to mesh."),
     option("Result", "--tokenizer", type=FileName(), metavar="gpt2|DIR|none", help="To write beside the weights. "
                  "[default: the one beside SRC, if any]"),
-    option("Result", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the written tensors. [default: as "
+    option("Result", "--dtype", type=DtypeChoice, help="Of the written tensors. [default: as "
                  "in SRC]"),
     option("Result", "--max-shard-gb", type=FiniteRange(min=0.001, max=1e9), default=5.0, show_default=True,
                  help="Size of a weights file."),
@@ -353,11 +361,11 @@ def _print_notes(plan: ConversionPlan) -> None:
 
 
 @gptj_command.command(cls=Sections, short_help="Say what a checkpoint is, from its headers.")
-@click.argument("path", type=SourceArgument)
+@click.argument("path", type=SourceArgument, metavar="SRC")
 @decorated(source_options)
 @json_option
 def inspect(path: Path, as_json: bool, **source: Any) -> None:
-    """Say what PATH is: format, sizes, dtype, tensors, parameters. Reads headers only."""
+    """Say what SRC is: format, sizes, dtype, tensors, parameters. Reads headers only."""
     _inspect(path, as_json, **source)
 
 
@@ -456,17 +464,17 @@ generate_options = (
     option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
             "several sets."),
     revision_option(section="Model"),
-    option("Model", "--dtype", type=click.Choice(PARAMETER_DTYPES), help="Of the parameters. [default: as stored]"),
+    option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
     option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them: slower to start, and "
            "they may change meanwhile."),
     option("Model", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
             help="How many prompts to read at once."),
     option("Model", "--assistant", type=ModelArgument, metavar="DIR", help="A smaller model that guesses ahead; the "
             "text is the same."),
-    option("Model", "--quantize", type=click.Choice(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
+    option("Model", "--quantize", type=Names(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
             "the framework can."),
-    option("Model", "--device", type=Names(DEVICES), default="auto", show_default=True, help="Where it runs; auto is a "
-           "GPU where the framework sees one."),
+    option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
+            help="Where it runs; auto is a GPU where the framework sees one."),
     option("Decoding", "--max-new-tokens", type=int, metavar="N", help="Tokens to add at most. [default: 40]"),
     option("Decoding", "--temperature", type=float, metavar="T", help="Sample; below 1 is bolder, above 1 more even, "
             "0 is greedy."),
@@ -475,8 +483,8 @@ generate_options = (
             "probability."),
     option("Decoding", "--min-p", type=float, metavar="P", help="Sample among the tokens of at least P times the "
             "best one's probability."),
-    option("Decoding", "--seed", type=int, metavar="N", help="Sample with this seed: the same text in every "
-            "framework."),
+    option("Decoding", "--seed", type=int, metavar="N", help="Sample with this seed: in float32, the same text "
+            "in every framework."),
     option("Decoding", "--num-beams", type=int, metavar="N", help="Search with N beams."),
     option("Decoding", "--repetition-penalty", type=float, metavar="X", help="Above 1, make said tokens unlikelier."),
     option("Decoding", "--stop", multiple=True, metavar="TEXT", help="End after this text. May be given several "
@@ -591,11 +599,14 @@ def _token_ids(text: str) -> tuple[int, ...]:
 @gptj_command.command(short_help="Compare the frameworks on a model, and with an oracle.")
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @backends_option
+@click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="To compute in.")
 @click.option(
-    "--dtype", type=click.Choice(PARAMETER_DTYPES), default="float32", show_default=True, help="To compute in."
-)
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the prompts and sampled text."
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of the prompts and sampled text.",
 )
 @weights_option
 @revision_option()
@@ -630,10 +641,10 @@ def parity(
 @gptj_command.command(short_help="Write a folder of random weights that reveal mistakes.")
 @click.argument("directory", type=PathArgument, metavar="DIR")
 @click.option("--config", type=PathArgument, help="A config.json. [default: a tiny model with every size different]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random values.")
 @click.option(
-    "--dtype", type=click.Choice(PARAMETER_DTYPES), default="float32", show_default=True, help="Of the tensors."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the random values."
 )
+@click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="Of the tensors.")
 @overwrite_option
 def init(directory: Path, config: Path | None, seed: int, dtype: str, overwrite: bool) -> None:
     """Write DIR with random weights that reveal mistakes: no bias is zero, no scale is one."""

@@ -27,7 +27,7 @@ from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, naming_file, shown
 from gptj.json_file import is_folder, read_json_object
 
-__all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig"]
+__all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig", "is_field"]
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "tanh")
 """What `activation_function` may be; each wing has one function a name."""
@@ -493,6 +493,11 @@ _DEFAULTS: dict[str, Any] = {
     for name, parameter in inspect.signature(GPTJConfig).parameters.items()
     if name in _FIELDS and name != "extra"
 }
+
+
+def is_field(name: str) -> bool:
+    """Whether it is a field, an alias of one, or spelt so much like one that it may be meant for it."""
+    return name in _FIELDS or name in ALIASES or is_alike(name, _DEFAULTS)
 
 
 def _did_you_mean(name: str) -> str | None:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 
 from gptj.errors import ConfigError, WriteError, shown
 from gptj.hub import split_hub_arguments
+from gptj.reading.folder_kinds import missing_folder
 
 __all__ = ["Settings"]
 
@@ -123,7 +124,10 @@ class Settings:
             ConfigError: the file, or an override, breaks a rule.
         """
         place, overrides = split_hub_arguments(overrides)
-        found = cls.from_file(place.locate(directory, patterns=("*.json",)) / place.subfolder)
+        path = place.locate(directory, patterns=("*.json",)) / place.subfolder
+        if not os.path.lexists(path):
+            raise missing_folder(path, "no such file or folder")
+        found = cls.from_file(path)
         return found.replace(**overrides) if overrides else found
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from gptj.backends import BACKENDS, choose_backend, install_line, installed_backends
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
+from gptj.errors import WriteError
 from gptj.parity import ParityReport, Probe, Record, run_parity
 from gptj.parity.run import run_in_process
 from gptj.parity.tolerance import FLOAT32_ABSOLUTE
@@ -60,6 +61,8 @@ def run_demo(backends: Sequence[str] | None, console: Console, *, keep: Path | N
 
 # ---- one: the folder
 
+_ELSEWHERE = "Name another folder to keep it in, or move this one away"
+
 
 def _convert(path: Path, console: Console) -> Path:
     from gptj_conversion.convert import convert, describe
@@ -71,7 +74,11 @@ def _convert(path: Path, console: Console) -> Path:
     sizes = f"{facts.layers} layers of width {facts.width}, vocabulary {facts.vocab:,}, {facts.parameters:,} parameters"
     _say(console, sizes, before=" " * 10)
     with _step(console, "converting") as done:
-        convert(SHAKESPEARE, path, dtype="float32")
+        try:
+            convert(SHAKESPEARE, path, dtype="float32")
+        except WriteError as error:  # the demo has no overwrite
+            taken = path.is_dir() and any(path.iterdir())
+            raise WriteError(error.problem, file=error.file, hint=_ELSEWHERE if taken else error.hint) from None
         done("converted to a safetensors folder, tokenizer included, by NumPy alone")
     with _step(console, "verifying") as done:
         manifest = verify_checkpoint(path)

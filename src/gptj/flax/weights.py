@@ -174,6 +174,14 @@ class PretrainedModel(pretrained.Configured):
         if _do_init:
             self.initialise(dtype=parameters, seed=seed)
 
+    # Differs: torch's modules and Keras' models show themselves.
+    def __repr__(self) -> str:
+        kept = str(self.param_dtype) if self._params is not None else "no parameters of its own"
+        return (
+            f"{type(self).__name__}({self.config.n_layer} layers of width {self.config.n_embd}, "
+            f"vocabulary {self.config.vocab_size:,}, {self.num_parameters():,} parameters: {kept})"
+        )
+
     @property
     def module(self) -> Any:
         """The flax.linen module: `module.apply({"params": params}, input_ids)` works under jit, grad and vmap.

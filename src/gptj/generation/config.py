@@ -168,7 +168,13 @@ class GenerationConfig(Settings):
     _given: ClassVar[frozenset[str]] = frozenset()
 
     def __new__(cls, **fields: Any) -> Self:
-        """A config that knows which fields it was given; see `named`."""
+        """A config that knows which fields it was given; see `named`.
+
+        Raises:
+            ConfigError: there is no such field, or it is one of transformers' that is not honoured here.
+        """
+        for name in _known_members(fields).keys() ^ fields.keys():
+            raise ConfigError(f"not supported: {UNSUPPORTED[name][1]}", where=name, hint="Leave it out")
         self = object.__new__(cls)
         object.__setattr__(self, "_given", frozenset(fields))
         return self

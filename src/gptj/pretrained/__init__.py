@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, verify_checkpoint
-from gptj.config import BUILT_IN, GPTJConfig
+from gptj.config import BUILT_IN, GPTJConfig, is_field
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
-from gptj.errors import ConfigError, GPTJError, InputError, MissingFileError, SchemaError, shown, warn_of
+from gptj.errors import ConfigError, GPTJError, InputError, MissingFileError, SchemaError, did_you_mean, shown, warn_of
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.mixin import Generates
-from gptj.hub import is_repository_id, split_hub_arguments
+from gptj.hub import HUB_ARGUMENTS, is_repository_id, split_hub_arguments
 from gptj.initial import initial_tensor
 from gptj.parity.fingerprint import check_fingerprint
-from gptj.pretrained.foreign_arguments import place_of, take_foreign_arguments
+from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
 from gptj.reading.weight_files import split_weights
 from gptj.schema import HEADS, Head, TensorSpec, schema
 
@@ -229,6 +229,9 @@ def prepare(
     where, fields = split_hub_arguments({**(overrides or {}), "subfolder": subfolder})
     fields = take_foreign_arguments(fields)
     weights = _variant_file(fields.pop("variant", None), weights)
+    for name in fields:  # a field's own misspellings are the config's to name
+        if (meant := did_you_mean(name, _LOADING_ARGUMENTS)) and not is_field(name):
+            raise ConfigError("no such field", where=shown(name), hint=meant)
     place = place_of(device_map)
     path, weights = split_weights(where.locate(directory) / subfolder, weights)
     _require_safetensors(path, directory)
@@ -317,6 +320,13 @@ def saving_options(max_shard_bytes: int | str, others: Mapping[str, Any]) -> int
             raise InputError("not supported", where=name, expected=expected, found=shown(value), hint=hint)
     return shard_bytes(max_shard_bytes if size is None else size)
 
+
+_LOADING_ARGUMENTS = (
+    *("config", "dtype", "param_dtype", "torch_dtype", "device_map", "weights", "variant", "ignore_mismatched_sizes"),
+    *("output_loading_info", "mmap", "verify", "seed", "inference", "quantize", "_do_init"),
+    *(*HUB_ARGUMENTS, *FOREIGN_ARGUMENTS),
+)
+"""What `from_pretrained` takes in any wing besides the config's fields."""
 
 _SAVING_OPTIONS: dict[str, tuple[tuple[Any, ...] | None, str]] = {
     "max_shard_size": (None, ""),

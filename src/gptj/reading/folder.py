@@ -16,7 +16,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.errors import ConfigError, FormatError, MissingFileError, SchemaError, shown
+from gptj.errors import ConfigError, FormatError, SchemaError, shown
+from gptj.reading.folder_kinds import missing_folder
 from gptj.reading.manifest import CONFIG_HASH_KEY, VerifiedManifest, verify_manifest, warn_of_unchecked
 from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor
 from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path, split_weights
@@ -169,7 +170,7 @@ def _require_directory(directory: Path) -> None:
     try:
         found = directory.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingFileError("no such directory", file=directory) from None
+        raise missing_folder(directory, "no such directory") from None
     except (OSError, ValueError) as error:
         raise FormatError(f"cannot be looked at: {error}", file=shown(directory)) from None
     if not directory.is_dir():

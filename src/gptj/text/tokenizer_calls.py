@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gptj.errors import InputError, shown
+from gptj.errors import InputError, did_you_mean, shown
+from gptj.hub import HUB_ARGUMENTS
 from gptj.text.token_rows import BatchEncoding, Row, as_tensors, one_of, padded_width, whole_number
 from gptj.text.tokenizer_data import BYTE_OF_CHARACTER, AddedToken, TokenizerData, named_token
 
@@ -32,6 +33,14 @@ _SO_ANYWAY: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Arguments of a tokenizer's call that change nothing with these values (or None): no token is ever added."""
 
+_CALL_ARGUMENTS = (
+    *("text", "text_pair", "padding", "padding_side", "pad_to_multiple_of", "truncation", "truncation_side"),
+    *("max_length", "return_offsets", "return_offsets_mapping", "return_attention_mask", "return_tensors"),
+    *("allow_special", *_SO_ANYWAY),
+)
+_SIDES = ("padding_side", "truncation_side", "model_max_length")
+_FAST_ONLY = ("use_fast", "clean_up_tokenization_spaces", "add_prefix_space", "trust_remote_code")
+
 
 def take_call_arguments(others: Mapping[str, Any]) -> dict[str, Any]:
     """What of transformers' further arguments of a call means something: return_offsets and return_attention_mask.
@@ -46,7 +55,7 @@ def take_call_arguments(others: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "return_attention_mask":
             taken["return_attention_mask"] = value is None or bool(value)
         elif name not in _SO_ANYWAY:
-            raise InputError("no such argument", where=shown(name))
+            raise InputError("no such argument", where=shown(name), hint=did_you_mean(name, _CALL_ARGUMENTS))
         elif value is not None and value not in _SO_ANYWAY[name][0]:
             allowed, hint = _SO_ANYWAY[name]
             raise InputError("not supported", where=name, expected=repr(allowed[0]), found=shown(value), hint=hint)
@@ -364,7 +373,7 @@ def set_from_pretrained(tokenizer: Any, options: Mapping[str, Any]) -> None:
         InputError: there is no such option.
     """
     for name, value in options.items():
-        if name in ("use_fast", "clean_up_tokenization_spaces", "add_prefix_space", "trust_remote_code"):
+        if name in _FAST_ONLY:
             allowed = (True, False) if name == "use_fast" else (False,)
             if value is not None and value not in allowed:
                 raise InputError("not supported", where=name, expected=False, found=shown(value))
@@ -373,7 +382,8 @@ def set_from_pretrained(tokenizer: Any, options: Mapping[str, Any]) -> None:
                 tokenizer.add_special_tokens({name: value})
             else:
                 setattr(tokenizer, name, value)
-        elif name in ("padding_side", "truncation_side", "model_max_length"):
+        elif name in _SIDES:
             setattr(tokenizer, name, value)
         else:
-            raise InputError("no such option", where=shown(name))
+            hint = did_you_mean(name, (*_FAST_ONLY, *ROLES, *_SIDES, *HUB_ARGUMENTS))
+            raise InputError("no such option", where=shown(name), hint=hint)

@@ -23,6 +23,7 @@ from gptj.backends import install_line
 from gptj.config import CONFIG_FILE
 from gptj.errors import ConfigError, GPTJError, MissingFileError, TokenizerError, WriteError, shown, warn_of
 from gptj.json_file import is_folder, parse_json_object, read_json_object, read_small_file
+from gptj.reading.folder_kinds import likely_folder
 from gptj.text.tokenizer_data import (
     END_OF_TEXT,
     EXTRA_TOKENS,
@@ -60,9 +61,8 @@ def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool
     """
     folder = Path(directory)
     if not is_folder(folder):
-        raise MissingFileError(
-            "no such folder", file=folder, hint="For GPT-2's own vocabulary, which is GPT-J's: GPTJTokenizer.gpt2()"
-        )
+        hint = likely_folder(folder) or "For GPT-2's own vocabulary, which is GPT-J's: GPTJTokenizer.gpt2()"
+        raise MissingFileError("no such folder", file=folder, hint=hint)
     beside = Beside(
         folder=folder,
         settings=_optional_json(folder / "tokenizer_config.json"),
