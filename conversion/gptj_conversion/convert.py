@@ -32,10 +32,10 @@ from gptj.errors import (
     shown,
     warn_of,
 )
-from gptj.json_file import is_folder, read_json_object
+from gptj.json_file import read_json_object
 from gptj.parity.fingerprint import Witness
+from gptj.paths import is_folder, likely_folder
 from gptj.reading.buffers import Room
-from gptj.reading.folder_kinds import likely_folder
 from gptj.reading.weight_files import (
     INDEX_FILE,
     WEIGHTS_FILE,

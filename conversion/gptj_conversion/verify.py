@@ -9,9 +9,8 @@ from pathlib import Path
 from gptj.checkpoint import verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, MissingFileError, shown
-from gptj.json_file import is_folder
 from gptj.parity.fingerprint import check_fingerprint, compare_fingerprint
-from gptj.reading.folder_kinds import missing_folder
+from gptj.paths import is_folder, missing_folder
 from gptj.reading.manifest import (
     MANIFEST_FILE,
     FoundTensor,

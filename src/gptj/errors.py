@@ -29,7 +29,7 @@ import os
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 __all__ = [
     "BackendAttributeError",

@@ -17,7 +17,7 @@ from typing import Any
 
 from gptj.backends import install_line
 from gptj.errors import InputError, MissingFileError, shown
-from gptj.reading.folder_kinds import likely_folder
+from gptj.paths import likely_folder
 
 __all__ = ["HUB_ARGUMENTS", "HubPlace", "is_repository_id", "locate", "locate_source", "split_hub_arguments"]
 

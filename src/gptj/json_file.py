@@ -16,21 +16,13 @@ from typing import Any, NoReturn
 
 from gptj.errors import FormatError, GPTJError, LimitError, MissingFileError, shown
 
-__all__ = ["is_folder", "parse_json_object", "read_json_object", "read_small_file"]
+__all__ = ["parse_json_object", "read_json_object", "read_small_file"]
 
 SMALL_FILE_BYTES = 1_000_000
 """The cap for config-like files: transformers' own largest config.json is under 10 kB."""
 
 MOST_DIGITS = 300
 """Of an integer in JSON: float64 holds 308, and Python converts none of more than 4,300."""
-
-
-def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is there. A name that is too long, or behind a closed door, is none: its reader says so."""
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def read_small_file(path: str | os.PathLike[str], *, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:

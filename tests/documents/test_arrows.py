@@ -11,8 +11,8 @@ import house
 import pytest
 
 CONTRACT = frozenset(
-    {"backends", "brief", "config", "dtypes", "errors", "hub", "initial", "inputs", "json_file", "outputs", "prepared"}
-    | {"rotary", "schema"}
+    {"backends", "brief", "config", "dtypes", "errors", "hub", "initial", "inputs", "json_file", "outputs", "paths"}
+    | {"prepared", "rotary", "schema", "surroundings"}
 )
 """The rooms that say what a GPT-J is, and what a call takes and gives. Nothing above them is imported there."""
 

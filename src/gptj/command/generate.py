@@ -37,8 +37,8 @@ from gptj.generation.sampling import SEEDS
 from gptj.generation.session import LogitsProcessor
 from gptj.hub import locate
 from gptj.inputs import check_ids
+from gptj.paths import missing_folder
 from gptj.prepared import QUANTIZATIONS, check_quantize
-from gptj.reading.folder_kinds import missing_folder
 from gptj.surroundings import check_surroundings
 from gptj.text.tokenizer import GPTJTokenizer
 

@@ -1,5 +1,5 @@
 """GPTJConfig: what a GPT-J is, before any framework: its fields, their rules, its file."""
 
-from gptj.config.gptj_config import ACTIVATIONS, BUILT_IN, CONFIG_FILE, GPTJConfig
+from gptj.config.gptj_config import ACTIVATIONS, BUILT_IN, CONFIG_FILE, GPTJConfig, is_field
 
-__all__ = ["ACTIVATIONS", "BUILT_IN", "CONFIG_FILE", "GPTJConfig"]
+__all__ = ["ACTIVATIONS", "BUILT_IN", "CONFIG_FILE", "GPTJConfig", "is_field"]

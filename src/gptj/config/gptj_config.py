@@ -25,7 +25,8 @@ from gptj.config.rules import is_number, is_whole, plain, spelt
 from gptj.config.settings import Settings, default_members
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, naming_file, shown
-from gptj.json_file import is_folder, read_json_object
+from gptj.json_file import read_json_object
+from gptj.paths import is_folder
 
 __all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig", "is_field"]
 

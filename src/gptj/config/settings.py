@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 
 from gptj.errors import ConfigError, WriteError, shown
 from gptj.hub import split_hub_arguments
-from gptj.reading.folder_kinds import missing_folder
+from gptj.paths import missing_folder
 
 __all__ = ["Settings"]
 

@@ -36,7 +36,8 @@ from gptj.generation.rules import (
     known_members,
 )
 from gptj.generation.stored import drop_ids_beyond, fit, read_members, unhonoured
-from gptj.json_file import is_folder, read_json_object
+from gptj.json_file import read_json_object
+from gptj.paths import is_folder
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
 
@@ -173,7 +174,7 @@ class GenerationConfig(Settings):
         Raises:
             ConfigError: there is no such field, or it is one of transformers' that is not honoured here.
         """
-        for name in _known_members(fields).keys() ^ fields.keys():
+        for name in known_members(_DEFAULTS, fields).keys() ^ fields.keys():
             raise ConfigError(f"not supported: {UNSUPPORTED[name][1]}", where=name, hint="Leave it out")
         self = object.__new__(cls)
         object.__setattr__(self, "_given", frozenset(fields))

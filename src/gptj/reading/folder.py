@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.errors import ConfigError, FormatError, SchemaError, shown
-from gptj.reading.folder_kinds import missing_folder
+from gptj.paths import missing_folder
 from gptj.reading.manifest import CONFIG_HASH_KEY, VerifiedManifest, verify_manifest, warn_of_unchecked
 from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor
 from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path, split_weights

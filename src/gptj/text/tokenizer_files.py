@@ -22,8 +22,8 @@ from typing import Any
 from gptj.backends import install_line
 from gptj.config import CONFIG_FILE
 from gptj.errors import ConfigError, GPTJError, MissingFileError, TokenizerError, WriteError, shown, warn_of
-from gptj.json_file import is_folder, parse_json_object, read_json_object, read_small_file
-from gptj.reading.folder_kinds import likely_folder
+from gptj.json_file import parse_json_object, read_json_object, read_small_file
+from gptj.paths import is_folder, likely_folder
 from gptj.text.tokenizer_data import (
     END_OF_TEXT,
     EXTRA_TOKENS,
