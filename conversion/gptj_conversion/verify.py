@@ -70,9 +70,9 @@ def verify(
             expected=f"one of the {len(noted.files)} files that it lists",
         )
     if written == "safetensors":
-        manifest = verify_checkpoint(directory, follow_links=follow_links)
+        manifest = verify_checkpoint(directory, weights=weights, follow_links=follow_links)
         if fingerprint:
-            check_fingerprint(directory, follow_links=follow_links)
+            check_fingerprint(directory, weights=weights, follow_links=follow_links)
         return manifest
     if written not in target_formats():
         raise FormatError(
@@ -82,12 +82,12 @@ def verify(
             expected="one of " + ", ".join(target_formats()),
             found=shown(written),
         )
-    find = functools.partial(_find_tensors, follow_links=follow_links)
-    config = functools.partial(_config_of, directory, follow_links=follow_links)
+    find = functools.partial(_find_tensors, weights=weights, follow_links=follow_links)
+    config = functools.partial(_config_of, directory, weights=weights, follow_links=follow_links)
     manifest = verify_manifest(directory, config=config, find=find, follow_links=follow_links)
     warn_of_unchecked(directory, manifest)
     if fingerprint:
-        source, rows = _open(directory, manifest, follow_links=follow_links)
+        source, rows = _open(directory, manifest, weights=weights, follow_links=follow_links)
         by_name = {row.name: row for row in rows}
         assert source.config is not None
         compare_fingerprint(
@@ -96,19 +96,23 @@ def verify(
     return manifest
 
 
-def _find_tensors(directory: Path, manifest: Manifest, *, follow_links: bool) -> dict[str, FoundTensor]:
+def _find_tensors(
+    directory: Path, manifest: Manifest, *, weights: str | None, follow_links: bool
+) -> dict[str, FoundTensor]:
     """Every canonical tensor of the directory, through its format's reader; one is in memory at a time."""
-    return canonical_tensors(*_open(directory, manifest, follow_links=follow_links))
+    return canonical_tensors(*_open(directory, manifest, weights=weights, follow_links=follow_links))
 
 
-def _config_of(directory: Path, manifest: Manifest, *, follow_links: bool) -> GPTJConfig:
-    source, _ = _open(directory, manifest, follow_links=follow_links)
+def _config_of(directory: Path, manifest: Manifest, *, weights: str | None, follow_links: bool) -> GPTJConfig:
+    source, _ = _open(directory, manifest, weights=weights, follow_links=follow_links)
     assert source.config is not None
     return source.config
 
 
-def _open(directory: Path, manifest: Manifest, *, follow_links: bool) -> tuple[Source, tuple[TensorSpec, ...]]:
-    source = open_source(directory, source_format=manifest.weights_format, follow_links=follow_links)
+def _open(
+    directory: Path, manifest: Manifest, *, weights: str | None, follow_links: bool
+) -> tuple[Source, tuple[TensorSpec, ...]]:
+    source = open_source(directory, source_format=manifest.weights_format, weights=weights, follow_links=follow_links)
     if source.config is None:
         raise FormatError("says nothing of heads, rotary width and positions", file=directory)
     return source, schema(source.config, source.head)

@@ -9,8 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from pretended_hub import pretend_hub
+from weight_choices import two_sets
 
 from gptj.checkpoint import write_checkpoint
 from gptj.command.main import gptj_command
@@ -40,6 +39,13 @@ def test_another_model_agrees_too(backend_names, tmp_path):
     )
     directory = write_checkpoint(tmp_path / "model", config, revealing_fill(1))
     run_parity(directory, backend_names, seed=1).raise_if_failed()
+
+
+@pytest.mark.filterwarnings("ignore::gptj.errors.CheckpointWarning")
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "model.safetensors.index.fp16.json"])
+def test_the_chosen_weights_are_compared(backend_names, tmp_path, name):
+    folder = two_sets(tmp_path / "model", name)
+    run_parity(folder, backend_names[:1], weights=name).raise_if_failed()
 
 
 def test_one_wrong_tensor_is_caught_and_its_block_named(checkpoint, backend_names, tmp_path):

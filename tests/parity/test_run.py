@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from oracle_record import oracle_record
+from weight_choices import CHOICES, FOREIGN, chosen_weights, named, two_sets
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.errors import BackendError, FormatError, InputError, SchemaError, WriteError
@@ -25,7 +26,8 @@ def answering(command: list[str], **options: object) -> subprocess.CompletedProc
     """In place of `subprocess.run`: a float32 oracle answers as the backend that was asked for."""
     told = dict(zip(command[5::2], command[6::2], strict=True))
     config = revealing_config()
-    oracle = Oracle(config, revealing_weights(config), dtype="float32")
+    weights = chosen_weights() if "--weights" in told else revealing_weights(config)
+    oracle = Oracle(config, weights, dtype="float32")
     oracle_record(oracle, Probe.load(told["--probe"]), backend=told["--backend"]).save(told["--out"])
     return subprocess.CompletedProcess(command, 0, "", "")
 
@@ -71,9 +73,9 @@ class TestRunParity:
             run_parity(base, ["pt"])
 
 
-def transposed(directory: Path, name: str) -> None:
+def transposed(directory: Path, name: str, weights: str | None = None) -> None:
     """Turn a square matrix where it lies in the file, which no shape shows."""
-    opened = open_checkpoint(directory)
+    opened = open_checkpoint(directory, weights=weights)
     tensor, values = opened.tensors[name], opened.read(name)
     with tensor.file.open("r+b") as stream:
         stream.seek(tensor.offset)
@@ -108,6 +110,33 @@ class TestTheManifest:
         transposed(model, self.Q_PROJ)
         report = run_parity(model, ["pt"], check_manifest=False)
         assert report.manifest == "skipped"
+
+    @pytest.mark.filterwarnings("ignore::gptj.errors.CheckpointWarning")
+    @pytest.mark.parametrize(("name", "way"), [choice for choice in CHOICES if choice[0] != "other.safetensors"])
+    def test_the_chosen_set_is_compared_and_the_report_says_whose_manifest_it_is(
+        self, tmp_path, installed, monkeypatch, name, way
+    ):
+        monkeypatch.setattr(subprocess, "run", answering)
+        path, options = named(two_sets(tmp_path / "model", name), name, way)
+        report = run_parity(path, ["pt"], weights=options[1] if options else None)
+        assert report.passed and report.manifest == "of other weights"
+        assert "it is of others" in "".join(map(str, report.summary().renderables))
+
+    @pytest.mark.filterwarnings("ignore::gptj.errors.CheckpointWarning")
+    def test_a_chosen_set_of_the_manifest_is_checked_beside_another(self, tmp_path, installed, monkeypatch):
+        monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a backend was asked"))
+        model = write_checkpoint(tmp_path / "model", revealing_config(), revealing_fill(), max_shard_bytes=20_000)
+        write_checkpoint(tmp_path / "other", revealing_config(), revealing_fill(1))
+        (tmp_path / "other" / "model.safetensors").rename(model / "model.safetensors")
+        transposed(model, self.Q_PROJ, weights="model.safetensors.index.json")
+        with pytest.raises(FormatError, match=rf"not what was written: tensor {self.Q_PROJ} .*differs"):
+            run_parity(model, weights="model.safetensors.index.json")
+
+    @pytest.mark.parametrize("name", FOREIGN)
+    def test_a_chosen_set_of_another_format_is_to_be_converted(self, tmp_path, installed, name):
+        folder = two_sets(tmp_path / "model", name)
+        with pytest.raises(FormatError, match=rf"gptj convert {folder} OUT --weights {name}"):
+            run_parity(folder, ["pt"], weights=name)
 
     def test_a_manifest_that_is_none_is_refused(self, model):
         (model / "manifest.json").write_text("{}")

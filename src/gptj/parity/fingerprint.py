@@ -25,7 +25,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import MissingFileError, ParityError
 from gptj.parity.oracle import Oracle
 from gptj.reading.manifest import MANIFEST_FILE, Fingerprint, Manifest
-from gptj.reading.weight_files import safe_path
+from gptj.reading.weight_files import safe_path, set_among
 from gptj.schema import Head
 
 __all__ = [
@@ -201,13 +201,18 @@ class _PassingOracle(StreamedOracle):
 
 
 def check_fingerprint(
-    directory: str | os.PathLike[str], *, config: GPTJConfig | None = None, follow_links: bool = False
+    directory: str | os.PathLike[str],
+    *,
+    config: GPTJConfig | None = None,
+    weights: str | None = None,
+    follow_links: bool = False,
 ) -> Fingerprint:
     """The directory's fingerprint, after the forward pass has been run again and found to give it.
 
     Args:
         directory: a checkpoint that `gptj convert` wrote.
         config: to use in place of the directory's own.
+        weights: the name of the file or the index in it; None is what the manifest lists.
         follow_links: accept links that lead out of the directory.
 
     Raises:
@@ -215,7 +220,10 @@ def check_fingerprint(
         ParityError: the numbers are others: the config, a matrix or their order was changed.
         GPTJError: the directory cannot be opened; see `open_checkpoint`.
     """
-    checkpoint = open_checkpoint(directory, config=config, follow_links=follow_links)
+    if weights is None:
+        path = safe_path(Path(directory), MANIFEST_FILE, follow_links=follow_links)
+        weights = set_among(Manifest.from_file(path).files)
+    checkpoint = open_checkpoint(directory, config=config, weights=weights, follow_links=follow_links)
     read = read_by_row(checkpoint)
     return compare_fingerprint(
         checkpoint.directory, checkpoint.config, checkpoint.head, read, follow_links=follow_links
@@ -236,8 +244,12 @@ def compare_fingerprint(
 
 def read_by_row(checkpoint: Checkpoint) -> Read:
     """From the canonical name of a row to the tensor that the checkpoint stores for it."""
-    tensors = plan_load(checkpoint, checkpoint.config, checkpoint.head).tensors
-    return lambda name: checkpoint.read(tensors[name].name)
+    plan = plan_load(checkpoint, checkpoint.config, checkpoint.head)
+    return lambda name: (
+        np.zeros(checkpoint.config.vocab_size, np.float32)
+        if name in plan.zeros
+        else checkpoint.read(plan.tensors[name].name)
+    )
 
 
 def _require_same(recorded: Fingerprint, found: Fingerprint, directory: Path) -> None:

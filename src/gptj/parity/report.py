@@ -26,12 +26,13 @@ from gptj.errors import ParityError
 
 __all__ = ["Divergence", "ManifestCheck", "Measure", "ParityReport", "TextMatch"]
 
-ManifestCheck = Literal["checked", "missing", "skipped"]
+ManifestCheck = Literal["checked", "missing", "of other weights", "skipped"]
 
 _MOST_FAILURES = 6
 _MANIFEST = {
     "checked": "weights checked against manifest.json",
     "missing": "weights not checked against a manifest: there is none",
+    "of other weights": "weights not checked against a manifest: it is of others",
     "skipped": "weights not checked against a manifest",
 }
 
@@ -110,7 +111,8 @@ class ParityReport:
         largest_logit: of the oracle, which the limits follow.
         versions: of each backend's process.
         checkpoint: the directory, where it is known.
-        manifest: whether the weights were first checked against the directory's manifest.json, or there is none.
+        manifest: whether the weights were first checked against the directory's manifest.json, or there is none, or it
+            is of other weights in the directory than those that were chosen.
     """
 
     dtype: str

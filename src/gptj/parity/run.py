@@ -29,10 +29,8 @@ from gptj.parity.compare import compare_records
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe, require_seed
 from gptj.parity.record import Record, make_folder
-from gptj.parity.report import ManifestCheck, ParityReport
-from gptj.reading.manifest import MANIFEST_FILE
-from gptj.reading.weight_files import split_weights
-from gptj.surroundings import address_limit, require_current_folder
+from gptj.reading.manifest import MANIFEST_FILE, Manifest
+from gptj.reading.weight_files import open_weights, split_weights
 from gptj.writing.output_directory import write_error
 
 __all__ = [
@@ -75,7 +73,8 @@ def run_parity(
         keep: a folder for the probe and the records, one folder a backend; None keeps nothing.
         timeout_s: how long one backend's process may take.
         check_manifest: first compare the files and tensors with the hashes in the directory's manifest.json, where
-            there is one: the backends may agree on weights that are not those that were written.
+            there is one: the backends may agree on weights that are not those that were written. Where `weights`
+            chooses a set that the manifest does not list, the report says so.
         progress: told the name of each backend before it starts, and "oracle".
 
     Raises:
@@ -122,6 +121,10 @@ def _check_manifest(directory: Path, weights: str | None, *, wanted: bool) -> Ma
         return "skipped"
     if not os.path.lexists(directory / MANIFEST_FILE):
         return "missing"
+    if weights is not None:
+        loaded = {file.path.name for file in open_weights(directory, weights, follow_links=False)}
+        if not loaded & Manifest.from_file(directory / MANIFEST_FILE).weights_files:
+            return "of other weights"
     verify_checkpoint(directory, weights=weights, warn=False)
     return "checked"
 

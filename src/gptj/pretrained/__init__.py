@@ -28,8 +28,8 @@ from gptj.generation.mixin import Generates
 from gptj.hub import HUB_ARGUMENTS, is_repository_id, split_hub_arguments
 from gptj.initial import initial_tensor
 from gptj.parity.fingerprint import check_fingerprint
-from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
-from gptj.reading.weight_files import split_weights
+from gptj.pretrained.foreign_arguments import place_of, take_foreign_arguments
+from gptj.reading.weight_files import FOREIGN_WEIGHTS, split_weights, variant_sets
 from gptj.schema import HEADS, Head, TensorSpec, schema
 
 __all__ = ["Configured", "FreshWeightsWarning", "Loading", "one_dtype", "prepare", "shard_bytes", "side_files"]
@@ -219,7 +219,8 @@ def prepare(
         seed: of rows that start afresh.
         device_map: the one device to place the model on; see `gptj.pretrained.foreign_arguments.place_of`.
         overrides: config fields to change, such as num_labels; the hub client's arguments (`gptj.hub.HubPlace`);
-            variant, for weights called model.<variant>.safetensors; and what `foreign_arguments` accepts.
+            variant, for weights called model.<variant>.safetensors, or their index; and what
+            `foreign_arguments` accepts.
 
     Raises:
         InputError: an argument of transformers that cannot be had here.
@@ -228,18 +229,19 @@ def prepare(
     """
     where, fields = split_hub_arguments({**(overrides or {}), "subfolder": subfolder})
     fields = take_foreign_arguments(fields)
-    weights = _variant_file(fields.pop("variant", None), weights)
+    variant = fields.pop("variant", None)
     for name in fields:  # a field's own misspellings are the config's to name
         if (meant := did_you_mean(name, _LOADING_ARGUMENTS)) and not is_field(name):
             raise ConfigError("no such field", where=shown(name), hint=meant)
     place = place_of(device_map)
     path, weights = split_weights(where.locate(directory) / subfolder, weights)
+    weights = _variant_set(path, variant, weights)
     _require_safetensors(path, directory)
     checkpoint = open_checkpoint(path, weights=weights, config=config)
     settled = checkpoint.config.replace(**fields) if fields else checkpoint.config
     if verify:
         verify_checkpoint(path, weights=weights)
-        check_fingerprint(path, config=settled)
+        check_fingerprint(path, config=settled, weights=weights)
     plan = plan_load(checkpoint, settled, head, ignore_mismatched_sizes=ignore_mismatched_sizes)
     loading = Loading(checkpoint, settled, head, _settle_dtype(dtype, checkpoint, plan), plan, seed, place)
     fresh = [*plan.missing, *(row.name for row in plan.mismatched)]
@@ -425,15 +427,17 @@ def _require_safetensors(path: Path, name: str | os.PathLike[str]) -> None:
         )
 
 
-def _variant_file(variant: str | None, weights: str | None) -> str | None:
-    """The weights file that `variant` means, as in transformers: "fp16" is model.fp16.safetensors."""
+def _variant_set(path: Path, variant: str | None, weights: str | None) -> str | None:
+    """The weights that `variant` means, as in transformers: "fp16" is model.fp16.safetensors, or that one's index."""
     if variant is None:
         return weights
     if weights is not None:
         raise InputError("both choose the weights file", where="variant", expected="one of the two", found=weights)
     if not isinstance(variant, str) or not variant.isidentifier():
         raise InputError("no such variant", where="variant", expected='a word, such as "fp16"', found=shown(variant))
-    return f"model.{variant}.safetensors"
+    formats = (("model", ".safetensors"), *FOREIGN_WEIGHTS)
+    sets = [name for known in formats for name in variant_sets(path, *known, variant)]
+    return sets[0] if sets else f"model.{variant}.safetensors"
 
 
 def _settle_dtype(dtype: Any, checkpoint: Checkpoint, plan: LoadPlan) -> str:

@@ -36,28 +36,24 @@ __all__ = [
     "refuse_folder",
     "require_index_agrees",
     "safe_path",
+    "set_among",
     "split_weights",
+    "variant_sets",
     "weight_sets",
     "weights_suffix",
 ]
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-FOREIGN_WEIGHTS = (
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "tf_model.h5",
-    "tf_model.h5.index.json",
-    "model.weights.h5",
-    "flax_model.msgpack",
-    "flax_model.msgpack.index.json",
-)
+FOREIGN_WEIGHTS = (("pytorch_model", ".bin"), ("tf_model", ".h5"), ("model.weights", ".h5"), ("flax_model", ".msgpack"))
+"""The stems and the suffixes of other formats' weights files."""
 LARGEST_INDEX_BYTES = 16 * 2**20
 MOST_ENTRIES = 100_000
 
 _WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".h5", ".msgpack", ".pt", ".pth", ".ckpt")
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<variant>\.[\w-]+)?\.(?P<suffix>safetensors|bin|h5|msgpack)")
 _INDEX = re.compile(r"(?P<file>.+)\.index(\.(?P<variant>[\w-]+))?\.json")
+_VARIANT = re.compile(r".+\.[\w-]+\.(safetensors|bin|h5|msgpack)(\.index\.json)?|.+\.index\.[\w-]+\.json")
 
 
 def is_weights_name(name: str) -> bool:
@@ -91,11 +87,27 @@ def weight_sets(directory: Path, stem: str, suffix: str) -> list[str]:
     """The sets of weights of one format in a folder: the file and the index, else those of variants such as fp16."""
     standard = (stem + suffix, f"{stem}{suffix}.index.json")
     present = [name for name in standard if os.path.lexists(directory / name)]
-    if present or not directory.is_dir():
-        return present
-    variants = re.compile(rf"{re.escape(stem)}(\.[\w-]+{re.escape(suffix)}|{re.escape(suffix)}\.index\.[\w-]+\.json)")
-    names = (path.name for path in directory.iterdir() if variants.fullmatch(path.name))
-    return sorted(name for name in names if not re.search(r"-\d{5}-of-\d{5}", name))
+    return present or variant_sets(directory, stem, suffix)
+
+
+def variant_sets(directory: Path, stem: str, suffix: str, variant: str | None = None) -> list[str]:
+    """The sets of a format's variants, or of this one: its file, and its index in both spellings of transformers.
+
+    `stem.fp16.suffix`, `stem.suffix.index.fp16.json` and `stem.fp16.suffix.index.json`.
+    """
+    if not directory.is_dir():
+        return []
+    word = r"[\w-]+" if variant is None else re.escape(variant)
+    first, last = re.escape(stem), re.escape(suffix)
+    names = re.compile(rf"{first}(\.{word}{last}(\.index\.json)?|{last}\.index\.{word}\.json)")
+    found = sorted(path.name for path in directory.iterdir() if names.fullmatch(path.name))
+    return [name for name in found if not _SHARD.fullmatch(name)]
+
+
+def set_among(names: Iterable[str]) -> str | None:
+    """Which of a written set's files stands for all: the index, else the one weights file; None where none is one."""
+    weights = [name for name in names if weights_suffix(name)]
+    return next((name for name in weights if is_index_name(name)), weights[0] if len(weights) == 1 else None)
 
 
 def choose_set(directory: Path, names: list[str], open_set: Callable[[str], Any]) -> str:
@@ -130,8 +142,18 @@ def choose_set(directory: Path, names: list[str], open_set: Callable[[str], Any]
             found=", ".join(names),
             hint="Choose another with weights= or --weights",
         )
-    elif re.search(r"\.[\w-]+\.(safetensors|bin|h5|msgpack)$|\.index\.[\w-]+\.json$", names[0]):
+    elif _VARIANT.fullmatch(names[0]):
         warn_of(f"the only weights are a variant's: {names[0]} is taken", file=directory)
+    formats = (("model", ".safetensors"), *FOREIGN_WEIGHTS)
+    every = [name for known in formats for name in (*weight_sets(directory, *known), *variant_sets(directory, *known))]
+    beside = [name for name in dict.fromkeys(every) if name not in names]
+    if beside:
+        warn_of(
+            f"{names[0]} is taken; other weights beside it were not read",
+            file=directory,
+            found=", ".join(beside),
+            hint="Choose another with weights= or --weights",
+        )
     return names[0]
 
 
@@ -153,31 +175,44 @@ def split_weights(path: str | os.PathLike[str], weights: str | None = None) -> t
             return (path.parent, _index_of(path) or path.name) if is_file else (path, None)
         given = path / weights if (path / weights).exists() else Path(weights)
         is_folder = given.is_dir()
-        is_inside = given.name != weights and given.exists() and given.parent.resolve() == path.resolve()
+        is_inside = given.exists() and given.parent.resolve() == path.resolve()
     except (OSError, ValueError, TypeError):
         return path, weights  # which whoever opens it refuses
     if is_folder:
         raise FormatError("a folder", file=given, where="weights", expected="the name of a weights file in DIR")
-    return path, given.name if is_inside else weights
+    return path, (_index_of(given) or given.name) if is_inside else weights
 
 
 def _index_of(shard: Path) -> str | None:
     """The name of the index that lists the shard, which is said; None for a file that is a whole set."""
-    match = _SHARD.fullmatch(shard.name)
-    if match is None:
-        return None
-    index = f"{match['stem']}.{match['suffix']}.index.json"
-    if not (shard.parent / index).exists():
-        return None
-    warn_of(f"one of several shards: all that {index} names are read", file=shard)
+    names = _index_names(shard.name)
+    index = next((name for name in names if (shard.parent / name).exists()), None)
+    if index is not None:
+        warn_of(f"one of several shards: all that {index} names are read", file=shard)
     return index
 
 
-def convert_hint(directory: Path) -> str:
-    """The command that makes a model's folder of what is in this one."""
-    text = os.fspath(directory)
-    quoted = text if re.fullmatch(r"[\w./~+-]+", text) else shlex.quote(text)
-    return f"Convert it first: gptj convert {quoted} OUT"
+def _index_names(shard: str) -> tuple[str, ...]:
+    """How the index of a shard may be called; nothing for a name that is no shard's.
+
+    >>> _index_names("model.fp16-00001-of-00002.safetensors")
+    ('model.safetensors.index.fp16.json', 'model.fp16.safetensors.index.json')
+    """
+    match = _SHARD.fullmatch(shard)
+    if match is None:
+        return ()
+    stem, _, infix = match["stem"].partition(".")
+    variant = infix or (match["variant"] or "").removeprefix(".")
+    if not variant:
+        return (f"{stem}.{match['suffix']}.index.json",)
+    return f"{stem}.{match['suffix']}.index.{variant}.json", f"{stem}.{variant}.{match['suffix']}.index.json"
+
+
+def convert_hint(directory: Path, weights: str | None = None) -> str:
+    """The command that makes a model's folder of what is in this one, or of these weights in it."""
+    words = [os.fspath(directory), "OUT", *([] if weights is None else ["--weights", weights])]
+    quoted = [word if re.fullmatch(r"[\w./~+-]+", word) else shlex.quote(word) for word in words]
+    return f"Convert it first: gptj convert {' '.join(quoted)}"
 
 
 def open_weights(directory: Path, weights: str | None, *, follow_links: bool) -> tuple[SafetensorsFile, ...]:
@@ -204,25 +239,18 @@ def _choose(directory: Path, weights: str | None, *, follow_links: bool) -> str:
     if weights is not None:
         _require_plain(weights, file=directory, where="weights")
         if weights_suffix(weights) != ".safetensors":
-            raise FormatError("not safetensors weights", file=directory / weights, hint=convert_hint(directory))
+            path = safe_path(directory, weights, follow_links=follow_links)
+            raise FormatError("not safetensors weights", file=path, hint=convert_hint(directory, weights))
         return weights
     names = weight_sets(directory, "model", ".safetensors")
-    foreign = [name for name in FOREIGN_WEIGHTS if os.path.lexists(directory / name)]
     if names:
 
         def signature(name: str) -> dict[str, tuple[int, ...]]:
             files = _open_set(directory, name, follow_links=follow_links)
             return {tensor.name: tensor.shape for file in files for tensor in file.tensors.values()}
 
-        chosen = choose_set(directory, names, signature)
-        if foreign:
-            warn_of(
-                f"{chosen} is taken, as everywhere where safetensors are; other weights beside it were not read",
-                file=directory,
-                found=", ".join(foreign),
-            )
-        return chosen
-    if foreign:
+        return choose_set(directory, names, signature)
+    if foreign := [name for known in FOREIGN_WEIGHTS for name in weight_sets(directory, *known)]:
         raise FormatError("not safetensors weights", file=directory / foreign[0], hint=convert_hint(directory))
     refuse_folder(directory, f"{WEIGHTS_FILE} or {INDEX_FILE}")
 
@@ -236,11 +264,10 @@ def refuse_folder(directory: Path, expected: str) -> NoReturn:
     """
     shards = sorted(p.name for p in directory.iterdir() if _SHARD.fullmatch(p.name)) if directory.is_dir() else []
     if shards:
-        index = f"{shards[0].rpartition('.')[0].partition('-0')[0]}.{shards[0].rpartition('.')[2]}.index.json"
         raise MissingFileError(
             "no weights that are whole: shards without their index",
             file=directory,
-            expected=index,
+            expected=_index_names(shards[0])[0],
             found=listed(shards),
             hint="Fetch the index too",
         )
