@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_samples import arrays
 from gptj_conversion.convert import convert
 from gptj_conversion.hf.torch_bin import pickle_state_dict, read_bin
 from gptj_conversion.hf.torch_pickle import read_state_dict
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from lawful.weights import TRAINERS
+from weight_changes import write_bin, write_legacy
 
 from gptj.errors import CheckpointWarning, FormatError, GPTJError, LimitError, UnsafeFileError
 
@@ -125,6 +128,18 @@ def test_what_torch_wrote_before_1_6_or_nested_is_read_and_said():
         with pytest.warns(CheckpointWarning, match=words):
             [array] = read_bin(folder / f"{name}.bin")
         assert array.name == "lm_head.bias" and np.array_equal(array.read(array.dtype), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*saved by PyTorch before 1.6")
+@pytest.mark.parametrize("write", [write_bin, write_legacy], ids=["today", "before 1.6"])
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_training_checkpoint_gives_the_model_and_says_what_was_left(tmp_path, trainer, write):
+    expected = arrays()
+    write(tmp_path / "x.bin", TRAINERS[trainer](expected))
+    with pytest.warns(CheckpointWarning, match="left out: .*optimizer"):
+        found = {array.name: array.read(array.dtype) for array in read_bin(tmp_path / "x.bin")}
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], array) for name, array in expected.items())
 
 
 def test_a_storage_with_another_checksum_is_refused_when_it_is_read(tmp_path):

@@ -78,7 +78,8 @@ def test_weights_that_are_no_safetensors_say_how_these_are_converted(tmp_path, n
     if door == "alone":
         (folder / WEIGHTS).unlink()
     if door == "variant" and "fp16" not in name:
-        pytest.raises(MissingFileError, prepare, "causal_lm", folder, **options).match(r"model\.fp16\.safetensors")
+        with pytest.raises(MissingFileError, match=r"model\.fp16\.safetensors"):
+            prepare("causal_lm", folder, **options)
         return
     with pytest.raises(FormatError, match="not safetensors weights") as caught:
         prepare("causal_lm", folder, **options)

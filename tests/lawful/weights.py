@@ -93,6 +93,24 @@ def legacy(folder: Path) -> None:
     as_bin(lambda tensors: tensors, write=write_legacy)(folder)
 
 
+def moments(tensors: Arrays) -> dict[str, Any]:
+    """What an optimizer keeps beside a model: tensors under numbers, and its settings."""
+    state = {n: {"step": np.ones(1, np.float32), "exp_avg": 2 * a} for n, a in enumerate(tensors.values())}
+    return {"state": state, "param_groups": [{"lr": 0.5, "betas": [0.9, 0.95], "params": [*range(len(tensors))]}]}
+
+
+TRAINERS: dict[str, Callable[[Arrays], Any]] = {
+    "an optimizer behind the model": lambda t: {"epoch": 3, "model": t, "optimizer": moments(t)},
+    "an optimizer before the model": lambda t: {"optimizer": moments(t), "state_dict": t},
+    "an optimizer among the tensors": lambda t: {**t, "optimizer": moments(t)},
+    "optimizers in a list": lambda t: {"optimizer_states": [moments(t), moments(t)], "module": t, "lr": None},
+    "a random generator's state at the top": lambda t: {"rng": np.ones(8, np.float32), "model": t, "optimizer": {}},
+    "an optimizer with tensors under words": lambda t: {
+        "model": t, "optimizer": {"loss_scaler": {"scale": np.ones(1, np.float32)}, "fp32": [*t.values()]},
+    },
+}  # fmt: skip
+
+
 ODDITIES = [
     *(Oddity(f"{p} before all names", renamed(lambda n, p=p: p + n), "wrapper") for p in PREFIXES),
     Oddity("only the base is compiled",
@@ -117,6 +135,10 @@ ODDITIES = [
            lambda n: "base_model." + n), "2 tensors"),
     Oddity("a value head in a .bin", as_bin(lambda t: {**t, **VALUE_HEAD}), "2 tensors", direct=False),
     Oddity("a .bin of before 1.6", legacy, "before 1.6", direct=False),
+    *(
+        Oddity(f"{what} in a .bin of before 1.6", as_bin(TRAINERS[what], write=write_legacy), "optimizer", direct=False)
+        for what in ("an optimizer before the model", "a random generator's state at the top")
+    ),
     Oddity("old buffers under a wrapper", with_more({"module.transformer.h.0.attn.masked_bias": np.ones(1, np.float32)},
            lambda n: "module." + n), "wrapper"),
     Oddity("an fp16 variant's name", moved("model.fp16.safetensors"), "variant"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +91,22 @@ def write_bin(path: Path, tree: Any, *, spoil: bytes | None = None) -> None:
             file.writestr(f"archive/data/{number}", array.tobytes())
 
 
-def write_legacy(path: Path, tree: Any) -> None:
-    """Pickles and storages in a row, as torch.save made them before 1.6."""
+def write_legacy(path: Path, tree: Any, *, more: Sequence[np.ndarray] = (), sizes: Sequence[int] = ()) -> None:
+    """Pickles and storages in a row, as torch.save made them before 1.6.
+
+    `more` are storages that the tree does not name; `sizes` are lies about the last ones' numbers of elements.
+    """
     storages: list[np.ndarray] = []
     magic = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
     facts = b"}(" + _text("protocol_version") + _whole(1001) + _text("little_endian") + b"\x88u"
     body = pickled(tree, storages).replace(b"tQ", b"NtQ")
+    storages += more
+    counts = [array.size for array in storages]
+    counts[len(counts) - len(sizes) :] = sizes
     keys = b"](" + b"".join(_text(str(number)) for number in range(len(storages))) + b"e"
     parts = [b"\x8a\x0a" + magic, b"M" + struct.pack("<H", 1001), facts, body, keys]
     data = b"".join(b"\x80\x02" + part + b"." for part in parts)
-    data += b"".join(struct.pack("<q", array.size) + array.tobytes() for array in storages)
+    data += b"".join(struct.pack("<q", n) + array.tobytes() for n, array in zip(counts, storages, strict=True))
     path.write_bytes(data)
 
 

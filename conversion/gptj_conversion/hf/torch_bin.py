@@ -128,21 +128,19 @@ def _read_legacy(path: Path) -> list[StoredArray]:
     with open_regular_file(path) as stream:
         identity = file_identity(stream)
         data = stream.read(LARGEST_PICKLE_BYTES)
-        tensors, keys, at = read_legacy(data, file=path)
-        storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+        tensors, storages, at = read_legacy(data, file=path)
         members: dict[str, ZipMember] = {}
-        for key in keys:
-            count = bytearray(8)
-            read_into(stream, memoryview(count), at, file=path, where=f"storage {shown(key)}")
-            if key not in storages:
-                raise FormatError(
-                    "a storage of something else than the weights", file=path, where=shown(key),
-                    hint="Load it with torch and save the model's state_dict() anew",
-                )  # fmt: skip
-            numel, nbytes = storages[key].numel, storages[key].numel * DTYPES[storages[key].dtype].itemsize
-            if int.from_bytes(count, "little", signed=True) != numel or at + 8 + nbytes > identity[2]:
-                raise FormatError("its storage has another size", file=path, where=shown(key), expected=numel)
-            members[f"{path.stem}/data/{key}"] = ZipMember(key, at + 8, nbytes, 0)
+        for storage in storages:
+            where, count = f"storage {shown(storage.key)}", bytearray(8)
+            read_into(stream, memoryview(count), at, file=path, where=where)
+            nbytes, numel = storage.numel * DTYPES[storage.dtype].itemsize, int.from_bytes(count, "little", signed=True)
+            if numel != storage.numel:
+                raise FormatError("another number of elements than the state dict says", file=path, where=where,
+                                  expected=storage.numel, found=numel)  # fmt: skip
+            if at + 8 + nbytes > identity[2]:
+                raise FormatError("the file ends within it", file=path, where=where, expected=f"{at + 8 + nbytes} bytes",
+                                  found=f"{identity[2]} bytes")  # fmt: skip
+            members[f"{path.stem}/data/{storage.key}"] = ZipMember(storage.key, at + 8, nbytes, 0)
             at += 8 + nbytes
         if at != identity[2]:
             raise FormatError("bytes after the last storage", file=path, expected=at, found=identity[2])

@@ -9,6 +9,7 @@ torch.load(weights_only=True) goes the same way with a longer list, and needs to
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ WIDEST_NUMBER = 8
 """Bytes of a LONG1; the numbers of a state dict count bytes of a file. Only `LEGACY_MAGIC` has ten."""
 DEEPEST_NESTING = 4
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_SIGNS = (re.compile(r"wte\.weight$"), re.compile(r"(^|\.)(h\.\d+|ln_f|lm_head|score|qa_outputs)\."))
 
 STORAGES = {
     "DoubleStorage": "float64",
@@ -89,10 +91,11 @@ def read_state_dict(data: bytes, *, file: Path, where: str) -> dict[str, Pickled
     return _take_tensors(_Interpreter(data, file, where).run(), file=file, where=where)
 
 
-def read_legacy(data: bytes, *, file: Path) -> tuple[dict[str, PickledTensor], list[str], int]:
-    """The tensors of a file from before PyTorch 1.6, the order of its storages, and where these begin.
+def read_legacy(data: bytes, *, file: Path) -> tuple[dict[str, PickledTensor], list[PickledStorage], int]:
+    """The tensors of a file from before PyTorch 1.6, its storages in their order, and where these begin.
 
     Such a file is five pickles in a row: a magic number, the protocol, the machine, the object, the storages' keys.
+    The storages are all that lie in it, those of an optimizer beside the model too, or the next could not be found.
 
     Args:
         data: the beginning of the file, with all of the pickles.
@@ -102,10 +105,13 @@ def read_legacy(data: bytes, *, file: Path) -> tuple[dict[str, PickledTensor], l
         GPTJError: see `read_state_dict`.
     """
     at, values = 0, []
+    named: dict[str, set[PickledStorage]] = {}
     for part in ("magic number", "protocol", "sys_info", "state dict", "storage keys"):
         machine = _Interpreter(data, file, part, at)
         values.append(machine.run(whole=False))
         at = machine.at
+        for storage in machine.storages:
+            named.setdefault(storage.key, set()).add(storage)
         if part == "magic number" and values[0] != LEGACY_MAGIC:
             machine.refuse("a bare pickle, not one that torch.save wrote", UnsafeFileError,
                            hint="Load it in a sandbox and save the state_dict() with torch.save")  # fmt: skip
@@ -121,16 +127,26 @@ def read_legacy(data: bytes, *, file: Path) -> tuple[dict[str, PickledTensor], l
         )
     if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or len(set(keys)) != len(keys):
         raise FormatError("not a list of keys", file=file, where="storage keys")
-    return _take_tensors(value, file=file, where="state dict"), keys, at
+    tensors = _take_tensors(value, file=file, where="state dict")
+    odd = next((key for key in keys if len(named.get(key, ())) != 1), None)
+    if odd is not None:
+        found = ", ".join(sorted(f"{one.numel} {one.dtype}" for one in named.get(odd, ()))) or "none"
+        raise FormatError("not one storage that the state dict names", file=file, where=f"storage {shown(odd)}",
+                          expected="one size and dtype", found=found)  # fmt: skip
+    return tensors, [storage for key in keys for storage in named[key]], at
 
 
 def _take_tensors(value: object, *, file: Path, where: str) -> dict[str, PickledTensor]:
     """The one state dict in a value, and a warning of what lies beside it."""
     if not isinstance(value, dict):
         raise FormatError("not a state dict", file=file, where=where, found=type(value).__name__)
-    found = dict(_state_dicts(value, (), 0))
-    whole = {path: inner for path, inner in found.items() if any(str(n).endswith("wte.weight") for n in inner)}
-    found = whole or found
+    found = dict(_state_dicts(value, (), set()))
+    for sign in _SIGNS:  # the first sign of a model that any of them has
+        if signed := {path: inner for path, inner in found.items() if _has(inner, sign)}:
+            found = signed
+            break
+    else:
+        found = {path: inner for path, inner in found.items() if not any(path[:n] in found for n in range(len(path)))}
     if len(found) != 1:
         first = next((n for n, t in value.items() if not isinstance(t, PickledTensor)), "nothing")
         raise FormatError(
@@ -155,14 +171,24 @@ def _take_tensors(value: object, *, file: Path, where: str) -> dict[str, Pickled
     return tensors
 
 
-def _state_dicts(value: dict[Any, Any], path: tuple[str, ...], depth: int) -> Iterator[tuple[Any, dict[Any, Any]]]:
-    """The dicts of named tensors inside, the outermost only."""
+def _state_dicts(
+    value: dict[Any, Any], path: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+    """The dicts of named tensors inside, each once, with the keys that lead there; none inside a whole model's."""
+    seen.add(id(value))
     if all(isinstance(name, str) for name in value) and any(isinstance(t, PickledTensor) for t in value.values()):
         yield path, value
-    elif depth < DEEPEST_NESTING:
+        if _has(value, _SIGNS[0]):
+            return
+    if len(path) < DEEPEST_NESTING:
         for key, inner in value.items():
-            if isinstance(key, str) and isinstance(inner, dict):
-                yield from _state_dicts(inner, (*path, key), depth + 1)
+            if isinstance(key, str) and isinstance(inner, dict) and id(inner) not in seen:
+                yield from _state_dicts(inner, (*path, key), seen)
+
+
+def _has(tensors: dict[Any, Any], sign: re.Pattern[str]) -> bool:
+    """Whether a tensor's name has the sign; a random generator's state among a trainer's things has none."""
+    return any(isinstance(t, PickledTensor) and isinstance(n, str) and sign.search(n) for n, t in tensors.items())
 
 
 def _brief(value: object) -> str:
@@ -182,6 +208,7 @@ class _Interpreter:
         self.where = where
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.storages: set[PickledStorage] = set()
         self.containers = 0
 
     def refuse(self, problem: str, error: type[GPTJError] = FormatError, **facts: Any) -> NoReturn:
@@ -332,7 +359,9 @@ class _Interpreter:
         )
         if not fits:
             self.refuse("a storage that breaks its rule", found=_brief(name))
-        self.push(PickledStorage(STORAGES[name[1].name], name[2], name[4]))
+        storage = PickledStorage(STORAGES[name[1].name], name[2], name[4])
+        self.storages.add(storage)
+        self.push(storage)
 
     def set_items(self, pairs: list[Any]) -> None:
         target = self.top()

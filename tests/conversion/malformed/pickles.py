@@ -81,6 +81,8 @@ def cases() -> Iterator[Malformed]:
     pickles["a million marks"] = HEAD + b"(" * 1_000_000 + b"."
     pickles["a text of 2^32 - 1 bytes"] = HEAD + b"X\xff\xff\xff\xff."
     pickles["an integer of 2^31 bytes"] = HEAD + b"\x8b\xff\xff\xff\x7f."
+    names = b"".join(text(str(n)) + b"h\0" for n in range(1000))
+    pickles["a dict that holds itself under a thousand names"] = HEAD + b"}q\0(" + names + b"u."
     pickles["a frame beyond the end"] = HEAD + b"\x95" + b"\xff" * 8
     pickles["a value that was never remembered"] = HEAD + b"j\xff\xff\xff\xff."
     whole = state(tensor())
