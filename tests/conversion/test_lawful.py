@@ -30,6 +30,8 @@ def test_a_lawful_oddity_is_converted_to_the_same_weights(tmp_path: Path, good, 
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert oddity.says is None or oddity.says in done.stderr, done.stderr
+    said = [line.partition(": ")[2] for line in done.stderr.splitlines()]
+    assert all(sum(line in other for other in said) == 1 for line in said), done.stderr  # each thing once
     opened = open_checkpoint(tmp_path / "out")
     assert opened.tensors.keys() == good.keys()
     assert all(np.array_equal(opened.read(name), array) for name, array in good.items())

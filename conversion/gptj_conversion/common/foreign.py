@@ -18,7 +18,7 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import MissingFileError, SchemaError, shown, warn_of
 from gptj.reading.buffers import Room
-from gptj.reading.load_plan import LM_HEAD_BIAS, warn_of_zero_bias
+from gptj.reading.load_plan import LM_HEAD_BIAS, describe_left, warn_of_zero_bias
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj.reading.weight_files import Index, is_index_name, listed, read_index, require_index_agrees, safe_path
 from gptj.reading.weight_names import HEAD_WORDS, PlainNames, head_of, plain_names, plain_variable
@@ -55,6 +55,7 @@ class ForeignCheckpoint:
         files: the weights files.
         dropped: names that were left out without harm.
         zeros: rows that the files lack and that are zeros then.
+        names: of all stored arrays.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class ForeignCheckpoint:
     files: tuple[Path, ...]
     dropped: tuple[str, ...]
     zeros: tuple[str, ...] = ()
+    names: PlainNames = dataclasses.field(default_factory=lambda: PlainNames({}))
 
     @property
     def beside(self) -> tuple[Path, ...]:
@@ -131,10 +133,7 @@ class ForeignCheckpoint:
             tensors=len(rows),
             parameters=sum(row.size for row in rows),
             bytes=sum(file.stat().st_size for file in self.files),
-            problems=(
-                *(f"{shown(name)} is left out" for name in self.dropped),
-                *(f"{name} is {ZEROS_ORIGIN}" for name in self.zeros),
-            ),
+            problems=tuple(describe_left(self.names, self.dropped, self.zeros)),
         )
 
 
@@ -198,7 +197,7 @@ def match_arrays(
     if zeros:
         warn_of_zero_bias(path)
     _warn_of_shared_bytes(found, config)
-    return ForeignCheckpoint(path, name, config, head, found, tuple(files), tuple(dropped), zeros)
+    return ForeignCheckpoint(path, name, config, head, found, tuple(files), tuple(dropped), zeros, names)
 
 
 def _warn_of_shared_bytes(found: Mapping[str, tuple[StoredArray, Spelling]], config: GPTJConfig) -> None:

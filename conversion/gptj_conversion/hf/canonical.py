@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
-from gptj.errors import GPTJError, SchemaError, shown
+from gptj.errors import GPTJError, SchemaError
 from gptj.json_file import read_json_object
 from gptj.reading.buffers import Room
-from gptj.reading.files import FileIdentity
-from gptj.reading.safetensors_file import StoredTensor, cast
+from gptj.reading.load_plan import describe_left
+from gptj.reading.safetensors_file import FileIdentity, StoredTensor, cast
 from gptj.reading.weight_names import infer_dialect
 from gptj.schema import Head, TensorSpec
 from gptj_conversion.common.foreign import LIKE, ZEROS_ORIGIN, ForeignCheckpoint, match_arrays
@@ -106,8 +106,7 @@ class CanonicalDirectory:
 
     def facts(self) -> Facts:
         """What it is."""
-        left = [f"{shown(name)} is left out" for name in self.plan.dropped]
-        return _facts(self.checkpoint, [*left, *(f"{name} is {ZEROS_ORIGIN}" for name in self.plan.zeros)])
+        return _facts(self.checkpoint, describe_left(self.plan.names, self.plan.dropped, self.plan.zeros))
 
 
 def open_safetensors(

@@ -138,8 +138,8 @@ def _read_legacy(path: Path) -> list[StoredArray]:
                 raise FormatError("another number of elements than the state dict says", file=path, where=where,
                                   expected=storage.numel, found=numel)  # fmt: skip
             if at + 8 + nbytes > identity[2]:
-                raise FormatError("the file ends within it", file=path, where=where, expected=f"{at + 8 + nbytes} bytes",
-                                  found=f"{identity[2]} bytes")  # fmt: skip
+                raise FormatError("the file ends within it", file=path, where=where,
+                                  expected=f"{at + 8 + nbytes} bytes", found=f"{identity[2]} bytes")  # fmt: skip
             members[f"{path.stem}/data/{storage.key}"] = ZipMember(storage.key, at + 8, nbytes, 0)
             at += 8 + nbytes
         if at != identity[2]:

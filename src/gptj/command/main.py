@@ -190,9 +190,24 @@ _show_warning_of_python = warnings.showwarning
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
     """Print a warning of ours as a line, without the place in the code; others as Python does."""
     if issubclass(category, CheckpointWarning):
-        click.echo(f"warning: {message}", err=True)
+        said = _said()
+        if str(message) not in said:  # Python forgets what it showed wherever a filter is set
+            said.append(str(message))
+            click.echo(f"warning: {message}", err=True)
     else:
         _show_warning_of_python(message, category, *place, **options)
+
+
+def _said() -> list[str]:
+    """The warnings that this command has printed."""
+    context = click.get_current_context(silent=True)
+    return [] if context is None else context.meta.setdefault("gptj.said", [])
+
+
+def _note(text: str) -> None:
+    """Print a note, unless a warning has said it: each thing is said once."""
+    if not any(text in warning for warning in _said()):
+        click.echo(f"note: {text}", err=True)
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -357,7 +372,7 @@ def _print_plan(plan: ConversionPlan, as_json: bool) -> None:
 
 def _print_notes(plan: ConversionPlan) -> None:
     for note in plan.notes:
-        click.echo(f"note: {note}", err=True)
+        _note(note)
 
 
 @gptj_command.command(cls=Sections, short_help="Say what a checkpoint is, from its headers.")
@@ -386,7 +401,7 @@ def _print_source(facts: Mapping[str, Any]) -> None:
     del told["problems"]
     _print_facts(told)
     for problem in facts["problems"]:
-        click.echo(f"note: {problem}", err=True)
+        _note(problem)
 
 
 def _print_facts(facts: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,10 +25,11 @@ from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema_by_name
 if TYPE_CHECKING:
     from gptj.reading.folder import Checkpoint
 
-__all__ = ["LM_HEAD_BIAS", "LoadPlan", "Mismatch", "plan_load", "warn_of_zero_bias"]
+__all__ = ["LM_HEAD_BIAS", "LoadPlan", "Mismatch", "describe_left", "plan_load", "warn_of_zero_bias"]
 
 LM_HEAD_BIAS = "lm_head.bias"
 _TIED = "lm_head.weight"
+_ZEROS = "is missing; zeros are taken for it"
 _MOST_GUESSES = 500  # names that a misspelt one is compared with; each comparison takes some 50 us
 
 
@@ -51,6 +52,7 @@ class LoadPlan:
         mismatched: rows to be initialised because their shape is another (`ignore_mismatched_sizes`).
         dropped: constant buffers of old transformers, other heads, and a tied lm_head.weight equal to wte.weight.
         zeros: rows that the file lacks and that are zeros then: a language model's lm_head.bias.
+        names: of all stored tensors.
     """
 
     tensors: dict[str, StoredTensor]
@@ -59,6 +61,7 @@ class LoadPlan:
     mismatched: tuple[Mismatch, ...] = ()
     dropped: tuple[str, ...] = ()
     zeros: tuple[str, ...] = ()
+    names: PlainNames = dataclasses.field(default_factory=lambda: PlainNames({}))
 
 
 @dataclasses.dataclass
@@ -116,12 +119,19 @@ def plan_load(
         mismatched=tuple(findings.mismatched),
         dropped=tuple(findings.dropped),
         zeros=zeros,
+        names=names,
     )
 
 
 def warn_of_zero_bias(directory: Path) -> None:
     """Say that a language model without lm_head.bias gets one of zeros, as transformers gives it."""
-    warn_of("is missing; zeros are taken for it", file=directory, where=LM_HEAD_BIAS)
+    warn_of(_ZEROS, file=directory, where=LM_HEAD_BIAS)
+
+
+def describe_left(names: PlainNames, dropped: Iterable[str], zeros: Iterable[str]) -> list[str]:
+    """What a reader leaves out and what it adds, a sentence each, in the words of the warnings where there are some."""
+    left = [f"{shown(name)} is left out" for name in dropped if name not in names.other_heads]
+    return [*left, *names.oddities, *(f"{name}: {_ZEROS}" for name in zeros)]
 
 
 def _refuse_other_dialects(checkpoint: Checkpoint) -> None:

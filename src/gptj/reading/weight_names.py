@@ -63,14 +63,22 @@ class PlainNames:
     buffers: tuple[str, ...] = ()
     other_heads: tuple[str, ...] = ()
 
-    def say(self, file: str | os.PathLike[str]) -> None:
-        """Warn of what was taken off and what was left out; `file` is what the warnings name."""
+    @property
+    def oddities(self) -> tuple[str, ...]:
+        """What was taken off and what was left out, a sentence each."""
+        said = []
         if self.wrappers:
             spelt = ", ".join(shown(wrapper) for wrapper in self.wrappers)
-            warn_of(f"the weights were saved through a wrapper: {spelt} is taken off their names", file=file)
+            said.append(f"the weights were saved through a wrapper: {spelt} is taken off their names")
         if self.other_heads:
             few = ", ".join(map(shown, self.other_heads[:4])) + (", ..." if len(self.other_heads) > 4 else "")
-            warn_of(f"{len(self.other_heads)} tensors of another head are left out: {few}", file=file)
+            said.append(f"{len(self.other_heads)} tensors of another head are left out: {few}")
+        return tuple(said)
+
+    def say(self, file: str | os.PathLike[str]) -> None:
+        """Warn of the oddities; `file` is what the warnings name."""
+        for oddity in self.oddities:
+            warn_of(oddity, file=file)
 
 
 def plain_names(names: Iterable[str], *, file: str | os.PathLike[str]) -> PlainNames:
