@@ -249,14 +249,9 @@ def _tied_head(
         return []
     spelling = spell("lm_head.weight", dialect)
     array, embedding = stored.get(spelling.name), found.get("transformer.wte.weight")
-    if array is None or embedding is None or spelling.transposed:
+    if array is None or embedding is None:
         return []
-    alike = (array.dtype, array.shape) == (embedding[0].dtype, embedding[0].shape)
-    same = alike and (
-        (array.file, array.extents) == (embedding[0].file, embedding[0].extents)
-        or array.read(array.dtype).tobytes() == embedding[0].read(array.dtype).tobytes()
-    )
-    return [array.name] if same else []
+    return [array.name] if array.holds_same(embedding[0], transposed=spelling.transposed) else []
 
 
 # ---- folders

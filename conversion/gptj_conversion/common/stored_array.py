@@ -151,6 +151,63 @@ class StoredArray:
                 copy_transposed(target.T, values)
         return out
 
+    def holds_same(self, other: StoredArray, *, transposed: bool = False) -> bool:
+        """Whether `other`, of the same dtype, has the same bits, or its transpose; read in tiles of some megabytes.
+
+        Raises:
+            FormatError: a file changed, ends too early, or has another checksum.
+        """
+        if (self.dtype, self.shape) != (other.dtype, other.shape[::-1] if transposed else other.shape):
+            return False
+        if (self.file, self.extents, self.reversed_axes) == (other.file, other.extents, other.reversed_axes) and (
+            not transposed
+        ):
+            return True
+        turned = transposed != (self.reversed_axes != other.reversed_axes)
+        shape = self.shape[::-1] if self.reversed_axes else self.shape
+        with open_regular_file(self.file) as one, open_regular_file(other.file) as two:
+            for array, stream in ((self, one), (other, two)):
+                array._require_unchanged(file_identity(stream))
+                if array.checksum is not None and not array.checksum.compared:
+                    array.checksum.compare(stream, file=array.file, where=array.name)
+            size = max(1, BLOCK_BYTES // max(1, math.prod(shape[1:]) * self.dtype.itemsize))
+            for start in range(0, shape[0], size):
+                stop = min(start + size, shape[0])
+                mine = self._part(one, shape, start, stop)
+                if turned:
+                    theirs = other._columns(two, shape[::-1], start, stop).T
+                else:
+                    theirs = other._part(two, shape, start, stop)
+                bits = f"u{self.dtype.itemsize}"
+                if not np.array_equal(mine.view(bits), theirs.view(bits)):
+                    return False
+            for array, stream in ((self, one), (other, two)):
+                array._require_unchanged(file_identity(stream))
+        return True
+
+    def _part(self, stream: BinaryIO, shape: tuple[int, ...], start: int, stop: int) -> NDArray[Any]:
+        """Rows `start` to `stop` in the order of the bytes, of which `shape` says how many a row has."""
+        block = np.empty((stop - start, *shape[1:]), self.dtype)
+        row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
+        return self._fill(stream, block, start * row_bytes)
+
+    def _columns(self, stream: BinaryIO, shape: tuple[int, ...], start: int, stop: int) -> NDArray[Any]:
+        """Columns `start` to `stop` of a matrix, in the order of the bytes: a short read a row."""
+        block = np.empty((shape[0], stop - start), self.dtype)
+        for number, row in enumerate(block):
+            self._fill(stream, row, (number * shape[1] + start) * self.dtype.itemsize)
+        return block
+
+    def _fill(self, stream: BinaryIO, block: NDArray[Any], begin: int) -> NDArray[Any]:
+        """The block, with the array's bytes from `begin` on."""
+        view = block.reshape(-1).view(np.uint8).data
+        for offset, part in self._places(begin, len(view)):
+            read_into(stream, view[:part], offset, file=self.file, where=self.name)
+            view = view[part:]
+        if self.swapped:
+            block.view(f"u{self.dtype.itemsize}").byteswap(inplace=True)
+        return block
+
     def _rows(self, shape: tuple[int, ...]) -> Iterator[tuple[int, NDArray[Any]]]:
         """Some rows at a time, each with its first row's number; a block is overwritten by the next."""
         row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
