@@ -606,7 +606,12 @@ def _recognise(
     if weights is None and (sets := {name: known for known in fitting for name in known.sets(path)}):
         named = [known for known in fitting if known.files is not None]
         if named == fitting:
-            chosen = choose_set(path, [*sets], lambda name: _signature(sets[name], path, options, name))
+            chosen = choose_set(
+                path,
+                [*sets],
+                lambda name: _signature(sets[name], path, options, name),
+                say_others=source_format is None,
+            )
             return sets[chosen], path, dataclasses.replace(options, weights=chosen)
     if len(fitting) > 1:
         raise FormatError(

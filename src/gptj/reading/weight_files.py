@@ -110,13 +110,14 @@ def set_among(names: Iterable[str]) -> str | None:
     return next((name for name in weights if is_index_name(name)), weights[0] if len(weights) == 1 else None)
 
 
-def choose_set(directory: Path, names: list[str], open_set: Callable[[str], Any]) -> str:
+def choose_set(directory: Path, names: list[str], open_set: Callable[[str], Any], *, say_others: bool = True) -> str:
     """The name of the one set, or of the first of several that hold the same tensors, which is said.
 
     Args:
         directory: the folder, which messages name.
         names: the sets, the best first.
         open_set: a set's signature, compared with ==; raises GPTJError where a set is no whole one.
+        say_others: warn of sets beside them that were not read.
 
     Raises:
         FormatError: the sets differ, or one of them cannot be compared.
@@ -147,7 +148,7 @@ def choose_set(directory: Path, names: list[str], open_set: Callable[[str], Any]
     formats = (("model", ".safetensors"), *FOREIGN_WEIGHTS)
     every = [name for known in formats for name in (*weight_sets(directory, *known), *variant_sets(directory, *known))]
     beside = [name for name in dict.fromkeys(every) if name not in names]
-    if beside:
+    if beside and say_others:
         warn_of(
             f"{names[0]} is taken; other weights beside it were not read",
             file=directory,
