@@ -17,7 +17,7 @@ from weight_changes import arrays, as_bin, store
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.errors import FormatError, GPTJError, SchemaError
 from gptj.parity.revealing import revealing_config, revealing_fill
-from gptj.reading.safetensors_file import file_identity
+from gptj.reading.files import file_identity
 
 SHAPE = (300, 70)
 

@@ -9,6 +9,7 @@ import json
 
 import numpy as np
 import pytest
+from pretended_hub import pretend_hub
 from weight_choices import two_sets
 
 from gptj.checkpoint import write_checkpoint

@@ -20,8 +20,9 @@ from gptj.dtypes import numpy_dtype
 from gptj.errors import GPTJError, SchemaError
 from gptj.json_file import read_json_object
 from gptj.reading.buffers import Room
+from gptj.reading.files import FileIdentity
 from gptj.reading.load_plan import describe_left
-from gptj.reading.safetensors_file import FileIdentity, StoredTensor, cast
+from gptj.reading.safetensors_file import StoredTensor, cast
 from gptj.reading.weight_names import infer_dialect
 from gptj.schema import Head, TensorSpec
 from gptj_conversion.common.foreign import LIKE, ZEROS_ORIGIN, ForeignCheckpoint, match_arrays

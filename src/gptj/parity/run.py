@@ -29,8 +29,10 @@ from gptj.parity.compare import compare_records
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe, require_seed
 from gptj.parity.record import Record, make_folder
+from gptj.parity.report import ManifestCheck, ParityReport
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.reading.weight_files import open_weights, split_weights
+from gptj.surroundings import address_limit, require_current_folder
 from gptj.writing.output_directory import write_error
 
 __all__ = [

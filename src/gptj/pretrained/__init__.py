@@ -28,7 +28,7 @@ from gptj.generation.mixin import Generates
 from gptj.hub import HUB_ARGUMENTS, is_repository_id, split_hub_arguments
 from gptj.initial import initial_tensor
 from gptj.parity.fingerprint import check_fingerprint
-from gptj.pretrained.foreign_arguments import place_of, take_foreign_arguments
+from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
 from gptj.reading.weight_files import FOREIGN_WEIGHTS, split_weights, variant_sets
 from gptj.schema import HEADS, Head, TensorSpec, schema
 
