@@ -9,6 +9,7 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from pretended_hub import pretend_hub
 from weight_choices import two_sets
 
