@@ -16,7 +16,10 @@ from gptj.backends import BACKENDS
 from gptj.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
-FILES = ("__init__.py", "generate.py", "heads.py", "inference.py", "model.py", "weights.py")
+FILES = ("__init__.py", "arguments.py", "generate.py", "heads.py", "inference.py", "model.py", "weights.py")
+
+OWN_FILES = {"pt": {"kernels.py"}, "tf": set(), "flax": set()}
+"""Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers."""
 
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
 """What each framework calls the method behind `model(...)`."""
@@ -90,7 +93,8 @@ def sources_of(wing: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("wing", BACKENDS)
 def test_the_wings_have_the_same_files(wing):
-    assert tuple(sources_of(wing)) == FILES
+    assert tuple(name for name in sources_of(wing) if name not in OWN_FILES[wing]) == FILES
+    assert OWN_FILES[wing] <= sources_of(wing).keys()
 
 
 @pytest.mark.parametrize("wing", ["tf", "flax"])

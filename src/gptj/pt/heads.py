@@ -1,4 +1,4 @@
-"""What stands on the blocks: next-token logits, one label a row, the ends of a span; each with its loss.
+"""Heads on the blocks: next-token logits, one label a row, the ends of a span; each with its loss.
 
 Losses are float32 at least, a label of -100 counts nowhere, and the values are the same in all three backends.
 """
@@ -14,12 +14,19 @@ from torch import Tensor, nn
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.generation.typed import ReturnDict, same_as, typed_call
-from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+from gptj.outputs import (
+    CausalLMOutputWithPast,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    object_or_tuple,
+)
 from gptj.pretrained import one_dtype
+from gptj.pt.arguments import as_ids, as_tensor, host
 from gptj.pt.generate import GenerationMixin
 from gptj.pt.inference import InferenceMixin
-from gptj.pt.model import GPTJModel, Linear, at_least_float32
-from gptj.pt.weights import PretrainedModel, as_ids, as_tensor, empty_parameters, host
+from gptj.pt.kernels import Linear
+from gptj.pt.model import GPTJModel, at_least_float32
+from gptj.pt.weights import PretrainedModel, empty_parameters
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -184,13 +191,13 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return object_or_tuple(output, return_dict, default=self.config.return_dict)
 
     if TYPE_CHECKING:
 
         @same_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """What `forward` gives."""
+            """The outputs of `forward`."""
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The next token's logits after each hidden state, (..., m) to (..., v)."""
@@ -275,13 +282,13 @@ class GPTJForSequenceClassification(PretrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return object_or_tuple(output, return_dict, default=self.config.return_dict)
 
     if TYPE_CHECKING:
 
         @same_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """What `forward` gives."""
+            """The outputs of `forward`."""
 
     def _last_tokens(self, ids: Tensor | None, scores: Tensor) -> Tensor:
         """The place of each row's rightmost token that is not padding, (b,); the last place where ids are not known."""
@@ -382,13 +389,13 @@ class GPTJForQuestionAnswering(PretrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return object_or_tuple(output, return_dict, default=self.config.return_dict)
 
     if TYPE_CHECKING:
 
         @same_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """What `forward` gives."""
+            """The outputs of `forward`."""
 
     def _places(self, positions: Any, logits: Tensor, where: str) -> Tensor:
         """Positions as labels (b,): below 0 is 0, at t or beyond is ignored."""
