@@ -1,4 +1,4 @@
-"""The arguments of a model call in PyTorch, converted to tensors and checked, and what the blocks take in their place.
+"""The arguments of a model call in PyTorch, converted to tensors, checked, and made into what the blocks take.
 
 Token ids, positions and masks become tensors on the model's device, which the host checks where they have values; the
 attention mask becomes that of every query over every key; and a cache of keys and values grows into the next one.
@@ -35,21 +35,29 @@ def host(value: Any) -> NDArray[Any] | None:
     return None if traced else to_numpy(value)
 
 
-def as_ids(value: Any, device: torch.device, *, where: str) -> Tensor | None:
-    """Token ids or positions as an int64 tensor on `device`; anything but whole numbers is left for the checks."""
+def as_ids(value: Any, *, where: str) -> Tensor | None:
+    """Token ids or positions as an int64 tensor; anything but whole numbers is left for the checks."""
     if value is None:
         return None
     if not isinstance(value, Tensor):
         value = torch.from_numpy(np.array(inputs.integers(value, where=where)))
     whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-    return value.to(device, torch.int64) if whole else value
+    return value.to(torch.int64) if whole else value
 
 
-def as_tensor(value: Any, device: torch.device, *, where: str) -> Any:
-    """Any other argument as a tensor of its own dtype on `device`, or None."""
-    if value is None:
-        return None
-    return (value if isinstance(value, Tensor) else from_numpy(np.array(inputs.numbers(value, where=where)))).to(device)
+def as_tensor(value: Any, *, where: str) -> Any:
+    """Any other argument as a tensor of its own dtype, or None."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    return from_numpy(np.array(inputs.numbers(value, where=where)))
+
+
+def place(value: Any, device: torch.device) -> Any:
+    """The tensor on `device`; None stays None.
+
+    Differs: PyTorch's arguments move to the model's device, after the checks, which thus wait for none.
+    """
+    return None if value is None else value.to(device)
 
 
 class Call(NamedTuple):
@@ -92,15 +100,15 @@ def convert_arguments(
     """
     past = KVCache.of(past_key_values, config.n_layer)
     tensors = {
-        "input_ids": as_ids(input_ids, device, where="input_ids"),
-        "token_type_ids": as_ids(token_type_ids, device, where="token_type_ids"),
-        "position_ids": as_ids(position_ids, device, where="position_ids"),
-        "attention_mask": as_tensor(attention_mask, device, where="attention_mask"),
-        "inputs_embeds": as_tensor(inputs_embeds, device, where="inputs_embeds"),
-        "head_mask": as_tensor(head_mask, device, where="head_mask"),
+        "input_ids": as_ids(input_ids, where="input_ids"),
+        "token_type_ids": as_ids(token_type_ids, where="token_type_ids"),
+        "position_ids": as_ids(position_ids, where="position_ids"),
+        "attention_mask": as_tensor(attention_mask, where="attention_mask"),
+        "inputs_embeds": as_tensor(inputs_embeds, where="inputs_embeds"),
+        "head_mask": as_tensor(head_mask, where="head_mask"),
     }
     inputs.check_call(config, host, **tensors, past=past)
-    return Call(**tensors, past_key_values=past)
+    return Call(past_key_values=past, **{name: place(value, device) for name, value in tensors.items()})
 
 
 def causal_mask(attention_mask: Tensor | None, slots: Tensor, length: int) -> Tensor:
@@ -116,6 +124,11 @@ def causal_mask(attention_mask: Tensor | None, slots: Tensor, length: int) -> Te
         return causal[None, None]
     keys = F.pad(attention_mask.bool(), (0, length - attention_mask.shape[1]))
     return causal & keys[:, None, None]
+
+
+def cache_length(past: KVCache | None) -> int:
+    """The number of the cache's slots that are filled."""
+    return 0 if past is None else past.length
 
 
 class AttentionMask(NamedTuple):

@@ -21,7 +21,7 @@ from gptj.outputs import (
     object_or_tuple,
 )
 from gptj.pretrained import one_dtype
-from gptj.pt.arguments import as_ids, as_tensor, host
+from gptj.pt.arguments import as_ids, as_tensor, host, place
 from gptj.pt.generate import GenerationMixin
 from gptj.pt.inference import InferenceMixin
 from gptj.pt.kernels import Linear
@@ -179,9 +179,10 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         logits = self._logits(outputs.last_hidden_state)
         loss = None
         if labels is not None:
-            targets: Any = as_ids(labels, logits.device, where="labels")
+            targets: Any = as_ids(labels, where="labels")
             if (values := host(targets)) is not None:
                 inputs.check_labels(values, tuple(logits.shape[:2]), self.config.vocab_size)
+            targets = place(targets, logits.device)
             following = F.pad(targets[:, 1:], (0, 1), value=inputs.IGNORED_LABEL)  # logits[:, :-1] would be a copy
             loss = cross_entropy(logits.flatten(0, 1), following.flatten())
         output = CausalLMOutputWithPast(
@@ -273,7 +274,7 @@ class GPTJForSequenceClassification(PretrainedModel):
             return_dict=True,
         )
         scores = at_least_float32(self.score(outputs.last_hidden_state))
-        ids = as_ids(input_ids, scores.device, where="input_ids")
+        ids = place(as_ids(input_ids, where="input_ids"), scores.device)
         logits = scores[torch.arange(scores.shape[0], device=scores.device), self._last_tokens(ids, scores)]
         output = SequenceClassifierOutputWithPast(
             loss=None if labels is None else self._loss(logits, labels),
@@ -300,10 +301,11 @@ class GPTJForSequenceClassification(PretrainedModel):
         return torch.where(ids != self.config.pad_token_id, places, 0).amax(-1)
 
     def _loss(self, logits: Tensor, labels: Any) -> Tensor:
-        labels = as_tensor(labels, logits.device, where="labels")
+        labels = as_tensor(labels, where="labels")
         whole = not (labels.is_floating_point() or labels.dtype == torch.bool)
         problem = inputs.problem_type(self.config, whole=whole)
         inputs.check_class_labels(self.config, problem, host(labels), tuple(labels.shape), logits.shape[0])
+        labels = place(labels, logits.device)
         if problem == "single_label_classification":
             return cross_entropy(logits, labels.flatten().long())
         targets = labels.reshape(logits.shape).to(logits.dtype)
@@ -399,7 +401,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
 
     def _places(self, positions: Any, logits: Tensor, where: str) -> Tensor:
         """Positions as labels (b,): below 0 is 0, at t or beyond is ignored."""
-        positions = as_tensor(positions, logits.device, where=where)
+        positions = as_tensor(positions, where=where)
         inputs.check_places(host(positions), tuple(positions.shape), logits.shape[0], where=where)
-        positions = positions.flatten().long().clamp(min=0)
+        positions = place(positions, logits.device).flatten().long().clamp(min=0)
         return torch.where(positions < logits.shape[1], positions, inputs.IGNORED_LABEL)

@@ -5,6 +5,8 @@ device and the processor. `multiply` is the door for weights that stay as they a
 is the same for weights that may be laid out anew, and chooses once. All else here is what these two choose from, each
 with what was measured. No other file of the wing names a processor or a library.
 
+Differs: XLA chooses its kernels itself; PyTorch's callers choose among several libraries.
+
 On a CPU with AVX-512 packed weights are in oneDNN's own layout, which is read at memory's pace whatever the number of
 rows; where the processor multiplies in tiles or has AVX2 alone, they are plain matrices on the left of a few rows.
 Quantised weights are whole numbers of 8 or 4 bits; the activations that meet 8-bit weights are whole numbers of two

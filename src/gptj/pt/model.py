@@ -24,7 +24,7 @@ from gptj.errors import InputError
 from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
 from gptj.pretrained import one_dtype
-from gptj.pt.arguments import AttentionMask, CacheBuilder, UpdateCache, convert_arguments
+from gptj.pt.arguments import AttentionMask, CacheBuilder, UpdateCache, cache_length, convert_arguments
 from gptj.pt.kernels import Linear
 from gptj.pt.weights import PretrainedModel, empty_parameters
 from gptj.rotary import rotary_table
@@ -106,15 +106,9 @@ class Attention(nn.Module):
         head_mask: Tensor | None,
         output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """The attention's contribution (b, t, m), and its weights (b, h, t, s) or None.
+        """The attention's contribution (b, t, m), and where `output_attentions` asks, its weights (b, h, t, s).
 
-        Args:
-            x: the normed stream, (b, t, m).
-            rotation: sine and cosine of each query's position, (b, t, pairs).
-            mask: the keys that each query attends over.
-            update_cache: takes the new keys and values, returns those to attend over.
-            head_mask: (h,) factors of each head's weights, or None.
-            output_attentions: whether the weights are asked for.
+        `update_cache` takes the new keys and values, and returns those to attend over.
         """
         q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
         k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
@@ -309,7 +303,7 @@ class GPTJModel(PretrainedModel):
         x = self.drop(x)
 
         past, (b, t, _) = call.past_key_values, x.shape
-        past_length = 0 if past is None else past.length
+        past_length = cache_length(past)
         slots = past_length + torch.arange(t, device=x.device)
         positions = slots[None] if call.position_ids is None else call.position_ids
         rotation = self.rotary(positions.expand(b, -1))
