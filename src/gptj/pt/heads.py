@@ -75,7 +75,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, change: Tensor, *_: None) -> tuple[Tensor, None, None]:
-        """How the losses change with the logits."""
+        """The change of the losses with that of the logits."""
         logits, labels = ctx.saved_tensors
         counted, places = _places(labels)
         moved = (logits.softmax(1) * change).sum(1) - change.gather(1, places)[:, 0]
@@ -83,7 +83,7 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _places(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which labels (n,) count, and their places in the rows, (n, 1), 0 where none counts."""
+    """A mask of the labels (n,) that count, and their places in the rows, (n, 1), 0 where none counts."""
     counted = labels != inputs.IGNORED_LABEL
     return counted, torch.where(counted, labels, 0)[:, None]
 

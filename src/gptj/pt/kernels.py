@@ -224,7 +224,7 @@ class PlainLinear(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """The same over weights in oneDNN's layout.
+    """A linear layer over weights in oneDNN's layout.
 
     The layout for 8 rows is the best, or as good as any, for 1, 8 and 512 (measured in float32 and bfloat16).
     """
@@ -242,7 +242,7 @@ class PackedLinear(nn.Module):
 
 
 class UnpackedLinear(PlainLinear):
-    """The same where the processor is without AVX-512: by oneDNN over plain weights, on the left of a few rows.
+    """A linear layer for processors without AVX-512: oneDNN over plain weights, on the left of a few rows.
 
     So one row takes as long as reading the weights, half of what it takes over packed ones, and eight take two thirds
     (measured in float32).
@@ -263,7 +263,7 @@ class UnpackedLinear(PlainLinear):
 
 
 class TiledLinear(PlainLinear):
-    """The same where the processor multiplies in tiles: the weights as they are, on the left.
+    """A linear layer for processors that multiply in tiles: the weights as they are, on the left.
 
     Tiles of oneDNN's layouts come from memory at 8 to 14 GB/s; the rows of a left matrix, which the processor sees
     coming, at 15 to 18 (measured in bfloat16, where memory gives 20).
@@ -284,7 +284,7 @@ class TiledLinear(PlainLinear):
 
 
 class WidenedLinear(PlainLinear):
-    """The same where the processor has no products in 16 bits: many rows meet weights widened in the cache."""
+    """A linear layer for processors without products in 16 bits: many rows meet weights widened in the cache."""
 
     few = 3
     """Rows, for which PyTorch's own product is the faster; with 512 it takes six times as long (measured)."""
@@ -313,10 +313,10 @@ class Int8Linear(nn.Module):
     """Rows, so that their sums come from memory that the last ones had, not from the kernel."""
 
     base = 256
-    """What the high digit counts."""
+    """The high digit's worth."""
 
     largest = 127 * 256
-    """Of an activation: 127 times the high digit's worth."""
+    """The largest magnitude of an activation: 127 times the high digit's worth."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -356,7 +356,7 @@ class Int8Linear(nn.Module):
 
 
 class TiledInt8Linear(Int8Linear):
-    """The same where the processor multiplies in tiles, which are of signed bytes; see `TiledLinear`."""
+    """`Int8Linear` for processors that multiply in tiles, which are of signed bytes; see `TiledLinear`."""
 
     at_once = 32
     """Rows. More take longer to turn around than to multiply (measured)."""
@@ -376,12 +376,12 @@ class TiledInt8Linear(Int8Linear):
 
 
 class NarrowInt8Linear(Int8Linear):
-    """The same where the processor adds products of bytes in 16 bits, which overflow: digits of 7 bits, by FBGEMM."""
+    """`Int8Linear` for processors that add products of bytes in 16 bits, which overflow: 7-bit digits, by FBGEMM."""
 
     base = 128
 
     largest = 64 * 128
-    """Of an activation: both digits are from -64 to 64, so that two products of 128 and 127 stay below 2^15."""
+    """The largest magnitude of an activation: both digits are from -64 to 64, so that two products stay below 2^15."""
 
     def _hold(self, whole: Tensor) -> None:
         zeros = torch.zeros(len(whole), dtype=torch.int64)

@@ -33,13 +33,6 @@ def host(value: Any) -> NDArray[Any] | None:
     return np.asarray(value)
 
 
-def as_tensor(value: Any, *, where: str) -> Any:
-    """`value` as a tensor of its own dtype: lists and arrays are converted, tensors and None stay."""
-    if value is None or tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
-        return value
-    return tf.convert_to_tensor(inputs.numbers(value, where=where))
-
-
 def as_ids(value: Any, *, where: str) -> Any:
     """Token ids or positions as an int64 tensor; anything but whole numbers is left for the checks."""
     if value is None or isinstance(value, keras.KerasTensor):
@@ -47,6 +40,13 @@ def as_ids(value: Any, *, where: str) -> Any:
     if not tf.is_tensor(value):
         value = tf.convert_to_tensor(inputs.integers(value, where=where))
     return tf.cast(value, tf.int64) if value.dtype.is_integer else value
+
+
+def as_tensor(value: Any, *, where: str) -> Any:
+    """`value` as a tensor of its own dtype: lists and arrays are converted, tensors and None stay."""
+    if value is None or tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
+        return value
+    return tf.convert_to_tensor(inputs.numbers(value, where=where))
 
 
 def check_traced_ids(value: Any, *, where: str) -> None:
@@ -88,6 +88,26 @@ def causal_mask(attention_mask: tf.Tensor | None, slots: tf.Tensor, length: Any)
     keys = tf.cast(attention_mask, tf.bool)[:, :length]  # a mask may be as long as a fixed cache
     keys = tf.pad(keys, ((0, 0), (0, length - sizes(keys)[1])))
     return causal & keys[:, None, None]
+
+
+def cache_length(past: KVCache | None) -> Any:
+    """The number of the cache's slots that are filled: an int where it is known, else an int32 scalar."""
+    if past is None:
+        return 0
+    if not past.fixed:
+        return sizes(past.keys[0])[2]
+    length = past.length
+    if tf.is_tensor(length) and not tf.is_symbolic_tensor(length):
+        return int(length)
+    return tf.cast(length, tf.int32) if tf.is_tensor(length) else length
+
+
+def key_length(past: KVCache | None, new: Any) -> Any:
+    """The number of keys that `new` queries attend over: those so far, or all slots where that is no number yet."""
+    past_length = cache_length(past)
+    if past is not None and past.fixed and not isinstance(past_length, int):
+        return sizes(past.keys[0])[-2]
+    return past_length + new
 
 
 class CacheBuilder:
@@ -139,26 +159,6 @@ class CacheBuilder:
         return KVCache(tuple(self.keys), tuple(self.values), length, self.past is not None and self.past.fixed)
 
 
-def cache_length(past: KVCache | None) -> Any:
-    """The number of the cache's slots that are filled: an int where it is known, else an int32 scalar."""
-    if past is None:
-        return 0
-    if not past.fixed:
-        return sizes(past.keys[0])[2]
-    length = past.length
-    if tf.is_tensor(length) and not tf.is_symbolic_tensor(length):
-        return int(length)
-    return tf.cast(length, tf.int32) if tf.is_tensor(length) else length
-
-
-def key_length(past: KVCache | None, new: Any) -> Any:
-    """The number of keys that `new` queries attend over: those so far, or all slots where that is no number yet."""
-    past_length = cache_length(past)
-    if past is not None and past.fixed and not isinstance(past_length, int):
-        return sizes(past.keys[0])[-2]
-    return past_length + new
-
-
 class Claim(NamedTuple):
     """One rule that a sound call keeps, in a graph.
 
@@ -208,7 +208,7 @@ def list_claims(
 
 
 def _is_whole(value: tf.Tensor) -> tf.Tensor:
-    """Where numbers are whole, bool in their shape: a float mask may hold others."""
+    """A mask of the numbers that are whole, bool in their shape: a float attention mask may hold others."""
     return value == tf.floor(value) if value.dtype.is_floating else tf.ones_like(value, tf.bool)
 
 
