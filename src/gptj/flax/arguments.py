@@ -112,9 +112,9 @@ def cache_length(past: KVCache | None) -> Any:
     return 0 if past is None else past.length if past.fixed else past.capacity
 
 
-def key_length(past: KVCache | None, new: int) -> Any:
+def key_length(past: KVCache | None, past_length: Any, new: int) -> Any:
     """The number of keys that `new` queries attend over: those so far, or all slots of a fixed cache."""
-    return past.capacity if past is not None and past.fixed else cache_length(past) + new
+    return past.capacity if past is not None and past.fixed else past_length + new
 
 
 class CacheBuilder:

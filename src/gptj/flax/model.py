@@ -353,9 +353,8 @@ class GPTJModule(nn.Module):
         x = self.drop(x, deterministic=not train)
 
         t, past_length = x.shape[1], cache_length(past)
-        slots, rotation, mask = make_attention_inputs(
-            config, x, past_length, key_length(past, t), position_ids, attention_mask
-        )
+        length = key_length(past, past_length, t)
+        slots, rotation, mask = make_attention_inputs(config, x, past_length, length, position_ids, attention_mask)
         if head_mask is not None:
             head_mask = jnp.broadcast_to(head_mask, (config.n_layer, config.n_head))
 

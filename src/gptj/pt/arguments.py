@@ -135,11 +135,11 @@ class AttentionMask(NamedTuple):
     """The attention mask that every block takes.
 
     Attributes:
-        mask: bool (b or 1, 1, t, s), True In; None where each query attends over all keys.
+        values: bool (b or 1, 1, t, s), True In; None where each query attends over all keys.
         is_causal: whether it is the lower triangle alone: each query over its own key and those before it.
     """
 
-    mask: Tensor | None
+    values: Tensor | None
     is_causal: bool
 
     @classmethod

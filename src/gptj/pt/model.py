@@ -138,15 +138,15 @@ class Attention(nn.Module):
         if self.fused and head_mask is None and not output_attentions:
             mixed, weights = self._attend_fused(q, k, v, mask), None
         else:
-            mixed, weights = self._attend(q, k, v, mask.mask, head_mask)
+            mixed, weights = self._attend(q, k, v, mask.values, head_mask)
         return mixed.transpose(1, 2).flatten(2), weights
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         p = self.attn_dropout.p if self.training else 0.0
         if mask.is_causal:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.mask, dropout_p=p)
-        return mixed if mask.mask is None else torch.where(mask.mask.any(-1, keepdim=True), mixed, 0)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.values, dropout_p=p)
+        return mixed if mask.values is None else torch.where(mask.values.any(-1, keepdim=True), mixed, 0)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, head_mask: Tensor | None

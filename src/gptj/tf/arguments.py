@@ -102,9 +102,8 @@ def cache_length(past: KVCache | None) -> Any:
     return tf.cast(length, tf.int32) if tf.is_tensor(length) else length
 
 
-def key_length(past: KVCache | None, new: Any) -> Any:
+def key_length(past: KVCache | None, past_length: Any, new: Any) -> Any:
     """The number of keys that `new` queries attend over: those so far, or all slots where that is no number yet."""
-    past_length = cache_length(past)
     if past is not None and past.fixed and not isinstance(past_length, int):
         return sizes(past.keys[0])[-2]
     return past_length + new

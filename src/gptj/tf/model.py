@@ -388,7 +388,7 @@ class GPTJModel(PretrainedModel):
             rotation = self.rotary(slots[None] if position_ids is None else position_ids)
         x = dropout(fill_with_nan(x, claims), config.embd_pdrop, None if seeds is None else seeds[0])
 
-        mask = causal_mask(attention_mask, slots, key_length(past, t))
+        mask = causal_mask(attention_mask, slots, key_length(past, past_length, t))
         factors = None if head_mask is None else tf.broadcast_to(head_mask, (config.n_layer, config.n_head))
 
         cache = CacheBuilder(past)
