@@ -216,7 +216,7 @@ class Attention(nn.Module):
         self,
         x: Array,
         rotation: tuple[Array, Array],
-        mask: Array,
+        attention_mask: Array,
         update_cache: UpdateCache,
         head_mask: Array | None,
         output_attentions: bool,
@@ -229,7 +229,7 @@ class Attention(nn.Module):
         q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
         k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
         k, v = update_cache(k, self._heads(self.v_proj(x)))
-        mixed, weights = self._attend(q, k, v, mask, head_mask, train)
+        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, train)
         x = self.out_proj(mixed.swapaxes(1, 2).reshape(x.shape))
         return self.resid_dropout(x, deterministic=not train), weights if output_attentions else None
 

@@ -95,7 +95,7 @@ class PreparedBlock(nn.Module):
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
-        mask: AttentionMask,
+        attention_mask: AttentionMask,
         update_cache: UpdateCache,
         head_mask: Tensor | None,
         output_attentions: bool,
@@ -109,7 +109,7 @@ class PreparedBlock(nn.Module):
         if x.shape[1] > 1:  # of their own, so that a cache does not keep the whole of `qkv`
             k, v = k.contiguous(), v.contiguous()
         k, v = update_cache(k, v)
-        mixed, weights = self.attn.mix(q, k, v, mask, head_mask, output_attentions)
+        mixed, weights = self.attn.mix(q, k, v, attention_mask, head_mask, output_attentions)
         return self.out_of(torch.cat((mixed, activated), dim=-1)).add_(x), weights
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
-        mask: AttentionMask,
+        attention_mask: AttentionMask,
         update_cache: UpdateCache,
         head_mask: Tensor | None,
         output_attentions: bool,
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
         k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
         k, v = update_cache(k, self._heads(self.v_proj(x)))
-        mixed, weights = self.mix(q, k, v, mask, head_mask, output_attentions)
+        mixed, weights = self.mix(q, k, v, attention_mask, head_mask, output_attentions)
         return self.resid_dropout(self.out_proj(mixed)), weights
 
     def _heads(self, x: Tensor) -> Tensor:

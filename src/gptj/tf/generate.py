@@ -243,7 +243,7 @@ class CompiledModel:
             setattr(operator.attrgetter(owner)(self.block), leaf, tf.convert_to_tensor(parameter))
         cache = CacheBuilder(KVCache((keys,), (values,), 0 if fresh else offset, fixed=True))
         x, weights = self.block(
-            x, rotation=rotation, mask=mask, update_cache=cache.update_of(0, True), head_mask=None, seeds=None
+            x, rotation=rotation, attention_mask=mask, update_cache=cache.update_of(0, True), head_mask=None, seeds=None
         )
         keys.assign(cache.keys[0])
         values.assign(cache.values[0])

@@ -196,20 +196,20 @@ class Attention(keras.layers.Layer):
         self,
         x: tf.Tensor,
         rotation: tuple[tf.Tensor, tf.Tensor],
-        mask: tf.Tensor,
+        attention_mask: tf.Tensor,
         update_cache: UpdateCache,
         head_mask: tf.Tensor | None,
         seeds: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The attention's contribution (b, t, m), and its weights (b, h, t, s).
 
-        `mask` is `causal_mask`'s; `update_cache` takes the new keys and values, and returns those to attend over;
-        `seeds` (2, 2) are of the dropouts of the weights and of the result, None where nothing is dropped.
+        `attention_mask` is `causal_mask`'s (`mask` would be an argument of Keras' own); `update_cache` takes the new keys
+        and values, and returns those to attend over; `seeds` (2, 2) are of both dropouts, None where nothing is dropped.
         """
         q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
         k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
         k, v = update_cache(k, self._heads(self.v_proj(x)))
-        mixed, weights = self._attend(q, k, v, mask, head_mask, None if seeds is None else seeds[0])
+        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, None if seeds is None else seeds[0])
         mixed = self.out_proj(tf.reshape(tf.transpose(mixed, (0, 2, 1, 3)), sizes(x)))
         return dropout(mixed, self.resid_pdrop, None if seeds is None else seeds[1]), weights
 
@@ -272,7 +272,7 @@ class Block(keras.layers.Layer):
         self,
         x: tf.Tensor,
         rotation: tuple[tf.Tensor, tf.Tensor],
-        mask: tf.Tensor,
+        attention_mask: tf.Tensor,
         update_cache: UpdateCache,
         head_mask: tf.Tensor | None,
         seeds: tf.Tensor | None,
@@ -282,7 +282,7 @@ class Block(keras.layers.Layer):
         attended, weights = self.attn(
             h,
             rotation=rotation,
-            mask=mask,
+            attention_mask=attention_mask,
             update_cache=update_cache,
             head_mask=head_mask,
             seeds=None if seeds is None else seeds[:2],
@@ -398,7 +398,7 @@ class GPTJModel(PretrainedModel):
             x, weights = run(
                 x,
                 rotation=rotation,
-                mask=mask,
+                attention_mask=mask,
                 update_cache=cache.update_of(n, use_cache),
                 head_mask=None if factors is None else factors[n],
                 seeds=None if seeds is None else seeds[1 + 3 * n : 4 + 3 * n],
