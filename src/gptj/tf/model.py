@@ -203,8 +203,8 @@ class Attention(keras.layers.Layer):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The attention's contribution (b, t, m), and its weights (b, h, t, s).
 
-        `attention_mask` is `causal_mask`'s (`mask` would be an argument of Keras' own); `update_cache` takes the new keys
-        and values, and returns those to attend over; `seeds` (2, 2) are of both dropouts, None where nothing is dropped.
+        `attention_mask` is `causal_mask`'s (`mask` would be Keras' own); `update_cache` takes new keys and values, and
+        returns those to attend over; `seeds` (2, 2) are of both dropouts, None where nothing is dropped.
         """
         q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
         k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
