@@ -92,9 +92,9 @@ def block_program(model, rows):
     layer = KVCache(cache.keys[:1], cache.values[:1], None, True)
     x = np.zeros((rows, 1, config.n_embd), np.float32)
     rotation = (np.zeros((rows, 1, config.rotary_width // 2), np.float32),) * 2
-    surrounding = np.array([5]), rotation, np.ones((rows, 1, 1, SLOTS), bool)
+    attention_inputs = np.array([5]), rotation, np.ones((rows, 1, 1, SLOTS), bool)
     return compiled_block(config, True, False, True, False).lower(
-        model.fast_path.blocks[0], layer, x, surrounding, None
+        model.fast_path.blocks[0], layer, x, attention_inputs, None
     )
 
 
