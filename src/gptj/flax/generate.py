@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from numpy.typing import NDArray
 
 from gptj import generation
 from gptj.flax.weights import Params, from_numpy, to_numpy
-from gptj.generation import Step
+from gptj.generation import PARTS, Selected, Step
 from gptj.outputs import CausalLMOutputWithPast, KVCache
 
 
@@ -118,7 +118,7 @@ class Decoder(generation.Decoder):
         """What was computed, on the host, without what was computed for the slots in excess."""
         logits, hidden, attentions = made["logits"], made["hidden_states"], made["attentions"]
         return Step(
-            logits=to_numpy(logits)[:, :columns] if logits.ndim == 3 else to_numpy(logits),
+            self.model._held(logits, columns),
             hidden_states=None if hidden is None else tuple(to_numpy(x)[:, :columns] for x in hidden),
             attentions=None if attentions is None else tuple(to_numpy(x)[:, :, :columns, :length] for x in attentions),
         )
@@ -135,6 +135,42 @@ class Decoder(generation.Decoder):
             for side in (self.cache.keys, self.cache.values)
         )
         return KVCache(keys, values, length)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "weigh"))
+def best_of(logits: Array, named: Array, temperature: Array, *, count: int, weigh: bool) -> tuple[Array, ...]:
+    """What `Logits.best` asks for, compiled once for each shape."""
+    values, ids = lax.top_k(logits, count)
+    asked, finite = jnp.take_along_axis(logits, named, 1), jnp.isfinite(logits).all(1)
+    if not weigh:
+        return values, ids, finite, asked
+    weights = jnp.where(logits > values[:, -1:], 0, jnp.exp((logits - values[:, :1]) / temperature))
+    parts = jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % PARTS)))
+    return values, ids, finite, asked, parts.reshape(len(parts), PARTS, -1).sum(2)
+
+
+class Logits(generation.HeldLogits):
+    """A step's logits on a device."""
+
+    def best(self, count: int, named: NDArray[np.int64], temperature: float | None) -> Selected:
+        """The `count` best of each row of (b, v), and the logits of `named` (b, m)."""
+        divisor = np.asarray(1 if temperature is None else temperature, self._array.dtype)
+        made = best_of(self._array, named.astype(np.int32), divisor, count=count, weigh=temperature is not None)
+        return Selected(*jax.device_get(made))
+
+    def _fetched(self, array: Array) -> NDArray[Any]:
+        return to_numpy(array)
+
+    def _rows(self, rows: NDArray[np.int64]) -> Array:
+        return self._array[rows]
+
+    def _position(self, n: int) -> Array:
+        return lax.dynamic_index_in_dim(self._array, np.int32(n), 1, keepdims=False)
+
+
+def on_host(logits: Array) -> bool:
+    """Whether they lie in the host's memory, where NumPy reads them without a copy."""
+    return all(device.platform == "cpu" for device in logits.devices())
 
 
 def is_typed_key(key: Any) -> bool:
@@ -183,6 +219,10 @@ class GenerationMixin(generation.Generates[jax.Array]):
 
     def _rows_of(self, array: Array, rows: NDArray[np.int64]) -> Array:
         return array[rows]
+
+    def _held(self, logits: Array, columns: int | None = None) -> NDArray[Any] | Logits:
+        held = Logits(logits, columns)
+        return held.on_host() if on_host(logits) else held
 
     def _native(self, array: NDArray[Any]) -> Array:
         # Differs: jax has no int64 unless it is asked for, and token ids fit in int32.

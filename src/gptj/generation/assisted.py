@@ -41,7 +41,7 @@ def assisted_steps(session: Session, guesses: Guesses) -> Iterator[TokenStep]:
     """The steps of `plain_steps`, several from each call of the model."""
     decoder = session.decoder()
     result = session.prefill(decoder, copies=session.copies, want=session.want)
-    tokens, scores = session.next_tokens(result.logits)
+    tokens, scores = session.next_tokens(result)
     yield session.append(tokens, result, scores)
     while not session.ended.all():
         # The last step of a round comes from the model alone, so one column fewer is to be guessed.
@@ -51,7 +51,7 @@ def assisted_steps(session: Session, guesses: Guesses) -> Iterator[TokenStep]:
         right = 0
         for n in range(guessed.shape[1] + 1):
             here = result.position(n)
-            tokens, scores = session.next_tokens(here.logits)
+            tokens, scores = session.next_tokens(here)
             yield session.append(tokens, here, scores)
             if session.ended.all():
                 return

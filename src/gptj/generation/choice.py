@@ -1,0 +1,111 @@
+"""A row's token without its scores: greedy or drawn, on the host or from what a device selected.
+
+Nobody reads the scores of all tokens, so none are made: of the row's logits a few are changed by the processors, and
+the token is the best of the candidates, or drawn from them. Where that cannot be proved to be the definition's token
+there is no answer, and the caller computes the definition (`processors`, `filters` and `draw` over the whole row).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.generation.candidates import FEW, Draws, HostRow, RowLogits, is_cut_simply
+from gptj.generation.changes import Change, Changed
+from gptj.generation.config import GenerationConfig
+from gptj.generation.held import HeldLogits, HeldRow
+from gptj.generation.processors import FewTokens, Processor, Row
+
+__all__ = ["Choice"]
+
+MOST_NAMED = 4096
+"""Tokens that one processor changes of a row; with more, the row itself is as soon changed, or fetched."""
+
+
+class Choice:
+    """Chooses tokens for a config.
+
+    Args:
+        config: whether and how to draw.
+        vocab_size: v.
+        processors: what is done to logits before that.
+    """
+
+    def __init__(self, config: GenerationConfig, vocab_size: int, processors: Sequence[Processor]) -> None:
+        self._draws = Draws(config, vocab_size) if is_cut_simply(config) else None
+        # What renormalizes may make two logits equal, of which the lower id is the better.
+        self._greedy = config.strategy != "sample" and not config.renormalize_logits
+        self._temperature = config.temperature
+        self._vocab_size = vocab_size
+        self._processors = tuple(processors)
+
+    def on_host(self, logits: NDArray[Any], row: Row, uniform: float, number: int) -> int | None:
+        """The token of a row's logits (v,), float32 or float64.
+
+        Args:
+            logits: what the model gave.
+            row: as the processors see it.
+            uniform: the number that it is drawn with.
+            number: which of the rows it is.
+        """
+        changes = self._changes(row)
+        if changes == []:
+            return self._token(HostRow(logits), uniform, number)
+        if changes is not None:
+            tokens = Changed.named(changes)
+            token = self._token(HostRow(logits, Changed.by(changes, tokens, logits[tokens])), uniform, number)
+            if token is not None:
+                return token
+        scores = logits.astype(np.float64)
+        for process in self._processors:
+            scores = process(row, scores)
+        return self._token(HostRow(scores), uniform, number)
+
+    def on_device(self, held: HeldLogits, rows: Mapping[int, Row], uniforms: Mapping[int, float]) -> dict[int, int]:
+        """The tokens of those rows of `held` (b, v) that the best of their logits decide."""
+        if self._draws is None and not self._greedy:
+            return {}
+        changes = {number: self._changes(row) for number, row in rows.items()}
+        named = {number: Changed.named(those) for number, those in changes.items() if those is not None}
+        width = max(map(len, named.values()), default=0)
+        if not named:
+            return {}
+        asked = np.zeros((held.shape[0], 1 << (width - 1).bit_length() if width else 0), np.int64)
+        for number, tokens in named.items():
+            asked[number, : len(tokens)] = tokens
+        drawn = self._draws
+        count = FEW if drawn is None else 2 * drawn.count
+        selected = held.best(
+            min(count, self._vocab_size), asked, None if drawn is None or drawn.cuts_to_k else self._temperature
+        )
+        found: dict[int, int] = {}
+        for number, tokens in named.items():
+            if not selected.finite[number]:
+                continue
+            changed = None
+            if len(tokens):
+                changed = Changed.by(changes[number] or [], tokens, selected.named[number, : len(tokens)])
+            row = HeldRow(selected, number, self._vocab_size, changed)
+            token = self._token(row, uniforms.get(number, 0.0), number)
+            if token is not None:
+                found[number] = token
+        return found
+
+    def _changes(self, row: Row) -> list[Change] | None:
+        """What the processors change of few tokens each; None where one of them takes the whole row."""
+        changes = []
+        for process in self._processors:
+            change = process.change(row) if isinstance(process, FewTokens) else None
+            if change is None or len(change.tokens) > MOST_NAMED:
+                return None
+            if len(change.tokens):
+                changes.append(change)
+        return changes
+
+    def _token(self, row: RowLogits, uniform: float, number: int) -> int | None:
+        if self._draws is not None:
+            return self._draws.token(row, uniform, row=number)
+        return row.best() if self._greedy else None
