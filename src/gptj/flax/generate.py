@@ -1,27 +1,27 @@
 """The two steps under generation, prefill and one token, over a preallocated cache; the loop is `gptj.generation`'s.
 
 XLA compiles anew for every shape, so shapes are few: the cache's capacity and a prompt's length are rounded up, the
-slots in excess are masked and later overwritten. The cache is donated to each step, which writes it in place.
+slots in excess are masked and later overwritten. The cache is donated to each step, which writes it in place: a block
+at a time, as a prepared model's steps do (`gptj.flax.inference`), over the parameters as they are.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import Array, lax
 from numpy.typing import NDArray
 
 from gptj import generation
-from gptj.flax.weights import Params, from_numpy, to_numpy
+from gptj.flax.inference import FastPath
+from gptj.flax.weights import from_numpy, to_numpy
 from gptj.generation import PARTS, Selected, Step
-from gptj.outputs import CausalLMOutputWithPast, KVCache
+from gptj.outputs import KVCache
 
 
 def rounded(count: int, most: int) -> int:
@@ -32,34 +32,6 @@ def rounded(count: int, most: int) -> int:
     """
     power = 1 << (count - 1).bit_length()
     return min(power if power <= 256 else -(-count // 256) * 256, most)
-
-
-@functools.lru_cache(maxsize=64)
-def compiled_step(module: nn.Module, last_only: bool, want: frozenset[str]) -> Callable[..., Any]:
-    """The next tokens through the cache, which is used up; compiled once for each rounded shape."""
-
-    def run(
-        params: Params, cache: KVCache, ids: Array, positions: Array, mask: Array, last: Array
-    ) -> tuple[KVCache, dict[str, Any]]:
-        outputs = module.apply(
-            {"params": params},
-            ids,
-            cache,
-            mask,
-            position_ids=positions,
-            use_cache=True,
-            output_attentions="attentions" in want,
-            output_hidden_states="hidden_states" in want,
-            only=last if last_only else None,
-        )
-        return outputs.past_key_values, made_by(outputs)
-
-    return jax.jit(run, donate_argnums=1)
-
-
-def made_by(outputs: CausalLMOutputWithPast) -> dict[str, Any]:
-    """What a step gives besides the cache."""
-    return {"logits": outputs.logits, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
 
 
 @jax.jit
@@ -82,7 +54,8 @@ class Decoder(generation.Decoder):
         super().__init__(model.config, batch, capacity)
         self.model = model
         self.slots = rounded(capacity, model.config.n_positions)
-        self.cache: KVCache = (model if model.fast_path is None else model.fast_path).init_cache(batch, self.slots)
+        self.path = FastPath(model.module, model.params) if model.fast_path is None else model.fast_path
+        self.cache: KVCache = self.path.init_cache(batch, self.slots)
 
     def _run(
         self,
@@ -107,11 +80,7 @@ class Decoder(generation.Decoder):
             np.pad(mask, ((0, 0), (0, self.slots - self.capacity))),
             np.int32(columns - 1),
         )
-        model = self.model
-        if model.fast_path is None:
-            self.cache, made = compiled_step(model.module, last_only, want)(model.params, *arguments)
-        else:
-            self.cache, made = model.fast_path.step(*arguments, last_only=last_only, want=want)
+        self.cache, made = self.path.step(*arguments, last_only=last_only, want=want)
         return self._step(made, columns, offset + columns)
 
     def _step(self, made: dict[str, Any], columns: int, length: int) -> Step:
@@ -124,12 +93,12 @@ class Decoder(generation.Decoder):
         )
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
-        each = len(self.cache.keys[0]) // self.batch  # the fast path's cache has b h rows, the other's b
+        each = self.config.n_head
         self.cache = gathered(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
 
     def _filled(self, length: int) -> KVCache:
         config = self.config
-        shape = (self.batch, config.n_head, self.slots, config.head_dim)  # whichever the cache's own is
+        shape = (self.batch, config.n_head, self.slots, config.head_dim)
         keys, values = (
             tuple(x.reshape(shape)[:, :, :length].astype(self.model.dtype) for x in side)
             for side in (self.cache.keys, self.cache.values)
