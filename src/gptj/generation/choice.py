@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.generation.candidates import FEW, Draws, HostRow, RowLogits, is_cut_simply
+from gptj.generation.candidates import FEW, Candidates, Draws, HostRow, RowLogits, find_candidates, is_cut_simply
 from gptj.generation.changes import Change, Changed
 from gptj.generation.config import GenerationConfig
 from gptj.generation.held import HeldLogits, HeldRow
@@ -93,6 +93,22 @@ class Choice:
             if token is not None:
                 found[number] = token
         return found
+
+    def log_probabilities(self, logits: NDArray[Any], row: Row, count: int) -> Candidates | None:
+        """Some `count` of the best of log_softmax(logits) (v,), changed; None where a processor takes the whole row.
+
+        What is no candidate is below the bound, or rounded up to it.
+        """
+        changes = self._changes(row)
+        if changes is None:
+            return None
+        tokens = Changed.named(changes)
+        largest = float(logits.max())
+        total = np.log(np.exp(logits.astype(np.float64) - largest).sum())  # float64, to the bit as `log_softmax` has it
+        found = find_candidates(logits, min(count + min(len(tokens), count), self._vocab_size))
+        found = Candidates(found.ids, (found.values - largest) - total, float((found.bound - largest) - total))
+        before = (logits[tokens].astype(np.float64) - largest) - total
+        return found.changed(Changed.by(changes, tokens, before))
 
     def _changes(self, row: Row) -> list[Change] | None:
         """What the processors change of few tokens each; None where one of them takes the whole row."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import GPTJError, InputError, shown, warn_of
+from gptj.generation.candidates import Candidates
 from gptj.generation.choice import Choice
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, DecoderFactory, Step, Uncached
@@ -145,7 +146,7 @@ class Session:
         rows = range(len(self.ids)) if rows is None else rows
         running = [n for n, r in enumerate(rows) if not self.ended[r]]
         for n in running:
-            self._refuse_non_finite(logits[n], n, ids.shape[1] - self.prompt.shape[1])
+            self.refuse_non_finite(logits[n], n, ids.shape[1] - self.prompt.shape[1])
         scores = logits.astype(np.float64)
         if normalize:
             scores[running] = log_softmax(
@@ -159,6 +160,14 @@ class Session:
         for n in running:
             scores[n] = self._cut(seen[n], scores[n])
         return scores
+
+    def best_log_probabilities(self, logits: NDArray[Any], row: int, count: int, *, taken: Ids) -> Candidates | None:
+        """Some of what `adjust` makes of a row's logits (v,) with `normalize`: the `count` best, if they are at hand.
+
+        None where a processor takes the whole row. Nothing is cut or normalized again.
+        """
+        seen = self._row(self.ids[row, : self.columns], row, taken)
+        return self._choice.log_probabilities(logits, seen, count)
 
     def choose(self, scores: Floats, index: int, rows: Sequence[int] | NDArray[np.intp] | None = None) -> Ids:
         """The tokens (n,) at new-token index `index`: the best, or drawn with each row's own uniform number.
@@ -181,7 +190,7 @@ class Session:
             GPTJError: a logit is not finite, or no token is left.
         """
         ids = self.ids[:, : self.columns]
-        if self._scores_are_read:
+        if self.scores_are_read:
             scores = self.adjust(ids, result.logits)
             return self.choose(scores, self.index), scores
         running, held = np.flatnonzero(self.running), result.held
@@ -196,14 +205,15 @@ class Session:
             logits = held if len(running) == len(ids) else held[running]
         tokens = np.full(len(ids), self.pad, np.int64)
         for row, values in zip(running.tolist(), logits, strict=True):
-            self._refuse_non_finite(values, row, self.index)
+            self.refuse_non_finite(values, row, self.index)
             token = self._choice.on_host(values, rows[row], uniforms_of.get(row, 0.0), row)
             tokens[row] = self._defined(values, rows[row], row) if token is None else token
         tokens[[*found]] = [*found.values()]
         return tokens, None
 
     @property
-    def _scores_are_read(self) -> bool:
+    def scores_are_read(self) -> bool:
+        """Whether anybody looks at the scores of all tokens."""
         return bool(self.config.output_scores or self.custom or self.stopper.reads_scores)
 
     def _defined(self, logits: NDArray[Any], seen: Row, row: int) -> int:
@@ -252,7 +262,8 @@ class Session:
         start = int(self.starts[row])
         return Row(ids[start:], self.prompt.shape[1] - start, len(ids), taken, row // self.copies, ids[self.unseen :])
 
-    def _refuse_non_finite(self, logits: NDArray[Any], row: int, index: int) -> None:
+    def refuse_non_finite(self, logits: NDArray[Any], row: int, index: int) -> None:
+        """Refuse a row's logits (v,) by name, unless the config has them repaired."""
         if self.config.remove_invalid_values:
             return
         finite = np.isfinite(logits)
