@@ -13,12 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from logit_samples import KINDS, make_logits
+from toy_decoder import ToyDecoder, toy_config
 
 from gptj import GPTJConfig
 from gptj.errors import GPTJError
 from gptj.generation import Decoder, GenerationConfig, Step, generate
+from gptj.generation.choice import Choice
 from gptj.generation.contrastive import _Context, degeneration
+from gptj.generation.processors import Row, processors
 from gptj.generation.sampling import draw_without_replacement, softmax, softmax_of
+from gptj.generation.session import Session
 
 
 class Scripted(Decoder):
@@ -86,8 +90,6 @@ def test_a_beam_search_is_the_same_from_the_best_of_each_beam(options, kind, siz
 
 @pytest.mark.parametrize("options", BEAMS[:5], ids=lambda options: ", ".join(options))
 def test_a_beam_search_hardly_ever_computes_all_scores(options, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptj.generation.session import Session
-
     calls: list[int] = []
     kept = Session.adjust
     monkeypatch.setattr(Session, "adjust", lambda self, *a, **o: calls.append(1) or kept(self, *a, **o))
@@ -142,3 +144,61 @@ def test_unit_vectors_that_are_kept_are_those_made_anew(rows, columns, new, widt
     for row in range(rows):
         seen = np.concatenate([mask[row], np.ones(new, bool)])
         assert context.degeneration(row, tried).tolist() == degeneration(hidden[row, seen], tried).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(["normal", "ties", "one hot", "flat", "tail", "twins"]),
+    size=st.sampled_from([12, 60, 4000]),
+    scale=st.sampled_from([0.1, 3.0, 9.0]),
+    seed=st.integers(0, 2**32),
+    options=st.sampled_from(
+        [
+            {},
+            {"repetition_penalty": 3.0},
+            {"do_sample": True, "temperature": 0.3, "top_k": 0},
+            {"do_sample": True, "temperature": 4.0, "typical_p": 0.9, "suppress_tokens": [1, 2]},
+        ]
+    ),
+)
+def test_a_chance_is_never_more_than_the_probability(kind, size, scale, seed, options) -> None:
+    logits = make_logits(kind, size, scale, seed, np.float32)
+    config, random = GenerationConfig(**options), np.random.default_rng(seed)
+    row = Row(random.integers(0, size, 9), 3, 9)
+    choice, scores = Choice(config, size, processors(config, 99)), logits.astype(np.float64)
+    for process in processors(config, 99):
+        scores = process(row, scores)
+    exact = softmax(scores / (config.temperature if config.do_sample else 1.0))
+    best = int(np.argmax(scores))
+    for token in (best, int(random.integers(size))):
+        assert choice.chance(logits, row, token) <= exact[token]
+    if exact[best] > 0.3:
+        assert choice.chance(logits, row, best) >= 0.999 * exact[best]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 5, "temperature": 0.2}], ids=["greedy", "drawn"])
+def test_an_assistant_guesses_as_many_tokens_as_by_all_scores(options, threshold, monkeypatch) -> None:
+    config = toy_config()
+
+    def calls() -> list[tuple[int, int]]:
+        made: list[ToyDecoder] = []
+
+        def assistant(batch: int, capacity: int) -> ToyDecoder:
+            made.append(ToyDecoder(config, batch, capacity, seed=1, sharp=6.0))
+            return made[0]
+
+        how = GenerationConfig(
+            max_new_tokens=25,
+            pad_token_id=0,
+            assistant_confidence_threshold=threshold,
+            num_assistant_tokens=4,
+            **options,
+        )
+        model = lambda batch, capacity: ToyDecoder(config, batch, capacity, seed=1, sharp=5.0)  # noqa: E731
+        generate(model, [[1, 2, 3]] * 2, model_config=config, generation_config=how, assistant=assistant, seed=1)
+        return made[0].calls
+
+    short = calls()
+    monkeypatch.setattr(Session, "surely_above", lambda *a, **o: False)
+    assert calls() == short and len(short) > 5

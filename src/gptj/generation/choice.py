@@ -38,7 +38,7 @@ class Choice:
         self._draws = Draws(config, vocab_size) if is_cut_simply(config) else None
         # What renormalizes may make two logits equal, of which the lower id is the better.
         self._greedy = config.strategy != "sample" and not config.renormalize_logits
-        self._temperature = config.temperature
+        self._temperature = config.temperature if config.strategy == "sample" else 1.0
         self._vocab_size = vocab_size
         self._processors = tuple(processors)
 
@@ -93,6 +93,23 @@ class Choice:
             if token is not None:
                 found[number] = token
         return found
+
+    def chance(self, logits: NDArray[Any], row: Row, token: int) -> float:
+        """At least this is the probability of a token among all; 0 where a processor takes the whole row."""
+        changes = self._changes(row)
+        if changes is None:
+            return 0.0
+        tokens = Changed.named(changes)
+        changed = Changed.by(changes, tokens, logits[tokens])
+        source = HostRow(logits, changed)
+        found = source.candidates(FEW)
+        places = np.flatnonzero(found.ids == token)
+        if not len(places):
+            return 0.0
+        best, temperature = float(found.values.max()), self._temperature
+        rest, error = source.rest(found, best, temperature)
+        weights = np.exp((found.values - best) / temperature)
+        return float(weights[places[0]] / (weights.sum() + rest + error)) * (1 - 1e-9)
 
     def log_probabilities(self, logits: NDArray[Any], row: Row, count: int) -> Candidates | None:
         """Some `count` of the best of log_softmax(logits) (v,), changed; None where a processor takes the whole row.

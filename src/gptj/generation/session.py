@@ -181,21 +181,23 @@ class Session:
                 tokens[n] = self._chosen(scores[n], int(r), index)
         return tokens
 
-    def next_tokens(self, result: Step) -> tuple[Ids, Floats | None]:
+    def next_tokens(self, result: Step, ids: Ids | None = None) -> tuple[Ids, Floats | None]:
         """The tokens (rows,) that follow, and the scores (rows, v) that they were chosen by, where anybody reads those.
 
-        The same as `adjust` and `choose`, a row at a time and without what nobody looks at.
+        The same as `adjust` and `choose`, a row at a time and without what nobody looks at. `ids` (rows, columns) led
+        to the logits; None for the rows as they are.
 
         Raises:
             GPTJError: a logit is not finite, or no token is left.
         """
-        ids = self.ids[:, : self.columns]
+        ids = self.ids[:, : self.columns] if ids is None else ids
+        index = ids.shape[1] - self.prompt.shape[1]
         if self.scores_are_read:
             scores = self.adjust(ids, result.logits)
-            return self.choose(scores, self.index), scores
+            return self.choose(scores, index), scores
         running, held = np.flatnonzero(self.running), result.held
         rows = {r: self._row(ids[r], r, None) for r in running.tolist()}
-        uniforms_of = {r: self._uniform(r, self.index) for r in rows} if self.config.strategy == "sample" else {}
+        uniforms_of = {r: self._uniform(r, index) for r in rows} if self.config.strategy == "sample" else {}
         found: dict[int, int] = {}
         if isinstance(held, HeldLogits):
             found = self._choice.on_device(held, rows, uniforms_of)
@@ -205,9 +207,9 @@ class Session:
             logits = held if len(running) == len(ids) else held[running]
         tokens = np.full(len(ids), self.pad, np.int64)
         for row, values in zip(running.tolist(), logits, strict=True):
-            self.refuse_non_finite(values, row, self.index)
+            self.refuse_non_finite(values, row, index)
             token = self._choice.on_host(values, rows[row], uniforms_of.get(row, 0.0), row)
-            tokens[row] = self._defined(values, rows[row], row) if token is None else token
+            tokens[row] = self._defined(values, rows[row], row, index) if token is None else token
         tokens[[*found]] = [*found.values()]
         return tokens, None
 
@@ -216,12 +218,22 @@ class Session:
         """Whether anybody looks at the scores of all tokens."""
         return bool(self.config.output_scores or self.custom or self.stopper.reads_scores)
 
-    def _defined(self, logits: NDArray[Any], seen: Row, row: int) -> int:
+    def _defined(self, logits: NDArray[Any], seen: Row, row: int, index: int) -> int:
         """The token of a row's logits (v,), by the definition."""
         scores = logits.astype(np.float64)
         for process in self._processors:
             scores = process(seen, scores)
-        return self._chosen(self._cut(seen, scores), row, self.index)
+        return self._chosen(self._cut(seen, scores), row, index)
+
+    def surely_above(self, result: Step, ids: Ids, tokens: Ids, share: float) -> bool:
+        """Whether each running row's token, chosen of the logits after `ids`, has this probability at least.
+
+        True only where it has it among all tokens; the cuts of a draw leave it the same or more.
+        """
+        return all(
+            self._choice.chance(result.logits[r], self._row(ids[r], r, None), int(tokens[r])) >= share
+            for r in np.flatnonzero(self.running).tolist()
+        )
 
     def _cut(self, seen: Row, scores: Floats) -> Floats:
         """The scores (v,) of a row without those that a draw leaves out. Where no token is left, there is nothing."""
