@@ -133,10 +133,15 @@ class HostRow:
 
     def best(self) -> int | None:
         """The best token, or None where all are -inf, or the best were changed."""
-        if self._changed is not None:
+        logits, changed = self._logits, self._changed
+        token = int(np.argmax(logits))
+        if changed is None or not len(changed.tokens):
+            return token if logits[token] > -np.inf else None
+        if changed.holds(np.array([token]))[0]:
             return self.candidates(FEW).best()
-        token = int(np.argmax(self._logits))
-        return token if self._logits[token] > -np.inf else None
+        other = int(np.argmax(changed.after))
+        beats = (changed.after[other], -changed.tokens[other]) > (logits[token], -token)
+        return int(changed.tokens[other]) if beats else token
 
     def candidates(self, count: int) -> Candidates:
         """At least `count` of the best, or fewer where they were changed."""
