@@ -102,7 +102,7 @@ def compiled_entrance(config: GPTJConfig, length: int, dtype: np.dtype[Any]) -> 
 
     Args:
         config: the sizes.
-        length: keys that each query is compared with, of which its mask may have some In.
+        length: keys that each query is compared with, of which its mask may keep some.
         dtype: what is computed in.
     """
 
