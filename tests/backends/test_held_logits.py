@@ -94,12 +94,16 @@ def test_a_padded_prompt_and_embeddings_are_continued_the_same(wing, revealing, 
     mask = np.ones(PROMPTS.shape, int)
     mask[0, :3] = 0
     embeds = np.random.default_rng(1).standard_normal((2, 4, model.config.n_embd)).astype(np.float32)
-    calls = ({"input_ids": PROMPTS, "attention_mask": mask, "do_sample": True}, {"inputs_embeds": embeds})
+    calls = (
+        {"input_ids": PROMPTS, "attention_mask": mask, "do_sample": True},
+        {"inputs_embeds": embeds},
+        {"inputs_embeds": embeds, "penalty_alpha": 0.6, "top_k": 3},
+    )
     here = [wing.numpy(model.generate(**settled(call))) for call in calls]
     seen = on_a_device()
     for call, expected in zip(calls, here, strict=True):
         assert np.array_equal(wing.numpy(model.generate(**settled(call))), expected)
-    assert seen["best"] == 16
+    assert seen["best"] == 16  # contrastive search computes with all probabilities
 
 
 def test_an_assistant_is_asked_on_the_device(wing, revealing, on_a_device) -> None:

@@ -56,7 +56,7 @@ busy machine). In 16 bits a token saves 6 to 11 ms; there the border is the same
 
 UNUSED = {"tf": ("jax", "matplotlib")}
 """What a framework imports where it is installed, for parts that text does not need: tensorflow.lite's converter of jax
-programs, and Keras' drawings. The two take 2.4 s of 7 to TensorFlow's import (`benchmarks/cold.py`)."""
+programs, and Keras' drawings. jax alone takes 1.6 s of 7 to TensorFlow's import (`benchmarks/cold.py`)."""
 
 WELCOME = """What you type is continued. A line that ends in \\ goes on in the next.
 Ctrl-C stops an answer; an empty line or Ctrl-D ends."""

@@ -101,14 +101,16 @@ class CalledDecoder(Decoder):
             return_dict=True,
         )
         self._cache = outputs.past_key_values
-        step = Step(
-            self._model._held(outputs.logits),
+        held = self._model._held(outputs.logits)
+        if last_only:
+            held = held.of_position(held.shape[1] - 1) if isinstance(held, HeldLogits) else held[:, -1]
+        return Step(
+            held,
             hidden_states=None if outputs.hidden_states is None else tuple(map(host, outputs.hidden_states)),
             attentions=None
             if outputs.attentions is None
             else tuple(host(weights)[..., :end] for weights in outputs.attentions),
         )
-        return step.position(step.held.shape[1] - 1) if last_only else step
 
     def _tokens(self, token_ids: Ids, offset: int) -> dict[str, Any]:
         """The call's arguments for these columns: ids, or embeddings where any of them has one of the prompt's."""
