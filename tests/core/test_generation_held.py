@@ -13,49 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logit_samples import KINDS, make_logits
+from logit_samples import KINDS, OnNumPy, make_logits
 from toy_decoder import ToyDecoder, toy_config
 
 from gptj import GPTJConfig
 from gptj.errors import GPTJError
-from gptj.generation import PARTS, Decoder, GenerationConfig, HeldLogits, Selected, Step, generate, known_tokens_only
+from gptj.generation import Decoder, GenerationConfig, Step, generate, known_tokens_only
 from gptj.generation.candidates import SUM_ERROR, HostRow
 from gptj.generation.changes import Changed, repetition
 from gptj.generation.choice import Choice
 from gptj.generation.held import HeldRow
 from gptj.generation.processors import FewTokens, Row, filters, processors
 from gptj.generation.sampling import draw, uniforms
-
-
-class OnNumPy(HeldLogits):
-    """A device of NumPy's, which counts what was asked of it."""
-
-    log: list[str]
-
-    def best(self, count: int, named: np.ndarray, temperature: float | None) -> Selected:
-        logits, (b, v) = self._array, self._array.shape
-        # From the last id to the first, so that among equals the higher id is the one that is kept.
-        ids = v - 1 - np.argsort(-logits[:, ::-1], axis=1, kind="stable")[:, :count]
-        values = np.take_along_axis(logits, ids, 1)
-        rest = None
-        if temperature is not None:
-            with np.errstate(over="ignore", invalid="ignore"):
-                exponents = (logits - values[:, :1]) / logits.dtype.type(temperature)
-                weights = np.where(logits > values[:, -1:], 0, np.exp(exponents)).astype(np.float32)
-            weights[weights < 2**-126] = 0
-            parts = np.pad(weights, ((0, 0), (0, -v % PARTS))).reshape(b, PARTS, -1)
-            rest = np.cumsum(parts, axis=2, dtype=np.float32)[:, :, -1]
-        return Selected(values, ids, np.isfinite(logits).all(1), np.take_along_axis(logits, named, 1), rest)
-
-    def _fetched(self, array: Any) -> np.ndarray:
-        return np.asarray(array)
-
-    def _rows(self, rows: np.ndarray) -> Any:
-        return self._array[rows]
-
-    def _position(self, n: int) -> Any:
-        return self._array[:, n]
-
 
 PROCESSED: list[dict[str, Any]] = [
     {},

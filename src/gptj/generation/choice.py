@@ -66,50 +66,64 @@ class Choice:
 
     def on_device(self, held: HeldLogits, rows: Mapping[int, Row], uniforms: Mapping[int, float]) -> dict[int, int]:
         """The tokens of those rows of `held` (b, v) that the best of their logits decide."""
-        if self._draws is None and not self._greedy:
-            return {}
-        changes = {number: self._changes(row) for number, row in rows.items()}
-        named = {number: Changed.named(those) for number, those in changes.items() if those is not None}
-        width = max(map(len, named.values()), default=0)
-        if not named:
-            return {}
-        asked = np.zeros((held.shape[0], 1 << (width - 1).bit_length() if width else 0), np.int64)
-        for number, tokens in named.items():
-            asked[number, : len(tokens)] = tokens
         drawn = self._draws
-        count = FEW if drawn is None else 2 * drawn.count
-        selected = held.best(
-            min(count, self._vocab_size), asked, None if drawn is None or drawn.cuts_to_k else self._temperature
-        )
+        if drawn is None and not self._greedy:
+            return {}
+        count, weigh = (FEW, False) if drawn is None else (2 * drawn.count, not drawn.cuts_to_k)
         found: dict[int, int] = {}
-        for number, tokens in named.items():
-            if not selected.finite[number]:
-                continue
-            changed = None
-            if len(tokens):
-                changed = Changed.by(changes[number] or [], tokens, selected.named[number, : len(tokens)])
-            row = HeldRow(selected, number, self._vocab_size, changed)
+        for number, row in self._selected(held, rows, count, weigh=weigh).items():
             token = self._token(row, uniforms.get(number, 0.0), number)
             if token is not None:
                 found[number] = token
         return found
 
-    def chance(self, logits: NDArray[Any], row: Row, token: int) -> float:
-        """At least this is the probability of a token among all; 0 where a processor takes the whole row."""
-        changes = self._changes(row)
-        if changes is None:
-            return 0.0
-        tokens = Changed.named(changes)
-        changed = Changed.by(changes, tokens, logits[tokens])
-        source = HostRow(logits, changed)
-        found = source.candidates(FEW)
+    def chances(
+        self, logits: NDArray[Any] | HeldLogits, rows: Mapping[int, Row], tokens: Mapping[int, int]
+    ) -> dict[int, float]:
+        """What the probability of a row's token among all is at least; 0 where it is not at hand."""
+        sources: Mapping[int, RowLogits]
+        if isinstance(logits, HeldLogits):
+            sources = self._selected(logits, rows, FEW, weigh=True)
+        else:
+            changed = {number: self._changed(row, logits[number]) for number, row in rows.items()}
+            sources = {number: HostRow(logits[number], those) for number, those in changed.items() if those is not None}
+        return {number: self._chance(sources[number], tokens[number]) if number in sources else 0.0 for number in rows}
+
+    def _chance(self, logits: RowLogits, token: int) -> float:
+        found = logits.candidates(FEW)
         places = np.flatnonzero(found.ids == token)
         if not len(places):
             return 0.0
-        best, temperature = float(found.values.max()), self._temperature
-        rest, error = source.rest(found, best, temperature)
-        weights = np.exp((found.values - best) / temperature)
+        best = float(found.values.max())
+        rest, error = logits.rest(found, best, self._temperature)
+        weights = np.exp((found.values - best) / self._temperature)
         return float(weights[places[0]] / (weights.sum() + rest + error)) * (1 - 1e-9)
+
+    def _selected(self, held: HeldLogits, rows: Mapping[int, Row], count: int, *, weigh: bool) -> dict[int, HeldRow]:
+        """What the device selects of those rows whose logits are finite, and changed a few at most."""
+        changes = {number: those for number, row in rows.items() if (those := self._changes(row)) is not None}
+        if not changes:
+            return {}
+        named = {number: Changed.named(those) for number, those in changes.items()}
+        width = max(map(len, named.values()))
+        asked = np.zeros((held.shape[0], 1 << (width - 1).bit_length() if width else 0), np.int64)
+        for number, tokens in named.items():
+            asked[number, : len(tokens)] = tokens
+        selected = held.best(min(count, self._vocab_size), asked, self._temperature if weigh else None)
+        found = {}
+        for number, tokens in named.items():
+            if selected.finite[number]:
+                before = selected.named[number, : len(tokens)]
+                changed = Changed.by(changes[number], tokens, before) if len(tokens) else None
+                found[number] = HeldRow(selected, number, self._vocab_size, changed)
+        return found
+
+    def _changed(self, row: Row, logits: NDArray[Any]) -> Changed | None:
+        changes = self._changes(row)
+        if changes is None:
+            return None
+        tokens = Changed.named(changes)
+        return Changed.by(changes, tokens, logits[tokens])
 
     def log_probabilities(self, logits: NDArray[Any], row: Row, count: int) -> Candidates | None:
         """Some `count` of the best of log_softmax(logits) (v,), changed; None where a processor takes the whole row.

@@ -230,10 +230,9 @@ class Session:
 
         True only where it has it among all tokens; the cuts of a draw leave it the same or more.
         """
-        return all(
-            self._choice.chance(result.logits[r], self._row(ids[r], r, None), int(tokens[r])) >= share
-            for r in np.flatnonzero(self.running).tolist()
-        )
+        rows = {r: self._row(ids[r], r, None) for r in np.flatnonzero(self.running).tolist()}
+        chosen = {r: int(tokens[r]) for r in rows}
+        return all(chance >= share for chance in self._choice.chances(result.held, rows, chosen).values())
 
     def _cut(self, seen: Row, scores: Floats) -> Floats:
         """The scores (v,) of a row without those that a draw leaves out. Where no token is left, there is nothing."""
