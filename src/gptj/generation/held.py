@@ -143,6 +143,8 @@ class HeldRow:
 
     def rest(self, found: Candidates, best: float, temperature: float) -> tuple[float, float]:
         """As `RowLogits.rest`, of the device's sums."""
+        if found.bound == -np.inf:
+            return 0.0, 0.0
         assert self._rest is not None
         changed, largest = self._changed, float(self._values[0])
         weight = float(self._rest.sum(dtype=np.float64))
