@@ -24,7 +24,8 @@ from flax import linen as nn
 from jax import Array, lax
 
 from gptj.config import GPTJConfig
-from gptj.flax.model import Attention, Block, Embedding, LayerNorm, Linear, Memory, Remember, multiply, surroundings
+from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
+from gptj.flax.model import Attention, Block, Embedding, LayerNorm, Linear, make_attention_inputs, multiply
 from gptj.flax.weights import Params, flat, nested
 from gptj.outputs import CausalLMOutputWithPast, KVCache
 from gptj.prepared import check_quantize, refusal
