@@ -58,8 +58,9 @@ from gptj_conversion.hf.canonical import describe_canonical, open_safetensors
 from gptj_conversion.hf.flax_msgpack import FLAX_FILE, FLAX_INDEX, MsgpackWriter, open_flax
 from gptj_conversion.hf.keras_h5 import H5_FILE, H5_INDEX, H5Writer, model_prefix, open_h5
 from gptj_conversion.hf.torch_bin import BIN_FILE, BIN_INDEX, BinWriter, open_bin
+from gptj_conversion.mesh.checkpoint import MeshCheckpoint
 from gptj_conversion.mesh.folder import DiskFolder, looks_like_mesh
-from gptj_conversion.mesh.reader import MeshCheckpoint, open_mesh
+from gptj_conversion.mesh.reader import open_mesh
 from gptj_conversion.mesh.tar import is_tar, is_tar_name, open_tar
 from gptj_conversion.mesh.training_config import TrainingConfig, config_of
 from gptj_conversion.mesh.writer import plan_mesh, write_mesh

@@ -14,12 +14,12 @@ from gptj.reading.npz import NpzFile
 from gptj_conversion.common.dialects import mesh_leaves
 from gptj_conversion.mesh.folder import FILES_PER_SHARD
 
-__all__ = ["Layout", "count_leaves", "layout_of", "pieces", "settle_state"]
+__all__ = ["Layout", "count_leaves", "infer_layout", "pieces", "require_same_state"]
 
 MOST_LAYERS = 10_000
 
 Layout = Literal["full", "slim"]
-"""What can be written: with a fresh state of the original's optimizer, or without any."""
+"""The layouts that can be written: with a fresh state of the original's optimizer, or without any."""
 
 
 def pieces(leaves: int) -> list[int]:
@@ -95,7 +95,7 @@ def _layers_by_number(total: int) -> int | None:
     return None
 
 
-def settle_state(states: list[list[tuple[int, ...]]], directory: Path) -> list[tuple[int, ...]]:
+def require_same_state(states: list[list[tuple[int, ...]]], directory: Path) -> list[tuple[int, ...]]:
     """The shapes of the leaves before the parameters, which must be the same in every shard."""
     for shard, state in enumerate(states):
         if state != states[0]:
@@ -108,8 +108,8 @@ def settle_state(states: list[list[tuple[int, ...]]], directory: Path) -> list[t
     return states[0]
 
 
-def layout_of(state: list[tuple[int, ...]], parameters: list[tuple[int, ...]]) -> Literal["full", "slim", "other"]:
-    """What the leaves before the parameters are: the original's chain is count, two moments a parameter, count."""
+def infer_layout(state: list[tuple[int, ...]], parameters: list[tuple[int, ...]]) -> Literal["full", "slim", "other"]:
+    """The layout that the leaves before the parameters make; "full" is count, two moments a parameter, count."""
     if not state:
         return "slim"
     return "full" if state == [(), *parameters, *parameters, ()] else "other"

@@ -23,8 +23,9 @@ from gptj.json_file import parse_json_object
 from gptj.reading.file_kinds import HEAD_BYTES, kind_of
 from gptj.reading.files import open_regular_file, read_into
 from gptj.reading.npz import NpzFile, open_npz
+from gptj_conversion.mesh.checkpoint import MeshCheckpoint
 from gptj_conversion.mesh.folder import LARGEST_META_BYTES, MeshFolder, looks_like_mesh
-from gptj_conversion.mesh.reader import MeshCheckpoint, open_mesh_folder
+from gptj_conversion.mesh.reader import open_mesh_folder
 from gptj_conversion.mesh.tar_members import TarMember, tar_members
 from gptj_conversion.mesh.training_config import TrainingConfig
 from gptj_conversion.mesh.zstd_frames import is_zstandard, unpacked
