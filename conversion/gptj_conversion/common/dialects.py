@@ -23,7 +23,7 @@ from gptj.schema import SPLIT_AXES
 __all__ = ["MESH_MODULE", "ROWS", "Dialect", "ForeignArray", "MeshLeaf", "Row", "Spelling", "mesh_leaves", "spell"]
 
 Copies = Literal["first", "sum", "sum onto every row"]
-"""What copies of an uncut array in several shards mean.
+"""The meaning of copies of an uncut array in several shards.
 
     first               only shard 0's is used and trained; the others keep their start value
     sum                 every shard adds its own before the shards' results are added up

@@ -21,10 +21,10 @@ from gptj.reading.buffers import Room
 from gptj.reading.load_plan import LM_HEAD_BIAS, describe_left, warn_of_zero_bias
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj.reading.weight_files import Index, is_index_name, listed, read_index, require_index_agrees, safe_path
-from gptj.reading.weight_names import HEAD_WORDS, PlainNames, head_of, plain_names, plain_variable
+from gptj.reading.weight_names import HEAD_WORDS, PlainNames, head_of, plain_names
 from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema
 from gptj_conversion.common.dialects import Dialect, Spelling, spell
-from gptj_conversion.common.source import Facts
+from gptj_conversion.common.source import Context, Facts
 from gptj_conversion.common.stored_array import StoredArray
 
 __all__ = [
@@ -50,7 +50,7 @@ class ForeignCheckpoint:
         path: the folder.
         format: the format's name in plans and manifests.
         config: of config.json, or the one that was passed.
-        head: what the names say stands on top of the blocks.
+        head: on top of the blocks, as the names say.
         arrays: for each canonical name, the array and how it is spelt.
         files: the weights files.
         dropped: names that were left out without harm.
@@ -69,19 +69,9 @@ class ForeignCheckpoint:
     names: PlainNames = dataclasses.field(default_factory=lambda: PlainNames({}))
 
     @property
-    def beside(self) -> tuple[Path, ...]:
-        """The folder."""
-        return (self.path,)
-
-    @property
-    def assumed(self) -> tuple[str, ...]:
-        """Nothing: there is a config.json."""
-        return ()
-
-    @property
-    def unread(self) -> tuple[Path, ...]:
-        """Nothing."""
-        return ()
+    def context(self) -> Context:
+        """The directory, in which all lies that belongs to it."""
+        return Context((self.path,))
 
     def dtype_of(self, name: str) -> str:
         """The dtype that a canonical tensor is stored in."""
@@ -116,7 +106,7 @@ class ForeignCheckpoint:
         return () if name in self.zeros else (self.arrays[name][0].file.name,)
 
     def facts(self) -> Facts:
-        """What it is."""
+        """Its sizes and kinds."""
         rows = schema(self.config, self.head)
         return Facts(
             path=str(self.path),
@@ -160,7 +150,7 @@ def match_arrays(
         if array.name in stored:
             problems.append(f"{shown(array.name)} is there twice")
         stored[array.name] = array
-    names = plain_names(stored, file=path) if dialect == "pt" else PlainNames({n: plain_variable(n) for n in stored})
+    names = plain_names(stored, file=path, dialect=dialect)
     by_plain: dict[str, StoredArray] = {}
     for stored_name, plain in names.plain.items():
         if plain in by_plain:

@@ -31,7 +31,7 @@ from gptj.reading.npz import NpyArray, NpzFile
 from gptj.reading.safetensors_file import cast
 from gptj.schema import Head, TensorSpec, schema
 from gptj_conversion.common.dialects import MeshLeaf, mesh_leaves
-from gptj_conversion.common.source import Facts
+from gptj_conversion.common.source import Context, Facts
 from gptj_conversion.common.transpose import copy_transposed
 
 __all__ = ["MeshCheckpoint", "axis_sizes"]
@@ -54,22 +54,18 @@ class MeshCheckpoint:
     Attributes:
         path: the step directory.
         layout: "full" (with the state of the original's optimizer), "slim", or "other" (with another state).
-        step: the training step that the folder is called after, or else the one that the shards hold.
         shards, layers, width, vocab: sizes, as the files show them.
         dtype: of the parameters: float32, bfloat16, float16 or float64.
         padding: how many of the last rows of `vocab` are no tokens, as the training config says.
         config: heads, rotary width and positions included; None where no training config was given.
-        assumed: the token ids of `config` that the training config does not say.
-        beside, unread: the folders in which its tokenizer may lie; the tokenizer's files that lie in an archive.
-        oddities: what a caller of `convert` is warned of: another optimizer, or an older step than the newest.
-        notes: these, what is left out of a conversion, and what was chosen without having been asked for.
+        context: its tokenizer's folders, the token ids that the training config does not say, an optimizer that is
+            not the original's or an older step than the newest.
         archives: the .npz files, by shard and number.
         parameters: for each shard, the place of each leaf of `mesh_leaves(layers)`.
     """
 
     path: Path
     layout: Literal["full", "slim", "other"]
-    step: int
     shards: int
     layers: int
     width: int
@@ -77,11 +73,7 @@ class MeshCheckpoint:
     padding: int
     dtype: str
     config: GPTJConfig | None
-    assumed: tuple[str, ...]
-    beside: tuple[Path, ...]
-    unread: tuple[Path, ...]
-    oddities: tuple[str, ...]
-    notes: tuple[str, ...]
+    context: Context
     archives: tuple[tuple[NpzFile, ...], ...]
     parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]
 
@@ -176,7 +168,7 @@ class MeshCheckpoint:
 
     def facts(self) -> Facts:
         """Its sizes, and what seems strange about it."""
-        problems = [*self.notes]
+        problems = [*self.context.notes]
         problems += [f"the copies of {path} differ between shards" for path in self.copies_differ()]
         if self.config is None:
             problems.append("heads, rotary width and positions are not in the files: convert needs the training config")
@@ -187,7 +179,7 @@ class MeshCheckpoint:
         return Facts(
             path=str(self.path),
             format=self.format,
-            step=self.step,
+            step=self.context.step,
             shards=self.shards,
             layers=self.layers,
             width=self.width,

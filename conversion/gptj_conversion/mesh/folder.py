@@ -45,10 +45,10 @@ class MeshFolder(Protocol):
 
     @property
     def path(self) -> Path:
-        """What errors call it."""
+        """The path that errors name."""
 
     def names(self) -> list[str]:
-        """What is in it, sorted."""
+        """The names in it, sorted."""
 
     def folder(self, name: str) -> MeshFolder:
         """The folder of this name in it."""
@@ -74,7 +74,7 @@ class DiskFolder:
     follow_links: bool = False
 
     def names(self) -> list[str]:
-        """What is in it, sorted."""
+        """The names in it, sorted."""
         try:
             return sorted(os.listdir(self.path))  # noqa: PTH208 - names that are not UTF-8 stay what they are
         except FileNotFoundError:

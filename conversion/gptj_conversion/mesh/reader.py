@@ -27,7 +27,7 @@ from gptj.json_file import read_json_object
 from gptj.reading.npz import NpyArray, NpzFile
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj_conversion.common.dialects import mesh_leaves
-from gptj_conversion.common.source import TOKENIZER_SIGNS
+from gptj_conversion.common.source import TOKENIZER_SIGNS, Context
 from gptj_conversion.mesh.checkpoint import MeshCheckpoint, axis_sizes
 from gptj_conversion.mesh.folder import (
     TRAINING_FILE,
@@ -39,7 +39,7 @@ from gptj_conversion.mesh.folder import (
     open_shards,
 )
 from gptj_conversion.mesh.leaves import count_leaves, infer_layout, require_same_state
-from gptj_conversion.mesh.training_config import TrainingConfig, config_of
+from gptj_conversion.mesh.training_config import TrainingConfig, parse_config
 
 __all__ = ["open_mesh", "open_mesh_folder"]
 
@@ -92,18 +92,15 @@ def open_mesh_folder(
     dtype = _infer_dtype(parameters)
     width, vocab = _infer_sizes(parameters, layers, step_directory)
     step_inside = _read_step([leaves[-1] for leaves in flat], step_directory)
-    step = step_inside if found.number is None else found.number
     if config is None and above is not None and TRAINING_FILE in above.names():
-        config = config_of(above.read_json(TRAINING_FILE), file=above.path / TRAINING_FILE)
+        config = parse_config(above.read_json(TRAINING_FILE), file=above.path / TRAINING_FILE)
     if config is not None and not isinstance(config, TrainingConfig | GPTJConfig):
-        config = config_of(read_json_object(config, error=ConfigError), file=config)
+        config = parse_config(read_json_object(config, error=ConfigError), file=config)
     derived = None if config is None else _derive_config(config, layers, width, vocab, shards)
     folders = [one for one in (step_folder, above) if one is not None]
     padding = config.n_vocab_padding if isinstance(config, TrainingConfig) else 0
     oddities = tuple(_list_oddities(found, layout, len(state)))
-    return MeshCheckpoint(
-        step_directory, layout, step, shards, layers, width, vocab, padding, dtype, derived,
-        assumed=config.assumed if isinstance(config, TrainingConfig) else (),
+    context = Context(
         beside=tuple(one.path for one in folders if isinstance(one, DiskFolder)),
         unread=tuple(
             one.path / name
@@ -111,11 +108,14 @@ def open_mesh_folder(
             for name in TOKENIZER_SIGNS
             if not isinstance(one, DiskFolder) and name in one.names()
         ),
+        assumed=config.assumed if isinstance(config, TrainingConfig) else (),
         oddities=oddities,
         notes=(*oddities, *_list_notes(found, layout, step_inside, padding)),
-        archives=archives,
-        parameters=parameters,
-    )  # fmt: skip
+        step=step_inside if found.number is None else found.number,
+    )
+    return MeshCheckpoint(
+        step_directory, layout, shards, layers, width, vocab, padding, dtype, derived, context, archives, parameters
+    )
 
 
 def _list_oddities(found: FoundStep, layout: str, state: int) -> Iterator[str]:

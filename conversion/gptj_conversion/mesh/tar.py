@@ -142,7 +142,7 @@ class _TarFolder:
     tree: Mapping[str, Any]
 
     def names(self) -> list[str]:
-        """What is in it, sorted."""
+        """The names in it, sorted."""
         return sorted(self.tree)
 
     def has_folder(self, name: str) -> bool:

@@ -20,10 +20,10 @@ from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, shown
 from gptj.json_file import read_json_object
 
-__all__ = ["TOKEN_ID_KEYS", "TrainingConfig", "config_of"]
+__all__ = ["TOKEN_ID_KEYS", "TrainingConfig", "parse_config"]
 
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""What our writer adds, spelt as in config.json; the original looks at none of them."""
+"""The keys that our writer adds, spelt as in config.json; the original looks at none of them."""
 
 _SIZES = ("layers", "d_model", "n_heads", "n_vocab", "seq")
 _LARGEST_SIZE = 2**31 - 1
@@ -66,7 +66,7 @@ _ASSUMED_TOKEN_IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What a training config says about the model.
+    """The model that a training config describes.
 
     Attributes:
         layers, d_model, n_heads, n_vocab: sizes.
@@ -164,8 +164,10 @@ class TrainingConfig:
             ) from None
 
 
-def config_of(members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None) -> TrainingConfig | GPTJConfig:
-    """The config that a JSON file's members are: a training config, or a config.json, which its fields' names tell."""
+def parse_config(
+    members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None
+) -> TrainingConfig | GPTJConfig:
+    """The config of a JSON file's members: a training config, or a config.json, which its fields' names tell."""
     if {"model_type", "n_embd", "n_layer", "hidden_size"}.isdisjoint(members):
         return TrainingConfig.from_dict(members, file=file)
     return GPTJConfig.from_dict(members, file=file)
