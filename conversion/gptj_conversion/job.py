@@ -102,6 +102,10 @@ class Job:
         """The tensors to be written."""
         return schema(self.config, self.head)
 
+    def with_progress(self, progress: Callable[[str, int], None]) -> Job:
+        """The same job, which tells `progress` the name and bytes of each tensor when it has been written."""
+        return dataclasses.replace(self, choices=dataclasses.replace(self.choices, progress=progress))
+
     def dtype_of(self, name: str) -> str:
         """The dtype that a tensor is to be written in."""
         return self.choices.dtype or self.source.dtype_of(name)
