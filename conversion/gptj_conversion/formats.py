@@ -40,7 +40,7 @@ __all__ = ["FORMATS", "Format", "Opening", "find_target"]
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-    """How a checkpoint is to be opened.
+    """The choices with which a checkpoint is opened.
 
     Attributes:
         config: in place of the checkpoint's own.
@@ -59,7 +59,7 @@ class Opening:
 
 
 class Target(Protocol):
-    """How a format is written."""
+    """A format as it is planned and written."""
 
     def plan(self, job: Job) -> tuple[PlannedFile, ...]:
         """The weights files that the job would make; raises GPTJError where the format cannot hold the model."""

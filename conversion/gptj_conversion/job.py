@@ -34,7 +34,7 @@ Reopen = Callable[[Path], Source]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choices:
-    """How a conversion is to be done: the arguments of `convert` but those that choose what is read."""
+    """The arguments of `convert` but those that choose what is read."""
 
     to: str = "safetensors"
     dtype: str | None = None

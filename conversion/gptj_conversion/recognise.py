@@ -73,19 +73,15 @@ def recognise(
             "no such format", where="source_format", expected="one of " + ", ".join(names), found=shown(source_format)
         )
     path, weights = split_weights(_require_there(Path(path)), weights)
-    said_format = source_format
-    if weights is not None and source_format is None:
-        source_format = _SUFFIXES.get(weights_suffix(weights))
     opening = Opening(_read_config(config), weights, follow_links)
-    fitting = [known for known in FORMATS if source_format in (None, known.name) and known.fits(path)]
-    if source_format is not None:
-        fitting = [known for known in FORMATS if known.name == source_format]
-    if not any(known.fits(path) for known in fitting):
-        refuse_what_is_known(path)
+    chosen = source_format
+    if chosen is None and weights is not None:
+        chosen = _SUFFIXES.get(weights_suffix(weights))
+    fitting = _find_fitting(path, chosen)
     if weights is None and all(known.files is not None for known in fitting):
         sets = {name: known for known in fitting for name in known.list_sets(path)}
         if sets:
-            return _choose(path, sets, opening, say_others=said_format is None)
+            return _choose_set(path, sets, opening, say_others=source_format is None)
     if len(fitting) > 1:
         raise FormatError(
             "several formats fit",
@@ -93,9 +89,22 @@ def recognise(
             found=", ".join(f"{known.name} ({known.sign})" for known in fitting),
             hint=f"Choose one: source_format={fitting[0].name!r} or weights=FILE",
         )
-    if not fitting:
-        refuse_folder(path, "one of: " + "; ".join(f"{known.sign} ({known.name})" for known in FORMATS))
     return Recognised(fitting[0], path, opening)
+
+
+def _find_fitting(path: Path, chosen: str | None) -> list[Format]:
+    """The formats that a path looks like, one at least; the chosen one alone, whether it looks like it or not.
+
+    Raises:
+        MissingFileError, FormatError: it looks like none, or like something that is no checkpoint.
+    """
+    candidates = [known for known in FORMATS if chosen in (None, known.name)]
+    fitting = [known for known in candidates if known.fits(path)]
+    if not fitting:
+        refuse_what_is_known(path)
+    if chosen is None and not fitting:
+        refuse_folder(path, "one of: " + "; ".join(f"{known.sign} ({known.name})" for known in FORMATS))
+    return candidates if chosen is not None else fitting
 
 
 def _require_there(path: Path) -> Path:
@@ -109,7 +118,7 @@ def _require_there(path: Path) -> Path:
     return path
 
 
-def _choose(path: Path, sets: dict[str, Format], opening: Opening, *, say_others: bool) -> Recognised:
+def _choose_set(path: Path, sets: dict[str, Format], opening: Opening, *, say_others: bool) -> Recognised:
     """The one set of weights, or the first of several of the same names and shapes: those of their head's schema."""
 
     def open_set(name: str) -> tuple[Source, object]:

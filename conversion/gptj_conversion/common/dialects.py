@@ -140,7 +140,7 @@ ROWS: tuple[Row, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """How a named format spells one tensor of a model.
+    """A named format's spelling of one tensor of a model.
 
     Attributes:
         name: the array's name.
@@ -152,7 +152,7 @@ class Spelling:
 
 
 def spell(name: str, dialect: Dialect) -> Spelling:
-    """How `dialect` spells the canonical tensor `name`, with or without the prefix `transformer.`.
+    """The spelling of the canonical tensor `name` in `dialect`, with or without the prefix `transformer.`.
 
     Flax's names are joined with slashes.
 

@@ -162,16 +162,16 @@ def match_arrays(
     found: dict[str, tuple[StoredArray, Spelling]] = {}
     missing: dict[str, str] = {}
     for row in schema(config, head):
-        wanted = _spellings(row.name, dialect)
+        wanted = _list_spellings(row.name, dialect)
         spelling = next((s for s in wanted if s.name in by_plain), None)
         if spelling is None:
             missing[row.name] = wanted[0].name
             continue
         array = by_plain.pop(spelling.name)
-        problems += _mismatches(array, row, spelling)
+        problems += _list_mismatches(array, row, spelling)
         found[row.name] = (array, spelling)
     zeros = tuple(missing) if [*missing] == [LM_HEAD_BIAS] else ()
-    dropped = [*names.buffers, *names.other_heads, *_tied_head(by_plain, config, head, dialect, found)]
+    dropped = [*names.buffers, *names.other_heads, *_find_tied_head(by_plain, config, head, dialect, found)]
     unexpected = [shown(array.name) for array in by_plain.values() if array.name not in dropped]
     if missing and not zeros:
         problems.append(f"missing: {listed([*missing.values()])}")
@@ -204,19 +204,19 @@ def _warn_of_shared_bytes(found: Mapping[str, tuple[StoredArray, Spelling]], con
             )
 
 
-def _first(name: str) -> str:
+def _take_first_word(name: str) -> str:
     return name.replace("/", ".").split(".")[0]
 
 
-def _spellings(name: str, dialect: Dialect) -> list[Spelling]:
-    """How the row may be spelt: a base model's names with or without the prefix, whoever saved it."""
+def _list_spellings(name: str, dialect: Dialect) -> list[Spelling]:
+    """The spellings that a row may have: a base model's names with or without the prefix, whoever saved it."""
     other = name.removeprefix(BASE_PREFIX)
-    if other == name and _first(name) not in HEAD_WORDS:
+    if other == name and _take_first_word(name) not in HEAD_WORDS:
         other = BASE_PREFIX + name
     return [spell(n, dialect) for n in dict.fromkeys((name, other))]
 
 
-def _mismatches(array: StoredArray, row: TensorSpec, spelling: Spelling) -> list[str]:
+def _list_mismatches(array: StoredArray, row: TensorSpec, spelling: Spelling) -> list[str]:
     problems = []
     if array.dtype.name not in WEIGHT_DTYPES:
         problems.append(f"{spelling.name} is {array.dtype.name}, expected a floating-point dtype")
@@ -227,7 +227,7 @@ def _mismatches(array: StoredArray, row: TensorSpec, spelling: Spelling) -> list
     return problems
 
 
-def _tied_head(
+def _find_tied_head(
     stored: Mapping[str, StoredArray],
     config: GPTJConfig,
     head: Head,

@@ -115,7 +115,7 @@ class Source(Protocol):
         """
 
     def origin(self, name: str) -> str:
-        """How a canonical tensor is made, in words."""
+        """The making of a canonical tensor, in words."""
 
     def origin_files(self, name: str) -> tuple[str, ...]:
         """The files that it is made of, by their path in the source."""

@@ -97,7 +97,7 @@ class CanonicalDirectory:
 
     def facts(self) -> Facts:
         """Its sizes and kinds."""
-        return _facts(self.checkpoint, describe_left(self.plan.names, self.plan.dropped, self.plan.zeros))
+        return _derive_facts(self.checkpoint, describe_left(self.plan.names, self.plan.dropped, self.plan.zeros))
 
 
 def open_safetensors(
@@ -155,12 +155,12 @@ def describe_safetensors(
         except GPTJError as error:
             dialect = infer_dialect(checkpoint.metadata, checkpoint.tensors)
             name = "safetensors" if dialect == "pt" else f"safetensors ({dialect})"
-            return _with_assumed_rotary(_facts(checkpoint, [str(error)], name), checkpoint.config, config)
+            return _note_assumed_rotary(_derive_facts(checkpoint, [str(error)], name), checkpoint.config, config)
     assert opened.config is not None
-    return _with_assumed_rotary(opened.facts(), opened.config, config)
+    return _note_assumed_rotary(opened.facts(), opened.config, config)
 
 
-def _with_assumed_rotary(facts: Facts, found: GPTJConfig, given: GPTJConfig | None) -> Facts:
+def _note_assumed_rotary(facts: Facts, found: GPTJConfig, given: GPTJConfig | None) -> Facts:
     """The facts, and among the problems that config.json says nothing of the rotary width."""
     if given is not None or "rotary_dim" in read_json_object(Path(facts.path) / CONFIG_FILE):
         return facts
@@ -168,7 +168,7 @@ def _with_assumed_rotary(facts: Facts, found: GPTJConfig, given: GPTJConfig | No
     return dataclasses.replace(facts, problems=(*facts.problems, problem))
 
 
-def _facts(checkpoint: Checkpoint, problems: list[str], name: str = "safetensors") -> Facts:
+def _derive_facts(checkpoint: Checkpoint, problems: list[str], name: str = "safetensors") -> Facts:
     config = checkpoint.config
     stored = checkpoint.tensors.values()
     return Facts(

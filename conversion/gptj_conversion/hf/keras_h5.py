@@ -85,7 +85,7 @@ def open_h5(
 
 
 def model_prefix(head: str) -> str:
-    """What transformers calls the model that has this head: the first part of its variables' names."""
+    """The name that transformers gives the model with this head: the first part of its variables' names."""
     return "tfgptj_model/" if head == "base" else f"tfgptj_for_{head}/"
 
 

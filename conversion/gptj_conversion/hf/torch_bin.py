@@ -164,7 +164,7 @@ def _is_big_endian(archive: StoredZip, root: str) -> bool:
 
 
 def _stored_array(name: str, tensor: PickledTensor, archive: StoredZip, root: str, swapped: bool) -> StoredArray:
-    """Where a tensor's bytes lie, after its view has been found to fit its storage."""
+    """The place of a tensor's bytes, after its view has been found to fit its storage."""
     storage = tensor.storage
     dtype = DTYPES[storage.dtype]
     member = archive.members.get(f"{root}/data/{storage.key}")

@@ -99,7 +99,7 @@ class MeshCheckpoint:
         return sorted(found, key=lambda pair: -len(pair[1].axes))
 
     def origin(self, name: str) -> str:
-        """How a tensor is made, in words: the leaves and the rule."""
+        """The making of a tensor, in words: the leaves and the rule."""
         leaves = self.leaves(name)
         made = "; then ".join(f"{_describe_rule(leaf, self.shards)} ({leaf.path})" for _, leaf in leaves)
         cut = self.padding and "vocab" in leaves[0][1].axes
@@ -139,7 +139,7 @@ class MeshCheckpoint:
 
         if leaf.copies == "sum":
             return fit(self._sum(number))
-        whole = self._whole_shape(leaf)
+        whole = self._derive_whole_shape(leaf)
         out = _allocate(whole[::-1] if leaf.transposed else whole, wanted, self.path, name, room)
         bias = self._sum(added[0][0]) if added else None
         if bias is not None and not bias.any():
@@ -169,7 +169,7 @@ class MeshCheckpoint:
     def facts(self) -> Facts:
         """Its sizes, and what seems strange about it."""
         problems = [*self.context.notes]
-        problems += [f"the copies of {path} differ between shards" for path in self.copies_differ()]
+        problems += [f"the copies of {path} differ between shards" for path in self.list_differing_copies()]
         if self.config is None:
             problems.append("heads, rotary width and positions are not in the files: convert needs the training config")
         config = self.config
@@ -194,7 +194,7 @@ class MeshCheckpoint:
             problems=tuple(problems),
         )
 
-    def copies_differ(self) -> list[str]:
+    def list_differing_copies(self) -> list[str]:
         """The summed biases whose copies are not the same in every shard.
 
         Training gives each copy the same gradient, so a difference says that the shards may not belong together.
@@ -207,7 +207,7 @@ class MeshCheckpoint:
                     different.append(leaf.path)
         return different
 
-    def _whole_shape(self, leaf: MeshLeaf) -> tuple[int, ...]:
+    def _derive_whole_shape(self, leaf: MeshLeaf) -> tuple[int, ...]:
         return leaf.shape(axis_sizes(self.width, self.vocab), 1)
 
     def _view_part(self, out: NDArray[Any], leaf: MeshLeaf, shard: int) -> NDArray[Any]:

@@ -10,6 +10,7 @@ The original is https://github.com/kingoflolz/mesh-transformer-jax (checkpoint.p
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,48 +74,63 @@ def open_mesh_folder(
 ) -> MeshCheckpoint:
     """`open_mesh`, wherever the folder is: on the disk or in an archive."""
     found = find_step(folder)
-    above, step_folder = found.above, found.folder
-    step_directory = step_folder.path
-    if looks_like_mesh_v2(step_folder):
-        raise FormatError(
-            "a checkpoint of mesh-transformer-jax's v2 model, which is no GPT-J",
-            file=step_directory,
-            found="params/ and param_order in place of shard_0/",
-            hint="Its layers have a gated MLP and biases on query, value and key; only v1 (shard_0/0.npz) is GPT-J",
-        )
-    archives = open_shards(step_folder)
-    shards = len(archives)
+    directory = found.folder.path
+    _refuse_v2(found.folder)
+    archives = open_shards(found.folder)
     flat = [[(archive, array) for archive in files for array in archive.arrays] for files in archives]
-    count, layers = count_leaves(archives, [array.shape for _, array in flat[0]], step_directory)
-    state = require_same_state([[array.shape for _, array in leaves[: -count - 1]] for leaves in flat], step_directory)
+    count, layers = count_leaves(archives, [array.shape for _, array in flat[0]], directory)
+    state = require_same_state([[array.shape for _, array in leaves[: -count - 1]] for leaves in flat], directory)
     parameters = tuple(tuple(leaves[-count - 1 : -1]) for leaves in flat)
     layout = infer_layout(state, [array.shape for _, array in parameters[0]])
     dtype = _infer_dtype(parameters)
-    width, vocab = _infer_sizes(parameters, layers, step_directory)
-    step_inside = _read_step([leaves[-1] for leaves in flat], step_directory)
-    if config is None and above is not None and TRAINING_FILE in above.names():
-        config = parse_config(above.read_json(TRAINING_FILE), file=above.path / TRAINING_FILE)
-    if config is not None and not isinstance(config, TrainingConfig | GPTJConfig):
-        config = parse_config(read_json_object(config, error=ConfigError), file=config)
-    derived = None if config is None else _derive_config(config, layers, width, vocab, shards)
-    folders = [one for one in (step_folder, above) if one is not None]
-    padding = config.n_vocab_padding if isinstance(config, TrainingConfig) else 0
+    width, vocab = _infer_sizes(parameters, layers, directory)
+    step = _read_step([leaves[-1] for leaves in flat], directory)
+    config = _choose_config(found, config)
+    derived = None if config is None else _derive_config(config, layers, width, vocab, len(archives))
+    training = config if isinstance(config, TrainingConfig) else None
+    padding = 0 if training is None else training.n_vocab_padding
     oddities = tuple(_list_oddities(found, layout, len(state)))
-    context = Context(
-        beside=tuple(one.path for one in folders if isinstance(one, DiskFolder)),
-        unread=tuple(
-            one.path / name
-            for one in folders
-            for name in TOKENIZER_SIGNS
-            if not isinstance(one, DiskFolder) and name in one.names()
-        ),
-        assumed=config.assumed if isinstance(config, TrainingConfig) else (),
+    context = dataclasses.replace(
+        _look_around(found),
+        assumed=() if training is None else training.assumed,
         oddities=oddities,
-        notes=(*oddities, *_list_notes(found, layout, step_inside, padding)),
-        step=step_inside if found.number is None else found.number,
+        notes=(*oddities, *_list_notes(found, layout, step, padding)),
+        step=step if found.number is None else found.number,
     )
     return MeshCheckpoint(
-        step_directory, layout, shards, layers, width, vocab, padding, dtype, derived, context, archives, parameters
+        directory, layout, len(archives), layers, width, vocab, padding, dtype, derived, context, archives, parameters
+    )
+
+
+def _refuse_v2(step: MeshFolder) -> None:
+    if looks_like_mesh_v2(step):
+        raise FormatError(
+            "a checkpoint of mesh-transformer-jax's v2 model, which is no GPT-J",
+            file=step.path,
+            found="params/ and param_order in place of shard_0/",
+            hint="Its layers have a gated MLP and biases on query, value and key; only v1 (shard_0/0.npz) is GPT-J",
+        )
+
+
+def _choose_config(
+    found: FoundStep, config: TrainingConfig | GPTJConfig | str | os.PathLike[str] | None
+) -> TrainingConfig | GPTJConfig | None:
+    """The config that was passed, read where it is a file; else the one that our own writer left beside the step."""
+    if config is None and found.above is not None and TRAINING_FILE in found.above.names():
+        return parse_config(found.above.read_json(TRAINING_FILE), file=found.above.path / TRAINING_FILE)
+    if config is not None and not isinstance(config, TrainingConfig | GPTJConfig):
+        return parse_config(read_json_object(config, error=ConfigError), file=config)
+    return config
+
+
+def _look_around(found: FoundStep) -> Context:
+    """The places of a tokenizer: folders on the disk are read from, those in an archive are not."""
+    folders = [one for one in (found.folder, found.above) if one is not None]
+    on_disk = [one for one in folders if isinstance(one, DiskFolder)]
+    packed = [one for one in folders if not isinstance(one, DiskFolder)]
+    return Context(
+        beside=tuple(one.path for one in on_disk),
+        unread=tuple(one.path / name for one in packed for name in TOKENIZER_SIGNS if name in one.names()),
     )
 
 
