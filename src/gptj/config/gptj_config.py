@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict, Unpack
 
 from gptj.brief import brief, html_table
-from gptj.config.file import ALIASES, is_alike, meant_field, settle_members
+from gptj.config.file import ALIASES, is_alike, meant_field, read_members
 from gptj.config.labels import derive_labels
 from gptj.config.rules import is_number, is_whole, plain, spelt
-from gptj.config.settings import Settings, default_members
+from gptj.config.settings import DTYPE_KEYS, Settings, default_members, plain_extra
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, naming_file, shown
 from gptj.json_file import read_json_object
@@ -31,7 +31,7 @@ from gptj.paths import is_folder
 __all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig", "is_field"]
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "tanh")
-"""What `activation_function` may be; each wing has one function a name."""
+"""The values of `activation_function`; each wing has one function a name."""
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -203,7 +203,7 @@ class GPTJConfig(Settings):
         count, names, ids = derive_labels(self.num_labels, self.id2label, self.label2id)
         for field, value in (("num_labels", count), ("id2label", names), ("label2id", ids)):
             object.__setattr__(self, field, value)
-        object.__setattr__(self, "extra", _plain_extra(self.extra))
+        object.__setattr__(self, "extra", plain_extra(self.extra))
         for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
             self._require_size(field)
         for field in ("rotary_dim", "n_inner"):
@@ -321,7 +321,7 @@ class GPTJConfig(Settings):
             return self
         if is_alike(name, _DEFAULTS):
             raise ConfigError("no such field", where=shown(name), hint=_did_you_mean(name))
-        return self._with_extra(name, dtype_name(value) if name in _DTYPE_KEYS and value is not None else value)
+        return self._with_extra(name, dtype_name(value) if name in DTYPE_KEYS and value is not None else value)
 
     def _is_plain(self, name: str) -> bool:
         return name in _FIELDS - {*BUILT_IN, "id2label", "label2id"}
@@ -423,7 +423,7 @@ class GPTJConfig(Settings):
                 breaks its rule. Odd members that change nothing are warned of (`CheckpointWarning`).
         """
         with naming_file(file):
-            fields, extra = settle_members(members, _DEFAULTS, file=file)
+            fields, extra = read_members(members, _DEFAULTS, file=file)
             return cls(**fields, extra=extra)
 
     @classmethod
@@ -468,17 +468,6 @@ class GPTJConfig(Settings):
     def get_text_config(self, decoder: bool = False) -> GPTJConfig:
         """The config itself: transformers' models of several kinds of input have one of each."""
         return self
-
-
-_DTYPE_KEYS = ("torch_dtype", "dtype")
-
-
-def _plain_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`extra` in a dict of its own, a framework's dtype object by its name."""
-    return {
-        key: dtype_name(value) if key in _DTYPE_KEYS and value is not None and not isinstance(value, str) else value
-        for key, value in extra.items()
-    }
 
 
 def _agreed(field: str, alias: str, value: Any, given: Any) -> Any:
