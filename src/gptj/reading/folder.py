@@ -121,13 +121,13 @@ def open_checkpoint(
     _require_directory(directory)
     files = open_weights(directory, weights, follow_links=follow_links)
     metadata = {key: value for file in files for key, value in file.metadata.items()}
-    settled = _settle_config(directory, config, metadata, follow_links=follow_links)
+    chosen = _choose_config(directory, config, metadata, follow_links=follow_links)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     plain: Iterable[str] = tensors
     if infer_dialect(metadata, tensors) == "pt":
         plain = plain_names(tensors, file=directory).plain.values()
-    head = head_of(plain, tied=settled.tie_word_embeddings)
-    return Checkpoint(directory, settled, tensors, metadata, head, files)
+    head = head_of(plain, tied=chosen.tie_word_embeddings)
+    return Checkpoint(directory, chosen, tensors, metadata, head, files)
 
 
 def verify_checkpoint(
@@ -184,7 +184,7 @@ def _require_directory(directory: Path) -> None:
         raise FormatError("cannot be read: permission denied", file=directory)
 
 
-def _settle_config(
+def _choose_config(
     directory: Path,
     config: GPTJConfig | str | os.PathLike[str] | None,
     metadata: Mapping[str, str],
@@ -197,15 +197,15 @@ def _settle_config(
     if config is not None:
         return GPTJConfig.from_file(config)
     path = safe_path(directory, CONFIG_FILE, follow_links=follow_links)
-    settled = GPTJConfig.from_file(path)
+    chosen = GPTJConfig.from_file(path)
     expected = metadata.get(CONFIG_HASH_KEY)
-    if expected is not None and expected != settled.architecture_sha256:
+    if expected is not None and expected != chosen.architecture_sha256:
         raise ConfigError(
             "not the config that the weights were written with: "
             "n_head, rotary_dim or another field that changes the result was edited",
             file=path,
             expected=f"{CONFIG_HASH_KEY} {expected[:16]}...",
-            found=f"{settled.architecture_sha256[:16]}...",
+            found=f"{chosen.architecture_sha256[:16]}...",
             hint="Restore the field, or pass config= to open it all the same",
         )
-    return settled
+    return chosen

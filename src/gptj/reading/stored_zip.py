@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError, shown
-from gptj.reading.file_kinds import HEAD_BYTES, kind_of
 from gptj.reading.files import FileIdentity, file_identity, open_regular_file, read_into
+from gptj.reading.kinds import HEAD_BYTES, describe_file
 from gptj.reading.zip_layout import END, END64, ENTRY, FULL16, FULL32, LOCAL, LOCATOR64
 
 __all__ = ["StoredZip", "ZipMember", "open_stored_zip"]
@@ -239,7 +239,7 @@ def _refuse_other(path: Path, head: bytes, size: int) -> NoReturn:
     if head.startswith(b"PK\x03\x04"):
         kind: str | None = "a zip archive that is cut short, or has bytes after its end"
     else:
-        kind = kind_of(head, size)
+        kind = describe_file(head, size)
     _refuse(
         path,
         f"this is {kind}" if kind else "not a zip archive",

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from gptj.errors import FormatError, GPTJError, MissingFileError, SchemaError, UnsafeFileError, shown, warn_of
 from gptj.json_file import read_json_object
-from gptj.reading.folder_kinds import describe_folder
+from gptj.reading.kinds import describe_folder
 from gptj.reading.safetensors_file import SafetensorsFile, read_safetensors
 from gptj.reading.weight_names import plain_variable
 
