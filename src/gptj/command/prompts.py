@@ -1,4 +1,4 @@
-"""What is to be continued: prompts from the command line, from a file, or from stdin, each with its own settings.
+"""Prompts to be continued: from the command line, from a file, or from stdin, each with its own settings.
 
 A file has a prompt a line. Where its first line begins with `{`, after a byte order mark or spaces, every line is a
 JSON object instead: "prompt" or "token_ids", "seed" if it shall have one of its own, and any field of
@@ -119,7 +119,7 @@ def _beginning(line: str) -> str:
 
 
 def _json(text: str) -> Any:
-    """What the text spells as JSON; None where it spells nothing or null."""
+    """The value that the text spells as JSON; None where it spells nothing or null."""
     try:
         return json.loads(text.strip().removeprefix("\ufeff"), parse_int=str)
     except (ValueError, RecursionError):
@@ -186,7 +186,7 @@ def _from_json(line: str, file: str, number: int) -> Prompt:
 
 
 def _read(file: str) -> tuple[str, bytes]:
-    """What errors call the source, and its bytes."""
+    """The name of the source in errors, and its bytes."""
     if file == STDIN:
         return "stdin", _all_of_stdin()
     return file, read_small_file(Path(file), limit_bytes=_LARGEST_FILE_BYTES)

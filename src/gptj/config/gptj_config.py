@@ -349,7 +349,7 @@ class GPTJConfig(Settings):
 
     @property
     def rotary_width(self) -> int:
-        """How many of each head's first dimensions rotate: min(rotary_dim or head_dim, head_dim)."""
+        """The number of each head's first dimensions that rotate: min(rotary_dim or head_dim, head_dim)."""
         return self.head_dim if self.rotary_dim is None else min(self.rotary_dim, self.head_dim)
 
     @property

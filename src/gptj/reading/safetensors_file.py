@@ -81,12 +81,12 @@ _DTYPES = {dtype.name: dtype for dtype in _CODES.values()}
 _CODE_OF = {dtype.name: code for code, dtype in _CODES.items()}
 
 WEIGHT_DTYPES = ("float16", "bfloat16", "float32", "float64")
-"""What a weight may be stored as, and what it may be cast to."""
+"""Dtypes that a weight may be stored as, and be cast to."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies; nothing of it has been read.
+    """The place of a tensor; nothing of it has been read.
 
     Attributes:
         name: as the file spells it.
@@ -231,7 +231,7 @@ def _header_members(head: bytes, *, file: str | os.PathLike[str], file_bytes: in
 
 
 def _what_it_is(head: bytes, file_bytes: int) -> str | None:
-    """What a file that is no safetensors file seems to be, or None."""
+    """A name for a file that is no safetensors file, or None."""
     if file_bytes == 0:
         return "an empty file"
     beginnings = {

@@ -34,7 +34,7 @@ _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
 
 @dataclasses.dataclass(frozen=True)
 class ZipMember:
-    """Where a member lies. `offset` is its first byte in the file, and `crc32` the checksum that it must have."""
+    """The place of a member. `offset` is its first byte in the file, and `crc32` the checksum that it must have."""
 
     name: str
     offset: int
@@ -179,7 +179,7 @@ def _refuse(path: Path, problem: str, error: type[GPTJError] = FormatError, **fa
 
 
 def _find_directory(stream: BinaryIO, path: Path, size: int) -> tuple[int, int, int]:
-    """Where the central directory begins, how long it is, and how many members it must have."""
+    """The central directory's offset and length in bytes, and the number of members that it must have."""
     tail = bytearray(min(size, END.size + LOCATOR64.size + END64.size))
     read_into(stream, memoryview(tail), size - len(tail), file=path, where="end of the archive")
     if len(tail) < END.size or bytes(tail[-END.size :][:4]) != b"PK\x05\x06":
@@ -218,7 +218,7 @@ def _find_directory(stream: BinaryIO, path: Path, size: int) -> tuple[int, int, 
 
 
 def _wide_end(path: Path, tail: bytes, end: int, locator: bytes) -> tuple[int, tuple[int, int, int, int]]:
-    """Where the 64-bit end record begins, and its counts, size and offset of the directory."""
+    """The offset of the 64-bit end record, and its counts, size and offset of the directory."""
     _, disk, at, disks = LOCATOR64.unpack(locator)
     record = tail[: -END.size - LOCATOR64.size][-END64.size :]
     begins = end - LOCATOR64.size - END64.size

@@ -32,7 +32,7 @@ _Item = TypeVar("_Item")
 
 
 class BatchEncoding(dict[str, Any]):
-    """What a call of the tokenizer gives: a dict whose members are attributes too, to be passed as `model(**encoding)`.
+    """The result of a tokenizer's call: a dict whose members are attributes too, to be passed as `model(**encoding)`.
 
     Members:
         input_ids: token ids: a list for one text, a list of lists for several, or the tensor asked for, (b, t).
@@ -173,7 +173,7 @@ def join_rows(row: Row, other: Row) -> None:
 
 
 def padded_width(rows: list[Row], *, limit: int | None, multiple: int | None) -> int:
-    """How long every row shall be: the longest one, or `limit`, rounded up to a multiple of `multiple`.
+    """The length of every row: the longest one, or `limit`, rounded up to a multiple of `multiple`.
 
     Raises:
         InputError: a row is longer than the limit.

@@ -106,7 +106,7 @@ class TokenizerData:
 
     @property
     def size(self) -> int:
-        """How many ids there are, added tokens included: ids are 0 to size - 1."""
+        """The number of ids, added tokens included: ids are 0 to size - 1."""
         return len(self.vocab) + sum(token.content not in self.vocab for token in self.added)
 
 

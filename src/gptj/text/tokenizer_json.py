@@ -57,7 +57,7 @@ _LISTED_IN = {
 
 
 def parse_tokenizer_json(data: bytes, *, file: Path) -> TokenizerData:
-    """What a tokenizer.json says, once its pipeline is known to be GPT-2's and nothing else."""
+    """The tokenizer of a tokenizer.json, once its pipeline is known to be GPT-2's and nothing else."""
     members = parse_json_object(data, file=file, error=TokenizerError)
     for field in ("truncation", "padding"):
         if members.get(field) is not None:
@@ -146,7 +146,7 @@ def _is_bare_template(step: Any) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is, for a message: its `type` member where it has one."""
+    """The kind of a JSON value, for a message: its `type` member where it has one."""
     if value is None:
         return "null"
     kind = value["type"] if isinstance(value, dict) and "type" in value else type(value).__name__

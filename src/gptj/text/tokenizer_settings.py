@@ -1,4 +1,4 @@
-"""What stands beside a tokenizer's vocabulary: tokenizer_config.json, special_tokens_map.json, added_tokens.json.
+"""The files beside a tokenizer's vocabulary: tokenizer_config.json, special_tokens_map.json, added_tokens.json.
 
 These name the special tokens and their ids, and much that transformers' classes know besides. A setting that would
 give other ids for every text is refused; one that can be followed is; one that would change something and cannot is
@@ -41,7 +41,7 @@ class Beside:
 
     @property
     def rows(self) -> int | None:
-        """How many ids the model in the folder has room for, or None where no config.json says so."""
+        """The number of ids that the model in the folder has room for, or None where no config.json says so."""
         rows = self.model.get("vocab_size")
         return rows if type(rows) is int else None
 
@@ -56,7 +56,7 @@ class Beside:
         return self.folder / "special_tokens_map.json"
 
     def saying(self, field: str) -> tuple[Any, Path] | None:
-        """What is said of a special token, and by which file: special_tokens_map.json where the other is silent."""
+        """A special token as a file lists it, and the file: special_tokens_map.json where the other has none."""
         if field in self.settings:
             return self.settings[field], self.settings_file
         return (self.names[field], self.names_file) if field in self.names else None
@@ -260,7 +260,7 @@ def with_listed_special(data: TokenizerData, beside: Beside) -> TokenizerData:
 
 
 def _further(beside: Beside) -> Iterator[tuple[Any, Path, str]]:
-    """What is said of each further special token, by which file and where."""
+    """Each further special token as a file lists it, with the file and the place."""
     for role in _FURTHER_ROLES:
         said = beside.saying(role)
         if said is not None and said[0] is not None:
