@@ -118,7 +118,7 @@ def stream_prompts(request: Request, prompts: Sequence[Prompt], *, write: Callab
         if job.config.num_beams > 1 or job.config.num_return_sequences > 1:
             field = "num_beams" if job.config.num_beams > 1 else "num_return_sequences"
             found = getattr(job.config, field)
-            raise job.prompt.named(InputError("cannot be streamed", where=field, expected="1", found=found))
+            raise job.prompt.add_place(InputError("cannot be streamed", where=field, expected="1", found=found))
     new = opened.tokens(jobs)
     with opened.at_work():
         _stream(opened, jobs, opened.load(new), opened.load_assistant(new), write)

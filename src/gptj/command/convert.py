@@ -20,7 +20,7 @@ from gptj.command.options import (
     PathArgument,
     Sections,
     SourceArgument,
-    decorated,
+    apply_options,
     json_option,
     option,
     revision_option,
@@ -103,7 +103,7 @@ _CONVERT_OPTIONS = (
 @click.command(cls=Sections, short_help="Convert a TPU checkpoint or a foreign folder.")
 @click.argument("src", type=SourceArgument)
 @click.argument("dst", type=PathArgument)
-@decorated((*_SOURCE_OPTIONS, *_CONVERT_OPTIONS))
+@apply_options((*_SOURCE_OPTIONS, *_CONVERT_OPTIONS))
 def convert(src: Path, dst: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Convert SRC, a TPU checkpoint or a foreign folder, into the folder DST.
 
@@ -186,7 +186,7 @@ def _print_notes(plan: ConversionPlan) -> None:
 
 @click.command(cls=Sections, short_help="Say what a checkpoint is, from its headers.")
 @click.argument("path", type=SourceArgument, metavar="SRC")
-@decorated(_SOURCE_OPTIONS)
+@apply_options(_SOURCE_OPTIONS)
 @json_option
 def inspect(path: Path, as_json: bool, **source: Any) -> None:
     """Say what SRC is: format, sizes, dtype, tensors, parameters. Reads headers only."""

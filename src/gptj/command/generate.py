@@ -18,7 +18,7 @@ from gptj.command.options import (
     ModelArgument,
     Names,
     Sections,
-    decorated,
+    apply_options,
     option,
     revision_option,
 )
@@ -85,7 +85,7 @@ _OPTIONS = (
 @click.command(cls=Sections, short_help="Continue a prompt, or many, or turn by turn.")
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @click.argument("prompt", required=False)
-@decorated(_OPTIONS)
+@apply_options(_OPTIONS)
 def generate(directory: Path, prompt: str | None, **options: Any) -> None:
     """Continue PROMPT with the model in DIR; a PROMPT of - is all of stdin.
 

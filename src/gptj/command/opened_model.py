@@ -215,7 +215,7 @@ class OpenedModel:
             config.total_length(len(ids), self.model_config.n_positions)
             seed = (self.seed + number) % SEEDS if prompt.seed is None else check_seed(prompt.seed)
         except GPTJError as error:
-            raise prompt.named(error) from None
+            raise prompt.add_place(error) from None
         return Job(prompt, ids, config, seed)
 
     def encode(self, text: str | None) -> list[int]:

@@ -23,9 +23,29 @@ from gptj.errors import InputError, shown
 from gptj.hub import HubPlace, is_repository_id, locate, locate_source
 
 __all__ = [
-    "DEBUG_HELP", "BackendChoice", "BackendsChoice", "Command", "DtypeChoice", "FileName", "FiniteRange", "Inside",
-    "LazyGroup", "ModelArgument", "Names", "PathArgument", "Repository", "Sections", "SourceArgument", "backend_names",
-    "backends_option", "decorated", "json_option", "option", "overwrite_option", "revision_option", "weights_option",
+    "DEBUG_HELP",
+    "BackendChoice",
+    "BackendsChoice",
+    "Command",
+    "DtypeChoice",
+    "FileName",
+    "FiniteRange",
+    "Inside",
+    "LazyGroup",
+    "ModelArgument",
+    "Names",
+    "PathArgument",
+    "Repository",
+    "Sections",
+    "SourceArgument",
+    "apply_options",
+    "backend_names",
+    "backends_option",
+    "json_option",
+    "option",
+    "overwrite_option",
+    "revision_option",
+    "weights_option",
 ]  # fmt: skip
 
 DEBUG_HELP = "Show the traceback of an error."
@@ -267,7 +287,7 @@ def option(section: str, *names: str, **options: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=_Option, section=section, **options)
 
 
-def decorated(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+def apply_options(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     """One decorator of several."""
 
     def decorate(function: Any) -> Any:

@@ -186,7 +186,7 @@ class GPTJConfig(Settings):
         for name, value in dict[str, Any](others).items():
             field = ALIASES.get(name)
             if field is not None:
-                given[field] = _agreed(field, name, given[field], value)
+                given[field] = _require_agreement(field, name, given[field], value)
             elif name == "model_type":
                 self._require(value == "gptj", name, '"gptj"', value)
             elif is_alike(name, _DEFAULTS):
@@ -470,7 +470,7 @@ class GPTJConfig(Settings):
         return self
 
 
-def _agreed(field: str, alias: str, value: Any, given: Any) -> Any:
+def _require_agreement(field: str, alias: str, value: Any, given: Any) -> Any:
     """The value of a field that was given by its alias, and perhaps by its own name too."""
     if value not in (_DEFAULTS[field], given):
         raise ConfigError(f"contradicts its alias {alias}", where=field, expected=repr(given), found=repr(value))

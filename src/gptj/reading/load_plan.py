@@ -158,7 +158,7 @@ def _match(
 ) -> dict[str, StoredTensor]:
     """The stored tensors by the rows that they belong to; all others go to the findings."""
     found: dict[str, StoredTensor] = {}
-    heads = {name for other in HEADS for name in schema_by_name(_untied(config), other) if other != "base"}
+    heads = {name for other in HEADS for name in schema_by_name(_untie(config), other) if other != "base"}
     other_heads = {name for name in heads if not name.startswith(BASE_PREFIX)} - rows.keys()
     prefix = "" if head == "base" else BASE_PREFIX
     for stored, plain in names.plain.items():
@@ -179,7 +179,7 @@ def _match(
     return found
 
 
-def _untied(config: GPTJConfig) -> GPTJConfig:
+def _untie(config: GPTJConfig) -> GPTJConfig:
     return config.replace(tie_word_embeddings=False, n_layer=1)
 
 

@@ -261,10 +261,10 @@ def _parse_directory(directory: bytes, count: int, path: Path) -> list[_Entry]:
             ENTRY.unpack(fixed)
         )
         raw_name = directory[at + ENTRY.size :][:n_name] if n_name <= LONGEST_NAME else b""
-        name = _checked_name(raw_name, n_name, path)
+        name = _check_name(raw_name, n_name, path)
         extra = directory[at + ENTRY.size + n_name : at + ENTRY.size + n_name + n_extra]
         at += ENTRY.size + n_name + n_extra + n_comment
-        nbytes, packed, header_at = _widened(extra, [nbytes, packed, header_at], path, name)
+        nbytes, packed, header_at = _widen(extra, [nbytes, packed, header_at], path, name)
         if name in seen:
             _refuse(path, "the member stands twice in the archive", where=shown(name))
         seen.add(name)
@@ -282,7 +282,7 @@ def _parse_directory(directory: bytes, count: int, path: Path) -> list[_Entry]:
     return sorted(entries, key=lambda entry: entry.header_at)
 
 
-def _checked_name(raw: bytes, length: int, path: Path) -> str:
+def _check_name(raw: bytes, length: int, path: Path) -> str:
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -297,7 +297,7 @@ def _checked_name(raw: bytes, length: int, path: Path) -> str:
     return name
 
 
-def _widened(extra: bytes, fields: list[int], path: Path, name: str) -> list[int]:
+def _widen(extra: bytes, fields: list[int], path: Path, name: str) -> list[int]:
     """`fields` with those that are all ones taken from the 64-bit extra field, in their fixed order."""
     if FULL32 not in fields:
         return fields
@@ -367,7 +367,7 @@ def _require_same(header: bytes, extra: bytes, entry: _Entry, path: Path) -> Non
         _refuse(path, "its local header disagrees with the directory", where=shown(entry.name))
     if flags & _DESCRIPTOR:
         return  # sizes and checksum stand behind the data, and the directory has them
-    nbytes, packed = _widened(extra, [nbytes, packed], path, entry.name)
+    nbytes, packed = _widen(extra, [nbytes, packed], path, entry.name)
     if (nbytes, packed, crc32) != (entry.nbytes, entry.nbytes, entry.crc32):
         _refuse(
             path,

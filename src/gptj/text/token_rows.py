@@ -227,13 +227,13 @@ def mask_rows(rows: list[Row], **options: object) -> None:
 def fill_row(row: Row, width: int, *, pad: int, side: Side) -> None:
     """The row has `width` tokens, of which the new ones are `pad` and not in the mask."""
     missing = width - len(row.ids)
-    row.mask = _filled([1] * len(row.ids), 0, missing, side)
-    row.ids = _filled(row.ids, pad, missing, side)
-    row.offsets = _filled(row.offsets, (0, 0), missing, side)
-    row.sequences = _filled(row.sequences, -1, missing, side)
+    row.mask = _fill([1] * len(row.ids), 0, missing, side)
+    row.ids = _fill(row.ids, pad, missing, side)
+    row.offsets = _fill(row.offsets, (0, 0), missing, side)
+    row.sequences = _fill(row.sequences, -1, missing, side)
 
 
-def _filled(items: list[_Item], filling: _Item, missing: int, side: Side) -> list[_Item]:
+def _fill(items: list[_Item], filling: _Item, missing: int, side: Side) -> list[_Item]:
     return [filling] * missing + items if side == "left" else items + [filling] * missing
 
 

@@ -49,11 +49,11 @@ from gptj.text.token_rows import (
 from gptj.text.tokenizer_calls import (
     TransformersCalls,
     check_saving_options,
-    cleaned_up,
+    clean_up_spaces,
     set_from_pretrained,
     take_call_arguments,
 )
-from gptj.text.tokenizer_data import END_OF_TEXT, Side, TokenizerData, is_gpt2_vocabulary, named_token
+from gptj.text.tokenizer_data import END_OF_TEXT, Side, TokenizerData, assign_role, is_gpt2_vocabulary
 from gptj.text.tokenizer_files import gpt2_tokenizer_data, read_tokenizer_data, tokenizer_files, write_tokenizer_files
 
 __all__ = ["BatchEncoding", "GPTJTokenizer", "TextStream", "Unknown"]
@@ -170,7 +170,7 @@ class GPTJTokenizer(TransformersCalls):
             )
         data = TokenizerData(vocab={**vocab, END_OF_TEXT: size - 1}, merges=merges, added=())
         for role in ("bos_token", "eos_token", "unk_token"):
-            data = named_token(data, role, END_OF_TEXT)
+            data = assign_role(data, role, END_OF_TEXT)
         return cls(data)
 
     def files(self) -> dict[str, bytes]:
@@ -237,7 +237,7 @@ class GPTJTokenizer(TransformersCalls):
 
     @bos_token.setter
     def bos_token(self, token: str | None) -> None:
-        self._data = named_token(self._data, "bos_token", token)
+        self._data = assign_role(self._data, "bos_token", token)
 
     @property
     def eos_token(self) -> str | None:
@@ -246,7 +246,7 @@ class GPTJTokenizer(TransformersCalls):
 
     @eos_token.setter
     def eos_token(self, token: str | None) -> None:
-        self._data = named_token(self._data, "eos_token", token)
+        self._data = assign_role(self._data, "eos_token", token)
 
     @property
     def pad_token(self) -> str | None:
@@ -255,7 +255,7 @@ class GPTJTokenizer(TransformersCalls):
 
     @pad_token.setter
     def pad_token(self, token: str | None) -> None:
-        self._data = named_token(self._data, "pad_token", token)
+        self._data = assign_role(self._data, "pad_token", token)
 
     @property
     def bos_token_id(self) -> int | None:
@@ -472,7 +472,7 @@ class GPTJTokenizer(TransformersCalls):
         """
         leave_out = self.special_ids if skip_special_tokens else ()
         data = self._decoder.to_bytes(token_ids, leave_out=leave_out, unknown=unknown)
-        return cleaned_up(data.decode("utf-8", "replace"), asked=clean_up_tokenization_spaces)
+        return clean_up_spaces(data.decode("utf-8", "replace"), asked=clean_up_tokenization_spaces)
 
     def batch_decode(
         self,
@@ -488,7 +488,7 @@ class GPTJTokenizer(TransformersCalls):
             self._decoder.to_bytes(row, leave_out=leave_out, unknown=unknown, where=f"sequences[{number}]")
             for number, row in enumerate(plain_list(sequences, where="sequences"))
         ]
-        return [cleaned_up(row.decode("utf-8", "replace"), asked=clean_up_tokenization_spaces) for row in rows]
+        return [clean_up_spaces(row.decode("utf-8", "replace"), asked=clean_up_tokenization_spaces) for row in rows]
 
     def stream(self, *, skip_special_tokens: bool = False, unknown: Unknown = "refuse") -> TextStream:
         """A decoder for ids that come one by one; see `TextStream`, and `decode` for the arguments."""

@@ -16,9 +16,9 @@ from gptj.errors import InputError, did_you_mean, shown
 from gptj.hub import HUB_ARGUMENTS
 from gptj.text.decoder import Decoder
 from gptj.text.token_rows import BatchEncoding, Row, as_tensors, one_of, padded_width, whole_number
-from gptj.text.tokenizer_data import BYTE_OF_CHARACTER, AddedToken, TokenizerData, named_token
+from gptj.text.tokenizer_data import BYTE_OF_CHARACTER, AddedToken, TokenizerData, assign_role
 
-__all__ = ["TransformersCalls", "check_saving_options", "cleaned_up", "set_from_pretrained", "take_call_arguments"]
+__all__ = ["TransformersCalls", "check_saving_options", "clean_up_spaces", "set_from_pretrained", "take_call_arguments"]
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _PADDED_WITH = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
@@ -87,10 +87,10 @@ def check_saving_options(others: Mapping[str, Any]) -> None:
 _JOINED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
-def cleaned_up(text: str, *, asked: bool | None) -> str:
+def clean_up_spaces(text: str, *, asked: bool | None) -> str:
     """The text, where it is asked for without the spaces of English written in tokens: transformers' own list.
 
-    >>> cleaned_up("It is n't so , he says .", asked=True)
+    >>> clean_up_spaces("It is n't so , he says .", asked=True)
     "It isn't so, he says."
 
     Raises:
@@ -193,7 +193,7 @@ class TransformersCalls:
         for role, given in special_tokens_dict.items():
             count += self.add_tokens(given, special_tokens=True)
             if role in ROLES:
-                self._data = named_token(self._data, role, getattr(given, "content", given))
+                self._data = assign_role(self._data, role, getattr(given, "content", given))
         return count
 
     def _rebuild(self, data: TokenizerData) -> None:
@@ -312,7 +312,7 @@ class TransformersCalls:
             width = padded_width([Row(row, []) for row in rows], limit=limit, multiple=pad_to_multiple_of)
             for name, filling in {"input_ids": self.pad_token_id, **_PADDED_WITH}.items():
                 if name in members:
-                    members[name] = [_filled(row, filling, width, side) for row in members[name]]
+                    members[name] = [_fill(row, filling, width, side) for row in members[name]]
         if return_tensors is None:
             return BatchEncoding({name: value[0] for name, value in members.items()} if single else members)
         return BatchEncoding(as_tensors({name: _array(name, value) for name, value in members.items()}, return_tensors))
@@ -348,7 +348,7 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _filled(row: list[Any], filling: int, width: int, side: str) -> list[Any]:
+def _fill(row: list[Any], filling: int, width: int, side: str) -> list[Any]:
     missing = [filling] * (width - len(row))
     return missing + row if side == "left" else row + missing
 
