@@ -13,6 +13,7 @@ import itertools
 import os
 import secrets
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,13 @@ In float32 it takes as long as some 50 tokens save (0.9 s, for 18 ms a token, wi
 busy machine). In 16 bits a token saves 6 to 11 ms; there the border is the same by guess.
 """
 
+
+UNUSED = {"tf": ("jax", "matplotlib")}
+"""Modules that a framework imports where they are installed, for parts that text does not need.
+
+They are tensorflow.lite's converter of jax programs, and Keras' drawings. jax alone takes 1.6 s of the 7 s of
+TensorFlow's import (`benchmarks/cold.py`).
+"""
 
 SURELY_FITS_CHARACTERS = 200_000
 """Characters from which on it is worth asking whether a text can fit at all."""
@@ -154,7 +162,7 @@ class OpenedModel:
         """
         device = "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
         check_surroundings(self.backend)
-        with _interruptible_at_once():
+        with _interruptible_at_once(), _hide(UNUSED.get(self.backend, ())):
             wing = gptj.backend(self.backend)
         with wing.on_device(device) as self._loading:
             yield
@@ -334,6 +342,22 @@ def _tokenizer(directory: Path, config: GPTJConfig, *, needed: bool) -> GPTJToke
         warn_of(f"the tokenizer is not used, and ids are printed: {error}")
         return None
     return tokenizer
+
+
+@contextlib.contextmanager
+def _hide(names: Iterable[str]) -> Iterator[None]:
+    """Let the import of these modules fail as where they are not installed.
+
+    For the command line alone, which is a process of ours: another thread's import would fail, too.
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    modules: dict[str, Any] = sys.modules
+    modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del modules[name]
 
 
 @contextlib.contextmanager
