@@ -89,7 +89,7 @@ def fit_turn(
     """
     limit = opened.limit(config)
     if opened.request.truncate:
-        whole = [*conversation.ids, *ids][-opened.room(config) :]
+        whole = [*conversation.ids, *ids][-opened.prompt_limit(config) :]
         ids = ids[-len(whole) :]
         conversation.ids = whole[: len(whole) - len(ids)]
     room = limit - len(conversation.ids) - len(ids)

@@ -210,7 +210,7 @@ class OpenedModel:
         """The job of a prompt, checked; `number` is added to the seed."""
         try:
             if prompt.text is not None:
-                self.check_room_for(prompt.text)
+                self.check_length(prompt.text)
             ids = self.encode(prompt.text) if prompt.token_ids is None else [*prompt.token_ids]
             config = change_config(self.config, prompt.settings, seeded=prompt.seed is not None)
             config.check_honoured()
@@ -218,7 +218,7 @@ class OpenedModel:
             if not ids:
                 raise InputError("no token", where="prompt", expected="at least one: there is none to begin with")
             if self.request.truncate:
-                ids = ids[-self.room(config) :]
+                ids = ids[-self.prompt_limit(config) :]
             check_ids(self.model_config, [ids])
             config.total_length(len(ids), self.model_config.n_positions)
             seed = (self.seed + number) % SEEDS if prompt.seed is None else check_seed(prompt.seed)
@@ -232,7 +232,7 @@ class OpenedModel:
         ids: list[int] = self.tokenizer.encode(text, allow_special=self.request.allow_special)
         return ids
 
-    def check_room_for(self, text: str) -> None:
+    def check_length(self, text: str) -> None:
         """Refuse a text so long that it need not be made into tokens to see it: a gigabyte would take minutes.
 
         Raises:
@@ -252,7 +252,7 @@ class OpenedModel:
                 hint="Say --truncate left to forget the beginning",
             )
 
-    def room(self, config: GenerationConfig) -> int:
+    def prompt_limit(self, config: GenerationConfig) -> int:
         """The most tokens of a prompt that leave positions for the new ones; at least 1."""
         limit = self.limit(config)
         return max(limit - min(config.max_new_tokens or 1, limit - 1), 1)
