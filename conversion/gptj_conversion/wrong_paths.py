@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptj.errors import ConfigError, FormatError, MissingFileError, shown
-from gptj.reading.file_kinds import HEAD_BYTES, kind_of
 from gptj.reading.files import open_regular_file
+from gptj.reading.kinds import HEAD_BYTES, describe_file
 from gptj_conversion.mesh.folder import TRAINING_FILE, DiskFolder, looks_like_mesh
 
 __all__ = ["find_config_file", "read_start", "refuse_what_is_known"]
@@ -41,7 +41,7 @@ def _refuse_file(path: Path) -> None:
     head, size = read_start(path)
     if _NPZ.fullmatch(path.name) and _SHARD.fullmatch(path.parent.name):
         _refuse_shard(path, path.parent)
-    kind = kind_of(head, size)
+    kind = describe_file(head, size)
     if path.suffix == ".json":
         kind = "a JSON file"
     if kind is None or kind in ("a tar archive", "a zstandard file"):

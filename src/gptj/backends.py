@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 DISTRIBUTION = "gptj-multibackend"
-"""What pip knows us by; `[project] name` in pyproject.toml."""
+"""The name that pip knows us by; `[project] name` in pyproject.toml."""
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "pt": ("torch",),
@@ -188,7 +188,7 @@ def missing_from(extra: str) -> tuple[str, ...]:
 
 
 def requirement(*extras: str) -> str:
-    """What pip is to be asked for, in quotes, since a shell reads brackets.
+    """The requirement for pip, in quotes, since a shell reads brackets.
 
     >>> requirement("pt", "hub")
     '"gptj-multibackend[pt,hub]"'

@@ -21,7 +21,7 @@ DTYPES_CALLED = {
     "single": "float32", "fp64": "float64", "f64": "float64", "double": "float64", "bf16": "bfloat16",
     "brain": "bfloat16",
 }  # fmt: skip
-"""What else people call them, to guess what they mean."""
+"""Other names that people use for them, to guess what they mean."""
 
 
 def dtype_name(value: Any) -> str:

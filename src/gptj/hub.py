@@ -1,4 +1,4 @@
-"""Where a model's folder is: a local path, or a repository of the Hugging Face hub in its local cache.
+"""The place of a model's folder: a local path, or a repository of the Hugging Face hub in its local cache.
 
 `huggingface_hub` (the extra `hub`) does the fetching and keeps the cache; offline (HF_HUB_OFFLINE=1, or no network) it
 gives what the cache has. Only configs, tokenizer files and weights are asked for, never code; pickles and the other
@@ -23,14 +23,14 @@ __all__ = ["HUB_ARGUMENTS", "HubPlace", "is_repository_id", "locate", "locate_so
 
 WANTED_FILES = ("*.json", "*.safetensors", "merges.txt")
 FOREIGN_WEIGHTS = ("*.bin", "*.h5", "*.msgpack")
-"""What the converter reads besides, in the order in which it is looked for."""
+"""Weights that the converter reads besides, in the order in which it is looked for."""
 
 _REPOSITORY = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HubPlace:
-    """Where in the hub and its cache: the arguments of `from_pretrained` that are the hub client's.
+    """A place in the hub and its cache: the arguments of `from_pretrained` that are the hub client's.
 
     A folder that exists is taken as it is; of these, only `subfolder` means something there.
 

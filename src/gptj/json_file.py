@@ -123,7 +123,7 @@ def parse_json_object(
 
 
 def _kind(mode: int) -> str:
-    """What a `stat` mode says a path is, in words."""
+    """The kind of a path by its `stat` mode, in words."""
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a FIFO",

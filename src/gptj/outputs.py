@@ -1,4 +1,4 @@
-"""What a model call returns, the same classes in all three wings, and the KV cache that it hands on.
+"""Outputs of a model call, the same classes in all three wings, and the KV cache that it hands on.
 
 An output can be used as an object (`out.logits`), as a mapping of the fields that are there (`out["logits"]`,
 `out.keys()`), and as the tuple that `return_dict=False` gives (`out[0]`, `out.to_tuple()`); the class names and
@@ -92,7 +92,7 @@ class ModelOutput:
 
 @dataclasses.dataclass(eq=False, repr=False)
 class BaseModelOutputWithPast(ModelOutput, Generic[Array]):
-    """What GPTJModel returns.
+    """The output of GPTJModel.
 
     Attributes:
         last_hidden_state: (b, t, m), after ln_f.
@@ -109,7 +109,7 @@ class BaseModelOutputWithPast(ModelOutput, Generic[Array]):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class CausalLMOutputWithPast(ModelOutput, Generic[Array]):
-    """What GPTJForCausalLM returns.
+    """The output of GPTJForCausalLM.
 
     Attributes:
         loss: a scalar, float32 at least, where labels were given.
@@ -126,7 +126,7 @@ class CausalLMOutputWithPast(ModelOutput, Generic[Array]):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class SequenceClassifierOutputWithPast(ModelOutput, Generic[Array]):
-    """What GPTJForSequenceClassification returns.
+    """The output of GPTJForSequenceClassification.
 
     Attributes:
         loss: a scalar, float32 at least, where labels were given.
@@ -143,7 +143,7 @@ class SequenceClassifierOutputWithPast(ModelOutput, Generic[Array]):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class QuestionAnsweringModelOutput(ModelOutput, Generic[Array]):
-    """What GPTJForQuestionAnswering returns.
+    """The output of GPTJForQuestionAnswering.
 
     Attributes:
         loss: a scalar, float32 at least, where both positions were given.

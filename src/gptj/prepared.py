@@ -1,4 +1,4 @@
-"""What `prepare_for_inference` owes its callers in every wing: which arguments it takes, and what is over afterwards.
+"""`prepare_for_inference` in every wing: the arguments that it takes, and the calls that it ends.
 
 A prepared model has its weights in the layout, and where asked in the precision, that decoding is fastest in. The
 parameters as the file has them are gone then, and with them everything that needs them; each such act is refused by
@@ -19,10 +19,10 @@ QUANTIZATIONS = ("int8", "int4")
 
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-"""Where a model may be asked to run; "auto" is the best that the framework sees."""
+"""Devices that a model may be asked to run on; "auto" is the best that the framework sees."""
 
 DEVICES_CALLED = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps", "default": "auto"}
-"""What else people call them, to guess what they mean."""
+"""Other names that people use for them, to guess what they mean."""
 
 
 def check_device(name: str, there: Mapping[str, bool], framework: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["BASE_PREFIX", "HEADS", "Head", "TensorSpec", "is_old_buffer", "schema", "schema_by_name"]
 
 Head = Literal["base", "causal_lm", "sequence_classification", "question_answering"]
-"""What stands on top of the blocks: the model class, as the schema sees it."""
+"""The part on top of the blocks: the model class, as the schema sees it."""
 
 HEADS: dict[Head, str] = {
     "base": "GPTJModel",
@@ -33,7 +33,7 @@ HEADS: dict[Head, str] = {
 """The class that each head makes, the same name in every wing."""
 
 BASE_PREFIX = "transformer."
-"""What the base model's names begin with inside a model that has a head; GPTJModel's own have no prefix."""
+"""The prefix of the base model's names inside a model that has a head; GPTJModel's own have no prefix."""
 
 Kind = Literal["embedding", "kernel", "bias", "scale", "offset"]
 Template = tuple[str, tuple[str, ...], Kind]

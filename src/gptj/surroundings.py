@@ -1,4 +1,4 @@
-"""What a process must have around it for a framework to be loaded, looked at before: some would end the process.
+"""Checks of a process before a framework is loaded in it: in some surroundings it would end the process.
 
 Under a limit of its address space (`ulimit -v`, and some clusters' own), jax and TensorFlow abort where a thread or
 an allocation fails, which no Python code can catch; and oneMKL, in PyTorch, ends the process where the current folder
@@ -22,7 +22,7 @@ ENOUGH_BYTES = 8_000_000_000
 and each core has threads with stacks and arenas of their own."""
 
 SPARE_BYTES = 200_000_000
-"""What the caller may have in use that a fresh process has not."""
+"""Bytes that the caller may have in use and a fresh process has not."""
 
 
 def address_limit() -> int | None:

@@ -147,7 +147,8 @@ def test_a_model_that_has_generated_can_be_exported(model, tmp_path):
 def test_the_command_line_imports_nothing_that_tensorflow_uses_for_other_things(folder):
     """Where they are installed, tensorflow.lite imports jax, and Keras matplotlib; afterwards both can be imported."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom gptj.command.generate import Request, continue_prompts\n"
+        "import sys\nfrom pathlib import Path\nfrom gptj.command.continuation import continue_prompts\n"
+        "from gptj.command.opened_model import Request\n"
         "from gptj.command.prompts import Prompt\n"
         f"continue_prompts(Request(directory=Path({str(folder())!r}), backend='tf', settings={{'max_new_tokens': 1}}),"
         " [Prompt(token_ids=(1, 2))], batch_size=1, as_json=False, write=print)\n"

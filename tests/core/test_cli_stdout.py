@@ -35,8 +35,8 @@ def test_a_stderr_that_cannot_be_written_changes_neither_status_nor_stdout(comma
 def test_no_file_gets_the_number_of_a_standard_stream_that_is_closed(tmp_path):
     program = """
         import os, sys
-        from gptj.command.standard_streams import settle_streams
-        settle_streams()
+        from gptj.command.standard_streams import prepare_streams
+        prepare_streams()
         file = open(sys.argv[1], "w")
         os.write(2, b"what a library prints")
         file.write(str(file.fileno() > 2))

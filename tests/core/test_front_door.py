@@ -31,6 +31,7 @@ from gptj import backends
 from gptj.backends import BACKENDS, DISTRIBUTION, EXTRAS, install_line, likely_backend
 from gptj.command import main as cli
 from gptj.command.doctor import examine
+from gptj.command.options import BackendsChoice
 from gptj.config import GPTJConfig
 from gptj.errors import BackendAttributeError, BackendError, InputError
 from gptj.generation import GenerateOutput, GenerationConfig, TokenStep
@@ -249,8 +250,8 @@ def test_a_name_that_people_type_gets_the_one_that_is_meant(words, said):
 
 
 def test_blanks_in_a_list_of_backends_are_nothing():
-    assert cli.BackendsChoice.convert("pt, flax", None, None) == ("pt", "flax")
-    assert cli.BackendsChoice.convert(" tf ,pt", None, None) == ("tf", "pt")
+    assert BackendsChoice.convert("pt, flax", None, None) == ("pt", "flax")
+    assert BackendsChoice.convert(" tf ,pt", None, None) == ("tf", "pt")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,7 @@ def test_help_lists_the_values_and_has_headings():
     assert "_GPTJ_COMPLETE=bash_source" in run("--help").output
 
 
-@pytest.mark.parametrize("command", sorted(cli.gptj_command.commands))
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_debug_may_stand_after_every_command(command):
     assert "--debug" in run(command, "--help").output
     assert "No such option" not in run(command, "--debug", "--help").output
@@ -290,7 +291,7 @@ def test_the_line_for_completion_can_be_copied_at_any_width():
         assert '    eval "$(_GPTJ_COMPLETE=bash_source gptj)"' in text.splitlines()
 
 
-@pytest.mark.parametrize("command", cli.gptj_command.commands)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_a_help_names_no_argument_that_its_command_has_not(command):
     text = run(command, "--help").output
     usage, *rest = text.splitlines()

@@ -15,9 +15,10 @@ import pytest
 from generation_fields import CALLS, TOKENS
 
 from gptj import GPTJConfig
-from gptj.command import generate as generate_command
-from gptj.command.generate import Desk, Job, Request, batches
-from gptj.command.main import _fields
+from gptj.command import opened_model
+from gptj.command.continuation import batches
+from gptj.command.generate import read_settings
+from gptj.command.opened_model import Job, OpenedModel, Request
 from gptj.command.prompts import Prompt
 from gptj.errors import ConfigError, GPTJError, InputError
 from gptj.generation import GenerationConfig
@@ -36,15 +37,17 @@ OF_THE_CALL = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("gptj.command.generate.choose_backend", lambda name: "pt")
-    monkeypatch.setattr("gptj.command.generate._tokenizer", lambda directory, config, needed: None)
+    monkeypatch.setattr("gptj.command.opened_model.choose_backend", lambda name: "pt")
+    monkeypatch.setattr("gptj.command.opened_model._tokenizer", lambda directory, config, needed: None)
     config = GPTJConfig(vocab_size=60, n_positions=24, n_embd=16, n_head=2, n_layer=1, rotary_dim=4, eos_token_id=3)
     (tmp_path / "config.json").write_text(config.to_json())
     return tmp_path
 
 
-def desk(folder: Path, *, seed: int | None = 0, truncate: bool = False, **settings: Any) -> Desk:
-    return Desk(Request(directory=folder, seed=seed, truncate=truncate, settings=settings), needs_tokenizer=False)
+def opened(folder: Path, *, seed: int | None = 0, truncate: bool = False, **settings: Any) -> OpenedModel:
+    return OpenedModel(
+        Request(directory=folder, seed=seed, truncate=truncate, settings=settings), needs_tokenizer=False
+    )
 
 
 def ids(*numbers: int, **settings: Any) -> Prompt:
@@ -52,9 +55,9 @@ def ids(*numbers: int, **settings: Any) -> Prompt:
 
 
 def test_a_folder_that_is_not_there_is_named_before_a_backend_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptj.command.generate.choose_backend", lambda name: pytest.fail("asked for a backend"))
+    monkeypatch.setattr("gptj.command.opened_model.choose_backend", lambda name: pytest.fail("asked for a backend"))
     with pytest.raises(GPTJError, match="nowhere"):
-        desk(Path("nowhere"))
+        opened(Path("nowhere"))
 
 
 def test_every_field_can_be_set_or_is_the_calls_own() -> None:
@@ -66,23 +69,23 @@ def test_every_field_can_be_set_or_is_the_calls_own() -> None:
 def test_a_field_is_set_as_its_name_and_value(folder: Path, field: str) -> None:
     without, changes = {**TOKENS, **CALLS, **OTHERS}[field]
     options = {k: v for k, v in (without | changes).items() if k not in ("one_token_prompt", "assistant")}
-    said = _fields(
+    said = read_settings(
         f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()
     )
     expected = GenerationConfig(**{"eos_token_id": 3} | options)
-    assert getattr(desk(folder, seed=None, **said).config, field) == getattr(expected, field)
+    assert getattr(opened(folder, seed=None, **said).config, field) == getattr(expected, field)
 
 
 @pytest.mark.parametrize("field", sorted(OF_THE_CALL))
 def test_a_field_of_the_calls_output_is_refused(folder: Path, field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field}: has no effect on the command line"):
-        desk(folder, **{field: True})
+        opened(folder, **{field: True})
 
 
 def test_the_command_line_is_over_the_folder_and_a_line_over_both(folder: Path) -> None:
     stored = GenerationConfig(do_sample=True, temperature=0.5, top_k=7, max_length=20)
     (folder / "generation_config.json").write_text(stored.to_json())
-    whole = desk(folder, temperature=0.7)
+    whole = opened(folder, temperature=0.7)
     assert (whole.config.temperature, whole.config.top_k, whole.config.max_length) == (0.7, 7, 20)
     job = whole.job(ids(5, temperature=0.9, max_new_tokens=3))
     assert (job.config.temperature, job.config.top_k, job.config.max_new_tokens) == (0.9, 7, 3)
@@ -90,15 +93,15 @@ def test_the_command_line_is_over_the_folder_and_a_line_over_both(folder: Path) 
 
 
 def test_it_is_greedy_unless_sampling_is_asked_for(folder: Path) -> None:
-    assert desk(folder, seed=None).config.strategy == "greedy"
-    assert desk(folder, seed=1).config.strategy == "sample"
-    assert desk(folder, seed=None, top_p=0.9).config.strategy == "sample"
-    assert desk(folder, seed=None, temperature=0).config.strategy == "greedy"
-    assert desk(folder, seed=None, penalty_alpha=0.6, top_k=4).config.strategy == "contrastive"
+    assert opened(folder, seed=None).config.strategy == "greedy"
+    assert opened(folder, seed=1).config.strategy == "sample"
+    assert opened(folder, seed=None, top_p=0.9).config.strategy == "sample"
+    assert opened(folder, seed=None, temperature=0).config.strategy == "greedy"
+    assert opened(folder, seed=None, penalty_alpha=0.6, top_k=4).config.strategy == "contrastive"
 
 
 def test_the_nth_prompt_draws_with_the_seed_plus_n(folder: Path) -> None:
-    settled = desk(folder, seed=2**64 - 1, max_new_tokens=2)
+    settled = opened(folder, seed=2**64 - 1, max_new_tokens=2)
     jobs = settled.jobs([ids(5), ids(5), Prompt(token_ids=(5,), seed=9)])
     assert [job.seed for job in jobs] == [2**64 - 1, 0, 9]
 
@@ -106,11 +109,11 @@ def test_the_nth_prompt_draws_with_the_seed_plus_n(folder: Path) -> None:
 def test_G2_a_prompt_that_is_too_long_is_refused_before_anything_is_loaded_or_cut(folder: Path) -> None:
     long = ids(*range(4, 24))
     with pytest.raises(InputError, match=r"longer than the model's positions .*20 of the prompt \+ 9 new"):
-        desk(folder, max_new_tokens=9).job(long)
-    assert desk(folder, max_new_tokens=9, truncate=True).job(long).ids == [*range(9, 24)]
-    assert desk(folder, max_length=20, truncate=True).job(long).ids == [*range(5, 24)]
+        opened(folder, max_new_tokens=9).job(long)
+    assert opened(folder, max_new_tokens=9, truncate=True).job(long).ids == [*range(9, 24)]
+    assert opened(folder, max_length=20, truncate=True).job(long).ids == [*range(5, 24)]
     with pytest.raises(InputError, match="longer than the model's positions"):
-        desk(folder, max_new_tokens=24, truncate=True).job(long)
+        opened(folder, max_new_tokens=24, truncate=True).job(long)
 
 
 @pytest.mark.parametrize(
@@ -125,14 +128,14 @@ def test_G2_a_prompt_that_is_too_long_is_refused_before_anything_is_loaded_or_cu
 )
 def test_what_is_wrong_with_a_prompt_is_named_with_its_line(folder: Path, prompt: Prompt, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        desk(folder, max_new_tokens=2).job(prompt)
+        opened(folder, max_new_tokens=2).job(prompt)
 
 
 def test_a_batch_has_one_config_and_prompts_that_follow_each_other(folder: Path) -> None:
     prompts = [ids(1), ids(2, 3), ids(4), ids(5, max_new_tokens=3), ids(6)]
 
     def sizes(size: int, **settings: Any) -> list[list[int]]:
-        jobs: list[Job] = desk(folder, **settings).jobs(prompts)
+        jobs: list[Job] = opened(folder, **settings).jobs(prompts)
         return [[job.ids[0] for job in batch] for batch in batches(jobs, size)]
 
     assert sizes(2, max_new_tokens=2) == [[1, 2], [4], [5], [6]]
@@ -144,7 +147,7 @@ def test_what_a_framework_would_import_for_nothing_is_hidden_for_its_import_alon
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A module that is there already is left alone."""
-    monkeypatch.setitem(generate_command.UNUSED, "pt", ("jsonless", "json.tool", "os"))
+    monkeypatch.setitem(opened_model.UNUSED, "pt", ("jsonless", "json.tool", "os"))
     monkeypatch.delitem(sys.modules, "json.tool", raising=False)
     seen = []
 
@@ -157,10 +160,10 @@ def test_what_a_framework_would_import_for_nothing_is_hidden_for_its_import_alon
         return SimpleNamespace(on_device=lambda device: contextlib.nullcontext(contextlib.nullcontext()))
 
     monkeypatch.setattr("gptj.backend", backend)
-    with desk(folder).at_work():
+    with opened(folder).at_work():
         importlib.import_module("json.tool")
     assert seen == ["json.tool"] and "jsonless" not in sys.modules and sys.modules["os"] is not None
     monkeypatch.setattr("gptj.backend", lambda name: {}[name])
-    with pytest.raises(KeyError), desk(folder).at_work():
+    with pytest.raises(KeyError), opened(folder).at_work():
         pass
     assert "jsonless" not in sys.modules

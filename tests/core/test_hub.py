@@ -158,7 +158,8 @@ def invoke(asked, tmp_path, monkeypatch):
 
     monkeypatch.setattr("gptj.parity.run_parity", run_parity)
     monkeypatch.setattr(
-        "gptj.command.generate.continue_prompts", lambda request, *rest, **options: reached.append(request.directory)
+        "gptj.command.continuation.continue_prompts",
+        lambda request, *rest, **options: reached.append(request.directory),
     )
 
     def call(command, *arguments, name="someone/tiny"):

@@ -21,7 +21,8 @@ from tokenizer_samples import gpt2, small
 from toy_decoder import ToyDecoder, toy_config
 
 from gptj.command import main as cli
-from gptj.command.generate import PAYS_FROM_TOKENS
+from gptj.command.opened_model import PAYS_FROM_TOKENS
+from gptj.command.printing import write_text
 from gptj.errors import CheckpointWarning, InputError, TokenizerError, harmless
 from gptj.generation import Generates, known_tokens_only
 from gptj.generation.stopping import decode_with
@@ -142,8 +143,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     model = SimpleNamespace(from_pretrained=from_pretrained)
     backend = SimpleNamespace(GPTJForCausalLM=model, on_device=on_device, to_numpy=np.asarray)
-    monkeypatch.setattr("gptj.command.generate.gptj.backend", lambda name: backend)
-    monkeypatch.setattr("gptj.command.generate.choose_backend", lambda name: name or "pt")
+    monkeypatch.setattr("gptj.command.opened_model.gptj.backend", lambda name: backend)
+    monkeypatch.setattr("gptj.command.opened_model.choose_backend", lambda name: name or "pt")
     monkeypatch.setattr(cli, "ENVIRONMENT", {})
     return asked
 
@@ -286,13 +287,13 @@ def test_text_is_escaped_on_a_terminal_and_raw_in_a_pipe(monkeypatch: pytest.Mon
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
-        cli._write(text)
+        write_text(text)
         shown = os.read(master, 100)
     os.close(master)
     assert shown == b"a\\x1b[2Jb\r\n"
     pipe = io.StringIO()
     monkeypatch.setattr(sys, "stdout", pipe)
-    cli._write(text)
+    write_text(text)
     assert pipe.getvalue() == text
 
 

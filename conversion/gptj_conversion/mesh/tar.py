@@ -20,8 +20,8 @@ from typing import Any
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, GPTJError, LimitError, MissingFileError, UnsafeFileError, WriteError, shown
 from gptj.json_file import parse_json_object
-from gptj.reading.file_kinds import HEAD_BYTES, kind_of
 from gptj.reading.files import open_regular_file, read_into
+from gptj.reading.kinds import HEAD_BYTES, describe_file
 from gptj.reading.npz import NpzFile, open_npz
 from gptj_conversion.mesh.checkpoint import MeshCheckpoint
 from gptj_conversion.mesh.folder import LARGEST_META_BYTES, MeshFolder, looks_like_mesh
@@ -47,7 +47,7 @@ def is_tar_name(path: Path) -> bool:
 
 def is_tar(head: bytes, size: int) -> bool:
     """Whether a file of `size` bytes that begins with `head` is such an archive, whatever it is called."""
-    return is_zstandard(head) or kind_of(head, size) == "a tar archive"
+    return is_zstandard(head) or describe_file(head, size) == "a tar archive"
 
 
 def open_tar(
@@ -78,7 +78,7 @@ def open_tar(
         read_into(stream, memoryview(start), 0, file=path, where="beginning")
     head = bytes(start)
     if not is_zstandard(head):
-        kind = kind_of(head, nbytes)
+        kind = describe_file(head, nbytes)
         if kind not in (None, "a tar archive"):
             raise FormatError(f"this is {kind}", file=path, expected="a .tar, or a .tar.zst", found=f"{nbytes} bytes")
         return open_mesh_folder(_find_root(path, path), config)

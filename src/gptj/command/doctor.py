@@ -31,7 +31,7 @@ from gptj.errors import BackendError
 __all__ = ["Examination", "examine"]
 
 _DISTRIBUTIONS = {"tensorflow": ("tensorflow-cpu", "tensorflow")}
-"""Where a module's distribution is not called as the module is."""
+"""The distributions of modules that are called otherwise."""
 
 _CORE = ("numpy", "ml_dtypes", "safetensors", "tokenizers")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "OPENBLAS_NUM_THREADS")
@@ -39,7 +39,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "OPE
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """What was found.
+    """The findings: versions, devices, and settings that change results.
 
     Attributes:
         platform: Python, system and machine.
@@ -151,7 +151,7 @@ def _memory() -> tuple[int | None, int | None]:
 
 
 def _devices() -> Iterator[str]:
-    """What there is beside the CPU, asked of the system and not of a framework."""
+    """The accelerators of this machine, asked of the system and not of a framework."""
     command = shutil.which("nvidia-smi")
     if command is not None:
         query = [command, "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -168,7 +168,7 @@ def _devices() -> Iterator[str]:
 
 
 def _warnings() -> list[str]:
-    """What is set that changes a result, one sentence each."""
+    """Settings of the environment that change a result, one sentence each."""
     found = []
     if _version("gptj") is not None and _version(DISTRIBUTION) is not None:
         found.append(

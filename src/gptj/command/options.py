@@ -1,9 +1,13 @@
-"""The command line's kinds of options: names that are guessed at and completed, headings, and --debug anywhere."""
+"""The command line's kinds of options: names that are guessed at and completed, headings, and --debug anywhere.
+
+At the end, the options and the types of arguments that several commands take.
+"""
 
 from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -13,23 +17,36 @@ from typing import Any, Protocol
 import click
 from click.shell_completion import CompletionItem
 
-from gptj.backends import likely_backend
+from gptj.backends import BACKENDS, likely_backend
+from gptj.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
 from gptj.errors import InputError, shown
-from gptj.hub import HubPlace, is_repository_id
+from gptj.hub import HubPlace, is_repository_id, locate, locate_source
 
 __all__ = [
     "DEBUG_HELP",
+    "BackendChoice",
+    "BackendsChoice",
+    "Command",
+    "DtypeChoice",
     "FileName",
     "FiniteRange",
-    "Group",
+    "Inside",
+    "LazyGroup",
+    "ModelArgument",
     "Names",
+    "PathArgument",
     "Repository",
     "Sections",
+    "SourceArgument",
+    "apply_options",
     "backend_names",
-    "decorated",
+    "backends_option",
+    "json_option",
     "option",
+    "overwrite_option",
     "revision_option",
-]
+    "weights_option",
+]  # fmt: skip
 
 DEBUG_HELP = "Show the traceback of an error."
 _REVISION = "gptj.revision"  # where a context keeps what --revision says
@@ -233,10 +250,28 @@ class Sections(Command):
                 formatter.write_dl(records)
 
 
-class Group(click.Group):
-    """Commands that take --debug."""
+class LazyGroup(click.Group):
+    """Commands, each in a module that is imported when the command, or a list of all, is asked for.
 
-    command_class = Command
+    Args:
+        modules: each command's module, by its name, which is also the name of the command in the module.
+        options: of `click.Group`.
+    """
+
+    def __init__(self, *arguments: Any, modules: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._modules = modules
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, sorted."""
+        return sorted(self._modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, None where there is none."""
+        if cmd_name not in self._modules:
+            return None
+        command: click.Command = getattr(importlib.import_module(self._modules[cmd_name]), cmd_name)
+        return command
 
 
 class _Option(click.Option):
@@ -252,7 +287,7 @@ def option(section: str, *names: str, **options: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=_Option, section=section, **options)
 
 
-def decorated(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+def apply_options(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     """One decorator of several."""
 
     def decorate(function: Any) -> Any:
@@ -261,3 +296,34 @@ def decorated(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
         return function
 
     return decorate
+
+
+# ---- what several commands take
+
+PathArgument = FileName(path_type=Path)
+Inside = FileName(inside=True)
+ModelArgument = Repository(locate)
+SourceArgument = Repository(locate_source)
+BackendChoice = backend_names(BACKENDS)
+BackendsChoice = backend_names(BACKENDS, several=True)
+DtypeChoice = Names(PARAMETER_DTYPES, called=DTYPES_CALLED)
+
+
+def _require_different(
+    context: click.Context, option: click.Parameter, names: tuple[str, ...] | None
+) -> tuple[str, ...] | None:
+    """The names of --backends, each of them there once."""
+    if names is not None and len(set(names)) != len(names):
+        raise click.BadParameter(f"{shown(','.join(names))} names one twice")
+    return names
+
+
+backends_option = click.option(
+    "--backends", type=BackendsChoice, callback=_require_different,
+    help="Which, with commas between. [default: all that are installed]",
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is at the destination.")
+weights_option = click.option(
+    "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds several sets."
+)

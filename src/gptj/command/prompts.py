@@ -1,4 +1,4 @@
-"""What is to be continued: prompts from the command line, from a file, or from stdin, each with its own settings.
+"""Prompts to be continued: from the command line, from a file, or from stdin, each with its own settings.
 
 A file has a prompt a line. Where its first line begins with `{`, after a byte order mark or spaces, every line is a
 JSON object instead: "prompt" or "token_ids", "seed" if it shall have one of its own, and any field of
@@ -53,7 +53,7 @@ class Prompt:
     file: str | None = None
     line: int | None = None
 
-    def named(self, error: GPTJError) -> GPTJError:
+    def add_place(self, error: GPTJError) -> GPTJError:
         """`error` with the line that it is about."""
         if self.line is None:
             return error
@@ -66,7 +66,7 @@ class Prompt:
 def read_prompt(file: str) -> Prompt:
     """All of a file, or of stdin, as one prompt, without the line break at its end."""
     name, data = _read(file)
-    return Prompt(_decoded(data, name).removesuffix("\n").removesuffix("\r"))
+    return Prompt(_decode(data, name).removesuffix("\n").removesuffix("\r"))
 
 
 def read_lines(file: str) -> list[Prompt]:
@@ -79,7 +79,7 @@ def read_lines(file: str) -> list[Prompt]:
     if b"\0" in data:
         found = f"NUL at offset {data.index(0)}"
         raise InputError("not UTF-8", file=name, found=found, hint="Is it UTF-16? Save it as UTF-8")
-    text = _decoded(data, name).removeprefix("\ufeff")  # the mark of an encoding, and no text
+    text = _decode(data, name).removeprefix("\ufeff")  # the mark of an encoding, and no text
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
     filled = [(number, line) for number, line in lines if line.strip()]
     if not filled:
@@ -119,7 +119,7 @@ def _beginning(line: str) -> str:
 
 
 def _json(text: str) -> Any:
-    """What the text spells as JSON; None where it spells nothing or null."""
+    """The value that the text spells as JSON; None where it spells nothing or null."""
     try:
         return json.loads(text.strip().removeprefix("\ufeff"), parse_int=str)
     except (ValueError, RecursionError):
@@ -131,7 +131,7 @@ def read_turns() -> Iterator[str]:
     turn = ""
     offset = 0
     for line in _stdin_lines():
-        turn += _decoded(line, "stdin", offset).removesuffix("\n").removesuffix("\r")
+        turn += _decode(line, "stdin", offset).removesuffix("\n").removesuffix("\r")
         offset += len(line)
         if turn.endswith("\\"):
             turn = turn[:-1] + "\n"
@@ -186,7 +186,7 @@ def _from_json(line: str, file: str, number: int) -> Prompt:
 
 
 def _read(file: str) -> tuple[str, bytes]:
-    """What errors call the source, and its bytes."""
+    """The name of the source in errors, and its bytes."""
     if file == STDIN:
         return "stdin", _all_of_stdin()
     return file, read_small_file(Path(file), limit_bytes=_LARGEST_FILE_BYTES)
@@ -215,7 +215,7 @@ def _stdin() -> Any:
     return sys.stdin.buffer
 
 
-def _decoded(data: bytes, name: str, offset: int = 0) -> str:
+def _decode(data: bytes, name: str, offset: int = 0) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

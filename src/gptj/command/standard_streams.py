@@ -12,10 +12,10 @@ import os
 import sys
 from collections.abc import Iterator
 
-__all__ = ["StdoutError", "abandon_stdout", "settle_streams"]
+__all__ = ["StdoutError", "abandon_stdout", "prepare_streams"]
 
 
-def settle_streams() -> None:
+def prepare_streams() -> None:
     """Let stdout raise a `StdoutError` and stderr nothing, and leave no descriptor of the three free."""
     _hold_descriptors()
     for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees while a command works: nothing if it is quick, else what it is doing.
+"""A line on the terminal while a command works: nothing if it is quick, else what it is doing.
 
 It goes to stderr and is wiped away afterwards. In a pipe or a file there is nothing.
 """
@@ -9,25 +9,29 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["QUICK_S", "waiting"]
 
 QUICK_S = 2.0
-"""What takes no longer is not worth a line."""
+"""Seconds of work that are not worth a line."""
 
 
 @contextlib.contextmanager
 def waiting(doing: str, console: Console | None = None, *, after_s: float = QUICK_S) -> Iterator[None]:
-    """While this is open, and from `after_s` on, a terminal shows what is being done and for how long already.
+    """Show on a terminal, from `after_s` on, what is being done and for how long already.
 
     Args:
         doing: such as "loading gpt-j-6b".
         console: where; None is stderr.
         after_s: seconds of silence.
     """
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     console = console or Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield

@@ -18,7 +18,7 @@ from typing import Any
 from gptj.config.rules import spelt
 from gptj.errors import ConfigError, shown, warn_of
 
-__all__ = ["ALIASES", "is_alike", "meant_field", "settle_members"]
+__all__ = ["ALIASES", "is_alike", "meant_field", "read_members"]
 
 ALIASES = {
     "hidden_size": "n_embd",
@@ -70,7 +70,7 @@ _TRANSFORMERS_KEYS = frozenset(
 )
 
 
-def settle_members(
+def read_members(
     members: Mapping[str, Any], fields: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields that the members of a config.json set, and the other members, which are kept.
@@ -91,7 +91,7 @@ def settle_members(
         )
     rest = dict(members)
     say = functools.partial(warn_of, file=file)
-    _settle_kind(rest, say)
+    _check_kind(rest, say)
     for alias, field in ALIASES.items():
         if alias in rest:
             value = rest.pop(alias)
@@ -109,8 +109,8 @@ def settle_members(
             known[field] = bool(value)
             say("a number in place of true or false", where=field, found=value)
         elif field in _TOKEN_IDS:
-            known[field] = _settle_token_ids(field, value, say)
-    _settle_labels(known, say)
+            known[field] = _convert_token_ids(field, value, say)
+    _choose_labels(known, say)
     return known, rest
 
 
@@ -125,7 +125,7 @@ def meant_field(key: str, fields: Mapping[str, Any], *, cutoff: float = 0.8) -> 
     return close[0] if close else None
 
 
-def _settle_kind(rest: dict[str, Any], say: Say) -> None:
+def _check_kind(rest: dict[str, Any], say: Say) -> None:
     """Take model_type out of the members; refuse another kind of model, say what only seems to be one."""
     model_type = rest.pop("model_type", None)
     if model_type not in (None, "gptj"):
@@ -185,7 +185,7 @@ def _judge_unknown(key: str, known: Mapping[str, Any], fields: Mapping[str, Any]
     say("no field of a GPT-J's config: not read, nor written into another folder", where=shown(key), hint=hint)
 
 
-def _settle_token_ids(field: str, value: object, say: Say) -> Any:
+def _convert_token_ids(field: str, value: object, say: Say) -> Any:
     """Ids as whole numbers; what is no id is left out and said: no token of the model can be meant by it."""
     listed = list(value) if isinstance(value, list | tuple) else [value]
     if field != "eos_token_id" and isinstance(value, list | tuple) and len(listed) > 1:
@@ -204,8 +204,8 @@ def _settle_token_ids(field: str, value: object, say: Say) -> Any:
     return ids[0] if ids else None
 
 
-def _settle_labels(known: dict[str, Any], say: Say) -> None:
-    """Labels that contradict their number: the names count, as in transformers."""
+def _choose_labels(known: dict[str, Any], say: Say) -> None:
+    """Drop empty labels, and a number of labels that contradicts their names: the names count, as in transformers."""
     for field in ("id2label", "label2id"):
         if known.get(field) == {}:
             say("empty: left out", where=field)

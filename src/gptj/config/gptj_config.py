@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict, Unpack
 
 from gptj.brief import brief, html_table
-from gptj.config.file import ALIASES, is_alike, meant_field, settle_members
+from gptj.config.file import ALIASES, is_alike, meant_field, read_members
 from gptj.config.labels import derive_labels
 from gptj.config.rules import is_number, is_whole, plain, spelt
-from gptj.config.settings import Settings, default_members
+from gptj.config.settings import DTYPE_KEYS, Settings, default_members, plain_extra
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, naming_file, shown
 from gptj.json_file import read_json_object
@@ -31,7 +31,7 @@ from gptj.paths import is_folder
 __all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig", "is_field"]
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "tanh")
-"""What `activation_function` may be; each wing has one function a name."""
+"""The values of `activation_function`; each wing has one function a name."""
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -186,7 +186,7 @@ class GPTJConfig(Settings):
         for name, value in dict[str, Any](others).items():
             field = ALIASES.get(name)
             if field is not None:
-                given[field] = _agreed(field, name, given[field], value)
+                given[field] = _require_agreement(field, name, given[field], value)
             elif name == "model_type":
                 self._require(value == "gptj", name, '"gptj"', value)
             elif is_alike(name, _DEFAULTS):
@@ -203,7 +203,7 @@ class GPTJConfig(Settings):
         count, names, ids = derive_labels(self.num_labels, self.id2label, self.label2id)
         for field, value in (("num_labels", count), ("id2label", names), ("label2id", ids)):
             object.__setattr__(self, field, value)
-        object.__setattr__(self, "extra", _plain_extra(self.extra))
+        object.__setattr__(self, "extra", plain_extra(self.extra))
         for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
             self._require_size(field)
         for field in ("rotary_dim", "n_inner"):
@@ -321,7 +321,7 @@ class GPTJConfig(Settings):
             return self
         if is_alike(name, _DEFAULTS):
             raise ConfigError("no such field", where=shown(name), hint=_did_you_mean(name))
-        return self._with_extra(name, dtype_name(value) if name in _DTYPE_KEYS and value is not None else value)
+        return self._with_extra(name, dtype_name(value) if name in DTYPE_KEYS and value is not None else value)
 
     def _is_plain(self, name: str) -> bool:
         return name in _FIELDS - {*BUILT_IN, "id2label", "label2id"}
@@ -349,7 +349,7 @@ class GPTJConfig(Settings):
 
     @property
     def rotary_width(self) -> int:
-        """How many of each head's first dimensions rotate: min(rotary_dim or head_dim, head_dim)."""
+        """The number of each head's first dimensions that rotate: min(rotary_dim or head_dim, head_dim)."""
         return self.head_dim if self.rotary_dim is None else min(self.rotary_dim, self.head_dim)
 
     @property
@@ -423,7 +423,7 @@ class GPTJConfig(Settings):
                 breaks its rule. Odd members that change nothing are warned of (`CheckpointWarning`).
         """
         with naming_file(file):
-            fields, extra = settle_members(members, _DEFAULTS, file=file)
+            fields, extra = read_members(members, _DEFAULTS, file=file)
             return cls(**fields, extra=extra)
 
     @classmethod
@@ -470,18 +470,7 @@ class GPTJConfig(Settings):
         return self
 
 
-_DTYPE_KEYS = ("torch_dtype", "dtype")
-
-
-def _plain_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`extra` in a dict of its own, a framework's dtype object by its name."""
-    return {
-        key: dtype_name(value) if key in _DTYPE_KEYS and value is not None and not isinstance(value, str) else value
-        for key, value in extra.items()
-    }
-
-
-def _agreed(field: str, alias: str, value: Any, given: Any) -> Any:
+def _require_agreement(field: str, alias: str, value: Any, given: Any) -> Any:
     """The value of a field that was given by its alias, and perhaps by its own name too."""
     if value not in (_DEFAULTS[field], given):
         raise ConfigError(f"contradicts its alias {alias}", where=field, expected=repr(given), found=repr(value))

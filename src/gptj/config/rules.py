@@ -1,4 +1,4 @@
-"""What both configs' rules are made of: plain numbers, and a value spelt for a message.
+"""Parts of both configs' rules: plain numbers, and a value spelt for a message.
 
 A value may come from a Python caller: a NumPy scalar, an integer of 5,000 digits (which Python refuses to print, and
 which no float can hold), a dict whose keys are tuples. None of them may turn a refusal into an error of Python's own.

@@ -1,4 +1,4 @@
-"""Settings: what GPTJConfig and GenerationConfig have in common: fields that can be assigned, and transformers' files.
+"""Settings: the base of GPTJConfig and GenerationConfig: fields that can be assigned, and transformers' files.
 
 An assignment is a `replace` in place: the whole is validated anew, and either holds afterwards or nothing changed.
 A class says which of its fields cannot be assigned, and what to write instead. Attributes that are no fields are
@@ -17,11 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, WriteError, shown
 from gptj.hub import split_hub_arguments
 from gptj.paths import missing_folder
 
-__all__ = ["Settings"]
+__all__ = ["DTYPE_KEYS", "Settings", "default_members", "plain_extra"]
+
+DTYPE_KEYS = ("torch_dtype", "dtype")
 
 
 class Settings:
@@ -47,7 +50,7 @@ class Settings:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """What the file, or the folder that holds one, describes."""
+        """The settings in the file, or in the folder that holds one."""
         raise NotImplementedError
 
     # ---- attributes
@@ -113,7 +116,7 @@ class Settings:
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str], **overrides: Any) -> Self:
-        """What the file in a folder, or in a repository of the hub, describes, with some fields changed.
+        """The settings in a folder, or in a repository of the hub, with some fields changed.
 
         Args:
             directory: a folder, the file itself, or a repository id.
@@ -169,3 +172,11 @@ def default_members(config: Any) -> dict[str, Any]:
     plain = type(config)()
     names = (field.name for field in dataclasses.fields(config) if field.name != "extra")
     return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
+
+
+def plain_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`extra` in a dict of its own, a framework's dtype object by its name."""
+    return {
+        key: dtype_name(value) if key in DTYPE_KEYS and value is not None and not isinstance(value, str) else value
+        for key, value in extra.items()
+    }

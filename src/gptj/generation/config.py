@@ -17,7 +17,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Self, Unpack
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 from gptj.brief import brief, html_table
 from gptj.config import GPTJConfig
@@ -28,14 +28,15 @@ from gptj.generation.fields import GenerationFields
 from gptj.generation.rules import (
     ASSISTANT_FIELDS,
     BEAMS_ONLY,
+    CONVERTERS,
     RULES,
     SAMPLING_ONLY,
-    SETTLE,
     UNSUPPORTED,
     did_you_mean,
     known_members,
 )
 from gptj.generation.stored import drop_ids_beyond, fit, read_members, unhonoured
+from gptj.generation.together import check_together, refuse
 from gptj.json_file import read_json_object
 from gptj.paths import is_folder
 
@@ -44,14 +45,12 @@ __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "Generat
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 Strategy = Literal["greedy", "sample", "beam", "beam_sample", "group_beam", "contrastive"]
-"""What `GenerationConfig.strategy` may be; "greedy" and "sample" may also be assisted."""
-
-_OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
+"""The values of `GenerationConfig.strategy`; "greedy" and "sample" may also be assisted."""
 
 
 @dataclasses.dataclass(kw_only=True, repr=False)
 class GenerationConfig(Settings):
-    """How the next tokens are chosen, and when to stop.
+    """The settings of generation: how the next tokens are chosen, and when to stop.
 
     Lists may be given as lists; they are kept as tuples. A field can be assigned, which means what `replace` means.
 
@@ -181,17 +180,17 @@ class GenerationConfig(Settings):
         return self
 
     def __post_init__(self) -> None:
-        self._settle_null()
+        self._convert_null()
         for field in _DEFAULTS:
             object.__setattr__(self, field, plain(getattr(self, field)))
-        for field, settle in SETTLE.items():
+        for field, convert in CONVERTERS.items():
             if getattr(self, field) is not None:
-                object.__setattr__(self, field, settle(field, getattr(self, field)))
+                object.__setattr__(self, field, convert(field, getattr(self, field)))
         object.__setattr__(self, "extra", dict(self.extra))
         for field, (holds, rule) in RULES.items():
             if not holds(getattr(self, field)):
-                _refuse(field, rule, getattr(self, field))
-        self._require_together()
+                refuse(field, rule, getattr(self, field))
+        check_together(self)
 
     def __repr__(self) -> str:
         told = {name: getattr(self, name) for name in _DEFAULTS} | ({"extra": self.extra} if self.extra else {})
@@ -225,7 +224,7 @@ class GenerationConfig(Settings):
 
     @property
     def strategy(self) -> Strategy:
-        """Which loop runs. Sampling at temperature 0 is greedy."""
+        """The loop that runs. Sampling at temperature 0 is greedy."""
         if self.penalty_alpha:
             return "contrastive"
         if self.num_beams > 1:
@@ -239,7 +238,7 @@ class GenerationConfig(Settings):
 
     @property
     def padding_id(self) -> int | None:
-        """What fills a row after its end: pad_token_id, else the first eos, else None."""
+        """The id that fills a row after its end: pad_token_id, else the first eos, else None."""
         return self.pad_token_id if self.pad_token_id is not None else next(iter(self.eos_token_ids), None)
 
     def total_length(self, prompt_columns: int, n_positions: int) -> int:
@@ -323,7 +322,7 @@ class GenerationConfig(Settings):
 
     @classmethod
     def of(cls, value: Any) -> GenerationConfig:
-        """What a call was given: a GenerationConfig as it is, or one of a dict's fields, every one of them checked.
+        """The config of a call: a GenerationConfig as it is, or one of a dict's fields, every one of them checked.
 
         Raises:
             ConfigError: an unknown or unsupported field, or one that breaks its rule.
@@ -440,74 +439,17 @@ class GenerationConfig(Settings):
 
     # ---- rules
 
-    def _settle_null(self) -> None:
+    def _convert_null(self) -> None:
         """Give a field that was set to None, where that is transformers' way to say "off", its default."""
         for field, default in _DEFAULTS.items():
             if getattr(self, field) is None and default is not None:
                 off = 0 if field == "top_k" and self.do_sample else default
                 object.__setattr__(self, field, off)
 
-    def _require_together(self) -> None:
-        """Refuse fields that contradict each other, or that have no effect beside the others."""
-        if self.max_length is not None and self.max_new_tokens is not None:
-            _refuse("max_length", "unset, since max_new_tokens is set", self.max_length)
-        for least, most in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
-            low, high = getattr(self, least), getattr(self, most)
-            if low is not None and high is not None and low > high:
-                _refuse(least, f"at most {most} = {high}", low)
-        contrastive = bool(self.penalty_alpha)
-        if contrastive and (self.do_sample or self.num_beams > 1 or self.top_k < 2):
-            _refuse("penalty_alpha", "do_sample false, num_beams 1 and top_k above 1 beside it", self.penalty_alpha)
-        if not self.do_sample:
-            allowed = ("top_k",) if contrastive else ()
-            self.require_defaults(SAMPLING_ONLY, "do_sample", but=allowed)
-        if self.num_beams == 1:
-            self.require_defaults(BEAMS_ONLY, "num_beams above 1")
-        elif self.temperature == 0:
-            _refuse("temperature", "above 0 beside num_beams above 1", self.temperature)
-        self._require_groups()
-        self._require_counts()
-        if not self.return_dict_in_generate:
-            self.require_defaults(_OUTPUTS, "return_dict_in_generate")
-        if self.prefill_chunk_size is not None and (contrastive or self.output_hidden_states or self.output_attentions):
-            rule = "null beside hidden states or attentions of the prompt"
-            _refuse("prefill_chunk_size", rule, self.prefill_chunk_size)
-        if self.exponential_decay_length_penalty is not None and not self.eos_token_ids:
-            _refuse(
-                "exponential_decay_length_penalty", "an eos_token_id beside it", self.exponential_decay_length_penalty
-            )
-
-    def _require_groups(self) -> None:
-        groups = self.num_beam_groups
-        if groups == 1:
-            self.require_defaults(("diversity_penalty",), "num_beam_groups above 1")
-            return
-        if self.num_beams % groups:
-            _refuse("num_beam_groups", f"a divisor of num_beams = {self.num_beams}", groups)
-        if self.do_sample:
-            _refuse("num_beam_groups", "1 beside do_sample", groups)
-        if self.diversity_penalty == 0:
-            _refuse("diversity_penalty", "above 0, or all groups are the same", self.diversity_penalty)
-
-    def _require_counts(self) -> None:
-        rows = self.num_return_sequences
-        if self.strategy in ("greedy", "contrastive") and rows > 1:
-            _refuse("num_return_sequences", f"1 for {self.strategy}, which has one answer", rows)
-        if self.num_beams > 1 and rows > self.num_beams:
-            _refuse("num_return_sequences", f"at most num_beams = {self.num_beams}", rows)
-        if self.prompt_lookup_num_tokens is None:
-            self.require_defaults(("max_matching_ngram_size",), "prompt_lookup_num_tokens")
-        elif self.strategy not in ("greedy", "sample"):
-            _refuse("prompt_lookup_num_tokens", f"null beside {self.strategy}", self.prompt_lookup_num_tokens)
-
 
 _DEFAULTS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(GenerationConfig) if field.name != "extra"
 }
-
-
-def _refuse(field: str, rule: str, value: object) -> NoReturn:
-    raise ConfigError("breaks its rule", where=field, expected=rule, found=spelt(value))
 
 
 def _as_tuple(value: int | tuple[int, ...] | None) -> tuple[int, ...]:

@@ -19,9 +19,9 @@ __all__ = [
     "ASSISTANT_FIELDS",
     "BEAMS_ONLY",
     "CHANGES_TEXT",
+    "CONVERTERS",
     "RULES",
     "SAMPLING_ONLY",
-    "SETTLE",
     "UNSUPPORTED",
     "did_you_mean",
     "is_neutral",
@@ -125,7 +125,7 @@ def _listed_strings(field: str, value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else value
 
 
-SETTLE = {
+CONVERTERS = {
     "eos_token_id": _listed,
     "forced_eos_token_id": _listed,
     "suppress_tokens": _listed,

@@ -21,9 +21,9 @@ from gptj.generation.rules import (
     ASSISTANT_FIELDS,
     BEAMS_ONLY,
     CHANGES_TEXT,
+    CONVERTERS,
     RULES,
     SAMPLING_ONLY,
-    SETTLE,
     UNSUPPORTED,
     is_neutral,
 )
@@ -145,7 +145,7 @@ def unhonoured(config: Any) -> Iterator[ConfigError]:
             try:
                 dataclasses.replace(config, **{key: _lenient(key, value)[0]}, extra={})
             except ConfigError as error:
-                yields = key in _YIELDS and RULES[key][0](_settled(key, value))
+                yields = key in _YIELDS and RULES[key][0](_convert(key, value))
                 problem = None if yields or error.problem.startswith("has no effect") else error
         if problem is not None:
             yield ConfigError(
@@ -204,9 +204,9 @@ def _ids_of(field: str, entry: Any) -> tuple[int, ...]:
     return (entry,) if isinstance(entry, int) else entry[0] if field == "sequence_bias" else entry
 
 
-def _settled(field: str, value: Any) -> Any:
+def _convert(field: str, value: Any) -> Any:
     value = plain(_lenient(field, value)[0])
-    return SETTLE[field](field, value) if field in SETTLE and value is not None else value
+    return CONVERTERS[field](field, value) if field in CONVERTERS and value is not None else value
 
 
 def _lenient(field: str, value: Any) -> tuple[Any, str | None]:

@@ -1,1 +1,1 @@
-"""What is read: files, the names and paths in them, weights and manifests, strictly, before anything is believed."""
+"""Reading: files, the names and paths in them, weights and manifests, strictly, before anything is believed."""

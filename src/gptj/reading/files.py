@@ -17,7 +17,7 @@ ALIGNMENT = 64
 """Bytes: data that begins at a multiple of this, in the file or in memory, is used by jax without a copy."""
 
 BLOCK_BYTES = 16 * 2**20
-"""How much is read, cast, hashed or written at a time: the buffer beside the one tensor that is held."""
+"""Bytes that are read, cast, hashed or written at a time: the buffer beside the one tensor that is held."""
 
 FileIdentity = tuple[int, int, int, int]
 
@@ -47,7 +47,7 @@ def open_regular_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def file_identity(stream: BinaryIO) -> FileIdentity:
-    """What tells this file, in this state, from any other."""
+    """The numbers that tell this file, in this state, from any other."""
     status = os.fstat(stream.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

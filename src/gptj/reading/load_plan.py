@@ -1,4 +1,4 @@
-"""Which stored tensor goes to which row of the schema, settled before any data is read.
+"""The plan of a load: a stored tensor for each row of the schema, chosen before any data is read.
 
 Everything that is wrong is found first and reported at once. What may differ without harm is a short list, and
 all of it is said in the plan: the `transformer.` prefix (a bare model and a model with a head spell the same rows
@@ -43,7 +43,7 @@ class Mismatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LoadPlan:
-    """What a model takes from a checkpoint.
+    """The tensors that a model takes from a checkpoint.
 
     Attributes:
         tensors: by the canonical name of the model's head, in schema order; read with `StoredTensor.name`.
@@ -66,7 +66,7 @@ class LoadPlan:
 
 @dataclasses.dataclass
 class _Findings:
-    """What is wrong, by kind, and what was left aside."""
+    """Faults by kind, and the rows that were left aside."""
 
     unexpected: list[str] = dataclasses.field(default_factory=list)
     twice: list[str] = dataclasses.field(default_factory=list)
@@ -79,7 +79,7 @@ class _Findings:
 def plan_load(
     checkpoint: Checkpoint, config: GPTJConfig, head: Head, *, ignore_mismatched_sizes: bool = False
 ) -> LoadPlan:
-    """Where each row of a model of this config and head comes from.
+    """The plan of where each row of a model of this config and head comes from.
 
     Args:
         checkpoint: what is there; only a tied model's lm_head.weight is read, to compare it with wte.weight.
@@ -129,7 +129,7 @@ def warn_of_zero_bias(directory: Path) -> None:
 
 
 def describe_left(names: PlainNames, dropped: Iterable[str], zeros: Iterable[str]) -> list[str]:
-    """What a reader leaves out and what it adds, a sentence each, in the words of the warnings where there are some."""
+    """Tensors that a reader leaves out or adds, a sentence each, in the words of the warnings where there are some."""
     left = [f"{shown(name)} is left out" for name in dropped if name not in names.other_heads]
     return [*left, *names.oddities, *(f"{name}: {_ZEROS}" for name in zeros)]
 
@@ -158,7 +158,7 @@ def _match(
 ) -> dict[str, StoredTensor]:
     """The stored tensors by the rows that they belong to; all others go to the findings."""
     found: dict[str, StoredTensor] = {}
-    heads = {name for other in HEADS for name in schema_by_name(_untied(config), other) if other != "base"}
+    heads = {name for other in HEADS for name in schema_by_name(_untie(config), other) if other != "base"}
     other_heads = {name for name in heads if not name.startswith(BASE_PREFIX)} - rows.keys()
     prefix = "" if head == "base" else BASE_PREFIX
     for stored, plain in names.plain.items():
@@ -179,7 +179,7 @@ def _match(
     return found
 
 
-def _untied(config: GPTJConfig) -> GPTJConfig:
+def _untie(config: GPTJConfig) -> GPTJConfig:
     return config.replace(tie_word_embeddings=False, n_layer=1)
 
 

@@ -71,7 +71,7 @@ FORMAT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says.
+    """The contents of manifest.json.
 
     Attributes:
         tool: what wrote the checkpoint, `gptj 0.1.0`.
@@ -192,7 +192,7 @@ def _require_consistent(manifest: Manifest) -> None:
 
 
 def tool_name() -> str:
-    """What writes here, for `Manifest.tool`."""
+    """The name and version of this writer, for `Manifest.tool`."""
     from gptj import __version__
 
     return f"gptj {__version__}"
@@ -325,7 +325,7 @@ def _unchecked(directory: Path, files: Collection[str], prefix: str = "") -> Ite
 
 
 def _file_problems(directory: Path, manifest: Manifest, *, follow_links: bool) -> dict[str, str]:
-    """What is wrong with files, by their names: nothing, or that one is missing or differs."""
+    """Problems of files by their names: one is missing, or differs."""
     problems = {}
     for name, record in manifest.files.items():
         try:
@@ -343,7 +343,7 @@ def _file_problems(directory: Path, manifest: Manifest, *, follow_links: bool) -
 def _tensor_problems(
     manifest: Manifest, found: Mapping[str, FoundTensor], damaged: Collection[str]
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """What is wrong with tensors, and the files that each lies in; where some of these are damaged, those are named."""
+    """Problems of tensors, with the files that each lies in; where some of these are damaged, those alone."""
     problems: list[tuple[str, tuple[str, ...]]] = []
     for name, record in manifest.tensors.items():
         culprits = [file for file in record.files if file in damaged] or [*record.files]

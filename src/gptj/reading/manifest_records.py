@@ -50,7 +50,7 @@ class FileRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a tensor came from: the source's files, by their path in it, and how the tensor was made of them."""
+    """The origin of a tensor: the source's files, by their path in it, and how the tensor was made of them."""
 
     files: tuple[str, ...]
     rule: str

@@ -65,7 +65,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class NpyArray:
-    """Where an array lies; nothing of it has been read.
+    """The place of an array; nothing of it has been read.
 
     Attributes:
         member: the member of the archive, header included.
@@ -98,7 +98,7 @@ class NpzFile:
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The archive's path."""
         return self.archive.path
 
     def rows(self, array: NpyArray) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -81,12 +81,12 @@ _DTYPES = {dtype.name: dtype for dtype in _CODES.values()}
 _CODE_OF = {dtype.name: code for code, dtype in _CODES.items()}
 
 WEIGHT_DTYPES = ("float16", "bfloat16", "float32", "float64")
-"""What a weight may be stored as, and what it may be cast to."""
+"""Dtypes that a weight may be stored as, and be cast to."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies; nothing of it has been read.
+    """The place of a tensor; nothing of it has been read.
 
     Attributes:
         name: as the file spells it.
@@ -231,7 +231,7 @@ def _header_members(head: bytes, *, file: str | os.PathLike[str], file_bytes: in
 
 
 def _what_it_is(head: bytes, file_bytes: int) -> str | None:
-    """What a file that is no safetensors file seems to be, or None."""
+    """A name for a file that is no safetensors file, or None."""
     if file_bytes == 0:
         return "an empty file"
     beginnings = {
@@ -394,7 +394,7 @@ class SafetensorsFile:
         dtype = _DTYPES[tensor.dtype]
         if tensor.nbytes == 0 or tensor.offset % dtype.itemsize:
             return self.read(tensor)
-        with self._opened() as stream:
+        with self._open() as stream:
             try:
                 pages = np.memmap(stream, dtype=np.uint8, mode="c", offset=tensor.offset, shape=(tensor.nbytes,))
             except OSError as error:
@@ -404,14 +404,14 @@ class SafetensorsFile:
     def blocks(self, tensor: StoredTensor) -> Iterator[memoryview]:
         """The tensor's bytes, at most `BLOCK_BYTES` at a time; each block is overwritten by the next."""
         buffer = memoryview(bytearray(min(BLOCK_BYTES, tensor.nbytes)))
-        with self._opened() as stream:
+        with self._open() as stream:
             for start in range(0, tensor.nbytes, BLOCK_BYTES):
                 block = buffer[: min(BLOCK_BYTES, tensor.nbytes - start)]
                 self._read_into(stream, block, tensor.offset + start, tensor)
                 yield block
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[BinaryIO]:
+    def _open(self) -> Iterator[BinaryIO]:
         """The file, open, the same before and after as when its header was read."""
         with open_regular_file(self.path) as stream:
             self._require_unchanged(stream)
@@ -442,7 +442,7 @@ class SafetensorsFile:
         if out.size == 0:
             return out
         first = tensor.offset + start * inner * stored.itemsize
-        with self._opened() as stream:
+        with self._open() as stream:
             if run == row or run * stored.itemsize >= _SHORT_RUN_BYTES or row * stored.itemsize > BLOCK_BYTES:
                 for number, place in enumerate(out.reshape(outer, run)):
                     self._read_run(stream, place, first + number * row * stored.itemsize, stored, tensor)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from gptj.errors import FormatError, GPTJError, LimitError, UnsafeFileError, shown
-from gptj.reading.file_kinds import HEAD_BYTES, kind_of
 from gptj.reading.files import FileIdentity, file_identity, open_regular_file, read_into
+from gptj.reading.kinds import HEAD_BYTES, describe_file
 from gptj.reading.zip_layout import END, END64, ENTRY, FULL16, FULL32, LOCAL, LOCATOR64
 
 __all__ = ["StoredZip", "ZipMember", "open_stored_zip"]
@@ -34,7 +34,7 @@ _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
 
 @dataclasses.dataclass(frozen=True)
 class ZipMember:
-    """Where a member lies. `offset` is its first byte in the file, and `crc32` the checksum that it must have."""
+    """The place of a member. `offset` is its first byte in the file, and `crc32` the checksum that it must have."""
 
     name: str
     offset: int
@@ -179,7 +179,7 @@ def _refuse(path: Path, problem: str, error: type[GPTJError] = FormatError, **fa
 
 
 def _find_directory(stream: BinaryIO, path: Path, size: int) -> tuple[int, int, int]:
-    """Where the central directory begins, how long it is, and how many members it must have."""
+    """The central directory's offset and length in bytes, and the number of members that it must have."""
     tail = bytearray(min(size, END.size + LOCATOR64.size + END64.size))
     read_into(stream, memoryview(tail), size - len(tail), file=path, where="end of the archive")
     if len(tail) < END.size or bytes(tail[-END.size :][:4]) != b"PK\x05\x06":
@@ -218,7 +218,7 @@ def _find_directory(stream: BinaryIO, path: Path, size: int) -> tuple[int, int, 
 
 
 def _wide_end(path: Path, tail: bytes, end: int, locator: bytes) -> tuple[int, tuple[int, int, int, int]]:
-    """Where the 64-bit end record begins, and its counts, size and offset of the directory."""
+    """The offset of the 64-bit end record, and its counts, size and offset of the directory."""
     _, disk, at, disks = LOCATOR64.unpack(locator)
     record = tail[: -END.size - LOCATOR64.size][-END64.size :]
     begins = end - LOCATOR64.size - END64.size
@@ -239,7 +239,7 @@ def _refuse_other(path: Path, head: bytes, size: int) -> NoReturn:
     if head.startswith(b"PK\x03\x04"):
         kind: str | None = "a zip archive that is cut short, or has bytes after its end"
     else:
-        kind = kind_of(head, size)
+        kind = describe_file(head, size)
     _refuse(
         path,
         f"this is {kind}" if kind else "not a zip archive",
@@ -261,10 +261,10 @@ def _parse_directory(directory: bytes, count: int, path: Path) -> list[_Entry]:
             ENTRY.unpack(fixed)
         )
         raw_name = directory[at + ENTRY.size :][:n_name] if n_name <= LONGEST_NAME else b""
-        name = _checked_name(raw_name, n_name, path)
+        name = _check_name(raw_name, n_name, path)
         extra = directory[at + ENTRY.size + n_name : at + ENTRY.size + n_name + n_extra]
         at += ENTRY.size + n_name + n_extra + n_comment
-        nbytes, packed, header_at = _widened(extra, [nbytes, packed, header_at], path, name)
+        nbytes, packed, header_at = _widen(extra, [nbytes, packed, header_at], path, name)
         if name in seen:
             _refuse(path, "the member stands twice in the archive", where=shown(name))
         seen.add(name)
@@ -282,7 +282,7 @@ def _parse_directory(directory: bytes, count: int, path: Path) -> list[_Entry]:
     return sorted(entries, key=lambda entry: entry.header_at)
 
 
-def _checked_name(raw: bytes, length: int, path: Path) -> str:
+def _check_name(raw: bytes, length: int, path: Path) -> str:
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -297,7 +297,7 @@ def _checked_name(raw: bytes, length: int, path: Path) -> str:
     return name
 
 
-def _widened(extra: bytes, fields: list[int], path: Path, name: str) -> list[int]:
+def _widen(extra: bytes, fields: list[int], path: Path, name: str) -> list[int]:
     """`fields` with those that are all ones taken from the 64-bit extra field, in their fixed order."""
     if FULL32 not in fields:
         return fields
@@ -367,7 +367,7 @@ def _require_same(header: bytes, extra: bytes, entry: _Entry, path: Path) -> Non
         _refuse(path, "its local header disagrees with the directory", where=shown(entry.name))
     if flags & _DESCRIPTOR:
         return  # sizes and checksum stand behind the data, and the directory has them
-    nbytes, packed = _widened(extra, [nbytes, packed], path, entry.name)
+    nbytes, packed = _widen(extra, [nbytes, packed], path, entry.name)
     if (nbytes, packed, crc32) != (entry.nbytes, entry.nbytes, entry.crc32):
         _refuse(
             path,

@@ -1,4 +1,4 @@
-"""What a tensor's values are, gathered block by block while it is written: extremes, NaN, infinities, rounding.
+"""Facts about a tensor's values, gathered block by block while it is written: extremes, NaN, infinities, rounding.
 
 The extremes come from the bits. A float's sign and magnitude, read as one integer, order the positive numbers
 upwards and the negative ones downwards, with infinity and then NaN at the end of each. So the largest signed and
@@ -26,7 +26,7 @@ _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_0000, "flo
 
 @dataclasses.dataclass(frozen=True)
 class ValueRecord:
-    """What a tensor holds.
+    """The extremes of a tensor's values, and the number of those that are not finite.
 
     Attributes:
         minimum, maximum: of the finite values; None where there are none.
@@ -46,7 +46,7 @@ class ValueRecord:
 
 @dataclasses.dataclass(frozen=True)
 class CastRecord:
-    """What a narrowing cast did.
+    """The losses of a narrowing cast.
 
     Attributes:
         source_dtype: what was cast.
@@ -82,7 +82,7 @@ class ValueTally:
         return sum(self._add_near(bits[at : at + step]) for at in range(0, bits.size, step))
 
     def record(self) -> ValueRecord:
-        """What was found so far."""
+        """The record of the values so far."""
         return ValueRecord(self._minimum, self._maximum, self.nan, self.inf)
 
     def _add_near(self, bits: NDArray[Any]) -> int:
@@ -130,7 +130,7 @@ class CastTally:
         return self.overflowed - before
 
     def record(self) -> CastRecord:
-        """What was found so far."""
+        """The record of the values so far."""
         return CastRecord(self._source.name, self.overflowed, self._underflowed, self._rounding)
 
     def _add_near(self, values: NDArray[Any], stored: NDArray[Any]) -> None:

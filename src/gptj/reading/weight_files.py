@@ -1,4 +1,4 @@
-"""Which files of a directory hold its weights: one file, or shards that an index names.
+"""The files of a directory that hold its weights: one file, or shards that an index names.
 
 Names and links that lead out of the directory are refused, since an index is data from strangers. Of several sets of
 weights side by side (a single file and an index) the first is taken if they hold the same names and shapes, and said.
@@ -29,7 +29,7 @@ from gptj.errors import (
     warn_of,
 )
 from gptj.json_file import read_json_object
-from gptj.reading.folder_kinds import describe_folder
+from gptj.reading.kinds import describe_folder
 from gptj.reading.safetensors_file import SafetensorsFile, read_safetensors
 from gptj.reading.weight_names import plain_variable
 
@@ -116,7 +116,7 @@ def variant_sets(directory: Path, stem: str, suffix: str, variant: str | None = 
 
 
 def set_among(names: Iterable[str]) -> str | None:
-    """Which of a written set's files stands for all: the index, else the one weights file; None where none is one."""
+    """The file that stands for a whole written set: the index, else the one weights file; None where none is one."""
     weights = [name for name in names if weights_suffix(name)]
     return next((name for name in weights if is_index_name(name)), weights[0] if len(weights) == 1 else None)
 
@@ -224,7 +224,7 @@ def _index_of(shard: Path) -> str | None:
 
 
 def _index_names(shard: str) -> tuple[str, ...]:
-    """How the index of a shard may be called; nothing for a name that is no shard's.
+    """The names that the index of a shard may have; none for a name that is no shard's.
 
     >>> _index_names("model.fp16-00001-of-00002.safetensors")
     ('model.safetensors.index.fp16.json', 'model.fp16.safetensors.index.json')
@@ -377,7 +377,7 @@ def _open_shards(directory: Path, path: Path, *, follow_links: bool) -> tuple[Sa
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Which tensor lies in which shard.
+    """The shard of each tensor.
 
     Attributes:
         path: the index.

@@ -44,7 +44,7 @@ HEAD_WORDS: dict[str, Head] = {
     "score": "sequence_classification",
     "qa_outputs": "question_answering",
 }
-"""What the names of a head's own rows begin with."""
+"""The heads by the first part of their own rows' names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class PlainNames:
 
     @property
     def oddities(self) -> tuple[str, ...]:
-        """What was taken off and what was left out, a sentence each."""
+        """Prefixes that were taken off and tensors that were left out, a sentence each."""
         said = []
         if self.wrappers:
             spelt = ", ".join(shown(wrapper) for wrapper in self.wrappers)
@@ -154,7 +154,7 @@ def _refuse_adapters_and_quantized(names: list[str], file: str | os.PathLike[str
 
 
 def infer_dialect(metadata: Mapping[str, str], names: Iterable[str]) -> Dialect:
-    """Which framework's names a safetensors file has: by its metadata, else by the names themselves.
+    """The framework whose names a safetensors file has: by its metadata, else by the names themselves.
 
     >>> infer_dialect({}, ["transformer.wte.embedding", "lm_head.kernel"])
     'flax'

@@ -1,4 +1,4 @@
-"""Where a long text may be cut so that the pieces' tokens, joined, are exactly the whole text's tokens; its words.
+"""Places where a long text may be cut so that its pieces' tokens, joined, are the whole text's tokens; its words.
 
 The `tokenizers` library takes minutes and gigabytes for one string of many megabytes, and seconds for the same
 text in pieces. GPT-2 first splits text into words with this pattern and merges bytes only inside a word:

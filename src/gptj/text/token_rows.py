@@ -18,24 +18,12 @@ from gptj.errors import BackendError, InputError, shown
 from gptj.text.tokenizer_data import Side
 
 __all__ = [
-    "BatchEncoding",
-    "NamedText",
-    "Offsets",
-    "Row",
-    "TensorKind",
-    "Truncation",
-    "as_tensors",
-    "fill_row",
-    "join_rows",
-    "one_of",
-    "padded_width",
-    "tensors",
-    "texts_and_pairs",
-    "truncate",
-    "truncate_pair",
-    "whole_number",
-]
+    "SIDES", "BatchEncoding", "NamedText", "Offsets", "Row", "TensorKind", "Truncation", "as_tensors", "fill_row",
+    "join_rows", "mask_rows", "one_of", "pad_rows", "padded_width", "tensors", "texts_and_pairs", "truncate",
+    "truncate_pair", "truncate_rows", "whole_number",
+]  # fmt: skip
 
+SIDES = ("left", "right")
 TensorKind = Literal["pt", "tf", "jax", "np"]
 Truncation = Literal["longest_first", "only_first", "only_second"]
 Offsets = list[tuple[int, int]]
@@ -44,7 +32,7 @@ _Item = TypeVar("_Item")
 
 
 class BatchEncoding(dict[str, Any]):
-    """What a call of the tokenizer gives: a dict whose members are attributes too, to be passed as `model(**encoding)`.
+    """The result of a tokenizer's call: a dict whose members are attributes too, to be passed as `model(**encoding)`.
 
     Members:
         input_ids: token ids: a list for one text, a list of lists for several, or the tensor asked for, (b, t).
@@ -157,6 +145,26 @@ def truncate_pair(row: Row, other: Row, limit: int, side: Side, truncation: bool
     truncate(other, second, side)
 
 
+def truncate_rows(
+    rows: list[Row], others: list[Row] | None, *, limit: int | None, how: bool | Truncation, side: Side
+) -> None:
+    """Cut each row, or each row and its other together, to at most `limit` tokens.
+
+    Raises:
+        InputError: no such side, no second text to cut, or a pair of which no text can be cut far enough.
+    """
+    assert limit is not None  # whoever truncates has seen to it
+    one_of(side, SIDES, where="truncation_side")
+    if others is None:
+        if how == "only_second":
+            raise InputError("there is no second text to cut", where="truncation", found=how)
+        for row in rows:
+            truncate(row, limit, side)
+        return
+    for number, (row, other) in enumerate(zip(rows, others, strict=True)):
+        truncate_pair(row, other, limit, side, how, where=f"pair {number}")
+
+
 def join_rows(row: Row, other: Row) -> None:
     """The second text's tokens follow the first's in `row`."""
     row.sequences = [0] * len(row.ids) + [1] * len(other.ids)
@@ -165,7 +173,7 @@ def join_rows(row: Row, other: Row) -> None:
 
 
 def padded_width(rows: list[Row], *, limit: int | None, multiple: int | None) -> int:
-    """How long every row shall be: the longest one, or `limit`, rounded up to a multiple of `multiple`.
+    """The length of every row: the longest one, or `limit`, rounded up to a multiple of `multiple`.
 
     Raises:
         InputError: a row is longer than the limit.
@@ -188,16 +196,44 @@ def padded_width(rows: list[Row], *, limit: int | None, multiple: int | None) ->
     return width
 
 
+def pad_rows(rows: list[Row], *, limit: int | None, multiple: int | None, pad_id: int | None, side: Side) -> None:
+    """Fill each row, and its mask, to the width of the longest one or to `limit`, rounded up to a `multiple`.
+
+    Raises:
+        InputError: there is no token to pad with, no such side, or a row that is longer than the width.
+    """
+    if pad_id is None:
+        hint = "Set tokenizer.pad_token to a token of the vocabulary"
+        raise InputError("no token to pad with", where="padding", hint=hint)
+    one_of(side, SIDES, where="padding_side")
+    width = padded_width(rows, limit=limit, multiple=multiple)
+    for row in rows:
+        fill_row(row, width, pad=pad_id, side=side)
+
+
+def mask_rows(rows: list[Row], **options: object) -> None:
+    """Give each row a mask without padding, and refuse the options that only padding reads.
+
+    Raises:
+        InputError: one of `options` is not None.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise InputError("has no effect without padding", where=name, hint="Pass padding=True")
+    for row in rows:
+        row.mask = [1] * len(row.ids)
+
+
 def fill_row(row: Row, width: int, *, pad: int, side: Side) -> None:
     """The row has `width` tokens, of which the new ones are `pad` and not in the mask."""
     missing = width - len(row.ids)
-    row.mask = _filled([1] * len(row.ids), 0, missing, side)
-    row.ids = _filled(row.ids, pad, missing, side)
-    row.offsets = _filled(row.offsets, (0, 0), missing, side)
-    row.sequences = _filled(row.sequences, -1, missing, side)
+    row.mask = _fill([1] * len(row.ids), 0, missing, side)
+    row.ids = _fill(row.ids, pad, missing, side)
+    row.offsets = _fill(row.offsets, (0, 0), missing, side)
+    row.sequences = _fill(row.sequences, -1, missing, side)
 
 
-def _filled(items: list[_Item], filling: _Item, missing: int, side: Side) -> list[_Item]:
+def _fill(items: list[_Item], filling: _Item, missing: int, side: Side) -> list[_Item]:
     return [filling] * missing + items if side == "left" else items + [filling] * missing
 
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from gptj.errors import InputError, did_you_mean, shown
 from gptj.hub import HUB_ARGUMENTS
+from gptj.text.decoder import Decoder
 from gptj.text.token_rows import BatchEncoding, Row, as_tensors, one_of, padded_width, whole_number
-from gptj.text.tokenizer_data import BYTE_OF_CHARACTER, AddedToken, TokenizerData, named_token
+from gptj.text.tokenizer_data import BYTE_OF_CHARACTER, AddedToken, TokenizerData, assign_role
 
-__all__ = ["TransformersCalls", "check_saving_options", "cleaned_up", "set_from_pretrained", "take_call_arguments"]
+__all__ = ["TransformersCalls", "check_saving_options", "clean_up_spaces", "set_from_pretrained", "take_call_arguments"]
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _PADDED_WITH = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
@@ -43,7 +44,7 @@ _FAST_ONLY = ("use_fast", "clean_up_tokenization_spaces", "add_prefix_space", "t
 
 
 def take_call_arguments(others: Mapping[str, Any]) -> dict[str, Any]:
-    """What of transformers' further arguments of a call means something: return_offsets and return_attention_mask.
+    """The further arguments of transformers' call that mean something: return_offsets and return_attention_mask.
 
     Raises:
         InputError: an unknown argument, or one that asks for something that there is not.
@@ -86,10 +87,10 @@ def check_saving_options(others: Mapping[str, Any]) -> None:
 _JOINED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
-def cleaned_up(text: str, *, asked: bool | None) -> str:
+def clean_up_spaces(text: str, *, asked: bool | None) -> str:
     """The text, where it is asked for without the spaces of English written in tokens: transformers' own list.
 
-    >>> cleaned_up("It is n't so , he says .", asked=True)
+    >>> clean_up_spaces("It is n't so , he says .", asked=True)
     "It isn't so, he says."
 
     Raises:
@@ -117,6 +118,7 @@ class TransformersCalls:
     _data: TokenizerData
     _ids: Mapping[str, int]
     _tokens: Sequence[str]
+    _decoder: Decoder
 
     # ---- special tokens
 
@@ -143,7 +145,7 @@ class TransformersCalls:
         return self._data.unk_token
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """How many tokens a call puts around a text, or a pair: none."""
+        """The number of tokens that a call puts around a text, or a pair: none."""
         return 0
 
     def add_tokens(self, new_tokens: str | Any | Sequence[Any], special_tokens: bool = False) -> int:
@@ -191,7 +193,7 @@ class TransformersCalls:
         for role, given in special_tokens_dict.items():
             count += self.add_tokens(given, special_tokens=True)
             if role in ROLES:
-                self._data = named_token(self._data, role, getattr(given, "content", given))
+                self._data = assign_role(self._data, role, getattr(given, "content", given))
         return count
 
     def _rebuild(self, data: TokenizerData) -> None:
@@ -219,9 +221,6 @@ class TransformersCalls:
     def _encode_text(self, text: str) -> list[int]:
         raise NotImplementedError
 
-    def _known_ids(self, token_ids: Any, *, where: str = "token_ids") -> list[int]:
-        raise NotImplementedError
-
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int]:
         """The id of a token as the vocabulary spells it, or the ids of several.
 
@@ -244,7 +243,7 @@ class TransformersCalls:
         Raises:
             InputError: an id that this tokenizer does not have.
         """
-        known = self._known_ids(ids, where="ids")
+        known = self._decoder.known_ids(ids, where="ids")
         if np.ndim(ids) == 0:
             return self._tokens[known[0]]
         dropped = set(self.all_special_ids) if skip_special_tokens else set()
@@ -313,7 +312,7 @@ class TransformersCalls:
             width = padded_width([Row(row, []) for row in rows], limit=limit, multiple=pad_to_multiple_of)
             for name, filling in {"input_ids": self.pad_token_id, **_PADDED_WITH}.items():
                 if name in members:
-                    members[name] = [_filled(row, filling, width, side) for row in members[name]]
+                    members[name] = [_fill(row, filling, width, side) for row in members[name]]
         if return_tensors is None:
             return BatchEncoding({name: value[0] for name, value in members.items()} if single else members)
         return BatchEncoding(as_tensors({name: _array(name, value) for name, value in members.items()}, return_tensors))
@@ -349,7 +348,7 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _filled(row: list[Any], filling: int, width: int, side: str) -> list[Any]:
+def _fill(row: list[Any], filling: int, width: int, side: str) -> list[Any]:
     missing = [filling] * (width - len(row))
     return missing + row if side == "left" else row + missing
 
@@ -367,7 +366,7 @@ def _array(name: str, value: Any) -> Any:
 
 
 def set_from_pretrained(tokenizer: Any, options: Mapping[str, Any]) -> None:
-    """Assign what `from_pretrained` was told of a tokenizer: padding_side, model_max_length, pad_token ...
+    """Assign the options of `from_pretrained` that are a tokenizer's: padding_side, model_max_length, pad_token ...
 
     Raises:
         InputError: there is no such option.

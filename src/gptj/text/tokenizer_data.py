@@ -25,11 +25,11 @@ __all__ = [
     "AddedToken",
     "Side",
     "TokenizerData",
+    "assign_role",
     "check_ids",
     "check_tokenizer",
     "is_gpt2_vocabulary",
-    "marked_special",
-    "named_token",
+    "mark_special",
     "spelt",
     "with_extra_tokens",
 ]
@@ -106,7 +106,7 @@ class TokenizerData:
 
     @property
     def size(self) -> int:
-        """How many ids there are, added tokens included: ids are 0 to size - 1."""
+        """The number of ids, added tokens included: ids are 0 to size - 1."""
         return len(self.vocab) + sum(token.content not in self.vocab for token in self.added)
 
 
@@ -223,7 +223,7 @@ def spelt(value: object) -> str:
 # Roles --------------------------------------------------------------------------------------------------------
 
 
-def named_token(data: TokenizerData, role: str, content: str | None, *, file: Path | None = None) -> TokenizerData:
+def assign_role(data: TokenizerData, role: str, content: str | None, *, file: Path | None = None) -> TokenizerData:
     """`data` with `content` in the role of bos_token, eos_token, unk_token or pad_token, and special from now on.
 
     Raises:
@@ -232,11 +232,11 @@ def named_token(data: TokenizerData, role: str, content: str | None, *, file: Pa
     if content is not None:
         if content not in data.vocab and all(token.content != content for token in data.added):
             raise TokenizerError("names a token that the vocabulary lacks", file=file, where=role, found=shown(content))
-        data = marked_special(data, {content})
+        data = mark_special(data, {content})
     return dataclasses.replace(data, **{role: content})  # type: ignore[arg-type]
 
 
-def marked_special(data: TokenizerData, contents: Iterable[str]) -> TokenizerData:
+def mark_special(data: TokenizerData, contents: Iterable[str]) -> TokenizerData:
     """`data` with each of `contents` an added token that is special."""
     added = {token.content: token for token in data.added}
     for content in contents:

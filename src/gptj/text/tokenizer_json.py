@@ -15,7 +15,7 @@ from gptj.errors import TokenizerError, shown, warn_of
 from gptj.json_file import parse_json_object
 from gptj.text.tokenizer_data import AddedToken, TokenizerData, spelt
 
-__all__ = ["added_token", "check_twice", "kind_of", "parse_tokenizer_json"]
+__all__ = ["check_twice", "kind_of", "parse_added_token", "parse_tokenizer_json"]
 
 
 def check_twice(pairs: list[tuple[str, str]], *, file: Path, place: Any) -> None:
@@ -57,7 +57,7 @@ _LISTED_IN = {
 
 
 def parse_tokenizer_json(data: bytes, *, file: Path) -> TokenizerData:
-    """What a tokenizer.json says, once its pipeline is known to be GPT-2's and nothing else."""
+    """The tokenizer of a tokenizer.json, once its pipeline is known to be GPT-2's and nothing else."""
     members = parse_json_object(data, file=file, error=TokenizerError)
     for field in ("truncation", "padding"):
         if members.get(field) is not None:
@@ -78,7 +78,7 @@ def parse_tokenizer_json(data: bytes, *, file: Path) -> TokenizerData:
     added = [] if members.get("added_tokens") is None else members["added_tokens"]
     if not isinstance(added, list):
         raise TokenizerError("not a list", file=file, where="added_tokens", found=kind_of(added))
-    tokens = [added_token(token, file=file, where=f"added_tokens[{n}]") for n, token in enumerate(added)]
+    tokens = [parse_added_token(token, file=file, where=f"added_tokens[{n}]") for n, token in enumerate(added)]
     return TokenizerData(vocab=vocab, merges=tuple(pairs), added=tuple(sorted(tokens, key=lambda token: token.id)))
 
 
@@ -146,7 +146,7 @@ def _is_bare_template(step: Any) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is, for a message: its `type` member where it has one."""
+    """The kind of a JSON value, for a message: its `type` member where it has one."""
     if value is None:
         return "null"
     kind = value["type"] if isinstance(value, dict) and "type" in value else type(value).__name__
@@ -186,7 +186,7 @@ def _merge_pair(merge: object, *, file: Path, number: int) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def added_token(value: object, *, file: Path, where: str, **known: Any) -> AddedToken:
+def parse_added_token(value: object, *, file: Path, where: str, **known: Any) -> AddedToken:
     """The added token that a JSON object describes; `known` members stand for absent ones."""
     members = known | value if isinstance(value, dict) else {}
     content, token_id = members.get("content"), members.get("id")

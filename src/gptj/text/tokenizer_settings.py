@@ -1,4 +1,4 @@
-"""What stands beside a tokenizer's vocabulary: tokenizer_config.json, special_tokens_map.json, added_tokens.json.
+"""The files beside a tokenizer's vocabulary: tokenizer_config.json, special_tokens_map.json, added_tokens.json.
 
 These name the special tokens and their ids, and much that transformers' classes know besides. A setting that would
 give other ids for every text is refused; one that can be followed is; one that would change something and cannot is
@@ -15,8 +15,8 @@ from typing import Any
 
 from gptj.config import CONFIG_FILE
 from gptj.errors import TokenizerError, shown, warn_of
-from gptj.text.tokenizer_data import END_OF_TEXT, AddedToken, TokenizerData, marked_special, named_token, spelt
-from gptj.text.tokenizer_json import added_token, kind_of
+from gptj.text.tokenizer_data import END_OF_TEXT, AddedToken, TokenizerData, assign_role, mark_special, spelt
+from gptj.text.tokenizer_json import kind_of, parse_added_token
 
 __all__ = ["Beside", "check_settings", "with_listed_special", "with_settings", "with_tokens_beside"]
 
@@ -41,7 +41,7 @@ class Beside:
 
     @property
     def rows(self) -> int | None:
-        """How many ids the model in the folder has room for, or None where no config.json says so."""
+        """The number of ids that the model in the folder has room for, or None where no config.json says so."""
         rows = self.model.get("vocab_size")
         return rows if type(rows) is int else None
 
@@ -56,7 +56,7 @@ class Beside:
         return self.folder / "special_tokens_map.json"
 
     def saying(self, field: str) -> tuple[Any, Path] | None:
-        """What is said of a special token, and by which file: special_tokens_map.json where the other is silent."""
+        """A special token as a file lists it, and the file: special_tokens_map.json where the other has none."""
         if field in self.settings:
             return self.settings[field], self.settings_file
         return (self.names[field], self.names_file) if field in self.names else None
@@ -209,7 +209,7 @@ def _by_content(beside: Beside) -> Iterator[Listed]:
     file = beside.folder / "added_tokens.json"
     for content, token_id in beside.added.items():
         where = shown(content)
-        yield file, where, added_token({"content": content, "id": token_id}, file=file, where=where), False
+        yield file, where, parse_added_token({"content": content, "id": token_id}, file=file, where=where), False
 
 
 def _by_id(beside: Beside) -> Iterator[Listed]:
@@ -223,7 +223,7 @@ def _by_id(beside: Beside) -> Iterator[Listed]:
         if not (key.isascii() and key.isdecimal() and len(key) < 10 and str(int(key)) == key):
             raise TokenizerError("not a token id", file=file, where="added_tokens_decoder", found=shown(key))
         where = f"added_tokens_decoder.{key}"
-        token = added_token(value, file=file, where=where, id=int(key))
+        token = parse_added_token(value, file=file, where=where, id=int(key))
         if token.id != int(key):
             raise TokenizerError("two ids", file=file, where=f"{where}.id", expected=key, found=token.id)
         yield file, where, token, True
@@ -260,7 +260,7 @@ def with_listed_special(data: TokenizerData, beside: Beside) -> TokenizerData:
 
 
 def _further(beside: Beside) -> Iterator[tuple[Any, Path, str]]:
-    """What is said of each further special token, by which file and where."""
+    """Each further special token as a file lists it, with the file and the place."""
     for role in _FURTHER_ROLES:
         said = beside.saying(role)
         if said is not None and said[0] is not None:
@@ -289,7 +289,7 @@ def _special_token(value: object, *, file: Path, where: str) -> AddedToken:
     if not isinstance(content, str) or not content:
         raise TokenizerError("not a token", file=file, where=where, expected="a string or null", found=kind_of(value))
     members = value if isinstance(value, dict) else {"content": content}
-    return added_token({**members, "id": 0, "special": True}, file=file, where=where)
+    return parse_added_token({**members, "id": 0, "special": True}, file=file, where=where)
 
 
 def _as_special(data: TokenizerData, token: AddedToken) -> TokenizerData:
@@ -298,7 +298,7 @@ def _as_special(data: TokenizerData, token: AddedToken) -> TokenizerData:
         here = dataclasses.replace(token, id=data.vocab[token.content])
         added = sorted((*data.added, here), key=lambda one: one.id)
         return dataclasses.replace(data, added=tuple(added))
-    return marked_special(data, {token.content})
+    return mark_special(data, {token.content})
 
 
 # Roles, sides and length --------------------------------------------------------------------------------------
@@ -321,8 +321,8 @@ def with_settings(data: TokenizerData, beside: Beside) -> TokenizerData:
         if said is not None:
             data = _with_role(data, role, *said, beside=beside)
         elif role != "pad_token" and END_OF_TEXT in data.vocab:
-            data = named_token(data, role, END_OF_TEXT)
-    return marked_special(data, {END_OF_TEXT} & data.vocab.keys())
+            data = assign_role(data, role, END_OF_TEXT)
+    return mark_special(data, {END_OF_TEXT} & data.vocab.keys())
 
 
 def _with_role(data: TokenizerData, role: str, value: object, file: Path, *, beside: Beside) -> TokenizerData:
@@ -341,7 +341,7 @@ def _with_role(data: TokenizerData, role: str, value: object, file: Path, *, bes
             )
     if token is not None and token.content in data.vocab:
         data = _as_special(data, token)
-    return named_token(data, role, content, file=file)
+    return assign_role(data, role, content, file=file)
 
 
 def _length(settings: Mapping[str, Any], otherwise: int | None, *, file: Path) -> int | None:

@@ -12,7 +12,7 @@ from unittest import mock
 
 from lawful import good_folder
 
-from gptj.command.generate import Desk, Request
+from gptj.command.opened_model import OpenedModel, Request
 from gptj.command.prompts import read_lines, read_prompt, read_turns
 from malformed import Malformed
 
@@ -47,9 +47,9 @@ def checked(what: str, line: bytes, names: str) -> Malformed:
         (folder / "prompts").write_bytes(GOOD + line)
 
     def door(folder: Path) -> None:
-        with mock.patch("gptj.command.generate.choose_backend", lambda name: "pt"):
-            desk = Desk(Request(directory=folder / "model"), needs_tokenizer=True)
-        desk.jobs(read_lines(str(folder / "prompts")))
+        with mock.patch("gptj.command.opened_model.choose_backend", lambda name: "pt"):
+            opened = OpenedModel(Request(directory=folder / "model"), needs_tokenizer=True)
+        opened.jobs(read_lines(str(folder / "prompts")))
 
     return Malformed(what, make, door, names)
 

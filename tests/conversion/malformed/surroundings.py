@@ -261,9 +261,9 @@ def shell(what: str, line: str, names: str) -> Malformed:
 
 def _processes() -> Iterator[Malformed]:
     for number in (signal.SIGINT, signal.SIGTERM):
-        for module in ("gptj.command.main", "rich.console", "gptj_conversion.convert"):
+        for module in ("gptj.command.main", "gptj.command.convert", "gptj_conversion.convert"):
             yield interrupted(module, number, "inspect", "good")
-        yield interrupted("gptj.command.generate", number, "generate", "good", "x")
+        yield interrupted("gptj.command.opened_model", number, "generate", "good", "x")
     yield shell("stdout full", "gptj inspect good >/dev/full", "stdout")
     yield shell("stdout closed", "gptj init out2 >&-", "stdout")
     yield shell("stdin that cannot be read", "gptj generate good --prompts - 0>written", "stdin")

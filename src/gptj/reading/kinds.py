@@ -1,4 +1,7 @@
-"""Folders that are no model's: what they are, by names alone, and where the weights are or how to get them."""
+"""Names for files that are not what their names say, and for folders that are no model's; for messages alone.
+
+A file is told by its first bytes; a folder by the names in it, with where the weights are or how to get them.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,34 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = [
-    "describe_folder",
-]
+__all__ = ["HEAD_BYTES", "describe_file", "describe_folder"]
 
+HEAD_BYTES = 512
+"""The number of a file's first bytes that `describe_file` looks at."""
+
+_ARCHIVES = (
+    (b"\x1f\x8b", "a gzip file (unpack it, as with `tar xzf FILE`, and give the folder)"),
+    (b"BZh", "a bzip2 file (unpack it, as with `tar xjf FILE`, and give the folder)"),
+    (b"\xfd7zXZ\0", "an xz file (unpack it, as with `tar xJf FILE`, and give the folder)"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive (unpack it and give the folder)"),
+    (b"Rar!", "a rar archive (unpack it and give the folder)"),
+    (b"PK\x05\x06", "an empty zip archive"),
+)
+_OTHERS = (
+    (b"version https://git-lfs", "a git-lfs pointer (fetch the file itself with `git lfs pull`)"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x93NUMPY", "a single .npy array"),
+    (b"\x28\xb5\x2f\xfd", "a zstandard file"),
+    (b"\x80\x02", "a pickle, as torch.save wrote it before 1.6"),
+    (b"<?xml", "an XML page (a download that answered with an error?)"),
+    (b"{", "a JSON file (a download that answered with an error?)"),
+)
 
 _MERGE = "Load it with PEFT over its base model, call merge_and_unload(), and save the model that this gives"
 _ONE_WAY = "It is converted one way only: take the original model"
 
 # A sign among the folder's names, what that makes of it, and what to do.
-_KINDS: tuple[tuple[str, str, str], ...] = (
+_FOLDERS: tuple[tuple[str, str, str], ...] = (
     (r"adapter_config\.json|adapter_model\.(safetensors|bin)", "a PEFT (LoRA) adapter without its base model", _MERGE),
     (
         r"zero_pp_rank_.*|.*_optim_states\.pt|.*_model_states\.pt|zero_to_fp32\.py|global_step\d+",
@@ -53,13 +74,49 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 
 
+def describe_file(head: bytes, size: int) -> str | None:
+    """A name for a file of `size` bytes that begins with `head`, as "this is ..." goes on; None where it has none.
+
+    >>> describe_file(b"<!DOCTYPE html><html>", 4000)
+    'an HTML page (a download that answered with an error?)'
+    """
+    if size == 0:
+        return "an empty file"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "an HTML page (a download that answered with an error?)"
+    if _is_safetensors(head, size):
+        return "a safetensors file (call it model.safetensors, beside its config.json)"
+    if head.startswith(b"PK\x03\x04"):
+        return _zip(head)
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if not head.strip(b"\0"):
+        return "nothing but zeros (a download that was never filled?)"
+    return next((what for magic, what in (*_ARCHIVES, *_OTHERS) if head.startswith(magic)), None)
+
+
+def _zip(head: bytes) -> str:
+    """A name for a zip archive, by the name of its first member."""
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    if name.endswith(b".npy"):
+        return "an .npz archive of arrays"
+    if name.endswith((b"/data.pkl", b"/.format_version", b"/byteorder")):
+        return "a PyTorch file (call it pytorch_model.bin, beside its config.json)"
+    return "a zip archive (unpack it and give the folder)"
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    length = int.from_bytes(head[:8], "little")
+    return head[8:9] == b"{" and 2 <= length <= size - 8
+
+
 def describe_folder(directory: Path) -> tuple[str, str] | None:
     """A name for a folder that holds no model's weights, and a hint; None where no sign of any kind is in it."""
     try:
         names = sorted(path.name for path in directory.iterdir())
     except OSError:
         return None
-    for sign, kind, hint in _KINDS:
+    for sign, kind, hint in _FOLDERS:
         matches: Callable[[str], re.Match[str] | None] = re.compile(sign).fullmatch
         found = next((name for name in names if matches(name)), None)
         if found is not None and not (sign == r"model\.bin" and "config.json" not in names):

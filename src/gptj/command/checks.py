@@ -1,0 +1,118 @@
+"""`gptj parity`, `init`, `doctor` and `demo`: the commands that show whether all is well, and on what to try it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from gptj.backends import choose_backend, installed_backends
+from gptj.command.options import (
+    Command,
+    DtypeChoice,
+    ModelArgument,
+    PathArgument,
+    backends_option,
+    json_option,
+    overwrite_option,
+    revision_option,
+    weights_option,
+)
+from gptj.command.printing import (
+    open_console,
+    print_facts,
+    print_json,
+)
+from gptj.command.waiting import waiting
+
+__all__ = ["demo", "doctor", "init", "parity"]
+
+
+@click.command(cls=Command, short_help="Compare the frameworks on a model, and with an oracle.")
+@click.argument("directory", type=ModelArgument, metavar="DIR")
+@backends_option
+@click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="To compute in.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of the prompts and sampled text.",
+)
+@weights_option
+@revision_option()
+@click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
+@click.option("--verbose", is_flag=True, help="Also print every measure.")
+@json_option
+def parity(
+    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, weights: str | None,
+    skip_manifest: bool, verbose: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
+
+    The weights are first checked against the manifest.json in DIR, if there is one. Each framework runs in a process
+    of its own. The exit status is 1 where any two are too far apart, or the weights are not those of the manifest.
+    """
+    from gptj.parity import run_parity
+
+    names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
+    with waiting(f"comparing {', '.join(names)}"):
+        report = run_parity(directory, names, dtype=dtype, seed=seed, weights=weights, check_manifest=not skip_manifest)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        console = open_console()
+        console.print(report.summary(), soft_wrap=False)
+        if verbose:
+            console.print("", report.table(), sep="\n", soft_wrap=False)
+    if not report.passed:
+        sys.exit(1)
+
+
+@click.command(cls=Command, short_help="Write a folder of random weights that reveal mistakes.")
+@click.argument("directory", type=PathArgument, metavar="DIR")
+@click.option("--config", type=PathArgument, help="A config.json. [default: a tiny model with every size different]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the random values."
+)
+@click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="Of the tensors.")
+@overwrite_option
+def init(directory: Path, config: Path | None, seed: int, dtype: str, overwrite: bool) -> None:
+    """Write DIR with random weights that reveal mistakes: no bias is zero, no scale is one."""
+    from gptj.checkpoint import write_checkpoint
+    from gptj.config import GPTJConfig
+    from gptj.parity.revealing import revealing_config, revealing_fill
+
+    model_config = revealing_config() if config is None else GPTJConfig.from_file(config)
+    with waiting(f"writing {directory}"):
+        write_checkpoint(directory, model_config, revealing_fill(seed), dtype=dtype, overwrite=overwrite)
+    click.echo(f"{directory}: written")
+
+
+@click.command(cls=Command, short_help="Say what is installed, and what changes results.")
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say which frameworks are installed, in which versions, and what in the environment changes results."""
+    from gptj.command.doctor import examine
+
+    report = examine()
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        print_facts(report.lines())
+        for warning in report.warnings:
+            click.echo(f"warning: {warning}", err=True)
+
+
+@click.command(cls=Command, short_help="Show the whole journey on a model that is shipped.")
+@backends_option
+@click.option("--keep", type=PathArgument, metavar="DIR", help="Leave the converted model of verse here.")
+def demo(backends: tuple[str, ...] | None, keep: Path | None) -> None:
+    """Show the whole journey on a TPU checkpoint that the package ships: convert, verify, write verse, compare."""
+    from gptj.demo import run_demo
+
+    names = None if backends is None else tuple(choose_backend(name) for name in backends)
+    if not run_demo(names, open_console(), keep=keep):
+        sys.exit(1)

@@ -1,0 +1,144 @@
+"""The budgets of `budgets.py` hold, each exception is needed, and each rule would notice a breach."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import budgets
+import house
+import pytest
+from budgets import Over, clauses, complexity, count_arguments, functions, over, over_in
+
+PRODUCT_LINES = 36_500
+"""The most lines of product; it may only fall. The aim is 24,000."""
+
+CLAUSE_DOCSTRINGS = 110
+"""The most docstrings that begin with a clause; it may only fall. The aim is 0."""
+
+FIXED_SIGNATURES = {
+    "gptj.config.gptj_config:GPTJConfig.__init__": "the order of transformers' GPTJConfig",
+    "gptj.flax.heads:GPTJForCausalLM.__call__": "transformers' page",
+    "gptj.flax.heads:GPTJForQuestionAnswering.__call__": "transformers' page",
+    "gptj.flax.heads:GPTJForSequenceClassification.__call__": "transformers' page",
+    "gptj.flax.model:GPTJModel.__call__": "transformers' page",
+    "gptj.flax.weights:PretrainedModel.from_pretrained": "transformers' page, and our options typed",
+    "gptj.generation.mixin:Generates.generate": "transformers' generate",
+    "gptj.generation.mixin:Generates.stream": "the arguments of generate",
+    "gptj.pt.weights:PretrainedModel.from_pretrained": "transformers' page, and our options typed",
+    "gptj.tf.heads:GPTJForCausalLM.call": "transformers' page",
+    "gptj.tf.heads:GPTJForSequenceClassification.call": "transformers' page",
+    "gptj.tf.weights:PretrainedModel.from_pretrained": "transformers' page, and our options typed",
+}
+"""Functions that have more arguments than the budget because others fixed them, with who did."""
+
+STILL_OVER = {
+    ("gptj.flax.heads:GPTJForCausalLMModule.__call__", "arguments"),
+    ("gptj.flax.weights", "lines"),
+    ("gptj.generation.loop:generate", "arguments"),
+    ("gptj.tf.weights", "lines"),
+    ("gptj.writing.checkpoint_writer:write_checkpoint", "arguments"),
+    ("gptj.writing.output_directory", "lines"),
+    ("gptj_conversion.common.foreign_writer:write_foreign", "arguments"),
+    ("gptj_conversion.convert", "lines"),
+    ("gptj_conversion.convert:convert", "arguments"),
+    ("gptj_conversion.mesh.reader", "lines"),
+    ("gptj_conversion.mesh.writer:write_mesh", "arguments"),
+}
+"""Files and functions that are over a budget and shall not be. An entry that is mended must be deleted."""
+
+
+def spelled(found: list[Over]) -> list[str]:
+    return [f"{one.place}: {one.found} {one.budget}" for one in found]
+
+
+def exempt(one: Over) -> bool:
+    return (one.place, one.budget) in STILL_OVER or (one.budget == "arguments" and one.place in FIXED_SIGNATURES)
+
+
+def test_nothing_is_over_a_budget_but_the_exceptions():
+    assert spelled([one for one in over() if not exempt(one)]) == []
+
+
+def test_every_exception_is_really_over():
+    found = {(one.place, one.budget) for one in over()}
+    assert {(place, "arguments") for place in FIXED_SIGNATURES} | STILL_OVER <= found
+
+
+def test_the_product_does_not_grow():
+    assert sum(house.lines_by_room().values()) <= PRODUCT_LINES
+
+
+def test_the_ratchet_of_the_product_follows_what_is_deleted():
+    assert PRODUCT_LINES - sum(house.lines_by_room().values()) < 1_000, "set it to the sum, rounded up to a hundred"
+
+
+def test_no_further_docstring_begins_with_a_clause():
+    assert len(clauses()) <= CLAUSE_DOCSTRINGS, clauses()
+
+
+def test_the_ratchet_of_the_docstrings_follows_what_is_mended():
+    assert CLAUSE_DOCSTRINGS - len(clauses()) < 25, "set it to what there is"
+
+
+# ---- each rule can fail
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "found"),
+    [
+        ("reader.py", "x = 1\n" * 501, Over("m", "lines", 501)),
+        ("model.py", "x = 1\n" * 451, Over("m", "lines", 451)),
+        ("a.py", f"def f({', '.join(f'a{n}' for n in range(13))}): ...", Over("m:f", "arguments", 13)),
+        ("a.py", f"class C:\n  def f(self, *, {', '.join(f'a{n}' for n in range(13))}): ...",
+         Over("m:C.f", "arguments", 13)),
+        ("a.py", "def f():\n" + "  if x: ...\n" * 15, Over("m:f", "complexity", 16)),
+    ],
+)  # fmt: skip
+def test_a_breach_would_be_noticed(name, source, found):
+    assert [*over_in("m", Path(name), source)] == [found]
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("reader.py", "x = 1\n" * 500),
+        ("model.py", "x = 1\n" * 450),
+        ("a.py", f"def f(self, {', '.join(f'a{n}' for n in range(12))}, *more, **options): ..."),
+        ("a.py", "def f():\n" + "  if x: ...\n" * 14),
+    ],
+)
+def test_what_just_fits_is_no_breach(name, source):
+    assert [*over_in("m", Path(name), source)] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return 1", 1),
+        ("if a: ...\nelif b: ...\nelse: ...", 3),
+        ("for x in y: ...\nelse: ...", 3),
+        ("while a: ...", 2),
+        ("try: ...\nexcept A: ...\nexcept B: ...\nelse: ...\nfinally: ...", 4),
+        ("match a:\n case 1: ...\n case _: ...", 3),
+        ("def inner():\n if a: ...", 3),
+        ("return a and b or c if d else [x for x in y if x]", 1),
+    ],
+)
+def test_complexity_is_mccabes(body, expected):
+    source = "def f():\n" + "\n".join(f"  {line}" for line in body.splitlines())
+    function = ast.parse(source).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert complexity(function) == expected
+
+
+def test_a_functions_name_has_its_class_and_its_outer_function():
+    tree = ast.parse("class A:\n  def f(self):\n    def g(a, /, b, *c, d, **e): ...\nif x:\n  async def h(): ...")
+    assert {name: count_arguments(function) for name, function in functions(tree)} == {"A.f": 0, "A.f.g": 3, "h": 0}
+
+
+def test_a_docstring_that_is_a_clause_would_be_noticed():
+    source = '"""What it does."""\nX = 1\n"""That is one."""\nclass A:\n  def f(self):\n    """By which it is."""\n'
+    source += 'def g():\n  """The thing. What is more."""\n'
+    found = [text for text in budgets.docstrings(source) if text.startswith(budgets.CLAUSES)]
+    assert found == ["What it does.", "That is one.", "By which it is."]
