@@ -20,8 +20,8 @@ EVERY_STATE = pytest.mark.parametrize(("head", "state"), [*STATES, *PREPARED])
 IDS = np.arange(6).reshape(1, 6)
 
 WORDS = (
-    "the model is prepared for inference, which cannot be undone. Load the folder once more, without inference=True and "
-    "without prepare_for_inference"
+    "the model is prepared for inference, which cannot be undone. Load the folder once more, without inference=True "
+    "and without prepare_for_inference"
 )
 """The refusal, true in every wing: in some the parameters are still there as the file has them, in some not."""
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from gptj import generation
 from gptj.generation import Step
 from gptj.outputs import KVCache
-from gptj.pt.weights import from_numpy, host, to_numpy
+from gptj.pt.arguments import host
+from gptj.pt.weights import from_numpy, to_numpy
 
 
 class Decoder(generation.Decoder):

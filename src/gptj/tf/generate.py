@@ -19,8 +19,9 @@ from gptj import generation
 from gptj.generation import Step
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
-from gptj.tf.model import Block, Linear, Memory, at_least_float32, visible
-from gptj.tf.weights import host, to_numpy
+from gptj.tf.arguments import CacheBuilder, causal_mask, host
+from gptj.tf.model import Block, Linear, at_least_float32
+from gptj.tf.weights import to_numpy
 
 FEWEST_COLUMNS = 8
 """The shortest compiled prompt, unless it is one token."""
@@ -212,12 +213,12 @@ class CompiledModel:
         run_block = self._traced(self._block, (b, t, slots), fresh=fresh, weigh=weigh)
         run_head = self._traced(self._head, (b, t), last_only=last_only)
         start, s = (0, t) if fresh else (offset, slots)  # nothing is in the slots behind a fresh prompt
-        see = visible(mask[:, :s], start + tf.range(t), s)
+        mask = causal_mask(mask[:, :s], start + tf.range(t), s)
         rotation = base.rotary(position_ids)
         hidden, attentions = [tf.cast(base.wte(token_ids), self.dtype)], []
         for layer, *slots_of_layer in zip(base.h, keys, values, strict=True):
             parameters = [operator.attrgetter(name)(layer).value for name in self.names]
-            x, weights = run_block(parameters, *slots_of_layer, hidden[-1], rotation, see, offset)
+            x, weights = run_block(parameters, *slots_of_layer, hidden[-1], rotation, mask, offset)
             hidden.append(x)
             attentions.append(weights)
         logits, hidden[-1] = run_head(hidden[-1], last)
@@ -230,7 +231,7 @@ class CompiledModel:
         values: tf.Variable,
         x: tf.Tensor,
         rotation: tuple[tf.Tensor, tf.Tensor],
-        see: tf.Tensor,
+        mask: tf.Tensor,
         offset: tf.Tensor,
         *,
         fresh: bool,
@@ -240,10 +241,12 @@ class CompiledModel:
         for name, parameter in zip(self.names, parameters, strict=True):
             owner, _, leaf = name.rpartition(".")
             setattr(operator.attrgetter(owner)(self.block), leaf, tf.convert_to_tensor(parameter))
-        memory = Memory(KVCache((keys,), (values,), 0 if fresh else offset, fixed=True))
-        x, weights = self.block(x, rotation=rotation, see=see, remember=memory.of(0, True), head_mask=None, seeds=None)
-        keys.assign(memory.keys[0])
-        values.assign(memory.values[0])
+        cache = CacheBuilder(KVCache((keys,), (values,), 0 if fresh else offset, fixed=True))
+        x, weights = self.block(
+            x, rotation=rotation, attention_mask=mask, update_cache=cache.update_of(0, True), head_mask=None, seeds=None
+        )
+        keys.assign(cache.keys[0])
+        values.assign(cache.values[0])
         return x, weights if weigh else None
 
     def _head(self, x: tf.Tensor, last: tf.Tensor, *, last_only: bool) -> tuple[tf.Tensor, tf.Tensor]:

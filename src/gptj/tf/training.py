@@ -20,6 +20,7 @@ import tensorflow as tf
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.outputs import BaseModelOutputWithPast, ModelOutput, QuestionAnsweringModelOutput
+from gptj.tf.arguments import assert_arguments
 
 
 def checked_first(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +84,7 @@ class TrainableModel(keras.Model):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch if len(batch) > 1 else batch[0])
         given = self._settle_arguments((self._with_labels(x, y) if y is not None and self._own_loss else x,), {})
         self._check(given)
-        self.base_model._assert_call(given)
+        assert_arguments(self.config, given)
         return batch if len(batch) > 1 else batch[0]
 
     @property
