@@ -276,7 +276,7 @@ class PretrainedModel(Pretrained):
         return cast(params, "float32", mask)
 
     # Differs: params is Flax's alone, in the place that transformers gives it.
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         directory: str | os.PathLike[str],
         params: Params | None = None,
@@ -322,6 +322,7 @@ class PretrainedModel(Pretrained):
     def _without_values(cls, loading: Loading, *, dtype: Any, attn_implementation: str | None) -> Any:
         return cls(loading.config, dtype=dtype, param_dtype=loading.dtype, _do_init=False)
 
+    # Differs: parameters can be held outside of the model; where the config ties lm_head.weight, it is none of them.
     def _take_apart(self) -> tuple[Any, Any]:
         params, self._params = self._params, None
         return self, params
@@ -350,7 +351,8 @@ class PretrainedModel(Pretrained):
                 yield HeldArray(int(np.size(array)), int(array.nbytes), True)
 
     def _buffer_bytes(self) -> int:
-        return 0  # Differs: a Flax module has no buffers; its rotary table is a constant of what is compiled.
+        # Differs: a Flax module has no buffers; its rotary table is a constant of what is compiled.
+        return 0
 
     def _parameter_dtype(self) -> Any:
         return self.param_dtype

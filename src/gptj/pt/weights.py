@@ -121,7 +121,8 @@ class PretrainedModel(Pretrained, nn.Module):
 
     @classmethod
     def _foreign(cls, **arguments: Any) -> dict[str, Any]:
-        return {}  # Differs: attn_implementation is PyTorch's own.
+        # Differs: attn_implementation is PyTorch's alone.
+        return {}
 
     @classmethod
     def _on_device(cls, place: str | None) -> AbstractContextManager[Any]:
@@ -166,8 +167,9 @@ class PretrainedModel(Pretrained, nn.Module):
     def _held(self) -> Iterator[HeldArray]:
         for parameter in self.parameters():
             yield HeldArray(parameter.numel(), 0 if parameter.is_meta else parameter.nbytes, parameter.requires_grad)
+        # Differs: packed weights are no parameters.
         for module in self.modules() if self._is_prepared else ():
-            for packed in vars(module).values():  # Differs: packed weights are no parameters.
+            for packed in vars(module).values():
                 if isinstance(packed, Tensor):
                     yield HeldArray(packed.numel(), packed.nbytes, False)
                 elif isinstance(packed, torch.ScriptObject):

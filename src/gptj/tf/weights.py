@@ -193,7 +193,8 @@ class PretrainedModel(Pretrained, TrainableModel):
         return self.base_model.wte.weight is not None
 
     def _held(self) -> Iterator[HeldArray]:
-        if not self._has_values():  # Differs: a Keras layer without values has no variables.
+        # Differs: a Keras layer without values has no variables.
+        if not self._has_values():
             for row in schema(self.config, self.head):
                 yield HeldArray(row.size, 0, bool(self.trainable))
         trained = {id(weight) for weight in self.trainable_weights}
