@@ -9,6 +9,7 @@ import torch
 from mutants import revealing_batch
 from wings import close
 
+from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config
 from gptj.pt import GPTJForCausalLM
 from gptj.pt.heads import cross_entropy
@@ -234,3 +235,21 @@ def test_one_compiled_graph_has_the_loss_and_gradients(folder):
     torch.compile(again, fullgraph=True, backend="aot_eager")(IDS, labels=IDS, use_cache=False).loss.backward()
     for (name, expected), got in zip(model.named_parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(got.grad, expected.grad, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"input_ids": [[10**6]]}, "input_ids"),
+        ({"input_ids": torch.tensor([[10**6]])}, "input_ids"),
+        ({"input_ids": [[1, 2]], "position_ids": [[0, 10**6]]}, "position_ids"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1, 7]]}, "attention_mask"),
+        ({"input_ids": [[1, 2]], "token_type_ids": [[0, -1]]}, "token_type_ids"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_is_on_the_host_is_checked_there(arguments, said):
+    """Not on the model's device: that would be waited for. A device without values stands for one that is busy."""
+    model = GPTJForCausalLM(revealing_config()).to("meta")
+    with pytest.raises(InputError, match=said):
+        model(**arguments)

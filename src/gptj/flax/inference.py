@@ -25,7 +25,6 @@ from jax import Array, lax
 
 from gptj.config import GPTJConfig
 from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
-from gptj.flax.generate import made_by
 from gptj.flax.model import Attention, Block, Embedding, LayerNorm, Linear, make_attention_inputs, multiply
 from gptj.flax.weights import Params, flat, nested
 from gptj.outputs import CausalLMOutputWithPast, KVCache
@@ -99,12 +98,13 @@ class Slots:
 
 
 @functools.lru_cache(maxsize=64)
-def compiled_entrance(config: GPTJConfig, length: int) -> Callable[..., Any]:
+def compiled_entrance(config: GPTJConfig, length: int, dtype: np.dtype[Any]) -> Callable[..., Any]:
     """The way from token ids to what the blocks take: the embeddings, and slots, rotation and mask of the queries.
 
     Args:
         config: the sizes.
-        length: keys that each query is compared with, of which its mask may have some In.
+        length: keys that each query is compared with, of which its mask may keep some.
+        dtype: what is computed in.
     """
 
     def run(
@@ -116,8 +116,9 @@ def compiled_entrance(config: GPTJConfig, length: int) -> Callable[..., Any]:
         mask: Array | None,
         past_length: Array,
     ) -> Any:
-        embed = functools.partial(Embedding(config.vocab_size, config.n_embd).apply, {"params": {"weight": weight}})
-        x = embed(input_ids) if inputs_embeds is None else inputs_embeds.astype(weight.dtype)
+        embedding = Embedding(config.vocab_size, config.n_embd, dtype=dtype)
+        embed = functools.partial(embedding.apply, {"params": {"weight": weight}})
+        x = embed(input_ids) if inputs_embeds is None else inputs_embeds.astype(dtype)
         if token_type_ids is not None:
             x = x + embed(token_type_ids)
         mask = mask if mask is None else mask[:, :length]
@@ -170,17 +171,18 @@ def compiled_exit(module: nn.Module) -> Callable[..., tuple[Array, Array, Array 
 
 
 class FastPath:
-    """A GPTJForCausalLMModule over parameters of one dtype, in evaluation mode, a block at a time.
+    """A GPTJForCausalLMModule in evaluation mode, a block at a time.
 
     Args:
         module: the module.
-        params: its parameters.
+        params: its parameters, which stay what and where they are.
     """
 
     def __init__(self, module: Any, params: Params) -> None:
         self.module, self.config = module, module.config
         base = params["transformer"]
         self.embedding: Array = base["wte"]["weight"]
+        self.dtype = np.dtype(self.embedding.dtype if module.dtype is None else module.dtype)
         self.blocks = [base["h"][str(n)] for n in range(self.config.n_layer)]
         outer = {"ln_f": base["ln_f"]} | ({"wte": base["wte"]} if self.config.tie_word_embeddings else {})
         self.exit = {"transformer": outer, "lm_head": params["lm_head"]}
@@ -209,7 +211,7 @@ class FastPath:
         past_length = cache_length(past)
         prompt_only = decoder_cache and int(past_length) == 0
         length = t if prompt_only or past is None else past.keys[0].shape[-2] if fixed else past_length + t
-        x, attention_inputs = compiled_entrance(self.config, length)(
+        x, attention_inputs = compiled_entrance(self.config, length, self.dtype)(
             self.embedding,
             ids,
             embeds,
@@ -244,7 +246,7 @@ class FastPath:
         """An empty cache for `step`: n_layer pairs of (b h, slots, d)."""
         config = self.config
         shape = batch * config.n_head, slots, config.head_dim
-        keys, values = (tuple(jnp.zeros(shape, self.embedding.dtype) for _ in self.blocks) for _ in range(2))
+        keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.blocks) for _ in range(2))
         return KVCache(keys, values, 0, fixed=True)
 
     def step(
@@ -258,7 +260,10 @@ class FastPath:
         last_only: bool,
         want: frozenset[str],
     ) -> tuple[KVCache, dict[str, Any]]:
-        """The next tokens through the cache, which is used up; `compiled_step` is the same for a plain model."""
+        """The next tokens through the cache, which is used up, and what they give: logits, where asked more.
+
+        Compiled once for each rounded shape.
+        """
         arguments = {
             "input_ids": ids,
             "past_key_values": cache,
@@ -278,7 +283,7 @@ class FastPath:
         )
         kept = outputs.past_key_values
         assert kept is not None  # use_cache is True
-        return kept, made_by(outputs)
+        return kept, {name: getattr(outputs, name) for name in ("logits", "hidden_states", "attentions")}
 
     def _head_masks(self, head_mask: Any) -> Any:
         config = self.config

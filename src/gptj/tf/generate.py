@@ -7,6 +7,7 @@ changes.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from gptj import generation
-from gptj.generation import Step
+from gptj.generation import PARTS, Selected, Step
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
 from gptj.tf.arguments import CacheBuilder, causal_mask, host
@@ -67,7 +68,7 @@ class Decoder(generation.Decoder):
             token_ids, position_ids, mask, offset, last_only=last_only, want=want
         )
         return Step(
-            logits=to_numpy(logits) if last_only else to_numpy(logits)[:, :columns],
+            self.model._held(logits, columns),
             hidden_states=None if hidden_states is None else tuple(to_numpy(x)[:, :columns] for x in hidden_states),
             attentions=None
             if attentions is None
@@ -255,6 +256,49 @@ class CompiledModel:
         return at_least_float32(self.head(tf.gather(x, last, axis=1) if last_only else x)), x
 
 
+@functools.lru_cache(maxsize=64)
+def compiled_best(shape: tuple[int, ...], count: int, weigh: bool) -> Callable[..., tuple[tf.Tensor, ...]]:
+    """What `Logits.best` asks for, a graph for each shape (b, v, m)."""
+    excess = -shape[1] % PARTS
+
+    def run(logits: tf.Tensor, named: tf.Tensor, temperature: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        values, ids = tf.math.top_k(logits, count)
+        asked = tf.gather(logits, named, batch_dims=1)
+        finite = tf.reduce_all(tf.math.is_finite(logits), 1)
+        if not weigh:
+            return values, ids, finite, asked
+        weights = tf.exp((logits - values[:, :1]) / temperature)
+        parts = tf.pad(tf.where(logits > values[:, -1:], tf.zeros_like(weights), weights), ((0, 0), (0, excess)))
+        return values, ids, finite, asked, tf.reduce_sum(tf.reshape(parts, (shape[0], PARTS, -1)), 2)
+
+    return tf.function(run, autograph=False)
+
+
+class Logits(generation.HeldLogits):
+    """A step's logits on a device."""
+
+    def best(self, count: int, named: NDArray[np.int64], temperature: float | None) -> Selected:
+        """The `count` best of each row of (b, v), and the logits of `named` (b, m)."""
+        logits: tf.Tensor = self._array
+        divisor = tf.constant(1 if temperature is None else temperature, logits.dtype)
+        run = compiled_best((*logits.shape, named.shape[1]), count, temperature is not None)
+        return Selected(*map(to_numpy, run(logits, tf.constant(named), divisor)))
+
+    def _fetched(self, array: tf.Tensor) -> NDArray[Any]:
+        return to_numpy(array)
+
+    def _rows(self, rows: NDArray[np.int64]) -> tf.Tensor:
+        return tf.gather(self._array, rows)
+
+    def _position(self, n: int) -> tf.Tensor:
+        return self._array[:, n]
+
+
+def on_host(logits: tf.Tensor) -> bool:
+    """Whether they lie in the host's memory, where NumPy reads them without a copy."""
+    return "CPU" in logits.device
+
+
 class GenerationMixin(generation.Generates[tf.Tensor]):
     """`generate` and `stream` for a TensorFlow model."""
 
@@ -279,6 +323,10 @@ class GenerationMixin(generation.Generates[tf.Tensor]):
 
     def _rows_of(self, array: tf.Tensor, rows: NDArray[np.int64]) -> tf.Tensor:
         return tf.gather(array, rows)
+
+    def _held(self, logits: tf.Tensor, columns: int | None = None) -> NDArray[Any] | Logits:
+        held = Logits(logits, columns)
+        return held.on_host() if on_host(logits) else held
 
     def _native(self, array: NDArray[Any]) -> tf.Tensor:
         return tf.constant(array)
