@@ -7,7 +7,6 @@ import pytest
 from wings import FLOAT32_ABSOLUTE
 
 from gptj.flax import Decoder, GPTJForCausalLM
-from gptj.flax.generate import rounded
 from gptj.flax.inference import compiled_block
 from gptj.flax.weights import flat
 
@@ -19,13 +18,6 @@ def model(folder):
 
 def prompt(length: int) -> np.ndarray:
     return np.random.default_rng(length).integers(0, 214, (2, length))
-
-
-@pytest.mark.parametrize("most", [1, 7, 2048, 2056])
-def test_a_rounded_count_is_enough_and_never_too_much(most):
-    for count in range(1, most + 1):
-        assert count <= rounded(count, most) <= most
-    assert len({rounded(count, most) for count in range(1, most + 1)}) <= 17
 
 
 def test_prompts_of_many_lengths_compile_few_shapes(folder):

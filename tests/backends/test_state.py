@@ -127,6 +127,12 @@ def test_an_impossible_cache_is_refused(model_in, head, state, shape):
         model_in(head, state).init_cache(*shape)
 
 
+@pytest.mark.parametrize(("capacity", "slots"), [(1, 64), (65, 128), (300, 512), (1030, 1280), (2050, 2056)])
+def test_a_decoders_cache_is_rounded_up_the_same(wing, revealing, capacity, slots):
+    # PyTorch compiles nothing, so its cache is as large as it must be.
+    assert revealing()._decoder(1, capacity).slots == (capacity if wing.name == "pt" else slots)
+
+
 # ---- what a state forbids, in the same words
 
 

@@ -36,7 +36,7 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
-from gptj.pretrained.model import HeldArray
+from gptj.pretrained.model import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
 
 Params = Mapping[str, Any]
@@ -342,13 +342,13 @@ class PretrainedModel(Pretrained):
     def _has_values(self) -> bool:
         return self._params is not None
 
-    def _held(self) -> Iterator[HeldArray]:
+    def _list_arrays(self) -> Iterator[ArrayFacts]:
         if self._params is None:
             for row in schema(self.config, self.head):
-                yield HeldArray(row.size, 0, True)
+                yield ArrayFacts(row.size, 0, True)
         else:
             for array in jax.tree.leaves(self._params):
-                yield HeldArray(int(np.size(array)), int(array.nbytes), True)
+                yield ArrayFacts(int(np.size(array)), int(array.nbytes), True)
 
     def _buffer_bytes(self) -> int:
         # Differs: a Flax module has no buffers; its rotary table is a constant of what is compiled.

@@ -29,7 +29,7 @@ from gptj.pretrained.saving import check_rows, saving_options, side_files
 from gptj.schema import Head, TensorSpec, schema
 
 
-class HeldArray(NamedTuple):
+class ArrayFacts(NamedTuple):
     """A parameter, or an array that a prepared model has in the place of some.
 
     Attributes:
@@ -127,11 +127,11 @@ class Pretrained:
         """How many numbers the model has; a tied matrix counts once. None of a prepared model's can be trained."""
         if self._is_prepared:
             return 0 if only_trainable else sum(row.size for row in schema(self.config, self.head))
-        return sum(held.size for held in self._held() if held.trainable or not only_trainable)
+        return sum(held.size for held in self._list_arrays() if held.trainable or not only_trainable)
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of the parameters, and of the rotary table; a tied matrix counts once."""
-        return sum(held.nbytes for held in self._held()) + (self._buffer_bytes() if return_buffers else 0)
+        return sum(held.nbytes for held in self._list_arrays()) + (self._buffer_bytes() if return_buffers else 0)
 
     # ---- recomputation
 
@@ -412,7 +412,7 @@ class Pretrained:
         """Whether the parameters have values."""
         raise NotImplementedError
 
-    def _held(self) -> Iterator[HeldArray]:
+    def _list_arrays(self) -> Iterator[ArrayFacts]:
         """The parameters, each once, or what a prepared model has in their place."""
         raise NotImplementedError
 

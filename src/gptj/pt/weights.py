@@ -29,7 +29,7 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained
-from gptj.pretrained.model import HeldArray
+from gptj.pretrained.model import ArrayFacts
 from gptj.schema import Head, TensorSpec
 
 
@@ -164,17 +164,17 @@ class PretrainedModel(Pretrained, nn.Module):
     def _has_values(self) -> bool:
         return not any(parameter.is_meta for parameter in self.parameters())
 
-    def _held(self) -> Iterator[HeldArray]:
+    def _list_arrays(self) -> Iterator[ArrayFacts]:
         for parameter in self.parameters():
-            yield HeldArray(parameter.numel(), 0 if parameter.is_meta else parameter.nbytes, parameter.requires_grad)
+            yield ArrayFacts(parameter.numel(), 0 if parameter.is_meta else parameter.nbytes, parameter.requires_grad)
         # Differs: packed weights are no parameters.
         for module in self.modules() if self._is_prepared else ():
             for packed in vars(module).values():
                 if isinstance(packed, Tensor):
-                    yield HeldArray(packed.numel(), packed.nbytes, False)
+                    yield ArrayFacts(packed.numel(), packed.nbytes, False)
                 elif isinstance(packed, torch.ScriptObject):
                     whole = packed.unpack()[0]
-                    yield HeldArray(whole.numel(), whole.nbytes, False)
+                    yield ArrayFacts(whole.numel(), whole.nbytes, False)
 
     def _buffer_bytes(self) -> int:
         rotary = self.base_model.rotary

@@ -34,7 +34,7 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
-from gptj.pretrained.model import HeldArray
+from gptj.pretrained.model import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema
 from gptj.tf.arguments import as_ids, as_tensor, check_traced_ids, host
 from gptj.tf.training import TrainableModel
@@ -192,15 +192,15 @@ class PretrainedModel(Pretrained, TrainableModel):
     def _has_values(self) -> bool:
         return self.base_model.wte.weight is not None
 
-    def _held(self) -> Iterator[HeldArray]:
+    def _list_arrays(self) -> Iterator[ArrayFacts]:
         # Differs: a Keras layer without values has no variables.
         if not self._has_values():
             for row in schema(self.config, self.head):
-                yield HeldArray(row.size, 0, bool(self.trainable))
+                yield ArrayFacts(row.size, 0, bool(self.trainable))
         trained = {id(weight) for weight in self.trainable_weights}
         for weight in self.weights:
             size = int(np.prod(weight.shape))
-            yield HeldArray(size, size * tf.as_dtype(weight.dtype).size, id(weight) in trained)
+            yield ArrayFacts(size, size * tf.as_dtype(weight.dtype).size, id(weight) in trained)
 
     def _buffer_bytes(self) -> int:
         return int(self.base_model.rotary.nbytes)
