@@ -1,18 +1,29 @@
 """`prepare_for_inference` in every wing: the arguments that it takes, and the calls that it ends.
 
 A prepared model has its weights in the layout, and where asked in the precision, that decoding is fastest in. The
-parameters as the file has them are gone then, and with them everything that needs them; each such act is refused by
-name, and nothing falls back in silence.
+parameters as the file has them may be gone then, so everything that needs them is over; each such act is refused by
+name, the same acts in the same words in every wing, and nothing falls back in silence.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from gptj.errors import InputError, shown
 from gptj.schema import HEADS, Head
 
-__all__ = ["DEVICES", "DEVICES_CALLED", "QUANTIZATIONS", "check_device", "check_inference", "check_quantize", "refusal"]
+__all__ = [
+    "DEVICES",
+    "DEVICES_CALLED",
+    "QUANTIZATIONS",
+    "check_device",
+    "check_inference",
+    "check_quantize",
+    "give_up",
+    "refusal",
+]
 
 QUANTIZATIONS = ("int8", "int4")
 """Precisions of weights: 8 bits with a scale an output channel, 4 bits with a scale a group of neighbours."""
@@ -79,7 +90,22 @@ def check_inference(head: Head, inference: bool, quantize: str | None) -> None:
 def refusal(act: str) -> InputError:
     """The error of an act that a prepared model cannot do any more: `raise refusal("save_pretrained")`."""
     return InputError(
-        "the model is prepared for inference, and its parameters are no longer there as the file has them",
+        "the model is prepared for inference, which cannot be undone",
         where=act,
         hint="Load the folder once more, without inference=True and without prepare_for_inference",
     )
+
+
+def give_up(model: Any, acts: Mapping[str, str]) -> None:
+    """From now on, refuse by name what a framework's own classes would do to a prepared model.
+
+    Args:
+        model: the object; its class stays as it is.
+        acts: methods, and what each is called in the refusal.
+    """
+    for method, act in acts.items():
+        setattr(model, method, functools.partial(_refuse, act))
+
+
+def _refuse(act: str, *arguments: Any, **options: Any) -> Any:
+    raise refusal(act)

@@ -292,6 +292,15 @@ def test_what_a_prepared_model_has_lost_is_named(folder, tmp_path, act, do):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("quantize", "bits"), [("int8", 8), ("int4", 4)])
+def test_quantized_weights_take_their_own_bytes(folder, quantize, bits):
+    sizes = {"n_embd": 64, "n_head": 4, "n_inner": 256, "vocab_size": 256, "rotary_dim": 8}
+    model = GPTJForCausalLM.from_pretrained(folder(**sizes), inference=True, quantize=quantize)
+    embedding = 256 * 64
+    matrices, found = model.num_parameters() - embedding, model.get_memory_footprint(return_buffers=False)
+    assert 4 * embedding + matrices * bits / 8 <= found <= 4 * embedding + matrices * (bits / 8 + 0.5)
+
+
 def test_a_prepared_model_counts_its_numbers_as_before(folder):
     plain, fast = (GPTJForCausalLM.from_pretrained(folder(), inference=fast) for fast in (False, True))
     assert fast.num_parameters() == plain.num_parameters()

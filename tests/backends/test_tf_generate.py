@@ -16,7 +16,7 @@ if __test__:
     import tensorflow as tf
 
     from gptj.tf import Decoder, GPTJForCausalLM
-    from gptj.tf.generate import CompiledModel, power_of_two
+    from gptj.tf.generate import CompiledModel
 
 FEW = {"n_layer": 1, "n_positions": 200}
 
@@ -28,13 +28,6 @@ def model(folder):
 
 def prompt(length: int) -> np.ndarray:
     return np.random.default_rng(length).integers(0, 214, (2, length))
-
-
-@pytest.mark.parametrize("fewest", [1, 8, 64])
-def test_a_power_of_two_is_enough_and_less_than_twice(fewest):
-    for number in range(1, 300):
-        power = power_of_two(number, fewest)
-        assert power.bit_count() == 1 and max(number, fewest) <= power < 2 * max(number, fewest)
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 31])

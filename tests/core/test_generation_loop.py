@@ -11,6 +11,7 @@ from toy_decoder import ToyDecoder, toy_config
 
 from gptj.errors import ConfigError, GPTJError, InputError
 from gptj.generation import Decoder, GenerateOutput, GenerationConfig, Step, generate, stream
+from gptj.generation.decoder import round_up, round_up_columns
 
 CONFIG = toy_config()
 PROMPTS = [[4, 5, 6, 7], [1, 2, 3, 9], [8, 8, 1, 0]]
@@ -497,3 +498,17 @@ def test_truncate_and_select_give_back_what_was() -> None:
     assert again.tolist() == before[[1, 1, 0]].tolist()
     assert (decoder.batch, decoder.length) == (3, 4)
     assert decoder.mask.tolist() == [[True] * 4 + [False] * 4] * 3
+
+
+@pytest.mark.parametrize("most", [1, 7, 2048, 2056])
+@pytest.mark.parametrize("fewest", [1, 8, 64])
+def test_a_size_rounded_up_is_enough_and_one_of_few(most, fewest):
+    sizes = [round_up(count, most, fewest=fewest) for count in range(1, most + 1)]
+    assert all(count <= size <= max(2 * count, fewest) and size <= most for count, size in enumerate(sizes, 1))
+    assert sizes == sorted(sizes) and len({*sizes}) <= 17
+    assert all(size <= count + 255 for count, size in enumerate(sizes, 1) if count > 256)
+
+
+@pytest.mark.parametrize(("columns", "width"), [(1, 1), (2, 8), (9, 16), (257, 512), (1030, 1280), (1990, 2000)])
+def test_a_prompt_is_rounded_up_unless_it_is_one_token(columns, width):
+    assert round_up_columns(columns, 2000) == width

@@ -19,21 +19,26 @@ from gptj.schema import HEADS
 ROOT = Path(gptj.__file__).parent
 FILES = ("__init__.py", "arguments.py", "generate.py", "heads.py", "inference.py", "model.py", "weights.py")
 
-OWN_FILES = {"pt": {"kernels.py"}, "tf": set(), "flax": set()}
-"""Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers."""
+OWN_FILES = {"pt": {"kernels.py"}, "tf": {"training.py"}, "flax": set()}
+"""Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, and Keras has a
+training loop of its own."""
+
+CORE = ROOT / "pretrained" / "model.py"
+"""The methods that the wings inherit: `Pretrained`, with hooks that each of them fills."""
 
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
 """What each framework calls the method behind `model(...)`."""
 
 OWN_ARGUMENTS = {
-    "pt": {"attn_implementation", "state_dict"},
+    "pt": set(),
     "tf": {"name", "training"},
     "flax": {"params", "dropout_rng", "train", "input_shape"},
 }
 """Arguments that one framework alone has: its own idiom, on the seed page or in its base class."""
 
-FORCED_ARGUMENTS = {("from_pretrained", "_do_init"), ("__init__", "_do_init")}
-"""Flax gives `_do_init` a meaning in from_pretrained too: it returns the parameters beside the model."""
+FORCED_ARGUMENTS = {("__init__", "_do_init"), ("__init__", "attn_implementation")}
+"""In Flax `_do_init` stands where transformers has it; the choice of attention is PyTorch's. The core's
+`from_pretrained` has both, and refuses them where they mean nothing."""
 
 OWN_METHODS = {
     "pt": {"device", "dtype", "enable_input_require_grads", "disable_input_require_grads"},
@@ -47,9 +52,9 @@ OWN_METHODS = {
 
 
 def classes(wing: str, sources: dict[str, str]) -> dict[str, ast.ClassDef]:
-    """Every class of a wing by name."""
+    """Every class of a wing by name, and those of the core that its models inherit from."""
     found = {}
-    for source in sources.values():
+    for source in (CORE.read_text(), *sources.values()):
         for node in ast.parse(source).body:
             if isinstance(node, ast.ClassDef):
                 found[node.name] = node
@@ -111,6 +116,7 @@ def defined(source: str) -> list[str]:
 
 PARTS = {
     "arguments.py": ["UpdateCache", "host", "as_ids", "causal_mask", "cache_length", "CacheBuilder"],
+    "weights.py": ["to_numpy", "from_numpy", "PretrainedModel", "on_device"],
     "model.py": ["at_least_float32", "RotaryTable", "rotate_pairs", "Attention", "MLP", "Block", "GPTJModel"],
     "heads.py": ["cross_entropy", *(name for head, name in HEADS.items() if head != "base")],
 }
@@ -141,11 +147,34 @@ def test_the_wings_have_the_same_methods_and_arguments(wing, name):
     assert surface(wing, sources_of(wing))[name] == surface("pt", sources_of("pt"))[name]
 
 
+def hooks(source: str) -> set[str]:
+    """The methods of `Pretrained` that a wing must fill: those that raise NotImplementedError."""
+    owner = next(node for node in ast.parse(source).body if getattr(node, "name", "") == "Pretrained")
+    return {
+        node.name
+        for node in owner.body
+        if isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Raise)
+        if "NotImplementedError" in ast.unparse(node.body[-1])
+    }
+
+
+@pytest.mark.parametrize("wing", BACKENDS)
+def test_every_hook_of_the_core_is_filled(wing):
+    filled = {node.name for node in classes(wing, sources_of(wing))["PretrainedModel"].body if hasattr(node, "name")}
+    missing = hooks(CORE.read_text()) - filled
+    assert missing == (set() if wing == "flax" else {"_take_apart"})  # where parameters can be apart from the model
+
+
+def test_a_hook_that_is_not_filled_would_be_noticed():
+    source = CORE.read_text().replace("def _read(", "def _fetch(")
+    assert "_read" in hooks(CORE.read_text()) and "_fetch" in hooks(source)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         ("head_mask: Any = None,", ""),
-        ("def num_parameters", "def count_parameters"),
+        ("def init_cache", "def make_cache"),
         ("max_length: int", "length: int"),
     ],
 )

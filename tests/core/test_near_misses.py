@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 import gptj
 from gptj import backends, pretrained
-from gptj.backends import BACKENDS
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.command import main as cli
 from gptj.config import GPTJConfig
@@ -22,6 +21,7 @@ from gptj.generation import GenerationConfig
 from gptj.generation.config import UNSUPPORTED
 from gptj.hub import HubPlace
 from gptj.parity.revealing import revealing_fill
+from gptj.pretrained.loading import LOADING_ARGUMENTS
 from gptj.text import tokenizer_calls
 from gptj.text.tokenizer_calls import set_from_pretrained, take_call_arguments
 
@@ -127,16 +127,11 @@ def test_opening_a_model_says_which_argument_or_field_is_meant(name, meant, tmp_
     assert caught.value.hint == (None if meant is None else f"Did you mean {meant}?")
 
 
-def test_the_arguments_that_opening_is_guessed_by_are_those_of_the_wings():
-    for name in BACKENDS:
-        tree = ast.parse((Path(gptj.__file__).parent / name / "weights.py").read_text())
-        own = {
-            argument.arg
-            for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef) and node.name == "from_pretrained"
-            for argument in (*node.args.args, *node.args.kwonlyargs)
-        } - {"cls", "directory", "model_args"}
-        assert own <= {*pretrained._LOADING_ARGUMENTS}, name
+def test_the_arguments_that_opening_is_guessed_by_are_its_own():
+    source = (Path(gptj.__file__).parent / "pretrained" / "model.py").read_text()
+    node = next(n for n in ast.walk(ast.parse(source)) if getattr(n, "name", "") == "from_pretrained")
+    own = {argument.arg for argument in node.args.kwonlyargs}
+    assert "dtype" in own and own <= {*LOADING_ARGUMENTS}
 
 
 # ---- dtypes

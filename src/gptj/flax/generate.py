@@ -21,17 +21,8 @@ from gptj import generation
 from gptj.flax.inference import FastPath
 from gptj.flax.weights import from_numpy, to_numpy
 from gptj.generation import PARTS, Selected, Step
+from gptj.generation.decoder import round_up_columns, round_up_slots
 from gptj.outputs import KVCache
-
-
-def rounded(count: int, most: int) -> int:
-    """`count` rounded up to a power of two below 256, to a multiple of 256 above, and to `most` at the most.
-
-    >>> [rounded(n, 2048) for n in (1, 5, 200, 300, 2047)]
-    [1, 8, 256, 512, 2048]
-    """
-    power = 1 << (count - 1).bit_length()
-    return min(power if power <= 256 else -(-count // 256) * 256, most)
 
 
 @jax.jit
@@ -53,7 +44,7 @@ class Decoder(generation.Decoder):
     def __init__(self, model: Any, batch: int, capacity: int) -> None:
         super().__init__(model.config, batch, capacity)
         self.model = model
-        self.slots = rounded(capacity, model.config.n_positions)
+        self.slots = round_up_slots(model.config, capacity)
         self.path = FastPath(model.module, model.params) if model.fast_path is None else model.fast_path
         self.cache: KVCache = self.path.init_cache(batch, self.slots)
 
@@ -68,7 +59,7 @@ class Decoder(generation.Decoder):
         want: frozenset[str],
     ) -> Step:
         columns = token_ids.shape[1]
-        excess = rounded(columns, self.slots - offset) - columns
+        excess = round_up_columns(columns, self.slots - offset) - columns
         ids, positions = (
             np.pad(numbers, ((0, 0), (0, excess))).astype(np.int32) for numbers in (token_ids, position_ids)
         )

@@ -28,7 +28,7 @@ from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
 from gptj.flax.model import Attention, Block, Embedding, LayerNorm, Linear, make_attention_inputs, multiply
 from gptj.flax.weights import Params, flat, nested
 from gptj.outputs import CausalLMOutputWithPast, KVCache
-from gptj.prepared import check_quantize, refusal
+from gptj.prepared import check_quantize
 
 FEW_ROWS = range(2, 65)
 """For how many rows the product is written weights first: as many as it was measured to be faster for."""
@@ -297,12 +297,6 @@ class InferenceMixin:
 
     fast_path: Any
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # copy and pickle ask for it; a copy of packed weights or of compiled programs would be neither.
-        if self.fast_path is not None:
-            raise refusal("a copy")
-        return super().__reduce_ex__(protocol)
-
     def prepare_for_inference(self, *, quantize: str | None = None) -> Self:
         """The model itself, which takes the fast path from then on: `model(...)`, `generate` and `stream`.
 
@@ -317,9 +311,10 @@ class InferenceMixin:
         Raises:
             InputError: another `quantize`, or a model prepared already.
         """
-        check_quantize(quantize, ())
         model: Any = self
         model._refuse_prepared("prepare_for_inference")
+        check_quantize(quantize, ())
+        model._require_values("prepare_for_inference")
         dtype = model.dtype
         if dtype.itemsize < 4 and model.device.platform == "cpu":
             dtype = np.dtype(np.float32)
@@ -328,5 +323,5 @@ class InferenceMixin:
             arrays[name] = jax.block_until_ready(jnp.asarray(arrays[name], dtype))
         model._params = nested(arrays.items())
         model.module = model.module.clone(dtype=None, param_dtype=dtype, gradient_checkpointing=False)
-        model.fast_path = FastPath(model.module, model._params)
+        model.fast_path, model._is_prepared = FastPath(model.module, model._params), True
         return self

@@ -1,4 +1,4 @@
-"""Weights in and out of Flax: arrays to jax and back, and what every model class can load, save and count.
+"""Weights in and out of Flax: arrays to jax and back, and the hooks that loading, saving and counting need.
 
 Parameters are plain nested dicts whose path, joined with dots, is the schema's name; so loading is one assignment a
 row. Nothing is initialised to be overwritten: each row's array goes to jax as it comes, and on the CPU jax keeps it
@@ -11,6 +11,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,14 +23,10 @@ from flax import traverse_util
 from jax import Array
 from numpy.typing import NDArray
 
-from gptj import inputs, pretrained
-from gptj.checkpoint import write_checkpoint
+from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError, SchemaError
-from gptj.generation import Generates
-from gptj.generation.typed import Off, On, typed_load
-from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -37,7 +34,9 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_device, check_inference, refusal
+from gptj.prepared import check_device
+from gptj.pretrained import Loading, Pretrained, one_dtype
+from gptj.pretrained.model import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
 
 Params = Mapping[str, Any]
@@ -99,8 +98,8 @@ def flat(params: Params) -> dict[str, Any]:
     return {".".join(path): leaf for path, leaf in traverse_util.flatten_dict(params).items()}
 
 
-class PretrainedModel(pretrained.Configured):
-    """What all four model classes have in common: config, start values, loading, saving, counting.
+class PretrainedModel(Pretrained):
+    """The hooks of `gptj.pretrained.Pretrained` in Flax.
 
     Differs: a Flax module is a description without state, so the model is a wrapper that holds the module and its
     parameters side by side. It is never changed by a call, and a call may bring parameters of its own.
@@ -123,6 +122,7 @@ class PretrainedModel(pretrained.Configured):
     head: ClassVar[Head]
     base_class: ClassVar[type[Any]]
     module_class: ClassVar[type[nn.Module]]
+    parameters_apart = True
     fast_path: Any = None
     _module: Any
 
@@ -189,11 +189,6 @@ class PretrainedModel(pretrained.Configured):
         check_params(params, self.config, self.head)
         self._params = params
 
-    def _refuse_prepared(self, act: str) -> None:
-        """Refuse what needs the parameters as the file has them, by name, once `prepare_for_inference` was called."""
-        if self.fast_path is not None:
-            raise refusal(act)
-
     @property
     def params_shape_tree(self) -> dict[str, Any]:
         """Shapes and dtypes in the place of the parameters: what orbax and `jax.eval_shape` want to know them by.
@@ -204,7 +199,7 @@ class PretrainedModel(pretrained.Configured):
         return nested((row.name, jax.ShapeDtypeStruct(row.shape, self.param_dtype)) for row in rows)
 
     @property
-    def base_model(self) -> PretrainedModel:
+    def base_model(self) -> Any:
         """A GPTJModel over the parameters of the one inside, or the model itself where it is one."""
         if self.head == "base":
             return self
@@ -212,6 +207,7 @@ class PretrainedModel(pretrained.Configured):
         model = self.base_class(self.config, dtype=self.module.dtype, param_dtype=self.param_dtype, _do_init=False)
         model.module = model.module.clone(gradient_checkpointing=self.gradient_checkpointing)
         model._params = None if self._params is None else self._params["transformer"]
+        model._inside, model._is_prepared = True, self._is_prepared
         return model
 
     @property
@@ -237,10 +233,6 @@ class PretrainedModel(pretrained.Configured):
         """Whether training keeps only what enters each block."""
         return bool(self.module.gradient_checkpointing)
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the model has; a tied matrix counts once. In Flax all of them can be trained."""
-        return sum(row.size for row in schema(self.config, self.head))
-
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty cache of fixed capacity: n_layer pairs of (b, h, max_length, d).
 
@@ -254,35 +246,10 @@ class PretrainedModel(pretrained.Configured):
         keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in range(self.config.n_layer)) for _ in range(2))
         return KVCache(keys, values, 0, fixed=True)
 
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether training keeps only what enters each block."""
-        return self.gradient_checkpointing
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """In training, keep only what enters each block and compute the rest again for the gradient.
-
-        Args:
-            gradient_checkpointing_kwargs: {"use_reentrant": False} says what is so anyway.
-        """
-        pretrained.check_recomputation(gradient_checkpointing_kwargs)
-        self._refuse_prepared("gradient_checkpointing_enable")
-        self.module = self.module.clone(gradient_checkpointing=True)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """In training, keep everything that the gradient needs."""
-        self.module = self.module.clone(gradient_checkpointing=False)
-
     # Differs: there are no module objects with weights in Flax, so embeddings are given and taken as arrays.
     def get_input_embeddings(self) -> Any:
         """The token embedding wte, (v, m)."""
         return flat(self.params)[self._embedding]
-
-    def set_input_embeddings(self, embeddings: Any) -> None:
-        """Use another token embedding of the same size; lm_head follows where the config ties them."""
-        self._refuse_prepared("set_input_embeddings")
-        inputs.check_embeddings(self.config, tuple(embeddings.shape))
-        self.params = nested((flat(self.params) | {self._embedding: embeddings}).items())
 
     def get_output_embeddings(self) -> Any:
         """lm_head's weight (v, m), or None where the class has none."""
@@ -291,67 +258,9 @@ class PretrainedModel(pretrained.Configured):
         tied = self.config.tie_word_embeddings
         return self.get_input_embeddings() if tied else self.params["lm_head"]["weight"]
 
-    def set_output_embeddings(self, embeddings: Any) -> None:
-        """Use another lm_head's weight of the same size; where the config ties them, wte is it."""
-        self._refuse_prepared("set_output_embeddings")
-        pretrained.check_output_embeddings(self, tuple(embeddings.shape))
-        name = self._embedding if self.config.tie_word_embeddings else "lm_head.weight"
-        self.params = nested((flat(self.params) | {name: embeddings}).items())
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of the parameters. A Flax module has no buffers: its rotary table is a constant of what is compiled."""
-        return sum(int(array.nbytes) for array in jax.tree.leaves(self.params))
-
     @property
     def _embedding(self) -> str:
         return schema(self.config, self.head)[0].name
-
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = False,
-        *,
-        seed: int = 0,
-    ) -> Any:
-        """Change the vocabulary's size: wte, lm_head's weight and bias, and the config. Returns wte.
-
-        Rows that stay keep their values; new ones get the start values of a model of the new size.
-
-        Args:
-            new_num_tokens: the new vocab_size; None keeps it.
-            pad_to_multiple_of: round the size up to a multiple of this.
-            mean_resizing: only False: new rows have the start values, not the others' mean.
-            seed: of the new rows.
-        """
-        self._refuse_prepared("resize_token_embeddings")
-        new_num_tokens = pretrained.new_vocabulary(self.config, new_num_tokens, pad_to_multiple_of, mean_resizing)
-        if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
-            config = self.config.replace(vocab_size=new_num_tokens)
-            rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
-            kept = flat(self.params)
-            resized = {
-                row.name: from_numpy(resized_tensor(row, config, to_numpy(kept[row.name]), seed)) for row in rows
-            }
-            self._set_config(config)
-            self.params = nested((kept | resized).items())
-        return self.get_input_embeddings()
-
-    # ---- values
-
-    def initialise(self, *, dtype: Any = "float32", seed: int = 0) -> None:
-        """Give every parameter its start value, the same in all three backends for the same seed."""
-        self._refuse_prepared("initialise")
-        target = numpy_dtype(dtype_name(dtype))
-        rows = schema(self.config, self.head)
-        self._assign((row, initial_tensor(row, self.config, seed).astype(target, copy=False)) for row in rows)
-
-    def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
-        """Make each array the parameter that its row names; at most one more than the parameters is held."""
-        self._params = nested((spec.name, jax.block_until_ready(from_numpy(array))) for spec, array in arrays)
-
-    def tie_weights(self) -> None:
-        """Nothing to do. Differs: where the config ties it, lm_head.weight is no parameter, but read from wte."""
 
     # Differs: these three are Flax's alone, since its parameters are data and have no `.half()`.
     def to_bf16(self, params: Params, mask: Params | None = None) -> Any:
@@ -366,130 +275,100 @@ class PretrainedModel(pretrained.Configured):
         """`params` in float32, where `mask`, nested dicts of bools, says True; None: all. They are not assigned."""
         return cast(params, "float32", mask)
 
-    @typed_load
-    def from_pretrained(
-        cls: Any,
-        /,
-        directory: str | os.PathLike[str],
-        *,
-        config: GPTJConfig | None = None,
-        dtype: Any = None,
-        param_dtype: Any = None,
-        torch_dtype: Any = None,
-        device_map: Any = None,
-        weights: str | None = None,
-        subfolder: str = "",
-        ignore_mismatched_sizes: bool = False,
-        output_loading_info: Off = False,
-        mmap: bool = True,
-        verify: bool = False,
-        seed: int = 0,
-        inference: bool = False,
-        quantize: str | None = None,
-        _do_init: On = True,
-        **overrides: Any,
-    ) -> Any:
-        """The model in `directory`.
-
-        Args:
-            directory: a folder with config.json and safetensors weights, or a repository of the hub.
-            config: to use in place of the folder's own.
-            dtype: what is computed in, and not what the parameters are kept in; None or "auto" means their dtype.
-            param_dtype, torch_dtype: of the parameters; None or "auto" means as stored.
-            device_map: "cpu", "cuda", "auto" or {"": device}: the one device to place the parameters on.
-            weights: which weights file, where there are several.
-            subfolder: a folder inside `directory`.
-            ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
-            output_loading_info: return (model, info) with the missing, unexpected and mismatched keys.
-            mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
-            verify: first check the folder against its manifest.json: every hash, and the reference's forward pass.
-            seed: of rows that start afresh.
-            inference: prepare the model for decoding alone; see `GPTJForCausalLM.prepare_for_inference`.
-            quantize: with `inference`, the precision of the weights.
-            _do_init: False returns (model, params), the model without parameters of its own.
-            overrides: config fields to change, such as num_labels; revision, cache_dir, token, local_files_only,
-                force_download and variant; see `gptj.pretrained.prepare`.
-
-        Raises:
-            GPTJError: see `gptj.pretrained.prepare`.
-            InputError: the parameters are float64 and jax has float64 switched off.
-        """
-        check_inference(cls.head, inference, quantize)
-        if inference and not _do_init:
-            raise InputError("a prepared model has parameters of its own", where="_do_init", found=False)
-        computed = None if isinstance(dtype, str) and dtype == "auto" else dtype
-        # Differs: _do_init is Flax's alone, and dtype is not the parameters'.
-        loading = pretrained.prepare(
-            cls.head,
-            directory,
-            config=config,
-            dtype=pretrained.one_dtype(param_dtype=param_dtype, torch_dtype=torch_dtype),
-            device_map=device_map,
-            weights=weights,
-            subfolder=subfolder,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-            verify=verify,
-            seed=seed,
-            overrides=overrides,
-        )
-        model: Any = cls(loading.config, dtype=computed, param_dtype=loading.dtype, _do_init=False)
-        with _device(loading.place):
-            model._assign(loading.arrays(mmap=mmap))
-        if isinstance(model, Generates):
-            model.generation_config = loading.generation_config
-        if inference:
-            model.prepare_for_inference(quantize=quantize)
-        returned: tuple[Any, ...] = (model,)
-        if not _do_init:
-            returned, model._params = (model, model._params), None
-        if output_loading_info:
-            returned += (loading.info,)
-        return returned if len(returned) > 1 else model
-
-    def save_pretrained(
+    # Differs: params is Flax's alone, in the place that transformers gives it.
+    def save_pretrained(  # type: ignore[override]
         self,
         directory: str | os.PathLike[str],
         params: Params | None = None,
         *,
         is_main_process: bool = True,
+        state_dict: Mapping[str, Any] | None = None,
         max_shard_bytes: int | str = 5_000_000_000,
         overwrite: bool = False,
         **others: Any,
     ) -> Path:
-        """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
-
-        Args:
-            directory: the folder, which is made; files and folders there that are no model's stay as they are.
-            params: to write in place of the model's own.
-            is_main_process: False writes nothing: of several processes, one writes.
-            max_shard_bytes: of a weights file, in bytes or as "5GB"; max_shard_size is the same.
-            overwrite: replace the model that the folder holds.
-            others: what transformers' method has besides; see `gptj.pretrained.saving_options`.
+        """Write the model, as `Pretrained.save_pretrained` says, with `params` in place of its own parameters.
 
         Raises:
-            WriteError: the folder holds a model already and `overwrite` is False, or it cannot be written.
-            InputError: an option that cannot be had.
             SchemaError: `params` are not this model's.
         """
-        # Differs: params is Flax's alone, in the place that transformers gives it.
-        self._refuse_prepared("save_pretrained")
-        options = pretrained.saving_options(max_shard_bytes, others)
-        if not is_main_process:
-            return Path(directory)
-        parameters = flat(self.params if params is None else params)
         if params is not None:
+            if state_dict is not None:
+                raise InputError("given beside params", where="state_dict", hint="Pass one of them")
+            self._refuse_prepared("save_pretrained")
             check_params(params, self.config, self.head)
-        return write_checkpoint(
+            state_dict = flat(params)
+        return super().save_pretrained(
             directory,
-            self.config,
-            lambda spec: to_numpy(parameters[spec.name]),
-            head=self.head,
-            dtype=dtype_name(np.dtype(next(iter(parameters.values())).dtype)),
-            max_shard_bytes=options,
+            is_main_process,
+            state_dict,
+            max_shard_bytes=max_shard_bytes,
             overwrite=overwrite,
-            beside_others=True,
-            extra_files=pretrained.side_files(self),
+            **others,
         )
+
+    # ---- hooks
+
+    @classmethod
+    def _dtypes_of(cls, dtype: Any, **parameter_dtypes: Any) -> tuple[Any, Any]:
+        # Differs: dtype is what is computed in, and not the parameters'.
+        return None if isinstance(dtype, str) and dtype == "auto" else dtype, one_dtype(**parameter_dtypes)
+
+    @classmethod
+    def _on_device(cls, place: str | None) -> AbstractContextManager[Any]:
+        return _device(place)
+
+    @classmethod
+    def _without_values(cls, loading: Loading, *, dtype: Any, attn_implementation: str | None) -> Any:
+        return cls(loading.config, dtype=dtype, param_dtype=loading.dtype, _do_init=False)
+
+    # Differs: parameters can be held outside of the model; where the config ties lm_head.weight, it is none of them.
+    def _take_apart(self) -> tuple[Any, Any]:
+        params, self._params = self._params, None
+        return self, params
+
+    def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
+        """Make each array the parameter that its row names; at most one more than the parameters is held."""
+        kept = {} if self._params is None else flat(self._params)
+        given = {spec.name: jax.block_until_ready(from_numpy(array)) for spec, array in arrays}
+        self._params = nested((kept | given).items())
+
+    def _read(self, name: str) -> NDArray[Any]:
+        return to_numpy(flat(self.params)[name])
+
+    def _to_numpy(self, array: Any) -> NDArray[Any]:
+        return to_numpy(array)
+
+    def _has_values(self) -> bool:
+        return self._params is not None
+
+    def _list_arrays(self) -> Iterator[ArrayFacts]:
+        if self._params is None:
+            for row in schema(self.config, self.head):
+                yield ArrayFacts(row.size, 0, True)
+        else:
+            for array in jax.tree.leaves(self._params):
+                yield ArrayFacts(int(np.size(array)), int(array.nbytes), True)
+
+    def _buffer_bytes(self) -> int:
+        # Differs: a Flax module has no buffers; its rotary table is a constant of what is compiled.
+        return 0
+
+    def _parameter_dtype(self) -> Any:
+        return self.param_dtype
+
+    def _set_recomputation(self, on: bool) -> None:
+        self.module = self.module.clone(gradient_checkpointing=on)
+
+    def _shape_of(self, embeddings: Any) -> tuple[int, ...]:
+        return tuple(embeddings.shape)
+
+    def _use_input_embeddings(self, embeddings: Any) -> None:
+        self.params = nested((flat(self.params) | {self._embedding: embeddings}).items())
+
+    def _use_output_embeddings(self, embeddings: Any) -> None:
+        name = self._embedding if self.config.tie_word_embeddings else "lm_head.weight"
+        self.params = nested((flat(self.params) | {name: embeddings}).items())
 
 
 def _check_input_shape(shape: Any) -> None:

@@ -22,7 +22,7 @@ from gptj.generation.held import HeldLogits
 from gptj.inputs import check_attention_mask, check_cache_room, check_cache_size, check_ids
 from gptj.outputs import KVCache
 
-__all__ = ["Decoder", "DecoderFactory", "Step", "Uncached"]
+__all__ = ["Decoder", "DecoderFactory", "Step", "Uncached", "round_up", "round_up_columns", "round_up_slots"]
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -80,6 +80,32 @@ class Step:
         )
 
 
+def round_up(count: int, most: int, *, fewest: int = 1) -> int:
+    """The size that `count` is compiled for: a power of two up to 256, above it a multiple of 256, so that few are met.
+
+    >>> [round_up(n, 2048) for n in (1, 5, 200, 300, 1030, 2047)]
+    [1, 8, 256, 512, 1280, 2048]
+
+    Args:
+        count: what must fit.
+        most: the largest size, though it be neither.
+        fewest: the smallest.
+    """
+    count = max(count, fewest)
+    power = 1 << (count - 1).bit_length()
+    return min(power if power <= 256 else -(-count // 256) * 256, most)
+
+
+def round_up_slots(config: GPTJConfig, capacity: int) -> int:
+    """The slots of a compiled cache for `capacity` tokens: 64 at least, n_positions at most."""
+    return round_up(capacity, config.n_positions, fewest=64)
+
+
+def round_up_columns(columns: int, room: int) -> int:
+    """The columns of a compiled prompt: 8 at least, unless it is one token, and `room` at most."""
+    return 1 if columns == 1 else round_up(columns, room, fewest=8)
+
+
 class Decoder(abc.ABC):
     """A model with a cache of `capacity` slots for each of `batch` rows; slot s of a row holds its column s.
 
@@ -90,7 +116,8 @@ class Decoder(abc.ABC):
     Attributes:
         config: the model's.
         batch: rows now; `select` may change it.
-        capacity: slots of a row.
+        capacity: slots of a row that may be filled.
+        slots: of a row, `capacity` or what a wing that compiles rounds it up to.
         length: filled slots, the same for all rows.
         mask: bool (batch, capacity), True where a slot holds a token that may be attended to.
     """
@@ -99,7 +126,7 @@ class Decoder(abc.ABC):
         check_cache_size(config, batch, capacity)
         self.config = config
         self.batch = batch
-        self.capacity = capacity
+        self.capacity = self.slots = capacity
         self.length = 0
         self.mask: Mask = np.zeros((batch, capacity), bool)
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptj.errors import InputError
-from gptj.prepared import QUANTIZATIONS, check_quantize, refusal
+from gptj.prepared import QUANTIZATIONS, check_quantize, give_up, refusal
 from gptj.pt.arguments import AttentionMask, UpdateCache
 from gptj.pt.kernels import can_apply_gelu, pack, stack
 from gptj.pt.model import GELUS, MLP, Attention, Block, rotate_pairs
-from gptj.schema import BASE_PREFIX, TensorSpec, schema
+from gptj.schema import BASE_PREFIX, TensorSpec
 
 
 class OneProduct(nn.Module):
@@ -130,15 +130,7 @@ class PreparedBlock(nn.Module):
 class InferenceMixin:
     """What a model can do to decode faster."""
 
-    _is_prepared = False
     transformer: Any
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # copy and pickle ask for it; a copy of packed weights or of compiled programs would be neither.
-        if self._is_prepared:
-            raise refusal("a copy")
-        return super().__reduce_ex__(protocol)
-
     lm_head: Any
 
     def prepare_for_inference(self, *, quantize: str | None = None) -> Self:
@@ -155,7 +147,11 @@ class InferenceMixin:
         Raises:
             InputError: another `quantize`, sizes or a device that it does not fit, or a model prepared already.
         """
-        self._check(quantize)
+        model: Any = self
+        model._refuse_prepared("prepare_for_inference")
+        check_quantize(quantize, QUANTIZATIONS)
+        model._require_values("prepare_for_inference")
+        check_device_of(model.device, quantize)
         with torch.no_grad():
             for n in range(len(self.transformer.h)):
                 self._pack_block(n, quantize)
@@ -166,7 +162,8 @@ class InferenceMixin:
     def _assign_prepared(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]], quantize: str | None) -> None:
         """Fill a model without values with prepared ones, a block at a time: no more than one is there twice."""
         model: Any = self
-        self._check(quantize)
+        check_quantize(quantize, QUANTIZATIONS)
+        check_device_of(torch.get_default_device(), quantize)
         with torch.no_grad():
             for n, rows in itertools.groupby(arrays, key=lambda row: _block_number(row[0].name)):
                 model._assign(rows)
@@ -174,13 +171,6 @@ class InferenceMixin:
                     self._pack_block(n, quantize)
             self._pack_head(quantize)
         self._give_up_parameters()
-
-    def _check(self, quantize: str | None) -> None:
-        model: Any = self
-        check_quantize(quantize, QUANTIZATIONS)
-        device = model.device.type
-        if quantize is not None and device not in ("cpu", "meta"):
-            raise InputError("only on the CPU", where="quantize", found=device, hint="Prepare without quantize")
 
     def _pack_block(self, n: int, quantize: str | None) -> None:
         blocks = self.transformer.h
@@ -192,39 +182,27 @@ class InferenceMixin:
     def _give_up_parameters(self) -> None:
         """From now on, refuse by name all that needs the parameters, on this model and on the one inside."""
         inner: Any = self
-        self._is_prepared = True
         for model in (inner, inner.transformer):
             model.requires_grad_(False).eval()
-            count = sum(row.size for row in schema(model.config, model.head))
-            model.num_parameters = lambda only_trainable=False, count=count: 0 if only_trainable else count
+            model._is_prepared = True
             model.train = functools.partial(_train, model)
-            for method, act in _GIVEN_UP.items():
-                setattr(model, method, functools.partial(_refuse, act))
+            give_up(model, _GIVEN_UP)
 
 
-_PUBLIC = (
-    "enable_input_require_grads",
-    "gradient_checkpointing_enable",
-    "initialise",
-    "load_state_dict",
-    "prepare_for_inference",
-    "requires_grad_",
-    "resize_token_embeddings",
-    "save_pretrained",
-    "set_input_embeddings",
-    "set_output_embeddings",
-    "state_dict",
-)
-_GIVEN_UP = {name: name for name in _PUBLIC} | {
+_GIVEN_UP = {
+    "load_state_dict": "load_state_dict",
+    "requires_grad_": "requires_grad_",
+    "state_dict": "state_dict",
     "_apply": "a cast or a move",
     "__deepcopy__": "a copy",
-    "__reduce_ex__": "a copy",  # which is what pickle and torch.save ask for
 }
-"""Methods that a prepared model has no longer, and what each is called."""
+"""Methods of torch's own that a prepared model has no longer, and what each is called."""
 
 
-def _refuse(act: str, *arguments: Any, **options: Any) -> Any:
-    raise refusal(act)
+def check_device_of(device: torch.device, quantize: str | None) -> None:
+    """Refuse quantized weights anywhere but on the CPU."""
+    if quantize is not None and device.type != "cpu":
+        raise InputError("only on the CPU", where="quantize", found=device.type, hint="Prepare without quantize")
 
 
 def _train(model: nn.Module, mode: bool = True) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Weights in and out of PyTorch: arrays to tensors and back, and what every model class can load, save and count.
+"""Weights in and out of PyTorch: arrays to tensors and back, and the hooks that loading, saving and counting need.
 
 Parameter names are the schema's, so loading is one assignment a row. A model is built on the meta device, which
 holds no memory; then each parameter becomes a tensor over the mapped file itself, without a copy.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import ml_dtypes
@@ -20,13 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gptj import inputs, pretrained
-from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name, numpy_dtype
-from gptj.generation import Generates
-from gptj.generation.typed import Off, typed_load
-from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -34,8 +27,10 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_device, check_inference
-from gptj.schema import Head, TensorSpec, schema
+from gptj.prepared import check_device
+from gptj.pretrained import Loading, Pretrained
+from gptj.pretrained.model import ArrayFacts
+from gptj.schema import Head, TensorSpec
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
@@ -71,8 +66,8 @@ def empty_parameters() -> Any:
         yield
 
 
-class PretrainedModel(pretrained.Configured, nn.Module):
-    """What all four model classes have in common: config, start values, loading, saving, counting.
+class PretrainedModel(Pretrained, nn.Module):
+    """The hooks of `gptj.pretrained.Pretrained` in PyTorch, whose models are modules.
 
     Attributes:
         head: which rows of the schema the class has.
@@ -83,7 +78,6 @@ class PretrainedModel(pretrained.Configured, nn.Module):
 
     def __init__(self, config: GPTJConfig) -> None:
         super().__init__()
-        self._inside = False  # whether it is a part of another model, whose head has rows of the vocabulary too
         self.config = config
 
     # Differs: transformers' Trainer and PEFT ask isinstance(model, PreTrainedModel) before they call what that class
@@ -95,12 +89,8 @@ class PretrainedModel(pretrained.Configured, nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """How it is copied and pickled: as what `type` says, since pickle would compare that with `__class__`."""
+        self._refuse_prepared("a copy")
         return _unfilled, (type(self),), self.__getstate__()
-
-    @property
-    def base_model(self) -> PretrainedModel:
-        """The GPTJModel inside, or the model itself where it is one."""
-        return self if self.head == "base" else self.transformer
 
     @property
     def device(self) -> torch.device:
@@ -117,105 +107,42 @@ class PretrainedModel(pretrained.Configured, nn.Module):
         """What the parameters are kept in: the same as `dtype`, which is also what is computed in."""
         return self.dtype
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the model has; a tied matrix counts once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
-
-    def init_cache(self, batch_size: int, max_length: int) -> Any:
-        """An empty cache of fixed capacity; see `GPTJModel.init_cache`."""
-        return self.base_model.init_cache(batch_size, max_length)
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether training keeps only what enters each block."""
-        return bool(self.base_model.gradient_checkpointing)
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """In training, keep only what enters each block and compute the rest again for the gradient.
-
-        Args:
-            gradient_checkpointing_kwargs: {"use_reentrant": False} says what is so anyway.
-        """
-        pretrained.check_recomputation(gradient_checkpointing_kwargs)
-        self.base_model.gradient_checkpointing = True
-
-    def gradient_checkpointing_disable(self) -> None:
-        """In training, keep everything that the gradient needs."""
-        self.base_model.gradient_checkpointing = False
-
-    def get_input_embeddings(self) -> Any:
-        """The token embedding wte, (v, m)."""
-        return self.base_model.wte
-
-    def set_input_embeddings(self, embeddings: Any) -> None:
-        """Use another token embedding of the same size; lm_head follows where the config ties them."""
-        inputs.check_embeddings(self.config, tuple(embeddings.weight.shape))
-        self.base_model.wte = embeddings
-        self.tie_weights()
-
-    def get_output_embeddings(self) -> Any:
-        """lm_head, or None where the class has none."""
-        return getattr(self, "lm_head", None)
-
-    def set_output_embeddings(self, embeddings: Any) -> None:
-        """Use another lm_head of the same size; it stays tied to wte where the config ties them."""
-        pretrained.check_output_embeddings(self, tuple(embeddings.weight.shape))
-        self.lm_head = embeddings
-        self.tie_weights()
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of the parameters, and of the rotary table and other buffers; a tied matrix counts once."""
-        held = [*self.parameters(), *(self.buffers() if return_buffers else ())]
-        return sum(tensor.nbytes for tensor in held)
-
     # Differs: what trains adapters in PyTorch (PEFT, transformers' Trainer) asks for these two.
     def enable_input_require_grads(self) -> None:
         """Let the gradient reach what enters the blocks, though wte itself is not trained."""
+        self._refuse_prepared("enable_input_require_grads")
         self._require_grads_hook = self.get_input_embeddings().register_forward_hook(_require_gradient)
 
     def disable_input_require_grads(self) -> None:
         """Undo `enable_input_require_grads`."""
         self._require_grads_hook.remove()
 
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = False,
-        *,
-        seed: int = 0,
-    ) -> Any:
-        """Change the vocabulary's size: wte, lm_head's weight and bias, and the config. Returns wte.
+    # ---- hooks
 
-        Rows that stay keep their values; new ones get the start values of a model of the new size.
+    @classmethod
+    def _foreign(cls, **arguments: Any) -> dict[str, Any]:
+        # Differs: attn_implementation is PyTorch's alone.
+        return {}
 
-        Args:
-            new_num_tokens: the new vocab_size; None keeps it.
-            pad_to_multiple_of: round the size up to a multiple of this.
-            mean_resizing: only False: new rows have the start values, not the others' mean.
-            seed: of the new rows.
-        """
-        new_num_tokens = pretrained.new_vocabulary(self.config, new_num_tokens, pad_to_multiple_of, mean_resizing)
-        if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
-            if self._inside:
-                raise inputs.part_of_a_model("resize_token_embeddings")
-            kept = dict(self.named_parameters(remove_duplicate=False))
-            config = self.config.replace(vocab_size=new_num_tokens)
-            rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
-            self._assign((row, resized_tensor(row, config, to_numpy(kept[row.name]), seed)) for row in rows)
-            self._set_config(config)
-            self.base_model.wte.num_embeddings = new_num_tokens
-            if (lm_head := self.get_output_embeddings()) is not None:
-                lm_head.out_features = new_num_tokens
-        return self.get_input_embeddings()
+    @classmethod
+    def _on_device(cls, place: str | None) -> AbstractContextManager[Any]:
+        device = _device(place)
+        return contextlib.nullcontext() if device is None else device
 
-    # ---- values
+    @classmethod
+    def _without_values(cls, loading: Loading, *, dtype: Any, attn_implementation: str | None) -> Any:
+        make: Any = cls
+        return make(loading.config, attn_implementation=attn_implementation or "eager", _do_init=False)
 
-    def initialise(self, *, dtype: Any = "float32", seed: int = 0) -> None:
-        """Give every parameter its start value, the same in all three backends for the same seed."""
-        target = numpy_dtype(dtype_name(dtype))
-        rows = schema(self.config, self.head)
-        self._assign((row, initial_tensor(row, self.config, seed).astype(target)) for row in rows)
+    def _fill(
+        self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]], *, inference: bool, quantize: str | None
+    ) -> None:
+        model: Any = self
+        if inference:
+            model._assign_prepared(arrays, quantize)
+        else:
+            model._assign(arrays)
+        model.eval()
 
     def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
         """Make each array, without a copy on the CPU, the parameter that its row names."""
@@ -228,129 +155,46 @@ class PretrainedModel(pretrained.Configured, nn.Module):
         self.tie_weights()
         self.base_model._place_rotary()
 
-    def tie_weights(self) -> None:
-        """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""
+    def _read(self, name: str) -> NDArray[Any]:
+        return to_numpy(self.get_parameter(name))
 
-    @typed_load
-    def from_pretrained(
-        cls: Any,
-        /,
-        directory: str | os.PathLike[str],
-        *,
-        config: GPTJConfig | None = None,
-        dtype: Any = "auto",
-        param_dtype: Any = None,
-        torch_dtype: Any = None,
-        device_map: Any = None,
-        weights: str | None = None,
-        subfolder: str = "",
-        ignore_mismatched_sizes: bool = False,
-        output_loading_info: Off = False,
-        mmap: bool = True,
-        verify: bool = False,
-        seed: int = 0,
-        inference: bool = False,
-        quantize: str | None = None,
-        attn_implementation: str = "eager",
-        **overrides: Any,
-    ) -> Any:
-        """The model in `directory`, in evaluation mode.
+    def _to_numpy(self, array: Any) -> NDArray[Any]:
+        return to_numpy(array)
 
-        Args:
-            directory: a folder with config.json and safetensors weights, or a repository of the hub.
-            config: to use in place of the folder's own.
-            dtype: of the parameters; "auto" means as stored.
-            param_dtype, torch_dtype: the same.
-            device_map: "cpu", "cuda", "auto" or {"": device}: the one device to place the model on.
-            weights: which weights file, where there are several.
-            subfolder: a folder inside `directory`.
-            ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
-            output_loading_info: return (model, info) with the missing, unexpected and mismatched keys.
-            mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
-            verify: first check the folder against its manifest.json: every hash, and the reference's forward pass.
-            seed: of rows that start afresh.
-            inference: prepare the model for decoding alone; see `GPTJForCausalLM.prepare_for_inference`.
-            quantize: with `inference`, the precision of the weights.
-            attn_implementation: "eager" or "sdpa".
-            overrides: config fields to change, such as num_labels; revision, cache_dir, token, local_files_only,
-                force_download and variant; see `gptj.pretrained.prepare`.
+    def _has_values(self) -> bool:
+        return not any(parameter.is_meta for parameter in self.parameters())
 
-        Raises:
-            GPTJError: see `gptj.pretrained.prepare`.
-        """
-        check_inference(cls.head, inference, quantize)
-        # Differs: attn_implementation is PyTorch's alone.
-        loading = pretrained.prepare(
-            cls.head,
-            directory,
-            config=config,
-            dtype=pretrained.one_dtype(dtype=dtype, torch_dtype=torch_dtype, param_dtype=param_dtype),
-            device_map=device_map,
-            weights=weights,
-            subfolder=subfolder,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-            verify=verify,
-            seed=seed,
-            overrides=overrides,
-        )
-        model = cls(loading.config, attn_implementation=attn_implementation, _do_init=False)
-        device = _device(loading.place)
-        if inference and device in (None, torch.device("cpu")):
-            model._assign_prepared(loading.arrays(mmap=mmap), quantize)
-        else:
-            model._assign(loading.arrays(mmap=mmap))
-            if device is not None:
-                model.to(device)
-            if inference:
-                model.prepare_for_inference(quantize=quantize)
-        if isinstance(model, Generates):
-            model.generation_config = loading.generation_config
-        model.eval()
-        return (model, loading.info) if output_loading_info else model
+    def _list_arrays(self) -> Iterator[ArrayFacts]:
+        for parameter in self.parameters():
+            yield ArrayFacts(parameter.numel(), 0 if parameter.is_meta else parameter.nbytes, parameter.requires_grad)
+        # Differs: packed weights are no parameters.
+        for module in self.modules() if self._is_prepared else ():
+            for packed in vars(module).values():
+                if isinstance(packed, Tensor):
+                    yield ArrayFacts(packed.numel(), packed.nbytes, False)
+                elif isinstance(packed, torch.ScriptObject):
+                    whole = packed.unpack()[0]
+                    yield ArrayFacts(whole.numel(), whole.nbytes, False)
 
-    def save_pretrained(
-        self,
-        directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        state_dict: Mapping[str, Any] | None = None,
-        *,
-        max_shard_bytes: int | str = 5_000_000_000,
-        overwrite: bool = False,
-        **others: Any,
-    ) -> Path:
-        """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
+    def _buffer_bytes(self) -> int:
+        rotary = self.base_model.rotary
+        return int(rotary.sin.nbytes + rotary.cos.nbytes)
 
-        Args:
-            directory: the folder, which is made; files and folders there that are no model's stay as they are.
-            is_main_process: False writes nothing: of several processes, one writes.
-            state_dict: values to write in place of the model's own, as Accelerate gathers them.
-            max_shard_bytes: of a weights file, in bytes or as "5GB"; max_shard_size is the same.
-            overwrite: replace the model that the folder holds.
-            others: what transformers' method has besides; see `gptj.pretrained.saving_options`.
+    def _parameter_dtype(self) -> Any:
+        return self.dtype
 
-        Raises:
-            WriteError: the folder holds a model already and `overwrite` is False, or it cannot be written.
-            InputError: an option that cannot be had.
-            SchemaError: `state_dict` lacks a row, or has one of another shape.
-        """
-        options = pretrained.saving_options(max_shard_bytes, others)
-        if not is_main_process:
-            return Path(directory)
-        # Differs: state_dict is PyTorch's alone.
-        parameters = dict(self.named_parameters(remove_duplicate=False)) if state_dict is None else state_dict
-        if state_dict is not None:
-            pretrained.check_rows(self.config, self.head, {k: tuple(v.shape) for k, v in state_dict.items()})
-        return write_checkpoint(
-            directory,
-            self.config,
-            lambda spec: to_numpy(parameters[spec.name]),
-            head=self.head,
-            dtype=dtype_name(next(iter(parameters.values())).dtype),
-            max_shard_bytes=options,
-            overwrite=overwrite,
-            beside_others=True,
-            extra_files=pretrained.side_files(self),
-        )
+    def _use_input_embeddings(self, embeddings: Any) -> None:
+        self.base_model.wte = embeddings
+        self.tie_weights()
+
+    def _use_output_embeddings(self, embeddings: Any) -> None:
+        self.lm_head = embeddings
+        self.tie_weights()
+
+    def _note_vocabulary(self, size: int) -> None:
+        self.base_model.wte.num_embeddings = size
+        if (lm_head := self.get_output_embeddings()) is not None:
+            lm_head.out_features = size
 
 
 def _class_told(model: Any) -> type:

@@ -1,7 +1,7 @@
 """The two steps under generation, prefill and one token, over a preallocated cache; the loop is `gptj.generation`'s.
 
-XLA compiles both, once for each shape: a prompt's length is rounded up to a power of two and so is the cache's
-capacity, so that few shapes are met. What pads them is masked, and overwritten when its slot is taken; no result
+XLA compiles both, once for each shape: a prompt's length and the cache's capacity are rounded up, so that few shapes
+are met. What pads them is masked, and overwritten when its slot is taken; no result
 changes.
 """
 
@@ -18,17 +18,12 @@ from numpy.typing import NDArray
 
 from gptj import generation
 from gptj.generation import PARTS, Selected, Step
+from gptj.generation.decoder import round_up_columns, round_up_slots
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
 from gptj.tf.arguments import CacheBuilder, causal_mask, host
 from gptj.tf.model import Block, Linear, at_least_float32
 from gptj.tf.weights import to_numpy
-
-FEWEST_COLUMNS = 8
-"""The shortest compiled prompt, unless it is one token."""
-
-FEWEST_SLOTS = 64
-"""The smallest compiled cache."""
 
 
 class Decoder(generation.Decoder):
@@ -44,10 +39,10 @@ class Decoder(generation.Decoder):
         super().__init__(model.config, batch, capacity)
         self.model = model
         self.compiled = CompiledModel.of(model)
-        slots = min(power_of_two(capacity, FEWEST_SLOTS), model.config.n_positions)
+        self.slots = round_up_slots(model.config, capacity)
         # Differs: the cache is variables of rank 3. XLA updates those in place; a fourth axis makes it copy the whole
         # cache at every step (measured: 184 ms a step, against 52).
-        shape = (batch * model.config.n_head, slots, model.config.head_dim)
+        shape = (batch * model.config.n_head, self.slots, model.config.head_dim)
         self.keys, self.values = (
             tuple(tf.Variable(tf.zeros(shape, self.compiled.dtype)) for _ in range(model.config.n_layer))
             for _ in range(2)
@@ -86,8 +81,8 @@ class Decoder(generation.Decoder):
         want: frozenset[str],
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
         """`_run`'s logits, hidden states and attentions as tensors, with the columns and slots that pad the shape."""
-        columns, slots = token_ids.shape[1], self.keys[0].shape[1]
-        width = 1 if columns == 1 else min(power_of_two(columns, FEWEST_COLUMNS), slots - offset)
+        columns, slots = token_ids.shape[1], self.slots
+        width = round_up_columns(columns, slots - offset)
         padding = ((0, 0), (0, width - columns))
         run = self.compiled.function(
             (self.batch, width, slots),
@@ -122,15 +117,6 @@ class Decoder(generation.Decoder):
             for side in (self.keys, self.values)
         )
         return KVCache(keys, values, length)
-
-
-def power_of_two(number: int, fewest: int) -> int:
-    """The smallest power of two that is at least `number` and `fewest`.
-
-    >>> power_of_two(5, 1), power_of_two(8, 1), power_of_two(3, 64)
-    (8, 8, 64)
-    """
-    return 1 << (max(number, fewest) - 1).bit_length()
 
 
 class CompiledModel:

@@ -7,7 +7,6 @@ block and two out of it, stacked to one and one, took the same time a token. So 
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Self
 
 import numpy as np
@@ -15,20 +14,12 @@ import tensorflow as tf
 
 from gptj.config import GPTJConfig
 from gptj.outputs import CausalLMOutputWithPast, KVCache
-from gptj.prepared import check_quantize, refusal
+from gptj.prepared import check_quantize, give_up
 from gptj.tf.weights import to_numpy
 
 
 class InferenceMixin:
     """What a model can do to decode faster."""
-
-    _is_prepared = False
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # copy and pickle ask for it; a copy of packed weights or of compiled programs would be neither.
-        if self._is_prepared:
-            raise refusal("a copy")
-        return super().__reduce_ex__(protocol)
 
     def prepare_for_inference(self, *, quantize: str | None = None) -> Self:
         """The model itself, such that `model(...)`, `generate` and `stream` run compiled programs from then on.
@@ -43,13 +34,14 @@ class InferenceMixin:
             InputError: another `quantize`, or a model prepared already.
         """
         # Differs: nothing is packed anew and no other precision is had; the programs read what the file's map holds.
-        check_quantize(quantize, ())
         model: Any = self
+        model._refuse_prepared("prepare_for_inference")
+        check_quantize(quantize, ())
+        model._require_values("prepare_for_inference")
         for part in (model, model.transformer):
             part.trainable = False
-            for act in _GIVEN_UP:
-                setattr(part, act, functools.partial(_refuse, act))
-        self._is_prepared = True
+            part._is_prepared = True
+            give_up(part, {act: act for act in _GIVEN_UP})
         return self
 
     def _computed(
@@ -95,23 +87,5 @@ class InferenceMixin:
         )
 
 
-_GIVEN_UP = (
-    "fit",
-    "gradient_checkpointing_enable",
-    "initialise",
-    "load_weights",
-    "prepare_for_inference",
-    "resize_token_embeddings",
-    "save",
-    "save_pretrained",
-    "save_weights",
-    "set_input_embeddings",
-    "set_output_embeddings",
-    "set_weights",
-    "train_on_batch",
-)
-"""Methods that a prepared model has no longer."""
-
-
-def _refuse(act: str, *arguments: Any, **options: Any) -> Any:
-    raise refusal(act)
+_GIVEN_UP = ("fit", "load_weights", "save", "save_weights", "set_weights", "train_on_batch")
+"""Methods of Keras' own that a prepared model has no longer."""

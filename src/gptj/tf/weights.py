@@ -1,4 +1,4 @@
-"""Weights in and out of TensorFlow: arrays to tensors and back, and what every model class can load, save and count.
+"""Weights in and out of TensorFlow: arrays to tensors and back, and the hooks that loading, saving and counting need.
 
 Parameter names are the schema's, so loading is one assignment a row. A model is made without variables; then each
 row of the schema becomes a variable over its array's memory, so nothing is ever held twice.
@@ -7,13 +7,10 @@ row of the schema becomes a variable over its array's memory, so nothing is ever
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 import inspect
-import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import keras
@@ -23,14 +20,10 @@ import optree
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from gptj import inputs, pretrained
-from gptj.checkpoint import write_checkpoint
+from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError
-from gptj.generation import Generates
-from gptj.generation.typed import Off, typed_load
-from gptj.initial import initial_tensor, resized_tensor
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -39,9 +32,12 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_device, check_inference
+from gptj.prepared import check_device
+from gptj.pretrained import Loading, Pretrained, one_dtype
+from gptj.pretrained.model import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema
-from gptj.tf.arguments import as_ids, as_tensor, assert_arguments, check_traced_ids, host
+from gptj.tf.arguments import as_ids, as_tensor, check_traced_ids, host
+from gptj.tf.training import TrainableModel
 
 ALIGNMENT_BYTES = 64
 """Where TensorFlow's kernels want a tensor to begin; what begins elsewhere is copied."""
@@ -86,7 +82,7 @@ def settle_policy(dtype: Any, *, param_dtype: Any = None) -> keras.DTypePolicy:
     if isinstance(dtype, str) and dtype.startswith("mixed_"):
         dtype = keras.DTypePolicy(dtype)
     kept = dtype.variable_dtype if isinstance(dtype, keras.DTypePolicy) else dtype
-    kept = pretrained.one_dtype(dtype=kept, param_dtype=param_dtype)
+    kept = one_dtype(dtype=kept, param_dtype=param_dtype)
     if isinstance(dtype, keras.DTypePolicy):
         return dtype
     return keras.DTypePolicy("float32" if isinstance(kept, str) and kept == "auto" else dtype_name(kept))
@@ -115,24 +111,8 @@ for _output in (
     _register(_output)
 
 
-def checked_first(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Keras' fit, evaluate or predict, but with the data checked on the host before anything is compiled.
-
-    Differs: Keras compiles its steps with XLA, which drops the assertions that a graph has in place of errors.
-    """
-
-    takes_labels = "y" in inspect.signature(run).parameters
-
-    @functools.wraps(run)
-    def checked(self: PretrainedModel, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        labels = (args[0] if args else kwargs.get("y")) if takes_labels else None
-        return run(self, self._checked_data(x, labels), *args, **kwargs)
-
-    return checked
-
-
-class PretrainedModel(pretrained.Configured, keras.Model):
-    """What all four model classes have in common: config, start values, loading, saving, counting, Keras' training.
+class PretrainedModel(Pretrained, TrainableModel):
+    """The hooks of `gptj.pretrained.Pretrained` in TensorFlow, whose models are Keras'.
 
     Attributes:
         head: which rows of the schema the class has.
@@ -142,117 +122,33 @@ class PretrainedModel(pretrained.Configured, keras.Model):
 
     def __init__(self, config: GPTJConfig, *, dtype: Any, seed: int, name: str | None, param_dtype: Any = None) -> None:
         super().__init__(name=name, dtype=settle_policy(dtype, param_dtype=param_dtype), autocast=False)
-        self._inside = False  # whether it is a part of another model, whose head has rows of the vocabulary too
         self.config = config
         self.seed = seed
         self.built = True  # there is nothing to infer from inputs: every shape follows from the config
-
-    @property
-    def base_model(self) -> Any:
-        """The GPTJModel inside, or the model itself where it is one."""
-        return self if self.head == "base" else self.transformer
 
     @property
     def param_dtype(self) -> str:
         """What the parameters are kept in: Keras' `variable_dtype`."""
         return str(self.variable_dtype)
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the model has; a tied matrix counts once."""
-        weights = self.trainable_weights if only_trainable else self.weights
-        return sum(int(np.prod(weight.shape)) for weight in weights)
+    # ---- hooks
 
-    def init_cache(self, batch_size: int, max_length: int) -> Any:
-        """An empty cache of fixed capacity; see `GPTJModel.init_cache`."""
-        return self.base_model.init_cache(batch_size, max_length)
+    @classmethod
+    def _dtypes_of(cls, dtype: Any, **parameter_dtypes: Any) -> tuple[Any, Any]:
+        kept = one_dtype(**parameter_dtypes)
+        if isinstance(dtype, str) and dtype == "auto" and isinstance(kept, str) and kept == "auto":
+            return None, "auto"
+        policy = settle_policy(dtype, param_dtype=kept)
+        return policy, policy.variable_dtype
 
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether training keeps only what enters each block."""
-        return bool(self.base_model.gradient_checkpointing)
+    @classmethod
+    def _on_device(cls, place: str | None) -> AbstractContextManager[Any]:
+        return _device(place)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """In training, keep only what enters each block and compute the rest again for the gradient.
-
-        Args:
-            gradient_checkpointing_kwargs: {"use_reentrant": False} says what is so anyway.
-        """
-        pretrained.check_recomputation(gradient_checkpointing_kwargs)
-        self.base_model.gradient_checkpointing = True
-
-    def gradient_checkpointing_disable(self) -> None:
-        """In training, keep everything that the gradient needs."""
-        self.base_model.gradient_checkpointing = False
-
-    def get_input_embeddings(self) -> Any:
-        """The token embedding wte, (v, m)."""
-        return self.base_model.wte
-
-    def set_input_embeddings(self, embeddings: Any) -> None:
-        """Use another token embedding's values, of the same size; lm_head follows where the config ties them."""
-        # Differs: the values are copied, since Keras would go on counting the layer that another takes the place of.
-        inputs.check_embeddings(self.config, tuple(embeddings.weight.shape))
-        row = next(row for row in schema(self.config, self.head) if row.kind == "embedding")
-        self._assign([(row, to_numpy(embeddings.weight).astype(numpy_dtype(self.variable_dtype)))])
-
-    def get_output_embeddings(self) -> Any:
-        """lm_head, or None where the class has none."""
-        return getattr(self, "lm_head", None)
-
-    def set_output_embeddings(self, embeddings: Any) -> None:
-        """Use another lm_head's values, of the same size; it stays tied to wte where the config ties them."""
-        pretrained.check_output_embeddings(self, tuple(embeddings.weight.shape))
-        rows = [row for row in schema(self.config, self.head) if row.name.startswith("lm_head.")]
-        given = [(row, getattr(embeddings, row.name.removeprefix("lm_head."))) for row in rows]
-        target = numpy_dtype(self.variable_dtype)
-        self._assign([(row, to_numpy(value).astype(target)) for row, value in given if value is not None])
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of the parameters, and of the rotary table; a tied matrix counts once."""
-        table = self.base_model.rotary.nbytes if return_buffers else 0
-        return sum(int(np.prod(w.shape)) * tf.as_dtype(w.dtype).size for w in self.weights) + table
-
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = False,
-        *,
-        seed: int = 0,
-    ) -> Any:
-        """Change the vocabulary's size: wte, lm_head's weight and bias, and the config. Returns wte.
-
-        Rows that stay keep their values; new ones get the start values of a model of the new size.
-
-        Args:
-            new_num_tokens: the new vocab_size; None keeps it.
-            pad_to_multiple_of: round the size up to a multiple of this.
-            mean_resizing: only False: new rows have the start values, not the others' mean.
-            seed: of the new rows.
-        """
-        new_num_tokens = pretrained.new_vocabulary(self.config, new_num_tokens, pad_to_multiple_of, mean_resizing)
-        if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
-            if self._inside:
-                raise inputs.part_of_a_model("resize_token_embeddings")
-            kept = self._named_weights()
-            config = self.config.replace(vocab_size=new_num_tokens)
-            rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
-            self._assign((row, resized_tensor(row, config, to_numpy(kept[row.name]), seed)) for row in rows)
-            self._set_config(config)
-        return self.get_input_embeddings()
-
-    # ---- values
-
-    def initialise(self, *, dtype: Any = "float32", seed: int = 0) -> None:
-        """Give every parameter its start value, the same in all three backends for the same seed."""
-        # Differs: what a Keras model computes in is settled when it is made.
-        if settle_policy(dtype).name != self.dtype_policy.name:
-            raise InputError(
-                "another dtype than the model's", where="dtype", expected=self.dtype_policy.name, found=dtype
-            )
-        target = numpy_dtype(self.variable_dtype)
-        rows = schema(self.config, self.head)
-        self._assign((row, initial_tensor(row, self.config, seed).astype(target)) for row in rows)
+    @classmethod
+    def _without_values(cls, loading: Loading, *, dtype: Any, attn_implementation: str | None) -> Any:
+        make: Any = cls
+        return make(loading.config, dtype=dtype or loading.dtype, seed=loading.seed, _do_init=False)
 
     def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
         """Make each array, without a copy where it is aligned, the variable that its row names."""
@@ -284,127 +180,52 @@ class PretrainedModel(pretrained.Configured, keras.Model):
         )
         setattr(layer, leaf, variable)
 
-    def _named_weights(self) -> dict[str, Any]:
-        """The variables by their schema names."""
-        return {row.name: self._weight(row.name) for row in schema(self.config, self.head)}
-
-    def _weight(self, name: str) -> Any:
+    def _read(self, name: str) -> NDArray[Any]:
         place: Any = self
         for part in name.split("."):
             place = place[int(part)] if part.isdecimal() else getattr(place, part)
-        return place
+        return to_numpy(place)
 
-    def tie_weights(self) -> None:
-        """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""
+    def _to_numpy(self, array: Any) -> NDArray[Any]:
+        return to_numpy(array)
 
-    @typed_load
-    def from_pretrained(
-        cls: Any,
-        /,
-        directory: str | os.PathLike[str],
-        *,
-        config: GPTJConfig | None = None,
-        dtype: Any = "auto",
-        param_dtype: Any = None,
-        torch_dtype: Any = None,
-        device_map: Any = None,
-        weights: str | None = None,
-        subfolder: str = "",
-        ignore_mismatched_sizes: bool = False,
-        output_loading_info: Off = False,
-        mmap: bool = True,
-        verify: bool = False,
-        seed: int = 0,
-        inference: bool = False,
-        quantize: str | None = None,
-        **overrides: Any,
-    ) -> Any:
-        """The model in `directory`.
+    def _has_values(self) -> bool:
+        return self.base_model.wte.weight is not None
 
-        Args:
-            directory: a folder with config.json and safetensors weights, or a repository of the hub.
-            config: to use in place of the folder's own.
-            dtype: of the parameters, or a Keras policy; "auto" means as stored.
-            param_dtype, torch_dtype: of the parameters.
-            device_map: "cpu", "cuda", "auto" or {"": device}: the one device to place the model on.
-            weights: which weights file, where there are several.
-            subfolder: a folder inside `directory`.
-            ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
-            output_loading_info: return (model, info) with the missing, unexpected and mismatched keys.
-            mmap: map the weights file in place of reading it; the file must then not be changed while it is in use.
-            verify: first check the folder against its manifest.json: every hash, and the reference's forward pass.
-            seed: of rows that start afresh, and of dropout.
-            inference: prepare the model for decoding alone; see `GPTJForCausalLM.prepare_for_inference`.
-            quantize: with `inference`, the precision of the weights.
-            overrides: config fields to change, such as num_labels; revision, cache_dir, token, local_files_only,
-                force_download and variant; see `gptj.pretrained.prepare`.
+    def _list_arrays(self) -> Iterator[ArrayFacts]:
+        # Differs: a Keras layer without values has no variables.
+        if not self._has_values():
+            for row in schema(self.config, self.head):
+                yield ArrayFacts(row.size, 0, bool(self.trainable))
+        trained = {id(weight) for weight in self.trainable_weights}
+        for weight in self.weights:
+            size = int(np.prod(weight.shape))
+            yield ArrayFacts(size, size * tf.as_dtype(weight.dtype).size, id(weight) in trained)
 
-        Raises:
-            GPTJError: see `gptj.pretrained.prepare`.
-        """
-        check_inference(cls.head, inference, quantize)
-        kept = pretrained.one_dtype(torch_dtype=torch_dtype, param_dtype=param_dtype)
-        as_stored = isinstance(dtype, str) and dtype == "auto" and isinstance(kept, str) and kept == "auto"
-        policy = None if as_stored else settle_policy(dtype, param_dtype=kept)
-        loading = pretrained.prepare(
-            cls.head,
-            directory,
-            config=config,
-            dtype="auto" if policy is None else policy.variable_dtype,
-            device_map=device_map,
-            weights=weights,
-            subfolder=subfolder,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-            verify=verify,
-            seed=seed,
-            overrides=overrides,
-        )
-        with _device(loading.place):
-            model = cls(loading.config, dtype=policy or loading.dtype, seed=seed, _do_init=False)
-            model._assign(loading.arrays(mmap=mmap))
-        if isinstance(model, Generates):
-            model.generation_config = loading.generation_config
-        if inference:
-            model.prepare_for_inference(quantize=quantize)
-        return (model, loading.info) if output_loading_info else model
+    def _buffer_bytes(self) -> int:
+        return int(self.base_model.rotary.nbytes)
 
-    def save_pretrained(
-        self,
-        directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        *,
-        max_shard_bytes: int | str = 5_000_000_000,
-        overwrite: bool = False,
-        **others: Any,
-    ) -> Path:
-        """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
+    def _parameter_dtype(self) -> Any:
+        return self.variable_dtype
 
-        Args:
-            directory: the folder, which is made; files and folders there that are no model's stay as they are.
-            is_main_process: False writes nothing: of several processes, one writes.
-            max_shard_bytes: of a weights file, in bytes or as "5GB"; max_shard_size is the same.
-            overwrite: replace the model that the folder holds.
-            others: what transformers' method has besides; see `gptj.pretrained.saving_options`.
+    def _initial_dtype(self, dtype: Any) -> str:
+        # Differs: what a Keras model computes in is settled when it is made.
+        if settle_policy(dtype).name != self.dtype_policy.name:
+            raise InputError(
+                "another dtype than the model's", where="dtype", expected=self.dtype_policy.name, found=dtype
+            )
+        return str(self.variable_dtype)
 
-        Raises:
-            WriteError: the folder holds a model already and `overwrite` is False, or it cannot be written.
-            InputError: an option that cannot be had.
-        """
-        options = pretrained.saving_options(max_shard_bytes, others)
-        if not is_main_process:
-            return Path(directory)
-        named = self._named_weights()
-        return write_checkpoint(
-            directory,
-            self.config,
-            lambda spec: to_numpy(named[spec.name]),
-            head=self.head,
-            dtype=dtype_name(self.variable_dtype),
-            max_shard_bytes=options,
-            overwrite=overwrite,
-            beside_others=True,
-            extra_files=pretrained.side_files(self),
-        )
+    # Differs: the values are copied, since Keras would go on counting the layer that another takes the place of.
+    def _use_input_embeddings(self, embeddings: Any) -> None:
+        row = next(row for row in schema(self.config, self.head) if row.kind == "embedding")
+        self._assign([(row, to_numpy(embeddings.weight).astype(numpy_dtype(self.variable_dtype)))])
+
+    def _use_output_embeddings(self, embeddings: Any) -> None:
+        rows = [row for row in schema(self.config, self.head) if row.name.startswith("lm_head.")]
+        given = [(row, getattr(embeddings, row.name.removeprefix("lm_head."))) for row in rows]
+        target = numpy_dtype(self.variable_dtype)
+        self._assign([(row, to_numpy(value).astype(target)) for row, value in given if value is not None])
 
     # ---- calls
 
@@ -431,7 +252,7 @@ class PretrainedModel(pretrained.Configured, keras.Model):
         first: Any = given.get(names[0])
         if isinstance(first, Mapping) or _is_argument_list(first):
             del given[names[0]]
-            named = dict(first) if isinstance(first, Mapping) else _named(first, names)
+            named = dict(first) if isinstance(first, Mapping) else self._by_name(first)
             for name in named:
                 if name not in names:
                     raise InputError("no such argument", where=str(name), expected="one of " + ", ".join(names))
@@ -439,6 +260,10 @@ class PretrainedModel(pretrained.Configured, keras.Model):
                     raise InputError("given twice", where=name)
             given = {**named, **{name: value for name, value in given.items() if value is not None}}
         return {name: self._settle_argument(name, value) for name, value in given.items() if value is not None}
+
+    def _by_name(self, listed: Sequence[Any]) -> dict[str, Any]:
+        """The arguments of a call, given as a list, by their names."""
+        return _named(listed, list(inspect.signature(self.call).parameters))
 
     def _settle_argument(self, name: str, value: Any) -> Any:
         if name == "past_key_values":
@@ -460,155 +285,7 @@ class PretrainedModel(pretrained.Configured, keras.Model):
             if tokens.shape[1] is not None:
                 inputs.check_length(self.config, 0, tokens.shape[1])
 
-    # ---- Keras' training, prediction and saving
-
-    # Differs: Keras has a training loop of its own, so its models know their loss, predict in batches, save themselves.
-
-    _traced_config: GPTJConfig | None = None
-
-    def _forget_traces(self) -> None:
-        """Let the steps be traced anew where the config is another than when they were: they hold its flags."""
-        if self._traced_config != self.config:
-            self.train_function = self.test_function = self.predict_function = None
-            self._traced_config = copy.deepcopy(self.config)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """Keras' own, traced anew where the config was changed."""
-        self._forget_traces()
-        return super().make_train_function(force)
-
-    def make_test_function(self, force: bool = False) -> Any:
-        """Keras' own, traced anew where the config was changed."""
-        self._forget_traces()
-        return super().make_test_function(force)
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        """Keras' own, traced anew where the config was changed."""
-        self._forget_traces()
-        return super().make_predict_function(force)
-
-    fit = checked_first(keras.Model.fit)
-    evaluate = checked_first(keras.Model.evaluate)
-    predict = checked_first(keras.Model.predict)
-
-    def _checked_data(self, x: Any, labels: Any = None) -> Any:
-        """`x`, once its arrays are checked; a dataset such that it checks each batch when it comes."""
-        if isinstance(x, tf.data.Dataset):
-            return x.map(self._checked_batch, num_parallel_calls=tf.data.AUTOTUNE)
-        if all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in _arrays(x)):
-            arrays = all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in _arrays(labels))
-            given = self._with_labels(x, labels) if labels is not None and self._own_loss and arrays else x
-            self._check(self._settle_arguments((given,), {}))
-        return x
-
-    @tf.autograph.experimental.do_not_convert
-    def _checked_batch(self, *batch: Any) -> Any:
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch if len(batch) > 1 else batch[0])
-        given = self._settle_arguments((self._with_labels(x, y) if y is not None and self._own_loss else x,), {})
-        self._check(given)
-        assert_arguments(self.config, given)
-        return batch if len(batch) > 1 else batch[0]
-
-    @property
-    def _own_loss(self) -> bool:
-        """Whether `compile` was given no loss: then y are the model's own labels."""
-        return bool(self.compiled) and self._compile_loss is None
-
-    def _with_labels(self, x: Any, y: Any) -> dict[str, Any]:
-        """The arguments of a call by name, with y under the names of the model's labels.
-
-        Raises:
-            InputError: the model has no labels, or y are not as many as it has.
-        """
-        parameters = inspect.signature(self.call).parameters
-        names = [name for name in ("labels", "start_positions", "end_positions") if name in parameters]
-        values = dict(y) if isinstance(y, Mapping) else dict(zip(names, _arrays(y), strict=False))
-        if not names or values.keys() != set(names) or len(values) != len(_arrays(y)):
-            expected = " and ".join(names) or "a loss given to compile: this class has none of its own"
-            raise InputError("not the model's labels", where="y", expected=expected, found=f"{len(_arrays(y))} arrays")
-        named = dict(x) if isinstance(x, Mapping) else _named(_arrays(x), list(parameters))
-        if given_twice := [name for name in names if named.get(name) is not None]:
-            raise InputError("labels in x and in y", where=given_twice[0], hint="Give them once")
-        return {**named, **values}
-
-    def train_step(self, data: Any) -> Any:
-        """One step of `fit`; see `compute_loss`."""
-        return super().train_step(self._labelled(data))
-
-    def test_step(self, data: Any) -> Any:
-        """One step of `evaluate`; see `compute_loss`."""
-        return super().test_step(self._labelled(data))
-
-    def _labelled(self, data: Any) -> Any:
-        """A batch, with y among the call's arguments too where the loss is the model's own."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if y is None or not self._own_loss:
-            return data
-        return self._with_labels(x, y), y, sample_weight
-
-    def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
-    ) -> Any:
-        """The loss that `compile` was given, of y; where it was given none, the model's own, of y or the labels in x.
-
-        Raises:
-            InputError: a loss or weights were given without a y that they apply to, or there are no labels at all.
-        """
-        own: Any = getattr(y_pred, "loss", None)
-        if own is None and y is None:
-            raise InputError("no labels to train on", where="x", hint="Put them into x, or pass them as y")
-        if y is not None and not self._own_loss:
-            return super().compute_loss(x, y, _predictions(y_pred, like=y), sample_weight, training)
-        if self._compile_loss is not None or sample_weight is not None:
-            problem = "the labels are inside x" if y is None else "the loss is the model's own"
-            hint = "Pass the labels as y and a loss to compile, or neither a loss nor weights for the model's own"
-            raise InputError(f"a loss or weights, but {problem}", where="compile", hint=hint)
-        return tf.add_n([own, *(tf.cast(loss, own.dtype) for loss in self.losses)])
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Keras' metrics of y and what answers it: the logits, or a start and an end."""
-        return super().compute_metrics(x, y, _predictions(y_pred, like=y), sample_weight)
-
-    def predict_step(self, data: Any) -> Any:
-        """The outputs of one batch, those whose first axis is the batch: neither cache nor loss."""
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        options = {"use_cache": False} if "use_cache" in inspect.signature(self.call).parameters else {}
-        outputs = self(x, training=False, **options)
-        if not isinstance(outputs, ModelOutput):
-            return outputs
-        return type(outputs)(**{name: value for name, value in outputs.items() if name != "loss"})
-
-    def export(
-        self,
-        filepath: str | os.PathLike[str],
-        format: str = "tf_saved_model",
-        verbose: bool | None = None,
-        input_signature: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write a SavedModel that serves {"input_ids", "attention_mask"} of any sizes, without this library.
-
-        `input_signature` may say otherwise: a list of one dict of `tf.TensorSpec` by argument. Other formats are
-        Keras' own.
-        """
-        if format != "tf_saved_model":
-            super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
-            return
-        ids = {name: tf.TensorSpec((None, None), tf.int64, name=name) for name in ("input_ids", "attention_mask")}
-
-        def serve(arguments: dict[str, Any]) -> dict[str, tf.Tensor]:
-            outputs = self.predict_step((arguments,))
-            return {name: value for name, value in outputs.items() if tf.is_tensor(value)}
-
-        archive = keras.export.ExportArchive()
-        archive.track(self)
-        archive.add_endpoint("serve", serve, input_signature or [ids])
-        archive.write_out(os.fspath(filepath), verbose=bool(verbose))
+    # ---- Keras' own saving
 
     def __dir__(self) -> list[str]:
         # Keras loads what dir() lists, and would never come to the end of a model that is its own base.
@@ -623,21 +300,6 @@ class PretrainedModel(pretrained.Configured, keras.Model):
         """A model with start values, as `get_config` described it."""
         members = dict(config)
         return cls(GPTJConfig.from_dict(members.pop("config")), **members)
-
-
-def _predictions(y_pred: Any, *, like: Any) -> Any:
-    """What of a model's output a Keras loss or metric compares with y: the logits, or a start and an end."""
-    if not isinstance(y_pred, ModelOutput):
-        return y_pred
-    if isinstance(y_pred, QuestionAnsweringModelOutput):
-        pair = y_pred.start_logits, y_pred.end_logits
-        return dict(zip(("start_positions", "end_positions"), pair, strict=True)) if isinstance(like, Mapping) else pair
-    return y_pred["last_hidden_state" if isinstance(y_pred, BaseModelOutputWithPast) else "logits"]
-
-
-def _arrays(data: Any) -> list[Any]:
-    """The arrays of Keras' x or y: of a dict, of a list, or the one that it is."""
-    return list(data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else [data])
 
 
 def _named(listed: Sequence[Any], names: list[str]) -> dict[str, Any]:

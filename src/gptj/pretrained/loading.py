@@ -1,0 +1,242 @@
+"""`from_pretrained` before any framework: which directory, config, rows and dtype, and what is wrong with them.
+
+Rows of a model's head that the directory lacks altogether (a base model opened as a classifier) start from
+`initial_tensor` and are announced; anything else that is missing is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, verify_checkpoint
+from gptj.config import GPTJConfig, is_field
+from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
+from gptj.errors import ConfigError, GPTJError, InputError, MissingFileError, SchemaError, did_you_mean, shown, warn_of
+from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
+from gptj.hub import HUB_ARGUMENTS, is_repository_id, split_hub_arguments
+from gptj.initial import initial_tensor
+from gptj.parity.fingerprint import check_fingerprint
+from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
+from gptj.reading.weight_files import FOREIGN_WEIGHTS, split_weights, variant_sets
+from gptj.schema import HEADS, Head, TensorSpec, schema
+
+
+class FreshWeightsWarning(UserWarning):
+    """Some parameters were not in the directory and start from random values: train them before use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """A decided load: what goes where, in which dtype.
+
+    Attributes:
+        checkpoint: the opened directory.
+        config: the model's config, with the call's overrides.
+        head: the model class asked for.
+        dtype: the parameters' dtype.
+        plan: which stored tensor serves which row.
+        seed: of the start values of the rows that the directory lacks.
+        place: the device that device_map means; see `gptj.pretrained.foreign_arguments.place_of`.
+    """
+
+    checkpoint: Checkpoint
+    config: GPTJConfig
+    head: Head
+    dtype: str
+    plan: LoadPlan
+    seed: int
+    place: str | None
+
+    def arrays(self, *, mmap: bool) -> Iterator[tuple[TensorSpec, NDArray[Any]]]:
+        """Every row of the schema with its values in `dtype`, one at a time.
+
+        Args:
+            mmap: map the file where it holds the asked dtype (no copy; private to the process), else read.
+        """
+        for spec in schema(self.config, self.head):
+            stored = self.plan.tensors.get(spec.name)
+            if spec.name in self.plan.zeros:
+                yield spec, np.zeros(spec.shape, numpy_dtype(self.dtype))
+            elif stored is None:
+                yield spec, initial_tensor(spec, self.config, self.seed).astype(numpy_dtype(self.dtype))
+            elif mmap and stored.dtype == self.dtype:
+                yield spec, self.checkpoint.map(stored.name)
+            else:
+                yield spec, self.checkpoint.read(stored.name, self.dtype)
+
+    @property
+    def generation_config(self) -> GenerationConfig | None:
+        """The folder's generation_config.json, None where it has none.
+
+        As in transformers, a file that cannot be read does not keep the model from being opened: that is said, and the
+        defaults stand in its place.
+        """
+        path = self.checkpoint.directory / GENERATION_CONFIG_FILE
+        if not os.path.lexists(path):
+            return None
+        try:
+            return GenerationConfig.from_file(path, vocab_size=self.config.vocab_size)
+        except GPTJError as error:
+            warn_of(
+                f"cannot be read, so the defaults take its place: {error.problem}",
+                file=path,
+                where=error.where,
+                expected=error.expected,
+                found=error.found,
+                hint="Mend or remove the file, or give each call a generation_config",
+            )
+            return None
+
+    @property
+    def info(self) -> dict[str, list[Any]]:
+        """transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs."""
+        return {
+            "missing_keys": [*self.plan.missing, *self.plan.zeros],
+            "unexpected_keys": list(self.plan.unexpected),
+            "mismatched_keys": [(row.name, row.found, row.expected) for row in self.plan.mismatched],
+            "error_msgs": [],
+        }
+
+
+def prepare(
+    head: Head,
+    directory: str | os.PathLike[str],
+    *,
+    config: GPTJConfig | None = None,
+    dtype: Any = "auto",
+    weights: str | None = None,
+    subfolder: str = "",
+    ignore_mismatched_sizes: bool = False,
+    verify: bool = False,
+    seed: int = 0,
+    device_map: Any = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Loading:
+    """Open `directory` for a model with this head, check everything, and say what there is to do.
+
+    Args:
+        directory: a folder with config.json and safetensors weights, a weights file in one, or a repository of the hub;
+            see `gptj.hub`.
+        config: to use in place of the folder's own.
+        dtype: the parameters' dtype, or "auto": as stored.
+        weights: which weights file, where there are several.
+        subfolder: a folder inside `directory`.
+        ignore_mismatched_sizes: rows of another shape start afresh in place of an error.
+        verify: first check the folder against its manifest.json: every hash, and the reference's forward pass, which
+            alone notices another n_head or rotary_dim, or a transposed square matrix.
+        seed: of rows that start afresh.
+        device_map: the one device to place the model on; see `gptj.pretrained.foreign_arguments.place_of`.
+        overrides: config fields to change, such as num_labels; the hub client's arguments (`gptj.hub.HubPlace`);
+            variant, for weights called model.<variant>.safetensors, or their index; and what
+            `foreign_arguments` accepts.
+
+    Raises:
+        InputError: an argument of transformers that cannot be had here.
+        GPTJError: see `gptj.checkpoint`; all missing, unexpected and misshapen tensors stand in one SchemaError. With
+            `verify`, see `verify_checkpoint` and `check_fingerprint` too.
+    """
+    where, fields = split_hub_arguments({**(overrides or {}), "subfolder": subfolder})
+    fields = take_foreign_arguments(fields)
+    variant = fields.pop("variant", None)
+    for name in fields:  # a field's own misspellings are the config's to name
+        if (meant := did_you_mean(name, LOADING_ARGUMENTS)) and not is_field(name):
+            raise ConfigError("no such field", where=shown(name), hint=meant)
+    place = place_of(device_map)
+    path, weights = split_weights(where.locate(directory) / subfolder, weights)
+    weights = _variant_set(path, variant, weights)
+    _require_safetensors(path, directory)
+    checkpoint = open_checkpoint(path, weights=weights, config=config)
+    settled = checkpoint.config.replace(**fields) if fields else checkpoint.config
+    if verify:
+        verify_checkpoint(path, weights=weights)
+        check_fingerprint(path, config=settled, weights=weights)
+    plan = plan_load(checkpoint, settled, head, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    loading = Loading(checkpoint, settled, head, _settle_dtype(dtype, checkpoint, plan), plan, seed, place)
+    fresh = [*plan.missing, *(row.name for row in plan.mismatched)]
+    if fresh:
+        warnings.warn(
+            f"{path}: {HEADS[head]} starts {', '.join(fresh)} from random values: the weights there have none that fit",
+            FreshWeightsWarning,
+            stacklevel=3,
+        )
+    return loading
+
+
+def one_dtype(default: str = "auto", /, **spellings: Any) -> Any:
+    """The parameters' dtype that the arguments say, where several names mean it; `default` where none says any.
+
+    >>> one_dtype(dtype="auto", torch_dtype="float16", param_dtype=None)
+    'float16'
+
+    Raises:
+        InputError: two say different ones.
+    """
+    said = {
+        name: value
+        for name, value in spellings.items()
+        if value is not None and not (isinstance(value, str) and value == "auto")
+    }
+    names = {name: dtype_name(value) for name, value in said.items()}
+    if len(set(names.values())) > 1:
+        (first, expected), (second, found) = list(names.items())[:2]
+        raise InputError(f"contradicts {first}", where=second, expected=expected, found=found)
+    return next(iter(said.values()), default)
+
+
+LOADING_ARGUMENTS = (
+    *("config", "dtype", "param_dtype", "torch_dtype", "device_map", "weights", "variant", "ignore_mismatched_sizes"),
+    *("output_loading_info", "mmap", "verify", "seed", "inference", "quantize", "_do_init"),
+    *(*HUB_ARGUMENTS, *FOREIGN_ARGUMENTS),
+)
+"""What `from_pretrained` takes in any wing besides the config's fields."""
+
+
+def _require_safetensors(path: Path, name: str | os.PathLike[str]) -> None:
+    """Where a repository of the hub has no safetensors, say how its other weights are had.
+
+    Raises:
+        MissingFileError: with the command that converts them.
+    """
+    if is_repository_id(name) and path.is_dir() and not any(path.glob("*.safetensors")):
+        raise MissingFileError(
+            "the repository has no safetensors weights here",
+            file=os.fspath(name),
+            expected="model.safetensors",
+            hint=f"Convert what it has: gptj convert {os.fspath(name)} DIR, then open DIR",
+        )
+
+
+def _variant_set(path: Path, variant: str | None, weights: str | None) -> str | None:
+    """The weights that `variant` means, as in transformers: "fp16" is model.fp16.safetensors, or that one's index."""
+    if variant is None:
+        return weights
+    if weights is not None:
+        raise InputError("both choose the weights file", where="variant", expected="one of the two", found=weights)
+    if not isinstance(variant, str) or not variant.isidentifier():
+        raise InputError("no such variant", where="variant", expected='a word, such as "fp16"', found=shown(variant))
+    formats = (("model", ".safetensors"), *FOREIGN_WEIGHTS)
+    sets = [name for known in formats for name in variant_sets(path, *known, variant)]
+    return sets[0] if sets else f"model.{variant}.safetensors"
+
+
+def _settle_dtype(dtype: Any, checkpoint: Checkpoint, plan: LoadPlan) -> str:
+    """The dtype asked for, or the one that all the stored tensors have."""
+    if dtype is not None and not (isinstance(dtype, str) and dtype == "auto"):
+        return dtype_name(dtype)
+    stored = sorted({tensor.dtype for tensor in plan.tensors.values()})
+    if len(stored) != 1 or stored[0] not in PARAMETER_DTYPES:
+        raise SchemaError(
+            "the tensors are not of one dtype",
+            file=checkpoint.directory,
+            found=", ".join(stored),
+            hint=f"Say which to load: dtype={PARAMETER_DTYPES[0]!r}",
+        )
+    return stored[0]
