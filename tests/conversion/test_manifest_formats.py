@@ -38,7 +38,7 @@ from gptj.errors import (
 )
 from gptj.reading.manifest import Manifest
 from gptj.schema import schema
-from gptj.writing.output_directory import FileSystem
+from gptj.writing.file_system import FileSystem
 
 CONFIG = GPTJConfig(vocab_size=24, n_positions=16, n_embd=16, n_layer=2, n_head=4, rotary_dim=2)
 FC_IN = "transformer.h.1.mlp.fc_in.weight"

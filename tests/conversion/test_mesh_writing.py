@@ -23,7 +23,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, SchemaError, WriteError
 from gptj.reading.npz import npy_header, open_npz
 from gptj.schema import TensorSpec, schema
-from gptj.writing.output_directory import FileSystem
+from gptj.writing.file_system import FileSystem
 from gptj.writing.stored_zip import StoredZipWriter
 
 DATA = Path(__file__).parent.parent / "data"

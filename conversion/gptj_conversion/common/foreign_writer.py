@@ -27,7 +27,9 @@ from gptj.reading.manifest import MANIFEST_FILE, FileRecord
 from gptj.schema import Head, TensorSpec, schema
 from gptj.writing.checkpoint_writer import check_head_and_size, written_config
 from gptj.writing.column_sums import ColumnSums
-from gptj.writing.output_directory import Fate, FileSystem, OutputDirectory, check_extra_files
+from gptj.writing.extra_files import check_extra_files
+from gptj.writing.file_system import FileSystem
+from gptj.writing.output_directory import Fate, OutputDirectory
 from gptj.writing.weights_writer import WritingRules
 from gptj_conversion.common.dialects import Dialect, Spelling, spell
 from gptj_conversion.common.plan import PlannedFile

@@ -29,7 +29,8 @@ from gptj.reading.manifest import FileRecord
 from gptj.reading.weight_names import plain_variable
 from gptj.schema import Head
 from gptj.writing.column_sums import ColumnSums
-from gptj.writing.output_directory import OutputDirectory, OutputFile
+from gptj.writing.output_directory import OutputDirectory
+from gptj.writing.output_file import OutputFile
 from gptj_conversion.common.foreign import (
     ForeignCheckpoint,
     match_arrays,

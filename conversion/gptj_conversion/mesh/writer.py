@@ -28,7 +28,8 @@ from gptj.errors import ConfigError, InputError, shown
 from gptj.reading.manifest import MANIFEST_FILE, FileRecord
 from gptj.reading.npz import npy_header
 from gptj.schema import TensorSpec, axis_sizes, schema, schema_by_name
-from gptj.writing.output_directory import FileSystem, check_extra_files
+from gptj.writing.extra_files import check_extra_files
+from gptj.writing.file_system import FileSystem
 from gptj.writing.stored_zip import StoredZipWriter
 from gptj.writing.weights_writer import WritingRules
 from gptj_conversion.common.dialects import MeshLeaf, mesh_leaves

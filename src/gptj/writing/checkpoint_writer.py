@@ -32,8 +32,10 @@ from gptj.reading.manifest import (
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj.reading.weight_files import INDEX_FILE, is_weights_name
 from gptj.schema import HEADS, Head, TensorSpec, schema
+from gptj.writing.extra_files import check_extra_files
+from gptj.writing.file_system import FileSystem
 from gptj.writing.journal import Journal
-from gptj.writing.output_directory import Fate, FileSystem, OutputDirectory, check_extra_files
+from gptj.writing.output_directory import Fate, OutputDirectory
 from gptj.writing.shared_directory import SharedDirectory
 from gptj.writing.weights_writer import WeightsWriter, Witness, WritingRules
 

@@ -43,7 +43,8 @@ from gptj.writing.journal import (
     say_kept,
     stage_file,
 )
-from gptj.writing.output_directory import OutputDirectory, OutputFile
+from gptj.writing.output_directory import OutputDirectory
+from gptj.writing.output_file import OutputFile
 
 __all__ = [
     "BlockTally",
