@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from wings import Wing
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to RLIMIT_AS")
-
 
 @pytest.mark.parametrize("kilobytes", [400_000, 900_000, 1_200_000])
 def test_a_framework_loads_or_is_refused_in_one_line(wing: Wing, folder: Callable[..., Path], kilobytes) -> None:

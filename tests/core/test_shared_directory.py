@@ -352,7 +352,7 @@ def test_S2_a_writer_killed_at_any_call_leaves_no_mixture_and_the_next_run_clear
     memory_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, old, new = start(memory_path, name)
-    path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    path = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
     code = KILLED.format(path=path, folder=str(memory_path), name=name)
     answer = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     count = int(answer.stdout)
