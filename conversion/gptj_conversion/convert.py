@@ -33,7 +33,7 @@ from gptj.errors import (
     warn_of,
 )
 from gptj.json_file import read_json_object
-from gptj.parity.fingerprint import Witness
+from gptj.parity.fingerprint import FingerprintObserver
 from gptj.paths import is_folder, likely_folder
 from gptj.reading.buffers import Room
 from gptj.reading.weight_files import (
@@ -47,11 +47,12 @@ from gptj.reading.weight_files import (
 )
 from gptj.schema import TensorSpec, schema
 from gptj.writing.checkpoint_writer import write_checkpoint
+from gptj.writing.containers import NamedContainer
+from gptj.writing.folder import ManifestFacts
 from gptj_conversion.common.dialects import Dialect
 from gptj_conversion.common.foreign import ForeignCheckpoint
-from gptj_conversion.common.foreign_writer import WeightsWriter, plan_foreign, write_foreign
+from gptj_conversion.common.foreign_writer import plan_foreign, write_foreign
 from gptj_conversion.common.plan import ConversionPlan, PlannedFile, interim_dtype, make_plan, plan_files, plan_memory
-from gptj_conversion.common.recorder import Account
 from gptj_conversion.common.source import Facts, Source
 from gptj_conversion.companions import settle_companions
 from gptj_conversion.hf.canonical import describe_canonical, open_safetensors
@@ -419,7 +420,7 @@ def _settle(
 
 def _write_canonical(order: _Order) -> Path:
     head, room = order.source.head, Room()
-    with Witness(order.config, head) if order.fingerprint else contextlib.nullcontext() as witness:
+    with FingerprintObserver(order.config, head) if order.fingerprint else contextlib.nullcontext() as witness:
         account = _account(order, "safetensors", witness)
         return write_checkpoint(
             order.directory,
@@ -442,13 +443,13 @@ def _write_canonical(order: _Order) -> Path:
         )
 
 
-def _account(order: _Order, weights_format: str, witness: Witness | None = None) -> Account:
+def _account(order: _Order, weights_format: str, witness: FingerprintObserver | None = None) -> ManifestFacts:
     """What the manifest says besides the tensors, the same for every format."""
 
     def reopen(stage: Path) -> Source:
         return open_source(stage, source_format=weights_format)
 
-    return Account(
+    return ManifestFacts(
         provenance=_provenance(order.source, order.config, order.dtype, order.notes),
         origin=lambda row: origin_of(order.source, row),
         examine=examiner(
@@ -506,7 +507,7 @@ def _named_target(
     weights_format: str,
     file_name: str,
     dialect: Dialect,
-    writer: type[WeightsWriter],
+    writer: type[NamedContainer],
     prefix: Callable[[str], str] = lambda head: "",
     *,
     lacks: str = "",
