@@ -40,6 +40,7 @@ __all__ = [
     "check_row_ends",
     "integers",
     "numbers",
+    "output_flags",
     "part_of_a_model",
     "problem_type",
 ]
@@ -303,6 +304,17 @@ def check_cache_size(config: GPTJConfig, batch: int, capacity: int) -> None:
         if not whole or value < 1 or (highest is not None and value > highest):
             rule = "1 or above" if highest is None else f"1 to n_positions = {highest}"
             raise InputError("no such cache", where=where, expected=rule, found=value)
+
+
+def output_flags(
+    config: GPTJConfig, use_cache: bool | None, output_attentions: bool | None, output_hidden_states: bool | None
+) -> tuple[bool, bool, bool]:
+    """The three flags that say what a call returns, each the config's where it is None."""
+    return (
+        bool(config.use_cache if use_cache is None else use_cache),
+        bool(config.output_attentions if output_attentions is None else output_attentions),
+        bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states),
+    )
 
 
 def check_call(

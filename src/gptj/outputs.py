@@ -22,11 +22,14 @@ __all__ = [
     "ModelOutput",
     "QuestionAnsweringModelOutput",
     "SequenceClassifierOutputWithPast",
+    "object_or_tuple",
 ]
 
 
 Array = TypeVar("Array")
 """The framework's own arrays: torch.Tensor, tf.Tensor or jax.Array."""
+
+Output = TypeVar("Output", bound="ModelOutput")
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -153,6 +156,11 @@ class QuestionAnsweringModelOutput(ModelOutput, Generic[Array]):
     end_logits: Array = None  # type: ignore[assignment]
     hidden_states: tuple[Array, ...] | None = None
     attentions: tuple[Array, ...] | None = None
+
+
+def object_or_tuple(output: Output, return_dict: bool | None, *, default: bool) -> Output | tuple[Any, ...]:
+    """The output itself, or the tuple of its fields where `return_dict`, or `default` if that is None, is False."""
+    return output if (default if return_dict is None else return_dict) else output.to_tuple()
 
 
 @dataclasses.dataclass(eq=False, repr=False)

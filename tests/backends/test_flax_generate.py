@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
 from wings import FLOAT32_ABSOLUTE
 
 from gptj.flax import Decoder, GPTJForCausalLM
-from gptj.flax.generate import compiled_step, rounded
-
-NOTHING: frozenset[str] = frozenset()
+from gptj.flax.generate import rounded
+from gptj.flax.inference import compiled_block
+from gptj.flax.weights import flat
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +32,9 @@ def test_prompts_of_many_lengths_compile_few_shapes(folder):
     model = GPTJForCausalLM.from_pretrained(folder(), layer_norm_epsilon=1.1e-5)  # a config that no other test compiles
     for length in range(9, 17):
         model.generate(prompt(length), max_new_tokens=4, eos_token_id=None)
-    # a prompt of 16 and a step, in caches of 16 and 32
-    assert compiled_step(model.module, True, NOTHING)._cache_size() == 4
+    # a prompt of 16 and a step, in caches of 16 and 32; all blocks are one
+    first, later = (compiled_block(model.config, True, alone, True, False) for alone in (True, False))
+    assert (first._cache_size(), later._cache_size()) == (2, 2)
 
 
 @pytest.mark.parametrize("length", [1, 9, 16, 31])
@@ -73,12 +73,34 @@ def test_a_step_writes_the_cache_in_place(model):
     assert [array.unsafe_buffer_pointer() for array in decoder.cache.keys] == places
 
 
-def test_only_the_last_places_logits_leave_the_device(model):
-    decoder = Decoder(model, 2, 300)
-    run = compiled_step(model.module, True, NOTHING)
-    ids = np.zeros((2, 256), np.int32)
-    shapes = jax.eval_shape(run, model.params, decoder.cache, ids, ids, np.ones((2, decoder.slots), bool), np.int32(0))
-    assert shapes[1]["logits"].shape == (2, 216)
+def test_only_the_last_places_logits_leave_the_device(model, monkeypatch):
+    shapes = []
+    kept = GPTJForCausalLM._held
+    monkeypatch.setattr(
+        GPTJForCausalLM, "_held", lambda self, logits, columns: shapes.append(logits.shape) or kept(self, logits)
+    )
+    Decoder(model, 2, 300).prefill(prompt(256))
+    assert shapes == [(2, 216)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dtype": "float64"}, {"dtype": "bfloat16"}, {"param_dtype": "bfloat16"}, {"param_dtype": "float16"}],
+)
+def test_what_is_computed_in_and_what_is_kept_are_as_in_a_call(folder, options):
+    """The steps compute a block at a time over the parameters as they are, whatever their dtype."""
+    model = GPTJForCausalLM.from_pretrained(folder(), **options)
+    params = flat(model.params)
+    decoder = Decoder(model, 2, 16)
+    steps = [decoder.prefill(prompt(5)), decoder.step(np.array([1, 2]))]
+    assert decoder.cache.keys[0].dtype == model.dtype
+    ids = np.concatenate([prompt(5), [[1], [2]]], axis=1)
+    logits = np.asarray(model(ids).logits)
+    assert steps[0].logits.dtype == logits.dtype
+    exact = {"float64": 1e-12, "float32": FLOAT32_ABSOLUTE}.get(str(model.dtype), 2**-5)
+    for step, expected in zip(steps, (logits[:, 4], logits[:, 5]), strict=True):
+        assert np.abs(step.logits - expected).max() <= exact
+    assert all(flat(model.params)[name] is array for name, array in params.items())
 
 
 def test_dropout_is_off_in_generation(folder):

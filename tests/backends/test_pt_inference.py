@@ -15,7 +15,7 @@ from gptj.command.main import gptj_command
 from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config
 from gptj.pt import Decoder, GPTJForCausalLM
-from gptj.pt.inference import (
+from gptj.pt.kernels import (
     Int4Linear,
     Int8Linear,
     NarrowInt8Linear,
@@ -25,8 +25,10 @@ from gptj.pt.inference import (
     TiledLinear,
     UnpackedLinear,
     WidenedLinear,
+    onednn_has,
+    onednn_linear,
+    x86_lacks_vnni,
 )
-from gptj.pt.model import onednn_has, onednn_linear, x86_lacks_vnni
 
 CONFIG = revealing_config()
 BATCH = revealing_batch(CONFIG)
@@ -87,10 +89,10 @@ def processor(monkeypatch):
         def has(device, dtype):
             return dtype == torch.float32 or (halves and dtype == torch.bfloat16)
 
-        monkeypatch.setattr("gptj.pt.inference.has_amx", lambda: tiles)
-        monkeypatch.setattr("gptj.pt.inference.x86_lacks_vnni", lambda: overflow)
-        monkeypatch.setattr("gptj.pt.inference.x86_lacks_avx512", lambda: not wide)
-        monkeypatch.setattr("gptj.pt.inference.onednn_has", has)
+        monkeypatch.setattr("gptj.pt.kernels.has_amx", lambda: tiles)
+        monkeypatch.setattr("gptj.pt.kernels.x86_lacks_vnni", lambda: overflow)
+        monkeypatch.setattr("gptj.pt.kernels.x86_lacks_avx512", lambda: not wide)
+        monkeypatch.setattr("gptj.pt.kernels.onednn_has", has)
 
     return become
 
@@ -190,8 +192,7 @@ def test_rows_with_gaps_between_them_are_gathered_first(monkeypatch, kind):
         multiplied.append(weight.is_contiguous())
         return onednn_linear(x, weight, *rest)
 
-    for module in ("inference", "model"):
-        monkeypatch.setattr(f"gptj.pt.{module}.onednn_linear", watched)
+    monkeypatch.setattr("gptj.pt.kernels.onednn_linear", watched)
     torch.manual_seed(0)
     weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(8, 3, 40)[:, -1:, :32]
     torch.testing.assert_close(kind(weight, bias)(x), PlainLinear(weight, bias)(x))

@@ -9,10 +9,11 @@ import torch
 from mutants import revealing_batch
 from wings import close
 
+from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config
 from gptj.pt import GPTJForCausalLM
 from gptj.pt.heads import cross_entropy
-from gptj.pt.model import Linear, Product, onednn_linear
+from gptj.pt.kernels import Linear, Product, onednn_linear
 from gptj.rotary import rotary_table
 
 CONFIG = revealing_config()
@@ -71,7 +72,7 @@ def test_the_fused_attention_computes_the_oracles_logits(folder, oracle, dtype):
 @pytest.mark.feature(".half(), .bfloat16(), .to(), state_dict", "causal_lm")
 @pytest.mark.parametrize("slow", [False, True])
 def test_the_fused_products_have_the_eager_ones_gradients(folder, monkeypatch, slow):
-    monkeypatch.setattr("gptj.pt.model.mkl_is_slow", lambda: slow)
+    monkeypatch.setattr("gptj.pt.kernels.mkl_is_slow", lambda: slow)
     gradients = []
     for implementation in ("eager", "sdpa"):
         model = GPTJForCausalLM.from_pretrained(folder(), attn_implementation=implementation)
@@ -90,7 +91,7 @@ def right(monkeypatch):
         factors.append(weight)
         return onednn_linear(x, weight, bias)
 
-    monkeypatch.setattr("gptj.pt.model.onednn_linear", watched)
+    monkeypatch.setattr("gptj.pt.kernels.onednn_linear", watched)
     return factors
 
 
@@ -105,9 +106,9 @@ def test_the_fused_products_gather_rows_with_gaps_between_them(right):
 @pytest.fixture
 def onednn(monkeypatch):
     """Has the model believe that this is an x86 on which oneDNN multiplies all dtypes, and MKL as well as it."""
-    monkeypatch.setattr("gptj.pt.model.is_x86", lambda: True)
-    monkeypatch.setattr("gptj.pt.model.onednn_has", lambda device, dtype: True)
-    monkeypatch.setattr("gptj.pt.model.mkl_is_slow", lambda: False)
+    monkeypatch.setattr("gptj.pt.kernels.is_x86", lambda: True)
+    monkeypatch.setattr("gptj.pt.kernels.onednn_has", lambda device, dtype: True)
+    monkeypatch.setattr("gptj.pt.kernels.mkl_is_slow", lambda: False)
 
 
 @pytest.mark.usefixtures("onednn")
@@ -123,7 +124,7 @@ def test_a_few_rows_meet_the_weights_on_their_left(right, rows, few, bias):
 
 @pytest.mark.usefixtures("onednn")
 def test_a_processor_that_was_not_measured_keeps_pytorchs_product(right, monkeypatch):
-    monkeypatch.setattr("gptj.pt.model.is_x86", lambda: False)
+    monkeypatch.setattr("gptj.pt.kernels.is_x86", lambda: False)
     with torch.inference_mode():
         Linear(32, 48, fused=False)(torch.randn(6, 32))
     assert not right
@@ -234,3 +235,21 @@ def test_one_compiled_graph_has_the_loss_and_gradients(folder):
     torch.compile(again, fullgraph=True, backend="aot_eager")(IDS, labels=IDS, use_cache=False).loss.backward()
     for (name, expected), got in zip(model.named_parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(got.grad, expected.grad, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"input_ids": [[10**6]]}, "input_ids"),
+        ({"input_ids": torch.tensor([[10**6]])}, "input_ids"),
+        ({"input_ids": [[1, 2]], "position_ids": [[0, 10**6]]}, "position_ids"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1, 7]]}, "attention_mask"),
+        ({"input_ids": [[1, 2]], "token_type_ids": [[0, -1]]}, "token_type_ids"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_is_on_the_host_is_checked_there(arguments, said):
+    """Not on the model's device: that would be waited for. A device without values stands for one that is busy."""
+    model = GPTJForCausalLM(revealing_config()).to("meta")
+    with pytest.raises(InputError, match=said):
+        model(**arguments)

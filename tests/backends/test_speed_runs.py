@@ -20,3 +20,14 @@ def test_every_measure_gives_its_figures(wing, tmp_path):
     assert [figure for figure in FIGURES if results.median("tiny", name, figure) is None] == []
     assert results.agreement("tiny", name, name) == (24, 24)
     assert name in done.stdout
+
+
+def test_the_way_from_the_shell_to_the_first_token_is_measured(wing):
+    ways = [wing.name] if wing.name == "pt" else [wing.name, f"{wing.name}, programs on disk"]
+    options = ["--shape", "tiny", "--turns", "1", *(word for way in ways for word in ("--only", way))]
+    command = [sys.executable, "-m", "benchmarks.cold", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    head, _, *rows = done.stdout.splitlines()
+    assert head.endswith("| to the first token |") and [row.split(" | ")[0] for row in rows] == [f"| {w}" for w in ways]
+    assert ("MB on disk" in done.stderr) == (len(ways) == 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -140,3 +142,17 @@ def test_a_model_that_has_generated_can_be_exported(model, tmp_path):
     ids = prompt(3)
     got = served.serve({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
     assert np.abs(got - model(ids).logits).max() <= FLOAT32_ABSOLUTE
+
+
+def test_the_command_line_imports_nothing_that_tensorflow_uses_for_other_things(folder):
+    """Where they are installed, tensorflow.lite imports jax, and Keras matplotlib; afterwards both can be imported."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom gptj.command.generate import Request, continue_prompts\n"
+        "from gptj.command.prompts import Prompt\n"
+        f"continue_prompts(Request(directory=Path({str(folder())!r}), backend='tf', settings={{'max_new_tokens': 1}}),"
+        " [Prompt(token_ids=(1, 2))], batch_size=1, as_json=False, write=print)\n"
+        "print(*sorted({'jax', 'matplotlib', 'tensorflow'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "tensorflow"

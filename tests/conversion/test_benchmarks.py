@@ -114,3 +114,13 @@ def test_the_tokenizer_benchmark_runs_and_its_encoders_agree(tmp_path):
         for encoder in ("gptj", "tiktoken", "tokenizers")
     ]
     assert all(0.04 < row["megabytes"] <= 0.05 and row["tokens"] > 9_000 for row in rows)
+
+
+def test_the_benchmark_of_the_host_runs(tmp_path):
+    words = [sys.executable, "-m", "benchmarks.host", "--turns", "1", "--steps", "2", "--only", "greedy"]
+    words += ["--against", BENCHMARKS.parent / "src"]
+    done = subprocess.run(words, cwd=BENCHMARKS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    head, _, *rows = done.stdout.splitlines()
+    assert head == "| strategy | rows | before, ms a step | here, ms a step |" and len(rows) == 6
+    assert all(float(cell) > 0 for row in rows for cell in row.split("|")[3:5])

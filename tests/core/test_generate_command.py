@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from generation_fields import CALLS, TOKENS
 
 from gptj import GPTJConfig
+from gptj.command import generate as generate_command
 from gptj.command.generate import Desk, Job, Request, batches
 from gptj.command.main import _fields
 from gptj.command.prompts import Prompt
@@ -133,3 +138,29 @@ def test_a_batch_has_one_config_and_prompts_that_follow_each_other(folder: Path)
     assert sizes(2, max_new_tokens=2) == [[1, 2], [4], [5], [6]]
     assert sizes(9, max_new_tokens=2) == [[1, 2, 4], [5], [6]]
     assert sizes(9, max_new_tokens=2, min_length=4) == [[1], [2], [4], [5], [6]]
+
+
+def test_what_a_framework_would_import_for_nothing_is_hidden_for_its_import_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that is there already is left alone."""
+    monkeypatch.setitem(generate_command.UNUSED, "pt", ("jsonless", "json.tool", "os"))
+    monkeypatch.delitem(sys.modules, "json.tool", raising=False)
+    seen = []
+
+    def backend(name: str) -> Any:
+        for module in ("json.tool", "os"):
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError:
+                seen.append(module)
+        return SimpleNamespace(on_device=lambda device: contextlib.nullcontext(contextlib.nullcontext()))
+
+    monkeypatch.setattr("gptj.backend", backend)
+    with desk(folder).at_work():
+        importlib.import_module("json.tool")
+    assert seen == ["json.tool"] and "jsonless" not in sys.modules and sys.modules["os"] is not None
+    monkeypatch.setattr("gptj.backend", lambda name: {}[name])
+    with pytest.raises(KeyError), desk(folder).at_work():
+        pass
+    assert "jsonless" not in sys.modules

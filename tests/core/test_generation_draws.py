@@ -8,37 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from logit_samples import KINDS, make_logits
 
 from gptj import GPTJConfig
 from gptj.generation import Decoder, GenerationConfig, Step, generate
-from gptj.generation.candidates import Draws, find_candidates, is_cut_simply
+from gptj.generation.candidates import Draws, HostRow, find_candidates, is_cut_simply
 from gptj.generation.processors import Row, filters
 from gptj.generation.sampling import draw, softmax, uniforms
-
-KINDS = ("normal", "ties", "one hot", "flat", "masked", "tail", "huge", "staircase", "twins")
-
-
-def make_logits(kind: str, size: int, scale: float, seed: int, dtype: Any) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    logits = random.standard_normal(size) * scale
-    if kind == "ties":
-        logits = np.round(logits * 2) / 2
-    elif kind == "one hot":
-        logits[random.integers(size)] += 1000
-    elif kind == "flat":
-        logits[:] = scale
-    elif kind == "masked":
-        logits[random.random(size) < 0.99] = -np.inf
-        logits[random.integers(size)] = 0.0
-    elif kind == "tail":
-        logits = np.where(random.random(size) < 0.02, logits, -690.0 - random.random(size))
-    elif kind == "huge":
-        logits = logits * 1e30
-    elif kind == "staircase":
-        logits = -np.arange(size) * np.log(2.0)
-    elif kind == "twins":
-        logits = np.repeat(logits[: (size + 1) // 2], 2)[:size]
-    return logits.astype(dtype)
 
 
 def defined(logits: np.ndarray, config: GenerationConfig, uniform: float) -> int:
@@ -83,9 +59,9 @@ def test_the_token_is_the_definitions_or_none(
     ]
     config = GenerationConfig(do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     draws, expected = Draws(config, size), defined(logits, config, uniform)
-    for way in (draws._from_best, draws._from_all):
-        assert way(logits, uniform) in (None, expected)
-    assert draws.token(logits, uniform, row=0) in (None, expected)
+    assert draws._from_best(HostRow(logits), uniform) in (None, expected)
+    assert draws._from_all(logits, uniform) in (None, expected)
+    assert draws.token(HostRow(logits), uniform, row=0) in (None, expected)
 
 
 @pytest.mark.parametrize("as_top_p", [False, True])
@@ -98,7 +74,7 @@ def test_what_the_rest_weighs_is_never_taken_for_exact(as_top_p: bool) -> None:
             share = float(sums[place]) + shift
             config = GenerationConfig(do_sample=True, top_k=0, top_p=share if as_top_p else 1.0)
             uniform = 1 - 1e-9 if as_top_p else share
-            token = Draws(config, len(logits))._from_best(logits, uniform)
+            token = Draws(config, len(logits))._from_best(HostRow(logits), uniform)
             assert token in (None, defined(logits, config, uniform))
             near += token is None
     assert near == 240
@@ -115,20 +91,19 @@ def test_a_models_logits_hardly_ever_need_the_definition(scale: float, options: 
     for step in range(60):
         logits = (random.standard_normal(50_400) * scale).astype(np.float32)
         uniform = float(uniforms(1, step, 0)[0])
-        tokens.append(draws.token(logits, uniform, row=0))
+        tokens.append(draws.token(HostRow(logits), uniform, row=0))
         assert tokens[-1] in (None, defined(logits, config, uniform))
     assert tokens.count(None) <= 1
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, -1.0, -np.inf]), min_size=1, max_size=300), st.integers(1, 300))
-def test_candidates_are_the_best_in_order(values: list[float], count: int) -> None:
+def test_candidates_are_the_best(values: list[float], count: int) -> None:
     logits = np.array(values)
     found = find_candidates(logits, min(count, len(values)))
-    order = np.argsort(-logits, kind="stable")
-    order = order[: len(found.ids)]
-    assert found.ids.tolist() == order.tolist() and found.values.tolist() == logits[order].tolist()
-    assert found.complete == (len(found.ids) == np.isfinite(logits).sum()) or len(found.ids) >= count
+    assert sorted(found.ids.tolist()) == np.flatnonzero(logits > found.bound).tolist()
+    assert found.values.tolist() == logits[found.ids].tolist()
     assert len(found.ids) >= min(count, int(np.isfinite(logits).sum()))
+    assert found.best() == (int(np.argmax(logits)) if np.isfinite(logits).any() else None)
 
 
 def test_what_is_cut_otherwise_is_left_to_the_definition() -> None:

@@ -7,6 +7,7 @@ may differ. The comparison is also shown to notice a difference.
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ from gptj.backends import BACKENDS
 from gptj.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
-FILES = ("__init__.py", "generate.py", "heads.py", "inference.py", "model.py", "weights.py")
+FILES = ("__init__.py", "arguments.py", "generate.py", "heads.py", "inference.py", "model.py", "weights.py")
+
+OWN_FILES = {"pt": {"kernels.py"}, "tf": set(), "flax": set()}
+"""Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers."""
 
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
 """What each framework calls the method behind `model(...)`."""
@@ -90,7 +94,45 @@ def sources_of(wing: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("wing", BACKENDS)
 def test_the_wings_have_the_same_files(wing):
-    assert tuple(sources_of(wing)) == FILES
+    assert tuple(name for name in sources_of(wing) if name not in OWN_FILES[wing]) == FILES
+    assert OWN_FILES[wing] <= sources_of(wing).keys()
+
+
+def defined(source: str) -> list[str]:
+    """The public functions, classes and types of a module, in order."""
+    names = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            names.append(node.targets[0].id)
+    return [name for name in names if not name.startswith("_")]
+
+
+PARTS = {
+    "arguments.py": ["UpdateCache", "host", "as_ids", "causal_mask", "cache_length", "CacheBuilder"],
+    "model.py": ["at_least_float32", "RotaryTable", "rotate_pairs", "Attention", "MLP", "Block", "GPTJModel"],
+    "heads.py": ["cross_entropy", *(name for head, name in HEADS.items() if head != "base")],
+}
+"""What every wing has in these files, by one name and in one order."""
+
+
+@pytest.mark.parametrize("wing", BACKENDS)
+@pytest.mark.parametrize("name", PARTS)
+def test_the_parts_of_the_wings_have_one_name_and_one_order(wing, name):
+    assert [part for part in defined(sources_of(wing)[name]) if part in PARTS[name]] == PARTS[name]
+
+
+def test_a_part_by_another_name_would_be_noticed():
+    source = sources_of("pt")["arguments.py"].replace("CacheBuilder", "Memory")
+    assert "CacheBuilder" in PARTS["arguments.py"] and "CacheBuilder" not in defined(source)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_kernels_alone_names_a_processor_or_a_library_of_products(name):
+    words = r"(?i)onednn|mkldnn|\bmkl|\bamx|\bavx|vnni|fbgemm|x86|\bamd\b|\bintel\b"
+    assert re.search(words, sources_of("pt")["kernels.py"])
+    assert not re.search(words, sources_of("pt")[name])
 
 
 @pytest.mark.parametrize("wing", ["tf", "flax"])

@@ -54,6 +54,10 @@ In float32 it takes as long as some 50 tokens save (0.9 s, for 18 ms a token, wi
 busy machine). In 16 bits a token saves 6 to 11 ms; there the border is the same by guess.
 """
 
+UNUSED = {"tf": ("jax", "matplotlib")}
+"""What a framework imports where it is installed, for parts that text does not need: tensorflow.lite's converter of jax
+programs, and Keras' drawings. jax alone takes 1.6 s of 7 to TensorFlow's import (`benchmarks/cold.py`)."""
+
 WELCOME = """What you type is continued. A line that ends in \\ goes on in the next.
 Ctrl-C stops an answer; an empty line or Ctrl-D ends."""
 
@@ -162,7 +166,7 @@ class Desk:
         """
         device = "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
         check_surroundings(self.backend)
-        with _interruptible_at_once():
+        with _interruptible_at_once(), _hidden(UNUSED.get(self.backend, ())):
             wing = gptj.backend(self.backend)
         with wing.on_device(device) as self._loading:
             yield
@@ -602,6 +606,22 @@ def _tokenizer(directory: Path, config: GPTJConfig, *, needed: bool) -> GPTJToke
         warn_of(f"the tokenizer is not used, and ids are printed: {error}")
         return None
     return tokenizer
+
+
+@contextlib.contextmanager
+def _hidden(names: Iterable[str]) -> Iterator[None]:
+    """While this is open, importing these modules fails as where they are not installed.
+
+    For the command line alone, which is a process of ours: another thread's import would fail, too.
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    modules: dict[str, Any] = sys.modules
+    modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del modules[name]
 
 
 @contextlib.contextmanager

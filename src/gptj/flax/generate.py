@@ -1,27 +1,27 @@
 """The two steps under generation, prefill and one token, over a preallocated cache; the loop is `gptj.generation`'s.
 
 XLA compiles anew for every shape, so shapes are few: the cache's capacity and a prompt's length are rounded up, the
-slots in excess are masked and later overwritten. The cache is donated to each step, which writes it in place.
+slots in excess are masked and later overwritten. The cache is donated to each step, which writes it in place: a block
+at a time, as a prepared model's steps do (`gptj.flax.inference`), over the parameters as they are.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from numpy.typing import NDArray
 
 from gptj import generation
-from gptj.flax.weights import Params, from_numpy, to_numpy
-from gptj.generation import Step
-from gptj.outputs import CausalLMOutputWithPast, KVCache
+from gptj.flax.inference import FastPath
+from gptj.flax.weights import from_numpy, to_numpy
+from gptj.generation import PARTS, Selected, Step
+from gptj.outputs import KVCache
 
 
 def rounded(count: int, most: int) -> int:
@@ -32,34 +32,6 @@ def rounded(count: int, most: int) -> int:
     """
     power = 1 << (count - 1).bit_length()
     return min(power if power <= 256 else -(-count // 256) * 256, most)
-
-
-@functools.lru_cache(maxsize=64)
-def compiled_step(module: nn.Module, last_only: bool, want: frozenset[str]) -> Callable[..., Any]:
-    """The next tokens through the cache, which is used up; compiled once for each rounded shape."""
-
-    def run(
-        params: Params, cache: KVCache, ids: Array, positions: Array, mask: Array, last: Array
-    ) -> tuple[KVCache, dict[str, Any]]:
-        outputs = module.apply(
-            {"params": params},
-            ids,
-            cache,
-            mask,
-            position_ids=positions,
-            use_cache=True,
-            output_attentions="attentions" in want,
-            output_hidden_states="hidden_states" in want,
-            only=last if last_only else None,
-        )
-        return outputs.past_key_values, made_by(outputs)
-
-    return jax.jit(run, donate_argnums=1)
-
-
-def made_by(outputs: CausalLMOutputWithPast) -> dict[str, Any]:
-    """What a step gives besides the cache."""
-    return {"logits": outputs.logits, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
 
 
 @jax.jit
@@ -82,7 +54,8 @@ class Decoder(generation.Decoder):
         super().__init__(model.config, batch, capacity)
         self.model = model
         self.slots = rounded(capacity, model.config.n_positions)
-        self.cache: KVCache = (model if model.fast_path is None else model.fast_path).init_cache(batch, self.slots)
+        self.path = FastPath(model.module, model.params) if model.fast_path is None else model.fast_path
+        self.cache: KVCache = self.path.init_cache(batch, self.slots)
 
     def _run(
         self,
@@ -107,34 +80,66 @@ class Decoder(generation.Decoder):
             np.pad(mask, ((0, 0), (0, self.slots - self.capacity))),
             np.int32(columns - 1),
         )
-        model = self.model
-        if model.fast_path is None:
-            self.cache, made = compiled_step(model.module, last_only, want)(model.params, *arguments)
-        else:
-            self.cache, made = model.fast_path.step(*arguments, last_only=last_only, want=want)
+        self.cache, made = self.path.step(*arguments, last_only=last_only, want=want)
         return self._step(made, columns, offset + columns)
 
     def _step(self, made: dict[str, Any], columns: int, length: int) -> Step:
         """What was computed, on the host, without what was computed for the slots in excess."""
         logits, hidden, attentions = made["logits"], made["hidden_states"], made["attentions"]
         return Step(
-            logits=to_numpy(logits)[:, :columns] if logits.ndim == 3 else to_numpy(logits),
+            self.model._held(logits, columns),
             hidden_states=None if hidden is None else tuple(to_numpy(x)[:, :columns] for x in hidden),
             attentions=None if attentions is None else tuple(to_numpy(x)[:, :, :columns, :length] for x in attentions),
         )
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
-        each = len(self.cache.keys[0]) // self.batch  # the fast path's cache has b h rows, the other's b
+        each = self.config.n_head
         self.cache = gathered(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
 
     def _filled(self, length: int) -> KVCache:
         config = self.config
-        shape = (self.batch, config.n_head, self.slots, config.head_dim)  # whichever the cache's own is
+        shape = (self.batch, config.n_head, self.slots, config.head_dim)
         keys, values = (
             tuple(x.reshape(shape)[:, :, :length].astype(self.model.dtype) for x in side)
             for side in (self.cache.keys, self.cache.values)
         )
         return KVCache(keys, values, length)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "weigh"))
+def best_of(logits: Array, named: Array, temperature: Array, *, count: int, weigh: bool) -> tuple[Array, ...]:
+    """What `Logits.best` asks for, compiled once for each shape."""
+    values, ids = lax.top_k(logits, count)
+    asked, finite = jnp.take_along_axis(logits, named, 1), jnp.isfinite(logits).all(1)
+    if not weigh:
+        return values, ids, finite, asked
+    weights = jnp.where(logits > values[:, -1:], 0, jnp.exp((logits - values[:, :1]) / temperature))
+    parts = jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % PARTS)))
+    return values, ids, finite, asked, parts.reshape(len(parts), PARTS, -1).sum(2)
+
+
+class Logits(generation.HeldLogits):
+    """A step's logits on a device."""
+
+    def best(self, count: int, named: NDArray[np.int64], temperature: float | None) -> Selected:
+        """The `count` best of each row of (b, v), and the logits of `named` (b, m)."""
+        divisor = np.asarray(1 if temperature is None else temperature, self._array.dtype)
+        made = best_of(self._array, named.astype(np.int32), divisor, count=count, weigh=temperature is not None)
+        return Selected(*jax.device_get(made))
+
+    def _fetched(self, array: Array) -> NDArray[Any]:
+        return to_numpy(array)
+
+    def _rows(self, rows: NDArray[np.int64]) -> Array:
+        return self._array[rows]
+
+    def _position(self, n: int) -> Array:
+        return lax.dynamic_index_in_dim(self._array, np.int32(n), 1, keepdims=False)
+
+
+def on_host(logits: Array) -> bool:
+    """Whether they lie in the host's memory, where NumPy reads them without a copy."""
+    return all(device.platform == "cpu" for device in logits.devices())
 
 
 def is_typed_key(key: Any) -> bool:
@@ -183,6 +188,10 @@ class GenerationMixin(generation.Generates[jax.Array]):
 
     def _rows_of(self, array: Array, rows: NDArray[np.int64]) -> Array:
         return array[rows]
+
+    def _held(self, logits: Array, columns: int | None = None) -> NDArray[Any] | Logits:
+        held = Logits(logits, columns)
+        return held.on_host() if on_host(logits) else held
 
     def _native(self, array: NDArray[Any]) -> Array:
         # Differs: jax has no int64 unless it is asked for, and token ids fit in int32.

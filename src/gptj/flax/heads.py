@@ -1,4 +1,4 @@
-"""What stands on the blocks: next-token logits, one label a row, the ends of a span; each with its loss.
+"""Heads on the blocks: next-token logits, one label a row, the ends of a span; each with its loss.
 
 Losses are float32 at least, a label of -100 counts nowhere, and the values are the same in all three backends.
 """
@@ -13,17 +13,11 @@ from jax import Array, lax
 
 from gptj import inputs
 from gptj.config import GPTJConfig
+from gptj.flax.arguments import as_array, as_ids, batch_and_length, choose_flags, compute, convert_arguments, host
 from gptj.flax.generate import GenerationMixin
 from gptj.flax.inference import InferenceMixin
-from gptj.flax.model import (
-    GPTJModule,
-    Linear,
-    at_least_float32,
-    checked,
-    compute,
-    settled,
-)
-from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host
+from gptj.flax.model import GPTJModule, Linear, at_least_float32
+from gptj.flax.weights import Params, PretrainedModel
 from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 
@@ -161,7 +155,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
 
         The other arguments are `GPTJModel.__call__`'s.
         """
-        arguments = checked(
+        arguments = convert_arguments(
             self.config,
             input_ids,
             past_key_values,
@@ -173,16 +167,9 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         )
         if labels is not None:
             labels = arguments["labels"] = as_ids(labels, where="labels")
-            inputs.check_labels(host(labels), new_tokens(arguments), self.config.vocab_size)
-        flags = settled(self.config, use_cache, output_attentions, output_hidden_states, train)
+            inputs.check_labels(host(labels), batch_and_length(arguments), self.config.vocab_size)
+        flags = choose_flags(self.config, use_cache, output_attentions, output_hidden_states, train)
         return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
-
-
-def new_tokens(arguments: dict[str, Any]) -> tuple[int, int]:
-    """The call's batch and number of tokens."""
-    ids, embeds = arguments["input_ids"], arguments["inputs_embeds"]
-    b, t = (embeds if ids is None else ids).shape[:2]
-    return int(b), int(t)
 
 
 class GPTJForSequenceClassificationModule(nn.Module):
@@ -314,7 +301,7 @@ class GPTJForSequenceClassification(PretrainedModel):
         Raises:
             InputError: more than one row and no pad_token_id to find their ends by.
         """
-        arguments = checked(
+        arguments = convert_arguments(
             self.config,
             input_ids,
             past_key_values,
@@ -327,8 +314,8 @@ class GPTJForSequenceClassification(PretrainedModel):
         if labels is not None:
             labels = arguments["labels"] = as_array(labels, where="labels")
             problem = inputs.problem_type(self.config, whole=is_whole(labels))
-            inputs.check_class_labels(self.config, problem, host(labels), labels.shape, new_tokens(arguments)[0])
-        flags = settled(self.config, use_cache, output_attentions, output_hidden_states, train)
+            inputs.check_class_labels(self.config, problem, host(labels), labels.shape, batch_and_length(arguments)[0])
+        flags = choose_flags(self.config, use_cache, output_attentions, output_hidden_states, train)
         return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
 
 
@@ -436,7 +423,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
 
         The other arguments are `GPTJModel.__call__`'s.
         """
-        arguments = checked(
+        arguments = convert_arguments(
             self.config, input_ids, None, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds
         )
         del arguments["past_key_values"]
@@ -444,7 +431,7 @@ class GPTJForQuestionAnswering(PretrainedModel):
         for where, value in (("start_positions", start_positions), ("end_positions", end_positions)):
             if value is not None:
                 places = arguments[where] = as_array(value, where=where)
-                inputs.check_places(host(places), places.shape, new_tokens(arguments)[0], where=where)
-        flags = settled(self.config, False, output_attentions, output_hidden_states, train)
+                inputs.check_places(host(places), places.shape, batch_and_length(arguments)[0], where=where)
+        flags = choose_flags(self.config, False, output_attentions, output_hidden_states, train)
         del flags["use_cache"]
         return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)

@@ -24,8 +24,8 @@ from flax import linen as nn
 from jax import Array, lax
 
 from gptj.config import GPTJConfig
-from gptj.flax.generate import made_by
-from gptj.flax.model import Attention, Block, Embedding, LayerNorm, Linear, Memory, Remember, multiply, surroundings
+from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
+from gptj.flax.model import Attention, Block, Embedding, LayerNorm, Linear, make_attention_inputs, multiply
 from gptj.flax.weights import Params, flat, nested
 from gptj.outputs import CausalLMOutputWithPast, KVCache
 from gptj.prepared import check_quantize, refusal
@@ -64,7 +64,7 @@ def batch_in_heads(call: Callable[..., Any], arguments: Any, keywords: Any, cont
 
 
 class Slots:
-    """`Memory` over one layer's keys and values of a decoder's own: (b h, s, d) each, where what is new always fits.
+    """`CacheBuilder` over one layer of a decoder's own cache: keys and values (b h, s, d), where new ones always fit.
 
     Differs: batch and heads are one axis. As two, which XLA's products merge, it would write them twice, once for the
     product and once for the next call, each time into a copy of the whole (seen in the compiled step).
@@ -72,38 +72,39 @@ class Slots:
     Args:
         past: the layer's cache.
         start: the first new token's slot.
-        alone: nothing is in the cache yet.
+        prompt_only: nothing is in the cache yet, so that the new tokens attend over each other only.
     """
 
-    def __init__(self, past: KVCache, start: Array, alone: bool) -> None:
-        self.past, self.start, self.alone = past, start, alone
+    def __init__(self, past: KVCache, start: Array, prompt_only: bool) -> None:
+        self.past, self.start, self.prompt_only = past, start, prompt_only
 
-    def of(self, layer: int, keep: bool) -> Remember:
+    def update_of(self, layer: int, use_cache: bool) -> UpdateCache:
         """The function that the layer's attention calls; the result is part of the next cache."""
 
-        def remember(k: Array, v: Array) -> tuple[Array, Array]:
+        def update_cache(k: Array, v: Array) -> tuple[Array, Array]:
             b, h, t, d = k.shape
             written = [
                 lax.dynamic_update_slice_in_dim(old, new.reshape(b * h, t, d), self.start, axis=1)
                 for old, new in ((self.past.keys[layer], k), (self.past.values[layer], v))
             ]
             self.keys, self.values = ((x,) for x in written)
-            return (k, v) if self.alone else (written[0][None], written[1][None])
+            return (k, v) if self.prompt_only else (written[0][None], written[1][None])
 
-        return remember
+        return update_cache
 
-    def cache(self, length: Any) -> KVCache:
+    def build(self, length: Any) -> KVCache:
         """The cache after this call, `length` tokens long."""
         return KVCache(self.keys, self.values, length, fixed=True)
 
 
 @functools.lru_cache(maxsize=64)
-def compiled_entrance(config: GPTJConfig, length: int) -> Callable[..., Any]:
-    """From token ids to what the first block takes: the embeddings, and what all blocks are told of their queries.
+def compiled_entrance(config: GPTJConfig, length: int, dtype: np.dtype[Any]) -> Callable[..., Any]:
+    """The way from token ids to what the blocks take: the embeddings, and slots, rotation and mask of the queries.
 
     Args:
         config: the sizes.
-        length: keys that each query will be compared with, of which it may see some.
+        length: keys that each query is compared with, of which its mask may keep some.
+        dtype: what is computed in.
     """
 
     def run(
@@ -113,49 +114,52 @@ def compiled_entrance(config: GPTJConfig, length: int) -> Callable[..., Any]:
         token_type_ids: Array | None,
         position_ids: Array | None,
         mask: Array | None,
-        seen: Array,
+        past_length: Array,
     ) -> Any:
-        embed = functools.partial(Embedding(config.vocab_size, config.n_embd).apply, {"params": {"weight": weight}})
-        x = embed(input_ids) if inputs_embeds is None else inputs_embeds.astype(weight.dtype)
+        embedding = Embedding(config.vocab_size, config.n_embd, dtype=dtype)
+        embed = functools.partial(embedding.apply, {"params": {"weight": weight}})
+        x = embed(input_ids) if inputs_embeds is None else inputs_embeds.astype(dtype)
         if token_type_ids is not None:
             x = x + embed(token_type_ids)
         mask = mask if mask is None else mask[:, :length]
-        return x, surroundings(config, x, seen, length, position_ids, mask)
+        return x, make_attention_inputs(config, x, past_length, length, position_ids, mask)
 
     return jax.jit(run)
 
 
 @functools.lru_cache(maxsize=64)
-def compiled_block(config: GPTJConfig, own: bool, alone: bool, keep: bool, weigh: bool) -> Callable[..., Any]:
+def compiled_block(
+    config: GPTJConfig, decoder_cache: bool, prompt_only: bool, use_cache: bool, output_attentions: bool
+) -> Callable[..., Any]:
     """One block, compiled once for each shape and used for all of them.
 
     Args:
         config: the sizes.
-        own: the cache is a decoder's own (see `Slots`), which is used up and written in place.
-        alone: the new tokens are the first in it, so that they look at each other only.
-        keep: the cache after this call is asked for.
-        weigh: the attention weights are asked for.
+        decoder_cache: the cache is a decoder's own (see `Slots`), which is used up and written in place.
+        prompt_only: the new tokens are the first in it, so that they attend over each other only.
+        use_cache: the cache after this call is asked for.
+        output_attentions: the attention weights are asked for.
     """
 
     def run(
-        params: Params, past: Any, x: Array, surrounding: Any, head_mask: Array | None
+        params: Params, past: Any, x: Array, attention_inputs: Any, head_mask: Array | None
     ) -> tuple[Array, KVCache | None, Array | None]:
-        slots, rotation, see = surrounding
-        memory = Slots(past, slots[0], alone) if own else Memory(past, slots)
-        arguments = (x, rotation, see, memory.of(0, keep), head_mask, weigh, False)
+        slots, rotation, mask = attention_inputs
+        cache = Slots(past, slots[0], prompt_only) if decoder_cache else CacheBuilder(past, slots)
+        arguments = (x, rotation, mask, cache.update_of(0, use_cache), head_mask, output_attentions, False)
         with contextlib.ExitStack() as rules:
             rules.enter_context(nn.intercept_methods(weights_first))
-            if own and not alone:
+            if decoder_cache and not prompt_only:
                 rules.enter_context(nn.intercept_methods(batch_in_heads))
             x, weights = Block(config).apply({"params": params}, *arguments)
-        return x, memory.cache(None) if keep else None, weights
+        return x, cache.build(None) if use_cache else None, weights
 
-    return jax.jit(run, donate_argnums=1 if own else ())
+    return jax.jit(run, donate_argnums=1 if decoder_cache else ())
 
 
 @functools.lru_cache(maxsize=64)
 def compiled_exit(module: nn.Module) -> Callable[..., tuple[Array, Array, Array | None]]:
-    """From what the last block gives to the normed hidden states, the logits and with labels the loss."""
+    """The way from the last block's stream to the normed hidden states, the logits and with labels the loss."""
 
     def run(params: Params, x: Array, labels: Array | None, only: Array | None) -> Any:
         norm = LayerNorm(module.config.n_embd, module.config.layer_norm_epsilon)
@@ -167,17 +171,18 @@ def compiled_exit(module: nn.Module) -> Callable[..., tuple[Array, Array, Array 
 
 
 class FastPath:
-    """A GPTJForCausalLMModule over parameters of one dtype, in evaluation mode, a block at a time.
+    """A GPTJForCausalLMModule in evaluation mode, a block at a time.
 
     Args:
         module: the module.
-        params: its parameters.
+        params: its parameters, which stay what and where they are.
     """
 
     def __init__(self, module: Any, params: Params) -> None:
         self.module, self.config = module, module.config
         base = params["transformer"]
         self.embedding: Array = base["wte"]["weight"]
+        self.dtype = np.dtype(self.embedding.dtype if module.dtype is None else module.dtype)
         self.blocks = [base["h"][str(n)] for n in range(self.config.n_layer)]
         outer = {"ln_f": base["ln_f"]} | ({"wte": base["wte"]} if self.config.tie_word_embeddings else {})
         self.exit = {"transformer": outer, "lm_head": params["lm_head"]}
@@ -190,37 +195,37 @@ class FastPath:
         output_attentions: bool,
         output_hidden_states: bool,
         only: Any = None,
-        own: bool = False,
+        decoder_cache: bool = False,
     ) -> CausalLMOutputWithPast:
-        """What the module gives for the checked arguments of a call.
+        """The module's outputs for the checked arguments of a call.
 
         Args:
             arguments: by the names of `GPTJForCausalLM.__call__`.
             use_cache, output_attentions, output_hidden_states: what is asked for.
             only: a place: give the logits (b, v) of it alone.
-            own: the cache is one of `init_cache`, and used up.
+            decoder_cache: the cache is one of `init_cache`, and used up.
         """
         ids, embeds, past = arguments["input_ids"], arguments["inputs_embeds"], arguments["past_key_values"]
         t = (ids if embeds is None else embeds).shape[1]
         fixed = past is not None and past.fixed
-        seen: Any = 0 if past is None else past.length if fixed else past.capacity
-        alone = own and int(seen) == 0
-        length = t if alone or past is None else past.keys[0].shape[-2] if fixed else seen + t
-        x, surrounding = compiled_entrance(self.config, length)(
+        past_length = cache_length(past)
+        prompt_only = decoder_cache and int(past_length) == 0
+        length = t if prompt_only or past is None else past.keys[0].shape[-2] if fixed else past_length + t
+        x, attention_inputs = compiled_entrance(self.config, length, self.dtype)(
             self.embedding,
             ids,
             embeds,
             arguments["token_type_ids"],
             arguments["position_ids"],
             arguments["attention_mask"],
-            np.int32(seen) if isinstance(seen, int) else seen,
+            np.int32(past_length) if isinstance(past_length, int) else past_length,
         )
         factors = self._head_masks(arguments["head_mask"])
-        block = compiled_block(self.config, own, alone, use_cache, output_attentions)
+        block = compiled_block(self.config, decoder_cache, prompt_only, use_cache, output_attentions)
         hidden, attentions, keys, values = [x], [], [], []
         for n, params in enumerate(self.blocks):
             layer = None if past is None else KVCache((past.keys[n],), (past.values[n],), None, fixed)
-            x, layer, weights = block(params, layer, x, surrounding, factors[n])
+            x, layer, weights = block(params, layer, x, attention_inputs, factors[n])
             if output_hidden_states:
                 hidden.append(x)
             if layer is not None:
@@ -232,7 +237,7 @@ class FastPath:
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=KVCache(tuple(keys), tuple(values), seen + t, fixed) if use_cache else None,
+            past_key_values=KVCache(tuple(keys), tuple(values), past_length + t, fixed) if use_cache else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
@@ -241,7 +246,7 @@ class FastPath:
         """An empty cache for `step`: n_layer pairs of (b h, slots, d)."""
         config = self.config
         shape = batch * config.n_head, slots, config.head_dim
-        keys, values = (tuple(jnp.zeros(shape, self.embedding.dtype) for _ in self.blocks) for _ in range(2))
+        keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.blocks) for _ in range(2))
         return KVCache(keys, values, 0, fixed=True)
 
     def step(
@@ -255,7 +260,10 @@ class FastPath:
         last_only: bool,
         want: frozenset[str],
     ) -> tuple[KVCache, dict[str, Any]]:
-        """The next tokens through the cache, which is used up; what `compiled_step` compiles of a plain model."""
+        """The next tokens through the cache, which is used up, and what they give: logits, where asked more.
+
+        Compiled once for each rounded shape.
+        """
         arguments = {
             "input_ids": ids,
             "past_key_values": cache,
@@ -271,11 +279,11 @@ class FastPath:
             output_attentions="attentions" in want,
             output_hidden_states="hidden_states" in want,
             only=last if last_only else None,
-            own=True,
+            decoder_cache=True,
         )
         kept = outputs.past_key_values
         assert kept is not None  # use_cache is True
-        return kept, made_by(outputs)
+        return kept, {name: getattr(outputs, name) for name in ("logits", "hidden_states", "attentions")}
 
     def _head_masks(self, head_mask: Any) -> Any:
         config = self.config

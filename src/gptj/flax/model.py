@@ -13,29 +13,30 @@ full) gives NaN, never a wrong number.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
-from gptj import inputs
 from gptj.config import GPTJConfig
-from gptj.errors import InputError
-from gptj.flax.weights import Params, PretrainedModel, as_array, as_ids, host, require_x64
+from gptj.flax.arguments import (
+    CacheBuilder,
+    UpdateCache,
+    cache_length,
+    causal_mask,
+    choose_flags,
+    compute,
+    convert_arguments,
+    key_length,
+)
+from gptj.flax.weights import Params, PretrainedModel
 from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache
-from gptj.prepared import refusal
 from gptj.rotary import rotary_table
-
-Remember = Callable[[Array, Array], tuple[Array, Array]]
-"""Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -114,7 +115,7 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: Array) -> Array:
         """(b, t) -> (b, t, m), in the dtype that the model computes in."""
-        return lookup(self.weight, ids).astype(self.computation_dtype)
+        return look_up(self.weight, ids).astype(self.computation_dtype)
 
     @property
     def computation_dtype(self) -> Any:
@@ -122,7 +123,7 @@ class Embedding(nn.Module):
         return self.weight.dtype if self.dtype is None else self.dtype
 
 
-def lookup(table: Array, rows: Array) -> Array:
+def look_up(table: Array, rows: Array) -> Array:
     """table[rows], and NaN for a row that there is none of."""
     return table.at[rows].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
@@ -156,98 +157,40 @@ class RotaryTable:
 
     def __call__(self, position_ids: Array) -> tuple[Array, Array]:
         """Sine and cosine of each position, (b, t, pairs)."""
-        return lookup(self.sin, position_ids), lookup(self.cos, position_ids)
+        return look_up(self.sin, position_ids), look_up(self.cos, position_ids)
 
 
 def rotate_pairs(x: Array, sin: Array, cos: Array) -> Array:
-    """`x` (b, h, t, d) with its first 2 * pairs dimensions turned, pair by interleaved pair.
+    """`x` (b, h, t, d) with its first 2 * pairs dimensions rotated, pair by interleaved pair.
 
     (x0, x1) at angle a becomes (x0 cos a - x1 sin a, x1 cos a + x0 sin a), in the table's precision.
     """
     width = 2 * sin.shape[-1]
     sin, cos = sin[:, None], cos[:, None]  # b 1 t pairs
-    turned = x[..., :width].astype(sin.dtype)
-    x0, x1 = turned[..., 0::2], turned[..., 1::2]
-    turned = jnp.stack((x0 * cos - x1 * sin, x1 * cos + x0 * sin), axis=-1).reshape(turned.shape)
-    return jnp.concatenate((turned.astype(x.dtype), x[..., width:]), axis=-1)
+    pairs = x[..., :width].astype(sin.dtype)
+    x0, x1 = pairs[..., 0::2], pairs[..., 1::2]
+    rotated = jnp.stack((x0 * cos - x1 * sin, x1 * cos + x0 * sin), axis=-1).reshape(pairs.shape)
+    return jnp.concatenate((rotated.astype(x.dtype), x[..., width:]), axis=-1)
 
 
-def visible(attention_mask: Array | None, slots: Array, length: int) -> Array:
-    """Which keys each query sees, (b or 1, 1, t, s): those at or before its own slot that the mask has In.
-
-    Args:
-        attention_mask: (b, up to s) of 0 and 1, or None for all 1.
-        slots: (t,) the slot of each query among the keys.
-        length: s.
-    """
-    causal = jnp.arange(length) <= slots[:, None]
-    if attention_mask is None:
-        return causal[None, None]
-    keys = jnp.pad(attention_mask.astype(bool), ((0, 0), (0, length - attention_mask.shape[1])))
-    return causal & keys[:, None, None]
-
-
-def surroundings(
-    config: GPTJConfig, x: Array, seen: Any, length: int, position_ids: Array | None, attention_mask: Array | None
+def make_attention_inputs(
+    config: GPTJConfig,
+    x: Array,
+    past_length: Any,
+    length: int,
+    position_ids: Array | None,
+    attention_mask: Array | None,
 ) -> tuple[Array, tuple[Array, Array], Array]:
-    """What all blocks are told about their queries: slots (t,), rotation, and which keys they see.
+    """Slots (t,), rotation and mask of the queries: the same for every block's attention.
 
     Args:
         x: the embeddings (b, t, m).
-        seen: how many tokens came before.
-        length: keys that there will be.
+        past_length, length: tokens in the cache, and keys that each query is compared with.
     """
     b, t, _ = x.shape
-    slots = seen + jnp.arange(t)
+    slots = past_length + jnp.arange(t)
     positions = jnp.broadcast_to(slots[None] if position_ids is None else position_ids, (b, t))
-    return slots, RotaryTable(config, x.dtype)(positions), visible(attention_mask, slots, length)
-
-
-class Memory:
-    """Joins each layer's new keys and values to those that a cache holds, and becomes the next cache.
-
-    Args:
-        past: the cache, or None.
-        slots: (t,) where the new tokens go in a fixed cache.
-    """
-
-    def __init__(self, past: KVCache | None, slots: Array) -> None:
-        self.past, self.slots = past, slots
-        self.keys: list[Array] = []
-        self.values: list[Array] = []
-
-    def of(self, layer: int, keep: bool) -> Remember:
-        """The function that the layer's attention calls; with `keep` the result is part of the next cache."""
-
-        def remember(k: Array, v: Array) -> tuple[Array, Array]:
-            past = self.past
-            if past is not None:
-                _require_dtype(past.keys[layer], k)
-            if past is not None and past.fixed:
-                # Differs: a new array, and all slots of it, since a shape cannot hang on the length; the mask hides
-                # those not filled. XLA would move a write that does not fit to where it does: NaN rather than that.
-                k = jnp.where(self.slots[-1] < past.capacity, k, jnp.nan)
-                k, v = (
-                    lax.dynamic_update_slice_in_dim(old, new, self.slots[0], axis=2)
-                    for old, new in ((past.keys[layer], k), (past.values[layer], v))
-                )
-            elif past is not None:
-                k, v = jnp.concatenate((past.keys[layer], k), 2), jnp.concatenate((past.values[layer], v), 2)
-            if keep:
-                self.keys.append(k)
-                self.values.append(v)
-            return k, v
-
-        return remember
-
-    def cache(self, length: Any) -> KVCache:
-        """The cache after this call, `length` tokens long."""
-        return KVCache(tuple(self.keys), tuple(self.values), length, self.past is not None and self.past.fixed)
-
-
-def _require_dtype(old: Array, new: Array) -> None:
-    if old.dtype != new.dtype:  # jax would widen the one or narrow the other
-        raise InputError("a cache of another dtype", where="past_key_values", expected=new.dtype, found=old.dtype)
+    return slots, RotaryTable(config, x.dtype)(positions), causal_mask(attention_mask, slots, length)
 
 
 class Attention(nn.Module):
@@ -273,22 +216,22 @@ class Attention(nn.Module):
         self,
         x: Array,
         rotation: tuple[Array, Array],
-        mask: Array,
-        remember: Remember,
+        attention_mask: Array,
+        update_cache: UpdateCache,
         head_mask: Array | None,
-        weigh: bool,
+        output_attentions: bool,
         train: bool,
     ) -> tuple[Array, Array | None]:
-        """The attention's contribution (b, t, m), and where `weigh` is asked its weights (b, h, t, s).
+        """The attention's contribution (b, t, m), and where `output_attentions` asks, its weights (b, h, t, s).
 
-        `remember` takes the new keys and values and gives all that the queries may look at.
+        `update_cache` takes the new keys and values, and returns those to attend over.
         """
         q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
         k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
-        k, v = remember(k, self._heads(self.v_proj(x)))
-        mixed, weights = self._attend(q, k, v, mask, head_mask, train)
+        k, v = update_cache(k, self._heads(self.v_proj(x)))
+        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, train)
         x = self.out_proj(mixed.swapaxes(1, 2).reshape(x.shape))
-        return self.resid_dropout(x, deterministic=not train), weights if weigh else None
+        return self.resid_dropout(x, deterministic=not train), weights if output_attentions else None
 
     def _heads(self, x: Array) -> Array:
         b, t, _ = x.shape
@@ -299,7 +242,7 @@ class Attention(nn.Module):
     ) -> tuple[Array, Array]:
         scores = multiply(at_least_float32(q), at_least_float32(k), (3, 3), (0, 1)) / math.sqrt(self.config.head_dim)
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-        weights = jnp.where(mask, nn.softmax(scores, axis=-1), 0)  # a row that sees nothing attends to nothing
+        weights = jnp.where(mask, nn.softmax(scores, axis=-1), 0)  # a row whose mask is all Out attends to nothing
         weights = self.attn_dropout(weights.astype(v.dtype), deterministic=not train)
         if head_mask is not None:
             weights = weights * head_mask.astype(weights.dtype)[:, None, None]
@@ -402,25 +345,24 @@ class GPTJModule(nn.Module):
         """The hidden states of every token; see `GPTJModel.__call__`. With train, dropout needs an rng "dropout"."""
         config, past = self.config, past_key_values
         recompute = self.gradient_checkpointing and train and past is None
-        remember = (use_cache and not recompute) or past is not None  # a cache that was handed in comes back
+        use_cache = (use_cache and not recompute) or past is not None  # a cache that was handed in comes back
 
         x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds.astype(self.wte.computation_dtype)
         if token_type_ids is not None:
             x = x + self.wte(token_type_ids)
         x = self.drop(x, deterministic=not train)
 
-        t = x.shape[1]
-        seen = 0 if past is None else past.length if past.fixed else past.capacity
-        length = past.capacity if past is not None and past.fixed else seen + t
-        slots, rotation, see = surroundings(config, x, seen, length, position_ids, attention_mask)
+        t, past_length = x.shape[1], cache_length(past)
+        length = key_length(past, past_length, t)
+        slots, rotation, mask = make_attention_inputs(config, x, past_length, length, position_ids, attention_mask)
         if head_mask is not None:
             head_mask = jnp.broadcast_to(head_mask, (config.n_layer, config.n_head))
 
-        memory = Memory(past, slots)
+        cache = CacheBuilder(past, slots)
         hidden, attentions = [x], []
         for n, block in enumerate(self.h.in_order()):
             factors = None if head_mask is None else head_mask[n]
-            arguments = (rotation, see, memory.of(n, remember), factors, output_attentions, train)
+            arguments = (rotation, mask, cache.update_of(n, use_cache), factors, output_attentions, train)
             forward = functools.partial(_apply, arguments=arguments)
             x, weights = (nn.remat(forward) if recompute else forward)(block, x)
             hidden.append(x)
@@ -429,7 +371,7 @@ class GPTJModule(nn.Module):
 
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=memory.cache(seen + t) if remember else None,
+            past_key_values=cache.build(past_length + t) if use_cache else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
@@ -490,7 +432,7 @@ class GPTJModel(PretrainedModel):
         Raises:
             InputError: see `gptj.inputs.check_call`.
         """
-        arguments = checked(
+        arguments = convert_arguments(
             self.config,
             input_ids,
             past_key_values,
@@ -500,118 +442,8 @@ class GPTJModel(PretrainedModel):
             head_mask,
             inputs_embeds,
         )
-        flags = settled(self.config, use_cache, output_attentions, output_hidden_states, train)
+        flags = choose_flags(self.config, use_cache, output_attentions, output_hidden_states, train)
         return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
 
 
 PretrainedModel.base_class = GPTJModel
-
-
-def checked(
-    config: GPTJConfig,
-    input_ids: Any,
-    past_key_values: Any,
-    attention_mask: Any,
-    token_type_ids: Any,
-    position_ids: Any,
-    head_mask: Any,
-    inputs_embeds: Any,
-) -> dict[str, Any]:
-    """The arguments of a call as arrays by name, after the host has looked at their values where they have any.
-
-    Raises:
-        InputError: see `gptj.inputs.check_call`.
-    """
-    past = KVCache.of(past_key_values, config.n_layer)
-    arguments = {
-        "input_ids": as_ids(input_ids, where="input_ids"),
-        "attention_mask": as_array(attention_mask, where="attention_mask"),
-        "token_type_ids": as_ids(token_type_ids, where="token_type_ids"),
-        "position_ids": as_ids(position_ids, where="position_ids"),
-        "head_mask": as_array(head_mask, where="head_mask"),
-        "inputs_embeds": as_array(inputs_embeds, where="inputs_embeds"),
-    }
-    if past is not None and not past.fixed:
-        past = dataclasses.replace(past, length=past.capacity)
-    inputs.check_call(config, host, **arguments, past=past)
-    return arguments | {"past_key_values": past}
-
-
-def settled(
-    config: GPTJConfig,
-    use_cache: bool | None,
-    output_attentions: bool | None,
-    output_hidden_states: bool | None,
-    train: bool,
-) -> dict[str, bool]:
-    """The flags of a call, None being the config's: they are part of what is compiled."""
-    return {
-        "use_cache": bool(config.use_cache if use_cache is None else use_cache),
-        "output_attentions": bool(config.output_attentions if output_attentions is None else output_attentions),
-        "output_hidden_states": bool(
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        ),
-        "train": bool(train),
-    }
-
-
-@functools.lru_cache(maxsize=256)
-def compiled(module: nn.Module, **flags: bool) -> Callable[..., Any]:
-    """`module` with these flags as a function (params, arguments, dropout_rng), compiled once for each shape."""
-
-    def run(params: Params, arguments: Mapping[str, Any], dropout_rng: Array | None) -> Any:
-        rngs = None if dropout_rng is None else {"dropout": dropout_rng}
-        return module.apply({"params": params}, **arguments, **flags, rngs=rngs)
-
-    return jax.jit(run)
-
-
-def compute(
-    model: PretrainedModel,
-    arguments: dict[str, Any],
-    flags: dict[str, bool],
-    *,
-    return_dict: bool | None,
-    params: Params | None,
-    dropout_rng: Any,
-) -> Any:
-    """What the model's module makes of checked arguments, as an output object or as its tuple."""
-    config = model.config
-    if flags["train"] and dropout_rng is None and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
-        raise InputError("needed for dropout", where="dropout_rng", expected="a jax random key", found="None")
-    for leaf in jax.tree.leaves(params):
-        require_x64(leaf.dtype, where="params")
-    past: KVCache | None = arguments.get("past_key_values")
-    if past is not None:
-        flags = flags | {"use_cache": True}  # a cache that was handed in comes back
-    if past is not None and not isinstance(past.length, Array):
-        arguments = arguments | {"past_key_values": dataclasses.replace(past, length=np.int32(past.length))}
-    if model.fast_path is None:
-        output = compiled(model.module, **flags)(model.params if params is None else params, arguments, dropout_rng)
-    else:
-        output = _prepared(model, arguments, params=params, **flags)
-    tokens = arguments["inputs_embeds"] if arguments["input_ids"] is None else arguments["input_ids"]
-    _tell_length(output, past, tokens.shape[1])
-    return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-
-
-def _prepared(
-    model: PretrainedModel, arguments: dict[str, Any], *, params: Params | None, train: bool, **asked: bool
-) -> Any:
-    """The output of a model's fast path, which has parameters of its own and does not train."""
-    for act, wanted in (("train", train), ("params", params is not None)):
-        if wanted:
-            raise refusal(act)
-    return model.fast_path(arguments, **asked)
-
-
-def _tell_length(output: Any, past: KVCache | None, new: int) -> None:
-    """Where the cache's length is known, make it a plain number again and cut the slots beyond it off the weights."""
-    seen = 0 if past is None else host(past.length)
-    if seen is None:
-        return
-    length = int(seen) + new
-    if getattr(output, "past_key_values", None) is not None:
-        output.past_key_values.length = length
-    if output.attentions is not None and past is not None and past.fixed:
-        output.attentions = tuple(weights[..., :length] for weights in output.attentions)

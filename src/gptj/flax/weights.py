@@ -71,31 +71,6 @@ def require_x64(dtype: Any, *, where: str = "dtype") -> None:
         )
 
 
-def host(value: Any) -> NDArray[Any] | None:
-    """The value as NumPy for the argument checks.
-
-    While jax traces (jit, grad, vmap), an array has a shape and a dtype but no values: zeros stand in for them, so
-    that shapes and dtypes are checked there too. A traced scalar, a cache's length, has nothing to check: None.
-    """
-    if not isinstance(value, jax.core.Tracer):
-        return np.asarray(value)
-    return np.broadcast_to(np.zeros((), value.dtype), value.shape) if value.shape else None
-
-
-def as_ids(value: Any, *, where: str) -> Any:
-    """Token ids or positions as an array; anything but whole numbers is left for the checks."""
-    if value is None or isinstance(value, jax.Array):
-        return value
-    return inputs.integers(value, where=where)
-
-
-def as_array(value: Any, *, where: str) -> Any:
-    """Any other argument as an array, or None."""
-    if isinstance(value, KVCache):  # which stood second before the order of the seed page's calls was followed
-        raise InputError("a cache, not an array", where=where, hint="Pass it by name: past_key_values=...")
-    return value if value is None or isinstance(value, jax.Array) else inputs.numbers(value, where=where)
-
-
 for _output in (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,

@@ -8,9 +8,12 @@ Table of contents:
     Conversation                       turns over one cache                        conversation
     GenerateOutput, TokenStep          what they hand back                         output
     Decoder, Step, DecoderFactory      what a wing provides                        decoder
+    HeldLogits, Selected               logits that a device keeps, and their best  held
     known_tokens_only                  no id beyond a tokenizer's                  known
     uniforms, draw                     randomness as data                          sampling
                                        what is done to logits, and in what order   processors
+                                       those of few tokens, without the row        changes
+                                       a token without its scores                  choice, candidates
     search_beams                       beam search, beam sampling, diverse groups  beams
     contrastive_steps                  contrastive search                          contrastive
     assisted_steps                     assistant models and prompt lookup          assisted
@@ -18,8 +21,8 @@ Table of contents:
                                        one generation in progress                  session
                                        when a row ends                             stopping
 
-A step's logits are copied to the host, (rows, vocabulary) floats, 200 kB a row for GPT-J-6B; everything after
-that is this package. So the strategies cannot differ between frameworks: it is the same code on the same bits.
+Everything after a step's logits is this package, on the host. So the strategies cannot differ between frameworks: it
+is the same code on the same bits. A row is 200 kB for GPT-J-6B; where it lies on a device, the device selects its best.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from __future__ import annotations
 from gptj.generation.config import GenerationConfig
 from gptj.generation.conversation import Conversation
 from gptj.generation.decoder import Decoder, DecoderFactory, Step
+from gptj.generation.held import PARTS, HeldLogits, Selected
 from gptj.generation.known import known_tokens_only
 from gptj.generation.loop import Streamer, generate, stream
 from gptj.generation.mixin import Generates, inside_a_graph
@@ -34,12 +38,15 @@ from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.sampling import draw, uniforms
 
 __all__ = [
+    "PARTS",
     "Conversation",
     "Decoder",
     "DecoderFactory",
     "GenerateOutput",
     "Generates",
     "GenerationConfig",
+    "HeldLogits",
+    "Selected",
     "Step",
     "Streamer",
     "TokenStep",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.errors import InputError
-from gptj.generation.decoder import DecoderFactory
+from gptj.generation.decoder import DecoderFactory, Step
 from gptj.generation.output import TokenStep
 from gptj.generation.sampling import softmax
 from gptj.generation.session import Session
@@ -41,7 +41,7 @@ def assisted_steps(session: Session, guesses: Guesses) -> Iterator[TokenStep]:
     """The steps of `plain_steps`, several from each call of the model."""
     decoder = session.decoder()
     result = session.prefill(decoder, copies=session.copies, want=session.want)
-    tokens, scores = session.next_tokens(result.logits)
+    tokens, scores = session.next_tokens(result)
     yield session.append(tokens, result, scores)
     while not session.ended.all():
         # The last step of a round comes from the model alone, so one column fewer is to be guessed.
@@ -51,7 +51,7 @@ def assisted_steps(session: Session, guesses: Guesses) -> Iterator[TokenStep]:
         right = 0
         for n in range(guessed.shape[1] + 1):
             here = result.position(n)
-            tokens, scores = session.next_tokens(here.logits)
+            tokens, scores = session.next_tokens(here)
             yield session.append(tokens, here, scores)
             if session.ended.all():
                 return
@@ -125,14 +125,13 @@ class AssistantGuesses:
         count = min(self._count, most)
         ids = session.ids[:, : session.columns].copy()
         ids[session.ended] = 0
-        logits = self._catch_up(session, ids) if count > 0 else np.zeros(0)
-        for n in range(count):
-            scores = session.adjust(ids, logits)
-            tokens = np.where(session.running, session.choose(scores, session.index + n), 0)
-            ids = np.concatenate([ids, tokens[:, None]], axis=1)
-            if n == count - 1 or self._unsure(session, scores, tokens):
-                break
-            logits = self._decoder.step(tokens).logits
+        step = self._catch_up(session, ids) if count > 0 else None
+        while step is not None:
+            chosen, scores = session.next_tokens(step, ids)
+            tokens = np.where(session.running, chosen, 0)
+            longer = np.concatenate([ids, tokens[:, None]], axis=1)
+            enough = longer.shape[1] == session.columns + count or self._unsure(session, step, ids, tokens, scores)
+            step, ids = None if enough else self._decoder.step(tokens), longer
         return ids[:, session.columns :]
 
     def learn(self, guessed: int, right: int) -> None:
@@ -140,14 +139,18 @@ class AssistantGuesses:
         if not self._constant and guessed:
             self._count = self._count + 2 if right == guessed else max(1, self._count - 1)
 
-    def _catch_up(self, session: Session, ids: Ids) -> NDArray[np.floating]:
-        """The logits after all of `ids`, of which the cache keeps what was guessed right."""
+    def _catch_up(self, session: Session, ids: Ids) -> Step:
+        """The step after all of `ids`, of which the cache keeps what was guessed right."""
         if self._decoder.length == 0:
             session.prefill(self._decoder, copies=session.copies, want=frozenset())
         self._decoder.truncate(min(self._decoder.length, session.columns - 1))
-        return self._decoder.extend(ids[:, self._decoder.length :], last_only=True).logits
+        return self._decoder.extend(ids[:, self._decoder.length :], last_only=True)
 
-    def _unsure(self, session: Session, scores: NDArray[np.float64], tokens: Ids) -> bool:
-        """Whether a running row's guess has less probability than the threshold."""
+    def _unsure(self, session: Session, step: Step, ids: Ids, tokens: Ids, scores: NDArray[np.float64] | None) -> bool:
+        """Whether a running row's guess has less probability than the threshold; scores are made if that is near."""
+        if scores is None:
+            if session.surely_above(step, ids, tokens, self._threshold):
+                return False
+            scores = session.adjust(ids, step.logits)
         rows = np.flatnonzero(session.running)
         return bool((softmax(scores[rows])[np.arange(len(rows)), tokens[rows]] < self._threshold).any())

@@ -11,12 +11,14 @@ return one. Among equal scores the earlier beam, then the lower id, is the bette
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptj.errors import GPTJError
+from gptj.generation.candidates import Candidates
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Step
 from gptj.generation.output import GenerateOutput
@@ -59,14 +61,31 @@ class _Search:
         self._config = config
         self._most_new = most_new
 
+    @property
+    def wanted(self) -> int:
+        """K, how many continuations are looked at."""
+        return max(2, 1 + len(self._config.eos_token_ids)) * len(self.rows)
+
     def candidates(self, scores: Floats, uniform: Floats | None) -> tuple[Ids, Ids, Floats]:
         """The K continuations to look at: their beams, tokens and log probabilities; drawn where `uniform` is given."""
         totals = (self.log_probabilities[:, None] + scores).reshape(-1)
-        count = min(max(2, 1 + len(self._config.eos_token_ids)) * len(self.rows), len(totals))
+        count = min(self.wanted, len(totals))
         chosen = best(totals, count) if uniform is None else draw_without_replacement(totals, count, uniform)
         chosen = chosen[totals[chosen] > -np.inf]
         beams, tokens = np.divmod(chosen, scores.shape[1])
         return beams, tokens, totals[chosen]
+
+    def candidates_of(self, rows: Mapping[int, Candidates]) -> tuple[Ids, Ids, Floats] | None:
+        """The same of the best of each beam's scores, by beam; None where what is not among these may be one of K."""
+        before = self.log_probabilities
+        every = np.concatenate([before[beam] + row.values for beam, row in rows.items()])
+        beams = np.concatenate([np.full(len(row.ids), beam, np.int64) for beam, row in rows.items()])
+        tokens = np.concatenate([row.ids for row in rows.values()]).astype(np.int64)
+        chosen = np.lexsort((tokens, beams, -every))[: self.wanted]
+        outside = max(before[beam] + row.bound for beam, row in rows.items())
+        if len(chosen) < self.wanted or not every[chosen[-1]] > outside:
+            return None
+        return beams[chosen], tokens[chosen], every[chosen]
 
     def advance(self, beams: Ids, tokens: Ids, totals: Floats, ends: NDArray[np.bool_]) -> tuple[Ids, Ids]:
         """Keep the candidates that end as hypotheses and run on with the best others: their former beams and tokens."""
@@ -120,7 +139,7 @@ def search_beams(session: Session) -> GenerateOutput[Any]:
     searches = _searches(session)
     decoder = session.decoder()
     result = session.prefill(decoder, copies=config.num_beams, want=session.want)
-    steps: list[tuple[Step, Floats]] = []
+    steps: list[tuple[Step, Floats | None]] = []
     while True:
         scores, sources, tokens = _step(session, searches, result)
         if config.output_scores or config.output_logits or session.want:
@@ -142,21 +161,28 @@ def _searches(session: Session) -> list[list[_Search]]:
     return [[_Search(group, config, most_new) for group in prompt] for prompt in rows]
 
 
-def _step(session: Session, searches: list[list[_Search]], result: Step) -> tuple[Floats, Ids, Ids]:
-    """Advance every open search by one token: the scores, the row that each row continues, and its token."""
+def _step(session: Session, searches: list[list[_Search]], result: Step) -> tuple[Floats | None, Ids, Ids]:
+    """Advance every open search by a token: the scores if asked for, the row that each row continues, and its token."""
     ids = session.ids[:, : session.columns]
-    scores = np.full(result.logits.shape, -np.inf)
+    scores = np.full(result.logits.shape, -np.inf) if session.config.output_scores else None
     sources, tokens = np.arange(len(ids)), np.zeros(len(ids), np.int64)
     for number, groups in enumerate(searches):
         taken = np.zeros(0, np.int64)
         for search in groups:
             if search.closed:
                 continue
-            rows = search.rows
-            scores[rows] = session.adjust(ids[rows], result.logits[rows], rows, taken=taken, normalize=True)
-            beams, chosen, totals = search.candidates(scores[rows], _uniform(session, number, scores[rows].size))
+            rows, mine = search.rows, None
+            found = _from_best(session, search, result, taken)
+            if found is None:
+                mine = session.adjust(ids[rows], result.logits[rows], rows, taken=taken, normalize=True)
+                found = search.candidates(mine, _uniform(session, number, mine.size))
+                if scores is not None:
+                    scores[rows] = mine
+            beams, chosen, totals = found
             longer = np.concatenate([ids[rows[beams]], chosen[:, None]], axis=1)
-            ends = session.stopper.ends(longer, scores[rows[beams]]) if len(longer) else np.zeros(0, bool)
+            ends = np.zeros(0, bool)
+            if len(longer):
+                ends = session.stopper.ends(longer, None if mine is None else mine[beams])
             former, tokens[rows] = search.advance(beams, chosen, totals, ends)
             sources[rows] = rows[former]
             going = chosen[~np.isin(chosen, session.config.eos_token_ids)]  # also those that end by their length
@@ -165,13 +191,31 @@ def _step(session: Session, searches: list[list[_Search]], result: Step) -> tupl
     return scores, sources, tokens
 
 
+def _from_best(session: Session, search: _Search, result: Step, taken: Ids) -> tuple[Ids, Ids, Floats] | None:
+    """The K continuations from the best of each beam's scores, where nobody reads all; None where they may not do."""
+    if session.scores_are_read or session.config.strategy == "beam_sample" or session.config.renormalize_logits:
+        return None
+    found = {}
+    for beam, row in enumerate(search.rows.tolist()):
+        logits = result.logits[row]
+        session.refuse_non_finite(logits, row, session.index)
+        if search.log_probabilities[beam] > -np.inf:
+            some = session.best_log_probabilities(logits, row, search.wanted, taken=taken)
+            if some is None:
+                return None
+            found[beam] = some
+    return search.candidates_of(found) if found else None
+
+
 def _uniform(session: Session, prompt: int, count: int) -> Floats | None:
     if session.config.strategy != "beam_sample":
         return None
     return uniforms(session.seeds[prompt], session.index, session.seed_rows[prompt], count)
 
 
-def _output(session: Session, searches: list[list[_Search]], steps: list[tuple[Step, Floats]]) -> GenerateOutput[Any]:
+def _output(
+    session: Session, searches: list[list[_Search]], steps: list[tuple[Step, Floats | None]]
+) -> GenerateOutput[Any]:
     """The best hypotheses of every prompt as rows."""
     config, width = session.config, session.prompt.shape[1]
     returned: list[_Hypothesis] = []
@@ -194,7 +238,7 @@ def _output(session: Session, searches: list[list[_Search]], steps: list[tuple[S
         beam_indices[n, : len(hypothesis.rows)] = hypothesis.rows
     asked: dict[str, Any] = {
         "logits": [step.logits for step, _ in steps] if config.output_logits else None,
-        "scores": [s.astype(step.logits.dtype) for step, s in steps] if config.output_scores else None,
+        "scores": [s.astype(step.logits.dtype) for step, s in steps if s is not None] if config.output_scores else None,
         "hidden_states": [step.hidden_states for step, _ in steps] if config.output_hidden_states else None,
         "attentions": [step.attentions for step, _ in steps] if config.output_attentions else None,
     }

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.generation.decoder import Decoder, Ids, Mask, Step
+from gptj.generation.held import HeldLogits
 from gptj.outputs import KVCache
 
 __all__ = ["CalledDecoder", "CalledModel", "Conditions"]
@@ -61,6 +62,9 @@ class CalledModel(Protocol):
     def _host(self, array: Any) -> NDArray[Any]:
         """The wing's array as NumPy."""
 
+    def _held(self, logits: Any) -> NDArray[Any] | HeldLogits:
+        """The wing's logits (b, n, v), as NumPy where they are on the host."""
+
     def _rows_of(self, array: Any, rows: NDArray[np.int64]) -> Any:
         """The wing's array whose row r is what row `rows[r]` was."""
 
@@ -97,9 +101,11 @@ class CalledDecoder(Decoder):
             return_dict=True,
         )
         self._cache = outputs.past_key_values
-        logits = host(outputs.logits)
+        held = self._model._held(outputs.logits)
+        if last_only:
+            held = held.of_position(held.shape[1] - 1) if isinstance(held, HeldLogits) else held[:, -1]
         return Step(
-            logits=logits[:, -1] if last_only else logits,
+            held,
             hidden_states=None if outputs.hidden_states is None else tuple(map(host, outputs.hidden_states)),
             attentions=None
             if outputs.attentions is None

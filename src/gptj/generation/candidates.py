@@ -16,16 +16,20 @@ definition's in every case, ties included.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.generation.changes import Changed
 from gptj.generation.config import GenerationConfig
 
-__all__ = ["Candidates", "Draws", "find_candidates", "is_cut_simply"]
+__all__ = ["FEW", "Candidates", "Draws", "HostRow", "RowLogits", "find_candidates", "is_cut_simply", "weight_below"]
 
 Floats = NDArray[np.float64]
+
+FEW = 16
+"""Candidates of a greedy choice: more tokens hardly ever share the largest logit, or are made smaller."""
 
 FEWEST = 512
 """Candidates where no top_k says how many matter: they hold nearly all of a trained model's probability."""
@@ -58,14 +62,27 @@ class Candidates:
     """The best of a row's logits.
 
     Attributes:
-        ids: token ids (n,), the largest logit first and the lower id first among equals.
-        values: their logits, float64 (n,). What is no candidate is at most the last of them.
-        complete: whether all others are -inf.
+        ids: token ids (n,), in no order.
+        values: their logits, float64 (n,).
+        bound: each candidate is above it, and no other token is; -inf where all others are.
     """
 
     ids: NDArray[np.intp]
     values: Floats
-    complete: bool
+    bound: float
+
+    def changed(self, changed: Changed) -> Candidates:
+        """The best, after some tokens' logits were changed."""
+        stays, enters = ~changed.holds(self.ids), changed.after > self.bound
+        return Candidates(
+            np.concatenate([self.ids[stays], changed.tokens[enters]]),
+            np.concatenate([self.values[stays], changed.after[enters]]),
+            self.bound,
+        )
+
+    def best(self) -> int | None:
+        """The best of all tokens, the lower id among equals; None where no candidate is left."""
+        return int(self.ids[self.values == self.values.max()].min()) if len(self.ids) else None
 
 
 def find_candidates(logits: NDArray[Any], count: int) -> Candidates:
@@ -79,12 +96,95 @@ def find_candidates(logits: NDArray[Any], count: int) -> Candidates:
     maxima = logits[:grouped].reshape(-1, columns).max(axis=0)
     if grouped < len(logits):
         maxima = np.concatenate([maxima, logits[grouped:]])
-    border = np.partition(maxima, -count)[-count] if count < len(maxima) else -np.inf
-    complete = bool(border == -np.inf)
-    ids = np.flatnonzero(logits > border if complete else logits >= border)
-    values = logits[ids].astype(np.float64)
-    order = np.argsort(-values, kind="stable")
-    return Candidates(ids[order], values[order], complete)
+    lowest = logits.dtype.type(-np.inf)
+    border = np.partition(maxima, -count)[-count] if count < len(maxima) else lowest
+    bound = np.nextafter(border, lowest)
+    ids = np.flatnonzero(logits > bound)
+    return Candidates(ids, logits[ids].astype(np.float64), float(bound))
+
+
+class RowLogits(Protocol):
+    """A row's logits, wherever they are, with what few tokens' were changed to."""
+
+    def best(self) -> int | None:
+        """The best token, the lower id among equals; None where that cannot be told."""
+
+    def candidates(self, count: int) -> Candidates:
+        """Some of the best, `count` of them if that is at hand."""
+
+    def rest(self, found: Candidates, best: float, temperature: float) -> tuple[float, float]:
+        """The sum of exp((logit - best) / temperature) of all that are not in `found`, and by how much it may err."""
+
+    def whole(self) -> NDArray[Any] | None:
+        """The logits (v,), float32 or float64, where they are at hand."""
+
+
+class HostRow:
+    """A row's logits on the host.
+
+    Args:
+        logits: float32 or float64 (v,), -inf for never, without NaN and +inf.
+        changed: what some of them were changed to.
+    """
+
+    def __init__(self, logits: NDArray[Any], changed: Changed | None = None) -> None:
+        self._logits = logits
+        self._changed = changed
+
+    def best(self) -> int | None:
+        """The best token, or None where all are -inf, or the best were changed."""
+        logits, changed = self._logits, self._changed
+        token = int(np.argmax(logits))
+        if changed is None or not len(changed.tokens):
+            return token if logits[token] > -np.inf else None
+        if changed.holds(np.array([token]))[0]:
+            return self.candidates(FEW).best()
+        other = int(np.argmax(changed.after))
+        beats = (changed.after[other], -changed.tokens[other]) > (logits[token], -token)
+        return int(changed.tokens[other]) if beats else token
+
+    def candidates(self, count: int) -> Candidates:
+        """At least `count` of the best, or fewer where they were changed."""
+        if self._changed is None:
+            return find_candidates(self._logits, count)
+        count = min(count + min(len(self._changed.tokens), count), len(self._logits))
+        return find_candidates(self._logits, count).changed(self._changed)
+
+    def rest(self, found: Candidates, best: float, temperature: float) -> tuple[float, float]:
+        """As `RowLogits.rest`, summed in float32."""
+        logits, changed = self._logits, self._changed
+        near = logits.dtype.type(best)
+        with np.errstate(over="ignore", invalid="ignore"):
+            exponents = (logits - near).astype(np.float32, copy=False)
+            if temperature != 1:
+                exponents /= np.float32(temperature)
+            weights = np.exp(exponents, out=exponents)
+            weights[found.ids] = 0
+            if changed is None:
+                weight = float(weights.sum())
+                return weight, weight * REST_ERROR
+            weights[changed.tokens] = 0
+            weight = float(weights.sum()) * _exp((float(near) - best) / temperature)
+        return weight + weight_below(changed.after, found.bound, best, temperature), weight * REST_ERROR
+
+    def whole(self) -> NDArray[Any]:
+        """The logits, with the changes."""
+        changed = self._changed
+        if changed is None or not len(changed.tokens):
+            return self._logits
+        logits = self._logits.astype(np.float64)
+        logits[changed.tokens] = changed.after
+        return logits
+
+
+def weight_below(logits: Floats, bound: float, best: float, temperature: float) -> float:
+    """The sum of exp((logit - best) / temperature) of the logits that are no higher than `bound`."""
+    return float(_exp((logits[logits <= bound] - best) / temperature).sum())
+
+
+def _exp(exponents: Any) -> Any:
+    with np.errstate(over="ignore"):
+        return np.exp(exponents)
 
 
 class Draws:
@@ -97,6 +197,7 @@ class Draws:
 
     def __init__(self, config: GenerationConfig, vocab_size: int) -> None:
         self._config = config
+        self._vocab_size = vocab_size
         self._k = config.top_k if 0 < config.top_k < vocab_size else None
         self._many: set[int] = set()  # rows whose last token took all of the vocabulary, and most likely will again
         # Arrays of a vocabulary's size are kept from one token to the next: the system's pages cost more than the sums.
@@ -105,67 +206,73 @@ class Draws:
         self._scaled = np.empty(vocab_size)
         self._intervals = np.empty(vocab_size, np.int64)
 
-    def token(self, logits: NDArray[Any], uniform: float, *, row: int) -> int | None:
-        """The token that the cuts and `uniform` choose of `logits` (v,), or None where the definition must say.
+    @property
+    def cuts_to_k(self) -> bool:
+        """Whether top_k leaves fewer tokens than there are."""
+        return self._k is not None
+
+    @property
+    def count(self) -> int:
+        """How many candidates decide nearly always."""
+        return min(FEWEST if self._k is None else self._k + 8, self._vocab_size)
+
+    def token(self, logits: RowLogits, uniform: float, *, row: int) -> int | None:
+        """The token that the cuts and `uniform` choose, or None where the definition must say.
 
         Args:
-            logits: float32 or float64, -inf for never, without NaN and +inf.
+            logits: the row's.
             uniform: the number of this row and step, 0 to below 1.
             row: whose logits they are.
         """
         many = row in self._many
         for from_all in (many, not many):
-            token = self._from_all(logits, uniform) if from_all else self._from_best(logits, uniform)
+            token = self._from_all(logits.whole(), uniform) if from_all else self._from_best(logits, uniform)
             if token is not None:
                 (self._many.add if from_all else self._many.discard)(row)
                 return token
         return None
 
-    def _from_best(self, logits: NDArray[Any], uniform: float) -> int | None:
+    def _from_best(self, logits: RowLogits, uniform: float) -> int | None:
         """The token, from the candidates."""
         config, k = self._config, self._k
-        found = find_candidates(logits, FEWEST if k is None else min(k + 8, len(logits)))
+        found = logits.candidates(self.count)
         if not len(found.ids):
             return None
         with np.errstate(over="ignore"):
-            values = found.values / config.temperature
+            values, bound = found.values / config.temperature, found.bound / config.temperature
+        order = np.lexsort((found.ids, -values))
+        ids, values = found.ids[order], values[order]
         if not np.isfinite(values[0]):
             return None
-        rest, complete = 0.0, found.complete
+        complete = found.bound == -np.inf
         if k is not None and not (complete and len(values) <= k):
-            if not complete and not values[k - 1] > values[-1]:
-                return None  # what is no candidate may equal the k-th
+            if not complete and not (len(values) >= k and values[k - 1] > bound):
+                return None  # what is no candidate may be the k-th, or equal it
             values, complete = values[values >= values[k - 1]], True
         weights = np.exp(values - values[0])
+        rest = error = 0.0
         if not complete:
-            rest = self._weight_of_rest(logits, found)
+            best = float(found.values[order[0]])
+            rest, error = logits.rest(found, best, config.temperature)
+            error += rest * 2**-52 * abs(float(values[0]))  # the definition divides by the temperature, then subtracts
         if config.top_p < 1:
-            last = _place(weights, rest, config.top_p)
-            if last is None:
+            last = _place(weights, rest, error, config.top_p)
+            if last is None or not (complete or values[last] > bound):
                 return None
-            weights, rest = weights[: last + 1], 0.0
+            weights, rest, error = weights[: last + 1], 0.0, 0.0
         if config.min_p:
             kept = _kept_by_min_p(weights, rest, config.min_p)
             if kept is None:
                 return None
-            weights, rest = weights[:kept], 0.0
-        place = _place(weights, rest, uniform)
-        return None if place is None else int(found.ids[place])
+            weights, rest, error = weights[:kept], 0.0, 0.0
+        place = _place(weights, rest, error, uniform)
+        # Divided by the temperature, what is no candidate may equal the last of them.
+        return None if place is None or not (complete or values[place] > bound) else int(ids[place])
 
-    def _weight_of_rest(self, logits: NDArray[Any], found: Candidates) -> float:
-        """The sum of exp((logit - best) / temperature) of all that are no candidates, within REST_ERROR of it."""
-        exponents = (logits - logits.dtype.type(found.values[0])).astype(np.float32, copy=False)
-        if self._config.temperature != 1:
-            with np.errstate(over="ignore"):
-                exponents /= np.float32(self._config.temperature)
-        weights = np.exp(exponents, out=exponents)
-        weights[found.ids] = 0
-        return float(weights.sum())
-
-    def _from_all(self, logits: NDArray[Any], uniform: float) -> int | None:
-        """The token, from the sums of all weights by intervals; None with top_k and min_p too."""
+    def _from_all(self, logits: NDArray[Any] | None, uniform: float) -> int | None:
+        """The token, from the sums of all weights by intervals; None with top_k and min_p too, and without logits."""
         config, exponents = self._config, self._exponents
-        if self._k is not None or config.min_p:
+        if logits is None or self._k is not None or config.min_p:
             return None
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(exponents, logits)  # a quotient into it would be float32's where the logits are
@@ -224,11 +331,12 @@ def _kept_by_min_p(weights: Floats, rest: float, share: float) -> int | None:
     return None if near.any() or (rest and kept == len(weights)) else kept
 
 
-def _place(weights: Floats, rest: float, share: float) -> int | None:
+def _place(weights: Floats, rest: float, error: float, share: float) -> int | None:
     """The first of the sorted weights up to which more than `share` of all is held.
 
-    It is the last that top_p keeps, and the one that a uniform number falls on.
+    It is the last that top_p keeps, and the one that a uniform number falls on. `rest` errs by `error` at most.
     """
     held = np.cumsum(weights)
     total = float(held[-1]) + rest
-    return _surely(held, share * total, total * SUM_ERROR + rest * REST_ERROR)
+    error += total * SUM_ERROR
+    return _surely(held, share * total, error) if np.isfinite(error) else None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.generation.output import TokenStep
-from gptj.generation.sampling import best, softmax
+from gptj.generation.sampling import best, softmax_of
 from gptj.generation.session import Session
 
 __all__ = ["contrastive_steps", "degeneration"]
@@ -28,7 +28,7 @@ def contrastive_steps(session: Session) -> Iterator[TokenStep]:
     want = session.want | {"hidden_states"}
     decoder = session.decoder()
     result = session.prefill(decoder, copies=1, want=want)
-    context, seen = _last_hidden(result), session.prompt_mask
+    context = _Context(_last_hidden(result), session.prompt_mask, session.total_length)
     decoder.select(np.repeat(np.arange(prompts), k))
     while True:
         scores = session.adjust(session.ids[:, : session.columns], result.logits)
@@ -38,23 +38,52 @@ def contrastive_steps(session: Session) -> Iterator[TokenStep]:
         hidden = _last_hidden(tried).reshape(prompts, k, -1)
         winners = np.zeros(prompts, np.int64)
         for n in np.flatnonzero(session.running):
-            probabilities = softmax(scores[n])[candidates[n]]
-            value = (1 - alpha) * probabilities - alpha * degeneration(context[n, seen[n]], hidden[n])
+            probabilities = softmax_of(scores[n], candidates[n])
+            value = (1 - alpha) * probabilities - alpha * context.degeneration(int(n), hidden[n])
             value[np.isneginf(scores[n, candidates[n]])] = -np.inf  # what a processor forbade stays forbidden
             winners[n] = np.argmax(value)
         yield session.append(candidates[np.arange(prompts), winners], result, scores)
         if session.ended.all():
             return
-        context = np.concatenate([context, hidden[np.arange(prompts), winners][:, None]], axis=1)
-        seen = np.concatenate([seen, np.ones((prompts, 1), bool)], axis=1)
+        context.append(hidden[np.arange(prompts), winners])
         rows = np.arange(prompts) * k + winners
         decoder.select(np.repeat(rows, k))
         result = tried.select(rows)
 
 
+class _Context:
+    """The hidden states of every row so far as unit vectors, each made one once.
+
+    Args:
+        hidden: of the prompts, (b, t, m).
+        mask: bool (b, t), True where a column is a token; padding is on the left.
+        most: columns that there may be.
+    """
+
+    def __init__(self, hidden: NDArray[Any], mask: NDArray[np.bool_], most: int) -> None:
+        self._starts = np.argmax(mask, axis=1)
+        self._columns = hidden.shape[1]
+        self._units = np.empty((len(hidden), most, hidden.shape[2]))
+        for row, start in enumerate(self._starts):
+            self._units[row, start : self._columns] = _unit(hidden[row, start:])
+
+    def append(self, hidden: NDArray[Any]) -> None:
+        """Take every row's next one, (b, m)."""
+        self._units[:, self._columns] = _unit(hidden)
+        self._columns += 1
+
+    def degeneration(self, row: int, candidates: NDArray[Any]) -> Floats:
+        """As the function of this name, of a row."""
+        return _repetition(_unit(candidates), self._units[row, self._starts[row] : self._columns])
+
+
 def degeneration(context: NDArray[Any], candidates: NDArray[Any]) -> Floats:
     """How much each of the candidates, (k, m), repeats one of the context, (n, m): the largest cosine, (k,)."""
-    return np.asarray((_unit(candidates) @ _unit(context).T).max(axis=1))
+    return _repetition(_unit(candidates), _unit(context))
+
+
+def _repetition(candidates: Floats, context: Floats) -> Floats:
+    return np.asarray((candidates @ context.T).max(axis=1))
 
 
 def _unit(vectors: NDArray[Any]) -> Floats:

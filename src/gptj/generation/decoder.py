@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
+from gptj.generation.held import HeldLogits
 from gptj.inputs import check_attention_mask, check_cache_room, check_cache_size, check_ids
 from gptj.outputs import KVCache
 
@@ -28,28 +30,39 @@ Mask = NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one call of a decoder computes, in NumPy on the host.
+    """What one call of a decoder computes.
 
     Attributes:
-        logits: float32 or float64, (b, v) of the last position, or (b, n, v) of all n.
-        hidden_states: where asked, n_layer + 1 arrays (b, n, m); the last is after ln_f.
-        attentions: where asked, n_layer arrays (b, h, n, s), s the cache's length after the call.
+        held: the logits, on the host or where the model left them: float32 or float64, (b, v) of the last position, or
+            (b, n, v) of all n.
+        hidden_states: where asked, n_layer + 1 arrays (b, n, m), in NumPy; the last is after ln_f.
+        attentions: where asked, n_layer arrays (b, h, n, s), in NumPy, s the cache's length after the call.
     """
 
-    logits: NDArray[Any]
+    held: NDArray[Any] | HeldLogits
     hidden_states: tuple[NDArray[Any], ...] | None = None
     attentions: tuple[NDArray[Any], ...] | None = None
 
+    @functools.cached_property
+    def logits(self) -> NDArray[Any]:
+        """All logits, on the host."""
+        return self.held.on_host() if isinstance(self.held, HeldLogits) else self.held
+
     def select(self, rows: Sequence[int] | NDArray[Any]) -> Step:
         """The step of these rows."""
-        index = np.asarray(rows, np.int64)
-        return self._mapped(lambda array: array[index])
+        index, held = np.asarray(rows, np.int64), self.held
+        return Step(
+            held.of_rows(index) if isinstance(held, HeldLogits) else held[index],
+            None if self.hidden_states is None else tuple(h[index] for h in self.hidden_states),
+            None if self.attentions is None else tuple(a[index] for a in self.attentions),
+        )
 
     def position(self, n: int) -> Step:
         """The step of query n alone, where there are n logits: logits (b, v), hidden states (b, 1, m)."""
-        queries = self.logits.shape[1]
+        held = self.held
+        queries = held.shape[1]
         return Step(
-            self.logits[:, n],
+            held.of_position(n) if isinstance(held, HeldLogits) else held[:, n],
             None if self.hidden_states is None else tuple(h[:, n : n + 1] for h in self.hidden_states),
             # Query n saw the slots up to its own, so the later ones are cut off as they are after a single step.
             None
@@ -57,11 +70,13 @@ class Step:
             else tuple(a[:, :, n : n + 1, : a.shape[3] - (queries - 1 - n)] for a in self.attentions),
         )
 
-    def _mapped(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Step:
+    def last(self, count: int) -> Step:
+        """The step of the last `count` of n queries."""
+        held = self.held
         return Step(
-            change(self.logits),
-            None if self.hidden_states is None else tuple(change(h) for h in self.hidden_states),
-            None if self.attentions is None else tuple(change(a) for a in self.attentions),
+            held.of_last(count) if isinstance(held, HeldLogits) else held if held.ndim == 2 else held[:, -count:],
+            None if self.hidden_states is None else tuple(h[:, -count:] for h in self.hidden_states),
+            None if self.attentions is None else tuple(a[:, :, -count:] for a in self.attentions),
         )
 
 
@@ -216,11 +231,7 @@ class Uncached(Decoder):
         self._ids[:, offset:end] = token_ids
         self._inner.truncate(0)
         step = self._inner.extend(self._ids[:, :end], mask[:, :end], want=want, last_only=last_only)
-        return Step(
-            step.logits if last_only else step.logits[:, -count:],
-            None if step.hidden_states is None else tuple(h[:, -count:] for h in step.hidden_states),
-            None if step.attentions is None else tuple(a[:, :, -count:] for a in step.attentions),
-        )
+        return step.last(count)
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
         self._inner.select(rows)

@@ -11,12 +11,37 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.generation.session import LogitsProcessor
+from gptj.generation.changes import suppression
+from gptj.generation.processors import FewTokens
 
-__all__ = ["known_tokens_only"]
+__all__ = ["KnownTokens", "known_tokens_only"]
 
 
-def known_tokens_only(size: int, *, but: Iterable[int] = ()) -> LogitsProcessor:
+class KnownTokens:
+    """What `known_tokens_only` gives: a caller's processor, which `generate` takes for the change of few tokens it is.
+
+    Args:
+        size, but: as of `known_tokens_only`.
+    """
+
+    def __init__(self, size: int, but: Iterable[int]) -> None:
+        self._size = size
+        self._kept = [token_id for token_id in but if token_id >= size]
+
+    def __call__(self, ids: NDArray[np.int64], logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The logits (rows, v), -inf for ids that are not known."""
+        masked = logits.copy()
+        masked[:, self._size :] = -np.inf
+        masked[:, self._kept] = logits[:, self._kept]
+        return masked
+
+    def processor(self, vocab_size: int) -> FewTokens:
+        """The same for a row of `vocab_size` logits."""
+        change = suppression(np.setdiff1d(np.arange(min(self._size, vocab_size), vocab_size), self._kept))
+        return FewTokens(lambda row: change)
+
+
+def known_tokens_only(size: int, *, but: Iterable[int] = ()) -> KnownTokens:
     """A logits processor that makes every id from `size` on impossible: `logits_processor=[known_tokens_only(n)]`.
 
     Args:
@@ -26,12 +51,4 @@ def known_tokens_only(size: int, *, but: Iterable[int] = ()) -> LogitsProcessor:
     >>> known_tokens_only(2)(np.zeros((1, 1), int), np.array([[0.5, 1.0, 2.0]])).tolist()
     [[0.5, 1.0, -inf]]
     """
-    kept = [token_id for token_id in but if token_id >= size]
-
-    def process(ids: NDArray[np.int64], logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        masked = logits.copy()
-        masked[:, size:] = -np.inf
-        masked[:, kept] = logits[:, kept]
-        return masked
-
-    return process
+    return KnownTokens(size, but)

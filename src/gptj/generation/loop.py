@@ -195,7 +195,7 @@ def plain_steps(session: Session) -> Iterator[TokenStep]:
     decoder = session.decoder()
     result = session.prefill(decoder, copies=session.copies, want=session.want)
     while True:
-        tokens, scores = session.next_tokens(result.logits)
+        tokens, scores = session.next_tokens(result)
         yield session.append(tokens, result, scores)
         if session.ended.all():
             return

@@ -31,6 +31,7 @@ from gptj.generation.config import GenerationConfig
 from gptj.generation.conversation import Conversation
 from gptj.generation.decoder import Decoder, DecoderFactory
 from gptj.generation.fields import CallFields, GenerationFields
+from gptj.generation.held import HeldLogits
 from gptj.generation.loop import Streamer, generate, stream
 from gptj.generation.output import GenerateOutput, TokenStep, transition_scores
 from gptj.generation.processors import AllowedTokens
@@ -123,6 +124,15 @@ class Generates(Generic[Array]):
 
     def _host(self, array: Any) -> NDArray[Any]:
         """The wing's array as NumPy; `inside_a_graph` where it has no values yet."""
+        raise NotImplementedError
+
+    def _held(self, logits: Any, columns: int | None = None) -> NDArray[Any] | HeldLogits:
+        """The wing's logits in NumPy where they are on the host, else as they are.
+
+        Args:
+            logits: (b, v), or (b, n, v), of which the first `columns` count; None: all do.
+            columns: n without slots in excess.
+        """
         raise NotImplementedError
 
     def _native(self, array: NDArray[Any]) -> Array:

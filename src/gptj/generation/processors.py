@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.errors import InputError, shown
+from gptj.generation.changes import Change, decay, decline, lift, repeats, repetition, suppression
 from gptj.generation.config import GenerationConfig
 from gptj.generation.sampling import best, best_counts, log_softmax, softmax
 
 __all__ = [
     "AllowedTokens",
+    "FewTokens",
     "Processor",
     "Row",
     "bias_sequences",
@@ -78,6 +80,28 @@ class Row:
 
 Processor = Callable[[Row, Floats], Floats]
 
+
+@dataclasses.dataclass(frozen=True)
+class FewTokens:
+    """A processor that changes few tokens' logits, and each by itself.
+
+    Attributes:
+        change: the change that it makes in a row; None where it makes another, which takes the whole row.
+        otherwise: that other one.
+    """
+
+    change: Callable[[Row], Change | None]
+    otherwise: Processor | None = None
+
+    def __call__(self, row: Row, logits: Floats) -> Floats:
+        """The whole row (v,), changed."""
+        change = self.change(row)
+        if change is not None:
+            return change.of(logits)
+        assert self.otherwise is not None
+        return self.otherwise(row, logits)
+
+
 AllowedTokens = Callable[[int, Ids], Sequence[int]]
 """`prefix_allowed_tokens_fn(prompt, ids)`: the prompt's number and a row's ids so far, padding included, to the ids
 that may come next."""
@@ -99,31 +123,37 @@ def processors(
         if wanted:
             chosen.append(processor)
 
-    add(c.sequence_bias, lambda row, x: bias_sequences(row.ids, x, c.sequence_bias or ()))
-    add(c.diversity_penalty, lambda row, x: diversify(x, () if row.taken is None else row.taken, c.diversity_penalty))
-    add(
+    def few(wanted: Any, change: Callable[[Row], Change]) -> None:
+        add(wanted, FewTokens(change))
+
+    def only(tokens: tuple[int, ...], when: Callable[[Row], bool]) -> None:
+        add(tokens, FewTokens(lambda row: None if when(row) else suppression(()), lambda row, x: force(x, tokens)))
+
+    few(c.sequence_bias, lambda row: lift(row.ids, c.sequence_bias or ()))
+    few(c.diversity_penalty, lambda row: decline(() if row.taken is None else row.taken, c.diversity_penalty))
+    few(
         c.encoder_repetition_penalty != 1,
-        lambda row, x: penalize_repetition(row.ids[: row.prompt], x, 1 / c.encoder_repetition_penalty),
+        lambda row: repetition(row.ids[: row.prompt], 1 / c.encoder_repetition_penalty),
     )
-    add(c.repetition_penalty != 1, lambda row, x: penalize_repetition(row.ids, x, c.repetition_penalty))
-    add(c.no_repeat_ngram_size, lambda row, x: forbid_ngrams(row.ids, x, c.no_repeat_ngram_size))
-    add(
+    few(c.repetition_penalty != 1, lambda row: repetition(row.ids, c.repetition_penalty))
+    few(c.no_repeat_ngram_size, lambda row: repeats(row.ids, c.no_repeat_ngram_size, row.ids))
+    few(
         c.encoder_no_repeat_ngram_size,
-        lambda row, x: forbid_ngrams(row.ids, x, c.encoder_no_repeat_ngram_size, made_from=row.ids[: row.prompt]),
+        lambda row: repeats(row.ids, c.encoder_no_repeat_ngram_size, row.ids[: row.prompt]),
     )
     bad_words = tuple((word, -math.inf) for word in c.bad_words_ids or () if len(word) > 1 or word[0] not in eos)
-    add(bad_words, lambda row, x: bias_sequences(row.ids, x, bad_words))
-    add(c.min_length and eos, lambda row, x: suppress(x, eos) if row.columns < c.min_length else x)
-    add(c.min_new_tokens and eos, lambda row, x: suppress(x, eos) if row.made < (c.min_new_tokens or 0) else x)
+    few(bad_words, lambda row: lift(row.ids, bad_words))
+    few(c.min_length and eos, lambda row: suppression(eos if row.columns < c.min_length else ()))
+    few(c.min_new_tokens and eos, lambda row: suppression(eos if row.made < (c.min_new_tokens or 0) else ()))
     if allowed is not None:
         chosen.append(lambda row, x: keep_allowed(x, allowed(row.number, row.ids if row.given is None else row.given)))
-    forced_bos, forced_eos = _as_ids(c.forced_bos_token_id), _as_ids(c.forced_eos_token_id)
-    add(forced_bos, lambda row, x: force(x, forced_bos) if len(row.ids) == 1 else x)
-    add(forced_eos, lambda row, x: force(x, forced_eos) if row.columns == total_length - 1 else x)
+    only(_as_ids(c.forced_bos_token_id), lambda row: len(row.ids) == 1)
+    only(_as_ids(c.forced_eos_token_id), lambda row: row.columns == total_length - 1)
     add(c.remove_invalid_values, lambda row, x: repair(x))
-    add(c.exponential_decay_length_penalty, lambda row, x: _decay(c, row, x))
-    add(c.suppress_tokens, lambda row, x: suppress(x, c.suppress_tokens or ()))
-    add(c.begin_suppress_tokens, lambda row, x: _suppress_at_start(c, row, x))
+    few(c.exponential_decay_length_penalty, lambda row: _decay(c, row))
+    suppressed = suppression(c.suppress_tokens or ())
+    few(c.suppress_tokens, lambda row: suppressed)
+    few(c.begin_suppress_tokens, lambda row: _suppress_at_start(c, row))
     return tuple(chosen)
 
 
@@ -161,13 +191,7 @@ def bias_sequences(ids: Ids, logits: Floats, biases: Iterable[tuple[tuple[int, .
     >>> bias_sequences(np.array([7, 1]), np.zeros(4), [((1, 2), 5.0), ((3,), -1.0), ((2, 0), 9.0)])
     array([ 0.,  0.,  5., -1.])
     """
-    bias = np.zeros_like(logits)
-    tail = ids.tolist()[-max((len(sequence) for sequence, _ in biases), default=1) :]
-    for sequence, value in biases:
-        before = len(sequence) - 1
-        if before == 0 or (before <= len(tail) and tuple(tail[-before:]) == sequence[:-1]):
-            bias[sequence[-1]] += value
-    return logits + bias
+    return lift(ids, biases).of(logits)
 
 
 def penalize_repetition(ids: Ids, logits: Floats, penalty: float) -> Floats:
@@ -177,10 +201,7 @@ def penalize_repetition(ids: Ids, logits: Floats, penalty: float) -> Floats:
     >>> penalize_repetition(np.array([0, 1]), np.array([2.0, -2.0, 2.0]), 4.0)
     array([ 0.5, -8. ,  2. ])
     """
-    seen = np.unique(ids)
-    result = logits.copy()
-    result[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
-    return result
+    return repetition(ids, penalty).of(logits)
 
 
 def forbid_ngrams(ids: Ids, logits: Floats, size: int, *, made_from: Ids | None = None) -> Floats:
@@ -190,19 +211,12 @@ def forbid_ngrams(ids: Ids, logits: Floats, size: int, *, made_from: Ids | None 
     >>> forbid_ngrams(np.array([3, 1, 2, 3]), np.zeros(4), 2)  # 3, 1 was there
     array([  0., -inf,   0.,   0.])
     """
-    source = ids if made_from is None else made_from
-    if len(source) < size or len(ids) < size - 1:
-        return logits
-    windows = np.lib.stride_tricks.sliding_window_view(source, size)
-    begun = (windows[:, :-1] == ids[len(ids) - size + 1 :]).all(axis=1)
-    return suppress(logits, windows[begun, -1])
+    return repeats(ids, size, ids if made_from is None else made_from).of(logits)
 
 
 def suppress(logits: Floats, tokens: Sequence[int] | Ids) -> Floats:
     """-inf for `tokens`."""
-    result = logits.copy()
-    result[np.asarray(tokens, np.int64)] = -np.inf
-    return result
+    return suppression(tokens).of(logits)
 
 
 def force(logits: Floats, tokens: Sequence[int]) -> Floats:
@@ -241,17 +255,12 @@ def decay_length(logits: Floats, eos: Sequence[int], factor: float, beyond: int)
     >>> decay_length(np.array([-2.0, 1.0]), [0], 1.5, 2)
     array([0.5, 1. ])
     """
-    result = logits.copy()
-    eos = list(eos)
-    with np.errstate(over="ignore", invalid="ignore"):
-        raised = logits[eos] + np.abs(logits[eos]) * (np.float64(factor) ** beyond - 1)
-    result[eos] = np.where(np.isneginf(logits[eos]), -np.inf, np.minimum(raised, _LARGEST))
-    return result
+    return decay(eos, factor, beyond).of(logits)
 
 
 def diversify(logits: Floats, chosen: Sequence[int] | Ids, penalty: float) -> Floats:
     """`penalty` subtracted once for each time that a token is in `chosen`, what earlier groups took at this step."""
-    return logits - penalty * np.bincount(np.asarray(chosen, np.int64), minlength=len(logits))
+    return decline(chosen, penalty).of(logits)
 
 
 # ---- which tokens may be drawn
@@ -330,16 +339,16 @@ def _as_ids(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
     return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
-def _decay(config: GenerationConfig, row: Row, logits: Floats) -> Floats:
+def _decay(config: GenerationConfig, row: Row) -> Change:
     start, factor = config.exponential_decay_length_penalty or (0, 1.0)
     beyond = row.made - start
-    return decay_length(logits, config.eos_token_ids, factor, beyond) if beyond > 0 else logits
+    return decay(config.eos_token_ids, factor, beyond) if beyond > 0 else suppression(())
 
 
-def _suppress_at_start(config: GenerationConfig, row: Row, logits: Floats) -> Floats:
+def _suppress_at_start(config: GenerationConfig, row: Row) -> Change:
     # With a forced bos after a prompt of one token, the first token that is free is the second.
     start = 1 if row.prompt == 1 and config.forced_bos_token_id is not None else 0
-    return suppress(logits, config.begin_suppress_tokens or ()) if row.made == start else logits
+    return suppression(config.begin_suppress_tokens or () if row.made == start else ())
 
 
 def _among_best(logits: Floats, count: int) -> NDArray[np.bool_]:

@@ -29,6 +29,7 @@ __all__ = [
     "log_softmax",
     "seeds_and_rows",
     "softmax",
+    "softmax_of",
     "uniforms",
 ]
 
@@ -112,6 +113,13 @@ def softmax(logits: NDArray[Any]) -> Floats:
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
+def softmax_of(logits: NDArray[Any], tokens: NDArray[Any]) -> Floats:
+    """`softmax(logits)[tokens]` of one row (v,), to the bit."""
+    exponent = np.asarray(logits, np.float64)
+    weights = exponential(exponent - exponent.max())
+    return np.asarray(weights[tokens] / weights.sum())
+
+
 def exponential(exponent: Floats) -> Floats:
     """np.exp, which takes five times as long where it meets -inf; after a cut most logits are -inf."""
     return np.exp(exponent, out=np.zeros_like(exponent), where=exponent != -np.inf)
@@ -150,6 +158,9 @@ def draw_without_replacement(scores: Floats, count: int, uniform: Floats) -> NDA
     By the Gumbel-top-k identity (Kool et al. 2019, arXiv:1903.06059): the largest of score + Gumbel noise, where the
     noise comes from `uniform`, one number a score. An index of score -inf comes last.
     """
+    there = np.flatnonzero(scores != -np.inf)
     with np.errstate(divide="ignore"):
-        noise = -np.log(-np.log(uniform))
-    return descending(scores + noise)[:count]
+        noise = -np.log(-np.log(uniform[there]))
+    noisy = np.full(len(scores), -np.inf)
+    noisy[there] = scores[there] + noise
+    return best(noisy, min(count, len(noisy)))

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import GPTJError, InputError, shown, warn_of
-from gptj.generation.candidates import Draws, is_cut_simply
+from gptj.generation.candidates import Candidates
+from gptj.generation.choice import Choice
 from gptj.generation.config import GenerationConfig
 from gptj.generation.decoder import Decoder, DecoderFactory, Step, Uncached
+from gptj.generation.held import HeldLogits
+from gptj.generation.known import KnownTokens
 from gptj.generation.output import TokenStep
 from gptj.generation.processors import AllowedTokens, Row, filters, processors, repair
 from gptj.generation.sampling import draw, log_softmax, seeds_and_rows, uniforms
@@ -85,8 +88,13 @@ class Session:
         self.reader: Decoder | None = None  # the decoder that reads the rows, once it was made
         self.starts = np.maximum(self.starts, self.unseen)
         self._processors = processors(self.config, self.total_length, self.allowed)
+        known = [process for process in self.custom if isinstance(process, KnownTokens)]
+        if len(known) == len(self.custom) and not self.config.output_scores and not self.stopper.reads_scores:
+            # They change few tokens, and nobody else reads the scores of all.
+            self.custom = ()
+            self._processors += tuple(process.processor(self.model_config.vocab_size) for process in known)
         self._filters = filters(self.config)
-        self._draws = Draws(self.config, self.model_config.vocab_size) if is_cut_simply(self.config) else None
+        self._choice = Choice(self.config, self.model_config.vocab_size, self._processors)
         asked = {"hidden_states": self.config.output_hidden_states, "attentions": self.config.output_attentions}
         self.want = frozenset(name for name, wanted in asked.items() if wanted)
 
@@ -137,7 +145,8 @@ class Session:
         """
         rows = range(len(self.ids)) if rows is None else rows
         running = [n for n, r in enumerate(rows) if not self.ended[r]]
-        self._refuse_non_finite(logits, running, ids.shape[1] - self.prompt.shape[1])
+        for n in running:
+            self.refuse_non_finite(logits[n], n, ids.shape[1] - self.prompt.shape[1])
         scores = logits.astype(np.float64)
         if normalize:
             scores[running] = log_softmax(
@@ -149,9 +158,16 @@ class Session:
                 scores[n] = process(seen[n], scores[n])
         scores = self._apply_custom(ids[:, self.unseen :], scores)
         for n in running:
-            for process in self._filters:
-                scores[n] = process(seen[n], scores[n])
+            scores[n] = self._cut(seen[n], scores[n])
         return scores
+
+    def best_log_probabilities(self, logits: NDArray[Any], row: int, count: int, *, taken: Ids) -> Candidates | None:
+        """Some of what `adjust` makes of a row's logits (v,) with `normalize`: the `count` best, if they are at hand.
+
+        None where a processor takes the whole row. Nothing is cut or normalized again.
+        """
+        seen = self._row(self.ids[row, : self.columns], row, taken)
+        return self._choice.log_probabilities(logits, seen, count)
 
     def choose(self, scores: Floats, index: int, rows: Sequence[int] | NDArray[np.intp] | None = None) -> Ids:
         """The tokens (n,) at new-token index `index`: the best, or drawn with each row's own uniform number.
@@ -165,49 +181,65 @@ class Session:
                 tokens[n] = self._chosen(scores[n], int(r), index)
         return tokens
 
-    def next_tokens(self, logits: NDArray[Any]) -> tuple[Ids, Floats | None]:
+    def next_tokens(self, result: Step, ids: Ids | None = None) -> tuple[Ids, Floats | None]:
         """The tokens (rows,) that follow, and the scores (rows, v) that they were chosen by, where anybody reads those.
 
-        The same as `adjust` and `choose`, a row at a time and without what nobody looks at.
+        The same as `adjust` and `choose`, a row at a time and without what nobody looks at. `ids` (rows, columns) led
+        to the logits; None for the rows as they are.
 
         Raises:
             GPTJError: a logit is not finite, or no token is left.
         """
-        ids = self.ids[:, : self.columns]
-        if self._scores_are_read:
-            scores = self.adjust(ids, logits)
-            return self.choose(scores, self.index), scores
+        ids = self.ids[:, : self.columns] if ids is None else ids
+        index = ids.shape[1] - self.prompt.shape[1]
+        if self.scores_are_read:
+            scores = self.adjust(ids, result.logits)
+            return self.choose(scores, index), scores
+        running, held = np.flatnonzero(self.running), result.held
+        rows = {r: self._row(ids[r], r, None) for r in running.tolist()}
+        uniforms_of = {r: self._uniform(r, index) for r in rows} if self.config.strategy == "sample" else {}
+        found: dict[int, int] = {}
+        if isinstance(held, HeldLogits):
+            found = self._choice.on_device(held, rows, uniforms_of)
+            running = np.array([r for r in rows if r not in found], np.int64)
+            logits = held.rows_on_host(running) if len(running) else np.zeros((0, held.shape[1]))
+        else:
+            logits = held if len(running) == len(ids) else held[running]
         tokens = np.full(len(ids), self.pad, np.int64)
-        for row in map(int, np.flatnonzero(self.running)):
-            self._refuse_non_finite(logits, [row], self.index)
-            values = logits[row]
-            if self._processors:
-                seen, values = self._row(ids[row], row, None), values.astype(np.float64)
-                for process in self._processors:
-                    values = process(seen, values)
-            tokens[row] = self._token(values, row)
+        for row, values in zip(running.tolist(), logits, strict=True):
+            self.refuse_non_finite(values, row, index)
+            token = self._choice.on_host(values, rows[row], uniforms_of.get(row, 0.0), row)
+            tokens[row] = self._defined(values, rows[row], row, index) if token is None else token
+        tokens[[*found]] = [*found.values()]
         return tokens, None
 
     @property
-    def _scores_are_read(self) -> bool:
+    def scores_are_read(self) -> bool:
+        """Whether anybody looks at the scores of all tokens."""
         return bool(self.config.output_scores or self.custom or self.stopper.reads_scores)
 
-    def _token(self, logits: NDArray[Any], row: int) -> int:
-        """The token of a row whose logits (v,) the processors have seen."""
-        drawn = self.config.strategy == "sample"
-        if self._draws is not None:
-            token = self._draws.token(logits, self._uniform(row, self.index), row=row)
-            if token is not None:
-                return token
-        if not drawn:
-            token = int(np.argmax(logits))
-            if logits[token] > -np.inf:
-                return token
+    def _defined(self, logits: NDArray[Any], seen: Row, row: int, index: int) -> int:
+        """The token of a row's logits (v,), by the definition."""
         scores = logits.astype(np.float64)
-        seen = self._row(self.ids[row, : self.columns], row, None)
-        for process in self._filters:
+        for process in self._processors:
             scores = process(seen, scores)
-        return self._chosen(scores, row, self.index)
+        return self._chosen(self._cut(seen, scores), row, index)
+
+    def surely_above(self, result: Step, ids: Ids, tokens: Ids, share: float) -> bool:
+        """Whether each running row's token, chosen of the logits after `ids`, has this probability at least.
+
+        True only where it has it among all tokens; the cuts of a draw leave it the same or more.
+        """
+        rows = {r: self._row(ids[r], r, None) for r in np.flatnonzero(self.running).tolist()}
+        chosen = {r: int(tokens[r]) for r in rows}
+        return all(chance >= share for chance in self._choice.chances(result.held, rows, chosen).values())
+
+    def _cut(self, seen: Row, scores: Floats) -> Floats:
+        """The scores (v,) of a row without those that a draw leaves out. Where no token is left, there is nothing."""
+        if scores.max() > -np.inf:
+            for cut in self._filters:
+                scores = cut(seen, scores)
+        return scores
 
     def _uniform(self, row: int, index: int) -> float:
         return float(uniforms(self.seeds[row], index, self.seed_rows[row])[0])
@@ -241,19 +273,19 @@ class Session:
         start = int(self.starts[row])
         return Row(ids[start:], self.prompt.shape[1] - start, len(ids), taken, row // self.copies, ids[self.unseen :])
 
-    def _refuse_non_finite(self, logits: NDArray[Any], rows: list[int], index: int) -> None:
+    def refuse_non_finite(self, logits: NDArray[Any], row: int, index: int) -> None:
+        """Refuse a row's logits (v,) by name, unless the config has them repaired."""
         if self.config.remove_invalid_values:
             return
-        for row in rows:
-            finite = np.isfinite(logits[row])
-            if not finite.all():
-                token = int(np.argmin(finite))
-                raise GPTJError(
-                    f"non-finite logits at step {index}",
-                    where=f"row {row}, token {token}",
-                    found=logits[row, token].item(),
-                    hint="Check the weights, or compute in a wider dtype",
-                )
+        finite = np.isfinite(logits)
+        if not finite.all():
+            token = int(np.argmin(finite))
+            raise GPTJError(
+                f"non-finite logits at step {index}",
+                where=f"row {row}, token {token}",
+                found=logits[token].item(),
+                hint="Check the weights, or compute in a wider dtype",
+            )
 
     def _apply_custom(self, ids: Ids, scores: Floats) -> Floats:
         for process in self.custom:

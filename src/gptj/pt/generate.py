@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from gptj import generation
-from gptj.generation import Step
+from gptj.generation import PARTS, Selected, Step
 from gptj.outputs import KVCache
-from gptj.pt.weights import from_numpy, host, to_numpy
+from gptj.pt.arguments import host
+from gptj.pt.weights import from_numpy, to_numpy
 
 
 class Decoder(generation.Decoder):
@@ -59,7 +61,7 @@ class Decoder(generation.Decoder):
             hidden = outputs.last_hidden_state
             logits = self.model._logits(hidden[:, -1] if last_only else hidden)
         return Step(
-            logits=to_numpy(logits),
+            self.model._held(logits),
             hidden_states=None if outputs.hidden_states is None else tuple(map(to_numpy, outputs.hidden_states)),
             attentions=None if outputs.attentions is None else tuple(map(to_numpy, outputs.attentions)),
         )
@@ -72,6 +74,37 @@ class Decoder(generation.Decoder):
 
     def _filled(self, length: int) -> KVCache:
         return KVCache(self.cache.keys, self.cache.values, length, fixed=True).filled()
+
+
+class Logits(generation.HeldLogits):
+    """A step's logits on a device."""
+
+    @torch.inference_mode()
+    def best(self, count: int, named: NDArray[np.int64], temperature: float | None) -> Selected:
+        """The `count` best of each row of (b, v), and the logits of `named` (b, m)."""
+        logits: torch.Tensor = self._array
+        values, ids = logits.topk(count)
+        asked = logits.gather(1, torch.from_numpy(named).to(logits.device))
+        found = [to_numpy(x) for x in (values, ids, logits.isfinite().all(1), asked)]
+        if temperature is not None:
+            weights = ((logits - values[:, :1]) / temperature).exp().masked_fill_(logits > values[:, -1:], 0)
+            parts = F.pad(weights, (0, -weights.shape[1] % PARTS))
+            found.append(to_numpy(parts.view(len(parts), PARTS, -1).sum(2)))
+        return Selected(*found)
+
+    def _fetched(self, array: torch.Tensor) -> NDArray[Any]:
+        return to_numpy(array)
+
+    def _rows(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        return self._array[torch.from_numpy(rows).to(self._array.device)]
+
+    def _position(self, n: int) -> torch.Tensor:
+        return self._array[:, n]
+
+
+def on_host(logits: torch.Tensor) -> bool:
+    """Whether they lie in the host's memory, where NumPy reads them without a copy."""
+    return logits.device.type == "cpu"
 
 
 @contextlib.contextmanager
@@ -114,6 +147,10 @@ class GenerationMixin(generation.Generates[torch.Tensor]):
 
     def _rows_of(self, array: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
         return array[torch.from_numpy(rows).to(array.device)]
+
+    def _held(self, logits: torch.Tensor, columns: int | None = None) -> NDArray[Any] | Logits:
+        held = Logits(logits, columns)
+        return held.on_host() if on_host(logits) else held
 
     def _native(self, array: NDArray[Any]) -> torch.Tensor:
         return from_numpy(array).to(self.device)  # type: ignore[attr-defined]

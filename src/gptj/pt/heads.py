@@ -1,4 +1,4 @@
-"""What stands on the blocks: next-token logits, one label a row, the ends of a span; each with its loss.
+"""Heads on the blocks: next-token logits, one label a row, the ends of a span; each with its loss.
 
 Losses are float32 at least, a label of -100 counts nowhere, and the values are the same in all three backends.
 """
@@ -14,12 +14,19 @@ from torch import Tensor, nn
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.generation.typed import ReturnDict, same_as, typed_call
-from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+from gptj.outputs import (
+    CausalLMOutputWithPast,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    object_or_tuple,
+)
 from gptj.pretrained import one_dtype
+from gptj.pt.arguments import as_ids, as_tensor, host, place
 from gptj.pt.generate import GenerationMixin
 from gptj.pt.inference import InferenceMixin
-from gptj.pt.model import GPTJModel, Linear, at_least_float32
-from gptj.pt.weights import PretrainedModel, as_ids, as_tensor, empty_parameters, host
+from gptj.pt.kernels import Linear
+from gptj.pt.model import GPTJModel, at_least_float32
+from gptj.pt.weights import PretrainedModel, empty_parameters
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -68,7 +75,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, change: Tensor, *_: None) -> tuple[Tensor, None, None]:
-        """How the losses change with the logits."""
+        """The change of the losses with that of the logits."""
         logits, labels = ctx.saved_tensors
         counted, places = _places(labels)
         moved = (logits.softmax(1) * change).sum(1) - change.gather(1, places)[:, 0]
@@ -76,7 +83,7 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _places(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which labels (n,) count, and their places in the rows, (n, 1), 0 where none counts."""
+    """A mask of the labels (n,) that count, and their places in the rows, (n, 1), 0 where none counts."""
     counted = labels != inputs.IGNORED_LABEL
     return counted, torch.where(counted, labels, 0)[:, None]
 
@@ -172,9 +179,10 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         logits = self._logits(outputs.last_hidden_state)
         loss = None
         if labels is not None:
-            targets: Any = as_ids(labels, logits.device, where="labels")
+            targets: Any = as_ids(labels, where="labels")
             if (values := host(targets)) is not None:
                 inputs.check_labels(values, tuple(logits.shape[:2]), self.config.vocab_size)
+            targets = place(targets, logits.device)
             following = F.pad(targets[:, 1:], (0, 1), value=inputs.IGNORED_LABEL)  # logits[:, :-1] would be a copy
             loss = cross_entropy(logits.flatten(0, 1), following.flatten())
         output = CausalLMOutputWithPast(
@@ -184,13 +192,13 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return object_or_tuple(output, return_dict, default=self.config.return_dict)
 
     if TYPE_CHECKING:
 
         @same_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """What `forward` gives."""
+            """The outputs of `forward`."""
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The next token's logits after each hidden state, (..., m) to (..., v)."""
@@ -266,7 +274,7 @@ class GPTJForSequenceClassification(PretrainedModel):
             return_dict=True,
         )
         scores = at_least_float32(self.score(outputs.last_hidden_state))
-        ids = as_ids(input_ids, scores.device, where="input_ids")
+        ids = place(as_ids(input_ids, where="input_ids"), scores.device)
         logits = scores[torch.arange(scores.shape[0], device=scores.device), self._last_tokens(ids, scores)]
         output = SequenceClassifierOutputWithPast(
             loss=None if labels is None else self._loss(logits, labels),
@@ -275,13 +283,13 @@ class GPTJForSequenceClassification(PretrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return object_or_tuple(output, return_dict, default=self.config.return_dict)
 
     if TYPE_CHECKING:
 
         @same_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """What `forward` gives."""
+            """The outputs of `forward`."""
 
     def _last_tokens(self, ids: Tensor | None, scores: Tensor) -> Tensor:
         """The place of each row's rightmost token that is not padding, (b,); the last place where ids are not known."""
@@ -293,10 +301,11 @@ class GPTJForSequenceClassification(PretrainedModel):
         return torch.where(ids != self.config.pad_token_id, places, 0).amax(-1)
 
     def _loss(self, logits: Tensor, labels: Any) -> Tensor:
-        labels = as_tensor(labels, logits.device, where="labels")
+        labels = as_tensor(labels, where="labels")
         whole = not (labels.is_floating_point() or labels.dtype == torch.bool)
         problem = inputs.problem_type(self.config, whole=whole)
         inputs.check_class_labels(self.config, problem, host(labels), tuple(labels.shape), logits.shape[0])
+        labels = place(labels, logits.device)
         if problem == "single_label_classification":
             return cross_entropy(logits, labels.flatten().long())
         targets = labels.reshape(logits.shape).to(logits.dtype)
@@ -382,17 +391,17 @@ class GPTJForQuestionAnswering(PretrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return object_or_tuple(output, return_dict, default=self.config.return_dict)
 
     if TYPE_CHECKING:
 
         @same_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """What `forward` gives."""
+            """The outputs of `forward`."""
 
     def _places(self, positions: Any, logits: Tensor, where: str) -> Tensor:
         """Positions as labels (b,): below 0 is 0, at t or beyond is ignored."""
-        positions = as_tensor(positions, logits.device, where=where)
+        positions = as_tensor(positions, where=where)
         inputs.check_places(host(positions), tuple(positions.shape), logits.shape[0], where=where)
-        positions = positions.flatten().long().clamp(min=0)
+        positions = place(positions, logits.device).flatten().long().clamp(min=0)
         return torch.where(positions < logits.shape[1], positions, inputs.IGNORED_LABEL)

@@ -53,33 +53,6 @@ def from_numpy(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array)
 
 
-def host(value: Any) -> NDArray[Any] | None:
-    """The value as NumPy for the argument checks, or None while torch.compile, export or torch.func traces it."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return None
-    if not isinstance(value, Tensor):
-        return np.asarray(value)
-    traced = value.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(value)
-    return None if traced else to_numpy(value)
-
-
-def as_ids(value: Any, device: torch.device, *, where: str) -> Tensor | None:
-    """Token ids or positions as an int64 tensor on `device`; anything but whole numbers is left for the checks."""
-    if value is None:
-        return None
-    if not isinstance(value, Tensor):
-        value = torch.from_numpy(np.array(inputs.integers(value, where=where)))
-    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-    return value.to(device, torch.int64) if whole else value
-
-
-def as_tensor(value: Any, device: torch.device, *, where: str) -> Any:
-    """Any other argument as a tensor of its own dtype on `device`, or None."""
-    if value is None:
-        return None
-    return (value if isinstance(value, Tensor) else from_numpy(np.array(inputs.numbers(value, where=where)))).to(device)
-
-
 for _output in (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,

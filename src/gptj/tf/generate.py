@@ -7,6 +7,7 @@ changes.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +17,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from gptj import generation
-from gptj.generation import Step
+from gptj.generation import PARTS, Selected, Step
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
-from gptj.tf.model import Block, Linear, Memory, at_least_float32, visible
-from gptj.tf.weights import host, to_numpy
+from gptj.tf.arguments import CacheBuilder, causal_mask, host
+from gptj.tf.model import Block, Linear, at_least_float32
+from gptj.tf.weights import to_numpy
 
 FEWEST_COLUMNS = 8
 """The shortest compiled prompt, unless it is one token."""
@@ -66,7 +68,7 @@ class Decoder(generation.Decoder):
             token_ids, position_ids, mask, offset, last_only=last_only, want=want
         )
         return Step(
-            logits=to_numpy(logits) if last_only else to_numpy(logits)[:, :columns],
+            self.model._held(logits, columns),
             hidden_states=None if hidden_states is None else tuple(to_numpy(x)[:, :columns] for x in hidden_states),
             attentions=None
             if attentions is None
@@ -212,12 +214,12 @@ class CompiledModel:
         run_block = self._traced(self._block, (b, t, slots), fresh=fresh, weigh=weigh)
         run_head = self._traced(self._head, (b, t), last_only=last_only)
         start, s = (0, t) if fresh else (offset, slots)  # nothing is in the slots behind a fresh prompt
-        see = visible(mask[:, :s], start + tf.range(t), s)
+        mask = causal_mask(mask[:, :s], start + tf.range(t), s)
         rotation = base.rotary(position_ids)
         hidden, attentions = [tf.cast(base.wte(token_ids), self.dtype)], []
         for layer, *slots_of_layer in zip(base.h, keys, values, strict=True):
             parameters = [operator.attrgetter(name)(layer).value for name in self.names]
-            x, weights = run_block(parameters, *slots_of_layer, hidden[-1], rotation, see, offset)
+            x, weights = run_block(parameters, *slots_of_layer, hidden[-1], rotation, mask, offset)
             hidden.append(x)
             attentions.append(weights)
         logits, hidden[-1] = run_head(hidden[-1], last)
@@ -230,7 +232,7 @@ class CompiledModel:
         values: tf.Variable,
         x: tf.Tensor,
         rotation: tuple[tf.Tensor, tf.Tensor],
-        see: tf.Tensor,
+        mask: tf.Tensor,
         offset: tf.Tensor,
         *,
         fresh: bool,
@@ -240,16 +242,61 @@ class CompiledModel:
         for name, parameter in zip(self.names, parameters, strict=True):
             owner, _, leaf = name.rpartition(".")
             setattr(operator.attrgetter(owner)(self.block), leaf, tf.convert_to_tensor(parameter))
-        memory = Memory(KVCache((keys,), (values,), 0 if fresh else offset, fixed=True))
-        x, weights = self.block(x, rotation=rotation, see=see, remember=memory.of(0, True), head_mask=None, seeds=None)
-        keys.assign(memory.keys[0])
-        values.assign(memory.values[0])
+        cache = CacheBuilder(KVCache((keys,), (values,), 0 if fresh else offset, fixed=True))
+        x, weights = self.block(
+            x, rotation=rotation, attention_mask=mask, update_cache=cache.update_of(0, True), head_mask=None, seeds=None
+        )
+        keys.assign(cache.keys[0])
+        values.assign(cache.values[0])
         return x, weights if weigh else None
 
     def _head(self, x: tf.Tensor, last: tf.Tensor, *, last_only: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """The logits, of the column `last` or of all, and what they are computed from."""
         x = self.model.transformer.ln_f(x)
         return at_least_float32(self.head(tf.gather(x, last, axis=1) if last_only else x)), x
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_best(shape: tuple[int, ...], count: int, weigh: bool) -> Callable[..., tuple[tf.Tensor, ...]]:
+    """What `Logits.best` asks for, a graph for each shape (b, v, m)."""
+    excess = -shape[1] % PARTS
+
+    def run(logits: tf.Tensor, named: tf.Tensor, temperature: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        values, ids = tf.math.top_k(logits, count)
+        asked = tf.gather(logits, named, batch_dims=1)
+        finite = tf.reduce_all(tf.math.is_finite(logits), 1)
+        if not weigh:
+            return values, ids, finite, asked
+        weights = tf.exp((logits - values[:, :1]) / temperature)
+        parts = tf.pad(tf.where(logits > values[:, -1:], tf.zeros_like(weights), weights), ((0, 0), (0, excess)))
+        return values, ids, finite, asked, tf.reduce_sum(tf.reshape(parts, (shape[0], PARTS, -1)), 2)
+
+    return tf.function(run, autograph=False)
+
+
+class Logits(generation.HeldLogits):
+    """A step's logits on a device."""
+
+    def best(self, count: int, named: NDArray[np.int64], temperature: float | None) -> Selected:
+        """The `count` best of each row of (b, v), and the logits of `named` (b, m)."""
+        logits: tf.Tensor = self._array
+        divisor = tf.constant(1 if temperature is None else temperature, logits.dtype)
+        run = compiled_best((*logits.shape, named.shape[1]), count, temperature is not None)
+        return Selected(*map(to_numpy, run(logits, tf.constant(named), divisor)))
+
+    def _fetched(self, array: tf.Tensor) -> NDArray[Any]:
+        return to_numpy(array)
+
+    def _rows(self, rows: NDArray[np.int64]) -> tf.Tensor:
+        return tf.gather(self._array, rows)
+
+    def _position(self, n: int) -> tf.Tensor:
+        return self._array[:, n]
+
+
+def on_host(logits: tf.Tensor) -> bool:
+    """Whether they lie in the host's memory, where NumPy reads them without a copy."""
+    return "CPU" in logits.device
 
 
 class GenerationMixin(generation.Generates[tf.Tensor]):
@@ -276,6 +323,10 @@ class GenerationMixin(generation.Generates[tf.Tensor]):
 
     def _rows_of(self, array: tf.Tensor, rows: NDArray[np.int64]) -> tf.Tensor:
         return tf.gather(array, rows)
+
+    def _held(self, logits: tf.Tensor, columns: int | None = None) -> NDArray[Any] | Logits:
+        held = Logits(logits, columns)
+        return held.on_host() if on_host(logits) else held
 
     def _native(self, array: NDArray[Any]) -> tf.Tensor:
         return tf.constant(array)

@@ -1,4 +1,4 @@
-"""What stands on the blocks: next-token logits, one label a row, the ends of a span; each with its loss.
+"""Heads on the blocks: next-token logits, one label a row, the ends of a span; each with its loss.
 
 Losses are float32 at least, a label of -100 counts nowhere, and the values are the same in all three backends.
 """
@@ -15,12 +15,18 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.generation import GenerationConfig
 from gptj.generation.typed import ReturnDict, same_as, typed_call
-from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+from gptj.outputs import (
+    CausalLMOutputWithPast,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    object_or_tuple,
+)
 from gptj.prepared import refusal
+from gptj.tf.arguments import batch_and_length, check_traced_ids, host, sizes
 from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin
-from gptj.tf.model import GPTJModel, Linear, at_least_float32, sizes
-from gptj.tf.weights import PretrainedModel, check_traced_ids, host
+from gptj.tf.model import GPTJModel, Linear, at_least_float32
+from gptj.tf.weights import PretrainedModel
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -134,13 +140,13 @@ class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return object_or_tuple(output, return_dict, default=self.config.return_dict)
 
     if TYPE_CHECKING:
 
         @same_as(call)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """What `call` gives."""
+            """The outputs of `call`."""
 
     def _check(self, given: Mapping[str, Any]) -> None:
         super()._check(given)
@@ -150,17 +156,17 @@ class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
                 inputs.check_labels(values, batch_and_length(given), self.config.vocab_size)
 
     def get_config(self) -> dict[str, Any]:
-        """What Keras saves beside the weights; see `from_config`."""
-        settled = self.generation_config
-        return {**super().get_config(), "generation_config": None if settled is None else settled.to_dict()}
+        """The settings that Keras saves beside the weights; see `from_config`."""
+        generation = self.generation_config
+        return {**super().get_config(), "generation_config": None if generation is None else generation.to_dict()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> GPTJForCausalLM:
         """A model with start values, as `get_config` described it."""
         members = dict(config)
-        settled = members.pop("generation_config", None)
+        generation = members.pop("generation_config", None)
         model: GPTJForCausalLM = super().from_config(members)
-        model.generation_config = None if settled is None else GenerationConfig.from_dict(settled)
+        model.generation_config = None if generation is None else GenerationConfig.from_dict(generation)
         return model
 
 
@@ -244,13 +250,13 @@ class GPTJForSequenceClassification(PretrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return object_or_tuple(output, return_dict, default=self.config.return_dict)
 
     if TYPE_CHECKING:
 
         @same_as(call)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """What `call` gives."""
+            """The outputs of `call`."""
 
     def _last_tokens(self, ids: tf.Tensor | None, scores: tf.Tensor) -> tf.Tensor:
         """The place of each row's rightmost token that is not padding, (b,); the last place where ids are not known."""
@@ -356,13 +362,13 @@ class GPTJForQuestionAnswering(PretrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return object_or_tuple(output, return_dict, default=self.config.return_dict)
 
     if TYPE_CHECKING:
 
         @same_as(call)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """What `call` gives."""
+            """The outputs of `call`."""
 
     def _places(self, positions: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Positions as labels (b,): below 0 is 0, at t or beyond is ignored."""
@@ -376,9 +382,3 @@ class GPTJForQuestionAnswering(PretrainedModel):
         for where in ("start_positions", "end_positions"):
             if (places := given.get(where)) is not None and None not in (batch, *places.shape):
                 inputs.check_places(host(places), tuple(places.shape), batch, where=where)
-
-
-def batch_and_length(given: Mapping[str, Any]) -> tuple[Any, Any]:
-    """b and t of a call's arguments, None where a trace does not know them."""
-    tokens = given["input_ids"] if "input_ids" in given else given["inputs_embeds"]
-    return tokens.shape[0], tokens.shape[1]

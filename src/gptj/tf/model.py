@@ -9,7 +9,7 @@ scores, softmax, layer norms and logits are float32 at least whatever the parame
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -19,12 +19,20 @@ from tensorflow.compiler.tf2xla.python import xla
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.generation.typed import ReturnDict, same_as, typed_call
-from gptj.outputs import BaseModelOutputWithPast, KVCache
+from gptj.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
 from gptj.rotary import rotary_table
+from gptj.tf.arguments import (
+    CacheBuilder,
+    UpdateCache,
+    assert_claims,
+    cache_length,
+    causal_mask,
+    fill_with_nan,
+    key_length,
+    list_claims,
+    sizes,
+)
 from gptj.tf.weights import PretrainedModel
-
-Remember = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-"""Takes a layer's new keys and values (b, h, t, d) and gives all that its queries may look at (b, h, s, d)."""
 
 
 def _gelu(x: tf.Tensor) -> tf.Tensor:
@@ -50,12 +58,6 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 def at_least_float32(x: tf.Tensor) -> tf.Tensor:
     """`x` in float32, or as it is in float64."""
     return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
-
-
-def sizes(x: tf.Tensor) -> list[Any]:
-    """The size of each axis: a number where it is known, else a scalar tensor."""
-    known = x.shape.as_list()
-    return [size if size is not None else tf.shape(x)[axis] for axis, size in enumerate(known)]
 
 
 def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
@@ -87,7 +89,7 @@ class Linear(keras.layers.Layer):
         """(..., in) to (..., out)."""
         *before, width = sizes(x)
         weight = tf.cast(self.weight, x.dtype)
-        # Turned about, since TensorFlow multiplies few rows by a transposed matrix some ten times slower on a CPU.
+        # Weights first, since TensorFlow multiplies few rows by a transposed matrix some ten times slower on a CPU.
         y = tf.transpose(tf.matmul(weight, tf.reshape(x, (-1, width)), transpose_b=True))
         if self.apart:
             # Differs: XLA would fuse what is added into a matrix-vector product, and compute that on one thread.
@@ -107,10 +109,10 @@ class Embedding(keras.layers.Layer):
 
     def call(self, ids: tf.Tensor) -> tf.Tensor:
         """(b, t) to (b, t, m)."""
-        return tf.cast(rows_of(tf.convert_to_tensor(self.weight), ids), self.compute_dtype)
+        return tf.cast(look_up(tf.convert_to_tensor(self.weight), ids), self.compute_dtype)
 
 
-def rows_of(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+def look_up(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     """The rows of `table` (v, m) that `ids` (b, t) name, with a gradient that is a whole table.
 
     Differs: TensorFlow's own gradient is a list of rows, in which an id that occurs twice stands twice; Keras'
@@ -118,14 +120,14 @@ def rows_of(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     """
 
     @tf.custom_gradient
-    def look_up(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    def gather(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         def slope(upstream: tf.Tensor) -> tf.Tensor:
             rows, width = sizes(table)
             return tf.math.unsorted_segment_sum(tf.reshape(upstream, (-1, width)), tf.reshape(ids, (-1,)), rows)
 
         return tf.gather(table, ids), slope
 
-    return look_up(table)
+    return gather(table)
 
 
 class LayerNorm(keras.layers.Layer):
@@ -165,82 +167,16 @@ class RotaryTable:
 
 
 def rotate_pairs(x: tf.Tensor, sin: tf.Tensor, cos: tf.Tensor) -> tf.Tensor:
-    """`x` (b, h, t, d) with its first 2 * pairs dimensions turned, pair by interleaved pair.
+    """`x` (b, h, t, d) with its first 2 * pairs dimensions rotated, pair by interleaved pair.
 
     (x0, x1) at angle a becomes (x0 cos a - x1 sin a, x1 cos a + x0 sin a), in the table's precision.
     """
     pairs = sin.shape[-1]
     sin, cos = sin[:, None], cos[:, None]  # b 1 t pairs
     *before, _ = sizes(x)
-    turned = tf.reshape(tf.cast(x[..., : 2 * pairs], sin.dtype), (*before, pairs, 2))
-    x0, x1 = tf.unstack(turned, axis=-1)
-    turned = tf.stack((x0 * cos - x1 * sin, x1 * cos + x0 * sin), axis=-1)
-    return tf.concat((tf.cast(tf.reshape(turned, (*before, 2 * pairs)), x.dtype), x[..., 2 * pairs :]), axis=-1)
-
-
-def visible(attention_mask: tf.Tensor | None, slots: tf.Tensor, length: Any) -> tf.Tensor:
-    """Which keys each query sees, (b or 1, 1, t, s): those at or before its own slot that the mask has In.
-
-    Args:
-        attention_mask: (b, up to s) of 0 and 1, or None for all 1.
-        slots: (t,) the slot of each query among the keys.
-        length: s.
-    """
-    causal = tf.range(length) <= slots[:, None]
-    if attention_mask is None:
-        return causal[None, None]
-    keys = tf.cast(attention_mask, tf.bool)[:, :length]  # a mask may be as long as a fixed cache
-    keys = tf.pad(keys, ((0, 0), (0, length - sizes(keys)[1])))
-    return causal & keys[:, None, None]
-
-
-class Memory:
-    """Joins each layer's new keys and values to those that a cache holds, and becomes the next cache.
-
-    Args:
-        past: the cache, or None.
-    """
-
-    def __init__(self, past: KVCache | None) -> None:
-        self.past = past
-        self.keys: list[tf.Tensor] = []
-        self.values: list[tf.Tensor] = []
-
-    def of(self, layer: int, keep: bool) -> Remember:
-        """The function that the layer's attention calls; with `keep` the result is part of the next cache."""
-
-        def remember(k: tf.Tensor, v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            past = self.past
-            if past is None:
-                whole = k, v
-            elif past.fixed:
-                whole = self._write(past.keys[layer], k), self._write(past.values[layer], v)
-                k, v = (self._filled(x, k) for x in whole)
-            else:
-                whole = k, v = tf.concat((past.keys[layer], k), 2), tf.concat((past.values[layer], v), 2)
-            if keep:
-                self.keys.append(whole[0])
-                self.values.append(whole[1])
-            return k, v
-
-        return remember
-
-    def _write(self, slots: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-        # Differs: a tensor cannot be written in place, so a fixed cache is a new one after each call; the compiled
-        # steps of `generate` keep it in variables, which XLA does update in place.
-        assert self.past is not None
-        *rows, _, d = sizes(slots)  # (b, h), or (b * h,) in the compiled steps
-        new = tf.reshape(new, (*rows, sizes(new)[2], d))
-        return keras.ops.slice_update(slots, [*(0 for _ in rows), self.past.length, 0], new)
-
-    def _filled(self, slots: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-        # Differs: in a compiled step the length is no number, so the queries get all slots, and a mask hides the empty.
-        assert self.past is not None
-        return slots[..., : self.past.length + new.shape[2], :] if isinstance(self.past.length, int) else slots
-
-    def cache(self, length: Any) -> KVCache:
-        """The cache after this call, `length` tokens long."""
-        return KVCache(tuple(self.keys), tuple(self.values), length, self.past is not None and self.past.fixed)
+    x0, x1 = tf.unstack(tf.reshape(tf.cast(x[..., : 2 * pairs], sin.dtype), (*before, pairs, 2)), axis=-1)
+    rotated = tf.stack((x0 * cos - x1 * sin, x1 * cos + x0 * sin), axis=-1)
+    return tf.concat((tf.cast(tf.reshape(rotated, (*before, 2 * pairs)), x.dtype), x[..., 2 * pairs :]), axis=-1)
 
 
 class Attention(keras.layers.Layer):
@@ -260,20 +196,20 @@ class Attention(keras.layers.Layer):
         self,
         x: tf.Tensor,
         rotation: tuple[tf.Tensor, tf.Tensor],
-        see: tf.Tensor,
-        remember: Remember,
+        attention_mask: tf.Tensor,
+        update_cache: UpdateCache,
         head_mask: tf.Tensor | None,
         seeds: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The attention's contribution (b, t, m) and its weights (b, h, t, s).
+        """The attention's contribution (b, t, m), and its weights (b, h, t, s).
 
-        `see` is `visible`'s; `remember` gives all keys and values that the queries may look at; `seeds` (2, 2) are of
-        the dropouts of the weights and of the result, None where nothing is dropped.
+        `attention_mask` is `causal_mask`'s (`mask` would be Keras' own); `update_cache` takes new keys and values, and
+        returns those to attend over; `seeds` (2, 2) are of both dropouts, None where nothing is dropped.
         """
         q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
         k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
-        k, v = remember(k, self._heads(self.v_proj(x)))
-        mixed, weights = self._attend(q, k, v, see, head_mask, None if seeds is None else seeds[0])
+        k, v = update_cache(k, self._heads(self.v_proj(x)))
+        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, None if seeds is None else seeds[0])
         mixed = self.out_proj(tf.reshape(tf.transpose(mixed, (0, 2, 1, 3)), sizes(x)))
         return dropout(mixed, self.resid_pdrop, None if seeds is None else seeds[1]), weights
 
@@ -286,7 +222,7 @@ class Attention(keras.layers.Layer):
         q: tf.Tensor,
         k: tf.Tensor,
         v: tf.Tensor,
-        see: tf.Tensor,
+        mask: tf.Tensor,
         head_mask: tf.Tensor | None,
         seed: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -295,8 +231,8 @@ class Attention(keras.layers.Layer):
         q = at_least_float32(tf.reshape(q, (*rows, t, d)))
         scores = tf.matmul(q, at_least_float32(k), transpose_b=True) / math.sqrt(self.head_dim)
         scores = tf.reshape(scores, (b, h, t, s))
-        scores = tf.where(see, scores, scores.dtype.min)
-        weights = tf.where(see, tf.nn.softmax(scores), 0)  # a row that sees nothing attends to nothing
+        scores = tf.where(mask, scores, scores.dtype.min)
+        weights = tf.where(mask, tf.nn.softmax(scores), 0)  # a row whose mask is all Out attends to nothing
         weights = dropout(tf.cast(weights, v.dtype), self.attn_pdrop, seed)
         if head_mask is not None:
             weights *= tf.cast(head_mask, weights.dtype)[:, None, None]
@@ -336,8 +272,8 @@ class Block(keras.layers.Layer):
         self,
         x: tf.Tensor,
         rotation: tuple[tf.Tensor, tf.Tensor],
-        see: tf.Tensor,
-        remember: Remember,
+        attention_mask: tf.Tensor,
+        update_cache: UpdateCache,
         head_mask: tf.Tensor | None,
         seeds: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -346,8 +282,8 @@ class Block(keras.layers.Layer):
         attended, weights = self.attn(
             h,
             rotation=rotation,
-            see=see,
-            remember=remember,
+            attention_mask=attention_mask,
+            update_cache=update_cache,
             head_mask=head_mask,
             seeds=None if seeds is None else seeds[:2],
         )
@@ -426,15 +362,16 @@ class GPTJModel(PretrainedModel):
             InputError: see `gptj.inputs.check_call`.
         """
         config = self.config
+        use_cache, output_attentions, output_hidden_states = inputs.output_flags(
+            config, use_cache, output_attentions, output_hidden_states
+        )
         recompute = bool(self.gradient_checkpointing and training)
-        remember = (config.use_cache if use_cache is None else use_cache) and not recompute
-        weigh = config.output_attentions if output_attentions is None else output_attentions
-        trace = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        use_cache = use_cache and not recompute
         seeds = self._seeds(training)
 
         past, t = past_key_values, sizes(input_ids if inputs_embeds is None else inputs_embeds)[1]
-        seen = filled_slots(past)
-        claims = claims_of(
+        past_length = cache_length(past)
+        claims = list_claims(
             config,
             t,
             input_ids=input_ids,
@@ -443,55 +380,48 @@ class GPTJModel(PretrainedModel):
             attention_mask=attention_mask,
             past=past,
         )
-        slots = seen + tf.range(t)
+        slots = past_length + tf.range(t)
         with tf.control_dependencies(assert_claims(claims)):
             x = self.wte(input_ids) if inputs_embeds is None else tf.cast(inputs_embeds, self.compute_dtype)
             if token_type_ids is not None:
                 x += self.wte(token_type_ids)
             rotation = self.rotary(slots[None] if position_ids is None else position_ids)
-        x = dropout(spoiled(x, claims), config.embd_pdrop, None if seeds is None else seeds[0])
+        x = dropout(fill_with_nan(x, claims), config.embd_pdrop, None if seeds is None else seeds[0])
 
-        everything = past is not None and past.fixed and not isinstance(seen, int)
-        see = visible(attention_mask, slots, sizes(past.keys[0])[-2] if everything else seen + t)
+        mask = causal_mask(attention_mask, slots, key_length(past, past_length, t))
         factors = None if head_mask is None else tf.broadcast_to(head_mask, (config.n_layer, config.n_head))
 
-        memory = Memory(past)
+        cache = CacheBuilder(past)
         hidden, attentions = [x], []
         for n, block in enumerate(self.h):
-            run = recomputed(block) if recompute else block
+            run = recompute_for_gradient(block) if recompute else block
             x, weights = run(
                 x,
                 rotation=rotation,
-                see=see,
-                remember=memory.of(n, remember),
+                attention_mask=mask,
+                update_cache=cache.update_of(n, use_cache),
                 head_mask=None if factors is None else factors[n],
                 seeds=None if seeds is None else seeds[1 + 3 * n : 4 + 3 * n],
             )
-            if trace:
+            if output_hidden_states:
                 hidden.append(x)
-            if weigh:
+            if output_attentions:
                 attentions.append(weights)
         x = hidden[-1] = self.ln_f(x)
 
         output = BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=memory.cache(seen + t) if remember else None,
-            hidden_states=tuple(hidden) if trace else None,
-            attentions=tuple(attentions) if weigh else None,
+            past_key_values=cache.build(past_length + t) if use_cache else None,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
         )
-        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return object_or_tuple(output, return_dict, default=config.return_dict)
 
     if TYPE_CHECKING:
 
         @same_as(call)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """What `call` gives."""
-
-    def _assert_call(self, given: Mapping[str, Any]) -> None:
-        """Make the graph raise where a call's arguments by name are wrong."""
-        names = ("input_ids", "token_type_ids", "position_ids", "attention_mask")
-        tokens = given.get("input_ids", given.get("inputs_embeds"))
-        assert_claims(claims_of(self.config, sizes(tokens)[1], **{name: given.get(name) for name in names}))
+            """The outputs of `call`."""
 
     def _seeds(self, training: bool | None) -> tf.Tensor | None:
         """A seed for each place that drops (1 + 3 * n_layer, 2): the embedding, then each block's three; or None."""
@@ -511,85 +441,10 @@ class GPTJModel(PretrainedModel):
         return KVCache(keys, values, 0, fixed=True)
 
 
-def filled_slots(past: KVCache | None) -> Any:
-    """How many slots of the cache are filled: a number where it is known, else an int32 scalar."""
-    if past is None:
-        return 0
-    if not past.fixed:
-        return sizes(past.keys[0])[2]
-    length = past.length
-    if tf.is_tensor(length) and not tf.is_symbolic_tensor(length):
-        return int(length)
-    return tf.cast(length, tf.int32) if tf.is_tensor(length) else length
-
-
-def recomputed(block: Block) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+def recompute_for_gradient(block: Block) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     """`block` such that its gradient computes it again in place of keeping what is inside."""
 
     def run(x: tf.Tensor, **arguments: Any) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.recompute_grad(lambda x: block(x, **arguments))(x)
 
     return run
-
-
-Claim = tuple[str, Any, tf.Tensor, tf.Tensor]
-"""What a sound call keeps: the rule in words, the highest value allowed, the values found, and where it holds."""
-
-
-def claims_of(
-    config: GPTJConfig,
-    length: Any,
-    *,
-    input_ids: tf.Tensor | None = None,
-    token_type_ids: tf.Tensor | None = None,
-    position_ids: tf.Tensor | None = None,
-    attention_mask: tf.Tensor | None = None,
-    past: KVCache | None = None,
-) -> list[Claim]:
-    """What must hold of a call's values, `length` tokens a row; nothing where the host has seen them already."""
-    if tf.executing_eagerly():
-        return []
-    found: list[tuple[str, Any, Any]] = [
-        ("input_ids: no such token", config.vocab_size - 1, input_ids),
-        ("token_type_ids: no such token", config.vocab_size - 1, token_type_ids),
-        ("position_ids: no such position", config.n_positions - 1, position_ids),
-    ]
-    if attention_mask is not None and attention_mask.dtype != tf.bool:
-        found.append(("attention_mask: not a mask", 1, attention_mask))
-    seen = filled_slots(past)
-    if position_ids is None:
-        found.append(("input_ids: longer than the model's positions", config.n_positions, seen + length))
-    if past is not None and past.fixed:
-        found.append(("past_key_values: the cache is full", sizes(past.keys[0])[-2], seen + length))
-    found = [(rule, most, tf.convert_to_tensor(value)) for rule, most, value in found if value is not None]
-    return [(rule, most, value, _is_whole(value) & (value >= 0) & (value <= most)) for rule, most, value in found]
-
-
-def _is_whole(value: tf.Tensor) -> tf.Tensor:
-    """Where numbers are whole, bool in their shape: a float mask may hold others."""
-    return value == tf.floor(value) if value.dtype.is_floating else tf.ones_like(value, tf.bool)
-
-
-def assert_claims(claims: list[Claim]) -> list[Any]:
-    """Operations that raise, with the first value that is wrong, where a claim does not hold.
-
-    Differs: a graph has no values when it is traced, so this is no InputError but tf.errors.InvalidArgumentError.
-    """
-    assertions = []
-    for rule, highest, found, holds in claims:
-        # gather, since XLA would compile a slice anew for every value of its index
-        first = tf.gather(tf.reshape(found, (-1,)), tf.argmax(tf.reshape(~holds, (-1,))))
-        data = [f"{rule} (expected 0 to", highest, ", found", first, ")"]
-        assertions.append(tf.debugging.Assert(tf.reduce_all(holds), data))
-    return assertions
-
-
-def spoiled(x: tf.Tensor, claims: list[Claim]) -> tf.Tensor:
-    """`x` (b, t, m), but NaN where a claim about its token, or about all, does not hold.
-
-    XLA drops assertions, and would take an id that is too high for the highest that there is.
-    """
-    for *_, found, holds in claims:
-        of_tokens = len(found.shape) == 2 and found.shape[1] == x.shape[1]
-        x = tf.where(holds[..., None] if of_tokens else tf.reduce_all(holds), x, tf.constant(math.nan, x.dtype))
-    return x

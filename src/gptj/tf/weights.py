@@ -41,6 +41,7 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device, check_inference
 from gptj.schema import Head, TensorSpec, schema
+from gptj.tf.arguments import as_ids, as_tensor, assert_arguments, check_traced_ids, host
 
 ALIGNMENT_BYTES = 64
 """Where TensorFlow's kernels want a tensor to begin; what begins elsewhere is copied."""
@@ -72,42 +73,6 @@ def _aligned(array: NDArray[Any]) -> NDArray[Any]:
     copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
-
-
-def host(value: Any) -> NDArray[Any] | None:
-    """The value as NumPy for the argument checks, or None while tf.function or Keras traces it."""
-    if isinstance(value, keras.KerasTensor) or (tf.is_tensor(value) and tf.is_symbolic_tensor(value)):
-        return None
-    return np.asarray(value)
-
-
-def as_tensor(value: Any, *, where: str) -> Any:
-    """`value` as a tensor of its own dtype: lists and arrays are converted, tensors and None stay."""
-    if value is None or tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
-        return value
-    return tf.convert_to_tensor(inputs.numbers(value, where=where))
-
-
-def as_ids(value: Any, *, where: str) -> Any:
-    """Token ids or positions as an int64 tensor; anything but whole numbers is left for the checks."""
-    if value is None or isinstance(value, keras.KerasTensor):
-        return value
-    if not tf.is_tensor(value):
-        value = tf.convert_to_tensor(inputs.integers(value, where=where))
-    return tf.cast(value, tf.int64) if value.dtype.is_integer else value
-
-
-def check_traced_ids(value: Any, *, where: str) -> None:
-    """Refuse ids of which a trace knows already that they are not whole numbers (b, t)."""
-    if value is None or host(value) is not None:
-        return
-    dtype = tf.as_dtype(value.dtype)
-    if not dtype.is_integer:
-        raise InputError("not whole numbers", where=where, expected="an integer array", found=dtype.name)
-    if len(value.shape) != 2:
-        raise InputError(
-            "of another shape", where=where, expected="(batch, tokens), neither 0", found=tuple(value.shape)
-        )
 
 
 def settle_policy(dtype: Any, *, param_dtype: Any = None) -> keras.DTypePolicy:
@@ -541,7 +506,7 @@ class PretrainedModel(pretrained.Configured, keras.Model):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch if len(batch) > 1 else batch[0])
         given = self._settle_arguments((self._with_labels(x, y) if y is not None and self._own_loss else x,), {})
         self._check(given)
-        self.base_model._assert_call(given)
+        assert_arguments(self.config, given)
         return batch if len(batch) > 1 else batch[0]
 
     @property

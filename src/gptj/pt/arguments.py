@@ -1,0 +1,189 @@
+"""The arguments of a model call in PyTorch, converted to tensors, checked, and made into what the blocks take.
+
+Token ids, positions and masks become tensors on the model's device, which the host checks where they have values; the
+attention mask becomes that of every query over every key; and a cache of keys and values grows into the next one.
+Axes: b batch, t query time, s key time, h head, d head width, m model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gptj import inputs
+from gptj.config import GPTJConfig
+from gptj.outputs import KVCache
+from gptj.pt.weights import from_numpy, to_numpy
+
+UpdateCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes a layer's new keys and values (b, h, t, d), and returns all that its queries attend over, (b, h, s, d)."""
+
+
+def host(value: Any) -> NDArray[Any] | None:
+    """The value as NumPy for the argument checks, or None while torch.compile, export or torch.func traces it."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return None
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    traced = value.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return None if traced else to_numpy(value)
+
+
+def as_ids(value: Any, *, where: str) -> Tensor | None:
+    """Token ids or positions as an int64 tensor; anything but whole numbers is left for the checks."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        value = torch.from_numpy(np.array(inputs.integers(value, where=where)))
+    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    return value.to(torch.int64) if whole else value
+
+
+def as_tensor(value: Any, *, where: str) -> Any:
+    """Any other argument as a tensor of its own dtype, or None."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    return from_numpy(np.array(inputs.numbers(value, where=where)))
+
+
+def place(value: Any, device: torch.device) -> Any:
+    """The tensor on `device`; None stays None.
+
+    Differs: PyTorch's arguments move to the model's device, after the checks, which thus wait for none.
+    """
+    return None if value is None else value.to(device)
+
+
+class Call(NamedTuple):
+    """The arguments of a model call as tensors, each None where it was not given.
+
+    Attributes:
+        input_ids: int64 (b, t).
+        past_key_values: the cache.
+        attention_mask: (b, cached + t) of 0 and 1.
+        token_type_ids: int64 (b, t).
+        position_ids: int64 (b, t) or (1, t).
+        head_mask: (h,) or (n_layer, h).
+        inputs_embeds: (b, t, m).
+    """
+
+    input_ids: Tensor | None
+    past_key_values: KVCache | None
+    attention_mask: Tensor | None
+    token_type_ids: Tensor | None
+    position_ids: Tensor | None
+    head_mask: Tensor | None
+    inputs_embeds: Tensor | None
+
+
+def convert_arguments(
+    config: GPTJConfig,
+    device: torch.device,
+    input_ids: Any,
+    past_key_values: Any,
+    attention_mask: Any,
+    token_type_ids: Any,
+    position_ids: Any,
+    head_mask: Any,
+    inputs_embeds: Any,
+) -> Call:
+    """The arguments of a call as tensors on `device`, after the host has checked their values where they have any.
+
+    Raises:
+        InputError: see `gptj.inputs.check_call`.
+    """
+    past = KVCache.of(past_key_values, config.n_layer)
+    tensors = {
+        "input_ids": as_ids(input_ids, where="input_ids"),
+        "token_type_ids": as_ids(token_type_ids, where="token_type_ids"),
+        "position_ids": as_ids(position_ids, where="position_ids"),
+        "attention_mask": as_tensor(attention_mask, where="attention_mask"),
+        "inputs_embeds": as_tensor(inputs_embeds, where="inputs_embeds"),
+        "head_mask": as_tensor(head_mask, where="head_mask"),
+    }
+    inputs.check_call(config, host, **tensors, past=past)
+    return Call(past_key_values=past, **{name: place(value, device) for name, value in tensors.items()})
+
+
+def causal_mask(attention_mask: Tensor | None, slots: Tensor, length: int) -> Tensor:
+    """The mask of every query over every key, bool (b or 1, 1, t, s): In at or before its own slot, where not padding.
+
+    Args:
+        attention_mask: (b, up to s) of 0 and 1; 1 In, 0 Out (padding). None: all In.
+        slots: (t,) the slot of each query among the keys.
+        length: s.
+    """
+    causal = torch.arange(length, device=slots.device) <= slots[:, None]
+    if attention_mask is None:
+        return causal[None, None]
+    keys = F.pad(attention_mask.bool(), (0, length - attention_mask.shape[1]))
+    return causal & keys[:, None, None]
+
+
+def cache_length(past: KVCache | None) -> int:
+    """The number of the cache's slots that are filled."""
+    return 0 if past is None else past.length
+
+
+class AttentionMask(NamedTuple):
+    """The attention mask that every block takes.
+
+    Attributes:
+        values: bool (b or 1, 1, t, s), True In; None where each query attends over all keys.
+        is_causal: whether it is the lower triangle alone: each query over its own key and those before it.
+    """
+
+    values: Tensor | None
+    is_causal: bool
+
+    @classmethod
+    def of(cls, attention_mask: Tensor | None, slots: Tensor, length: int) -> AttentionMask:
+        """The mask of the queries in `slots` over `length` keys; the arguments are `causal_mask`'s."""
+        if attention_mask is None and len(slots) == 1:
+            return cls(None, is_causal=False)
+        is_causal = attention_mask is None and len(slots) == length
+        return cls(causal_mask(attention_mask, slots, length), is_causal)
+
+
+class CacheBuilder:
+    """The next cache while it is built: each layer's new keys and values, joined to those of the last cache.
+
+    Args:
+        past: the cache, or None. A fixed one is written in place, from its length on.
+    """
+
+    def __init__(self, past: KVCache | None) -> None:
+        self.past = past
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update_of(self, layer: int, use_cache: bool) -> UpdateCache:
+        """The function that the layer's attention calls; with `use_cache` the result is part of the next cache."""
+
+        def update_cache(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            past = self.past
+            if past is None:
+                whole = k, v
+            elif past.fixed:
+                whole, end = (past.keys[layer], past.values[layer]), past.length + k.shape[2]
+                for slots, new in zip(whole, (k, v), strict=True):
+                    slots[:, :, past.length : end] = new
+                k, v = (x[:, :, :end] for x in whole)
+            else:
+                whole = k, v = torch.cat((past.keys[layer], k), dim=2), torch.cat((past.values[layer], v), dim=2)
+            if use_cache:
+                self.keys.append(whole[0])
+                self.values.append(whole[1])
+            return k, v
+
+        return update_cache
+
+    def build(self, length: int) -> KVCache:
+        """The cache after this call, `length` tokens long."""
+        return KVCache(tuple(self.keys), tuple(self.values), length, self.past is not None and self.past.fixed)
