@@ -48,7 +48,7 @@ from gptj.reading.weight_files import (
 from gptj.schema import TensorSpec, schema
 from gptj.writing.checkpoint_writer import write_checkpoint
 from gptj.writing.containers import NamedContainer
-from gptj.writing.folder import ManifestFacts
+from gptj.writing.folder import ManifestFacts, WritingOptions
 from gptj_conversion.common.dialects import Dialect
 from gptj_conversion.common.foreign import ForeignCheckpoint
 from gptj_conversion.common.foreign_writer import plan_foreign, write_foreign
@@ -421,7 +421,7 @@ def _settle(
 def _write_canonical(order: _Order) -> Path:
     head, room = order.source.head, Room()
     with FingerprintObserver(order.config, head) if order.fingerprint else contextlib.nullcontext() as witness:
-        account = _account(order, "safetensors", witness)
+        facts = _facts(order, "safetensors", witness)
         return write_checkpoint(
             order.directory,
             order.config,
@@ -435,15 +435,15 @@ def _write_canonical(order: _Order) -> Path:
             allow_overflow=order.allow_overflow,
             allow_nonfinite=order.allow_nonfinite,
             witness=witness,
-            provenance=account.provenance,
-            origin=account.origin,
-            examine=account.examine,
-            input_identity=account.input_identity,
-            resume=account.resume,
+            provenance=facts.provenance,
+            origin=facts.origin,
+            examine=facts.examine,
+            input_identity=facts.input_identity,
+            resume=facts.resume,
         )
 
 
-def _account(order: _Order, weights_format: str, witness: FingerprintObserver | None = None) -> ManifestFacts:
+def _facts(order: _Order, weights_format: str, witness: FingerprintObserver | None = None) -> ManifestFacts:
     """What the manifest says besides the tensors, the same for every format."""
 
     def reopen(stage: Path) -> Source:
@@ -464,6 +464,18 @@ def _account(order: _Order, weights_format: str, witness: FingerprintObserver | 
         reopen=reopen,
         input_identity=input_identity(order.source.path),
         resume=order.resume,
+    )
+
+
+def _options(order: _Order, weights_format: str) -> WritingOptions:
+    return WritingOptions(
+        max_shard_bytes=order.max_shard_bytes,
+        extra_files=order.companions,
+        overwrite=order.overwrite,
+        progress=order.progress,
+        allow_overflow=order.allow_overflow,
+        allow_nonfinite=order.allow_nonfinite,
+        facts=_facts(order, weights_format),
     )
 
 
@@ -494,12 +506,7 @@ def _write_mesh(order: _Order) -> Path:
         layout=order.layout,
         dtype=order.one_dtype(),
         step=_step(order),
-        extra_files=order.companions,
-        overwrite=order.overwrite,
-        progress=order.progress,
-        allow_overflow=order.allow_overflow,
-        allow_nonfinite=order.allow_nonfinite,
-        account=_account(order, "mesh"),
+        options=_options(order, "mesh"),
     )
 
 
@@ -532,14 +539,8 @@ def _named_target(
             dtype_of=order.dtype_of,
             head=order.source.head,
             index_prefix=prefix(order.source.head),
-            max_shard_bytes=order.max_shard_bytes,
-            extra_files=order.companions,
-            overwrite=order.overwrite,
-            progress=order.progress,
-            allow_overflow=order.allow_overflow,
-            allow_nonfinite=order.allow_nonfinite,
             weights_format=weights_format,
-            account=_account(order, weights_format),
+            options=_options(order, weights_format),
         )
 
     def plan_it(order: _Order) -> tuple[PlannedFile, ...]:

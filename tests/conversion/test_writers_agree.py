@@ -25,6 +25,7 @@ from malformed.journals import CONFIG, FORMATS
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.command.main import gptj_command
 from gptj.errors import CheckpointWarning, FormatError, InputError, SchemaError
+from gptj.writing.folder import WritingOptions
 from gptj.writing.journal import Journal
 
 NAMED: dict[str, tuple[str, Any, Any]] = {
@@ -39,11 +40,12 @@ def write(to: str, directory: Path, **options: Any) -> Path:
     if to == "safetensors":
         return write_checkpoint(directory, CONFIG, array_of, **options)
     if to == "mesh":
-        return write_mesh(directory, CONFIG, array_of, shards=2, dtype="float32", **options)
+        return write_mesh(directory, CONFIG, array_of, shards=2, dtype="float32", options=WritingOptions(**options))
     file_name, dialect, writer = NAMED[to]
+    head = options.pop("head", "causal_lm")
     return write_foreign(
         directory, CONFIG, array_of, writer, file_name=file_name, dialect=dialect, dtype_of=lambda name: "float32",
-        weights_format=to, **options,
+        weights_format=to, head=head, options=WritingOptions(**options),
     )  # fmt: skip
 
 

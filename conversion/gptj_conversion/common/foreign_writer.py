@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from gptj.schema import Head, TensorSpec, schema
 from gptj.writing.checkpoint_writer import check_head_and_size, written_config
 from gptj.writing.containers import Entry, NamedContainer
 from gptj.writing.extra_files import check_extra_files
-from gptj.writing.file_system import FileSystem
-from gptj.writing.folder import FolderWriter, ManifestFacts, WritingOrder
-from gptj.writing.journal import WritingRules, whole_files
+from gptj.writing.folder import FolderWriter, WritingOptions, WritingOrder
+from gptj.writing.journal import whole_files
 from gptj.writing.output_directory import Fate, OutputDirectory
 from gptj.writing.shards import cut_sizes, index_text, shard_name
 from gptj_conversion.common.dialects import Dialect, Spelling, spell
@@ -47,15 +46,8 @@ def write_foreign(
     dtype_of: Callable[[str], str],
     head: Head = "causal_lm",
     index_prefix: str = "",
-    max_shard_bytes: int = 5_000_000_000,
-    extra_files: Mapping[str, bytes] | None = None,
-    overwrite: bool = False,
-    progress: Callable[[str, int], None] | None = None,
-    allow_overflow: bool = False,
-    allow_nonfinite: bool = False,
     weights_format: str = "",
-    account: ManifestFacts | None = None,
-    fs: FileSystem | None = None,
+    options: WritingOptions | None = None,
 ) -> Path:
     """The directory, written whole: config.json, the weights, an index where they are in several files, manifest.json.
 
@@ -68,37 +60,34 @@ def write_foreign(
         dialect: how arrays are spelt and turned.
         dtype_of: the dtype to store a canonical tensor in.
         index_prefix: what the index puts before each name.
-        max_shard_bytes: weights of more bytes than this are cut into several files.
-        extra_files: further files by name, as a tokenizer's.
-        overwrite: whether a checkpoint of this format at `directory` may be replaced.
-        progress: told the name and bytes of each tensor when it has been written.
-        allow_overflow, allow_nonfinite: write what became infinite in a narrowing cast; NaN and infinity.
         weights_format: what the manifest calls the format; the dialect if empty.
-        account: what else the manifest says, and whether to go on from what a killed writer left.
-        fs: the system calls, for tests.
+        options: whatever any writer may be told.
 
     Raises:
         WriteError, SchemaError, InputError: as for `gptj.writing.checkpoint_writer.write_checkpoint`.
     """
-    check_head_and_size(head, max_shard_bytes)
+    options = options or WritingOptions()
+    check_head_and_size(head, options.max_shard_bytes)
     fate = _fate_for(file_name)
-    extra = dict(extra_files or {})
+    extra = dict(options.extra_files)
     check_extra_files(extra, lambda name: fate(name) != "keep")
     entries = _entries(config, head, dialect, dtype_of)
-    shards = _cut(file_name, entries, max_shard_bytes)
+    shards = _cut(file_name, entries, options.max_shard_bytes)
     places = {entry.row.name: (name,) for name, shard in shards.items() for entry in shard}
     order = WritingOrder(
         weights_format or dialect,
         config,
         head,
         {entry.row.name: entry.dtype.name for entry in entries},
-        WritingRules(max_shard_bytes, allow_overflow, allow_nonfinite),
-        account or ManifestFacts(),
+        options.rules,
+        options.facts,
         details=file_name,
         files_of=places.__getitem__,
     )
     with (
-        OutputDirectory(directory, overwrite=overwrite, fate=fate, adopt=order.facts.adopt, fs=fs) as output,
+        OutputDirectory(
+            directory, overwrite=options.overwrite, fate=fate, adopt=options.facts.adopt, fs=options.fs
+        ) as output,
         FolderWriter(output, order) as folder,
     ):
         parts = [order.planned_part([name], [entry.row for entry in shard]) for name, shard in shards.items()]
@@ -110,8 +99,7 @@ def write_foreign(
             for entry in shard:
                 if file is not None:
                     file.add(entry, _blocks_of(entry, folder, read(entry.row)))
-                if progress is not None:
-                    progress(entry.row.name, 0 if file is None else entry.nbytes)
+                options.tell(entry.row.name, 0 if file is None else entry.nbytes)
             if file is not None:
                 folder.finish_part({name: file.finish()})
         stored = [entry.dtype.name for entry in entries]

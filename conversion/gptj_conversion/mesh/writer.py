@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,8 @@ from gptj.reading.npz import npy_header
 from gptj.schema import TensorSpec, axis_sizes, schema, schema_by_name
 from gptj.writing.containers import HashedFile
 from gptj.writing.extra_files import check_extra_files
-from gptj.writing.file_system import FileSystem
-from gptj.writing.folder import FolderWriter, ManifestFacts, WritingOrder
-from gptj.writing.journal import PlannedPart, WritingRules, whole_files
+from gptj.writing.folder import FolderWriter, WritingOptions, WritingOrder
+from gptj.writing.journal import PlannedPart, whole_files
 from gptj.writing.stored_zip import StoredZipWriter
 from gptj_conversion.common.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.common.plan import PlannedFile
@@ -59,13 +58,7 @@ def write_mesh(
     layout: Layout = "slim",
     dtype: str = "bfloat16",
     step: int = 0,
-    extra_files: Mapping[str, bytes] | None = None,
-    overwrite: bool = False,
-    progress: Callable[[str, int], None] | None = None,
-    allow_overflow: bool = False,
-    allow_nonfinite: bool = False,
-    account: ManifestFacts | None = None,
-    fs: FileSystem | None = None,
+    options: WritingOptions | None = None,
 ) -> Path:
     """The model directory, written whole: `step_N/shard_S/{0..15}.npz`, meta.json, the training config, manifest.json.
 
@@ -80,12 +73,8 @@ def write_mesh(
         layout: "slim", or "full" with a fresh optimizer state (count 0, zero moments), which is float32.
         dtype: of all parameters: float32, bfloat16 or float16.
         step: the training step to write.
-        extra_files: further files by name, as a tokenizer's; they stand beside the step directory.
-        overwrite: whether a mesh checkpoint at `directory` may be replaced.
-        progress: told the name and bytes of each tensor when it has been written.
-        allow_overflow, allow_nonfinite: write what became infinite in a narrowing cast; NaN and infinity.
-        account: what else the manifest says, and whether to go on from what a killed writer left.
-        fs: the system calls, for tests.
+        options: whatever any writer may be told; extra files stand beside the step directory, and `max_shard_bytes`
+            says nothing here.
 
     Raises:
         ConfigError: the original cannot compute this model, or cannot cut it into so many shards.
@@ -95,7 +84,8 @@ def write_mesh(
     """
     _check_arguments(config, shards, layout, dtype, step)
     plan = _Plan(config, shards, layout, numpy_dtype(dtype), step)
-    extra = dict(extra_files or {})
+    options = options or WritingOptions()
+    extra = dict(options.extra_files)
     check_extra_files(extra, lambda name: bool(_OURS.fullmatch(name)))
 
     def replaceable(path: str) -> bool:
@@ -106,13 +96,15 @@ def write_mesh(
         config,
         "causal_lm",
         {row.name: dtype for row in schema(config)},
-        WritingRules(plan.total_bytes, allow_overflow, allow_nonfinite),
-        account or ManifestFacts(),
+        dataclasses.replace(options, max_shard_bytes=plan.total_bytes).rules,
+        options.facts,
         details=[shards, layout, step],
         files_of=plan.files_of,
     )
     with (
-        OutputTree(directory, replaceable=replaceable, overwrite=overwrite, adopt=order.facts.adopt, fs=fs) as output,
+        OutputTree(
+            directory, replaceable=replaceable, overwrite=options.overwrite, adopt=options.facts.adopt, fs=options.fs
+        ) as output,
         FolderWriter(output, order) as folder,
     ):
         finished = folder.resume(whole_files(output, plan.planned_parts(order)))
@@ -122,11 +114,11 @@ def write_mesh(
             output.make_folder(f"step_{step}/shard_{shard}")
         for number in range(finished):
             for row in plan.tensors_in(number):
-                _tell(progress, row, 0)
+                options.tell(row, 0)
         for number in range(finished, len(plan.parts)):
             part = _Part(output, plan, number)
             for leaf in plan.parts[number]:
-                _write_leaf(part, leaf, read, folder, progress)
+                _write_leaf(part, leaf, read, folder, options)
             folder.finish_part(part.finish())
         meta = {"step": step, "checkpoints": [step], "aux": {str(step): {"train_loader": None}}}
         training = json.dumps(_training_config(config, shards), indent=2) + "\n"
@@ -318,7 +310,7 @@ def _write_leaf(
     leaf: _Leaf,
     read: Callable[[TensorSpec], NDArray[Any]],
     folder: FolderWriter,
-    progress: Callable[[str, int], None] | None,
+    options: WritingOptions,
 ) -> None:
     plan = part.plan
     if leaf.parameter is None:
@@ -329,12 +321,7 @@ def _write_leaf(
     else:
         row = schema_by_name(plan.config)[leaf.parameter.tensor]
         values = folder.store(row, read(row), plan.dtype)
-        _tell(progress, row.name, part.add(_pieces_of(values, leaf.parameter, plan)))
-
-
-def _tell(progress: Callable[[str, int], None] | None, name: str, nbytes: int) -> None:
-    if progress is not None:
-        progress(name, nbytes)
+        options.tell(row.name, part.add(_pieces_of(values, leaf.parameter, plan)))
 
 
 def _pieces_of(values: NDArray[Any], leaf: MeshLeaf, plan: _Plan) -> Iterator[NDArray[Any]]:

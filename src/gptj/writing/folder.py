@@ -36,6 +36,7 @@ from gptj.reading.manifest import (
     tool_name,
 )
 from gptj.schema import Head, TensorSpec, schema
+from gptj.writing.file_system import FileSystem
 from gptj.writing.journal import (
     Journal,
     Note,
@@ -54,6 +55,7 @@ __all__ = [
     "Progress",
     "TensorObserver",
     "TensorSource",
+    "WritingOptions",
     "WritingOrder",
     "canonical_tensors",
 ]
@@ -104,6 +106,40 @@ class ManifestFacts:
     def adopt(self) -> Callable[[list[str]], bool] | None:
         """Which stage of a killed writer is to be continued; for `OutputDirectory`."""
         return Journal.has_notes if self.resume else None
+
+
+@dataclasses.dataclass(frozen=True)
+class WritingOptions:
+    """What a caller of any format's writer may choose.
+
+    Attributes:
+        max_shard_bytes: weights of more bytes than this are cut into several files, where the format has several.
+        extra_files: further files by name, as a tokenizer's.
+        overwrite: whether a checkpoint of the same format may be replaced.
+        progress: told the name and stored bytes of each tensor when it has been written.
+        allow_overflow, allow_nonfinite: write what became infinite in a narrowing cast; NaN and infinity.
+        facts: what else the manifest says, and whether to go on from what a killed writer left.
+        fs: the system calls, for tests.
+    """
+
+    max_shard_bytes: int = 5_000_000_000
+    extra_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    overwrite: bool = False
+    progress: Progress = None
+    allow_overflow: bool = False
+    allow_nonfinite: bool = False
+    facts: ManifestFacts = dataclasses.field(default_factory=ManifestFacts)
+    fs: FileSystem | None = None
+
+    @property
+    def rules(self) -> WritingRules:
+        """When a file is full, and which values are let through."""
+        return WritingRules(self.max_shard_bytes, self.allow_overflow, self.allow_nonfinite)
+
+    def tell(self, name: str, nbytes: int) -> None:
+        """Tell of the progress whoever asked for it."""
+        if self.progress is not None:
+            self.progress(name, nbytes)
 
 
 @dataclasses.dataclass(frozen=True)
