@@ -17,7 +17,7 @@ import pytest
 from gptj_conversion import convert as door
 from gptj_conversion.common.plan import interim_dtype
 from gptj_conversion.convert import convert, plan
-from gptj_conversion.mesh.reader import reader as mesh
+from gptj_conversion.mesh import reader as mesh
 from gptj_conversion.proof import input_identity
 from mesh_samples import MeshSample, write_mesh_sample
 

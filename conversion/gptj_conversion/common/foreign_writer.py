@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.reading.files import BLOCK_BYTES
-from gptj.reading.manifest import MANIFEST_FILE
 from gptj.schema import Head, TensorSpec, schema
 from gptj.writing.checkpoint_writer import check_head_and_size, written_config
 from gptj.writing.containers import Entry, NamedContainer
-from gptj.writing.extra_files import check_extra_files
+from gptj.writing.extra_files import check_extra_files, choose_fate
 from gptj.writing.folder import FolderWriter, WritingOptions, WritingOrder
 from gptj.writing.journal import whole_files
 from gptj.writing.output_directory import Fate, OutputDirectory
@@ -159,17 +158,10 @@ def _cut(file_name: str, entries: Sequence[Entry], max_shard_bytes: int) -> dict
 
 
 def _fate_for(file_name: str) -> Callable[[str], Fate]:
-    """Our own format's files are replaced; another checkpoint's are a reason not to; the rest is kept."""
+    """The fate of each file of an old directory, where weights files are named after `file_name`."""
     stem, suffix = file_name.rsplit(".", 1)
     ours = re.compile(rf"{re.escape(stem)}(-\d{{5}}-of-\d{{5}})?\.{suffix}(\.index\.json)?")
-    weights = re.compile(r".*\.(bin|h5|msgpack|safetensors)(\.index\.json)?")
-
-    def fate(name: str) -> Fate:
-        if ours.fullmatch(name) or name in (CONFIG_FILE, MANIFEST_FILE):
-            return "replace"
-        return "refuse" if weights.fullmatch(name) else "keep"
-
-    return fate
+    return lambda name: choose_fate(name, lambda name: bool(ours.fullmatch(name)))
 
 
 def _blocks_of(entry: Entry, folder: FolderWriter, values: NDArray[Any]) -> Iterator[memoryview]:

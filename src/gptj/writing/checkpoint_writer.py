@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,13 @@ from gptj.dtypes import numpy_dtype
 from gptj.errors import InputError, shown
 from gptj.reading.manifest import (
     CONFIG_HASH_KEY,
-    MANIFEST_FILE,
     Fingerprint,
     Origin,
 )
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj.reading.weight_files import INDEX_FILE, is_weights_name
 from gptj.schema import HEADS, Head, TensorSpec, schema
-from gptj.writing.extra_files import check_extra_files
+from gptj.writing.extra_files import check_extra_files, choose_fate
 from gptj.writing.file_system import FileSystem
 from gptj.writing.folder import FolderWriter, ManifestFacts, TensorObserver, WritingOrder
 from gptj.writing.journal import WritingRules
@@ -41,11 +39,6 @@ __all__ = ["DtypeChoice", "check_head_and_size", "write_checkpoint", "written_co
 
 DtypeChoice = str | Callable[[TensorSpec], str] | None
 """What tensors are stored as: one dtype for all, one for each row, or None: as they come."""
-
-_FOREIGN_WEIGHTS = re.compile(
-    r"((pytorch_model|tf_model|flax_model|model\.weights).*\.(bin|h5|msgpack)|model(.*\.[\w-]+)?\.safetensors)"
-    r"(\.index(\.[\w-]+)?\.json)?"
-)
 
 
 def write_checkpoint(
@@ -153,7 +146,7 @@ def _check_arguments(
     provenance: Mapping[str, Any] | None,
 ) -> None:
     check_head_and_size(head, max_shard_bytes)
-    check_extra_files(extra, lambda name: _fate(name) != "keep")
+    check_extra_files(extra, lambda name: choose_fate(name, is_weights_name) != "keep")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError("not a string", where=f"metadata[{shown(key)}]", found=shown(value))
@@ -176,16 +169,9 @@ def check_head_and_size(head: str, max_shard_bytes: int) -> None:
         )
 
 
-def _fate(name: str) -> Fate:
-    """What becomes of an old directory's file: a checkpoint's own files go, foreign weights are not thrown away."""
-    if name in (CONFIG_FILE, MANIFEST_FILE) or is_weights_name(name):
-        return "replace"
-    return "refuse" if _FOREIGN_WEIGHTS.fullmatch(name) else "keep"
-
-
 def _fate_beside(extra: Mapping[str, bytes]) -> Callable[[str], Fate]:
-    """The same where further files are written, which replace those of their names."""
-    return lambda name: "replace" if name in extra else _fate(name)
+    """The fate of an old directory's file, where further files replace those of their names."""
+    return lambda name: "replace" if name in extra else choose_fate(name, is_weights_name)
 
 
 def _least_bytes(order: WritingOrder, first: int) -> int:
