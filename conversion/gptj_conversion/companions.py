@@ -1,4 +1,4 @@
-"""What stands beside the weights, the tokenizer and generation_config.json, and which ids begin and end a text.
+"""The files beside the weights, the tokenizer's and generation_config.json, and which ids begin and end a text.
 
 A model's config, its generation_config.json and its tokenizer each say which token ends a text, and a conversion
 must not let them drift apart. A TPU checkpoint is where they would: its training config says nothing, and the
@@ -9,7 +9,7 @@ original's converter writes 50256 whatever the vocabulary. So, in this order:
   word, unless it names an id beyond its own vocabulary; where it is silent, the tokenizer's count.
 * Without a tokenizer the config stays as it is.
 
-generation_config.json is carried along under the same rule. Whatever was settled without having been asked for, and
+generation_config.json is carried along under the same rule. Whatever was chosen without having been asked for, and
 whatever still contradicts itself, is said in a note.
 """
 
@@ -29,18 +29,18 @@ from gptj.json_file import read_json_object, read_small_file
 from gptj.text.tokenizer import GPTJTokenizer
 from gptj_conversion.common.source import TOKENIZER_SIGNS, Source
 
-__all__ = ["GPT2", "NO_TOKENIZER", "Companions", "settle_companions"]
+__all__ = ["GPT2", "NO_TOKENIZER", "Companions", "choose_companions"]
 
 GPT2, NO_TOKENIZER = "gpt2", "none"
-"""What may be said in place of a tokenizer's folder: GPT-J's own vocabulary, and that none is to be written."""
+"""Words in place of a tokenizer's folder: GPT-J's own vocabulary, and that none is to be written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Companions:
-    """What is written besides the weights.
+    """The files that are written besides the weights.
 
     Attributes:
-        config: with the bos and eos that were settled.
+        config: with the bos and eos that were chosen.
         files: the tokenizer's and generation_config.json, by name.
         notes: what a user should know, a sentence each, without paths: they also go into the manifest.
     """
@@ -50,7 +50,7 @@ class Companions:
     notes: tuple[str, ...]
 
 
-def settle_companions(
+def choose_companions(
     source: Source, config: GPTJConfig, destination: Path, *, tokenizer: str | os.PathLike[str] | None = None
 ) -> Companions:
     """The config, files and notes that go with the weights of `source`.
@@ -64,25 +64,25 @@ def settle_companions(
         ConfigError: it is larger than the embedding.
     """
     asked = tokenizer is not None
-    found, notes = _find(source, config, tokenizer)
+    found, notes = _find_tokenizer(source, config, tokenizer)
     files: dict[str, bytes] = {}
-    generation_file, generation = _generation_config(source, notes)
+    generation_file, generation = _read_generation_config(source, notes)
     as_read = generation
     if found is not None:
         found.check_fits(config)
         files |= found.files()
-        settled = _settle(config, config.vocab_size, found, asked=asked, silent=source.assumed)
-        notes += _differences(config, settled, source.assumed)
-        config = config.replace(**settled)
+        chosen = _choose_ids(config, config.vocab_size, found, asked=asked, silent=source.context.assumed)
+        notes += _describe_changes(config, chosen, source.context.assumed)
+        config = config.replace(**chosen)
         if generation is not None:
-            generation = generation.replace(**_settle(generation, config.vocab_size, found, asked=asked))
+            generation = generation.replace(**_choose_ids(generation, config.vocab_size, found, asked=asked))
     if generation is not None:
-        generation = drop_ids_beyond(generation, config.vocab_size, say=_noting(notes))
+        generation = drop_ids_beyond(generation, config.vocab_size, say=_note_in(notes))
     if generation is not None and generation != as_read:
         files[GENERATION_CONFIG_FILE] = generation.to_json().encode()
     elif generation_file is not None:
         files[GENERATION_CONFIG_FILE] = read_small_file(generation_file)
-    notes += _contradictions(config, generation, found)
+    notes += _list_contradictions(config, generation, found)
     stay = [
         name
         for name in (*TOKENIZER_SIGNS, GENERATION_CONFIG_FILE)
@@ -93,7 +93,7 @@ def settle_companions(
     return Companions(config, files, tuple(notes))
 
 
-def _find(
+def _find_tokenizer(
     source: Source, config: GPTJConfig, tokenizer: str | os.PathLike[str] | None
 ) -> tuple[GPTJTokenizer | None, list[str]]:
     """The tokenizer to write, and where it came from if that was not said."""
@@ -103,21 +103,20 @@ def _find(
         return GPTJTokenizer.gpt2(extra_tokens=config.vocab_size >= 50_400), []
     if tokenizer is not None:
         return GPTJTokenizer.from_pretrained(tokenizer), []
-    for folder in source.beside:
+    for folder in source.context.beside:
         if any((folder / name).exists() for name in TOKENIZER_SIGNS):
             try:
                 found = GPTJTokenizer.from_pretrained(folder)
             except TokenizerError as error:
                 return None, [f"the tokenizer is left out, say --tokenizer gpt2 or --tokenizer DIR for one: {error}"]
             return found, [f"the tokenizer in {shown(folder.resolve().name)} is carried along ({len(found):,} tokens)"]
-    return None, [
-        f"{file.name} in the archive is not read: unpack it and say --tokenizer DIR" for file in source.unread[:1]
-    ]
+    unread = source.context.unread[:1]
+    return None, [f"{file.name} in the archive is not read: unpack it and say --tokenizer DIR" for file in unread]
 
 
-def _generation_config(source: Source, notes: list[str]) -> tuple[Path | None, GenerationConfig | None]:
+def _read_generation_config(source: Source, notes: list[str]) -> tuple[Path | None, GenerationConfig | None]:
     """The file, and what it says: None where it is not JSON, which is no reason not to convert weights."""
-    for folder in source.beside:
+    for folder in source.context.beside:
         file = folder / GENERATION_CONFIG_FILE
         if os.path.lexists(file):
             try:
@@ -128,12 +127,12 @@ def _generation_config(source: Source, notes: list[str]) -> tuple[Path | None, G
             except GPTJError as error:  # a FIFO, a folder, a broken link: nothing to carry
                 notes.append(f"{GENERATION_CONFIG_FILE} is left out: {error.problem}")
                 return None, None
-            return file, read_members(GenerationConfig, members, say=_noting(notes, "is carried along as it is: "))
+            return file, read_members(GenerationConfig, members, say=_note_in(notes, "is carried along as it is: "))
     return None, None
 
 
-def _noting(notes: list[str], words: str = "") -> Callable[..., None]:
-    """Turns what would be warned of into notes."""
+def _note_in(notes: list[str], words: str = "") -> Callable[..., None]:
+    """A function that takes the arguments of `warn_of` and makes a note of them."""
 
     def say(problem: str, *, file: object = None, **facts: Any) -> None:
         notes.append(f"{GENERATION_CONFIG_FILE} {words}{GPTJError(problem, **facts)}")
@@ -141,7 +140,7 @@ def _noting(notes: list[str], words: str = "") -> Callable[..., None]:
     return say
 
 
-def _settle(
+def _choose_ids(
     config: GPTJConfig | GenerationConfig,
     vocab_size: int,
     tokenizer: GPTJTokenizer,
@@ -150,49 +149,49 @@ def _settle(
     silent: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The fields of `config` that the tokenizer decides, where it has such a token and they say something else."""
-    settled: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     for field, token in (("bos_token_id", tokenizer.bos_token_id), ("eos_token_id", tokenizer.eos_token_id)):
-        ids = _as_ids(getattr(config, field))
+        ids = _list_ids(getattr(config, field))
         gives_way = asked or field in silent or any(one >= vocab_size for one in ids)
         fits = token in ids and all(one < vocab_size for one in ids)
         if token is not None and gives_way and not fits:
-            settled[field] = token
-    return settled
+            chosen[field] = token
+    return chosen
 
 
-def _differences(config: GPTJConfig, settled: dict[str, Any], silent: tuple[str, ...]) -> list[str]:
+def _describe_changes(config: GPTJConfig, chosen: dict[str, Any], silent: tuple[str, ...]) -> list[str]:
     return [
         f"{field} is {token}, as the tokenizer says"
         + (": the training config does not say it" if field in silent else f", and no longer {getattr(config, field)}")
-        for field, token in settled.items()
+        for field, token in chosen.items()
     ]
 
 
-def _contradictions(
+def _list_contradictions(
     config: GPTJConfig, generation: GenerationConfig | None, tokenizer: GPTJTokenizer | None
 ) -> list[str]:
-    """What is written as it was found although it cannot be right."""
+    """Sentences on values that are written as they were found although they cannot be right."""
     notes = []
-    beyond = [one for one in _as_ids(config.eos_token_id) if one >= config.vocab_size]
+    beyond = [one for one in _list_ids(config.eos_token_id) if one >= config.vocab_size]
     if beyond:
         notes.append(
             f"no token ends a text: eos_token_id {beyond[0]} is beyond the vocabulary of {config.vocab_size}; "
             "--tokenizer DIR would say which one does"
         )
-    elif tokenizer is not None and tokenizer.eos_token_id not in (None, *_as_ids(config.eos_token_id)):
+    elif tokenizer is not None and tokenizer.eos_token_id not in (None, *_list_ids(config.eos_token_id)):
         notes.append(
             f"eos_token_id {config.eos_token_id} stays, but the tokenizer's is {tokenizer.eos_token_id}; "
             "--tokenizer DIR takes the tokenizer's"
         )
-    ends = {one for one in _as_ids(config.eos_token_id) if one < config.vocab_size}
-    if generation is not None and set(_as_ids(generation.eos_token_id)) != ends:
+    ends = {one for one in _list_ids(config.eos_token_id) if one < config.vocab_size}
+    if generation is not None and set(_list_ids(generation.eos_token_id)) != ends:
         notes.append(
             f"{GENERATION_CONFIG_FILE} has eos_token_id {generation.eos_token_id}, the config {config.eos_token_id}"
         )
     return notes
 
 
-def _as_ids(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]:
+def _list_ids(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list | tuple) else (value,)

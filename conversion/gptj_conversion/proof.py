@@ -1,4 +1,4 @@
-"""What makes a conversion believable: its fingerprint, a forward pass against the source, the state of the input."""
+"""Evidence that a conversion is right: its fingerprint, a forward pass against the source, the state of the input."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from gptj.reading.manifest import Fingerprint, Origin
 from gptj.schema import Head, TensorSpec, schema_by_name
 from gptj_conversion.common.source import Source
 
-__all__ = ["examiner", "input_identity", "origin_of"]
+__all__ = ["describe_origin", "identify_input", "make_examiner"]
 
 _log = logging.getLogger("gptj")
 _PROMPTS, _TOKENS = 3, 8
 _SAMPLED_BYTES = 2**16
 
 
-def origin_of(source: Source, row: TensorSpec) -> Origin:
+def describe_origin(source: Source, row: TensorSpec) -> Origin:
     """The source's files that a tensor comes from, and by which rule."""
     return Origin(source.origin_files(row.name), source.origin(row.name))
 
 
-def input_identity(path: Path) -> list[list[Any]]:
+def identify_input(path: Path) -> list[list[Any]]:
     """Each file's name, size, time of change, and the hash of its first and last 64 kB.
 
     The ends are where headers, and the checksums of a zip's members, stand; so another checkpoint of the same size
@@ -55,7 +55,7 @@ def input_identity(path: Path) -> list[list[Any]]:
     return facts
 
 
-def examiner(
+def make_examiner(
     config: GPTJConfig,
     head: Head,
     read: Callable[[TensorSpec], NDArray[Any]],
@@ -65,7 +65,7 @@ def examiner(
     verify: bool,
     witness: FingerprintObserver | None = None,
 ) -> Callable[[Path], Fingerprint | None]:
-    """What looks at the finished directory before it takes its place: see `write_checkpoint`'s `examine`.
+    """A function that checks the finished directory before it takes its place: see `write_checkpoint`'s `examine`.
 
     Args:
         config, head: the model.
@@ -111,7 +111,7 @@ def _require_same_forward(
             StreamedOracle(config, read, bare=head == "base").forward(prompts, logits=head == "causal_lm")
             for read in (source, stored)
         )
-    for where, one, other in _outputs(expected, found):
+    for where, one, other in _pair_outputs(expected, found):
         bound = FINGERPRINT_TOLERANCE * max(float(np.abs(one).max()), 1e-30)
         difference = float(np.abs(one - other).max())
         if not difference <= bound and not np.array_equal(one, other, equal_nan=True):
@@ -125,8 +125,8 @@ def _require_same_forward(
             )
 
 
-def _outputs(expected: OracleOutput, found: OracleOutput) -> list[tuple[str, NDArray[Any], NDArray[Any]]]:
-    """What to compare, in the order in which it is computed, so that the first difference is named."""
+def _pair_outputs(expected: OracleOutput, found: OracleOutput) -> list[tuple[str, NDArray[Any], NDArray[Any]]]:
+    """The arrays to compare, in the order in which it is computed, so that the first difference is named."""
     states = zip(expected.hidden_states, found.hidden_states, strict=True)
     pairs = [(f"hidden state {layer}", one, other) for layer, (one, other) in enumerate(states)]
     if expected.logits is not None and found.logits is not None:

@@ -83,11 +83,11 @@ def verify(
             found=shown(written),
         )
     find = functools.partial(_find_tensors, weights=weights, follow_links=follow_links)
-    config = functools.partial(_config_of, directory, weights=weights, follow_links=follow_links)
+    config = functools.partial(_read_config, directory, weights=weights, follow_links=follow_links)
     manifest = verify_manifest(directory, config=config, find=find, follow_links=follow_links)
     warn_of_unchecked(directory, manifest)
     if fingerprint:
-        source, rows = _open(directory, manifest, weights=weights, follow_links=follow_links)
+        source, rows = _open_written(directory, manifest, weights=weights, follow_links=follow_links)
         by_name = {row.name: row for row in rows}
         assert source.config is not None
         compare_fingerprint(
@@ -100,16 +100,16 @@ def _find_tensors(
     directory: Path, manifest: Manifest, *, weights: str | None, follow_links: bool
 ) -> dict[str, FoundTensor]:
     """Every canonical tensor of the directory, through its format's reader; one is in memory at a time."""
-    return canonical_tensors(*_open(directory, manifest, weights=weights, follow_links=follow_links))
+    return canonical_tensors(*_open_written(directory, manifest, weights=weights, follow_links=follow_links))
 
 
-def _config_of(directory: Path, manifest: Manifest, *, weights: str | None, follow_links: bool) -> GPTJConfig:
-    source, _ = _open(directory, manifest, weights=weights, follow_links=follow_links)
+def _read_config(directory: Path, manifest: Manifest, *, weights: str | None, follow_links: bool) -> GPTJConfig:
+    source, _ = _open_written(directory, manifest, weights=weights, follow_links=follow_links)
     assert source.config is not None
     return source.config
 
 
-def _open(
+def _open_written(
     directory: Path, manifest: Manifest, *, weights: str | None, follow_links: bool
 ) -> tuple[Source, tuple[TensorSpec, ...]]:
     source = open_source(directory, source_format=manifest.weights_format, weights=weights, follow_links=follow_links)

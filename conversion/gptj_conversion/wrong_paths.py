@@ -1,4 +1,4 @@
-"""What a path is that is no checkpoint, and which one was meant: for messages, when no reader knows the path."""
+"""Messages for a path that no reader knows: the kind of thing that it is, and which path was meant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptj.reading.file_kinds import HEAD_BYTES, kind_of
 from gptj.reading.files import open_regular_file
 from gptj_conversion.mesh.folder import TRAINING_FILE, DiskFolder, looks_like_mesh
 
-__all__ = ["config_file_in", "refuse_what_is_known", "start_of"]
+__all__ = ["find_config_file", "read_start", "refuse_what_is_known"]
 
 _SHARD = re.compile(r"shard_\d+")
 _NPZ = re.compile(r"\d+\.npz")
@@ -20,7 +20,7 @@ _REPOSITORY = "models--"
 _MOST_NAMED = 10
 
 
-def start_of(path: Path) -> tuple[bytes, int]:
+def read_start(path: Path) -> tuple[bytes, int]:
     """A regular file's first bytes, and its size; nothing where it is none."""
     try:
         with open_regular_file(path) as stream:
@@ -30,7 +30,7 @@ def start_of(path: Path) -> tuple[bytes, int]:
 
 
 def refuse_what_is_known(path: Path) -> None:
-    """Raise the error that says what `path` is and what to give in its place; return where that is not known."""
+    """Raise the error that names the kind of `path` and the path to give in its place; return where none is known."""
     if path.is_dir():
         _refuse_folder(path)
     elif path.is_file():
@@ -38,7 +38,7 @@ def refuse_what_is_known(path: Path) -> None:
 
 
 def _refuse_file(path: Path) -> None:
-    head, size = start_of(path)
+    head, size = read_start(path)
     if _NPZ.fullmatch(path.name) and _SHARD.fullmatch(path.parent.name):
         _refuse_shard(path, path.parent)
     kind = kind_of(head, size)
@@ -63,10 +63,10 @@ def _refuse_shard(path: Path, shard: Path) -> None:
 
 
 def _refuse_folder(path: Path) -> None:
-    names = _names(path)
+    names = _list_names(path)
     if _SHARD.fullmatch(path.resolve().name) or any(_NPZ.fullmatch(name) for name in names):
         _refuse_shard(path, path)
-    if snapshots := list(_snapshots(path)):
+    if snapshots := list(_find_snapshots(path)):
         raise MissingFileError(
             "the cache of the Hugging Face Hub, not the folder of a model", file=path, expected="a snapshot's folder",
             found=f"{len(snapshots)} snapshots" if len(snapshots) > 1 else "one snapshot",
@@ -81,38 +81,38 @@ def _refuse_folder(path: Path) -> None:
         )  # fmt: skip
 
 
-def _names(path: Path) -> list[str]:
+def _list_names(path: Path) -> list[str]:
     try:
         return sorted(os.listdir(path))  # noqa: PTH208 - names that are not UTF-8 stay what they are
     except OSError:
         return []
 
 
-def _snapshots(path: Path) -> Iterator[Path]:
+def _find_snapshots(path: Path) -> Iterator[Path]:
     """The snapshots of a repository's folder in the cache, of its `snapshots`, of the cache, or of the folder above."""
-    names = _names(path)
+    names = _list_names(path)
     if path.resolve().name == "snapshots" and path.resolve().parent.name.startswith(_REPOSITORY):
-        yield from _newest_first(path, path.resolve().parent)
+        yield from _sort_snapshots(path, path.resolve().parent)
     elif path.resolve().name.startswith(_REPOSITORY) or {"blobs", "snapshots"} <= set(names):
-        yield from _newest_first(path / "snapshots", path)
+        yield from _sort_snapshots(path / "snapshots", path)
     else:
         for name in names:
             if name.startswith(_REPOSITORY):
-                yield from _newest_first(path / name / "snapshots", path / name)
-        if "hub" in names and any(name.startswith(_REPOSITORY) for name in _names(path / "hub")):
-            yield from _snapshots(path / "hub")
+                yield from _sort_snapshots(path / name / "snapshots", path / name)
+        if "hub" in names and any(name.startswith(_REPOSITORY) for name in _list_names(path / "hub")):
+            yield from _find_snapshots(path / "hub")
 
 
-def _newest_first(snapshots: Path, repository: Path) -> list[Path]:
+def _sort_snapshots(snapshots: Path, repository: Path) -> list[Path]:
     """A repository's snapshots, the one that `main` is first."""
     try:
         main = (repository / "refs" / "main").read_text(encoding="utf-8")[:100].strip()
     except (OSError, ValueError):
         main = ""
-    return sorted((snapshots / name for name in _names(snapshots)), key=lambda path: path.name != main)
+    return sorted((snapshots / name for name in _list_names(snapshots)), key=lambda path: path.name != main)
 
 
-def config_file_in(folder: Path) -> Path:
+def find_config_file(folder: Path) -> Path:
     """The one config in a folder that was given as a config.
 
     Raises:
@@ -121,7 +121,7 @@ def config_file_in(folder: Path) -> Path:
     found = [name for name in (TRAINING_FILE, "config.json") if (folder / name).is_file()]
     if len(found) == 1:
         return folder / found[0]
-    others = [name for name in _names(folder) if name.endswith(".json")][:_MOST_NAMED]
+    others = [name for name in _list_names(folder) if name.endswith(".json")][:_MOST_NAMED]
     raise ConfigError(
         "a folder, not a file" if not found else "a folder with two configs",
         file=folder,

@@ -243,11 +243,20 @@ def warn_of(
     hint: str | None = None,
 ) -> None:
     """Warn of an oddity, in the words of an error (see `GPTJError`), at the caller's line outside of this package."""
-    message = GPTJError(problem, file=file, where=where, expected=expected, found=found, hint=hint)
+    _warn(str(GPTJError(problem, file=file, where=where, expected=expected, found=found, hint=hint)))
+
+
+def warn_again(caught: Iterable[warnings.WarningMessage]) -> None:
+    """Warn of what `warnings.catch_warnings(record=True)` kept back, at the caller's line outside of this package."""
+    for one in caught:
+        _warn(str(one.message), one.category)
+
+
+def _warn(message: str, category: type[Warning] = CheckpointWarning) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("gptj", "gptj_conversion"):
         frame, level = frame.f_back, level + 1
-    warnings.warn(str(message), CheckpointWarning, stacklevel=level - 1)
+    warnings.warn(message, category, stacklevel=level - 1)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -26,7 +26,7 @@ from gptj_conversion.hf.h5_process import H5Process
 from gptj_conversion.hf.keras_h5 import read_h5
 from gptj_conversion.hf.torch_bin import pickle_state_dict, read_bin
 from gptj_conversion.hf.torch_pickle import read_state_dict
-from gptj_conversion.mesh.tar import _root as read_tar
+from gptj_conversion.mesh.tar import _find_root as read_tar
 
 from gptj.errors import GPTJError
 from gptj.reading.npz import open_npz

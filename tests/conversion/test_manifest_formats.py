@@ -21,7 +21,7 @@ from gptj_conversion.convert import convert, open_source, plan
 from gptj_conversion.hf.flax_msgpack import FLAX_FILE, MsgpackWriter
 from gptj_conversion.hf.keras_h5 import H5_FILE, H5Writer, _Sink
 from gptj_conversion.hf.torch_bin import BIN_FILE, BinWriter
-from gptj_conversion.mesh.reader import MeshCheckpoint
+from gptj_conversion.mesh.checkpoint import MeshCheckpoint
 from gptj_conversion.mesh.writer import write_mesh
 from gptj_conversion.verify import verify
 

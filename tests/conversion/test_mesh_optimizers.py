@@ -70,7 +70,7 @@ def with_chain(path: Path, chain: str, **sizes: int) -> MeshSample:
 def test_the_parameters_of_any_chain_are_read_bit_for_bit(tmp_path, chain, layers):
     sample = with_chain(tmp_path / "model", chain, layers=layers, heads=2, head_dim=2)
     source = open_mesh(sample.path, config=sample.config_file)
-    assert (source.layers, source.step, source.layout) == (layers, 7, "other")
+    assert (source.layers, source.context.step, source.layout) == (layers, 7, "other")
     for name, expected in sample.tensors.items():
         assert same_bits(source.read(name), expected), name
 

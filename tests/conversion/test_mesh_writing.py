@@ -83,7 +83,7 @@ def test_a_full_checkpoint_has_a_fresh_optimizer(tmp_path):
             with np.load(tmp_path / "out" / "step_120" / "shard_1" / leaf["file"]) as arrays:
                 assert not arrays[leaf["array"]].any(), leaf["path"]
     source = open_mesh(tmp_path / "out")
-    assert (source.layout, source.step) == ("full", 120)
+    assert (source.layout, source.context.step) == ("full", 120)
 
 
 def test_meta_json_is_what_the_originals_trainer_looks_up(tmp_path):
@@ -99,7 +99,7 @@ def test_a_round_trip_is_bit_identical(tmp_path, shards, dtype):
     write_mesh(tmp_path / "out", CONFIG, lambda row: tensor(row, given_dtype), shards=shards, dtype=dtype)
     source = open_mesh(tmp_path / "out")
     assert (source.shards, source.dtype, source.config.n_head) == (shards, dtype, 8)
-    assert source.copies_differ() == []
+    assert source.list_differing_copies() == []
     for row in schema(CONFIG):
         assert same_bits(source.read(row), tensor(row, given_dtype)), row.name
 

@@ -17,8 +17,9 @@ import pytest
 from gptj_conversion import convert as door
 from gptj_conversion.common.plan import interim_dtype
 from gptj_conversion.convert import convert, plan
-from gptj_conversion.mesh import reader as mesh
-from gptj_conversion.proof import input_identity
+from gptj_conversion.mesh import checkpoint as mesh
+from gptj_conversion.mesh.reader import open_mesh
+from gptj_conversion.proof import identify_input
 from mesh_samples import MeshSample, write_mesh_sample
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
@@ -101,7 +102,7 @@ def test_narrowing_16_bit_numbers_goes_by_way_of_float32():
 def test_a_cast_mesh_has_the_bits_of_the_reader_that_casts_by_itself(tmp_path, dtype):
     sample = write_mesh_sample(tmp_path / "mesh", dtype=ml_dtypes.bfloat16, shards=4)
     written = open_checkpoint(convert(sample.path, tmp_path / "out", config=sample.config_file, dtype=dtype))
-    direct = mesh.open_mesh(sample.path, config=sample.config_file)
+    direct = open_mesh(sample.path, config=sample.config_file)
     for name in written.tensors:
         assert written.read(name).tobytes() == direct.read(name, dtype).tobytes()
 
@@ -298,14 +299,14 @@ def test_S7_an_interrupt_leaves_the_stage_only_where_resume_was_said(sample, tmp
 
 
 def test_the_identity_of_the_input_follows_the_ends_of_files_even_where_size_and_time_stay(sample):
-    before = input_identity(sample.step_directory)
+    before = identify_input(sample.step_directory)
     path = sample.step_directory / "shard_0" / "3.npz"
     status = path.stat()
     data = bytearray(path.read_bytes())
     data[-30] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert input_identity(sample.step_directory) != before
+    assert identify_input(sample.step_directory) != before
 
 
 # ---- W11, R1, R2

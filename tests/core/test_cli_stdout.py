@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from commands import begun, ended
 
 from gptj import backends
 from gptj.errors import BackendError
@@ -50,16 +47,6 @@ def test_no_file_gets_the_number_of_a_standard_stream_that_is_closed(tmp_path):
     assert (tmp_path / "file").read_text() == "True"
 
 
-@pytest.mark.parametrize("delay_s", [0.4, 0.8])
-def test_an_interrupt_ends_the_command_without_a_traceback(tmp_path, delay_s):
-    """Wherever it falls after the interpreter and the package itself have begun; see malformed/surroundings.py."""
-    process = begun("demo", "--backends", "none-such")
-    time.sleep(delay_s)
-    process.send_signal(signal.SIGINT)
-    done = ended(process)
-    assert done.rc in (130, 2, -signal.SIGINT) and "Traceback" not in done.err, done.err
-
-
 def test_an_interrupt_that_a_callback_swallowed_comes_again():
     program = """
         import sys, weakref
@@ -74,7 +61,7 @@ def test_an_interrupt_that_a_callback_swallowed_comes_again():
             thing = Thing()
             kept = weakref.ref(thing, forget)
             del thing
-            for _ in range(10**7): pass
+            for _ in range(10**8): pass
             print("went on")
 
         cli.gptj_command.main = command

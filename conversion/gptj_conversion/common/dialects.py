@@ -23,7 +23,7 @@ from gptj.schema import SPLIT_AXES
 __all__ = ["MESH_MODULE", "ROWS", "Dialect", "ForeignArray", "MeshLeaf", "Row", "Spelling", "mesh_leaves", "spell"]
 
 Copies = Literal["first", "sum", "sum onto every row"]
-"""What copies of an uncut array in several shards mean.
+"""The meaning of copies of an uncut array in several shards.
 
     first               only shard 0's is used and trained; the others keep their start value
     sum                 every shard adds its own before the shards' results are added up
@@ -140,7 +140,7 @@ ROWS: tuple[Row, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """How a named format spells one tensor of a model.
+    """A named format's spelling of one tensor of a model.
 
     Attributes:
         name: the array's name.
@@ -152,7 +152,7 @@ class Spelling:
 
 
 def spell(name: str, dialect: Dialect) -> Spelling:
-    """How `dialect` spells the canonical tensor `name`, with or without the prefix `transformer.`.
+    """The spelling of the canonical tensor `name` in `dialect`, with or without the prefix `transformer.`.
 
     Flax's names are joined with slashes.
 

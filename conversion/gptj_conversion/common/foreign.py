@@ -21,10 +21,10 @@ from gptj.reading.buffers import Room
 from gptj.reading.load_plan import LM_HEAD_BIAS, describe_left, warn_of_zero_bias
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj.reading.weight_files import Index, is_index_name, listed, read_index, require_index_agrees, safe_path
-from gptj.reading.weight_names import HEAD_WORDS, PlainNames, head_of, plain_names, plain_variable
+from gptj.reading.weight_names import HEAD_WORDS, PlainNames, head_of, plain_names
 from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema
 from gptj_conversion.common.dialects import Dialect, Spelling, spell
-from gptj_conversion.common.source import Facts
+from gptj_conversion.common.source import Context, Facts
 from gptj_conversion.common.stored_array import StoredArray
 
 __all__ = [
@@ -50,7 +50,7 @@ class ForeignCheckpoint:
         path: the folder.
         format: the format's name in plans and manifests.
         config: of config.json, or the one that was passed.
-        head: what the names say stands on top of the blocks.
+        head: on top of the blocks, as the names say.
         arrays: for each canonical name, the array and how it is spelt.
         files: the weights files.
         dropped: names that were left out without harm.
@@ -69,19 +69,9 @@ class ForeignCheckpoint:
     names: PlainNames = dataclasses.field(default_factory=lambda: PlainNames({}))
 
     @property
-    def beside(self) -> tuple[Path, ...]:
-        """The folder."""
-        return (self.path,)
-
-    @property
-    def assumed(self) -> tuple[str, ...]:
-        """Nothing: there is a config.json."""
-        return ()
-
-    @property
-    def unread(self) -> tuple[Path, ...]:
-        """Nothing."""
-        return ()
+    def context(self) -> Context:
+        """The directory, in which all lies that belongs to it."""
+        return Context((self.path,))
 
     def dtype_of(self, name: str) -> str:
         """The dtype that a canonical tensor is stored in."""
@@ -116,7 +106,7 @@ class ForeignCheckpoint:
         return () if name in self.zeros else (self.arrays[name][0].file.name,)
 
     def facts(self) -> Facts:
-        """What it is."""
+        """Its sizes and kinds."""
         rows = schema(self.config, self.head)
         return Facts(
             path=str(self.path),
@@ -160,7 +150,7 @@ def match_arrays(
         if array.name in stored:
             problems.append(f"{shown(array.name)} is there twice")
         stored[array.name] = array
-    names = plain_names(stored, file=path) if dialect == "pt" else PlainNames({n: plain_variable(n) for n in stored})
+    names = plain_names(stored, file=path, dialect=dialect)
     by_plain: dict[str, StoredArray] = {}
     for stored_name, plain in names.plain.items():
         if plain in by_plain:
@@ -172,16 +162,16 @@ def match_arrays(
     found: dict[str, tuple[StoredArray, Spelling]] = {}
     missing: dict[str, str] = {}
     for row in schema(config, head):
-        wanted = _spellings(row.name, dialect)
+        wanted = _list_spellings(row.name, dialect)
         spelling = next((s for s in wanted if s.name in by_plain), None)
         if spelling is None:
             missing[row.name] = wanted[0].name
             continue
         array = by_plain.pop(spelling.name)
-        problems += _mismatches(array, row, spelling)
+        problems += _list_mismatches(array, row, spelling)
         found[row.name] = (array, spelling)
     zeros = tuple(missing) if [*missing] == [LM_HEAD_BIAS] else ()
-    dropped = [*names.buffers, *names.other_heads, *_tied_head(by_plain, config, head, dialect, found)]
+    dropped = [*names.buffers, *names.other_heads, *_find_tied_head(by_plain, config, head, dialect, found)]
     unexpected = [shown(array.name) for array in by_plain.values() if array.name not in dropped]
     if missing and not zeros:
         problems.append(f"missing: {listed([*missing.values()])}")
@@ -214,19 +204,19 @@ def _warn_of_shared_bytes(found: Mapping[str, tuple[StoredArray, Spelling]], con
             )
 
 
-def _first(name: str) -> str:
+def _take_first_word(name: str) -> str:
     return name.replace("/", ".").split(".")[0]
 
 
-def _spellings(name: str, dialect: Dialect) -> list[Spelling]:
-    """How the row may be spelt: a base model's names with or without the prefix, whoever saved it."""
+def _list_spellings(name: str, dialect: Dialect) -> list[Spelling]:
+    """The spellings that a row may have: a base model's names with or without the prefix, whoever saved it."""
     other = name.removeprefix(BASE_PREFIX)
-    if other == name and _first(name) not in HEAD_WORDS:
+    if other == name and _take_first_word(name) not in HEAD_WORDS:
         other = BASE_PREFIX + name
     return [spell(n, dialect) for n in dict.fromkeys((name, other))]
 
 
-def _mismatches(array: StoredArray, row: TensorSpec, spelling: Spelling) -> list[str]:
+def _list_mismatches(array: StoredArray, row: TensorSpec, spelling: Spelling) -> list[str]:
     problems = []
     if array.dtype.name not in WEIGHT_DTYPES:
         problems.append(f"{spelling.name} is {array.dtype.name}, expected a floating-point dtype")
@@ -237,7 +227,7 @@ def _mismatches(array: StoredArray, row: TensorSpec, spelling: Spelling) -> list
     return problems
 
 
-def _tied_head(
+def _find_tied_head(
     stored: Mapping[str, StoredArray],
     config: GPTJConfig,
     head: Head,

@@ -1,4 +1,4 @@
-"""What a conversion would do, from headers alone: `gptj convert --dry-run` prints it and touches nothing."""
+"""The plan of a conversion, from headers alone: `gptj convert --dry-run` prints it and touches nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PlannedFile:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionPlan:
-    """What would be done.
+    """The files that would be written, and what they need.
 
     Attributes:
         source: what was found.
@@ -39,7 +39,7 @@ class ConversionPlan:
         nbytes: of all tensors.
         peak_memory_bytes: an estimate, over what Python and its imports take.
         free_bytes: what the destination's file system has left.
-        notes: what is left out, and what was settled without having been asked for.
+        notes: what is left out, and what was chosen without having been asked for.
     """
 
     source: Facts
@@ -63,7 +63,7 @@ class ConversionPlan:
 
 
 def interim_dtype(stored: str, wanted: str | None) -> str | None:
-    """In which dtype a tensor is asked for when it is to be written as `wanted`.
+    """The dtype in which a tensor is asked for when it is to be written as `wanted`.
 
     Widening and keeping are the reader's work. Narrowing is the writer's, who counts what it does; a sum of 16-bit
     copies is then asked for in float32, in which it is made, so that it is rounded once.

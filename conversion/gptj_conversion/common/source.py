@@ -1,4 +1,4 @@
-"""What every reader gives: a model's config, and its canonical tensors one at a time."""
+"""The interface of every reader: a model's config, and its canonical tensors one at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptj.config import GPTJConfig
 from gptj.reading.buffers import Room
 from gptj.schema import Head, TensorSpec
 
-__all__ = ["TOKENIZER_SIGNS", "Facts", "Source"]
+__all__ = ["TOKENIZER_SIGNS", "Context", "Facts", "Source"]
 
 TOKENIZER_SIGNS = ("tokenizer.json", "vocab.json")
 """A folder that holds one of these files holds a tokenizer."""
@@ -20,7 +20,7 @@ TOKENIZER_SIGNS = ("tokenizer.json", "vocab.json")
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a checkpoint is, from its headers alone.
+    """The sizes and kinds of a checkpoint, from its headers alone.
 
     Attributes:
         path, format: where and what; `format` is the reader's name with the layout.
@@ -54,6 +54,27 @@ class Facts:
         return {**dataclasses.asdict(self), "problems": list(self.problems)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The surroundings of a checkpoint's tensors and config.
+
+    Attributes:
+        beside: the folders in which its tokenizer and generation_config.json may lie, the nearest first.
+        unread: files of its tokenizer that lie where they are not read from.
+        assumed: the fields of its config that nothing in the checkpoint says: values of GPT-J-6B.
+        oddities: sentences that a caller of `convert` is warned with.
+        notes: these, what is left out of a conversion, and what was chosen without having been asked for.
+        step: the training step; 0 where the format knows none.
+    """
+
+    beside: tuple[Path, ...]
+    unread: tuple[Path, ...] = ()
+    assumed: tuple[str, ...] = ()
+    oddities: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    step: int = 0
+
+
 class Source(Protocol):
     """An opened checkpoint of any format. No data is read until a tensor is asked for."""
 
@@ -71,19 +92,11 @@ class Source(Protocol):
 
     @property
     def head(self) -> Head:
-        """What stands on top of the blocks."""
+        """The head on top of the blocks."""
 
     @property
-    def assumed(self) -> tuple[str, ...]:
-        """The fields of `config` that nothing in the checkpoint says: values of GPT-J-6B."""
-
-    @property
-    def beside(self) -> tuple[Path, ...]:
-        """The folders in which its tokenizer and generation_config.json may lie, the nearest first."""
-
-    @property
-    def unread(self) -> tuple[Path, ...]:
-        """Files of its tokenizer that lie where they are not read from."""
+    def context(self) -> Context:
+        """Its surroundings."""
 
     def dtype_of(self, name: str) -> str:
         """The dtype that a canonical tensor is stored in."""
@@ -102,10 +115,10 @@ class Source(Protocol):
         """
 
     def origin(self, name: str) -> str:
-        """How a canonical tensor is made, in words."""
+        """The making of a canonical tensor, in words."""
 
     def origin_files(self, name: str) -> tuple[str, ...]:
         """The files that it is made of, by their path in the source."""
 
     def facts(self) -> Facts:
-        """What it is."""
+        """Its sizes and kinds."""

@@ -76,7 +76,7 @@ class Checksum:
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """Where an array lies; nothing of it has been read.
+    """The place of an array; nothing of it has been read.
 
     Attributes:
         name: as the format spells it.
@@ -102,7 +102,7 @@ class StoredArray:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """The bytes that it takes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(
@@ -201,7 +201,7 @@ class StoredArray:
     def _fill(self, stream: BinaryIO, block: NDArray[Any], begin: int) -> NDArray[Any]:
         """The block, with the array's bytes from `begin` on."""
         view = block.reshape(-1).view(np.uint8).data
-        for offset, part in self._places(begin, len(view)):
+        for offset, part in self._locate_bytes(begin, len(view)):
             read_into(stream, view[:part], offset, file=self.file, where=self.name)
             view = view[part:]
         if self.swapped:
@@ -222,7 +222,7 @@ class StoredArray:
             for start in range(0, shape[0], rows):
                 block = buffer[: min(rows, shape[0] - start)]
                 view = block.reshape(-1).view(np.uint8).data
-                for offset, part in self._places(start * row_bytes, len(view)):
+                for offset, part in self._locate_bytes(start * row_bytes, len(view)):
                     read_into(stream, view[:part], offset, file=self.file, where=self.name)
                     found = zlib.crc32(view[:part], found) if is_whole else found
                     view = view[part:]
@@ -233,8 +233,8 @@ class StoredArray:
                 checksum.require(found, file=self.file, where=self.name)
             self._require_unchanged(file_identity(stream))
 
-    def _places(self, begin: int, count: int) -> Iterator[tuple[int, int]]:
-        """Where in the file the bytes `begin` to `begin + count` of the array lie."""
+    def _locate_bytes(self, begin: int, count: int) -> Iterator[tuple[int, int]]:
+        """The places in the file of the array's bytes `begin` to `begin + count`."""
         for offset, length in self.extents:
             if begin < length and count:
                 part = min(length - begin, count)

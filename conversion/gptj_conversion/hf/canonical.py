@@ -26,10 +26,10 @@ from gptj.reading.safetensors_file import StoredTensor, cast
 from gptj.reading.weight_names import infer_dialect
 from gptj.schema import Head, TensorSpec
 from gptj_conversion.common.foreign import LIKE, ZEROS_ORIGIN, ForeignCheckpoint, match_arrays
-from gptj_conversion.common.source import Facts
+from gptj_conversion.common.source import Context, Facts, Source
 from gptj_conversion.common.stored_array import DTYPES, StoredArray
 
-__all__ = ["CanonicalDirectory", "describe_canonical", "open_safetensors"]
+__all__ = ["CanonicalDirectory", "describe_safetensors", "open_safetensors"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,23 +56,13 @@ class CanonicalDirectory:
 
     @property
     def head(self) -> Head:
-        """What the names say stands on top of the blocks."""
+        """The head on top of the blocks, as the names say."""
         return self.checkpoint.head
 
     @property
-    def beside(self) -> tuple[Path, ...]:
-        """The directory."""
-        return (self.path,)
-
-    @property
-    def assumed(self) -> tuple[str, ...]:
-        """Nothing: there is a config.json."""
-        return ()
-
-    @property
-    def unread(self) -> tuple[Path, ...]:
-        """Nothing."""
-        return ()
+    def context(self) -> Context:
+        """The directory, in which all lies that belongs to it."""
+        return Context((self.path,))
 
     def dtype_of(self, name: str) -> str:
         """The dtype that the tensor is stored in."""
@@ -106,8 +96,8 @@ class CanonicalDirectory:
         return () if name in self.plan.zeros else (self.plan.tensors[name].file.name,)
 
     def facts(self) -> Facts:
-        """What it is."""
-        return _facts(self.checkpoint, describe_left(self.plan.names, self.plan.dropped, self.plan.zeros))
+        """Its sizes and kinds."""
+        return _derive_facts(self.checkpoint, describe_left(self.plan.names, self.plan.dropped, self.plan.zeros))
 
 
 def open_safetensors(
@@ -122,7 +112,11 @@ def open_safetensors(
     Raises:
         GPTJError: see `gptj.checkpoint`.
     """
-    checkpoint = open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links)
+    return _match(open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links))
+
+
+def _match(checkpoint: Checkpoint) -> CanonicalDirectory | ForeignCheckpoint:
+    """The checkpoint with every tensor of its head found."""
     dialect = infer_dialect(checkpoint.metadata, checkpoint.tensors)
     if dialect == "pt":
         return CanonicalDirectory(checkpoint, plan_load(checkpoint, checkpoint.config, checkpoint.head))
@@ -140,28 +134,41 @@ def _stored_array(tensor: StoredTensor, identity: FileIdentity) -> StoredArray:
     return StoredArray(tensor.name, DTYPES[tensor.dtype], tensor.shape, tensor.file, identity, extents)
 
 
-def describe_canonical(
+def describe_safetensors(
     directory: str | os.PathLike[str],
+    opened: Source | None = None,
     *,
-    config: GPTJConfig | str | os.PathLike[str] | None = None,
+    config: GPTJConfig | None = None,
     weights: str | None = None,
     follow_links: bool = False,
 ) -> Facts:
-    """What the directory is; a schema that its tensors do not fit is among the problems, not an error."""
-    checkpoint = open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links)
-    problems: list[str] = []
-    try:
-        source = open_safetensors(directory, config=config, weights=weights, follow_links=follow_links)
-        problems += source.facts().problems
-    except GPTJError as error:
-        problems.append(str(error))
-    if config is None and "rotary_dim" not in read_json_object(checkpoint.directory / CONFIG_FILE):
-        problems.append(f"{CONFIG_FILE} has no rotary_dim: the default {checkpoint.config.rotary_dim} is taken")
-    dialect = infer_dialect(checkpoint.metadata, checkpoint.tensors)
-    return _facts(checkpoint, problems, "safetensors" if dialect == "pt" else f"safetensors ({dialect})")
+    """The directory's facts; a schema that its tensors do not fit is among the problems, not an error.
+
+    Args:
+        directory, config, weights, follow_links: see `open_safetensors`.
+        opened: the directory, where it is open already.
+    """
+    if opened is None:
+        checkpoint = open_checkpoint(directory, weights=weights, config=config, follow_links=follow_links)
+        try:
+            opened = _match(checkpoint)
+        except GPTJError as error:
+            dialect = infer_dialect(checkpoint.metadata, checkpoint.tensors)
+            name = "safetensors" if dialect == "pt" else f"safetensors ({dialect})"
+            return _note_assumed_rotary(_derive_facts(checkpoint, [str(error)], name), checkpoint.config, config)
+    assert opened.config is not None
+    return _note_assumed_rotary(opened.facts(), opened.config, config)
 
 
-def _facts(checkpoint: Checkpoint, problems: list[str], name: str = "safetensors") -> Facts:
+def _note_assumed_rotary(facts: Facts, found: GPTJConfig, given: GPTJConfig | None) -> Facts:
+    """The facts, and among the problems that config.json says nothing of the rotary width."""
+    if given is not None or "rotary_dim" in read_json_object(Path(facts.path) / CONFIG_FILE):
+        return facts
+    problem = f"{CONFIG_FILE} has no rotary_dim: the default {found.rotary_dim} is taken"
+    return dataclasses.replace(facts, problems=(*facts.problems, problem))
+
+
+def _derive_facts(checkpoint: Checkpoint, problems: list[str], name: str = "safetensors") -> Facts:
     config = checkpoint.config
     stored = checkpoint.tensors.values()
     return Facts(

@@ -68,11 +68,11 @@ def open_flax(
         SchemaError: the arrays are not the model's.
     """
     directory = Path(directory)
-    settled = read_model_config(directory, config, follow_links=follow_links)
+    config = read_model_config(directory, config, follow_links=follow_links)
     files, index = sharded_files(directory, weights, follow_links=follow_links)
     arrays = [array for file in files for array in read_msgpack(file)]
     require_shards_agree(index, arrays)
-    return match_arrays(directory, FLAX_FILE, "flax", settled, arrays)
+    return match_arrays(directory, FLAX_FILE, "flax", config, arrays)
 
 
 def read_msgpack(path: Path) -> list[StoredArray]:

@@ -86,7 +86,7 @@ class Survey:
                 self.refuse(where, "neither group nor dataset", found=type(item).__name__)
 
     def place(self, dataset: Any, where: str) -> dict[str, Any]:
-        """Where the dataset lies, after it has been found to be a plain run of numbers."""
+        """The place of the dataset, after it has been found to be a plain run of numbers."""
         h5py = self.h5py
         plist = dataset.id.get_create_plist()
         layout = plist.get_layout()

@@ -77,16 +77,16 @@ def open_h5(
         SchemaError: the arrays are not the model's.
     """
     directory = Path(directory)
-    settled = read_model_config(directory, config, follow_links=follow_links)
+    config = read_model_config(directory, config, follow_links=follow_links)
     files, index = sharded_files(directory, weights, follow_links=follow_links)
     with H5Process() as process:
         arrays = [array for file in files for array in read_h5(file, process=process)]
     require_shards_agree(index, arrays)
-    return match_arrays(directory, H5_FILE, "tf", settled, arrays)
+    return match_arrays(directory, H5_FILE, "tf", config, arrays)
 
 
 def model_prefix(head: str) -> str:
-    """What transformers calls the model that has this head: the first part of its variables' names."""
+    """The name that transformers gives the model with this head: the first part of its variables' names."""
     return "tfgptj_model/" if head == "base" else f"tfgptj_for_{head}/"
 
 

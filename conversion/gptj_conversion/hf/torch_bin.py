@@ -1,6 +1,6 @@
 """pytorch_model.bin, read and written without torch: a stored zip, a pickle that is never run, raw storages.
 
-Where a tensor lies is settled from the pickle and the archive's directory: the storage must have exactly the
+Where a tensor lies is inferred from the pickle and the archive's directory: the storage must have exactly the
 bytes that its number of elements calls for, and the view must be the whole of a contiguous run in it, row by row
 or column by column; its CRC-32 is compared when it is read. Files from before PyTorch 1.6 (bare pickles) are
 read by the same interpreter; tar files and TorchScript archives are refused by name.
@@ -65,11 +65,11 @@ def open_bin(
         SchemaError: the tensors are not the model's.
     """
     directory = Path(directory)
-    settled = read_model_config(directory, config, follow_links=follow_links)
+    config = read_model_config(directory, config, follow_links=follow_links)
     files, index = sharded_files(directory, weights, follow_links=follow_links)
     arrays = [array for file in files for array in read_bin(file)]
     require_shards_agree(index, arrays)
-    return match_arrays(directory, "pytorch_model.bin", "pt", settled, arrays)
+    return match_arrays(directory, "pytorch_model.bin", "pt", config, arrays)
 
 
 def read_bin(path: Path) -> list[StoredArray]:
@@ -164,7 +164,7 @@ def _is_big_endian(archive: StoredZip, root: str) -> bool:
 
 
 def _stored_array(name: str, tensor: PickledTensor, archive: StoredZip, root: str, swapped: bool) -> StoredArray:
-    """Where a tensor's bytes lie, after its view has been found to fit its storage."""
+    """The place of a tensor's bytes, after its view has been found to fit its storage."""
     storage = tensor.storage
     dtype = DTYPES[storage.dtype]
     member = archive.members.get(f"{root}/data/{storage.key}")

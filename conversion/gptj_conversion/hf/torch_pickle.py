@@ -70,7 +70,7 @@ class _Global:
 
 
 class _Mark:
-    """What MARK leaves on the stack."""
+    """The object that MARK leaves on the stack."""
 
 
 _MARK = _Mark()

@@ -45,10 +45,10 @@ class MeshFolder(Protocol):
 
     @property
     def path(self) -> Path:
-        """What errors call it."""
+        """The path that errors name."""
 
     def names(self) -> list[str]:
-        """What is in it, sorted."""
+        """The names in it, sorted."""
 
     def folder(self, name: str) -> MeshFolder:
         """The folder of this name in it."""
@@ -74,7 +74,7 @@ class DiskFolder:
     follow_links: bool = False
 
     def names(self) -> list[str]:
-        """What is in it, sorted."""
+        """The names in it, sorted."""
         try:
             return sorted(os.listdir(self.path))  # noqa: PTH208 - names that are not UTF-8 stay what they are
         except FileNotFoundError:
@@ -104,7 +104,7 @@ class DiskFolder:
         if self.follow_links:
             return
         root = self.path.resolve()
-        blobs = _hub_blobs(root)
+        blobs = _find_hub_blobs(root)
         for name in names:
             try:
                 target = (self.path / name).resolve(strict=True)
@@ -119,8 +119,8 @@ class DiskFolder:
                 )
 
 
-def _hub_blobs(folder: Path) -> Path | None:
-    """Where the files of a snapshot in the Hugging Face Hub's cache are; None where the folder lies in none.
+def _find_hub_blobs(folder: Path) -> Path | None:
+    """The folder of the files of a snapshot in the Hugging Face Hub's cache; None where the folder lies in none.
 
     They are links there, from models--x--y/snapshots/REVISION/... to models--x--y/blobs/HASH.
     """
@@ -191,7 +191,7 @@ def find_step(folder: MeshFolder) -> FoundStep:
     folder.require_inside(found)
     steps = sorted((int(name.removeprefix("step_")) for name in found), reverse=True)
     if META_FILE in names:
-        return FoundStep(folder, _step_of_meta(folder, steps))
+        return FoundStep(folder, _read_step_of_meta(folder, steps))
     if not steps:
         raise MissingFileError(
             "no mesh-transformer-jax checkpoint", file=folder.path, expected="shard_0, shard_1, ... or step_N folders"
@@ -220,7 +220,7 @@ def _place_in(error: GPTJError, folder: Path) -> str:
     return str(place.relative_to(folder)) if place.is_relative_to(folder) else ""
 
 
-def _step_of_meta(folder: MeshFolder, steps: Sequence[int]) -> MeshFolder:
+def _read_step_of_meta(folder: MeshFolder, steps: Sequence[int]) -> MeshFolder:
     step = folder.read_json(META_FILE).get("step")
     if type(step) is not int or step < 0:
         raise FormatError(

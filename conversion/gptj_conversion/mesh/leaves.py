@@ -14,16 +14,16 @@ from gptj.reading.npz import NpzFile
 from gptj_conversion.common.dialects import mesh_leaves
 from gptj_conversion.mesh.folder import FILES_PER_SHARD
 
-__all__ = ["Layout", "count_leaves", "layout_of", "pieces", "settle_state"]
+__all__ = ["Layout", "count_leaves", "infer_layout", "pieces", "require_same_state"]
 
 MOST_LAYERS = 10_000
 
 Layout = Literal["full", "slim"]
-"""What can be written: with a fresh state of the original's optimizer, or without any."""
+"""The layouts that can be written: with a fresh state of the original's optimizer, or without any."""
 
 
 def pieces(leaves: int) -> list[int]:
-    """How many leaves each of a shard's 16 files holds: the original cuts the list into equal runs.
+    """The number of leaves in each of a shard's 16 files: the original cuts the list into equal runs.
 
     >>> pieces(37)
     [3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
@@ -35,7 +35,7 @@ def pieces(leaves: int) -> list[int]:
 def count_leaves(
     archives: tuple[tuple[NpzFile, ...], ...], shapes: list[tuple[int, ...]], directory: Path
 ) -> tuple[int, int]:
-    """How many of a shard's leaves are parameters, and how many layers that makes; `shapes` are shard 0's leaves'."""
+    """The numbers of a shard's parameters and of the model's layers; `shapes` are those of shard 0's leaves."""
     counts = [sum(len(archive.arrays) for archive in files) for files in archives]
     if len(set(counts)) > 1:
         other = next(s for s, n in enumerate(counts) if n != counts[0])
@@ -45,7 +45,7 @@ def count_leaves(
             expected=f"{counts[0]}, as in shard_0",
             found=counts[other],
         )
-    layers = _layers_by_shape(shapes) or _layers_by_number(len(shapes))
+    layers = _count_layers_by_shape(shapes) or _count_layers_by_number(len(shapes))
     if layers is None:
         raise SchemaError(
             "no GPT-J has this number of leaves in a shard, and the last ones are not those of one",
@@ -63,8 +63,8 @@ def count_leaves(
     return 10 * layers + 6, layers
 
 
-def _layers_by_shape(shapes: list[tuple[int, ...]]) -> int | None:
-    """How many layers the leaves before the step have, told by their shapes from the end; None where they fit none.
+def _count_layers_by_shape(shapes: list[tuple[int, ...]]) -> int | None:
+    """The number of layers of the leaves before the step, by their shapes from the end; None where they fit none.
 
     An optimizer's state before them is no matter: the two leaves of the embedding, a vector and then a matrix, stand
     where two vectors, a layer's last leaves, would stand if there were one more.
@@ -85,8 +85,8 @@ def _layers_by_shape(shapes: list[tuple[int, ...]]) -> int | None:
     return layers if fits else None
 
 
-def _layers_by_number(total: int) -> int | None:
-    """How many layers a checkpoint of so many leaves has; its shapes fit none, and the one that does not is named."""
+def _count_layers_by_number(total: int) -> int | None:
+    """The number of layers that so many leaves make, where their shapes fit none: the one that does not is named."""
     for times, more in ((1, 1), (3, 3)):
         parameters, rest = divmod(total - more, times)
         layers, odd = divmod(parameters - 6, 10)
@@ -95,7 +95,7 @@ def _layers_by_number(total: int) -> int | None:
     return None
 
 
-def settle_state(states: list[list[tuple[int, ...]]], directory: Path) -> list[tuple[int, ...]]:
+def require_same_state(states: list[list[tuple[int, ...]]], directory: Path) -> list[tuple[int, ...]]:
     """The shapes of the leaves before the parameters, which must be the same in every shard."""
     for shard, state in enumerate(states):
         if state != states[0]:
@@ -108,8 +108,8 @@ def settle_state(states: list[list[tuple[int, ...]]], directory: Path) -> list[t
     return states[0]
 
 
-def layout_of(state: list[tuple[int, ...]], parameters: list[tuple[int, ...]]) -> Literal["full", "slim", "other"]:
-    """What the leaves before the parameters are: the original's chain is count, two moments a parameter, count."""
+def infer_layout(state: list[tuple[int, ...]], parameters: list[tuple[int, ...]]) -> Literal["full", "slim", "other"]:
+    """The layout that the leaves before the parameters make; "full" is count, two moments a parameter, count."""
     if not state:
         return "slim"
     return "full" if state == [(), *parameters, *parameters, ()] else "other"

@@ -23,8 +23,9 @@ from gptj.json_file import parse_json_object
 from gptj.reading.file_kinds import HEAD_BYTES, kind_of
 from gptj.reading.files import open_regular_file, read_into
 from gptj.reading.npz import NpzFile, open_npz
+from gptj_conversion.mesh.checkpoint import MeshCheckpoint
 from gptj_conversion.mesh.folder import LARGEST_META_BYTES, MeshFolder, looks_like_mesh
-from gptj_conversion.mesh.reader import MeshCheckpoint, open_mesh_folder
+from gptj_conversion.mesh.reader import open_mesh_folder
 from gptj_conversion.mesh.tar_members import TarMember, tar_members
 from gptj_conversion.mesh.training_config import TrainingConfig
 from gptj_conversion.mesh.zstd_frames import is_zstandard, unpacked
@@ -80,12 +81,12 @@ def open_tar(
         kind = kind_of(head, nbytes)
         if kind not in (None, "a tar archive"):
             raise FormatError(f"this is {kind}", file=path, expected="a .tar, or a .tar.zst", found=f"{nbytes} bytes")
-        return open_mesh_folder(_root(path, path), config)
+        return open_mesh_folder(_find_root(path, path), config)
     folder = Path(tempfile.mkdtemp(prefix="gptj-spool-", dir=spool_directory))
     try:
         spool = folder / "checkpoint.tar"
         _decompress(path, spool, min(spool_bytes, SPOOL_RATIO * nbytes + _ROOM_BYTES))
-        checkpoint = open_mesh_folder(_root(spool, path), config)
+        checkpoint = open_mesh_folder(_find_root(spool, path), config)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -120,7 +121,7 @@ def _decompress(path: Path, spool: Path, limit: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Member:
-    """Where a file of the archive lies."""
+    """The place of a file in the archive."""
 
     offset: int
     nbytes: int
@@ -141,7 +142,7 @@ class _TarFolder:
     tree: Mapping[str, Any]
 
     def names(self) -> list[str]:
-        """What is in it, sorted."""
+        """The names in it, sorted."""
         return sorted(self.tree)
 
     def has_folder(self, name: str) -> bool:
@@ -180,7 +181,7 @@ class _TarFolder:
         """Links have been refused already."""
 
 
-def _root(file: Path, label: Path) -> _TarFolder:
+def _find_root(file: Path, label: Path) -> _TarFolder:
     """The folder of the archive that looks like a checkpoint: the top, or the one folder in it, and so on."""
     tree: dict[str, Any] = {}
     with open_regular_file(file) as stream:

@@ -67,10 +67,10 @@ def tar_members(stream: BinaryIO, path: Path) -> Iterator[TarMember]:
             raise LimitError("too many members", file=path, expected=f"at most {MOST_MEMBERS}")
         member = reader.member(at, header, renamed)
         yield member
-        at = member.offset + _rounded(member.nbytes)
+        at = member.offset + _round_up(member.nbytes)
 
 
-def _rounded(nbytes: int) -> int:
+def _round_up(nbytes: int) -> int:
     return -(-nbytes // _BLOCK) * _BLOCK
 
 
@@ -96,7 +96,7 @@ class _Reader:
         return bytes(data)
 
     def next_header(self, at: int) -> tuple[int, bytes | None, dict[str, str]]:
-        """Where a member's header begins, the header, and what the extension headers before it say; None at the end."""
+        """The place of a member's header, the header, and what the extension headers before it say; None at the end."""
         said: dict[str, str] = {}
         for _ in range(MOST_EXTENSIONS + 1):
             header = self._read(at, _BLOCK, "a header")
@@ -124,7 +124,7 @@ class _Reader:
                 said |= self._pax(data, at)
             elif kind == b"g":
                 self._require_harmless(self._pax(data, at), at)
-            at += _BLOCK + _rounded(nbytes)
+            at += _BLOCK + _round_up(nbytes)
         self._refuse(
             "too many extension headers before a member", at, LimitError, expected=f"at most {MOST_EXTENSIONS}"
         )

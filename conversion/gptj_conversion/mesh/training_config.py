@@ -20,10 +20,10 @@ from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, shown
 from gptj.json_file import read_json_object
 
-__all__ = ["TOKEN_ID_KEYS", "TrainingConfig", "config_of"]
+__all__ = ["TOKEN_ID_KEYS", "TrainingConfig", "parse_config"]
 
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""What our writer adds, spelt as in config.json; the original looks at none of them."""
+"""The keys that our writer adds, spelt as in config.json; the original looks at none of them."""
 
 _SIZES = ("layers", "d_model", "n_heads", "n_vocab", "seq")
 _LARGEST_SIZE = 2**31 - 1
@@ -66,7 +66,7 @@ _ASSUMED_TOKEN_IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What a training config says about the model.
+    """The model that a training config describes.
 
     Attributes:
         layers, d_model, n_heads, n_vocab: sizes.
@@ -123,8 +123,8 @@ class TrainingConfig:
         config = cls(
             **sizes,
             n_vocab_padding=_size(members, "n_vocab_padding", file, lowest=0) if "n_vocab_padding" in members else 0,
-            pe_rotary_dims=_rotary_dims(members, sizes["d_model"] // sizes["n_heads"], file),
-            activation=_activation(members, file),
+            pe_rotary_dims=_read_rotary_dims(members, sizes["d_model"] // sizes["n_heads"], file),
+            activation=_read_activation(members, file),
             cores_per_replica=shards,
             token_ids={key: members[key] for key in TOKEN_ID_KEYS if key in members},
             file=file,
@@ -164,8 +164,10 @@ class TrainingConfig:
             ) from None
 
 
-def config_of(members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None) -> TrainingConfig | GPTJConfig:
-    """The config that a JSON file's members are: a training config, or a config.json, which its fields' names tell."""
+def parse_config(
+    members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None
+) -> TrainingConfig | GPTJConfig:
+    """The config of a JSON file's members: a training config, or a config.json, which its fields' names tell."""
     if {"model_type", "n_embd", "n_layer", "hidden_size"}.isdisjoint(members):
         return TrainingConfig.from_dict(members, file=file)
     return GPTJConfig.from_dict(members, file=file)
@@ -181,30 +183,30 @@ def _refuse_other_models(members: Mapping[str, Any], file: str | os.PathLike[str
                 file=file,
                 where=key,
                 expected=json.dumps(wanted),
-                found=_found(members, key),
+                found=_show_found(members, key),
                 hint=_because(_NOT_GPTJ[key].get(value.removesuffix("-bias")) if isinstance(value, str) else None),
             )
     for key, (fitting, reason) in _FORK_KEYS.items():
         if key in members and members[key] not in fitting:
             raise ConfigError(
-                "not a GPT-J", file=file, where=key, expected=json.dumps(fitting[0]), found=_found(members, key),
+                "not a GPT-J", file=file, where=key, expected=json.dumps(fitting[0]), found=_show_found(members, key),
                 hint=_because(reason),
             )  # fmt: skip
     if members.get("d_embed", members.get("d_model")) != members.get("d_model"):
         raise ConfigError(
             "not a GPT-J", file=file, where="d_embed", expected=f"d_model = {shown(members.get('d_model'))}",
-            found=_found(members, "d_embed"), hint=_because("an embedding of another width needs two more leaves"),
+            found=_show_found(members, "d_embed"), hint=_because("an embedding of another width needs two more leaves"),
         )  # fmt: skip
     layers = members.get("attention_layers", [])
     if not isinstance(layers, list) or any(kind != "global" for kind in layers):
         raise ConfigError(
             "not a GPT-J", file=file, where="attention_layers", expected='"global" for each layer',
-            found=_found(members, "attention_layers"), hint=_because("local attention sees only the last tokens"),
+            found=_show_found(members, "attention_layers"), hint=_because("local attention sees only the last tokens"),
         )  # fmt: skip
 
 
-def _rotary_dims(members: Mapping[str, Any], head: int, file: str | os.PathLike[str] | None) -> int | None:
-    """How much of each head is rotated, None where the file does not say; `head` is how wide a head is."""
+def _read_rotary_dims(members: Mapping[str, Any], head: int, file: str | os.PathLike[str] | None) -> int | None:
+    """The rotated width of each head, None where the file does not say; `head` is how wide a head is."""
     key = "pe_rotary_dims"
     said = None
     if key in members:
@@ -238,23 +240,23 @@ def _rotary_dims(members: Mapping[str, Any], head: int, file: str | os.PathLike[
             file=file,
             where="pe_rotary_pct",
             expected=f"a share of a head's {head} dimensions, above 0 to 1" if of_share == 0 else f"{said} of {head}",
-            found=_found(members, "pe_rotary_pct"),
+            found=_show_found(members, "pe_rotary_pct"),
         )
     return of_share
 
 
-def _activation(members: Mapping[str, Any], file: str | os.PathLike[str] | None) -> str:
+def _read_activation(members: Mapping[str, Any], file: str | os.PathLike[str] | None) -> str:
     """The activation, which only the fork lets a file choose."""
     name = members.get("activation", "gelu_new")
     if not isinstance(name, str) or name not in _FORK_ACTIVATIONS:
         raise ConfigError(
             "an activation that GPT-J has no name for", file=file, where="activation",
-            expected="one of " + ", ".join(_FORK_ACTIVATIONS), found=_found(members, "activation"),
+            expected="one of " + ", ".join(_FORK_ACTIVATIONS), found=_show_found(members, "activation"),
         )  # fmt: skip
     return _FORK_ACTIVATIONS[name]
 
 
-def _found(members: Mapping[str, Any], key: str) -> str | None:
+def _show_found(members: Mapping[str, Any], key: str) -> str | None:
     return shown(json.dumps(members[key])) if key in members else None
 
 
@@ -270,6 +272,6 @@ def _size(members: Mapping[str, Any], key: str, file: str | os.PathLike[str] | N
             file=file,
             where=key,
             expected=f"a whole number, {lowest} or above",
-            found=_found(members, key),
+            found=_show_found(members, key),
         )
     return value

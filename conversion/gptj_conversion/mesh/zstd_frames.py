@@ -38,7 +38,7 @@ def is_zstandard(head: bytes) -> bool:
 
 
 def unpacked(path: Path) -> Iterator[bytes]:
-    """What the file unpacks to, some bytes at a time; whoever takes them decides how many are too many.
+    """The file's unpacked bytes, some bytes at a time; whoever takes them decides how many are too many.
 
     Raises:
         FormatError: it is malformed, cut short, or has something else after its last frame.

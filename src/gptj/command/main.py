@@ -314,35 +314,20 @@ def convert(
     SRC is a step folder (step_383500), or the folder above it, whose newest step is taken. A tokenizer beside it is
     carried along; --tokenizer gpt2 writes GPT-J's own. The tokenizer says which token ends a text.
     """
-    from gptj_conversion.convert import convert as run
-    from gptj_conversion.convert import plan
+    from gptj_conversion.convert import Choices, do_job, open_job, plan_job
 
-    shared = {
-        "to": to,
-        "shards": shards,
-        "layout": layout,
-        "dtype": dtype,
-        "max_shard_bytes": int(max_shard_gb * 1e9),
-        "tokenizer": tokenizer,
-        **source,
-    }
-    planned = plan(src, dst, **shared)
+    choices = Choices(
+        to=to, dtype=dtype, max_shard_bytes=int(max_shard_gb * 1e9), shards=shards, layout=layout, tokenizer=tokenizer,
+        overwrite=overwrite, allow_overflow=allow_overflow, allow_nonfinite=allow_nonfinite,
+        fingerprint=not no_fingerprint, verify=verify, resume=resume,
+    )  # fmt: skip
+    job = open_job(src, dst, choices, **source)
+    planned = plan_job(job)
     if dry_run:
         _print_plan(planned, as_json)
         return
     with _progress(planned.nbytes) as advance:
-        run(
-            src,
-            dst,
-            overwrite=overwrite,
-            allow_overflow=allow_overflow,
-            allow_nonfinite=allow_nonfinite,
-            fingerprint=not no_fingerprint,
-            verify=verify,
-            resume=resume,
-            progress=advance,
-            **shared,
-        )
+        do_job(job.with_progress(advance))
     _print_notes(planned)
     _inspect(dst, as_json)
 

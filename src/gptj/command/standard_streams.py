@@ -43,8 +43,13 @@ def _hold_descriptors() -> None:
 
 
 def abandon_stdout() -> None:
-    """Send stdout nowhere: what is left in its buffer would fail once more when Python ends."""
+    """Send stdout nowhere: what is left in its buffer would fail once more when Python ends.
+
+    It is flushed there at once. Python 3.13 would do it when this module's names are gone already.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError, StdoutError):
+        sys.stdout.close()
 
 
 class StdoutError(Exception):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from gptj.paths import missing_folder
 from gptj.reading.manifest import CONFIG_HASH_KEY, VerifiedManifest, verify_manifest, warn_of_unchecked
 from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor
 from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path, split_weights
-from gptj.reading.weight_names import head_of, infer_dialect, plain_names
+from gptj.reading.weight_names import PlainNames, head_of, infer_dialect, plain_names
 from gptj.schema import Head
 
 __all__ = ["Checkpoint", "open_checkpoint", "verify_checkpoint"]
@@ -36,8 +36,9 @@ class Checkpoint:
         config: of config.json, or the one that was passed.
         tensors: what is stored, by the name in the file, in the order of the data.
         metadata: the headers' `__metadata__`, of all files together.
-        head: what the names say stands on top of the blocks.
-        weight_files: the files that hold the tensors.
+        head: on top of the blocks, as the names say.
+        files: the files that hold the tensors.
+        names: the model's own names of the tensors.
     """
 
     directory: Path
@@ -46,6 +47,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = dataclasses.field(repr=False)
     head: Head
     files: tuple[SafetensorsFile, ...] = dataclasses.field(repr=False)
+    names: PlainNames = dataclasses.field(repr=False)
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -121,13 +123,11 @@ def open_checkpoint(
     _require_directory(directory)
     files = open_weights(directory, weights, follow_links=follow_links)
     metadata = {key: value for file in files for key, value in file.metadata.items()}
-    settled = _settle_config(directory, config, metadata, follow_links=follow_links)
+    config = _choose_config(directory, config, metadata, follow_links=follow_links)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    plain: Iterable[str] = tensors
-    if infer_dialect(metadata, tensors) == "pt":
-        plain = plain_names(tensors, file=directory).plain.values()
-    head = head_of(plain, tied=settled.tie_word_embeddings)
-    return Checkpoint(directory, settled, tensors, metadata, head, files)
+    names = plain_names(tensors, file=directory, dialect=infer_dialect(metadata, tensors))
+    head = head_of(names.plain.values(), tied=config.tie_word_embeddings)
+    return Checkpoint(directory, config, tensors, metadata, head, files, names)
 
 
 def verify_checkpoint(
@@ -184,7 +184,7 @@ def _require_directory(directory: Path) -> None:
         raise FormatError("cannot be read: permission denied", file=directory)
 
 
-def _settle_config(
+def _choose_config(
     directory: Path,
     config: GPTJConfig | str | os.PathLike[str] | None,
     metadata: Mapping[str, str],
@@ -197,15 +197,15 @@ def _settle_config(
     if config is not None:
         return GPTJConfig.from_file(config)
     path = safe_path(directory, CONFIG_FILE, follow_links=follow_links)
-    settled = GPTJConfig.from_file(path)
+    stored = GPTJConfig.from_file(path)
     expected = metadata.get(CONFIG_HASH_KEY)
-    if expected is not None and expected != settled.architecture_sha256:
+    if expected is not None and expected != stored.architecture_sha256:
         raise ConfigError(
             "not the config that the weights were written with: "
             "n_head, rotary_dim or another field that changes the result was edited",
             file=path,
             expected=f"{CONFIG_HASH_KEY} {expected[:16]}...",
-            found=f"{settled.architecture_sha256[:16]}...",
+            found=f"{stored.architecture_sha256[:16]}...",
             hint="Restore the field, or pass config= to open it all the same",
         )
-    return settled
+    return stored

@@ -19,7 +19,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, SchemaError, shown, warn_of
 from gptj.reading.safetensors_file import MOST_TENSORS, WEIGHT_DTYPES, StoredTensor
 from gptj.reading.weight_files import convert_hint, listed
-from gptj.reading.weight_names import PlainNames, infer_dialect, plain_names
+from gptj.reading.weight_names import PlainNames, infer_dialect
 from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema_by_name
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def plan_load(
     _refuse_other_dialects(checkpoint)
     rows = schema_by_name(config, head)
     findings = _Findings()
-    names = plain_names(checkpoint.tensors, file=checkpoint.directory)
+    names = checkpoint.names
     findings.dropped += [*names.buffers, *names.other_heads]
     found = _match(checkpoint, names, rows, config, head, findings)
     for name, tensor in found.items():
@@ -258,7 +258,7 @@ def _with_guess(name: str, missing: list[str], number: int) -> str:
 
 def _config_hints(checkpoint: Checkpoint, config: GPTJConfig) -> list[str]:
     """The fields of the config that the file's names and shapes contradict."""
-    names = plain_names(checkpoint.tensors, file=checkpoint.directory).plain
+    names = checkpoint.names.plain
     shapes = {plain.removeprefix(BASE_PREFIX): checkpoint.tensors[name].shape for name, plain in names.items()}
     blocks = {int(match[1]) for name in shapes if (match := re.match(r"h\.(\d{1,9})\.", name))}
     said = [("n_layer", config.n_layer, len(blocks))] if blocks else []

@@ -11,12 +11,23 @@ import os
 import re
 import shlex
 import stat
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from gptj.errors import FormatError, GPTJError, MissingFileError, SchemaError, UnsafeFileError, shown, warn_of
+from gptj.errors import (
+    CheckpointWarning,
+    FormatError,
+    GPTJError,
+    MissingFileError,
+    SchemaError,
+    UnsafeFileError,
+    shown,
+    warn_again,
+    warn_of,
+)
 from gptj.json_file import read_json_object
 from gptj.reading.folder_kinds import describe_folder
 from gptj.reading.safetensors_file import SafetensorsFile, read_safetensors
@@ -110,27 +121,44 @@ def set_among(names: Iterable[str]) -> str | None:
     return next((name for name in weights if is_index_name(name)), weights[0] if len(weights) == 1 else None)
 
 
-def choose_set(directory: Path, names: list[str], open_set: Callable[[str], Any], *, say_others: bool = True) -> str:
+Opened = TypeVar("Opened")
+
+
+def choose_set(
+    directory: Path,
+    names: list[str],
+    open_set: Callable[[str], tuple[Opened, object]],
+    *,
+    say_others: bool = True,
+) -> tuple[str, Opened | None]:
     """The name of the one set, or of the first of several that hold the same tensors, which is said.
+
+    Several are opened to be compared, and the one that is taken comes back with its name, so that nobody opens it
+    again. Of what opening them warned of, what concerns that one is said.
 
     Args:
         directory: the folder, which messages name.
         names: the sets, the best first.
-        open_set: a set's signature, compared with ==; raises GPTJError where a set is no whole one.
+        open_set: a set, opened, and its signature, compared with ==; raises GPTJError where it is no whole one.
         say_others: warn of sets beside them that were not read.
 
     Raises:
         FormatError: the sets differ, or one of them cannot be compared.
     """
+    first: Opened | None = None
     if len(names) > 1:
-        signatures: list[Any] = []
+        opened: list[tuple[Opened, object]] = []
+        heard: list[list[warnings.WarningMessage]] = []
         problem = None
         for name in names:
-            try:
-                signatures.append(open_set(name))
-            except GPTJError as error:
-                problem = f"{name}: {error}"
-        if problem or any(signature != signatures[0] for signature in signatures):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", CheckpointWarning)
+                try:
+                    opened.append(open_set(name))
+                except GPTJError as error:
+                    problem = f"{name}: {error}"
+            heard.append(caught)
+        if problem or any(signature != opened[0][1] for _, signature in opened):
             raise FormatError(
                 "several weight sets that differ by their names and shapes",
                 file=directory,
@@ -143,6 +171,8 @@ def choose_set(directory: Path, names: list[str], open_set: Callable[[str], Any]
             found=", ".join(names),
             hint="Choose another with weights= or --weights",
         )
+        warn_again(heard[0])
+        first = opened[0][0]
     elif _VARIANT.fullmatch(names[0]):
         warn_of(f"the only weights are a variant's: {names[0]} is taken", file=directory)
     formats = (("model", ".safetensors"), *FOREIGN_WEIGHTS)
@@ -155,7 +185,7 @@ def choose_set(directory: Path, names: list[str], open_set: Callable[[str], Any]
             found=", ".join(beside),
             hint="Choose another with weights= or --weights",
         )
-    return names[0]
+    return names[0], first
 
 
 def split_weights(path: str | os.PathLike[str], weights: str | None = None) -> tuple[Path, str | None]:
@@ -225,7 +255,8 @@ def open_weights(directory: Path, weights: str | None, *, follow_links: bool) ->
         UnsafeFileError: a name or a link leads out of the directory.
         SchemaError: index and files contradict each other; all contradictions are listed.
     """
-    return _open_set(directory, _choose(directory, weights, follow_links=follow_links), follow_links=follow_links)
+    name, files = _choose(directory, weights, follow_links=follow_links)
+    return _open_set(directory, name, follow_links=follow_links) if files is None else files
 
 
 def _open_set(directory: Path, name: str, *, follow_links: bool) -> tuple[SafetensorsFile, ...]:
@@ -235,22 +266,24 @@ def _open_set(directory: Path, name: str, *, follow_links: bool) -> tuple[Safete
     return _open_shards(directory, path, follow_links=follow_links)
 
 
-def _choose(directory: Path, weights: str | None, *, follow_links: bool) -> str:
-    """The name of the file, or of the index, to read."""
+def _choose(
+    directory: Path, weights: str | None, *, follow_links: bool
+) -> tuple[str, tuple[SafetensorsFile, ...] | None]:
+    """The name of the file, or of the index, to read; and its files where they had to be opened to be compared."""
     if weights is not None:
         _require_plain(weights, file=directory, where="weights")
         if weights_suffix(weights) != ".safetensors":
             path = safe_path(directory, weights, follow_links=follow_links)
             raise FormatError("not safetensors weights", file=path, hint=convert_hint(directory, weights))
-        return weights
+        return weights, None
     names = weight_sets(directory, "model", ".safetensors")
     if names:
 
-        def signature(name: str) -> dict[str, tuple[int, ...]]:
+        def open_set(name: str) -> tuple[tuple[SafetensorsFile, ...], object]:
             files = _open_set(directory, name, follow_links=follow_links)
-            return {tensor.name: tensor.shape for file in files for tensor in file.tensors.values()}
+            return files, {tensor.name: tensor.shape for file in files for tensor in file.tensors.values()}
 
-        return choose_set(directory, names, signature)
+        return choose_set(directory, names, open_set)
     if foreign := [name for known in FOREIGN_WEIGHTS for name in weight_sets(directory, *known)]:
         raise FormatError("not safetensors weights", file=directory / foreign[0], hint=convert_hint(directory))
     refuse_folder(directory, f"{WEIGHTS_FILE} or {INDEX_FILE}")

@@ -81,12 +81,13 @@ class PlainNames:
             warn_of(oddity, file=file)
 
 
-def plain_names(names: Iterable[str], *, file: str | os.PathLike[str]) -> PlainNames:
-    """The plain names of PyTorch's stored ones.
+def plain_names(names: Iterable[str], *, file: str | os.PathLike[str], dialect: Dialect = "pt") -> PlainNames:
+    """The plain names of stored ones.
 
     Args:
         names: all that the files hold.
         file: what errors name.
+        dialect: the framework's whose names they are; wrappers and other heads are PyTorch's alone.
 
     Raises:
         SchemaError: an unmerged adapter, quantized weights, or two models in one.
@@ -95,6 +96,8 @@ def plain_names(names: Iterable[str], *, file: str | os.PathLike[str]) -> PlainN
     dict_values(['transformer.wte.weight', 'lm_head.bias'])
     """
     stored = [*names]
+    if dialect != "pt":
+        return PlainNames({name: plain_variable(name) for name in stored})
     _refuse_adapters_and_quantized(stored, file)
     found: dict[str, None] = {}
     plain: dict[str, str] = {}

@@ -77,7 +77,7 @@ def run(kind: str) -> list[tuple[Malformed, Outcome, str]]:
     while len(results) < len(listed):
         command = [sys.executable, "-m", "malformed", "--from", str(len(results)), kind]
         path = os.pathsep.join(
-            [*(str(ROOT / "tests" / name) for name in ("conversion", "support")), os.environ.get("PYTHONPATH", "")]
+            [*(str(ROOT / "tests" / name) for name in ("conversion", "support", ".")), os.environ.get("PYTHONPATH", "")]
         )
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
