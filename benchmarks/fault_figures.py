@@ -37,7 +37,7 @@ from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.errors import FormatError, GPTJError
 from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.schema import schema
-from gptj.writing.output_directory import FileSystem
+from gptj.writing.file_system import FileSystem
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- figures: made by benchmarks/fault_figures.py -->", "<!-- figures end -->"

@@ -14,13 +14,14 @@ from typing import Protocol
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, SchemaError, shown
-from gptj.parity.fingerprint import Witness
+from gptj.parity.fingerprint import FingerprintObserver
 from gptj.reading.buffers import Room
 from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, weight_sets
 from gptj.writing.checkpoint_writer import write_checkpoint
+from gptj.writing.containers import NamedContainer
 from gptj_conversion.common.dialects import Dialect
 from gptj_conversion.common.foreign import ForeignCheckpoint
-from gptj_conversion.common.foreign_writer import WeightsWriter, plan_foreign, write_foreign
+from gptj_conversion.common.foreign_writer import plan_foreign, write_foreign
 from gptj_conversion.common.plan import PlannedFile, plan_files
 from gptj_conversion.common.source import Facts, Source
 from gptj_conversion.hf.canonical import describe_safetensors, open_safetensors
@@ -128,8 +129,8 @@ class _SafetensorsTarget:
     def write(self, job: Job, reopen: Reopen) -> Path:
         """See `Target`."""
         choices, room = job.choices, Room()
-        with Witness(job.config, job.head) if choices.fingerprint else contextlib.nullcontext() as witness:
-            account = job.account(reopen, witness)
+        with FingerprintObserver(job.config, job.head) if choices.fingerprint else contextlib.nullcontext() as witness:
+            facts = job.facts(reopen, witness)
             return write_checkpoint(
                 job.directory,
                 job.config,
@@ -143,11 +144,11 @@ class _SafetensorsTarget:
                 allow_overflow=choices.allow_overflow,
                 allow_nonfinite=choices.allow_nonfinite,
                 witness=witness,
-                provenance=account.provenance,
-                origin=account.origin,
-                examine=account.examine,
-                input_identity=account.input_identity,
-                resume=account.resume,
+                provenance=facts.provenance,
+                origin=facts.origin,
+                examine=facts.examine,
+                input_identity=facts.input_identity,
+                resume=facts.resume,
             )
 
 
@@ -187,12 +188,7 @@ class _MeshTarget:
             layout=job.choices.layout,
             dtype=job.require_one_dtype(),
             step=job.source.context.step,
-            extra_files=job.companions,
-            overwrite=job.choices.overwrite,
-            progress=job.choices.progress,
-            allow_overflow=job.choices.allow_overflow,
-            allow_nonfinite=job.choices.allow_nonfinite,
-            account=job.account(reopen),
+            options=job.options(reopen),
         )
 
 
@@ -213,7 +209,7 @@ class _NamedTarget:
 
     file_name: str
     dialect: Dialect
-    container: type[WeightsWriter]
+    container: type[NamedContainer]
     prefix: Callable[[str], str] = lambda head: ""
     lacks: str = ""
 
@@ -247,14 +243,8 @@ class _NamedTarget:
             dtype_of=job.dtype_of,
             head=job.head,
             index_prefix=self.prefix(job.head),
-            max_shard_bytes=job.choices.max_shard_bytes,
-            extra_files=job.companions,
-            overwrite=job.choices.overwrite,
-            progress=job.choices.progress,
-            allow_overflow=job.choices.allow_overflow,
-            allow_nonfinite=job.choices.allow_nonfinite,
             weights_format=job.choices.to,
-            account=job.account(reopen),
+            options=job.options(reopen),
         )
 
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import ConfigError, InputError, SchemaError, WriteError, shown
-from gptj.parity.fingerprint import Witness
+from gptj.parity.fingerprint import FingerprintObserver
 from gptj.reading.buffers import Room
 from gptj.schema import Head, TensorSpec, schema
+from gptj.writing.folder import ManifestFacts, WritingOptions
 from gptj_conversion.common.plan import interim_dtype, plan_memory
-from gptj_conversion.common.recorder import Account
 from gptj_conversion.common.source import Source
 from gptj_conversion.companions import choose_companions
 from gptj_conversion.proof import describe_origin, identify_input, make_examiner
@@ -145,9 +145,9 @@ class Job:
         """The bytes that it needs over what Python takes."""
         return plan_memory(self.rows, self.source, self.choices.dtype, self.choices.to)
 
-    def account(self, reopen: Reopen, witness: Witness | None = None) -> Account:
+    def facts(self, reopen: Reopen, witness: FingerprintObserver | None = None) -> ManifestFacts:
         """The manifest's contents besides the tensors' records, the same for every format."""
-        return Account(
+        return ManifestFacts(
             provenance=self._provenance(),
             origin=lambda row: describe_origin(self.source, row),
             examine=make_examiner(
@@ -162,6 +162,19 @@ class Job:
             reopen=reopen,
             input_identity=identify_input(self.source.path),
             resume=self.choices.resume,
+        )
+
+    def options(self, reopen: Reopen) -> WritingOptions:
+        """The choices that every format's writer is told of."""
+        choices = self.choices
+        return WritingOptions(
+            max_shard_bytes=choices.max_shard_bytes,
+            extra_files=self.companions,
+            overwrite=choices.overwrite,
+            progress=choices.progress,
+            allow_overflow=choices.allow_overflow,
+            allow_nonfinite=choices.allow_nonfinite,
+            facts=self.facts(reopen),
         )
 
     def _provenance(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, ParityError
-from gptj.parity.fingerprint import FINGERPRINT_TOLERANCE, StreamedOracle, Witness, take_fingerprint
+from gptj.parity.fingerprint import FINGERPRINT_TOLERANCE, FingerprintObserver, StreamedOracle, take_fingerprint
 from gptj.parity.oracle import OracleOutput
 from gptj.reading.manifest import Fingerprint, Origin
 from gptj.schema import Head, TensorSpec, schema_by_name
@@ -63,7 +63,7 @@ def make_examiner(
     *,
     fingerprint: bool,
     verify: bool,
-    witness: Witness | None = None,
+    witness: FingerprintObserver | None = None,
 ) -> Callable[[Path], Fingerprint | None]:
     """A function that checks the finished directory before it takes its place: see `write_checkpoint`'s `examine`.
 

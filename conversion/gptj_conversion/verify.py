@@ -21,7 +21,7 @@ from gptj.reading.manifest import (
 )
 from gptj.reading.weight_files import safe_path, split_weights
 from gptj.schema import TensorSpec, schema
-from gptj_conversion.common.recorder import canonical_tensors
+from gptj.writing.folder import canonical_tensors
 from gptj_conversion.common.source import Source
 from gptj_conversion.convert import open_source, target_formats
 

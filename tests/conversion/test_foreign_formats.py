@@ -14,7 +14,6 @@ import pytest
 from checkpoint_samples import CONFIG, write_sample
 from gptj_conversion import convert as door
 from gptj_conversion.common.dialects import spell
-from gptj_conversion.common.foreign_writer import Entry
 from gptj_conversion.convert import convert, describe, open_source, plan, source_formats, target_formats
 from gptj_conversion.hf.flax_msgpack import MsgpackWriter, pack_array_heads, read_msgpack
 from gptj_conversion.hf.torch_bin import read_bin
@@ -27,6 +26,7 @@ from gptj.checkpoint import open_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import CheckpointWarning, FormatError, InputError, MissingFileError, SchemaError, WriteError
 from gptj.schema import schema
+from gptj.writing.containers import Entry
 from gptj.writing.output_directory import OutputDirectory
 
 FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
@@ -160,7 +160,7 @@ def test_our_msgpack_is_the_librarys_to_the_byte(tmp_path):
     theirs = (FOREIGN / "flax" / "flax_model.msgpack").read_bytes()
     arrays = read_msgpack(FOREIGN / "flax" / "flax_model.msgpack")
     rows = {spell(row.name, "flax").name: row for row in schema(GPTJConfig.from_file(FOREIGN / "flax"))}
-    entries = [Entry(rows[a.name], spell(rows[a.name].name, "flax"), a.dtype) for a in arrays]
+    entries = [Entry(rows[a.name], a.dtype, a.name, spell(rows[a.name].name, "flax").transposed) for a in arrays]
     with OutputDirectory(tmp_path / "out") as output:
         writer = MsgpackWriter(output, "flax_model.msgpack", entries, "causal_lm")
         for entry, array in zip(entries, arrays, strict=True):
@@ -187,14 +187,18 @@ def test_large_arrays_are_cut_as_flax_cuts_them_and_joined_again(tmp_path):
     config = CONFIG.replace(n_layer=1)
     write_sample(tmp_path / "pt", config)
     rows = schema(config)
-    entries = [Entry(row, spell(row.name, "flax"), np.dtype(np.float32)) for row in rows]
+    spellings = [spell(row.name, "flax") for row in rows]
+    entries = [
+        Entry(row, np.dtype(np.float32), spelling.name, spelling.transposed)
+        for row, spelling in zip(rows, spellings, strict=True)
+    ]
     place = {part: n for n, part in enumerate(dict.fromkeys(p for e in entries for p in e.name.split("/")))}
     entries.sort(key=lambda entry: [place[part] for part in entry.name.split("/")])
     checkpoint = open_checkpoint(tmp_path / "pt")
 
     def foreign(entry: Entry) -> np.ndarray:
         values = checkpoint.read(entry.row.name)
-        return np.ascontiguousarray(values.T if entry.spelling.transposed else values)
+        return np.ascontiguousarray(values.T if entry.transposed else values)
 
     with OutputDirectory(tmp_path / "out") as output:
         writer = MsgpackWriter(output, "flax_model.msgpack", entries, "causal_lm", chunk_bytes=50)

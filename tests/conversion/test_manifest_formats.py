@@ -17,7 +17,6 @@ import pytest
 from checkpoint_samples import array_of, write_sample
 from gptj_conversion.common.foreign import ForeignCheckpoint
 from gptj_conversion.common.foreign_writer import write_foreign
-from gptj_conversion.common.recorder import Account
 from gptj_conversion.convert import convert, open_source, plan
 from gptj_conversion.hf.flax_msgpack import FLAX_FILE, MsgpackWriter
 from gptj_conversion.hf.keras_h5 import H5_FILE, H5Writer, _Sink
@@ -38,7 +37,8 @@ from gptj.errors import (
 )
 from gptj.reading.manifest import Manifest
 from gptj.schema import schema
-from gptj.writing.output_directory import FileSystem
+from gptj.writing.file_system import FileSystem
+from gptj.writing.folder import ManifestFacts, WritingOptions
 
 CONFIG = GPTJConfig(vocab_size=24, n_positions=16, n_embd=16, n_layer=2, n_head=4, rotary_dim=2)
 FC_IN = "transformer.h.1.mlp.fc_in.weight"
@@ -358,9 +358,10 @@ def write(to: str, directory: Path, *, fs: FileSystem | None = None, seed: int =
     def read(row):
         return array_of(row, seed=seed)
 
-    account = Account(input_identity=seed, resume=resume)
+    facts = ManifestFacts(input_identity=seed, resume=resume)
+    options = WritingOptions(max_shard_bytes=5000, overwrite=True, facts=facts, fs=fs)
     if to == "mesh":
-        return write_mesh(directory, SMALL, read, shards=2, dtype="float32", overwrite=True, account=account, fs=fs)
+        return write_mesh(directory, SMALL, read, shards=2, dtype="float32", options=options)
     kinds = {
         "bin": (BIN_FILE, "pt", BinWriter),
         "flax": (FLAX_FILE, "flax", MsgpackWriter),
@@ -369,7 +370,7 @@ def write(to: str, directory: Path, *, fs: FileSystem | None = None, seed: int =
     file_name, dialect, writer = kinds[to]
     return write_foreign(
         directory, SMALL, read, writer, file_name=file_name, dialect=dialect, dtype_of=lambda name: "float32",
-        max_shard_bytes=5000, overwrite=True, account=account, weights_format=to, fs=fs,
+        weights_format=to, options=options,
     )  # fmt: skip
 
 

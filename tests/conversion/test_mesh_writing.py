@@ -23,7 +23,8 @@ from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, SchemaError, WriteError
 from gptj.reading.npz import npy_header, open_npz
 from gptj.schema import TensorSpec, schema
-from gptj.writing.output_directory import FileSystem
+from gptj.writing.file_system import FileSystem
+from gptj.writing.folder import WritingOptions
 from gptj.writing.stored_zip import StoredZipWriter
 
 DATA = Path(__file__).parent.parent / "data"
@@ -192,18 +193,18 @@ def test_a_mesh_checkpoint_is_replaced_as_a_whole_and_nothing_else_is(tmp_path):
     write_mesh(tmp_path / "out", CONFIG, tensor, shards=4, step=3)
     with pytest.raises(WriteError, match="not empty"):
         write_mesh(tmp_path / "out", CONFIG, tensor, shards=2)
-    write_mesh(tmp_path / "out", CONFIG, tensor, shards=2, step=5, overwrite=True)
+    write_mesh(tmp_path / "out", CONFIG, tensor, shards=2, step=5, options=WritingOptions(overwrite=True))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "manifest.json", "meta.json", "step_5", "training_config.json"
     ]  # fmt: skip
     assert open_mesh(tmp_path / "out").shards == 2
     (tmp_path / "out" / "step_5" / "notes.txt").write_text("mine")
     with pytest.raises(WriteError, match=r"step_5/notes\.txt"):
-        write_mesh(tmp_path / "out", CONFIG, tensor, shards=2, overwrite=True)
+        write_mesh(tmp_path / "out", CONFIG, tensor, shards=2, options=WritingOptions(overwrite=True))
     assert (tmp_path / "out" / "step_5" / "notes.txt").read_text() == "mine"
     write_sample(tmp_path / "canonical")
     with pytest.raises(WriteError, match="would be lost"):
-        write_mesh(tmp_path / "canonical", CONFIG, tensor, shards=2, overwrite=True)
+        write_mesh(tmp_path / "canonical", CONFIG, tensor, shards=2, options=WritingOptions(overwrite=True))
 
 
 class FailingFileSystem(FileSystem):
@@ -250,7 +251,14 @@ def test_S3_whichever_call_fails_the_old_checkpoint_still_stands(tmp_path):
     while not finished:
         fs = FailingFileSystem(n)
         try:
-            write_mesh(tmp_path / "out", config, tensor, shards=2, dtype="float32", overwrite=True, fs=fs)
+            write_mesh(
+                tmp_path / "out",
+                config,
+                tensor,
+                shards=2,
+                dtype="float32",
+                options=WritingOptions(overwrite=True, fs=fs),
+            )
             finished = True
         except WriteError as error:
             assert "Input/output error" in str(error)

@@ -24,7 +24,8 @@ from malformed.journals import CONFIG, FORMATS
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.command.main import gptj_command
-from gptj.errors import CheckpointWarning, FormatError, InputError, SchemaError
+from gptj.errors import CheckpointWarning, FormatError, InputError, SchemaError, WriteError
+from gptj.writing.folder import WritingOptions
 from gptj.writing.journal import Journal
 
 NAMED: dict[str, tuple[str, Any, Any]] = {
@@ -39,11 +40,12 @@ def write(to: str, directory: Path, **options: Any) -> Path:
     if to == "safetensors":
         return write_checkpoint(directory, CONFIG, array_of, **options)
     if to == "mesh":
-        return write_mesh(directory, CONFIG, array_of, shards=2, dtype="float32", **options)
+        return write_mesh(directory, CONFIG, array_of, shards=2, dtype="float32", options=WritingOptions(**options))
     file_name, dialect, writer = NAMED[to]
+    head = options.pop("head", "causal_lm")
     return write_foreign(
         directory, CONFIG, array_of, writer, file_name=file_name, dialect=dialect, dtype_of=lambda name: "float32",
-        weights_format=to, **options,
+        weights_format=to, head=head, options=WritingOptions(**options),
     )  # fmt: skip
 
 
@@ -80,6 +82,34 @@ def test_an_extra_file_is_bytes_and_is_written_and_hashed(tmp_path, to):
         write(to, tmp_path / "out", extra_files={"a.txt": "text"})
     out = write(to, tmp_path / "out", extra_files={"a.txt": b"text"})
     assert (out / "a.txt").read_bytes() == b"text" and "a.txt" in verify(out).files
+
+
+FILES = [to for to in FORMATS if to != "mesh"]
+
+
+@pytest.mark.parametrize("to", FILES)
+@pytest.mark.parametrize("name", ["training_args.bin", "optimizer.bin", "adapter_model.safetensors", "vocab.msgpack"])
+def test_a_file_that_is_no_models_weights_is_kept_by_every_format(tmp_path, to, name):
+    out = write(to, tmp_path / "out")
+    (out / name).write_bytes(b"mine")
+    assert (write(to, out, overwrite=True) / name).read_bytes() == b"mine"
+    assert (write(to, tmp_path / "other", extra_files={name: b"x"}) / name).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("to", FILES)
+@pytest.mark.parametrize("other", [*FILES, "variant", "shard"])
+def test_weights_of_another_format_are_not_thrown_away_by_any(tmp_path, to, other):
+    named = {"safetensors": "model.safetensors", "variant": "model.fp16.safetensors"}
+    named |= {"shard": "model-00001-of-00002.safetensors", **{key: row[0] for key, row in NAMED.items()}}
+    if to == other or (to, other) == ("safetensors", "shard"):
+        return
+    out = write(to, tmp_path / "out")
+    (out / named[other]).write_bytes(b"precious")
+    with pytest.raises(WriteError, match="which would be lost"):
+        write(to, out, overwrite=True)
+    assert (out / named[other]).read_bytes() == b"precious"
+    with pytest.raises(InputError, match="a name that the checkpoint itself uses"):
+        write(to, tmp_path / "other", extra_files={named[other]: b"x"})
 
 
 # ---- what is said

@@ -27,7 +27,8 @@ from failing_disks import FailingFileSystem, KillingFileSystem, WatchedFileSyste
 from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import GPTJError, WriteError
-from gptj.writing.output_directory import FileSystem, OutputDirectory
+from gptj.writing.file_system import FileSystem
+from gptj.writing.output_directory import OutputDirectory
 
 SMALL = GPTJConfig(vocab_size=5, n_positions=4, n_embd=4, n_layer=1, n_head=2, rotary_dim=2)
 

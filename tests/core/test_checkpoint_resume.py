@@ -19,7 +19,7 @@ from gptj.checkpoint import verify_checkpoint, write_checkpoint
 from gptj.errors import FormatError, InputError
 from gptj.reading.tally import CastTally, ValueTally
 from gptj.writing.column_sums import ColumnSums
-from gptj.writing.output_directory import FileSystem
+from gptj.writing.file_system import FileSystem
 
 SMALL = CONFIG.replace(n_layer=1)
 CALLS = [name for name in vars(FileSystem) if not name.startswith("_")]

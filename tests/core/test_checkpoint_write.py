@@ -23,7 +23,7 @@ from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
 from gptj.errors import FormatError, InputError, MissingFileError, SchemaError, WriteError
 from gptj.reading import safetensors_file
 from gptj.schema import schema
-from gptj.writing import output_directory, weights_writer
+from gptj.writing import output_file, stored_tensor
 from gptj.writing.output_directory import OutputDirectory
 
 WTE = "transformer.wte.weight"
@@ -32,7 +32,7 @@ DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.f
 
 @pytest.fixture(params=[64, 16 * 2**20], ids=["small blocks", "large blocks"])
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    for module, name in ((weights_writer, "BLOCK_BYTES"), (output_directory, "_BLOCK_BYTES")):
+    for module, name in ((stored_tensor, "BLOCK_BYTES"), (output_file, "BLOCK_BYTES")):
         monkeypatch.setattr(module, name, request.param)
     return int(request.param)
 
@@ -160,7 +160,7 @@ def test_the_same_model_is_written_as_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_R1_writing_holds_one_tensor_and_a_few_blocks(tmp_path: Path, monkeypatch: Any) -> None:
-    for module, name in ((weights_writer, "BLOCK_BYTES"), (output_directory, "_BLOCK_BYTES")):
+    for module, name in ((stored_tensor, "BLOCK_BYTES"), (output_file, "BLOCK_BYTES")):
         monkeypatch.setattr(module, name, 2**16)
     monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 2**16)
     config = CONFIG.replace(vocab_size=40_000)  # two tensors of 1.92 MB, Fortran order, cast: three temptations to copy

@@ -12,14 +12,14 @@ from checkpoint_samples import CONFIG, array_of
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.parity import fingerprint
-from gptj.parity.fingerprint import FINGERPRINT_TOLERANCE, Witness, read_by_row, take_fingerprint
+from gptj.parity.fingerprint import FINGERPRINT_TOLERANCE, FingerprintObserver, read_by_row, take_fingerprint
 from gptj.reading.manifest import Fingerprint
 from gptj.schema import HEADS, Head, schema, schema_by_name
 
 
 def show(config: GPTJConfig, head: Head, *, rows: int = 3, without: str = "") -> Fingerprint | None:
     """What a witness says that is shown each tensor some rows at a time; the rows are spoilt once they are used."""
-    with Witness(config, head) as witness:
+    with FingerprintObserver(config, head) as witness:
         for row in schema(config, head):
             if row.name == without:
                 continue
@@ -62,7 +62,7 @@ def test_a_tied_head_needs_a_tensor_that_has_passed() -> None:
 
 def test_a_writer_that_stops_early_is_not_waited_for() -> None:
     row = schema(CONFIG)[0]
-    with pytest.raises(ZeroDivisionError), Witness(CONFIG, "causal_lm") as witness:
+    with pytest.raises(ZeroDivisionError), FingerprintObserver(CONFIG, "causal_lm") as witness:
         witness.see(row.name, array_of(row))
         raise ZeroDivisionError
 
@@ -78,7 +78,7 @@ def test_an_error_of_the_witness_reaches_who_asks_and_nobody_waits(monkeypatch: 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", None])
 def test_a_writer_shows_its_witness_what_it_stores(tmp_path: Path, dtype: str | None) -> None:
-    with Witness(CONFIG, "causal_lm") as witness:
+    with FingerprintObserver(CONFIG, "causal_lm") as witness:
         write_checkpoint(tmp_path / "x", CONFIG, array_of, dtype=dtype, witness=witness)
         taken = witness.fingerprint()
     require_same(taken, take_fingerprint(CONFIG, "causal_lm", read_by_row(open_checkpoint(tmp_path / "x"))))

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from gptj.writing.output_directory import FileSystem
+from gptj.writing.file_system import FileSystem
 
 CALLS = [name for name in vars(FileSystem) if not name.startswith("_")]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
 
 from gptj.dtypes import numpy_dtype
 from gptj.reading.files import BLOCK_BYTES
+from gptj.reading.weight_files import WEIGHTS_FILE
 from gptj.schema import TensorSpec
-from gptj.writing.weights_writer import shard_name
+from gptj.writing.shards import cut_sizes, shard_name
 from gptj_conversion.common.source import Facts, Source
 
 __all__ = ["ConversionPlan", "PlannedFile", "interim_dtype", "make_plan", "plan_files", "plan_memory"]
@@ -77,18 +79,14 @@ def interim_dtype(stored: str, wanted: str | None) -> str | None:
 
 
 def plan_files(rows: tuple[TensorSpec, ...], dtypes: dict[str, str], max_shard_bytes: int) -> tuple[PlannedFile, ...]:
-    """The files into which `WeightsWriter` will cut the tensors: a new one where the last would become too large.
-
-    It also begins a new one where an 8-byte tensor follows an odd number of narrower ones, which this leaves out.
-    """
-    cuts: list[list[int]] = []
-    for row in rows:
-        nbytes = row.size * numpy_dtype(dtypes[row.name]).itemsize
-        if not cuts or sum(cuts[-1]) + nbytes > max_shard_bytes:
-            cuts.append([])
-        cuts[-1].append(nbytes)
+    """How `write_checkpoint` will cut the tensors into files."""
+    itemsizes = [numpy_dtype(dtypes[row.name]).itemsize for row in rows]
+    sizes = [row.size * itemsize for row, itemsize in zip(rows, itemsizes, strict=True)]
+    counts = cut_sizes(zip(sizes, itemsizes, strict=True), max_shard_bytes)
+    left = iter(sizes)
     return tuple(
-        PlannedFile(shard_name(number, len(cuts)), len(cut), sum(cut)) for number, cut in enumerate(cuts, start=1)
+        PlannedFile(shard_name(WEIGHTS_FILE, number, len(counts)), count, sum(itertools.islice(left, count)))
+        for number, count in enumerate(counts, start=1)
     )
 
 

@@ -22,6 +22,7 @@ from gptj.errors import FormatError, GPTJError, LimitError, SchemaError, shown
 from gptj.reading.files import FileIdentity, file_identity, open_regular_file, read_into
 from gptj.reading.manifest import FileRecord
 from gptj.schema import Head
+from gptj.writing.containers import Entry, HashedFile
 from gptj.writing.output_directory import OutputDirectory
 from gptj_conversion.common.foreign import (
     ForeignCheckpoint,
@@ -30,7 +31,6 @@ from gptj_conversion.common.foreign import (
     require_shards_agree,
     sharded_files,
 )
-from gptj_conversion.common.foreign_writer import Entry, HashedFile
 from gptj_conversion.common.stored_array import DTYPES, StoredArray
 
 __all__ = ["FLAX_FILE", "FLAX_INDEX", "MsgpackWriter", "open_flax", "pack_array_heads", "read_msgpack"]
@@ -300,7 +300,7 @@ def _is_extension(kind: int) -> bool:
 
 
 class MsgpackWriter:
-    """Writes one file of a Flax checkpoint; see `foreign_writer.WeightsWriter`.
+    """Writes one file of a Flax checkpoint; see `gptj.writing.containers.NamedContainer`.
 
     Entries come in an order in which the arrays of each map stand together; the maps' lengths are known before.
     """

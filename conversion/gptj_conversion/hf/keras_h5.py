@@ -29,7 +29,9 @@ from gptj.reading.manifest import FileRecord
 from gptj.reading.weight_names import plain_variable
 from gptj.schema import Head
 from gptj.writing.column_sums import ColumnSums
-from gptj.writing.output_directory import OutputDirectory, OutputFile
+from gptj.writing.containers import Entry
+from gptj.writing.output_directory import OutputDirectory
+from gptj.writing.output_file import OutputFile
 from gptj_conversion.common.foreign import (
     ForeignCheckpoint,
     match_arrays,
@@ -37,7 +39,6 @@ from gptj_conversion.common.foreign import (
     require_shards_agree,
     sharded_files,
 )
-from gptj_conversion.common.foreign_writer import Entry
 from gptj_conversion.common.stored_array import StoredArray
 from gptj_conversion.hf.h5_process import H5Process
 
@@ -238,7 +239,7 @@ class _Sink(io.RawIOBase):
 
 
 class H5Writer:
-    """Writes one file of a TensorFlow checkpoint; see `foreign_writer.WeightsWriter`.
+    """Writes one file of a TensorFlow checkpoint; see `gptj.writing.containers.NamedContainer`.
 
     A single file has Keras's two levels, layer and weight, with the model's own name between; the files of a sharded
     checkpoint have the plain names. h5py lays the file out itself, so its data is compared through our reader.

@@ -24,6 +24,7 @@ from gptj.reading.files import file_identity, open_regular_file, read_into
 from gptj.reading.manifest import FileRecord
 from gptj.reading.stored_zip import StoredZip, ZipMember, open_stored_zip
 from gptj.schema import Head
+from gptj.writing.containers import Entry, HashedFile
 from gptj.writing.output_directory import OutputDirectory
 from gptj.writing.stored_zip import StoredZipWriter
 from gptj_conversion.common.foreign import (
@@ -33,7 +34,6 @@ from gptj_conversion.common.foreign import (
     require_shards_agree,
     sharded_files,
 )
-from gptj_conversion.common.foreign_writer import Entry, HashedFile
 from gptj_conversion.common.stored_array import DTYPES, Checksum, StoredArray
 from gptj_conversion.hf.torch_pickle import STORAGES, PickledTensor, read_legacy, read_state_dict
 
@@ -243,7 +243,7 @@ def _is_same(one: StoredArray, other: StoredArray) -> bool:
 
 
 class BinWriter:
-    """Writes one file of a PyTorch checkpoint; see `foreign_writer.WeightsWriter`."""
+    """Writes one file of a PyTorch checkpoint; see `gptj.writing.containers.NamedContainer`."""
 
     def __init__(self, output: OutputDirectory, name: str, entries: Sequence[Entry], head: Head) -> None:
         self._file = HashedFile(output, name)

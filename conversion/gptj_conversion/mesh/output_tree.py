@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gptj.errors import WriteError, shown
-from gptj.writing.output_directory import FileSystem, OutputDirectory
+from gptj.writing.file_system import FileSystem
+from gptj.writing.output_directory import OutputDirectory
 
 __all__ = ["OutputTree"]
 

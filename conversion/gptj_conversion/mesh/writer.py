@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,13 @@ from gptj.errors import ConfigError, InputError, shown
 from gptj.reading.manifest import MANIFEST_FILE, FileRecord
 from gptj.reading.npz import npy_header
 from gptj.schema import TensorSpec, axis_sizes, schema, schema_by_name
-from gptj.writing.output_directory import FileSystem, check_extra_files
+from gptj.writing.containers import HashedFile
+from gptj.writing.extra_files import check_extra_files
+from gptj.writing.folder import FolderWriter, WritingOptions, WritingOrder
+from gptj.writing.journal import PlannedPart, whole_files
 from gptj.writing.stored_zip import StoredZipWriter
-from gptj.writing.weights_writer import WritingRules
 from gptj_conversion.common.dialects import MeshLeaf, mesh_leaves
-from gptj_conversion.common.foreign_writer import HashedFile
 from gptj_conversion.common.plan import PlannedFile
-from gptj_conversion.common.recorder import Account, Part, Recorder
 from gptj_conversion.common.transpose import copy_transposed
 from gptj_conversion.mesh.folder import META_FILE, TRAINING_FILE
 from gptj_conversion.mesh.leaves import Layout, pieces
@@ -58,13 +58,7 @@ def write_mesh(
     layout: Layout = "slim",
     dtype: str = "bfloat16",
     step: int = 0,
-    extra_files: Mapping[str, bytes] | None = None,
-    overwrite: bool = False,
-    progress: Callable[[str, int], None] | None = None,
-    allow_overflow: bool = False,
-    allow_nonfinite: bool = False,
-    account: Account | None = None,
-    fs: FileSystem | None = None,
+    options: WritingOptions | None = None,
 ) -> Path:
     """The model directory, written whole: `step_N/shard_S/{0..15}.npz`, meta.json, the training config, manifest.json.
 
@@ -79,12 +73,8 @@ def write_mesh(
         layout: "slim", or "full" with a fresh optimizer state (count 0, zero moments), which is float32.
         dtype: of all parameters: float32, bfloat16 or float16.
         step: the training step to write.
-        extra_files: further files by name, as a tokenizer's; they stand beside the step directory.
-        overwrite: whether a mesh checkpoint at `directory` may be replaced.
-        progress: told the name and bytes of each tensor when it has been written.
-        allow_overflow, allow_nonfinite: write what became infinite in a narrowing cast; NaN and infinity.
-        account: what else the manifest says, and whether to go on from what a killed writer left.
-        fs: the system calls, for tests.
+        options: whatever any writer may be told; extra files stand beside the step directory, and `max_shard_bytes`
+            says nothing here.
 
     Raises:
         ConfigError: the original cannot compute this model, or cannot cut it into so many shards.
@@ -94,39 +84,45 @@ def write_mesh(
     """
     _check_arguments(config, shards, layout, dtype, step)
     plan = _Plan(config, shards, layout, numpy_dtype(dtype), step)
-    extra = dict(extra_files or {})
+    options = options or WritingOptions()
+    extra = dict(options.extra_files)
     check_extra_files(extra, lambda name: bool(_OURS.fullmatch(name)))
 
     def replaceable(path: str) -> bool:
         return path in extra or bool(_OURS.fullmatch(path))
 
-    account = account or Account()
-    rules = WritingRules(plan.total_bytes, allow_overflow, allow_nonfinite)
-    order = [config.to_json(), shards, layout, dtype, step]
+    order = WritingOrder(
+        "mesh",
+        config,
+        "causal_lm",
+        {row.name: dtype for row in schema(config)},
+        dataclasses.replace(options, max_shard_bytes=plan.total_bytes).rules,
+        options.facts,
+        details=[shards, layout, step],
+        files_of=plan.files_of,
+    )
     with (
-        OutputTree(directory, replaceable=replaceable, overwrite=overwrite, adopt=account.adopt, fs=fs) as output,
-        Recorder(output, "mesh", order, plan.recorded_parts, rules, account) as recorder,
+        OutputTree(
+            directory, replaceable=replaceable, overwrite=options.overwrite, adopt=options.facts.adopt, fs=options.fs
+        ) as output,
+        FolderWriter(output, order) as folder,
     ):
-        finished = recorder.resume()
+        finished = folder.resume(whole_files(output, plan.planned_parts(order)))
         output.require_space(sum(plan.leaf_bytes(leaf) for part in plan.parts[finished:] for leaf in part) * shards)
         output.make_folder(f"step_{step}")
         for shard in range(shards):
             output.make_folder(f"step_{step}/shard_{shard}")
         for number in range(finished):
             for row in plan.tensors_in(number):
-                _tell(progress, row, 0)
+                options.tell(row, 0)
         for number in range(finished, len(plan.parts)):
             part = _Part(output, plan, number)
             for leaf in plan.parts[number]:
-                _write_leaf(part, plan, leaf, read, recorder, progress)
-            recorder.finish_part(part.finish())
+                _write_leaf(part, leaf, read, folder, options)
+            folder.finish_part(part.finish())
         meta = {"step": step, "checkpoints": [step], "aux": {str(step): {"train_loader": None}}}
-        recorder.write_file(META_FILE, json.dumps(meta).encode())
-        recorder.write_file(TRAINING_FILE, (json.dumps(_training_config(config, shards), indent=2) + "\n").encode())
-        for name, data in extra.items():
-            recorder.write_file(name, data)
-        recorder.write_manifest(config, schema(config))
-        output.commit()
+        training = json.dumps(_training_config(config, shards), indent=2) + "\n"
+        folder.finish({META_FILE: json.dumps(meta).encode(), TRAINING_FILE: training.encode(), **extra})
     return Path(directory)
 
 
@@ -250,13 +246,12 @@ class _Plan:
         """The canonical tensors that are written with the files of this number."""
         return [leaf.parameter.tensor for leaf in self.parts[number] if leaf.parameter and leaf.is_written_from]
 
-    @functools.cached_property
-    def recorded_parts(self) -> list[Part]:
+    def planned_parts(self, order: WritingOrder) -> list[PlannedPart]:
         """The files of each number with the rows that are stored with them."""
-        rows, dtype = schema_by_name(self.config), self.dtype.name
+        rows = schema_by_name(self.config)
         return [
-            (tuple(self.files(n)), [(rows[name], dtype, self.files_of(name)) for name in self.tensors_in(n)])
-            for n in range(len(self.parts))
+            order.planned_part(self.files(number), [rows[name] for name in self.tensors_in(number)])
+            for number in range(len(self.parts))
         ]
 
     @functools.cached_property
@@ -288,6 +283,7 @@ class _Part:
     """The files of one number in the making, one a shard, all with the same leaves."""
 
     def __init__(self, output: OutputTree, plan: _Plan, number: int) -> None:
+        self.plan = plan
         self._files = {name: HashedFile(output, name) for name in plan.files(number)}
         self._archives = [StoredZipWriter(file.write) for file in self._files.values()]
         self._members = 0
@@ -311,12 +307,12 @@ class _Part:
 
 def _write_leaf(
     part: _Part,
-    plan: _Plan,
     leaf: _Leaf,
     read: Callable[[TensorSpec], NDArray[Any]],
-    recorder: Recorder,
-    progress: Callable[[str, int], None] | None,
+    folder: FolderWriter,
+    options: WritingOptions,
 ) -> None:
+    plan = part.plan
     if leaf.parameter is None:
         part.add(np.array(leaf.value, np.int32) for _ in range(plan.shards))
     elif not leaf.is_written_from:
@@ -324,13 +320,8 @@ def _write_leaf(
         part.add(zeros for _ in range(plan.shards))
     else:
         row = schema_by_name(plan.config)[leaf.parameter.tensor]
-        values = recorder.store(row, np.asarray(read(row)), plan.dtype, plan.files_of(row.name))
-        _tell(progress, row.name, part.add(_pieces_of(values, leaf.parameter, plan)))
-
-
-def _tell(progress: Callable[[str, int], None] | None, name: str, nbytes: int) -> None:
-    if progress is not None:
-        progress(name, nbytes)
+        values = folder.store(row, read(row), plan.dtype)
+        options.tell(row.name, part.add(_pieces_of(values, leaf.parameter, plan)))
 
 
 def _pieces_of(values: NDArray[Any], leaf: MeshLeaf, plan: _Plan) -> Iterator[NDArray[Any]]:

@@ -4,7 +4,8 @@ Another n_head or rotary_dim changes no shape, and a transposed square matrix ke
 the model answers. So `gptj convert` runs the float64 oracle once on a short prompt and notes some of its logits in
 manifest.json, and whoever holds the directory can run it again and compare. The pass needs one tensor at a time, and
 multiplies some rows of it at a time, so it takes the memory of one stored tensor and a buffer; and it needs them in
-the schema's order, so a writer that gives each tensor to a `Witness` on its way to the disk need not read it again.
+the schema's order, so a writer that gives each tensor to a `FingerprintObserver` on its way to the disk need not read
+it again.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from gptj.schema import Head
 
 __all__ = [
     "FINGERPRINT_TOLERANCE",
+    "FingerprintObserver",
     "StreamedOracle",
-    "Witness",
     "check_fingerprint",
     "read_by_row",
     "take_fingerprint",
@@ -104,11 +105,11 @@ def _fingerprint_of(oracle: StreamedOracle, head: Head) -> Fingerprint:
     )
 
 
-class Witness:
+class FingerprintObserver:
     """Takes the fingerprint of a model whose tensors pass by once, in the schema's order, in a thread of its own.
 
-    `with Witness(config, head) as witness:` show it each tensor's blocks with `see`, say with `settle` that the tensor
-    is over, and ask for the `fingerprint` at the end.
+    `with FingerprintObserver(config, head) as observer:` show it each tensor's blocks with `see`, say with `settle`
+    that the tensor is over, and ask for the `fingerprint` at the end.
     """
 
     def __init__(self, config: GPTJConfig, head: Head) -> None:
@@ -118,8 +119,8 @@ class Witness:
         self._in_hand = False  # whether the thread has yet to say that it is done with what it got last
         self._over = False
 
-    def __enter__(self) -> Witness:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gptj-witness")
+    def __enter__(self) -> FingerprintObserver:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gptj-fingerprint")
         self._taken = self._thread.submit(self._take)
         return self
 
@@ -182,9 +183,9 @@ class _OutOfOrder(Exception):
 class _PassingOracle(StreamedOracle):
     """The oracle of tensors that are there only while they pass by."""
 
-    def __init__(self, witness: Witness) -> None:
-        super().__init__(witness._config, self._joined, bare=witness._head == "base")
-        self.row_blocks = witness.blocks  # type: ignore[method-assign]
+    def __init__(self, observer: FingerprintObserver) -> None:
+        super().__init__(observer._config, self._joined, bare=observer._head == "base")
+        self.row_blocks = observer.blocks  # type: ignore[method-assign]
 
     def embed(self, ids: Any) -> NDArray[Any]:
         """Rows of the token embedding."""

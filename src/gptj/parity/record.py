@@ -32,8 +32,9 @@ from gptj.errors import FormatError, GPTJError, InputError, LimitError, naming_f
 from gptj.json_file import read_json_object
 from gptj.parity.probe import Probe, make_probe
 from gptj.reading.npz import NpyArray, open_named_npz
+from gptj.writing.file_system import write_error
 from gptj.writing.npz import write_npz
-from gptj.writing.output_directory import whole_file, write_error
+from gptj.writing.output_file import whole_file
 
 __all__ = ["ANSWERS", "Record", "record_backend"]
 

@@ -33,7 +33,7 @@ from gptj.parity.report import ManifestCheck, ParityReport
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.reading.weight_files import open_weights, split_weights
 from gptj.surroundings import address_limit, require_current_folder
-from gptj.writing.output_directory import write_error
+from gptj.writing.file_system import write_error
 
 __all__ = [
     "BackendProcessError",

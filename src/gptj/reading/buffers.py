@@ -1,8 +1,7 @@
 """Memory for large arrays: page by page, and the same for one after the other.
 
 A page that a process touches for the first time is cleared by the kernel, and on a virtual machine also found by its
-host; for each tensor anew, that was a fifth of a conversion's CPU time. And what begins at a page can go to the disk
-without passing through the page cache.
+host; for each tensor anew, that was a fifth of a conversion's CPU time.
 """
 
 from __future__ import annotations

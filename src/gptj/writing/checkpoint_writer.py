@@ -1,15 +1,14 @@
 """Writing a checkpoint: one tensor at a time, each file read back, the directory swapped in as a whole.
 
-How tensors become files stands in `weights_writer`, how files become a directory in `output_directory`; here is
-what belongs to a checkpoint besides its weights, and the one door.
+What is the same in every format stands in `folder`, how tensors become files in `safetensors_shards`, how files become
+a directory in `output_directory`; here is what belongs to a checkpoint besides its weights, and the one door.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,25 @@ from gptj.dtypes import numpy_dtype
 from gptj.errors import InputError, shown
 from gptj.reading.manifest import (
     CONFIG_HASH_KEY,
-    MANIFEST_FILE,
-    FileRecord,
     Fingerprint,
-    Manifest,
     Origin,
-    TensorRecord,
-    tool_name,
 )
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj.reading.weight_files import INDEX_FILE, is_weights_name
 from gptj.schema import HEADS, Head, TensorSpec, schema
-from gptj.writing.journal import Journal
-from gptj.writing.output_directory import Fate, FileSystem, OutputDirectory, check_extra_files
+from gptj.writing.extra_files import check_extra_files, choose_fate
+from gptj.writing.file_system import FileSystem
+from gptj.writing.folder import FolderWriter, ManifestFacts, TensorObserver, WritingOrder
+from gptj.writing.journal import WritingRules
+from gptj.writing.output_directory import Fate, OutputDirectory
+from gptj.writing.safetensors_shards import SafetensorsShards
+from gptj.writing.shards import index_text
 from gptj.writing.shared_directory import SharedDirectory
-from gptj.writing.weights_writer import WeightsWriter, Witness, WritingRules
 
 __all__ = ["DtypeChoice", "check_head_and_size", "write_checkpoint", "written_config"]
 
 DtypeChoice = str | Callable[[TensorSpec], str] | None
 """What tensors are stored as: one dtype for all, one for each row, or None: as they come."""
-
-_FOREIGN_WEIGHTS = re.compile(
-    r"((pytorch_model|tf_model|flax_model|model\.weights).*\.(bin|h5|msgpack)|model(.*\.[\w-]+)?\.safetensors)"
-    r"(\.index(\.[\w-]+)?\.json)?"
-)
 
 
 def write_checkpoint(
@@ -66,7 +59,7 @@ def write_checkpoint(
     allow_nonfinite: bool = False,
     origin: Callable[[TensorSpec], Origin] | None = None,
     examine: Callable[[Path], Fingerprint | None] | None = None,
-    witness: Witness | None = None,
+    witness: TensorObserver | None = None,
     input_identity: Any = None,
     resume: bool = False,
     fs: FileSystem | None = None,
@@ -111,43 +104,37 @@ def write_checkpoint(
     _check_arguments(head, max_shard_bytes, extra, metadata, provenance)
     if resume and input_identity is None:
         raise InputError("is needed to resume", where="input_identity")
-    rows = schema(config, head)
     header = {**(metadata or {}), "format": "pt", CONFIG_HASH_KEY: config.architecture_sha256}
     rules = WritingRules(max_shard_bytes, allow_overflow, allow_nonfinite)
-    dtypes = [_choose_dtype(dtype, row) for row in rows]
-    journal = None
-    if input_identity is not None:
-        names = [None if chosen is None else chosen.name for chosen in dtypes]
-        journal = Journal("safetensors", [header, head, names], rules, input_identity)
-    adopt = Journal.has_notes if resume else None
+    chosen = {row.name: _choose_dtype(dtype, row) for row in schema(config, head)}
+    facts = ManifestFacts(
+        provenance=provenance or {}, origin=origin, examine=examine, input_identity=input_identity, resume=resume,
+        observer=witness,
+    )  # fmt: skip
+    order = WritingOrder("safetensors", config, head, chosen, rules, facts, details=header)
     kind = SharedDirectory if beside_others else OutputDirectory
-    with kind(directory, overwrite=overwrite, fate=_fate_beside(extra), adopt=adopt, fs=fs) as output:
-        with WeightsWriter(
-            output, rows, dtypes, header, rules, journal=journal, origin=origin, witness=witness
-        ) as weights:
-            first = weights.resume() if resume else 0
-            output.require_space(_least_bytes(rows[first:], dtypes[first:]))
-            for number, row in enumerate(rows):
-                nbytes = 0
-                if number >= first:
-                    nbytes = weights.add(number, np.asarray(read(row)))
-                if progress is not None:
-                    progress(row.name, nbytes)
-            files, tensors = weights.finish()
+    with (
+        kind(directory, overwrite=overwrite, fate=_fate_beside(extra), adopt=facts.adopt, fs=fs) as output,
+        FolderWriter(output, order) as writer,
+    ):
+        weights = SafetensorsShards(writer, header)
+        first = weights.resume()
+        output.require_space(_least_bytes(order, first))
+        for number, row in enumerate(order.rows):
+            nbytes = 0
+            if number >= first:
+                nbytes = weights.add(number, np.asarray(read(row)))
+            if progress is not None:
+                progress(row.name, nbytes)
+        weights.finish()
+        tensors = writer.tensors
         text = written_config(config, head, {tensor.dtype for tensor in tensors.values()}).to_json()
         texts = {CONFIG_FILE: text.encode(), **extra}
-        if len(weights.shards) > 1:
-            texts[INDEX_FILE] = _index_text(tensors, weights.total_bytes).encode()
-        for name, data in texts.items():
-            files[name] = FileRecord(len(data), output.write_file(name, data), len(data))
-        fingerprint = None if examine is None else examine(output.stage)
-        manifest = Manifest(
-            tool_name(), config.architecture_sha256, files, tensors, dict(provenance or {}), fingerprint
-        )
-        output.write_file(MANIFEST_FILE, manifest.to_json().encode())
-        if journal is not None:
-            journal.clear(output, len(weights.shards))
-        output.commit()
+        if len(writer.notes) > 1:
+            places = {name: tensor.files[0] for name, tensor in tensors.items()}
+            total = sum(record.nbytes - record.hashed_bytes for note in writer.notes for record in note.files.values())
+            texts[INDEX_FILE] = index_text(places, total)
+        writer.finish(texts, in_order=True)
     return Path(directory)
 
 
@@ -159,7 +146,7 @@ def _check_arguments(
     provenance: Mapping[str, Any] | None,
 ) -> None:
     check_head_and_size(head, max_shard_bytes)
-    check_extra_files(extra, lambda name: _fate(name) != "keep")
+    check_extra_files(extra, lambda name: choose_fate(name, is_weights_name) != "keep")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError("not a string", where=f"metadata[{shown(key)}]", found=shown(value))
@@ -182,27 +169,21 @@ def check_head_and_size(head: str, max_shard_bytes: int) -> None:
         )
 
 
-def _fate(name: str) -> Fate:
-    """What becomes of an old directory's file: a checkpoint's own files go, foreign weights are not thrown away."""
-    if name in (CONFIG_FILE, MANIFEST_FILE) or is_weights_name(name):
-        return "replace"
-    return "refuse" if _FOREIGN_WEIGHTS.fullmatch(name) else "keep"
-
-
 def _fate_beside(extra: Mapping[str, bytes]) -> Callable[[str], Fate]:
-    """The same where further files are written, which replace those of their names."""
-    return lambda name: "replace" if name in extra else _fate(name)
+    """The fate of an old directory's file, where further files replace those of their names."""
+    return lambda name: "replace" if name in extra else choose_fate(name, is_weights_name)
 
 
-def _least_bytes(rows: Sequence[TensorSpec], dtypes: Sequence[np.dtype[Any] | None]) -> int:
-    """What the tensors will take; at least two bytes a number where that is not known before they come."""
-    return sum(row.size * (2 if one is None else one.itemsize) for row, one in zip(rows, dtypes, strict=True))
+def _least_bytes(order: WritingOrder, first: int) -> int:
+    """What the tensors from row `first` on will take; at least two bytes a number where the dtype is not known yet."""
+    dtypes = ((row, order.dtypes[row.name]) for row in order.rows[first:])
+    return sum(row.size * (2 if dtype is None else numpy_dtype(dtype).itemsize) for row, dtype in dtypes)
 
 
-def _choose_dtype(dtype: DtypeChoice, row: TensorSpec) -> np.dtype[Any] | None:
+def _choose_dtype(dtype: DtypeChoice, row: TensorSpec) -> str | None:
     if dtype is None:
         return None
-    return numpy_dtype(dtype(row) if callable(dtype) and not isinstance(dtype, type) else dtype)
+    return numpy_dtype(dtype(row) if callable(dtype) and not isinstance(dtype, type) else dtype).name
 
 
 def written_config(config: GPTJConfig, head: Head, stored: Iterable[str]) -> GPTJConfig:
@@ -217,8 +198,3 @@ def written_config(config: GPTJConfig, head: Head, stored: Iterable[str]) -> GPT
     if head == "question_answering" and config.num_labels != 2:
         config = config.replace(num_labels=2)
     return config.replace(extra={**kept, "architectures": [HEADS[head]], "torch_dtype": widest})
-
-
-def _index_text(tensors: Mapping[str, TensorRecord], total_bytes: int) -> str:
-    weight_map = {name: tensor.files[0] for name, tensor in tensors.items()}
-    return json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2) + "\n"

@@ -33,9 +33,11 @@ __all__ = [
     "PlannedPart",
     "PlannedTensor",
     "WritingRules",
+    "compare_start",
     "remove_all_but",
     "say_kept",
     "stage_file",
+    "whole_files",
 ]
 
 _log = logging.getLogger("gptj")
@@ -106,7 +108,7 @@ class PlannedTensor:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedPart:
-    """What a part of the work makes: files, by their names in the stage, and tensors."""
+    """What a part of the work makes: files, by the names that its note has for them, and tensors."""
 
     files: tuple[str, ...]
     tensors: tuple[PlannedTensor, ...]
@@ -201,6 +203,17 @@ class Journal:
             _log.warning("%s: not believed, so from there on all is made anew: %s", output.target, error)
         return count
 
+    def check(self, output: OutputDirectory, number: int, note: Note, part: PlannedPart) -> None:
+        """Make sure that the note on part `number` could be the planned part's.
+
+        Raises:
+            FormatError: it speaks of something else.
+        """
+        with naming_file(output.stage / f"shard-{number}.journal"):
+            if (note.first, note.stop) != (number - 1, number):
+                raise FormatError("breaks its rule", where="first, stop", found=shown((note.first, note.stop)))
+            part.check(note, self.rules)
+
     def accept_whole_files(self, output: OutputDirectory, number: int, part: PlannedPart) -> Note | None:
         """The note on part `number`, whose files have their final names in the stage, after they were hashed again.
 
@@ -210,16 +223,11 @@ class Journal:
         note = self.read(output, number)
         if note is None:
             return None
-        with naming_file(output.stage / f"shard-{number}.journal"):
-            if (note.first, note.stop) != (number - 1, number):
-                raise FormatError("breaks its rule", where="first, stop", found=shown((note.first, note.stop)))
-            part.check(note, self.rules)
+        self.check(output, number, note, part)
         for name, record in note.files.items():
-            if not output.is_file(name):
-                raise FormatError("is no regular file, as its journal says", file=output.stage / name)
-            found = hash_of_start(output.stage / name, record.nbytes)
-            if found != (record.nbytes, record.sha256) or record.hashed_bytes != record.nbytes:
+            if record.hashed_bytes != record.nbytes:
                 raise FormatError("is not what its journal says", file=output.stage / name)
+            compare_start(output, name, record)
         return note
 
     def clear(self, output: OutputDirectory, count: int) -> None:
@@ -234,6 +242,28 @@ _MEMBERS = {"order", *(field.name for field in dataclasses.fields(Note))}
 def _seal(members: Mapping[str, Any]) -> str:
     """The hash of a note's other members: one that was cut short, edited or mixed is noticed."""
     return hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
+
+
+def whole_files(output: OutputDirectory, parts: Sequence[PlannedPart]) -> Callable[[Journal, int], Note | None]:
+    """Gives the notes on these parts, each of files that have their final names and are hashed as a whole."""
+
+    def accept(journal: Journal, number: int) -> Note | None:
+        return journal.accept_whole_files(output, number, parts[number - 1]) if number <= len(parts) else None
+
+    return accept
+
+
+def compare_start(output: OutputDirectory, name: str, record: FileRecord) -> None:
+    """Make sure that a file of an adopted stage is of the noted size, and begins with the bytes that were hashed.
+
+    Raises:
+        FormatError: it is another, or no regular file.
+    """
+    path = output.stage / name
+    if not output.is_file(name):
+        raise FormatError("is no regular file, as its journal says", file=path)
+    if hash_of_start(path, record.hashed_bytes) != (record.nbytes, record.sha256):
+        raise FormatError("is not what its journal says", file=path)
 
 
 def remove_all_but(output: OutputDirectory, kept: set[str]) -> None:

@@ -13,7 +13,7 @@ from gptj.errors import (
     InputError,
 )
 from gptj.reading.npz import DTYPES, npy_header
-from gptj.writing.output_directory import whole_file
+from gptj.writing.output_file import whole_file
 from gptj.writing.stored_zip import StoredZipWriter
 
 __all__ = ["write_npz"]

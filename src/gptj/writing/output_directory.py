@@ -4,47 +4,28 @@ At every moment, also after a crash, the target is the old directory or the new 
 `.<name>.gptj-stage-<pid>` lies beside the target, so that the swap stays inside one file system. A lock
 `.<name>.gptj-lock`, which the kernel lets go of when its holder dies, keeps a second writer out; so whoever
 holds it knows that every stage that is still there belongs to nobody, and clears it.
-
-Large runs of bytes that lie page by page go straight to the disk and come straight back from it (O_DIRECT), where
-the file system knows how. To fill the page cache with gigabytes that nobody has asked for yet costs more CPU time than
-all else that a writer does with them; and what is read back past it is what the disk holds, not what memory remembers.
-
-Each system call goes through one `FileSystem` object, so that a test can fail the n-th of them for every n.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
-import io
 import logging
 import os
 import stat
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import filelock
-import numpy as np
 
-from gptj.errors import InputError, WriteError, shown
-from gptj.reading.buffers import PAGE_BYTES, page_aligned
+from gptj.errors import WriteError, shown
+from gptj.writing.file_system import FileSystem, call_at, write_error
+from gptj.writing.output_file import BLOCK_BYTES, OutputFile
 
-__all__ = [
-    "Checksum",
-    "Fate",
-    "FileSystem",
-    "OutputDirectory",
-    "OutputFile",
-    "check_extra_files",
-    "require_plain_name",
-    "whole_file",
-    "write_error",
-]
+__all__ = ["NO_LINKS", "Fate", "OutputDirectory"]
 
 _log = logging.getLogger("gptj")
 _P = ParamSpec("_P")
@@ -53,237 +34,9 @@ _T = TypeVar("_T")
 Fate = Literal["keep", "replace", "refuse"]
 """What becomes of a file of the old directory: carried over, left behind, or a reason not to overwrite."""
 
-_BLOCK_BYTES = 2**22  # of what is read back; into one buffer, since fresh memory costs more than reading
-_DIRECT_BYTES = 2**20  # what is shorter goes through the page cache: a transfer of its own would wait for the disk
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 """What a link to a file says where the file system has none, or none of this file."""
-
-
-class Checksum(Protocol):
-    """What hashlib's objects are."""
-
-    def update(self, data: bytes | memoryview, /) -> None:
-        """Take in the next bytes."""
-
-    def hexdigest(self) -> str:
-        """The checksum of everything so far."""
-
-
-class FileSystem:
-    """The system calls that a writer makes, each a method; all raise OSError as the call does."""
-
-    def mkdir(self, path: Path) -> None:
-        """Make a folder; its mode follows the umask."""
-        path.mkdir()
-
-    def create(self, path: Path) -> int:
-        """A descriptor of a new file, to write and to read; its mode follows the umask."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-
-    def write(self, descriptor: int, data: memoryview) -> int:
-        """How many bytes of `data` were written."""
-        return os.write(descriptor, data)
-
-    def seek(self, descriptor: int, offset: int) -> None:
-        """Continue at `offset`."""
-        os.lseek(descriptor, offset, os.SEEK_SET)
-
-    def read_into(self, descriptor: int, buffer: memoryview) -> int:
-        """How many of the next bytes were read into `buffer`."""
-        with io.FileIO(descriptor, "rb", closefd=False) as stream:
-            return stream.readinto(buffer)
-
-    def set_direct(self, descriptor: int, wanted: bool) -> None:
-        """Transfer past the page cache from now on, or through it; EINVAL where the system cannot."""
-        if not hasattr(os, "O_DIRECT"):
-            raise OSError(errno.EINVAL, "no O_DIRECT here")
-        import fcntl
-
-        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | (os.O_DIRECT if wanted else 0))
-
-    def open(self, path: Path) -> int:
-        """A descriptor for reading, of a file or a folder."""
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-
-    def fsync(self, descriptor: int) -> None:
-        """Force what was written to the disk."""
-        os.fsync(descriptor)
-
-    def close(self, descriptor: int) -> None:
-        """Close a descriptor."""
-        os.close(descriptor)
-
-    def rename(self, old: Path, new: Path) -> None:
-        """Rename; on POSIX an empty folder at `new` gives way."""
-        old.rename(new)
-
-    def exchange(self, one: Path, other: Path) -> None:
-        """Swap two names in one step; ENOSYS where the system cannot."""
-        call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-        if call is None:
-            raise OSError(errno.ENOSYS, "no renameat2 here")
-        if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(one))
-
-    def link(self, old: Path, new: Path) -> None:
-        """A second name for a file; of a link, for the link itself."""
-        os.link(old, new, follow_symlinks=os.link not in os.supports_follow_symlinks)
-
-    def set_times(self, path: Path, like: os.stat_result) -> None:
-        """Set when it was last read and changed."""
-        os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
-
-    def chmod(self, path: Path, mode: int) -> None:
-        """Set the mode."""
-        path.chmod(mode)
-
-    def unlink(self, path: Path) -> None:
-        """Remove a file."""
-        path.unlink()
-
-    def rmdir(self, path: Path) -> None:
-        """Remove an empty folder."""
-        path.rmdir()
-
-    def names(self, path: Path) -> list[str]:
-        """The names in a folder, sorted."""
-        return sorted(os.listdir(path))  # noqa: PTH208 - names that are not UTF-8 stay what they are
-
-    def status(self, path: Path) -> os.stat_result:
-        """lstat."""
-        return path.lstat()
-
-    def free_bytes(self, path: Path) -> int:
-        """What an ordinary user may still write on this file system."""
-        import shutil
-
-        return shutil.disk_usage(path).free
-
-
-class OutputFile:
-    """A file of the stage, written from the front; `rewrite` goes back to room that was left."""
-
-    def __init__(self, directory: OutputDirectory, name: str) -> None:
-        self.name = name
-        self.path = directory.stage / name
-        self._directory = directory
-        self._may_be_direct = True
-        self._direct = False
-        self._descriptor = directory.call(self.path, directory.fs.create, self.path)
-        self.nbytes = 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append `data`."""
-        view = memoryview(data).cast("B")
-        while view:
-            pages = len(view) - len(view) % PAGE_BYTES
-            direct = pages >= _DIRECT_BYTES and self.nbytes % PAGE_BYTES == 0 and _begins_a_page(view)
-            part = view[:pages] if self._set_direct(direct) else view
-            count = self._transfer(self._directory.fs.write, part)
-            if count <= 0:
-                raise WriteError("nothing was written", file=self.path)
-            view = view[count:]
-            self.nbytes += count
-
-    def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        """Put `data` at `offset`, over what stands there or beyond the end, for formats that are not streamed."""
-        end = self.nbytes
-        self._directory.call(self.path, self._directory.fs.seek, self._descriptor, offset)
-        self.nbytes = offset
-        self.write(data)
-        self.nbytes = max(end, self.nbytes)
-
-    def read_at(self, offset: int, count: int) -> bytes:
-        """The bytes at `offset`, fewer than `count` where the file or the system gives no more."""
-        self._set_direct(False)
-        self._directory.call(self.path, self._directory.fs.seek, self._descriptor, offset)
-        buffer = memoryview(bytearray(count))
-        found = self._directory.call(self.path, self._directory.fs.read_into, self._descriptor, buffer)
-        return bytes(buffer[:found])
-
-    def rewrite(self, data: bytes) -> None:
-        """Put `data` at the front, over what stands there, and finish."""
-        assert len(data) <= self.nbytes
-        self.write_at(0, data)
-
-    def finish(self) -> tuple[str, list[str]]:
-        """Force the file to the disk and read it again; returns the sha256 of what it now holds, and []."""
-        [whole] = self.read_back([sys.maxsize], hashlib.sha256)
-        return whole, []
-
-    def read_back(self, parts: Sequence[int], checksum: Callable[[], Checksum]) -> list[str]:
-        """Force the file to the disk, read it again and close it.
-
-        Args:
-            parts: the bytes of each part, one after the other, that is to have a checksum of its own.
-            checksum: makes one.
-
-        Returns:
-            The checksum of each part of what the file now holds. Bytes after the last part count into none, and
-            are for the caller to rule out by the file's size.
-        """
-        fs, call = self._directory.fs, self._directory.call
-        call(self.path, fs.fsync, self._descriptor)
-        call(self.path, fs.seek, self._descriptor, 0)
-        sums = [checksum() for _ in parts]
-        left = [*parts]
-        number = 0
-        for block in self._blocks():
-            while len(block) and number < len(parts):
-                taken = block[: left[number]]
-                sums[number].update(taken)
-                left[number] -= len(taken)
-                block = block[len(taken) :]
-                number += left[number] == 0
-        self.close()
-        return [part.hexdigest() for part in sums]
-
-    def close(self) -> None:
-        """Close the file; closing it twice does no harm."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            self._directory.call(self.path, self._directory.fs.close, descriptor)
-
-    def _set_direct(self, wanted: bool) -> bool:
-        """Whether the next transfer goes past the page cache."""
-        wanted = wanted and self._may_be_direct
-        if wanted != self._direct:
-            try:
-                self._directory.fs.set_direct(self._descriptor, wanted)
-                self._direct = wanted
-            except OSError as error:
-                if self._direct:
-                    raise self._directory.error_at(self.path, error) from error
-                self._may_be_direct = False
-        return self._direct
-
-    def _transfer(self, function: Callable[[int, memoryview], int], part: memoryview) -> int:
-        """Write or read `part`; through the page cache where a file system takes O_DIRECT and then refuses it."""
-        try:
-            return function(self._descriptor, part)
-        except OSError as error:
-            if not self._direct or error.errno != errno.EINVAL:
-                raise self._directory.error_at(self.path, error) from error
-        self._may_be_direct = False
-        self._set_direct(False)
-        return self._directory.call(self.path, function, self._descriptor, part)
-
-    def _blocks(self) -> Iterator[memoryview]:
-        """The file from here to its end; each block is overwritten by the next."""
-        buffer = page_aligned(_BLOCK_BYTES).data
-        position = 0
-        while True:
-            self._set_direct(self.nbytes >= _DIRECT_BYTES and position % PAGE_BYTES == 0)
-            count = self._transfer(self._directory.fs.read_into, buffer)
-            if not count:
-                return
-            position += count
-            yield buffer[:count]
 
 
 class OutputDirectory:
@@ -361,7 +114,7 @@ class OutputDirectory:
 
     def create(self, name: str) -> OutputFile:
         """A new file of the stage."""
-        file = OutputFile(self, name)
+        file = OutputFile(self.fs, self.stage / name)
         self._files.append(file)
         return file
 
@@ -416,10 +169,7 @@ class OutputDirectory:
 
     def call(self, path: Path, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
         """`function(*arguments)`, an OSError of which becomes a WriteError that names `path`."""
-        try:
-            return function(*arguments, **named)
-        except OSError as error:
-            raise self.error_at(path, error) from error
+        return call_at(path, function, *arguments, **named)
 
     # ---- before
 
@@ -448,7 +198,7 @@ class OutputDirectory:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self.error_at(path, error) from error
+            raise write_error(path, error) from error
 
     def _require_writable_place(self) -> None:
         parent = self._status(self.target.parent)
@@ -463,7 +213,7 @@ class OutputDirectory:
         except filelock.Timeout:
             raise WriteError(f"is being written by {self._other_writer()}", file=self.target) from None
         except OSError as error:
-            raise self.error_at(self.target, error) from error
+            raise write_error(self.target, error) from error
         except RuntimeError:  # filelock's word for a lock that this very thread holds
             raise WriteError("is being written by this process", file=self.target) from None
 
@@ -593,11 +343,11 @@ class OutputDirectory:
             return
         except OSError as error:
             if error.errno not in NO_LINKS:
-                raise self.error_at(new, error) from error
+                raise write_error(new, error) from error
         source = self.call(old, self.fs.open, old)
         try:
             file = self.create(name)
-            buffer = page_aligned(_BLOCK_BYTES).data
+            buffer = memoryview(bytearray(BLOCK_BYTES))
             while count := self.call(old, self.fs.read_into, source, buffer):
                 file.write(buffer[:count])
             file.finish()
@@ -614,7 +364,7 @@ class OutputDirectory:
             self.fs.exchange(self.stage, self.target)
         except OSError as error:
             if error.errno not in _NO_EXCHANGE:
-                raise self.error_at(self.target, error) from error
+                raise write_error(self.target, error) from error
             self._rename_durably([(self.target, self._backup), (self.stage, self.target)])
             return self._backup
         try:
@@ -686,89 +436,3 @@ class OutputDirectory:
 
     def _remove(self, path: Path) -> None:
         self.call(path, self.fs.rmdir if self._is_folder(path) else self.fs.unlink, path)
-
-    def error_at(self, path: Path, error: OSError) -> WriteError:
-        """What a system call's error is to the caller."""
-        return write_error(path, error)
-
-
-def write_error(path: Path, error: OSError) -> WriteError:
-    """What an error of the system is to whoever asked for `path` to be written."""
-    hints = {
-        errno.ENOSPC: "Free some space, or write to another disk",
-        errno.EDQUOT: "Your quota is used up",
-        errno.EROFS: "The file system is read-only",
-        errno.EFBIG: "Files are limited to a smaller size here (ulimit -f)",
-        errno.EACCES: "You may not write there",
-        errno.EPERM: "You may not write there",
-        errno.EBUSY: "A mount point cannot be replaced; write into a folder inside it",
-        errno.EXDEV: "It is another file system than the folder above it; write into a folder inside it",
-    }
-    problem = f"could not be written: {error.strerror or error}"
-    failure = WriteError(problem, file=path, hint=hints.get(error.errno or 0))
-    failure.errno = error.errno
-    return failure
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Callable[[bytes | memoryview], object]]:
-    """Give what writes a single file, which takes its place when all of it is on the disk, or not at all.
-
-    Raises:
-        WriteError: it could not be written.
-    """
-    stage = path.with_name(f".{path.name}.gptj-stage-{os.getpid()}")
-    try:
-        stage.unlink(missing_ok=True)
-        with stage.open("xb") as stream:
-            yield stream.write
-            stream.flush()
-            os.fsync(stream.fileno())
-        stage.replace(path)
-    except OSError as error:
-        if isinstance(error, WriteError):
-            raise
-        raise write_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            stage.unlink()
-
-
-def _begins_a_page(view: memoryview) -> bool:
-    return bool(np.frombuffer(view, np.uint8).ctypes.data % PAGE_BYTES == 0)
-
-
-def require_plain_name(name: str, *, where: str) -> str:
-    """`name`, which is one plain file name.
-
-    Raises:
-        InputError: it is empty, a path, hidden, too long, or has control characters in it.
-    """
-    fits = (
-        isinstance(name, str)
-        and name
-        and name.isprintable()
-        and not set(name) & set("/\\:")
-        and not name.startswith(".")
-    )
-    if not fits or len(os.fsencode(name)) > 255:
-        raise InputError("not a plain file name", where=where, expected="a name without folders", found=shown(name))
-    return name
-
-
-def check_extra_files(files: Mapping[str, bytes], is_own: Callable[[str], bool]) -> None:
-    """Make sure that files can be written beside a checkpoint.
-
-    Args:
-        files: by name.
-        is_own: whether a name is one that the checkpoint itself uses.
-
-    Raises:
-        InputError: a name is no plain file name, or the checkpoint's own; or what it holds is not bytes.
-    """
-    for name, data in files.items():
-        require_plain_name(name, where="extra_files")
-        if not isinstance(data, bytes):
-            raise InputError("not bytes", where=f"extra_files[{shown(name)}]", found=type(data).__name__)
-        if is_own(name):
-            raise InputError("a name that the checkpoint itself uses", where="extra_files", found=shown(name))

@@ -19,6 +19,7 @@ import stat
 from pathlib import Path
 
 from gptj.errors import WriteError, shown
+from gptj.writing.file_system import write_error
 from gptj.writing.output_directory import NO_LINKS, OutputDirectory
 
 __all__ = ["SharedDirectory"]
@@ -71,12 +72,12 @@ class SharedDirectory(OutputDirectory):
         parent = self.call(self.target.parent, self.fs.status, self.target.parent)
         assert self._old is not None
         if self._old.st_dev != parent.st_dev:
-            raise self.error_at(self.target, OSError(errno.EXDEV, os.strerror(errno.EXDEV)))
+            raise write_error(self.target, OSError(errno.EXDEV, os.strerror(errno.EXDEV)))
         self._require_access(self.target)
 
     def _require_access(self, folder: Path) -> None:
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise self.error_at(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+            raise write_error(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
     def _require_outside(self) -> None:
         """Refuse to swap a folder that this process stands in or below."""
@@ -146,7 +147,7 @@ class SharedDirectory(OutputDirectory):
         except OSError as error:
             if error.errno in NO_LINKS:
                 return False
-            raise self.error_at(self.target / name, error) from error
+            raise write_error(self.target / name, error) from error
         return True
 
     def _undo(self, placed: list[str]) -> None:

@@ -1,0 +1,143 @@
+"""A file that is written, forced to the disk, and read again from there.
+
+What is read back comes from the disk, not from memory: once the file has been forced there, the kernel is asked to drop
+its pages, where it can be asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from gptj.errors import WriteError
+from gptj.writing.file_system import FileSystem, call_at, write_error
+
+__all__ = ["BLOCK_BYTES", "Checksum", "OutputFile", "whole_file"]
+
+BLOCK_BYTES = 2**22
+"""Of what is read back at a time; into one buffer, since fresh memory costs more than reading."""
+
+
+class Checksum(Protocol):
+    """What hashlib's objects are."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take in the next bytes."""
+
+    def hexdigest(self) -> str:
+        """The checksum of everything so far."""
+
+
+class OutputFile:
+    """A file of the stage, written from the front; `rewrite` goes back to room that was left."""
+
+    def __init__(self, fs: FileSystem, path: Path) -> None:
+        self.path = path
+        self._fs = fs
+        self._descriptor = call_at(path, fs.create, path)
+        self.nbytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append `data`."""
+        view = memoryview(data).cast("B")
+        while view:
+            count = call_at(self.path, self._fs.write, self._descriptor, view)
+            if count <= 0:
+                raise WriteError("nothing was written", file=self.path)
+            view = view[count:]
+            self.nbytes += count
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Put `data` at `offset`, over what stands there or beyond the end, for formats that are not streamed."""
+        end = self.nbytes
+        call_at(self.path, self._fs.seek, self._descriptor, offset)
+        self.nbytes = offset
+        self.write(data)
+        self.nbytes = max(end, self.nbytes)
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """The bytes at `offset`, fewer than `count` where the file or the system gives no more."""
+        call_at(self.path, self._fs.seek, self._descriptor, offset)
+        buffer = memoryview(bytearray(count))
+        found = call_at(self.path, self._fs.read_into, self._descriptor, buffer)
+        return bytes(buffer[:found])
+
+    def rewrite(self, data: bytes) -> None:
+        """Put `data` at the front, over what stands there, and finish."""
+        assert len(data) <= self.nbytes
+        self.write_at(0, data)
+
+    def finish(self) -> tuple[str, list[str]]:
+        """Force the file to the disk and read it again; returns the sha256 of what it now holds, and []."""
+        [whole] = self.read_back([sys.maxsize], hashlib.sha256)
+        return whole, []
+
+    def read_back(self, parts: Sequence[int], checksum: Callable[[], Checksum]) -> list[str]:
+        """Force the file to the disk, read it again and close it.
+
+        Args:
+            parts: the bytes of each part, one after the other, that is to have a checksum of its own.
+            checksum: makes one.
+
+        Returns:
+            The checksum of each part of what the file now holds. Bytes after the last part count into none, and
+            are for the caller to rule out by the file's size.
+        """
+        fs = self._fs
+        call_at(self.path, fs.fsync, self._descriptor)
+        with contextlib.suppress(OSError):  # an advice; who cannot take it compares with what memory holds
+            fs.drop_pages(self._descriptor)
+        call_at(self.path, fs.seek, self._descriptor, 0)
+        sums = [checksum() for _ in parts]
+        left = [*parts]
+        number = 0
+        for block in self._blocks():
+            while len(block) and number < len(parts):
+                taken = block[: left[number]]
+                sums[number].update(taken)
+                left[number] -= len(taken)
+                block = block[len(taken) :]
+                number += left[number] == 0
+        self.close()
+        return [part.hexdigest() for part in sums]
+
+    def close(self) -> None:
+        """Close the file; closing it twice does no harm."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            call_at(self.path, self._fs.close, descriptor)
+
+    def _blocks(self) -> Iterator[memoryview]:
+        """The file from here to its end; each block is overwritten by the next."""
+        buffer = memoryview(bytearray(BLOCK_BYTES))
+        while count := call_at(self.path, self._fs.read_into, self._descriptor, buffer):
+            yield buffer[:count]
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Callable[[bytes | memoryview], object]]:
+    """Give what writes a single file, which takes its place when all of it is on the disk, or not at all.
+
+    Raises:
+        WriteError: it could not be written.
+    """
+    stage = path.with_name(f".{path.name}.gptj-stage-{os.getpid()}")
+    try:
+        stage.unlink(missing_ok=True)
+        with stage.open("xb") as stream:
+            yield stream.write
+            stream.flush()
+            os.fsync(stream.fileno())
+        stage.replace(path)
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            stage.unlink()
