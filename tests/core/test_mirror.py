@@ -23,7 +23,7 @@ OWN_FILES = {"pt": {"kernels.py"}, "tf": {"training.py"}, "flax": set()}
 """Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, and Keras has a
 training loop of its own."""
 
-CORE = ROOT / "pretrained" / "model.py"
+CORE = ROOT / "pretrained" / "base.py"
 """The methods that the wings inherit: `Pretrained`, with hooks that each of them fills."""
 
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}

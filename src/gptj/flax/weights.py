@@ -36,7 +36,7 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
-from gptj.pretrained.model import ArrayFacts
+from gptj.pretrained.base import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
 
 Params = Mapping[str, Any]

@@ -8,9 +8,9 @@
 Arrays go to a framework one at a time, so that no more than the weights and one tensor are ever in memory.
 """
 
+from gptj.pretrained.base import Pretrained
 from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS
 from gptj.pretrained.loading import FreshWeightsWarning, Loading, one_dtype, prepare
-from gptj.pretrained.model import Pretrained
 from gptj.pretrained.saving import saving_options, shard_bytes
 
 __all__ = [

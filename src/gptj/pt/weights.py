@@ -29,7 +29,7 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained
-from gptj.pretrained.model import ArrayFacts
+from gptj.pretrained.base import ArrayFacts
 from gptj.schema import Head, TensorSpec
 
 

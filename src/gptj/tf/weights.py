@@ -34,7 +34,7 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
-from gptj.pretrained.model import ArrayFacts
+from gptj.pretrained.base import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema
 from gptj.tf.arguments import as_ids, as_tensor, check_traced_ids, host
 from gptj.tf.training import TrainableModel
