@@ -383,7 +383,7 @@ def _pack_length(kinds: tuple[int, int, int], length: int) -> bytes:
 
 
 def _pack_array_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """What comes before an array's bytes."""
+    """The header of an array, which comes before its bytes."""
     nbytes = math.prod(shape) * dtype.itemsize
     inner = b"\x93" + bytes([0x90 | len(shape)]) + b"".join(_pack_whole(n) for n in shape) + pack_text(dtype.name)
     inner += _pack_length((0xC4, 0xC5, 0xC6), nbytes)
@@ -396,7 +396,7 @@ def _pack_array_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 def pack_array_heads(
     shape: tuple[int, ...], dtype: np.dtype[Any], *, chunk_bytes: int = CHUNK_BYTES
 ) -> list[tuple[bytes, int]]:
-    """What to write for an array: for each run of its bytes, what comes before, and how many they are.
+    """The headers of an array: for each run of its bytes, what comes before it, and how many bytes it has.
 
     >>> pack_array_heads((2,), np.dtype("float32"))
     [(b'\\xc7\\x14\\x01\\x93\\x91\\x02\\xa7float32\\xc4\\x08', 8)]

@@ -288,7 +288,7 @@ class H5Writer:
         return FileRecord(file.nbytes, whole, file.nbytes)
 
     def _do(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """What h5py does, unless something could not be written, whatever h5py made of that."""
+        """Call a function of h5py; if the file could not be written, raise that error, whatever h5py made of it."""
         try:
             done = function(*arguments)
         except BaseException:

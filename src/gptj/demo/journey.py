@@ -34,7 +34,7 @@ PROMPT = "ROMEO:"
 SEED = 1
 NEW_TOKENS = 100
 TABLE_COLUMNS = 74
-"""What the table of the proof takes."""
+"""The width of the proof's table, in characters; a narrower console gets `_narrow_table`."""
 
 
 def run_demo(backends: Sequence[str] | None, console: Console, *, keep: Path | None = None) -> bool:
@@ -209,7 +209,7 @@ def _narrow_table(rows: Sequence[_Row]) -> Table:
 
 
 def _reference() -> dict[str, NDArray[Any]]:
-    """What the original model computed: logits (2, 64, v) of `input_ids`, and 16 greedy tokens of each of 8 prompts."""
+    """The original model's results: logits (2, 64, v) of `input_ids`, and 16 greedy tokens of each of 8 prompts."""
     with np.load(ORIGINAL / "reference.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 

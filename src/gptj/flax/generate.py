@@ -75,7 +75,7 @@ class Decoder(generation.Decoder):
         return self._step(made, columns, offset + columns)
 
     def _step(self, made: dict[str, Any], columns: int, length: int) -> Step:
-        """What was computed, on the host, without what was computed for the slots in excess."""
+        """The result of the program, without the positions that pad its input; all but the logits on the host."""
         logits, hidden, attentions = made["logits"], made["hidden_states"], made["attentions"]
         return Step(
             self.model._held(logits, columns),
@@ -99,7 +99,7 @@ class Decoder(generation.Decoder):
 
 @functools.partial(jax.jit, static_argnames=("count", "weigh"))
 def best_of(logits: Array, named: Array, temperature: Array, *, count: int, weigh: bool) -> tuple[Array, ...]:
-    """What `Logits.best` asks for, compiled once for each shape."""
+    """Select the best logits of each row for `Logits.best`; compiled once for each shape."""
     values, ids = lax.top_k(logits, count)
     asked, finite = jnp.take_along_axis(logits, named, 1), jnp.isfinite(logits).all(1)
     if not weigh:

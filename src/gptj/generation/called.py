@@ -22,7 +22,7 @@ __all__ = ["CalledDecoder", "CalledModel", "Conditions"]
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What a model reads besides token ids, in NumPy on the host.
+    """Inputs of a model besides token ids, in NumPy on the host.
 
     Attributes:
         inputs_embeds: (b, t, m), in place of the first t columns' token embeddings.
@@ -46,7 +46,7 @@ class Conditions:
 
 
 class CalledModel(Protocol):
-    """What the decoder asks of a wing's model."""
+    """The interface of a wing's model that the decoder needs."""
 
     config: GPTJConfig
 

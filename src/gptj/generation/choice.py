@@ -80,7 +80,7 @@ class Choice:
     def chances(
         self, logits: NDArray[Any] | HeldLogits, rows: Mapping[int, Row], tokens: Mapping[int, int]
     ) -> dict[int, float]:
-        """What the probability of a row's token among all is at least; 0 where it is not at hand."""
+        """A lower bound of the probability of each row's token among all; 0 where the candidates do not tell."""
         sources: Mapping[int, RowLogits]
         if isinstance(logits, HeldLogits):
             sources = self._selected(logits, rows, FEW, weigh=True)
@@ -100,7 +100,7 @@ class Choice:
         return float(weights[places[0]] / (weights.sum() + rest + error)) * (1 - 1e-9)
 
     def _selected(self, held: HeldLogits, rows: Mapping[int, Row], count: int, *, weigh: bool) -> dict[int, HeldRow]:
-        """What the device selects of those rows whose logits are finite, and changed a few at most."""
+        """Let the device select candidates, for the rows whose logits are finite and of which few are changed."""
         changes = {number: those for number, row in rows.items() if (those := self._changes(row)) is not None}
         if not changes:
             return {}
@@ -142,7 +142,7 @@ class Choice:
         return found.changed(Changed.by(changes, tokens, before))
 
     def _changes(self, row: Row) -> list[Change] | None:
-        """What the processors change of few tokens each; None where one of them takes the whole row."""
+        """The processors' changes to a row, of few tokens each; None where one of them takes the whole row."""
         changes = []
         for process in self._processors:
             change = process.change(row) if isinstance(process, FewTokens) else None

@@ -25,7 +25,7 @@ __all__ = ["Streamer", "generate", "stream"]
 
 
 class Streamer(Protocol):
-    """What `generate(streamer=...)` feeds: first the prompts (prompts, t), then each step's tokens (rows,)."""
+    """A receiver of tokens from `generate(streamer=...)`: first the prompts (prompts, t), then each step's (rows,)."""
 
     def put(self, tokens: Any) -> object:
         """Take the next tokens, an int64 NumPy array."""

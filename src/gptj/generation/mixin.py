@@ -84,7 +84,7 @@ else:
 
 
 class Generates(Generic[Array]):
-    """What a model that makes text can do."""
+    """Text generation, a base class of the models with a language-model head."""
 
     config: GPTJConfig
     _generation_config: GenerationConfig | None = None
@@ -92,7 +92,7 @@ class Generates(Generic[Array]):
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """What a call without one of its own uses: the folder's generation_config.json, or the one assigned.
+        """The config of a call without one of its own: the folder's generation_config.json, or the one assigned.
 
         Where there is none, or after None was assigned, it is the defaults with the model's bos, eos and pad ids; it
         follows those of `config` until something is assigned to it.
@@ -322,7 +322,7 @@ class Generates(Generic[Array]):
         tokenizer: Any,
         **others: Any,
     ) -> dict[str, Any]:
-        """What the loop takes, of what the caller gave.
+        """Check the caller's arguments, and convert them to those of the loop.
 
         Raises:
             InputError: they contradict each other, are no arrays, or the call is inside a compiled function.

@@ -141,7 +141,7 @@ class FingerprintObserver:
         self._seen.join()
 
     def fingerprint(self) -> Fingerprint | None:
-        """What was taken; None where not every tensor passed by, or one would be needed again (a tied head)."""
+        """The fingerprint; None where not every tensor passed by, or one would be needed again (a tied head)."""
         if not self._taken.done():
             self._seen.put((None, None))
         return self._taken.result()

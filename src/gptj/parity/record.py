@@ -49,7 +49,7 @@ ANSWERS = {
     "greedy": "prompts and their greedy continuation, (rows, n + new)",
     "sampled": "prompts and their continuation drawn with the seed, (rows, n + new)",
 }
-"""What a record holds besides the probe."""
+"""The arrays of a record besides those of the probe: name and meaning."""
 
 ARRAYS_FILE, FACTS_FILE = "record.npz", "record.json"
 LARGEST_RECORD_BYTES = 2**32
@@ -68,7 +68,7 @@ _VARIABLES = ("CUDA_", "GPTJ_", "JAX_", "KERAS_", "MKL_", "NVIDIA_", "OMP_", "OP
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """What one backend answered.
+    """One backend's answers to a probe.
 
     Attributes:
         backend: whose answers these are.

@@ -15,7 +15,7 @@ from gptj.schema import Head, schema
 
 
 def side_files(model: Any) -> dict[str, bytes]:
-    """What `save_pretrained` writes besides config and weights: generation_config.json, where the model makes text."""
+    """Files of `save_pretrained` besides config and weights: generation_config.json, where the model makes text."""
     if not isinstance(model, Generates):
         return {}
     settled = model.generation_config

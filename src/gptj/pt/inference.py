@@ -128,7 +128,7 @@ class PreparedBlock(nn.Module):
 
 
 class InferenceMixin:
-    """What a model can do to decode faster."""
+    """Faster decoding, a base class of the models with a language-model head."""
 
     transformer: Any
     lm_head: Any

@@ -104,7 +104,7 @@ class PretrainedModel(Pretrained, nn.Module):
 
     @property
     def param_dtype(self) -> torch.dtype:
-        """What the parameters are kept in: the same as `dtype`, which is also what is computed in."""
+        """The dtype of the parameters: the same as `dtype`, which is also that of the computation."""
         return self.dtype
 
     # Differs: what trains adapters in PyTorch (PEFT, transformers' Trainer) asks for these two.
@@ -198,7 +198,7 @@ class PretrainedModel(Pretrained, nn.Module):
 
 
 def _class_told(model: Any) -> type:
-    """What a model says its class is: where transformers is loaded, one that is a PreTrainedModel too."""
+    """The class that a model reports: where transformers is loaded, one that is a PreTrainedModel too."""
     own, transformers = type(model), sys.modules.get("transformers")
     base = None if transformers is None else vars(transformers).get("PreTrainedModel")
     return own if base is None or issubclass(own, base) else _also(own, base)  # type: ignore[arg-type]

@@ -244,7 +244,7 @@ class CompiledModel:
 
 @functools.lru_cache(maxsize=64)
 def compiled_best(shape: tuple[int, ...], count: int, weigh: bool) -> Callable[..., tuple[tf.Tensor, ...]]:
-    """What `Logits.best` asks for, a graph for each shape (b, v, m)."""
+    """The selection of the best logits for `Logits.best`, a graph for each shape (b, v, m)."""
     excess = -shape[1] % PARTS
 
     def run(logits: tf.Tensor, named: tf.Tensor, temperature: tf.Tensor) -> tuple[tf.Tensor, ...]:

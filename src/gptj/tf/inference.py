@@ -19,7 +19,7 @@ from gptj.tf.weights import to_numpy
 
 
 class InferenceMixin:
-    """What a model can do to decode faster."""
+    """Faster decoding, a base class of the models with a language-model head."""
 
     def prepare_for_inference(self, *, quantize: str | None = None) -> Self:
         """The model itself, such that `model(...)`, `generate` and `stream` run compiled programs from then on.

@@ -190,7 +190,7 @@ class TrainableModel(keras.Model):
 
 
 def _predictions(y_pred: Any, *, like: Any) -> Any:
-    """What of a model's output a Keras loss or metric compares with y: the logits, or a start and an end."""
+    """The part of a model's output that a Keras loss or metric compares with y: the logits, or a start and an end."""
     if not isinstance(y_pred, ModelOutput):
         return y_pred
     if isinstance(y_pred, QuestionAnsweringModelOutput):

@@ -128,7 +128,7 @@ class PretrainedModel(Pretrained, TrainableModel):
 
     @property
     def param_dtype(self) -> str:
-        """What the parameters are kept in: Keras' `variable_dtype`."""
+        """The dtype of the parameters: Keras' `variable_dtype`."""
         return str(self.variable_dtype)
 
     # ---- hooks
@@ -292,7 +292,7 @@ class PretrainedModel(Pretrained, TrainableModel):
         return [name for name in super().__dir__() if name != "base_model"]
 
     def get_config(self) -> dict[str, Any]:
-        """What Keras saves beside the weights; see `from_config`."""
+        """The arguments that Keras saves beside the weights; see `from_config`."""
         return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name, "seed": self.seed, "name": self.name}
 
     @classmethod
