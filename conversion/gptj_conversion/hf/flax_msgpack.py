@@ -191,7 +191,7 @@ class _Walk:
             if key == CHUNKED:
                 if number or length != 3:
                     self.refuse("a chunked array that breaks its rule", expected="the keys shape and chunks beside")
-                self.chunked(path)
+                self.read_chunked(path)
                 return
             self.node((*path, key), depth)
 
@@ -256,15 +256,15 @@ class _Walk:
             self.refuse("breaks its rule", expected="an array's bytes", found=f"byte 0x{kind:02x}")
         return self.count(1 << (kind - 0xC4))
 
-    def chunked(self, path: tuple[str, ...]) -> None:
+    def read_chunked(self, path: tuple[str, ...]) -> None:
         """The rest of a map that stands for one large array: true, then shape and chunks, numbered from "0"."""
         if self.byte() != 0xC3:
             self.refuse("a chunked array that breaks its rule", expected="true")
         self.expect_key("shape")
-        shape = tuple(self.whole() for _ in self.numbered(path, 8))
+        shape = tuple(self.whole() for _ in self.numbered_keys(path, 8))
         self.expect_key("chunks")
         pieces = []
-        for _ in self.numbered(path, 1000):
+        for _ in self.numbered_keys(path, 1000):
             pieces.append(self.array(self.byte()))
         dtypes = {dtype for dtype, _, _ in pieces}
         total = sum(math.prod(piece) for _, piece, _ in pieces)
@@ -281,7 +281,7 @@ class _Walk:
         if (key := self.text()) != wanted:
             self.refuse("a chunked array that breaks its rule", expected=f"the key {wanted}", found=shown(key))
 
-    def numbered(self, path: tuple[str, ...], most: int) -> Iterator[str]:
+    def numbered_keys(self, path: tuple[str, ...], most: int) -> Iterator[str]:
         """The keys "0", "1", ... of a tuple that flax writes as a map; the caller reads the values."""
         length = self.map_length(kind := self.byte())
         if length is None or length > most:

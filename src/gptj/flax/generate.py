@@ -26,7 +26,7 @@ from gptj.outputs import KVCache
 
 
 @jax.jit
-def gathered(cache: KVCache, rows: Array) -> KVCache:
+def gather_rows(cache: KVCache, rows: Array) -> KVCache:
     """The cache whose row r is what row `rows[r]` was."""
     keys, values = (tuple(x[rows] for x in side) for side in (cache.keys, cache.values))
     return KVCache(keys, values, cache.length, fixed=True)
@@ -85,7 +85,7 @@ class Decoder(generation.Decoder):
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
         each = self.config.n_head
-        self.cache = gathered(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
+        self.cache = gather_rows(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
 
     def _filled(self, length: int) -> KVCache:
         config = self.config
@@ -173,7 +173,7 @@ class GenerationMixin(generation.Generates[jax.Array]):
     def _evaluate(self, **arguments: Any) -> Any:
         return self(**arguments)  # type: ignore[operator]
 
-    def _embedded(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+    def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         model: Any = self
         return to_numpy(model.get_input_embeddings()[token_ids])
 

@@ -56,7 +56,7 @@ class CalledModel(Protocol):
     def _evaluate(self, **arguments: Any) -> Any:
         """The output of the model's call in evaluation, without a gradient."""
 
-    def _embedded(self, token_ids: Ids) -> NDArray[Any]:
+    def _embed(self, token_ids: Ids) -> NDArray[Any]:
         """The token embeddings (b, n, m) of ids (b, n), on the host."""
 
     def _host(self, array: Any) -> NDArray[Any]:
@@ -120,7 +120,7 @@ class CalledDecoder(Decoder):
         if embeds is not None and offset < embeds.shape[1]:
             given = embeds[:, offset : offset + len(columns)]
             rest = token_ids[:, given.shape[1] :]
-            whole = np.concatenate([given, self._model._embedded(rest)], axis=1) if rest.size else given
+            whole = np.concatenate([given, self._model._embed(rest)], axis=1) if rest.size else given
             arguments = {"inputs_embeds": whole}
         if types is not None:
             arguments["token_type_ids"] = types[:, np.minimum(columns, types.shape[1] - 1)]

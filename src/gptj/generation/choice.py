@@ -71,7 +71,7 @@ class Choice:
             return {}
         count, weigh = (FEW, False) if drawn is None else (2 * drawn.count, not drawn.cuts_to_k)
         found: dict[int, int] = {}
-        for number, row in self._selected(held, rows, count, weigh=weigh).items():
+        for number, row in self._select(held, rows, count, weigh=weigh).items():
             token = self._token(row, uniforms.get(number, 0.0), number)
             if token is not None:
                 found[number] = token
@@ -83,9 +83,9 @@ class Choice:
         """A lower bound of the probability of each row's token among all; 0 where the candidates do not tell."""
         sources: Mapping[int, RowLogits]
         if isinstance(logits, HeldLogits):
-            sources = self._selected(logits, rows, FEW, weigh=True)
+            sources = self._select(logits, rows, FEW, weigh=True)
         else:
-            changed = {number: self._changed(row, logits[number]) for number, row in rows.items()}
+            changed = {number: self._changed_logits(row, logits[number]) for number, row in rows.items()}
             sources = {number: HostRow(logits[number], those) for number, those in changed.items() if those is not None}
         return {number: self._chance(sources[number], tokens[number]) if number in sources else 0.0 for number in rows}
 
@@ -99,7 +99,7 @@ class Choice:
         weights = np.exp((found.values - best) / self._temperature)
         return float(weights[places[0]] / (weights.sum() + rest + error)) * (1 - 1e-9)
 
-    def _selected(self, held: HeldLogits, rows: Mapping[int, Row], count: int, *, weigh: bool) -> dict[int, HeldRow]:
+    def _select(self, held: HeldLogits, rows: Mapping[int, Row], count: int, *, weigh: bool) -> dict[int, HeldRow]:
         """Let the device select candidates, for the rows whose logits are finite and of which few are changed."""
         changes = {number: those for number, row in rows.items() if (those := self._changes(row)) is not None}
         if not changes:
@@ -118,7 +118,7 @@ class Choice:
                 found[number] = HeldRow(selected, number, self._vocab_size, changed)
         return found
 
-    def _changed(self, row: Row, logits: NDArray[Any]) -> Changed | None:
+    def _changed_logits(self, row: Row, logits: NDArray[Any]) -> Changed | None:
         changes = self._changes(row)
         if changes is None:
             return None

@@ -44,7 +44,7 @@ class InferenceMixin:
             give_up(part, {act: act for act in _GIVEN_UP})
         return self
 
-    def _computed(
+    def _compute_prepared(
         self,
         input_ids: tf.Tensor,
         attention_mask: tf.Tensor | None,
