@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mutants import Batch
+from mutants import Batch, Mutant
 from numpy.typing import NDArray
 
 from gptj import GPTJConfig
@@ -84,7 +84,7 @@ def small_batch(config: GPTJConfig, seed: int = 7, *, rows: int = 2, length: int
 
 
 def recorded_taps(
-    config: GPTJConfig, batch: Batch, dtype: str = "float64", *, seed: int = 0, mutant: type[Oracle] = Oracle,
+    config: GPTJConfig, batch: Batch, dtype: str = "float64", *, seed: int = 0, mutant: Mutant | None = None,
     weights: dict[str, Array] | None = None,
 ) -> dict[str, Array]:  # fmt: skip
     """Every tap of the revealing weights, rounded to `dtype`, with the loss; 16 bits are rounded at every step."""
@@ -92,8 +92,10 @@ def recorded_taps(
     wide = "float32" if narrow else dtype
     weights = revealing_weights(config, seed) if weights is None else weights
     held = {name: values.astype(numpy_dtype(dtype)).astype(wide) for name, values in weights.items()}
-    bases = (Recorder,) if mutant is Oracle else (Recorder, mutant)
-    oracle = type("Recorded", bases, {"rounded_to": dtype if narrow else None})(config, held, dtype=wide)
+    planted = Oracle(config, held) if mutant is None else mutant.plant(config, held)
+    bases = (Recorder,) if type(planted) is Oracle else (Recorder, type(planted))
+    kind = type("Recorded", bases, {"rounded_to": dtype if narrow else None})
+    oracle = kind(planted.config, planted._read, dtype=wide)
     oracle.forward(batch.input_ids, batch.attention_mask, batch.position_ids)
     taps = oracle.taps
     taps["loss"] = np.asarray(causal_lm_loss(taps["logits"], batch.input_ids), "float32" if narrow else wide)
