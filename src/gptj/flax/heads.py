@@ -16,7 +16,8 @@ from gptj.config import GPTJConfig
 from gptj.flax.arguments import as_array, as_ids, batch_and_length, choose_flags, compute, convert_arguments, host
 from gptj.flax.generate import GenerationMixin
 from gptj.flax.inference import InferenceMixin
-from gptj.flax.model import GPTJModule, Linear, at_least_float32
+from gptj.flax.layers import Linear, at_least_float32
+from gptj.flax.model import GPTJModule
 from gptj.flax.weights import Params, PretrainedModel
 from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast

@@ -25,7 +25,8 @@ from jax import Array, lax
 
 from gptj.config import GPTJConfig
 from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
-from gptj.flax.model import Attention, Block, Embedding, LayerNorm, Linear, make_attention_inputs, multiply
+from gptj.flax.layers import Embedding, LayerNorm, Linear, multiply
+from gptj.flax.model import Attention, Block, make_attention_inputs
 from gptj.flax.weights import Params, flat, nested
 from gptj.outputs import CausalLMOutputWithPast, KVCache
 from gptj.prepared import check_quantize

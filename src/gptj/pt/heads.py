@@ -25,7 +25,8 @@ from gptj.pt.arguments import as_ids, as_tensor, host, place
 from gptj.pt.generate import GenerationMixin
 from gptj.pt.inference import InferenceMixin
 from gptj.pt.kernels import Linear
-from gptj.pt.model import GPTJModel, at_least_float32
+from gptj.pt.layers import at_least_float32
+from gptj.pt.model import GPTJModel
 from gptj.pt.weights import PretrainedModel, empty_parameters
 
 

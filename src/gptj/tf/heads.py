@@ -25,7 +25,8 @@ from gptj.prepared import refusal
 from gptj.tf.arguments import batch_and_length, check_traced_ids, host, sizes
 from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin
-from gptj.tf.model import GPTJModel, Linear, at_least_float32
+from gptj.tf.layers import Linear, at_least_float32
+from gptj.tf.model import GPTJModel
 from gptj.tf.weights import PretrainedModel
 
 
