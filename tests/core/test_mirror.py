@@ -27,6 +27,9 @@ training loop of its own."""
 CORE = ROOT / "pretrained" / "base.py"
 """The methods that the wings inherit: `Pretrained`, with hooks that each of them fills."""
 
+LOOKED_INTO = ROOT / "pretrained" / "tapped.py"
+"""Its base class, in whose words every wing gives its intermediate values."""
+
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
 """What each framework calls the method behind `model(...)`."""
 
@@ -55,7 +58,7 @@ OWN_METHODS = {
 def classes(wing: str, sources: dict[str, str]) -> dict[str, ast.ClassDef]:
     """Every class of a wing by name, and those of the core that its models inherit from."""
     found = {}
-    for source in (CORE.read_text(), *sources.values()):
+    for source in (LOOKED_INTO.read_text(), CORE.read_text(), *sources.values()):
         for node in ast.parse(source).body:
             if isinstance(node, ast.ClassDef):
                 found[node.name] = node

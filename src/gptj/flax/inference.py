@@ -60,7 +60,7 @@ def batch_in_heads(call: Callable[..., Any], arguments: Any, keywords: Any, cont
     b, h, t, d = q.shape
     mask = jnp.broadcast_to(mask, (b, h, *mask.shape[2:])).reshape(1, b * h, *mask.shape[2:])
     factors = factors if factors is None else jnp.tile(factors, b)
-    mixed, weights = call(q.reshape(1, b * h, t, d), k, v, mask, factors, train)
+    mixed, weights = call(q.reshape(1, b * h, t, d), k, v, mask, factors, train, **keywords)
     return mixed.reshape(b, h, t, d), weights.reshape(b, h, t, -1)
 
 

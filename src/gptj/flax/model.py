@@ -28,6 +28,7 @@ from gptj.flax.arguments import (
     cache_length,
     causal_mask,
     choose_flags,
+    collect_taps,
     compute,
     convert_arguments,
     key_length,
@@ -45,6 +46,7 @@ from gptj.flax.layers import (
 from gptj.flax.weights import Params, PretrainedModel
 from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache
+from gptj.taps import TapCollector
 
 
 def make_attention_inputs(
@@ -95,31 +97,52 @@ class Attention(nn.Module):
         head_mask: Array | None,
         output_attentions: bool,
         train: bool,
+        *,
+        taps: TapCollector | None = None,
     ) -> tuple[Array, Array | None]:
         """The attention's contribution (b, t, m), and where `output_attentions` asks, its weights (b, h, t, s).
 
-        `update_cache` takes the new keys and values, and returns those to attend over.
+        `update_cache` takes the new keys and values, and returns those to attend over; `taps` is given what is between.
         """
-        q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
-        k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
-        k, v = update_cache(k, self._heads(self.v_proj(x)))
-        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, train)
-        x = self.out_proj(mixed.swapaxes(1, 2).reshape(x.shape))
-        return self.resid_dropout(x, deterministic=not train), weights if output_attentions else None
+        q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if taps is not None:
+            taps(q=q, k=k, v=v)
+        q, k = rotate_pairs(q, *rotation), rotate_pairs(k, *rotation)
+        if taps is not None:
+            taps(q_rotated=q, k_rotated=k)
+        k, v = update_cache(k, v)
+        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, train, taps=taps)
+        mixed = mixed.swapaxes(1, 2).reshape(x.shape)
+        x = self.resid_dropout(self.out_proj(mixed), deterministic=not train)
+        if taps is not None:
+            taps(mixed=mixed, out_proj=x)
+        return x, weights if output_attentions else None
 
     def _heads(self, x: Array) -> Array:
         b, t, _ = x.shape
         return x.reshape(b, t, self.config.n_head, self.config.head_dim).swapaxes(1, 2)  # b t m -> b h t d
 
     def _attend(
-        self, q: Array, k: Array, v: Array, mask: Array, head_mask: Array | None, train: bool
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array,
+        head_mask: Array | None,
+        train: bool,
+        *,
+        taps: TapCollector | None,
     ) -> tuple[Array, Array]:
         scores = multiply(at_least_float32(q), at_least_float32(k), (3, 3), (0, 1)) / math.sqrt(self.config.head_dim)
+        if taps is not None:
+            taps(scores=scores, visible=jnp.broadcast_to(mask, (len(q), 1, *scores.shape[2:])))
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
         weights = jnp.where(mask, nn.softmax(scores, axis=-1), 0)  # a row whose mask is all Out attends to nothing
         weights = self.attn_dropout(weights.astype(v.dtype), deterministic=not train)
         if head_mask is not None:
             weights = weights * head_mask.astype(weights.dtype)[:, None, None]
+        if taps is not None:
+            taps(weights=weights)
         return multiply(weights, v, (3, 2), (0, 1)).astype(v.dtype), weights
 
 
@@ -137,11 +160,19 @@ class MLP(nn.Module):
         self.fc_out = linear(config.inner_width, config.n_embd)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, taps: TapCollector | None = None) -> Array:
         """The layer's contribution, (b, t, m)."""
+        x = self.fc_in(x)
+        if taps is not None:
+            taps(fc_in=x)
         # Differs: PyTorch's activations compute 16-bit numbers in float32 by themselves.
-        activated = ACTIVATIONS[self.config.activation_function](at_least_float32(self.fc_in(x))).astype(x.dtype)
-        return self.resid_dropout(self.fc_out(activated), deterministic=not train)
+        x = ACTIVATIONS[self.config.activation_function](at_least_float32(x)).astype(x.dtype)
+        if taps is not None:
+            taps(activation=x)
+        x = self.resid_dropout(self.fc_out(x), deterministic=not train)
+        if taps is not None:
+            taps(fc_out=x)
+        return x
 
 
 class Block(nn.Module):
@@ -156,11 +187,18 @@ class Block(nn.Module):
         self.attn = Attention(self.config, self.param_dtype)
         self.mlp = MLP(self.config, self.param_dtype)
 
-    def __call__(self, x: Array, *attention_arguments: Any) -> tuple[Array, Array | None]:
+    def __call__(
+        self, x: Array, *attention_arguments: Any, taps: TapCollector | None = None
+    ) -> tuple[Array, Array | None]:
         """The stream after this block (b, t, m), and the attention weights or None."""
         h = self.ln_1(x)
-        attended, weights = self.attn(h, *attention_arguments)
-        return attended + self.mlp(h, attention_arguments[-1]) + x, weights
+        if taps is not None:
+            taps(ln_1=h)
+        attended, weights = self.attn(h, *attention_arguments, taps=taps)
+        x = attended + self.mlp(h, attention_arguments[-1], taps) + x
+        if taps is not None:
+            taps(sum=x)
+        return x, weights
 
 
 class Blocks(nn.Module):
@@ -215,8 +253,12 @@ class GPTJModule(nn.Module):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         train: bool = False,
+        taps: TapCollector | None = None,
     ) -> BaseModelOutputWithPast:
-        """The hidden states of every token; see `GPTJModel.__call__`. With train, dropout needs an rng "dropout"."""
+        """The hidden states of every token; see `GPTJModel.__call__`. With train, dropout needs an rng "dropout".
+
+        `taps` is given what is between.
+        """
         config, past = self.config, past_key_values
         recompute = self.gradient_checkpointing and train and past is None
         use_cache = (use_cache and not recompute) or past is not None  # a cache that was handed in comes back
@@ -225,6 +267,8 @@ class GPTJModule(nn.Module):
         if token_type_ids is not None:
             x = x + self.wte(token_type_ids)
         x = self.drop(x, deterministic=not train)
+        if taps is not None:
+            taps(embedding=x)
 
         t, past_length = x.shape[1], cache_length(past)
         length = key_length(past, past_length, t)
@@ -237,11 +281,13 @@ class GPTJModule(nn.Module):
         for n, block in enumerate(self.h.in_order()):
             factors = None if head_mask is None else head_mask[n]
             arguments = (rotation, mask, cache.update_of(n, use_cache), factors, output_attentions, train)
-            forward = functools.partial(_apply, arguments=arguments)
+            forward = functools.partial(_apply, arguments=arguments, taps=None if taps is None else taps.in_block(n))
             x, weights = (nn.remat(forward) if recompute else forward)(block, x)
             hidden.append(x)
             attentions.append(weights)
         x = hidden[-1] = self.ln_f(x)
+        if taps is not None:
+            taps(ln_f=x)
 
         return BaseModelOutputWithPast(
             last_hidden_state=x,
@@ -251,8 +297,10 @@ class GPTJModule(nn.Module):
         )
 
 
-def _apply(block: Block, x: Array, *, arguments: tuple[Any, ...]) -> tuple[Array, Array | None]:
-    return block(x, *arguments)
+def _apply(
+    block: Block, x: Array, *, arguments: tuple[Any, ...], taps: TapCollector | None
+) -> tuple[Array, Array | None]:
+    return block(x, *arguments, taps=taps)
 
 
 class GPTJModel(PretrainedModel):
@@ -318,6 +366,11 @@ class GPTJModel(PretrainedModel):
         )
         flags = choose_flags(self.config, use_cache, output_attentions, output_hidden_states, train)
         return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
+
+    def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> None:
+        params, nothing = given["params"], {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}
+        given = {name: value for name, value in given.items() if name != "params"}
+        collect_taps(self, collector, convert_arguments(self.config, **given, **nothing), None, params)
 
 
 PretrainedModel.base_class = GPTJModel

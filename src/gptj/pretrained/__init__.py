@@ -2,6 +2,7 @@
 
     Pretrained                       what every model class can load, save, resize and count     model.py
     prepare, Loading                 a load decided: config, rows, dtype, device                  loading.py
+    Tapped                           its intermediate values by name                              tapped.py
     saving_options, shard_bytes      the options of save_pretrained                               saving.py
     FOREIGN_ARGUMENTS                arguments of transformers that cannot be had here            foreign_arguments.py
 
