@@ -294,7 +294,7 @@ class FastPath:
 
 
 class InferenceMixin:
-    """What a model can do to decode faster."""
+    """Faster decoding, a base class of the models with a language-model head."""
 
     fast_path: Any
 

@@ -219,14 +219,14 @@ class PretrainedModel(Pretrained):
 
     @property
     def param_dtype(self) -> np.dtype[Any]:
-        """What the parameters are kept in, or where there are none, would be."""
+        """The dtype of the parameters, or where the model has none, the dtype that they would have."""
         if self._params is None:
             return np.dtype(self.module.param_dtype)
         return np.dtype(jax.tree.leaves(self._params)[0].dtype)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """What is computed in; the parameters may be kept in another, `param_dtype`."""
+        """The dtype of the computation; the parameters may have another, `param_dtype`."""
         return self.param_dtype if self.module.dtype is None else np.dtype(self.module.dtype)
 
     @property

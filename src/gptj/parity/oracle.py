@@ -50,7 +50,7 @@ Read = Callable[[str], Any]
 
 @dataclasses.dataclass(frozen=True)
 class OracleOutput:
-    """What a forward pass computes, all in the oracle's dtype.
+    """The output of a forward pass, all in the oracle's dtype.
 
     Attributes:
         logits: (b, t, v) of lm_head; None where the head was not asked for.

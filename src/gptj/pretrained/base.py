@@ -1,4 +1,4 @@
-"""What the model classes of all three wings have in common: config, loading, saving, resizing, counting.
+"""The common base of the model classes of all three wings: config, loading, saving, resizing, counting.
 
 `Pretrained` never sees a framework. A wing's PretrainedModel fills its hooks, the methods from `_dtypes_of` on: how a
 model is made without values, how an array becomes a parameter and is read back, on which device.

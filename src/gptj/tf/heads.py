@@ -110,7 +110,7 @@ class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
         others = past_key_values, token_type_ids, head_mask, inputs_embeds
         outputs: Any
         if self._is_prepared and tf.executing_eagerly() and all(argument is None for argument in others):
-            outputs = self._computed(
+            outputs = self._compute_prepared(
                 input_ids, attention_mask, position_ids, use_cache, output_attentions, output_hidden_states
             )
             logits = outputs.logits
