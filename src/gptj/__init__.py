@@ -2,7 +2,7 @@
 
 Table of contents:
 
-    GPTJConfig                                   what a model is                      gptj.config
+    GPTJConfig                                   the description of a model           gptj.config
     backend, installed_backends                  choosing a framework                 gptj.backends
     GPTJModel, GPTJForCausalLM,                  the chosen backend's classes         gptj.pt, gptj.tf, gptj.flax
       GPTJForSequenceClassification,

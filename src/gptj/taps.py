@@ -7,10 +7,23 @@ feed-forward, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
-__all__ = ["AFTER_BLOCKS", "BEFORE_BLOCKS", "IN_BLOCK", "Tap", "list_taps", "split_tap"]
+from gptj.errors import InputError, did_you_mean, shown
+
+__all__ = [
+    "AFTER_BLOCKS",
+    "BEFORE_BLOCKS",
+    "HEAD_TAPS",
+    "IN_BLOCK",
+    "OVER_KEYS",
+    "Tap",
+    "TapCollector",
+    "choose_taps",
+    "list_taps",
+    "split_tap",
+]
 
 
 class Tap(NamedTuple):
@@ -53,6 +66,12 @@ AFTER_BLOCKS = (
     Tap("loss", "", "where labels are given"),
 )
 
+OVER_KEYS = frozenset(tap.name for tap in IN_BLOCK if tap.axes.endswith("s"))
+"""Those whose last axis is the keys."""
+
+HEAD_TAPS = frozenset({"logits", "loss"})
+"""Those of the language model's head, which a bare model and the other heads do not have."""
+
 
 def list_taps(layers: int) -> Iterator[str]:
     """Every tap's name of a model of so many blocks, in the order of the computation.
@@ -78,3 +97,88 @@ def split_tap(name: str) -> tuple[int | None, str]:
         if number.isdecimal():
             return int(number), inner
     return None, name
+
+
+def choose_taps(names: str | Iterable[str] | None, layers: int, *, absent: Iterable[str] = ()) -> tuple[str, ...]:
+    """The taps that `names` ask for, in the order of the computation.
+
+    Args:
+        names: names and patterns (`h.3.*`, `h.*.q_rotated`; * is anything), one or several; None means
+            all that there are.
+        layers: how many blocks the model has.
+        absent: what this call does not compute. A pattern passes over it, a name is refused.
+
+    Raises:
+        InputError: a name that there is none of, or a pattern that fits nothing.
+
+    >>> choose_taps(["ln_f", "h.*.q"], 2)
+    ('h.0.q', 'h.1.q', 'ln_f')
+    """
+    absent = frozenset(absent)
+    every = tuple(list_taps(layers))
+    there = tuple(name for name in every if name not in absent)
+    if names is None:
+        return there
+    chosen: set[str] = set()
+    for pattern in (names,) if isinstance(names, str) else tuple(names):
+        found = [name for name in there if _fits(name, pattern)] if isinstance(pattern, str) else []
+        if not found:
+            raise _no_such_tap(pattern, every, layers)
+        chosen.update(found)
+    return tuple(name for name in there if name in chosen)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether the name is the pattern, in which each * stands for anything.
+
+    By methods of strings alone, since torch.compile traces neither `fnmatch` nor `re`.
+    """
+    first, *others = pattern.split("*")
+    if not others:
+        return name == pattern
+    *middle, last = others
+    at = len(first)
+    for part in middle:
+        if (found := name.find(part, at)) < 0:
+            return False
+        at = found + len(part)
+    return name.startswith(first) and name.endswith(last) and len(name) - len(last) >= at
+
+
+def _no_such_tap(name: object, every: tuple[str, ...], layers: int) -> InputError:
+    if name in every:
+        hint = "loss needs labels, and only GPTJForCausalLM has logits and loss"
+        return InputError("not computed in this call", where="names", found=shown(name), hint=hint)
+    guess = did_you_mean(name, every) if isinstance(name, str) else None
+    expected = f"names of gptj.taps.list_taps({layers}), or patterns such as h.0.*"
+    return InputError("no such tap", where="names", expected=expected, found=shown(name), hint=guess)
+
+
+class TapCollector:
+    """The values that a forward pass hands over, of which it keeps those asked for.
+
+    A wing's blocks are given one only where somebody asks; else they are given None, and do what they always do.
+
+    Args:
+        names: what to keep.
+        prefix: stands before every name that is handed over, `h.3.` in a block.
+        kept: where to keep them; blocks share the model's.
+    """
+
+    def __init__(self, names: Iterable[str], prefix: str = "", kept: dict[str, Any] | None = None) -> None:
+        self.names, self.prefix = frozenset(names), prefix
+        self.kept: dict[str, Any] = {} if kept is None else kept
+
+    def in_block(self, number: int) -> TapCollector:
+        """The same, for the values of one block."""
+        return TapCollector(self.names, f"h.{number}.", self.kept)
+
+    def asks(self, *names: str) -> bool:
+        """Whether any of these is asked for."""
+        return any(self.prefix + name in self.names for name in names)
+
+    def __call__(self, **values: Any) -> None:
+        """Keep what is asked for of these values, by their names."""
+        for name, value in values.items():
+            if self.prefix + name in self.names:
+                self.kept[self.prefix + name] = value

@@ -128,7 +128,7 @@ def test_opening_a_model_says_which_argument_or_field_is_meant(name, meant, tmp_
 
 
 def test_the_arguments_that_opening_is_guessed_by_are_its_own():
-    source = (Path(gptj.__file__).parent / "pretrained" / "model.py").read_text()
+    source = (Path(gptj.__file__).parent / "pretrained" / "base.py").read_text()
     node = next(n for n in ast.walk(ast.parse(source)) if getattr(n, "name", "") == "from_pretrained")
     own = {argument.arg for argument in node.args.kwonlyargs}
     assert "dtype" in own and own <= {*LOADING_ARGUMENTS}

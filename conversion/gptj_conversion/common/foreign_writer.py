@@ -127,7 +127,7 @@ def plan_foreign(
 
 
 def _entries(config: GPTJConfig, head: Head, dialect: Dialect, dtype_of: Callable[[str], str]) -> list[Entry]:
-    """What to write, in an order in which names with the same beginning stand together."""
+    """The entries to write, in an order in which names with the same beginning stand together."""
     rows = schema(config, head)
     entries = [_entry(row, numpy_dtype(dtype_of(row.name)), _with_prefix(row, head, dialect)) for row in rows]
     if dialect == "pt":

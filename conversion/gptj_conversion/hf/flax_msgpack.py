@@ -191,7 +191,7 @@ class _Walk:
             if key == CHUNKED:
                 if number or length != 3:
                     self.refuse("a chunked array that breaks its rule", expected="the keys shape and chunks beside")
-                self.chunked(path)
+                self.read_chunked(path)
                 return
             self.node((*path, key), depth)
 
@@ -256,15 +256,15 @@ class _Walk:
             self.refuse("breaks its rule", expected="an array's bytes", found=f"byte 0x{kind:02x}")
         return self.count(1 << (kind - 0xC4))
 
-    def chunked(self, path: tuple[str, ...]) -> None:
+    def read_chunked(self, path: tuple[str, ...]) -> None:
         """The rest of a map that stands for one large array: true, then shape and chunks, numbered from "0"."""
         if self.byte() != 0xC3:
             self.refuse("a chunked array that breaks its rule", expected="true")
         self.expect_key("shape")
-        shape = tuple(self.whole() for _ in self.numbered(path, 8))
+        shape = tuple(self.whole() for _ in self.numbered_keys(path, 8))
         self.expect_key("chunks")
         pieces = []
-        for _ in self.numbered(path, 1000):
+        for _ in self.numbered_keys(path, 1000):
             pieces.append(self.array(self.byte()))
         dtypes = {dtype for dtype, _, _ in pieces}
         total = sum(math.prod(piece) for _, piece, _ in pieces)
@@ -281,7 +281,7 @@ class _Walk:
         if (key := self.text()) != wanted:
             self.refuse("a chunked array that breaks its rule", expected=f"the key {wanted}", found=shown(key))
 
-    def numbered(self, path: tuple[str, ...], most: int) -> Iterator[str]:
+    def numbered_keys(self, path: tuple[str, ...], most: int) -> Iterator[str]:
         """The keys "0", "1", ... of a tuple that flax writes as a map; the caller reads the values."""
         length = self.map_length(kind := self.byte())
         if length is None or length > most:
@@ -383,7 +383,7 @@ def _pack_length(kinds: tuple[int, int, int], length: int) -> bytes:
 
 
 def _pack_array_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """What comes before an array's bytes."""
+    """The header of an array, which comes before its bytes."""
     nbytes = math.prod(shape) * dtype.itemsize
     inner = b"\x93" + bytes([0x90 | len(shape)]) + b"".join(_pack_whole(n) for n in shape) + pack_text(dtype.name)
     inner += _pack_length((0xC4, 0xC5, 0xC6), nbytes)
@@ -396,7 +396,7 @@ def _pack_array_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 def pack_array_heads(
     shape: tuple[int, ...], dtype: np.dtype[Any], *, chunk_bytes: int = CHUNK_BYTES
 ) -> list[tuple[bytes, int]]:
-    """What to write for an array: for each run of its bytes, what comes before, and how many they are.
+    """The headers of an array: for each run of its bytes, what comes before it, and how many bytes it has.
 
     >>> pack_array_heads((2,), np.dtype("float32"))
     [(b'\\xc7\\x14\\x01\\x93\\x91\\x02\\xa7float32\\xc4\\x08', 8)]

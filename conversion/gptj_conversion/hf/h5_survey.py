@@ -205,7 +205,7 @@ class Survey:
 
     def names(self, group: Any, key: str, where: str) -> list[str]:
         """The names that a list has. Keras cuts one of more than 64 kB into key0, key1, ..."""
-        keys = [key] if key in group.attrs else [*self.numbered(group, key)]
+        keys = [key] if key in group.attrs else [*self.numbered_keys(group, key)]
         if not keys:
             self.refuse(where or key, f"has no {key}", kind="SchemaError", expected="a file that Keras wrote")
         found: list[str] = []
@@ -229,7 +229,7 @@ class Survey:
             self.refuse(where or key, f"{key} breaks its rule", expected="names", found=type(value).__name__)
         return value
 
-    def numbered(self, group: Any, key: str) -> Iterator[str]:
+    def numbered_keys(self, group: Any, key: str) -> Iterator[str]:
         """The parts of a list that was cut."""
         number = 0
         while f"{key}{number}" in group.attrs:

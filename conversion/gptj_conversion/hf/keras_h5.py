@@ -123,7 +123,7 @@ def read_h5(path: Path, *, process: H5Process | None = None) -> list[StoredArray
             found = own.survey(path)
     else:
         found = process.survey(path)
-    arrays = [_stored(path, identity, where, place) for where, place in found.items()]
+    arrays = [_stored_array(path, identity, where, place) for where, place in found.items()]
     _require_byte_orders(arrays)
     return arrays
 
@@ -157,7 +157,7 @@ def _are_weights(values: NDArray[Any]) -> bool:
     return bool(np.isfinite(sizes).all() and (sizes > 1e-30).all() and (sizes < 1e4).all())
 
 
-def _stored(path: Path, identity: FileIdentity, where: str, place: Mapping[str, Any]) -> StoredArray:
+def _stored_array(path: Path, identity: FileIdentity, where: str, place: Mapping[str, Any]) -> StoredArray:
     single = _SINGLE.fullmatch(where)
     name = plain_variable(single["weight"]) if single else where
     layer, wanted = where.split("/")[0], name.split("/")[0]
@@ -288,7 +288,7 @@ class H5Writer:
         return FileRecord(file.nbytes, whole, file.nbytes)
 
     def _do(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """What h5py does, unless something could not be written, whatever h5py made of that."""
+        """Call a function of h5py; if the file could not be written, raise that error, whatever h5py made of it."""
         try:
             done = function(*arguments)
         except BaseException:

@@ -28,7 +28,7 @@ from gptj_conversion.mesh.folder import LARGEST_META_BYTES, MeshFolder, looks_li
 from gptj_conversion.mesh.reader import open_mesh_folder
 from gptj_conversion.mesh.tar_members import TarMember, tar_members
 from gptj_conversion.mesh.training_config import TrainingConfig
-from gptj_conversion.mesh.zstd_frames import is_zstandard, unpacked
+from gptj_conversion.mesh.zstd_frames import is_zstandard, unpack
 
 __all__ = ["TAR_SUFFIXES", "is_tar", "is_tar_name", "open_tar"]
 
@@ -99,7 +99,7 @@ def _decompress(path: Path, spool: Path, limit: int) -> None:
     written = 0
     try:
         with spool.open("xb") as out:
-            for block in unpacked(path):
+            for block in unpack(path):
                 written += len(block)
                 if written > limit:
                     raise LimitError(

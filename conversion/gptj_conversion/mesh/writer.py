@@ -127,7 +127,7 @@ def write_mesh(
 
 
 def plan_mesh(config: GPTJConfig, *, shards: int, layout: Layout, dtype: str, step: int) -> tuple[PlannedFile, ...]:
-    """What `write_mesh` would write, an entry a shard.
+    """The files that `write_mesh` would write, an entry a shard.
 
     Raises:
         ConfigError, InputError: as for `write_mesh`.
@@ -214,7 +214,7 @@ class _Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is to be written."""
+    """The plan of a mesh checkpoint: its leaves, and the files that they are written to."""
 
     config: GPTJConfig
     shards: int

@@ -18,7 +18,7 @@ from gptj.backends import install_line
 from gptj.errors import BackendError, FormatError, GPTJError, LimitError, shown
 from gptj.reading.files import open_regular_file
 
-__all__ = ["is_zstandard", "unpacked"]
+__all__ = ["is_zstandard", "unpack"]
 
 MOST_FRAMES = 100_000
 ENOUGH_BLOCKS = 100_000
@@ -37,7 +37,7 @@ def is_zstandard(head: bytes) -> bool:
     return head[:4] == _MAGIC or (len(head) >= 4 and int.from_bytes(head[:4], "little") in _SKIPPABLE)
 
 
-def unpacked(path: Path) -> Iterator[bytes]:
+def unpack(path: Path) -> Iterator[bytes]:
     """The file's unpacked bytes, some bytes at a time; whoever takes them decides how many are too many.
 
     Raises:
@@ -120,7 +120,7 @@ class _Walk:
             elif int.from_bytes(magic, "little") in _SKIPPABLE:
                 end = at + 8 + int.from_bytes(self._read(at + 4, 4, "a frame to be skipped"), "little")
                 if end > self._size:
-                    self._cut(at, end)
+                    self._refuse_cut(at, end)
             else:
                 self._refuse(
                     "something stands after its last frame" if at else "not a zstandard file", at,
@@ -131,7 +131,7 @@ class _Walk:
     def _refuse(self, problem: str, at: int, error: type[GPTJError] = FormatError, **facts: object) -> NoReturn:
         raise error(problem, file=self._path, where=f"byte {at}", **facts)  # type: ignore[arg-type]
 
-    def _cut(self, at: int, end: int) -> NoReturn:
+    def _refuse_cut(self, at: int, end: int) -> NoReturn:
         self._refuse(
             "cut short in a zstandard frame", at, expected=f"{end} bytes at least", found=f"{self._size} bytes",
             hint="The file is not complete; fetch it again",
@@ -139,7 +139,7 @@ class _Walk:
 
     def _read(self, at: int, nbytes: int, what: str) -> bytes:
         if at + nbytes > self._size:
-            self._cut(at, at + nbytes)
+            self._refuse_cut(at, at + nbytes)
         self._stream.seek(at)
         data = b""
         while len(data) < nbytes:
@@ -173,5 +173,5 @@ class _Walk:
             at += 3 + (1 if kind == 1 else nbytes)
         at += 4 if descriptor & 0x04 else 0
         if at > self._size:
-            self._cut(at, at)
+            self._refuse_cut(at, at)
         return at

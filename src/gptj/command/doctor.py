@@ -82,13 +82,13 @@ class Examination:
             **{name: version or "-" for name, version in self.versions.items()},
         }
         for name, frameworks in self.backends.items():
-            found[f"gptj.{name}"] = _told(frameworks, name)
+            found[f"gptj.{name}"] = _describe_versions(frameworks, name)
         for extra, modules in self.extras.items():
-            found[f"[{extra}]"] = _told(modules, extra)
+            found[f"[{extra}]"] = _describe_versions(modules, extra)
         return found
 
 
-def _told(versions: dict[str, str | None], extra: str) -> str:
+def _describe_versions(versions: dict[str, str | None], extra: str) -> str:
     if None in versions.values():
         return f"not installed: {install_line(extra)}"
     return ", ".join(f"{module} {version}" for module, version in versions.items())

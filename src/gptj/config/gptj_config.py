@@ -257,17 +257,17 @@ class GPTJConfig(Settings):
         sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "rotary_dim")
         shown = (
             f"{name}={brief(value) if name == 'extra' else repr(value)}"
-            for name, value in self._told().items()
+            for name, value in self._repr_fields().items()
             if name in sizes or value != getattr(default, name)
         )
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _repr_html_(self) -> str:
         """Every field, for a notebook."""
-        rows = [(name, brief(value)) for name, value in self._told().items()]
+        rows = [(name, brief(value)) for name, value in self._repr_fields().items()]
         return html_table(type(self).__name__, rows, ("field", "value"))
 
-    def _told(self) -> dict[str, Any]:
+    def _repr_fields(self) -> dict[str, Any]:
         """The fields, but for labels that are only numbered, and for what turns others around."""
         told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del told["label2id"]

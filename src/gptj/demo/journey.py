@@ -34,7 +34,7 @@ PROMPT = "ROMEO:"
 SEED = 1
 NEW_TOKENS = 100
 TABLE_COLUMNS = 74
-"""What the table of the proof takes."""
+"""The width of the proof's table, in characters; a narrower console gets `_narrow_table`."""
 
 
 def run_demo(backends: Sequence[str] | None, console: Console, *, keep: Path | None = None) -> bool:
@@ -111,11 +111,11 @@ def _write_verse(model: Path, backends: Sequence[str], console: Console) -> bool
         _say(console, f"{named} wrote something else than {BACKENDS[backends[0]].framework}.", style="bold red")
     elif len(backends) > 1:
         console.print("")
-        _say(console, f"{_listed(backends)} wrote the same {NEW_TOKENS} tokens.", style="green")
+        _say(console, f"{_join_names(backends)} wrote the same {NEW_TOKENS} tokens.", style="green")
     return not others
 
 
-def _listed(backends: Sequence[str]) -> str:
+def _join_names(backends: Sequence[str]) -> str:
     *most, last = (BACKENDS[name].framework for name in backends)
     return f"{', '.join(most)} and {last}" if most else last
 
@@ -136,7 +136,7 @@ def _prove(backends: Sequence[str], folder: Path, console: Console) -> bool:
     probe = _probe(reference, open_checkpoint(path).config.n_positions)
     with _step(console, "the same questions, to each framework") as done:
         report = run_parity(path, backends, probe=probe, keep=folder / "records")
-        done(f"asked {_listed(backends)} the same, and NumPy in float64")
+        done(f"asked {_join_names(backends)} the same, and NumPy in float64")
     rows = [_row(name, Record.load(folder / "records" / name), reference, report) for name in backends]
     console.print(_table(rows) if console.width >= TABLE_COLUMNS else _narrow_table(rows))
     agree = all(row.holds for row in rows) and report.passed
@@ -209,7 +209,7 @@ def _narrow_table(rows: Sequence[_Row]) -> Table:
 
 
 def _reference() -> dict[str, NDArray[Any]]:
-    """What the original model computed: logits (2, 64, v) of `input_ids`, and 16 greedy tokens of each of 8 prompts."""
+    """The original model's results: logits (2, 64, v) of `input_ids`, and 16 greedy tokens of each of 8 prompts."""
     with np.load(ORIGINAL / "reference.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 

@@ -26,7 +26,7 @@ from gptj.outputs import KVCache
 
 
 @jax.jit
-def gathered(cache: KVCache, rows: Array) -> KVCache:
+def gather_rows(cache: KVCache, rows: Array) -> KVCache:
     """The cache whose row r is what row `rows[r]` was."""
     keys, values = (tuple(x[rows] for x in side) for side in (cache.keys, cache.values))
     return KVCache(keys, values, cache.length, fixed=True)
@@ -75,7 +75,7 @@ class Decoder(generation.Decoder):
         return self._step(made, columns, offset + columns)
 
     def _step(self, made: dict[str, Any], columns: int, length: int) -> Step:
-        """What was computed, on the host, without what was computed for the slots in excess."""
+        """The result of the program, without the positions that pad its input; all but the logits on the host."""
         logits, hidden, attentions = made["logits"], made["hidden_states"], made["attentions"]
         return Step(
             self.model._held(logits, columns),
@@ -85,7 +85,7 @@ class Decoder(generation.Decoder):
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
         each = self.config.n_head
-        self.cache = gathered(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
+        self.cache = gather_rows(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
 
     def _filled(self, length: int) -> KVCache:
         config = self.config
@@ -99,7 +99,7 @@ class Decoder(generation.Decoder):
 
 @functools.partial(jax.jit, static_argnames=("count", "weigh"))
 def best_of(logits: Array, named: Array, temperature: Array, *, count: int, weigh: bool) -> tuple[Array, ...]:
-    """What `Logits.best` asks for, compiled once for each shape."""
+    """Select the best logits of each row for `Logits.best`; compiled once for each shape."""
     values, ids = lax.top_k(logits, count)
     asked, finite = jnp.take_along_axis(logits, named, 1), jnp.isfinite(logits).all(1)
     if not weigh:
@@ -173,7 +173,7 @@ class GenerationMixin(generation.Generates[jax.Array]):
     def _evaluate(self, **arguments: Any) -> Any:
         return self(**arguments)  # type: ignore[operator]
 
-    def _embedded(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+    def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         model: Any = self
         return to_numpy(model.get_input_embeddings()[token_ids])
 

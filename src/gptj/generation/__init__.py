@@ -6,12 +6,12 @@ Table of contents:
     generate, stream                   the front doors; a wing's method calls them loop
     Generates                          these two as methods of a model             mixin
     Conversation                       turns over one cache                        conversation
-    GenerateOutput, TokenStep          what they hand back                         output
-    Decoder, Step, DecoderFactory      what a wing provides                        decoder
+    GenerateOutput, TokenStep          their results                               output
+    Decoder, Step, DecoderFactory      a wing's part                               decoder
     HeldLogits, Selected               logits that a device keeps, and their best  held
     known_tokens_only                  no id beyond a tokenizer's                  known
     uniforms, draw                     randomness as data                          sampling
-                                       what is done to logits, and in what order   processors
+                                       changes of the logits, and their order      processors
                                        those of few tokens, without the row        changes
                                        a token without its scores                  choice, candidates
     search_beams                       beam search, beam sampling, diverse groups  beams

@@ -70,7 +70,7 @@ class PromptLookup:
         self._ngram_size = ngram_size
 
     def guess(self, session: Session, most: int) -> Ids:
-        """What followed the earlier occurrence, in each row; rows that found less are filled with token 0."""
+        """The tokens after the earlier occurrence of each row's last ngram; short ones are filled up with token 0."""
         found = [
             look_up(session.ids[r, session.starts[r] : session.columns], min(self._count, most), self._ngram_size)
             for r in np.flatnonzero(session.running)

@@ -22,7 +22,7 @@ __all__ = ["CalledDecoder", "CalledModel", "Conditions"]
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What a model reads besides token ids, in NumPy on the host.
+    """Inputs of a model besides token ids, in NumPy on the host.
 
     Attributes:
         inputs_embeds: (b, t, m), in place of the first t columns' token embeddings.
@@ -46,7 +46,7 @@ class Conditions:
 
 
 class CalledModel(Protocol):
-    """What the decoder asks of a wing's model."""
+    """The interface of a wing's model that the decoder needs."""
 
     config: GPTJConfig
 
@@ -56,7 +56,7 @@ class CalledModel(Protocol):
     def _evaluate(self, **arguments: Any) -> Any:
         """The output of the model's call in evaluation, without a gradient."""
 
-    def _embedded(self, token_ids: Ids) -> NDArray[Any]:
+    def _embed(self, token_ids: Ids) -> NDArray[Any]:
         """The token embeddings (b, n, m) of ids (b, n), on the host."""
 
     def _host(self, array: Any) -> NDArray[Any]:
@@ -120,7 +120,7 @@ class CalledDecoder(Decoder):
         if embeds is not None and offset < embeds.shape[1]:
             given = embeds[:, offset : offset + len(columns)]
             rest = token_ids[:, given.shape[1] :]
-            whole = np.concatenate([given, self._model._embedded(rest)], axis=1) if rest.size else given
+            whole = np.concatenate([given, self._model._embed(rest)], axis=1) if rest.size else given
             arguments = {"inputs_embeds": whole}
         if types is not None:
             arguments["token_type_ids"] = types[:, np.minimum(columns, types.shape[1] - 1)]

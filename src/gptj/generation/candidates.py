@@ -261,7 +261,7 @@ class Draws:
                 return None
             weights, rest, error = weights[: last + 1], 0.0, 0.0
         if config.min_p:
-            kept = _kept_by_min_p(weights, rest, config.min_p)
+            kept = _count_above_min_p(weights, rest, config.min_p)
             if kept is None:
                 return None
             weights, rest, error = weights[:kept], 0.0, 0.0
@@ -324,7 +324,7 @@ def _surely(held: Floats, target: float, error: float, *, before: float | None =
     return None if below is not None and target - below <= error else place
 
 
-def _kept_by_min_p(weights: Floats, rest: float, share: float) -> int | None:
+def _count_above_min_p(weights: Floats, rest: float, share: float) -> int | None:
     """How many of the sorted weights are at least `share` of the first."""
     kept = int((weights >= share).sum())
     near = np.abs(weights - share) <= share * SUM_ERROR

@@ -126,9 +126,9 @@ def decline(tokens: Sequence[int] | Ids, amount: float) -> Change:
 def decay(eos: Sequence[int], factor: float, beyond: int) -> Change:
     """The eos logits raised by |logit| * (factor ** beyond - 1), `beyond` tokens after the start of the decay."""
 
-    def raised(logits: Floats) -> Floats:
+    def raise_scores(logits: Floats) -> Floats:
         with np.errstate(over="ignore", invalid="ignore"):
             higher = logits + np.abs(logits) * (np.float64(factor) ** beyond - 1)
         return np.where(np.isneginf(logits), -np.inf, np.minimum(higher, _LARGEST))
 
-    return Change(_as_tokens(eos), raised)
+    return Change(_as_tokens(eos), raise_scores)

@@ -71,7 +71,7 @@ class Choice:
             return {}
         count, weigh = (FEW, False) if drawn is None else (2 * drawn.count, not drawn.cuts_to_k)
         found: dict[int, int] = {}
-        for number, row in self._selected(held, rows, count, weigh=weigh).items():
+        for number, row in self._select(held, rows, count, weigh=weigh).items():
             token = self._token(row, uniforms.get(number, 0.0), number)
             if token is not None:
                 found[number] = token
@@ -80,12 +80,12 @@ class Choice:
     def chances(
         self, logits: NDArray[Any] | HeldLogits, rows: Mapping[int, Row], tokens: Mapping[int, int]
     ) -> dict[int, float]:
-        """What the probability of a row's token among all is at least; 0 where it is not at hand."""
+        """A lower bound of the probability of each row's token among all; 0 where the candidates do not tell."""
         sources: Mapping[int, RowLogits]
         if isinstance(logits, HeldLogits):
-            sources = self._selected(logits, rows, FEW, weigh=True)
+            sources = self._select(logits, rows, FEW, weigh=True)
         else:
-            changed = {number: self._changed(row, logits[number]) for number, row in rows.items()}
+            changed = {number: self._changed_logits(row, logits[number]) for number, row in rows.items()}
             sources = {number: HostRow(logits[number], those) for number, those in changed.items() if those is not None}
         return {number: self._chance(sources[number], tokens[number]) if number in sources else 0.0 for number in rows}
 
@@ -99,8 +99,8 @@ class Choice:
         weights = np.exp((found.values - best) / self._temperature)
         return float(weights[places[0]] / (weights.sum() + rest + error)) * (1 - 1e-9)
 
-    def _selected(self, held: HeldLogits, rows: Mapping[int, Row], count: int, *, weigh: bool) -> dict[int, HeldRow]:
-        """What the device selects of those rows whose logits are finite, and changed a few at most."""
+    def _select(self, held: HeldLogits, rows: Mapping[int, Row], count: int, *, weigh: bool) -> dict[int, HeldRow]:
+        """Let the device select candidates, for the rows whose logits are finite and of which few are changed."""
         changes = {number: those for number, row in rows.items() if (those := self._changes(row)) is not None}
         if not changes:
             return {}
@@ -118,7 +118,7 @@ class Choice:
                 found[number] = HeldRow(selected, number, self._vocab_size, changed)
         return found
 
-    def _changed(self, row: Row, logits: NDArray[Any]) -> Changed | None:
+    def _changed_logits(self, row: Row, logits: NDArray[Any]) -> Changed | None:
         changes = self._changes(row)
         if changes is None:
             return None
@@ -142,7 +142,7 @@ class Choice:
         return found.changed(Changed.by(changes, tokens, before))
 
     def _changes(self, row: Row) -> list[Change] | None:
-        """What the processors change of few tokens each; None where one of them takes the whole row."""
+        """The processors' changes to a row, of few tokens each; None where one of them takes the whole row."""
         changes = []
         for process in self._processors:
             change = process.change(row) if isinstance(process, FewTokens) else None

@@ -35,7 +35,7 @@ from gptj.generation.rules import (
     did_you_mean,
     known_members,
 )
-from gptj.generation.stored import drop_ids_beyond, fit, read_members, unhonoured
+from gptj.generation.stored import drop_ids_beyond, find_unhonoured, fit, read_members
 from gptj.generation.together import check_together, refuse
 from gptj.json_file import read_json_object
 from gptj.paths import is_folder
@@ -298,7 +298,7 @@ class GenerationConfig(Settings):
         Raises:
             ConfigError: the first member that would change the text and is not supported or breaks its rule.
         """
-        for error in unhonoured(self):
+        for error in find_unhonoured(self):
             raise error
 
     def require_defaults(self, fields: Iterable[str], needed: str, *, but: Iterable[str] = ()) -> None:

@@ -34,7 +34,7 @@ class Speaker(Protocol):
 
     def _decoder(self, batch: int, capacity: int) -> Decoder: ...
 
-    def _settled(self, config: Any, overrides: Any) -> GenerationConfig: ...
+    def _merge_config(self, config: Any, overrides: Any) -> GenerationConfig: ...
 
 
 class Conversation:
@@ -77,7 +77,7 @@ class Conversation:
         Raises:
             InputError: as `model.stream`; a strategy of several rows; no room in the conversation.
         """
-        config = self._model._settled(generation_config, overrides)
+        config = self._model._merge_config(generation_config, overrides)
         if config.strategy not in ("greedy", "sample") or config.num_return_sequences > 1:
             raise InputError("has one row", where="conversation", expected="greedy or sample", found=config.strategy)
         check_method(tokenizer, "decode", where="tokenizer")
@@ -100,9 +100,9 @@ class Conversation:
             decode=decode_with(tokenizer),
         )
         self.ids = ids
-        return self._noted(steps, config.eos_token_ids)
+        return self._record_tokens(steps, config.eos_token_ids)
 
-    def _noted(self, steps: Iterator[TokenStep], eos: tuple[int, ...]) -> Iterator[TokenStep]:
+    def _record_tokens(self, steps: Iterator[TokenStep], eos: tuple[int, ...]) -> Iterator[TokenStep]:
         for step in steps:
             token = int(step.tokens[0])
             if token not in eos:

@@ -30,7 +30,7 @@ Mask = NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one call of a decoder computes.
+    """The result of one call of a decoder.
 
     Attributes:
         held: the logits, on the host or where the model left them: float32 or float64, (b, v) of the last position, or

@@ -15,7 +15,7 @@ Biases = Mapping[tuple[int, ...], float] | Sequence[Sequence[Any]]
 
 
 class CallFields(TypedDict, total=False):
-    """What `generate` and `stream` take beside their own arguments, but for what changes the type of the result."""
+    """Options of `generate` and `stream` beside their own arguments, without those that change the result's type."""
 
     max_length: int | None
     max_new_tokens: int | None

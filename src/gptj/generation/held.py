@@ -27,7 +27,7 @@ DEVICE_ERROR = 1e-4
 one after another 1.2e-5; the rest is for an exp of some units in the last place."""
 
 SMALLEST = 2.0**-126
-"""What a device may take for 0."""
+"""The smallest normal number of float32; a device may take what is below it for 0."""
 
 
 @dataclasses.dataclass(frozen=True)

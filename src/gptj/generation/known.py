@@ -18,7 +18,7 @@ __all__ = ["KnownTokens", "known_tokens_only"]
 
 
 class KnownTokens:
-    """What `known_tokens_only` gives: a caller's processor, which `generate` takes for the change of few tokens it is.
+    """The processor that `known_tokens_only` returns, which `generate` applies as a change of few tokens.
 
     Args:
         size, but: as of `known_tokens_only`.

@@ -25,7 +25,7 @@ __all__ = ["Streamer", "generate", "stream"]
 
 
 class Streamer(Protocol):
-    """What `generate(streamer=...)` feeds: first the prompts (prompts, t), then each step's tokens (rows,)."""
+    """A receiver of tokens from `generate(streamer=...)`: first the prompts (prompts, t), then each step's (rows,)."""
 
     def put(self, tokens: Any) -> object:
         """Take the next tokens, an int64 NumPy array."""
@@ -75,7 +75,7 @@ def generate(
         InputError: an argument breaks its rule. Nothing has been computed.
         GPTJError: the model's logits are not finite.
     """
-    session = _prepared(
+    session = _prepare_session(
         decoder_factory,
         input_ids,
         model_config=model_config,
@@ -103,7 +103,7 @@ def generate(
             streamer.put(step.tokens)
     if streamer is not None:
         streamer.end()
-    return _gathered(session, collected).without_columns(unseen)
+    return _collect_output(session, collected).without_columns(unseen)
 
 
 def stream(
@@ -126,7 +126,7 @@ def stream(
     Raises:
         InputError: as `generate`, and for a beam search, which knows its tokens only at the end.
     """
-    session = _prepared(
+    session = _prepare_session(
         decoder_factory,
         input_ids,
         model_config=model_config,
@@ -144,7 +144,7 @@ def stream(
     return _steps(session, assistant)
 
 
-def _prepared(
+def _prepare_session(
     decoder_factory: DecoderFactory,
     input_ids: Any,
     *,
@@ -203,7 +203,7 @@ def plain_steps(session: Session) -> Iterator[TokenStep]:
         result = decoder.step(np.where(session.ended, 0, tokens), want=session.want)
 
 
-def _gathered(session: Session, steps: Sequence[TokenStep]) -> GenerateOutput[Any]:
+def _collect_output(session: Session, steps: Sequence[TokenStep]) -> GenerateOutput[Any]:
     """The steps as one output."""
     config = session.config
     return GenerateOutput(

@@ -84,7 +84,7 @@ else:
 
 
 class Generates(Generic[Array]):
-    """What a model that makes text can do."""
+    """Text generation, a base class of the models with a language-model head."""
 
     config: GPTJConfig
     _generation_config: GenerationConfig | None = None
@@ -92,7 +92,7 @@ class Generates(Generic[Array]):
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """What a call without one of its own uses: the folder's generation_config.json, or the one assigned.
+        """The config of a call without one of its own: the folder's generation_config.json, or the one assigned.
 
         Where there is none, or after None was assigned, it is the defaults with the model's bos, eos and pad ids; it
         follows those of `config` until something is assigned to it.
@@ -204,7 +204,7 @@ class Generates(Generic[Array]):
         Raises:
             InputError, ConfigError: before anything is computed.
         """
-        config = self._settled(generation_config, overrides)
+        config = self._merge_config(generation_config, overrides)
         arguments = self._with(params)._arguments(
             config,
             input_ids=_one_of(input_ids, inputs),
@@ -220,7 +220,7 @@ class Generates(Generic[Array]):
             assistant_model=assistant_model,
             tokenizer=tokenizer,
         )
-        return self._returned(generate(**arguments, generation_config=config, streamer=streamer), config)
+        return self._convert_output(generate(**arguments, generation_config=config, streamer=streamer), config)
 
     def stream(
         self,
@@ -243,7 +243,7 @@ class Generates(Generic[Array]):
         **overrides: Unpack[GenerationFields],
     ) -> Iterator[TokenStep]:
         """The steps of `generate`, each as soon as it is made; the arguments are the same and are checked at once."""
-        config = self._settled(generation_config, overrides)
+        config = self._merge_config(generation_config, overrides)
         arguments = self._with(params)._arguments(
             config,
             input_ids=_one_of(input_ids, inputs),
@@ -295,7 +295,7 @@ class Generates(Generic[Array]):
         """A text that goes on turn by turn, with a cache for `capacity` tokens, by default for all positions."""
         return Conversation(self, self.config.n_positions if capacity is None else capacity)
 
-    def _settled(self, config: Any, overrides: Any) -> GenerationConfig:
+    def _merge_config(self, config: Any, overrides: Any) -> GenerationConfig:
         """The model's own config, changed by what `config` names and by `overrides`."""
         own = self.generation_config
         if isinstance(config, Mapping) and all(isinstance(key, str) for key in config):
@@ -322,7 +322,7 @@ class Generates(Generic[Array]):
         tokenizer: Any,
         **others: Any,
     ) -> dict[str, Any]:
-        """What the loop takes, of what the caller gave.
+        """Check the caller's arguments, and convert them to those of the loop.
 
         Raises:
             InputError: they contradict each other, are no arrays, or the call is inside a compiled function.
@@ -344,7 +344,7 @@ class Generates(Generic[Array]):
         if assistant_model is not None and conditions.inputs_embeds is not None:
             raise InputError("reads token ids alone", where="assistant_model", found="inputs_embeds")
         return {
-            "decoder_factory": self._conditioned(conditions) if conditions else self._decoder,
+            "decoder_factory": self._factory_with(conditions) if conditions else self._decoder,
             "input_ids": ids,
             "unseen": unseen,
             "model_config": self.config,
@@ -387,7 +387,7 @@ class Generates(Generic[Array]):
         if factors is not None:
             check_head_mask(self.config, factors.shape)
 
-    def _conditioned(self, conditions: Conditions) -> DecoderFactory:
+    def _factory_with(self, conditions: Conditions) -> DecoderFactory:
         return lambda batch, capacity: CalledDecoder(self, batch, capacity, conditions)  # type: ignore[arg-type]
 
     def _numbers(self, value: Any, where: str) -> NDArray[Any] | None:
@@ -400,7 +400,7 @@ class Generates(Generic[Array]):
             value = self._host(value)
         return numbers(value, where=where)
 
-    def _returned(self, output: GenerateOutput[Any], config: GenerationConfig) -> Any:
+    def _convert_output(self, output: GenerateOutput[Any], config: GenerationConfig) -> Any:
         sequences = self._native(output.sequences)
         return dataclasses.replace(output, sequences=sequences) if config.return_dict_in_generate else sequences
 

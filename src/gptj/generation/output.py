@@ -1,4 +1,4 @@
-"""What generation hands back: a `TokenStep` after each step, and a `GenerateOutput` at the end."""
+"""Results of generation: a `TokenStep` after each step, and a `GenerateOutput` at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to the logits before a token is chosen: one small pure function a field, and their order.
+"""Changes of the logits before a token is chosen: one small pure function a field, and their order.
 
 Each function takes one row's logits (v,) in float64 and returns new ones; what was passed in is not changed. They
 see a row's own tokens, without the padding before it, so a row gives the same in every batch; only `max_length`
@@ -110,7 +110,7 @@ that may come next."""
 def processors(
     config: GenerationConfig, total_length: int, allowed: AllowedTokens | None = None
 ) -> tuple[Processor, ...]:
-    """What `config` asks for, in the order in which it is applied, without the draws' own (`filters`).
+    """The processors that `config` asks for, in the order of their application, without the draws' own (`filters`).
 
     Args:
         config: its fields.
@@ -158,7 +158,7 @@ def processors(
 
 
 def filters(config: GenerationConfig) -> tuple[Processor, ...]:
-    """What `config` asks for of the draws, after everything else: temperature, the cuts, and log_softmax.
+    """The draws' own processors that `config` asks for, applied after all others: temperature, the cuts, log_softmax.
 
     In a beam search each cut keeps enough tokens for one that is not an eos.
     """

@@ -97,7 +97,7 @@ def _is_token_id_or_ids(value: object) -> bool:
     return value is None or is_whole(value, 0, _LARGEST_TOKEN_ID) or _is_token_ids(value)
 
 
-def _listed(field: str, value: Any) -> Any:
+def _to_tuple(field: str, value: Any) -> Any:
     """A list, set or array of whole numbers as a tuple of ints; anything else as it came, for the rule to judge."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
@@ -108,32 +108,32 @@ def _listed(field: str, value: Any) -> Any:
     return tuple(sorted(items) if unordered else items)
 
 
-def _listed_words(field: str, value: Any) -> Any:
-    return tuple(_listed(field, word) for word in value) if isinstance(value, list | tuple) else value
+def _to_words(field: str, value: Any) -> Any:
+    return tuple(_to_tuple(field, word) for word in value) if isinstance(value, list | tuple) else value
 
 
-def _listed_biases(field: str, value: Any) -> Any:
+def _to_biases(field: str, value: Any) -> Any:
     """A dict {(ids): bias} or a list [[ids, bias], ...] as ((ids, bias), ...)."""
     pairs = value.items() if isinstance(value, Mapping) else value
     try:
-        return tuple((_listed(field, ids), plain(bias)) for ids, bias in pairs)
+        return tuple((_to_tuple(field, ids), plain(bias)) for ids, bias in pairs)
     except (TypeError, ValueError):
         return value
 
 
-def _listed_strings(field: str, value: Any) -> Any:
+def _to_strings(field: str, value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else value
 
 
 CONVERTERS = {
-    "eos_token_id": _listed,
-    "forced_eos_token_id": _listed,
-    "suppress_tokens": _listed,
-    "begin_suppress_tokens": _listed,
-    "exponential_decay_length_penalty": _listed,
-    "bad_words_ids": _listed_words,
-    "sequence_bias": _listed_biases,
-    "stop_strings": _listed_strings,
+    "eos_token_id": _to_tuple,
+    "forced_eos_token_id": _to_tuple,
+    "suppress_tokens": _to_tuple,
+    "begin_suppress_tokens": _to_tuple,
+    "exponential_decay_length_penalty": _to_tuple,
+    "bad_words_ids": _to_words,
+    "sequence_bias": _to_biases,
+    "stop_strings": _to_strings,
 }
 """How a list is brought into the form that is kept."""
 

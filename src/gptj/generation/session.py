@@ -158,7 +158,7 @@ class Session:
                 scores[n] = process(seen[n], scores[n])
         scores = self._apply_custom(ids[:, self.unseen :], scores)
         for n in running:
-            scores[n] = self._cut(seen[n], scores[n])
+            scores[n] = self._apply_filters(seen[n], scores[n])
         return scores
 
     def best_log_probabilities(self, logits: NDArray[Any], row: int, count: int, *, taken: Ids) -> Candidates | None:
@@ -178,7 +178,7 @@ class Session:
         tokens = np.full(len(scores), self.pad, np.int64)
         for n, r in enumerate(rows):
             if not self.ended[r]:
-                tokens[n] = self._chosen(scores[n], int(r), index)
+                tokens[n] = self._choose(scores[n], int(r), index)
         return tokens
 
     def next_tokens(self, result: Step, ids: Ids | None = None) -> tuple[Ids, Floats | None]:
@@ -209,7 +209,7 @@ class Session:
         for row, values in zip(running.tolist(), logits, strict=True):
             self.refuse_non_finite(values, row, index)
             token = self._choice.on_host(values, rows[row], uniforms_of.get(row, 0.0), row)
-            tokens[row] = self._defined(values, rows[row], row, index) if token is None else token
+            tokens[row] = self._choose_by_definition(values, rows[row], row, index) if token is None else token
         tokens[[*found]] = [*found.values()]
         return tokens, None
 
@@ -218,12 +218,12 @@ class Session:
         """Whether anybody looks at the scores of all tokens."""
         return bool(self.config.output_scores or self.custom or self.stopper.reads_scores)
 
-    def _defined(self, logits: NDArray[Any], seen: Row, row: int, index: int) -> int:
+    def _choose_by_definition(self, logits: NDArray[Any], seen: Row, row: int, index: int) -> int:
         """The token of a row's logits (v,), by the definition."""
         scores = logits.astype(np.float64)
         for process in self._processors:
             scores = process(seen, scores)
-        return self._chosen(self._cut(seen, scores), row, index)
+        return self._choose(self._apply_filters(seen, scores), row, index)
 
     def surely_above(self, result: Step, ids: Ids, tokens: Ids, share: float) -> bool:
         """Whether each running row's token, chosen of the logits after `ids`, has this probability at least.
@@ -234,7 +234,7 @@ class Session:
         chosen = {r: int(tokens[r]) for r in rows}
         return all(chance >= share for chance in self._choice.chances(result.held, rows, chosen).values())
 
-    def _cut(self, seen: Row, scores: Floats) -> Floats:
+    def _apply_filters(self, seen: Row, scores: Floats) -> Floats:
         """The scores (v,) of a row without those that a draw leaves out. Where no token is left, there is nothing."""
         if scores.max() > -np.inf:
             for cut in self._filters:
@@ -244,7 +244,7 @@ class Session:
     def _uniform(self, row: int, index: int) -> float:
         return float(uniforms(self.seeds[row], index, self.seed_rows[row])[0])
 
-    def _chosen(self, scores: Floats, row: int, index: int) -> int:
+    def _choose(self, scores: Floats, row: int, index: int) -> int:
         """The best of the scores (v,), or the drawn one."""
         best = int(np.argmax(scores))
         if not scores[best] > -np.inf:
@@ -350,7 +350,7 @@ def prepare(
     return Session(
         config=config,
         model_config=model_config,
-        make_decoder=decoder_factory if config.use_cache else _uncached(decoder_factory),
+        make_decoder=decoder_factory if config.use_cache else _without_cache(decoder_factory),
         prompt=prompt,
         prompt_mask=mask,
         copies=copies,
@@ -390,7 +390,7 @@ def _check_rows(config: GenerationConfig, prompts: int, copies: int, vocab_size:
         )
 
 
-def _uncached(factory: DecoderFactory) -> DecoderFactory:
+def _without_cache(factory: DecoderFactory) -> DecoderFactory:
     return lambda batch, capacity: Uncached(factory(batch, capacity))
 
 

@@ -4,7 +4,7 @@ A file is written for many programs and many calls, so most of its oddities mean
 do_sample, a null, an id of -1, a cache's name. None of them may keep a model from being opened. A member that the
 strict rules of `GenerationConfig` do not take is kept in `extra`, and said. It waits there: `replace` offers it
 again, so a temperature takes effect in the call that turns do_sample on, as in transformers. What would change the
-text and cannot be honoured (`unhonoured`) is refused when text is asked for, by name.
+text and cannot be honoured (`find_unhonoured`) is refused when text is asked for, by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gptj.generation.rules import (
     is_neutral,
 )
 
-__all__ = ["drop_ids_beyond", "fit", "read_members", "unhonoured"]
+__all__ = ["drop_ids_beyond", "find_unhonoured", "fit", "read_members"]
 
 Config = TypeVar("Config", bound=Any)  # GenerationConfig, which imports this module
 
@@ -82,7 +82,7 @@ def read_members(
             extra[key] = offered.pop(key)
             said[key] = ConfigError("has no effect without an assistant model", where=key, found=spelt(extra[key]))
     config, left = fit(make, {}, offered, extra)
-    refused = {str(error.where) for error in unhonoured(config)}
+    refused = {str(error.where) for error in find_unhonoured(config)}
     for key, error in {**left, **said}.items():
         kept = "kept, and `generate` refuses it until the call says otherwise" if key in refused else "kept, not read"
         say(
@@ -135,7 +135,7 @@ def fit(
             left[culprit] = error
 
 
-def unhonoured(config: Any) -> Iterator[ConfigError]:
+def find_unhonoured(config: Any) -> Iterator[ConfigError]:
     """An error for each member in `config.extra` that would change the text if it could be honoured."""
     for key, value in config.extra.items():
         problem: ConfigError | None = None

@@ -1,4 +1,4 @@
-"""What type checkers are told of a model's methods, made of these methods' own signatures: nothing is written twice.
+"""Types of a model's methods for type checkers, derived from the methods' own signatures: nothing is written twice.
 
 A call returns a tuple where it is told `return_dict=False`, `from_pretrained` a pair where it is told to say what it
 did, `generate` a whole `GenerateOutput` where it is told `return_dict_in_generate=True`; else each returns one thing,
@@ -80,7 +80,7 @@ else:
         return method
 
     def same_as(method):
-        """What leaves a method as it is; only checkers meet it."""
+        """A decorator that returns the method unchanged; the type is for checkers alone."""
         return typed_call
 
     typed_load = classmethod

@@ -2,7 +2,7 @@
 
     oracle.py      GPT-J in plain NumPy float64, from the equations             Oracle
     revealing.py   a random checkpoint in which no mistake can hide             revealing_config, revealing_fill
-    probe.py       what every backend is asked                                  Probe, make_probe
+    probe.py       the questions to every backend                               Probe, make_probe
     record.py      one backend, one process, one checkpoint -> one record       Record, record_backend
     tolerance.py   how far two right answers may lie apart, and why             tolerance_of
     compare.py     records against the oracle and each other, by NumPy alone    compare_records

@@ -57,7 +57,7 @@ class Expected:
 
 
 def expect(oracle: Oracle, probe: Probe) -> Expected:
-    """What the oracle answers."""
+    """The oracle's answers to the probe."""
     batch = oracle.forward(probe.input_ids, probe.attention_mask, probe.position_ids, attentions=True)
     return Expected(
         logits=_logits(batch.logits),

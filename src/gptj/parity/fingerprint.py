@@ -141,7 +141,7 @@ class FingerprintObserver:
         self._seen.join()
 
     def fingerprint(self) -> Fingerprint | None:
-        """What was taken; None where not every tensor passed by, or one would be needed again (a tied head)."""
+        """The fingerprint; None where not every tensor passed by, or one would be needed again (a tied head)."""
         if not self._taken.done():
             self._seen.put((None, None))
         return self._taken.result()
@@ -184,7 +184,7 @@ class _PassingOracle(StreamedOracle):
     """The oracle of tensors that are there only while they pass by."""
 
     def __init__(self, observer: FingerprintObserver) -> None:
-        super().__init__(observer._config, self._joined, bare=observer._head == "base")
+        super().__init__(observer._config, self._join_blocks, bare=observer._head == "base")
         self.row_blocks = observer.blocks  # type: ignore[method-assign]
 
     def embed(self, ids: Any) -> NDArray[Any]:
@@ -197,7 +197,7 @@ class _PassingOracle(StreamedOracle):
             start += len(block)
         return out
 
-    def _joined(self, name: str) -> NDArray[Any]:
+    def _join_blocks(self, name: str) -> NDArray[Any]:
         return np.concatenate([block.copy() for block in self.row_blocks(name)])
 
 

@@ -49,7 +49,7 @@ ANSWERS = {
     "greedy": "prompts and their greedy continuation, (rows, n + new)",
     "sampled": "prompts and their continuation drawn with the seed, (rows, n + new)",
 }
-"""What a record holds besides the probe."""
+"""The arrays of a record besides those of the probe: name and meaning."""
 
 ARRAYS_FILE, FACTS_FILE = "record.npz", "record.json"
 LARGEST_RECORD_BYTES = 2**32
@@ -68,7 +68,7 @@ _VARIABLES = ("CUDA_", "GPTJ_", "JAX_", "KERAS_", "MKL_", "NVIDIA_", "OMP_", "OP
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """What one backend answered.
+    """One backend's answers to a probe.
 
     Attributes:
         backend: whose answers these are.
@@ -247,12 +247,12 @@ def _model_calls(wing: ModuleType, model: Any, probe: Probe) -> dict[str, NDArra
     )
     plain = model(probe.input_ids, use_cache=False)
     return {
-        "logits": _widened(wing, batch.logits),
-        "loss": _widened(wing, batch.loss),
-        "hidden_states": np.stack([_widened(wing, h) for h in batch.hidden_states]),
-        "attentions": np.stack([_widened(wing, a) for a in batch.attentions]),
-        "far_logits": _widened(wing, far.logits),
-        "plain_logits": _widened(wing, plain.logits),
+        "logits": _to_storable(wing, batch.logits),
+        "loss": _to_storable(wing, batch.loss),
+        "hidden_states": np.stack([_to_storable(wing, h) for h in batch.hidden_states]),
+        "attentions": np.stack([_to_storable(wing, a) for a in batch.attentions]),
+        "far_logits": _to_storable(wing, far.logits),
+        "plain_logits": _to_storable(wing, plain.logits),
     }
 
 
@@ -269,11 +269,11 @@ def _cached_logits(wing: ModuleType, model: Any, probe: Probe) -> NDArray[Any]:
             use_cache=True,
         )
         past = output.past_key_values
-        parts.append(_widened(wing, output.logits))
+        parts.append(_to_storable(wing, output.logits))
     return np.concatenate(parts, axis=1)
 
 
-def _widened(wing: ModuleType, value: Any) -> NDArray[Any]:
+def _to_storable(wing: ModuleType, value: Any) -> NDArray[Any]:
     """A wing's array in NumPy, 16-bit numbers as float32: an .npz knows no bfloat16."""
     array = np.asarray(wing.to_numpy(value))
     return array.astype(np.float32) if array.dtype.itemsize == 2 else array

@@ -100,7 +100,7 @@ class TextMatch:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ParityReport:
-    """What was found.
+    """The result of a parity run: every comparison, with its limit.
 
     Attributes:
         dtype: of the parameters.

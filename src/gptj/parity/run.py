@@ -64,7 +64,7 @@ def run_parity(
     check_manifest: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
-    """What the backends answer on one checkpoint, and whether they agree with the oracle and with each other.
+    """Run backends on one checkpoint, and compare their answers with the oracle's and with each other's.
 
     Args:
         directory: the checkpoint, of a causal language model.
@@ -172,7 +172,7 @@ def _require_asked(record: Record, backend: str, dtype: str, probe: Probe, direc
 def run_in_process(
     command: Sequence[str], backend: str, *, dtype: str = "float32", timeout_s: float = PROCESS_TIMEOUT_S
 ) -> str:
-    """What `python -m COMMAND` prints, in a new process with a backend's environment.
+    """Run `python -m COMMAND` in a new process with a backend's environment, and return what it prints.
 
     Raises:
         BackendProcessError: the process failed, was ended by a signal, or took longer than `timeout_s`.

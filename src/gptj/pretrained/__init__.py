@@ -1,7 +1,8 @@
 """A model's way from a folder and back to one, once for all three wings.
 
-    Pretrained                       what every model class can load, save, resize and count     model.py
-    prepare, Loading                 a load decided: config, rows, dtype, device                  loading.py
+    Pretrained                       loading, saving, resizing and counting, for all models       base.py
+    prepare, Loading                 the decisions of a load: config, rows, dtype, device         loading.py
+    Tapped                           intermediate values by name                                  tapped.py
     saving_options, shard_bytes      the options of save_pretrained                               saving.py
     FOREIGN_ARGUMENTS                arguments of transformers that cannot be had here            foreign_arguments.py
 

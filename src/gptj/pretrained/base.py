@@ -1,4 +1,4 @@
-"""What the model classes of all three wings have in common: config, loading, saving, resizing, counting.
+"""The common base of the model classes of all three wings: config, loading, saving, resizing, counting.
 
 `Pretrained` never sees a framework. A wing's PretrainedModel fills its hooks, the methods from `_dtypes_of` on: how a
 model is made without values, how an array becomes a parameter and is read back, on which device.
@@ -26,6 +26,7 @@ from gptj.prepared import check_inference, refusal
 from gptj.pretrained.checks import check_output_embeddings, check_recomputation, check_same_build, new_vocabulary
 from gptj.pretrained.loading import Loading, one_dtype, prepare
 from gptj.pretrained.saving import check_rows, saving_options, side_files
+from gptj.pretrained.tapped import Tapped
 from gptj.schema import Head, TensorSpec, schema
 
 
@@ -43,7 +44,7 @@ class ArrayFacts(NamedTuple):
     trainable: bool
 
 
-class Pretrained:
+class Pretrained(Tapped):
     """A model class of any wing.
 
     Attributes:

@@ -196,7 +196,7 @@ LOADING_ARGUMENTS = (
     *("output_loading_info", "mmap", "verify", "seed", "inference", "quantize", "_do_init"),
     *(*HUB_ARGUMENTS, *FOREIGN_ARGUMENTS),
 )
-"""What `from_pretrained` takes in any wing besides the config's fields."""
+"""Arguments of `from_pretrained` in any wing, besides the config's fields."""
 
 
 def _require_safetensors(path: Path, name: str | os.PathLike[str]) -> None:

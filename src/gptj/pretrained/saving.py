@@ -15,7 +15,7 @@ from gptj.schema import Head, schema
 
 
 def side_files(model: Any) -> dict[str, bytes]:
-    """What `save_pretrained` writes besides config and weights: generation_config.json, where the model makes text."""
+    """Files of `save_pretrained` besides config and weights: generation_config.json, where the model makes text."""
     if not isinstance(model, Generates):
         return {}
     settled = model.generation_config
@@ -54,7 +54,7 @@ def saving_options(max_shard_bytes: int | str, others: Mapping[str, Any]) -> int
     size = others.get("max_shard_size")
     for name, value in others.items():
         if name not in _SAVING_OPTIONS:
-            raise InputError("no such argument", where=shown(name), hint=_meant(name))
+            raise InputError("no such argument", where=shown(name), hint=_suggest(name))
         so_anyway, hint = _SAVING_OPTIONS[name]
         if so_anyway is not None and value is not None and value not in so_anyway:
             expected = repr(next(iter(so_anyway), None))
@@ -75,7 +75,7 @@ _SAVING_OPTIONS: dict[str, tuple[tuple[Any, ...] | None, str]] = {
 }
 
 
-def _meant(name: str) -> str | None:
+def _suggest(name: str) -> str | None:
     known = (*_SAVING_OPTIONS, "max_shard_bytes", "overwrite", "is_main_process", "state_dict")
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"Did you mean {close[0]}?" if close else None

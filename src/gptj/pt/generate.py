@@ -141,7 +141,7 @@ class GenerationMixin(generation.Generates[torch.Tensor]):
             return self(**arguments)  # type: ignore[operator]
 
     @torch.inference_mode()
-    def _embedded(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+    def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         model: Any = self
         return to_numpy(model.get_input_embeddings()(torch.from_numpy(token_ids).to(model.device)))
 

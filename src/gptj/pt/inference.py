@@ -20,7 +20,8 @@ from gptj.errors import InputError
 from gptj.prepared import QUANTIZATIONS, check_quantize, give_up, refusal
 from gptj.pt.arguments import AttentionMask, UpdateCache
 from gptj.pt.kernels import can_apply_gelu, pack, stack
-from gptj.pt.model import GELUS, MLP, Attention, Block, rotate_pairs
+from gptj.pt.layers import GELUS, rotate_pairs
+from gptj.pt.model import MLP, Attention, Block
 from gptj.schema import BASE_PREFIX, TensorSpec
 
 
@@ -104,7 +105,7 @@ class PreparedBlock(nn.Module):
         if x.requires_grad:
             raise refusal("a gradient")
         qkv, activated = self.into(self.ln_1(x))
-        q, k = self._rotated(qkv[..., : 2 * self.m], *rotation)
+        q, k = self._rotate(qkv[..., : 2 * self.m], *rotation)
         v = self._heads(qkv[..., 2 * self.m :])
         if x.shape[1] > 1:  # of their own, so that a cache does not keep the whole of `qkv`
             k, v = k.contiguous(), v.contiguous()
@@ -115,7 +116,7 @@ class PreparedBlock(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.attn.head_dim)).transpose(1, 2)  # b t m -> b h t d
 
-    def _rotated(self, qk: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotate(self, qk: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys (b, h, t, d) of their concatenation (b, t, 2m); `rotate_pairs` in one multiplication."""
         if not self.in_pairs:
             q, k = rotate_pairs(self._heads(qk), sin, cos).chunk(2, dim=1)
@@ -128,7 +129,7 @@ class PreparedBlock(nn.Module):
 
 
 class InferenceMixin:
-    """What a model can do to decode faster."""
+    """Faster decoding, a base class of the models with a language-model head."""
 
     transformer: Any
     lm_head: Any

@@ -85,7 +85,7 @@ class PretrainedModel(Pretrained, nn.Module):
     # without a config, and PEFT's "all-linear" adapts lm_head. Where transformers is loaded, and there alone, the
     # answer is yes: Python asks an object's __class__ too. type(model) stays the class itself, which inherits nothing
     # of theirs, and what is made by way of __class__, or pickled, is of that class (`_also`, `__reduce_ex__`).
-    __class__ = property(lambda self: _class_told(self), lambda self, new: _set_class(self, new))
+    __class__ = property(lambda self: _reported_class(self), lambda self, new: _set_class(self, new))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """How it is copied and pickled: as what `type` says, since pickle would compare that with `__class__`."""
@@ -104,7 +104,7 @@ class PretrainedModel(Pretrained, nn.Module):
 
     @property
     def param_dtype(self) -> torch.dtype:
-        """What the parameters are kept in: the same as `dtype`, which is also what is computed in."""
+        """The dtype of the parameters: the same as `dtype`, which is also that of the computation."""
         return self.dtype
 
     # Differs: what trains adapters in PyTorch (PEFT, transformers' Trainer) asks for these two.
@@ -197,8 +197,8 @@ class PretrainedModel(Pretrained, nn.Module):
             lm_head.out_features = size
 
 
-def _class_told(model: Any) -> type:
-    """What a model says its class is: where transformers is loaded, one that is a PreTrainedModel too."""
+def _reported_class(model: Any) -> type:
+    """The class that a model reports: where transformers is loaded, one that is a PreTrainedModel too."""
     own, transformers = type(model), sys.modules.get("transformers")
     base = None if transformers is None else vars(transformers).get("PreTrainedModel")
     return own if base is None or issubclass(own, base) else _also(own, base)  # type: ignore[arg-type]

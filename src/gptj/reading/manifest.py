@@ -299,7 +299,7 @@ def verify_manifest(
             found=found,
         )
     members = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(Manifest)}
-    return VerifiedManifest(**members, unchecked=tuple(_unchecked(directory, manifest.files)))
+    return VerifiedManifest(**members, unchecked=tuple(_unlisted_paths(directory, manifest.files)))
 
 
 _READ = (".json", ".txt", ".safetensors", ".bin", ".h5", ".msgpack", ".npz")
@@ -312,14 +312,14 @@ def warn_of_unchecked(directory: Path, manifest: VerifiedManifest) -> None:
         warn_of(f"not checked, since {MANIFEST_FILE} has no hash of it: {names}", file=directory)
 
 
-def _unchecked(directory: Path, files: Collection[str], prefix: str = "") -> Iterator[str]:
+def _unlisted_paths(directory: Path, files: Collection[str], prefix: str = "") -> Iterator[str]:
     """The paths in the directory that are not among the files; a folder that holds none of them as one."""
     with os.scandir(directory / prefix) as entries:
         found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     for name, is_folder in found:
         path = f"{prefix}{name}"
         if is_folder and any(file.startswith(f"{path}/") for file in files):
-            yield from _unchecked(directory, files, f"{path}/")
+            yield from _unlisted_paths(directory, files, f"{path}/")
         elif path not in files and path != MANIFEST_FILE:
             yield f"{path}/" if is_folder else path
 

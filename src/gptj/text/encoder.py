@@ -48,7 +48,7 @@ class Encoder:
         model = models.BPE(vocab=dict(data.vocab), merges=list(data.merges))
         self._text_only = _pipeline(model)
         self._with_added = _pipeline(model)
-        self._with_added.add_tokens([*map(_as_added, data.added)])
+        self._with_added.add_tokens([*map(_to_library_token, data.added)])
         assert all(self._with_added.token_to_id(token.content) == token.id for token in data.added)
         # One object an id: a token then takes 8 bytes of a list of ids, and not 36.
         self._numbers = tuple(range(data.size))
@@ -135,7 +135,7 @@ def learn_merges(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int],
     return trained.get_vocab(with_added_tokens=False), tuple((a, b) for a, b in merges)
 
 
-def _as_added(token: AddedToken) -> tokenizers.AddedToken:
+def _to_library_token(token: AddedToken) -> tokenizers.AddedToken:
     """The library's object of an added token."""
     return tokenizers.AddedToken(
         token.content,

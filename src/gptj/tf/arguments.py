@@ -130,7 +130,7 @@ class CacheBuilder:
                 whole = k, v
             elif past.fixed:
                 whole = self._write(past.keys[layer], k), self._write(past.values[layer], v)
-                k, v = (self._filled(x, k) for x in whole)
+                k, v = (self._used_slots(x, k) for x in whole)
             else:
                 whole = k, v = tf.concat((past.keys[layer], k), 2), tf.concat((past.values[layer], v), 2)
             if use_cache:
@@ -148,7 +148,7 @@ class CacheBuilder:
         new = tf.reshape(new, (*rows, sizes(new)[2], d))
         return keras.ops.slice_update(slots, [*(0 for _ in rows), self.past.length, 0], new)
 
-    def _filled(self, slots: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+    def _used_slots(self, slots: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
         # Differs: in a compiled step the length is no number: queries get all slots, and the mask has empty ones Out.
         assert self.past is not None
         return slots[..., : self.past.length + new.shape[2], :] if isinstance(self.past.length, int) else slots

@@ -22,7 +22,8 @@ from gptj.generation.decoder import round_up_columns, round_up_slots
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
 from gptj.tf.arguments import CacheBuilder, causal_mask, host
-from gptj.tf.model import Block, Linear, at_least_float32
+from gptj.tf.layers import Linear, at_least_float32
+from gptj.tf.model import Block
 from gptj.tf.weights import to_numpy
 
 
@@ -165,9 +166,9 @@ class CompiledModel:
 
     def function(self, shape: tuple[int, ...], **options: Any) -> Any:
         """The graph for (b, t, s) of these sizes; `_run` says what it takes and gives."""
-        return self._traced(self._run, shape, **options)
+        return self._graph_of(self._run, shape, **options)
 
-    def _traced(self, run: Callable[..., Any], shape: tuple[int, ...], **options: Any) -> Any:
+    def _graph_of(self, run: Callable[..., Any], shape: tuple[int, ...], **options: Any) -> Any:
         """`run` as a graph, the one of the whole model, or as a program.
 
         One for each shape, since TensorFlow warns of a function that meets many.
@@ -197,8 +198,8 @@ class CompiledModel:
         trace: bool,
     ) -> tuple[Any, ...]:
         base, (b, t), slots = self.model.transformer, token_ids.shape, keys[0].shape[1]
-        run_block = self._traced(self._block, (b, t, slots), fresh=fresh, weigh=weigh)
-        run_head = self._traced(self._head, (b, t), last_only=last_only)
+        run_block = self._graph_of(self._block, (b, t, slots), fresh=fresh, weigh=weigh)
+        run_head = self._graph_of(self._head, (b, t), last_only=last_only)
         start, s = (0, t) if fresh else (offset, slots)  # nothing is in the slots behind a fresh prompt
         mask = causal_mask(mask[:, :s], start + tf.range(t), s)
         rotation = base.rotary(position_ids)
@@ -244,7 +245,7 @@ class CompiledModel:
 
 @functools.lru_cache(maxsize=64)
 def compiled_best(shape: tuple[int, ...], count: int, weigh: bool) -> Callable[..., tuple[tf.Tensor, ...]]:
-    """What `Logits.best` asks for, a graph for each shape (b, v, m)."""
+    """The selection of the best logits for `Logits.best`, a graph for each shape (b, v, m)."""
     excess = -shape[1] % PARTS
 
     def run(logits: tf.Tensor, named: tf.Tensor, temperature: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -303,7 +304,7 @@ class GenerationMixin(generation.Generates[tf.Tensor]):
     def _evaluate(self, **arguments: Any) -> Any:
         return self(**arguments, training=False)  # type: ignore[operator]
 
-    def _embedded(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+    def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         model: Any = self
         return to_numpy(model.get_input_embeddings()(tf.constant(token_ids)))
 

@@ -19,7 +19,7 @@ from gptj.tf.weights import to_numpy
 
 
 class InferenceMixin:
-    """What a model can do to decode faster."""
+    """Faster decoding, a base class of the models with a language-model head."""
 
     def prepare_for_inference(self, *, quantize: str | None = None) -> Self:
         """The model itself, such that `model(...)`, `generate` and `stream` run compiled programs from then on.
@@ -44,7 +44,7 @@ class InferenceMixin:
             give_up(part, {act: act for act in _GIVEN_UP})
         return self
 
-    def _computed(
+    def _compute_prepared(
         self,
         input_ids: tf.Tensor,
         attention_mask: tf.Tensor | None,

@@ -23,7 +23,7 @@ from gptj.outputs import BaseModelOutputWithPast, ModelOutput, QuestionAnswering
 from gptj.tf.arguments import assert_arguments
 
 
-def checked_first(run: Callable[..., Any]) -> Callable[..., Any]:
+def check_data_first(run: Callable[..., Any]) -> Callable[..., Any]:
     """Keras' fit, evaluate or predict, but with the data checked on the host before anything is compiled.
 
     Differs: Keras compiles its steps with XLA, which drops the assertions that a graph has in place of errors.
@@ -34,7 +34,7 @@ def checked_first(run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(run)
     def checked(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         labels = (args[0] if args else kwargs.get("y")) if takes_labels else None
-        return run(self, self._checked_data(x, labels), *args, **kwargs)
+        return run(self, self._check_data(x, labels), *args, **kwargs)
 
     return checked
 
@@ -65,14 +65,14 @@ class TrainableModel(keras.Model):
         self._forget_traces()
         return super().make_predict_function(force)
 
-    fit = checked_first(keras.Model.fit)
-    evaluate = checked_first(keras.Model.evaluate)
-    predict = checked_first(keras.Model.predict)
+    fit = check_data_first(keras.Model.fit)
+    evaluate = check_data_first(keras.Model.evaluate)
+    predict = check_data_first(keras.Model.predict)
 
-    def _checked_data(self, x: Any, labels: Any = None) -> Any:
+    def _check_data(self, x: Any, labels: Any = None) -> Any:
         """`x`, once its arrays are checked; a dataset such that it checks each batch when it comes."""
         if isinstance(x, tf.data.Dataset):
-            return x.map(self._checked_batch, num_parallel_calls=tf.data.AUTOTUNE)
+            return x.map(self._check_batch, num_parallel_calls=tf.data.AUTOTUNE)
         if all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in _arrays(x)):
             arrays = all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in _arrays(labels))
             given = self._with_labels(x, labels) if labels is not None and self._own_loss and arrays else x
@@ -80,7 +80,7 @@ class TrainableModel(keras.Model):
         return x
 
     @tf.autograph.experimental.do_not_convert
-    def _checked_batch(self, *batch: Any) -> Any:
+    def _check_batch(self, *batch: Any) -> Any:
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch if len(batch) > 1 else batch[0])
         given = self._settle_arguments((self._with_labels(x, y) if y is not None and self._own_loss else x,), {})
         self._check(given)
@@ -111,13 +111,13 @@ class TrainableModel(keras.Model):
 
     def train_step(self, data: Any) -> Any:
         """One step of `fit`; see `compute_loss`."""
-        return super().train_step(self._labelled(data))
+        return super().train_step(self._add_labels(data))
 
     def test_step(self, data: Any) -> Any:
         """One step of `evaluate`; see `compute_loss`."""
-        return super().test_step(self._labelled(data))
+        return super().test_step(self._add_labels(data))
 
-    def _labelled(self, data: Any) -> Any:
+    def _add_labels(self, data: Any) -> Any:
         """A batch, with y among the call's arguments too where the loss is the model's own."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is None or not self._own_loss:
@@ -190,7 +190,7 @@ class TrainableModel(keras.Model):
 
 
 def _predictions(y_pred: Any, *, like: Any) -> Any:
-    """What of a model's output a Keras loss or metric compares with y: the logits, or a start and an end."""
+    """The part of a model's output that a Keras loss or metric compares with y: the logits, or a start and an end."""
     if not isinstance(y_pred, ModelOutput):
         return y_pred
     if isinstance(y_pred, QuestionAnsweringModelOutput):

@@ -58,11 +58,11 @@ def from_numpy(array: NDArray[Any]) -> tf.Tensor:
         return tf.convert_to_tensor(array)
     bits = array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
     fits = bits.flags.c_contiguous and bits.flags.writeable and bits.ctypes.data % ALIGNMENT_BYTES == 0
-    tensor = tf.experimental.dlpack.from_dlpack((bits if fits else _aligned(bits)).__dlpack__())
+    tensor = tf.experimental.dlpack.from_dlpack((bits if fits else _copy_aligned(bits)).__dlpack__())
     return tf.bitcast(tensor, tf.bfloat16) if bits is not array else tensor
 
 
-def _aligned(array: NDArray[Any]) -> NDArray[Any]:
+def _copy_aligned(array: NDArray[Any]) -> NDArray[Any]:
     """A C-contiguous copy that begins at a multiple of `ALIGNMENT_BYTES`."""
     room = np.empty(array.nbytes + ALIGNMENT_BYTES, np.uint8)
     start = -room.ctypes.data % ALIGNMENT_BYTES
@@ -128,7 +128,7 @@ class PretrainedModel(Pretrained, TrainableModel):
 
     @property
     def param_dtype(self) -> str:
-        """What the parameters are kept in: Keras' `variable_dtype`."""
+        """The dtype of the parameters: Keras' `variable_dtype`."""
         return str(self.variable_dtype)
 
     # ---- hooks
@@ -244,6 +244,10 @@ class PretrainedModel(Pretrained, TrainableModel):
         self._check(given)
         return super().__call__(**given)
 
+    @tf.autograph.experimental.do_not_convert
+    def _taps(self, names: str | Iterable[str] | None, labels: Any, given: dict[str, Any]) -> dict[str, Any]:
+        return super()._taps(names, labels, given)
+
     def _settle_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name, without those that are None, with arrays as tensors."""
         signature = inspect.signature(self.call)
@@ -263,7 +267,7 @@ class PretrainedModel(Pretrained, TrainableModel):
 
     def _by_name(self, listed: Sequence[Any]) -> dict[str, Any]:
         """The arguments of a call, given as a list, by their names."""
-        return _named(listed, list(inspect.signature(self.call).parameters))
+        return _name_arguments(listed, list(inspect.signature(self.call).parameters))
 
     def _settle_argument(self, name: str, value: Any) -> Any:
         if name == "past_key_values":
@@ -292,7 +296,7 @@ class PretrainedModel(Pretrained, TrainableModel):
         return [name for name in super().__dir__() if name != "base_model"]
 
     def get_config(self) -> dict[str, Any]:
-        """What Keras saves beside the weights; see `from_config`."""
+        """The arguments that Keras saves beside the weights; see `from_config`."""
         return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name, "seed": self.seed, "name": self.name}
 
     @classmethod
@@ -302,7 +306,7 @@ class PretrainedModel(Pretrained, TrainableModel):
         return cls(GPTJConfig.from_dict(members.pop("config")), **members)
 
 
-def _named(listed: Sequence[Any], names: list[str]) -> dict[str, Any]:
+def _name_arguments(listed: Sequence[Any], names: list[str]) -> dict[str, Any]:
     """A list of arguments by their names.
 
     As on transformers' page, `[input_ids, attention_mask]` is understood although past_key_values comes second in

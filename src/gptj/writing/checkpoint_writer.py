@@ -38,7 +38,7 @@ from gptj.writing.shared_directory import SharedDirectory
 __all__ = ["DtypeChoice", "check_head_and_size", "write_checkpoint", "written_config"]
 
 DtypeChoice = str | Callable[[TensorSpec], str] | None
-"""What tensors are stored as: one dtype for all, one for each row, or None: as they come."""
+"""The dtype that tensors are stored in: one for all, one for each row, or None: as they come."""
 
 
 def write_checkpoint(
@@ -175,7 +175,7 @@ def _fate_beside(extra: Mapping[str, bytes]) -> Callable[[str], Fate]:
 
 
 def _least_bytes(order: WritingOrder, first: int) -> int:
-    """What the tensors from row `first` on will take; at least two bytes a number where the dtype is not known yet."""
+    """The fewest bytes that the tensors from row `first` on can take: two a number where the dtype is not known yet."""
     dtypes = ((row, order.dtypes[row.name]) for row in order.rows[first:])
     return sum(row.size * (2 if dtype is None else numpy_dtype(dtype).itemsize) for row, dtype in dtypes)
 

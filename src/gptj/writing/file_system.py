@@ -105,14 +105,14 @@ class FileSystem:
         return path.lstat()
 
     def free_bytes(self, path: Path) -> int:
-        """What an ordinary user may still write on this file system."""
+        """The number of bytes that an ordinary user may still write on this file system."""
         import shutil
 
         return shutil.disk_usage(path).free
 
 
 def write_error(path: Path, error: OSError) -> WriteError:
-    """What an error of the system is to whoever asked for `path` to be written."""
+    """Convert an error of the operating system, met while writing `path`, to a WriteError, with a hint if one fits."""
     hints = {
         errno.ENOSPC: "Free some space, or write to another disk",
         errno.EDQUOT: "Your quota is used up",

@@ -88,7 +88,7 @@ class TensorSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ManifestFacts:
-    """What the manifest says besides the tensors; see `gptj.writing.checkpoint_writer.write_checkpoint` for each.
+    """Entries of the manifest besides the tensors; see `gptj.writing.checkpoint_writer.write_checkpoint` for each.
 
     `reopen` opens what was written, in its format, so that what a killed writer noted can be held to it; None where the
     format's own files say enough. `observer` is the `witness` there.
@@ -110,7 +110,7 @@ class ManifestFacts:
 
 @dataclasses.dataclass(frozen=True)
 class WritingOptions:
-    """What a caller of any format's writer may choose.
+    """Options that the writers of all formats have.
 
     Attributes:
         max_shard_bytes: weights of more bytes than this are cut into several files, where the format has several.
@@ -144,7 +144,7 @@ class WritingOptions:
 
 @dataclasses.dataclass(frozen=True)
 class WritingOrder:
-    """What is to be written, in any format.
+    """An order to write one checkpoint, in any format.
 
     Attributes:
         weights_format: what `--to` calls it.

@@ -1,4 +1,4 @@
-"""What a writer notes of the weights files that it has finished, so that a later one can go on from there.
+"""Notes of a writer on the weights files that it has finished, so that a later one can go on from there.
 
 The notes lie in the stage, one beside each finished file, and are removed before the stage is swapped in. A note
 carries the hash of the whole order (input, config, dtype, sizes, rules); under another order the work begins anew. It
@@ -57,7 +57,7 @@ class WritingRules:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """What was finished together, one file or several side by side.
+    """The record of a finished part of the work, one file or several side by side.
 
     Attributes:
         first, stop: which part of the work it was, in the writer's own count.
@@ -108,7 +108,7 @@ class PlannedTensor:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedPart:
-    """What a part of the work makes: files, by the names that its note has for them, and tensors."""
+    """The expected result of a part of the work: files, by the names that its note has for them, and tensors."""
 
     files: tuple[str, ...]
     tensors: tuple[PlannedTensor, ...]

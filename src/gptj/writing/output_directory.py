@@ -32,11 +32,11 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 Fate = Literal["keep", "replace", "refuse"]
-"""What becomes of a file of the old directory: carried over, left behind, or a reason not to overwrite."""
+"""The treatment of a file of the old directory: carried over, left behind, or a reason not to overwrite."""
 
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What a link to a file says where the file system has none, or none of this file."""
+"""Error numbers of a hard link where the file system has no links, or allows none to this file."""
 
 
 class OutputDirectory:

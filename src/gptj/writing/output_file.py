@@ -24,7 +24,7 @@ BLOCK_BYTES = 2**22
 
 
 class Checksum(Protocol):
-    """What hashlib's objects are."""
+    """The interface of hashlib's objects."""
 
     def update(self, data: bytes | memoryview, /) -> None:
         """Take in the next bytes."""

@@ -113,7 +113,7 @@ class SafetensorsShards:
 
     @property
     def dtypes(self) -> list[np.dtype[Any] | None]:
-        """What each row is to be stored as."""
+        """The dtype to store each row in; None: as it comes."""
         names = (self.writer.order.dtypes[row.name] for row in self.rows)
         return [None if name is None else numpy_dtype(name) for name in names]
 

@@ -73,7 +73,7 @@ def stored_blocks(values: NDArray[Any], dtype: np.dtype[Any], tally: BlockTally)
 
 
 def stored_dtype(row: TensorSpec, values: NDArray[Any], dtype: np.dtype[Any] | None) -> np.dtype[Any]:
-    """What a tensor is stored as, in this machine's byte order; a `dtype` of None is its own.
+    """The dtype that a tensor is stored in, in this machine's byte order; a `dtype` of None is its own.
 
     Raises:
         SchemaError: it has another shape than its row, or that is no dtype of weights.
