@@ -129,8 +129,8 @@ def test_several_traces_are_compared_with_the_most_exact(tmp_path, config):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"n_layer": 3}, "n_layer"), ({"n_head": 2}, "n_head"), ({"n_inner": 80}, "n_inner"),
-        ({"vocab_size": 216 + 8}, "vocab_size"), ({"rotary_dim": 6}, "rotary_dim"),
+        ({"n_layer": 3}, "n_layer"), ({"n_head": 2}, "n_head"), ({"n_inner": 80}, "inner_width"),
+        ({"vocab_size": 216 + 8}, "vocab_size"), ({"rotary_dim": 6}, "rotary_width"),
     ],
 )  # fmt: skip
 def test_traces_of_other_models_are_not_compared(tmp_path, config, change, named):
@@ -159,7 +159,8 @@ def test_other_weights_and_tables_are_said(tmp_path, config):
         facts = dataclasses.replace(facts_of(config), weights_sha256=letter * 64, rotary_sha256=letter * 64)
         write_trace(tmp_path / name, taps, facts, inputs=inputs_of(batch))
     found = compare_traces([open_trace(tmp_path / "a"), open_trace(tmp_path / "b")])
-    assert [fact.split()[0] for fact in found.facts] == ["weights_sha256", "rotary_sha256"]
+    assert [fact.split()[0] for fact in found.facts] == ["a:", "b:", "weights_sha256"]
+    assert "rotary table is neither" in found.facts[0]
 
 
 def test_a_long_text_is_compared_a_slice_at_a_time(tmp_path):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gptj.errors import InputError, shown
 from gptj.parity.bounds import Rounding, TokenSizes, accumulated
 from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
-from gptj.parity.trace import INPUTS, Trace
+from gptj.parity.trace import INPUTS, Trace, rotary_sha256
 from gptj.taps import split_tap
 
 __all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap"]
@@ -33,8 +33,7 @@ Verdict = Literal["born there", "came in", "cannot be told"]
 _SLICE = 2**19
 """Elements of a tap that are read at a time, of each trace: 4 MB in float64, of which some ten are held."""
 
-_SHAPES = ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size", "rotary_dim")
-_FACTS = ("dtype", "path", "weights_sha256", "rotary_sha256")
+_FACTS = ("dtype", "path", "weights_sha256")
 _AXES = {"b": "row", "h": "head", "t": "token", "s": "key", "d": "channel", "m": "channel", "f": "channel",
          "v": "vocabulary"}  # fmt: skip
 
@@ -269,11 +268,7 @@ def _require_comparable(traces: Sequence[Trace]) -> None:
     if twice := sorted(name for name in set(names) if names.count(name) > 1):
         raise InputError("two traces of one name", where=twice[0], hint="Give the files different names")
     for other in traces[1:]:
-        for field in _SHAPES:
-            wanted, found = getattr(first.facts.config, field), getattr(other.facts.config, field)
-            if wanted != found:
-                raise InputError("of another model", file=other.file.path, where=f"config: {field}",
-                                 expected=wanted, found=found)  # fmt: skip
+        first.require_model(other.facts.config, file=other.file.path)
         for letter in "bts":
             if first.sizes.get(letter) != other.sizes.get(letter):
                 raise InputError("of other inputs", file=other.file.path, where={"b": "rows", "t": "tokens"}.get(
@@ -437,7 +432,11 @@ def _pair(
 
 
 def _facts(base: Trace, others: Sequence[Trace]) -> Iterator[str]:
-    """What the traces say of themselves and do not share."""
+    """What the traces say of themselves and do not share, and a rotary table that is not the paper's."""
+    for trace in (base, *others):
+        said, config = trace.facts.rotary_sha256, trace.facts.config
+        if said is not None and said not in {rotary_sha256(config, dtype) for dtype in ("float32", "float64")}:
+            yield f"{trace.name}: its rotary table is neither the float32 nor the float64 one of its config"
     for other in others:
         for name in _FACTS:
             ours, theirs = getattr(base.facts, name), getattr(other.facts, name)

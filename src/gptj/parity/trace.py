@@ -40,6 +40,9 @@ FORMAT = "1"
 INPUTS = {"input_ids": "bt", "attention_mask": "bs", "position_ids": "bt", "labels": "bt"}
 """What the model was given, stored beside the taps under these names, whole numbers."""
 
+SHAPES = ("n_layer", "n_head", "n_embd", "inner_width", "vocab_size", "rotary_width")
+"""The config's sizes in which traces that are compared must agree."""
+
 _NUMBERS = ("seed", "threads")
 _HASHES = ("weights_sha256", "rotary_sha256")
 _TEXTS = ("path",)
@@ -179,6 +182,17 @@ class Trace:
     def name(self) -> str:
         """What messages call it."""
         return self.file.path.name
+
+    def require_model(self, config: GPTJConfig, *, file: str | os.PathLike[str]) -> None:
+        """Make sure that a config's model is of this trace's shape.
+
+        Raises:
+            InputError: it is of another; naming the config's file or the other trace.
+        """
+        for field in SHAPES:
+            wanted, found = getattr(self.facts.config, field), getattr(config, field)
+            if wanted != found:
+                raise InputError("of another model", file=file, where=f"config: {field}", expected=wanted, found=found)
 
     def shape(self, tap: str) -> tuple[int, ...]:
         """The tap's own shape, however it is stored."""
