@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gptj.flax import GPTJForCausalLM
-from gptj.flax.model import ACTIVATIONS, LayerNorm, Linear
+from gptj.flax.layers import ACTIVATIONS, LayerNorm, Linear
 from gptj.parity.oracle import activation
 
 IDS = np.random.default_rng(0).integers(0, 214, (2, 5))

@@ -17,7 +17,8 @@ from gptj.backends import BACKENDS
 from gptj.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
-FILES = ("__init__.py", "arguments.py", "generate.py", "heads.py", "inference.py", "model.py", "weights.py")
+FILES = ("__init__.py", "arguments.py", "generate.py", "heads.py", "inference.py")
+FILES += ("layers.py", "model.py", "weights.py")
 
 OWN_FILES = {"pt": {"kernels.py"}, "tf": {"training.py"}, "flax": set()}
 """Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, and Keras has a
@@ -25,6 +26,9 @@ training loop of its own."""
 
 CORE = ROOT / "pretrained" / "base.py"
 """The methods that the wings inherit: `Pretrained`, with hooks that each of them fills."""
+
+LOOKED_INTO = ROOT / "pretrained" / "tapped.py"
+"""Its base class, in whose words every wing gives its intermediate values."""
 
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
 """What each framework calls the method behind `model(...)`."""
@@ -54,7 +58,7 @@ OWN_METHODS = {
 def classes(wing: str, sources: dict[str, str]) -> dict[str, ast.ClassDef]:
     """Every class of a wing by name, and those of the core that its models inherit from."""
     found = {}
-    for source in (CORE.read_text(), *sources.values()):
+    for source in (LOOKED_INTO.read_text(), CORE.read_text(), *sources.values()):
         for node in ast.parse(source).body:
             if isinstance(node, ast.ClassDef):
                 found[node.name] = node
@@ -117,7 +121,8 @@ def defined(source: str) -> list[str]:
 PARTS = {
     "arguments.py": ["UpdateCache", "host", "as_ids", "causal_mask", "cache_length", "CacheBuilder"],
     "weights.py": ["to_numpy", "from_numpy", "PretrainedModel", "on_device"],
-    "model.py": ["at_least_float32", "RotaryTable", "rotate_pairs", "Attention", "MLP", "Block", "GPTJModel"],
+    "layers.py": ["at_least_float32", "RotaryTable", "rotate_pairs"],
+    "model.py": ["Attention", "MLP", "Block", "GPTJModel"],
     "heads.py": ["cross_entropy", *(name for head, name in HEADS.items() if head != "base")],
 }
 """What every wing has in these files, by one name and in one order."""

@@ -12,7 +12,7 @@ import pytest
 
 CONTRACT = frozenset(
     {"backends", "brief", "config", "dtypes", "errors", "hub", "initial", "inputs", "json_file", "outputs", "paths"}
-    | {"prepared", "rotary", "schema", "surroundings"}
+    | {"prepared", "rotary", "schema", "surroundings", "taps"}
 )
 """The rooms that say what a GPT-J is, and what a call takes and gives. Nothing above them is imported there."""
 

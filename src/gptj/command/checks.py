@@ -13,6 +13,7 @@ from gptj.command.options import (
     DtypeChoice,
     ModelArgument,
     PathArgument,
+    WithSubcommands,
     backends_option,
     json_option,
     overwrite_option,
@@ -29,7 +30,13 @@ from gptj.command.waiting import waiting
 __all__ = ["demo", "doctor", "init", "parity"]
 
 
-@click.command(cls=Command, short_help="Compare the frameworks on a model, and with an oracle.")
+@click.command(
+    cls=WithSubcommands,
+    modules={"record": "gptj.command.traces", "compare": "gptj.command.traces"},
+    short_help="Compare the frameworks on a model, and with an oracle.",
+    epilog="To record and to compare apart: gptj parity record --help, gptj parity compare --help. "
+    "A folder of one of these names is ./record, ./compare.",
+)
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @backends_option
 @click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="To compute in.")

@@ -38,6 +38,7 @@ __all__ = [
     "Repository",
     "Sections",
     "SourceArgument",
+    "WithSubcommands",
     "apply_options",
     "backend_names",
     "backends_option",
@@ -233,6 +234,29 @@ class Command(click.Command):
         *own, last = super().get_params(ctx)
         debug = click.Option(["--debug"], is_flag=True, expose_value=False, help=DEBUG_HELP)
         return [*own, debug, last]
+
+
+class WithSubcommands(Command):
+    """A command that is another one where its first argument is that one's name.
+
+    Args:
+        modules: each other command's module, by its name, which is also the name of the command in the module.
+        options: of `click.Command`.
+    """
+
+    def __init__(self, *arguments: Any, modules: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._modules = modules
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the command that is meant, with its arguments parsed."""
+        if not args or args[0] not in self._modules:
+            return super().make_context(info_name, args, parent, **extra)
+        name, *rest = args
+        command: click.Command = getattr(importlib.import_module(self._modules[name]), name)
+        return command.make_context(f"{info_name} {name}", rest, parent, **extra)
 
 
 class Sections(Command):

@@ -25,6 +25,7 @@ from gptj.errors import InputError
 from gptj.flax.weights import Params, require_x64
 from gptj.outputs import KVCache, object_or_tuple
 from gptj.prepared import refusal
+from gptj.taps import OVER_KEYS, TapCollector, split_tap
 
 UpdateCache = Callable[[Array, Array], tuple[Array, Array]]
 """Takes a layer's new keys and values (b, h, t, d), and returns all that its queries attend over, (b, h, s, d)."""
@@ -215,6 +216,47 @@ def compute(
         output = _compute_prepared(model, arguments, params=params, **flags)
     _trim_to_length(output, past, batch_and_length(arguments)[1])
     return object_or_tuple(output, return_dict, default=config.return_dict)
+
+
+@functools.lru_cache(maxsize=64)
+def compile_taps(module: nn.Module, names: frozenset[str]) -> Callable[..., dict[str, Array]]:
+    """The taps `names` of `module` as a function (params, arguments, labels), compiled once for each shape."""
+
+    def run(params: Params, arguments: Mapping[str, Any], labels: Array | None) -> dict[str, Array]:
+        taps = TapCollector(names)
+
+        def collect(module: Any) -> None:
+            hidden = getattr(module, "transformer", module)(**arguments, taps=taps).last_hidden_state
+            if taps.asks("logits", "loss"):
+                logits, loss = module.next_tokens(hidden, labels)
+                taps(logits=logits, loss=loss)
+
+        module.apply({"params": params}, method=collect)
+        return taps.kept
+
+    return jax.jit(run)
+
+
+def collect_taps(
+    model: Any, collector: TapCollector, arguments: dict[str, Any], labels: Any, params: Params | None
+) -> None:
+    """Give the collector the taps of the model's module for checked arguments.
+
+    Keys beyond a fixed cache's length are cut off where that is known.
+    """
+    for leaf in jax.tree.leaves(params):
+        require_x64(leaf.dtype, where="params")
+    past: KVCache | None = arguments["past_key_values"]
+    known = None if past is None else host(past.length)
+    if past is not None and known is not None:
+        arguments = arguments | {"past_key_values": dataclasses.replace(past, length=np.int32(known))}
+    run = compile_taps(model.module, collector.names)
+    collector.kept |= run(model.params if params is None else params, arguments, labels)
+    if past is not None and past.fixed and known is not None:
+        length = int(known) + batch_and_length(arguments)[1]
+        for name, value in collector.kept.items():
+            if split_tap(name)[1] in OVER_KEYS:
+                collector.kept[name] = value[..., :length]
 
 
 def _compute_prepared(

@@ -5,6 +5,7 @@ Losses are float32 at least, a label of -100 counts nowhere, and the values are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,13 +14,24 @@ from jax import Array, lax
 
 from gptj import inputs
 from gptj.config import GPTJConfig
-from gptj.flax.arguments import as_array, as_ids, batch_and_length, choose_flags, compute, convert_arguments, host
+from gptj.flax.arguments import (
+    as_array,
+    as_ids,
+    batch_and_length,
+    choose_flags,
+    collect_taps,
+    compute,
+    convert_arguments,
+    host,
+)
 from gptj.flax.generate import GenerationMixin
 from gptj.flax.inference import InferenceMixin
-from gptj.flax.model import GPTJModule, Linear, at_least_float32
+from gptj.flax.layers import Linear, at_least_float32
+from gptj.flax.model import GPTJModule
 from gptj.flax.weights import Params, PretrainedModel
 from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+from gptj.taps import TapCollector
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -166,10 +178,21 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
             inputs_embeds,
         )
         if labels is not None:
-            labels = arguments["labels"] = as_ids(labels, where="labels")
-            inputs.check_labels(host(labels), batch_and_length(arguments), self.config.vocab_size)
+            arguments["labels"] = self._checked_labels(labels, arguments)
         flags = choose_flags(self.config, use_cache, output_attentions, output_hidden_states, train)
         return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
+
+    def _checked_labels(self, labels: Any, arguments: Mapping[str, Any]) -> Any:
+        labels = as_ids(labels, where="labels")
+        inputs.check_labels(host(labels), batch_and_length(arguments), self.config.vocab_size)
+        return labels
+
+    def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> None:
+        params, nothing = given["params"], {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}
+        given = {name: value for name, value in given.items() if name != "params"}
+        arguments = convert_arguments(self.config, **given, **nothing)
+        labels = None if labels is None else self._checked_labels(labels, arguments)
+        collect_taps(self, collector, arguments, labels, params)
 
 
 class GPTJForSequenceClassificationModule(nn.Module):

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 
 from gptj.config import GPTJConfig
 from gptj.flax.arguments import (
@@ -29,148 +28,25 @@ from gptj.flax.arguments import (
     cache_length,
     causal_mask,
     choose_flags,
+    collect_taps,
     compute,
     convert_arguments,
     key_length,
 )
+from gptj.flax.layers import (
+    ACTIVATIONS,
+    Embedding,
+    LayerNorm,
+    Linear,
+    RotaryTable,
+    at_least_float32,
+    multiply,
+    rotate_pairs,
+)
 from gptj.flax.weights import Params, PretrainedModel
 from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache
-from gptj.rotary import rotary_table
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
-    "gelu_fast": lambda x: nn.gelu(x, approximate=True),
-    "relu": nn.relu,
-    "silu": nn.silu,
-    "swish": nn.silu,
-    "tanh": jnp.tanh,
-}
-
-
-def at_least_float32(x: Array) -> Array:
-    """`x` in float32, or as it is in float64."""
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
-def multiply(x: Array, y: Array, axes: tuple[int, int], batch: tuple[int, ...] = ()) -> Array:
-    """The sum of products over one axis of each, in float32 at least; `batch` axes, the same in both, stay.
-
-    Differs: without a word to the contrary, jax multiplies float32 in bfloat16 on TPUs and in TF32 on GPUs.
-    """
-    exact = lax.Precision.HIGHEST if x.dtype in (jnp.float32, jnp.float64) else None
-    contracted = ((axes[0],), (axes[1],)), (batch, batch)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return lax.dot_general(x, y, contracted, precision=exact, preferred_element_type=wide)
-
-
-# Differs: flax.linen's own Dense, Embed and LayerNorm have other parameter names, the input axis first, and a
-# variance in one pass that loses all digits where the mean is large; these three are PyTorch's, as small as can be.
-
-
-class Linear(nn.Module):
-    """x W' + b, with the output axis of W (o, i) first; summed in float32 at least and rounded once.
-
-    Args:
-        inputs, outputs: i and o.
-        use_bias: whether there is a b.
-        tied: W is another module's, given with each call, and no parameter of this one.
-        deviation, param_dtype: of the start values that flax's `init` makes.
-    """
-
-    inputs: int
-    outputs: int
-    use_bias: bool = True
-    tied: bool = False
-    deviation: float = 0.02
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, weight: Any = None) -> Array:
-        """(..., i) -> (..., o), in x's dtype."""
-        if not self.tied:
-            start = nn.initializers.normal(self.deviation)
-            weight = self.param("weight", start, (self.outputs, self.inputs), self.param_dtype)
-        y = multiply(x, weight.astype(x.dtype), (x.ndim - 1, 1))
-        if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.outputs,), self.param_dtype).astype(y.dtype)
-        return y.astype(x.dtype)
-
-
-class Embedding(nn.Module):
-    """A row of the weight (v, m) for each token id; NaN for an id that it has no row for."""
-
-    rows: int
-    width: int
-    deviation: float = 0.02
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-
-    def setup(self) -> None:
-        """Declare the weight."""
-        start = nn.initializers.normal(self.deviation)
-        self.weight = self.param("weight", start, (self.rows, self.width), self.param_dtype)
-
-    def __call__(self, ids: Array) -> Array:
-        """(b, t) -> (b, t, m), in the dtype that the model computes in."""
-        return look_up(self.weight, ids).astype(self.computation_dtype)
-
-    @property
-    def computation_dtype(self) -> Any:
-        """The dtype given, or the weight's."""
-        return self.weight.dtype if self.dtype is None else self.dtype
-
-
-def look_up(table: Array, rows: Array) -> Array:
-    """table[rows], and NaN for a row that there is none of."""
-    return table.at[rows].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-
-
-class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias, in float32 at least and rounded once."""
-
-    width: int
-    epsilon: float
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """(b, t, m) -> (b, t, m)."""
-        weight = self.param("weight", nn.initializers.ones, (self.width,), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.width,), self.param_dtype)
-        y = at_least_float32(x)
-        centred = y - y.mean(-1, keepdims=True)
-        variance = (centred * centred).mean(-1, keepdims=True)  # in two passes: the mean first
-        y = centred / jnp.sqrt(variance + self.epsilon)
-        return (y * weight.astype(y.dtype) + bias.astype(y.dtype)).astype(x.dtype)
-
-
-class RotaryTable:
-    """The sine and cosine of every position, looked up by position ids: a constant, never a parameter."""
-
-    def __init__(self, config: GPTJConfig, dtype: Any) -> None:
-        precision = "float64" if dtype == jnp.float64 else "float32"
-        sin, cos = rotary_table(config.n_positions, config.rotary_width, precision)
-        self.sin, self.cos = jnp.asarray(sin), jnp.asarray(cos)
-
-    def __call__(self, position_ids: Array) -> tuple[Array, Array]:
-        """Sine and cosine of each position, (b, t, pairs)."""
-        return look_up(self.sin, position_ids), look_up(self.cos, position_ids)
-
-
-def rotate_pairs(x: Array, sin: Array, cos: Array) -> Array:
-    """`x` (b, h, t, d) with its first 2 * pairs dimensions rotated, pair by interleaved pair.
-
-    (x0, x1) at angle a becomes (x0 cos a - x1 sin a, x1 cos a + x0 sin a), in the table's precision.
-    """
-    width = 2 * sin.shape[-1]
-    sin, cos = sin[:, None], cos[:, None]  # b 1 t pairs
-    pairs = x[..., :width].astype(sin.dtype)
-    x0, x1 = pairs[..., 0::2], pairs[..., 1::2]
-    rotated = jnp.stack((x0 * cos - x1 * sin, x1 * cos + x0 * sin), axis=-1).reshape(pairs.shape)
-    return jnp.concatenate((rotated.astype(x.dtype), x[..., width:]), axis=-1)
+from gptj.taps import TapCollector
 
 
 def make_attention_inputs(
@@ -221,31 +97,52 @@ class Attention(nn.Module):
         head_mask: Array | None,
         output_attentions: bool,
         train: bool,
+        *,
+        taps: TapCollector | None = None,
     ) -> tuple[Array, Array | None]:
         """The attention's contribution (b, t, m), and where `output_attentions` asks, its weights (b, h, t, s).
 
-        `update_cache` takes the new keys and values, and returns those to attend over.
+        `update_cache` takes the new keys and values, and returns those to attend over; `taps` is given what is between.
         """
-        q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
-        k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
-        k, v = update_cache(k, self._heads(self.v_proj(x)))
-        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, train)
-        x = self.out_proj(mixed.swapaxes(1, 2).reshape(x.shape))
-        return self.resid_dropout(x, deterministic=not train), weights if output_attentions else None
+        q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if taps is not None:
+            taps(q=q, k=k, v=v)
+        q, k = rotate_pairs(q, *rotation), rotate_pairs(k, *rotation)
+        if taps is not None:
+            taps(q_rotated=q, k_rotated=k)
+        k, v = update_cache(k, v)
+        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, train, taps=taps)
+        mixed = mixed.swapaxes(1, 2).reshape(x.shape)
+        x = self.resid_dropout(self.out_proj(mixed), deterministic=not train)
+        if taps is not None:
+            taps(mixed=mixed, out_proj=x)
+        return x, weights if output_attentions else None
 
     def _heads(self, x: Array) -> Array:
         b, t, _ = x.shape
         return x.reshape(b, t, self.config.n_head, self.config.head_dim).swapaxes(1, 2)  # b t m -> b h t d
 
     def _attend(
-        self, q: Array, k: Array, v: Array, mask: Array, head_mask: Array | None, train: bool
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array,
+        head_mask: Array | None,
+        train: bool,
+        *,
+        taps: TapCollector | None,
     ) -> tuple[Array, Array]:
         scores = multiply(at_least_float32(q), at_least_float32(k), (3, 3), (0, 1)) / math.sqrt(self.config.head_dim)
+        if taps is not None:
+            taps(scores=scores, visible=jnp.broadcast_to(mask, (len(q), 1, *scores.shape[2:])))
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
         weights = jnp.where(mask, nn.softmax(scores, axis=-1), 0)  # a row whose mask is all Out attends to nothing
         weights = self.attn_dropout(weights.astype(v.dtype), deterministic=not train)
         if head_mask is not None:
             weights = weights * head_mask.astype(weights.dtype)[:, None, None]
+        if taps is not None:
+            taps(weights=weights)
         return multiply(weights, v, (3, 2), (0, 1)).astype(v.dtype), weights
 
 
@@ -263,11 +160,19 @@ class MLP(nn.Module):
         self.fc_out = linear(config.inner_width, config.n_embd)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, taps: TapCollector | None = None) -> Array:
         """The layer's contribution, (b, t, m)."""
+        x = self.fc_in(x)
+        if taps is not None:
+            taps(fc_in=x)
         # Differs: PyTorch's activations compute 16-bit numbers in float32 by themselves.
-        activated = ACTIVATIONS[self.config.activation_function](at_least_float32(self.fc_in(x))).astype(x.dtype)
-        return self.resid_dropout(self.fc_out(activated), deterministic=not train)
+        x = ACTIVATIONS[self.config.activation_function](at_least_float32(x)).astype(x.dtype)
+        if taps is not None:
+            taps(activation=x)
+        x = self.resid_dropout(self.fc_out(x), deterministic=not train)
+        if taps is not None:
+            taps(fc_out=x)
+        return x
 
 
 class Block(nn.Module):
@@ -282,11 +187,18 @@ class Block(nn.Module):
         self.attn = Attention(self.config, self.param_dtype)
         self.mlp = MLP(self.config, self.param_dtype)
 
-    def __call__(self, x: Array, *attention_arguments: Any) -> tuple[Array, Array | None]:
+    def __call__(
+        self, x: Array, *attention_arguments: Any, taps: TapCollector | None = None
+    ) -> tuple[Array, Array | None]:
         """The stream after this block (b, t, m), and the attention weights or None."""
         h = self.ln_1(x)
-        attended, weights = self.attn(h, *attention_arguments)
-        return attended + self.mlp(h, attention_arguments[-1]) + x, weights
+        if taps is not None:
+            taps(ln_1=h)
+        attended, weights = self.attn(h, *attention_arguments, taps=taps)
+        x = attended + self.mlp(h, attention_arguments[-1], taps) + x
+        if taps is not None:
+            taps(sum=x)
+        return x, weights
 
 
 class Blocks(nn.Module):
@@ -341,8 +253,12 @@ class GPTJModule(nn.Module):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         train: bool = False,
+        taps: TapCollector | None = None,
     ) -> BaseModelOutputWithPast:
-        """The hidden states of every token; see `GPTJModel.__call__`. With train, dropout needs an rng "dropout"."""
+        """The hidden states of every token; see `GPTJModel.__call__`. With train, dropout needs an rng "dropout".
+
+        `taps` is given what is between.
+        """
         config, past = self.config, past_key_values
         recompute = self.gradient_checkpointing and train and past is None
         use_cache = (use_cache and not recompute) or past is not None  # a cache that was handed in comes back
@@ -351,6 +267,8 @@ class GPTJModule(nn.Module):
         if token_type_ids is not None:
             x = x + self.wte(token_type_ids)
         x = self.drop(x, deterministic=not train)
+        if taps is not None:
+            taps(embedding=x)
 
         t, past_length = x.shape[1], cache_length(past)
         length = key_length(past, past_length, t)
@@ -363,11 +281,13 @@ class GPTJModule(nn.Module):
         for n, block in enumerate(self.h.in_order()):
             factors = None if head_mask is None else head_mask[n]
             arguments = (rotation, mask, cache.update_of(n, use_cache), factors, output_attentions, train)
-            forward = functools.partial(_apply, arguments=arguments)
+            forward = functools.partial(_apply, arguments=arguments, taps=None if taps is None else taps.in_block(n))
             x, weights = (nn.remat(forward) if recompute else forward)(block, x)
             hidden.append(x)
             attentions.append(weights)
         x = hidden[-1] = self.ln_f(x)
+        if taps is not None:
+            taps(ln_f=x)
 
         return BaseModelOutputWithPast(
             last_hidden_state=x,
@@ -377,8 +297,10 @@ class GPTJModule(nn.Module):
         )
 
 
-def _apply(block: Block, x: Array, *, arguments: tuple[Any, ...]) -> tuple[Array, Array | None]:
-    return block(x, *arguments)
+def _apply(
+    block: Block, x: Array, *, arguments: tuple[Any, ...], taps: TapCollector | None
+) -> tuple[Array, Array | None]:
+    return block(x, *arguments, taps=taps)
 
 
 class GPTJModel(PretrainedModel):
@@ -444,6 +366,11 @@ class GPTJModel(PretrainedModel):
         )
         flags = choose_flags(self.config, use_cache, output_attentions, output_hidden_states, train)
         return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
+
+    def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> None:
+        params, nothing = given["params"], {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}
+        given = {name: value for name, value in given.items() if name != "params"}
+        collect_taps(self, collector, convert_arguments(self.config, **given, **nothing), None, params)
 
 
 PretrainedModel.base_class = GPTJModel

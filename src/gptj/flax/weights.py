@@ -38,6 +38,7 @@ from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.base import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
+from gptj.taps import TapCollector
 
 Params = Mapping[str, Any]
 """Nested dicts of arrays: `params["transformer"]["h"]["0"]["attn"]["q_proj"]["weight"]`."""
@@ -275,6 +276,20 @@ class PretrainedModel(Pretrained):
         """`params` in float32, where `mask`, nested dicts of bools, says True; None: all. They are not assigned."""
         return cast(params, "float32", mask)
 
+    def taps(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        labels: Any = None,
+        names: str | Iterable[str] | None = None,
+        params: Params | None = None,
+    ) -> dict[str, Any]:
+        """The intermediate values of a call, as `Tapped.taps` says, with `params` in place of the model's own."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return self._taps(names, labels, {**given, "past_key_values": past_key_values, "params": params})
+
     # Differs: params is Flax's alone, in the place that transformers gives it.
     def save_pretrained(  # type: ignore[override]
         self,
@@ -359,6 +374,10 @@ class PretrainedModel(Pretrained):
 
     def _set_recomputation(self, on: bool) -> None:
         self.module = self.module.clone(gradient_checkpointing=on)
+
+    def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> Any:
+        params = given["params"]
+        return super()._collect(collector, {**given, "params": params and params["transformer"]}, labels)
 
     def _shape_of(self, embeddings: Any) -> tuple[int, ...]:
         return tuple(embeddings.shape)

@@ -15,9 +15,10 @@ classic mistakes one by one and see that each is caught (`tests/support/mutants.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from gptj.errors import InputError
 from gptj.inputs import IGNORED_LABEL, check_call
 from gptj.rotary import rotary_rows
 from gptj.schema import BASE_PREFIX
+from gptj.taps import TapCollector, choose_taps
 
 __all__ = [
     "Oracle",
@@ -91,6 +93,7 @@ class Oracle:
         self.dtype = np.dtype(dtype)
         self._read: Read = read.__getitem__ if isinstance(read, Mapping) else read
         self._prefix = "" if bare else BASE_PREFIX
+        self._collector: TapCollector | None = None
 
     # ---- the model
 
@@ -141,6 +144,7 @@ class Oracle:
         x = embeds if embeds is not None else self.embed(ids)
         if types is not None:
             x = x + self.embed(types)
+        self._keep(embedding=x)
         b, t, _ = x.shape
         if positions is None:
             positions = np.arange(t)[None]
@@ -153,11 +157,39 @@ class Oracle:
         states, kept = [x], []
         for layer in range(self.config.n_layer):
             x, weights = self.block(layer, x, allowed, positions, None if factors is None else factors[layer])
+            self._keep(f"h.{layer}.", sum=x)
             states.append(x)
             if attentions:
                 kept.append(weights)
         states[-1] = self.layer_norm(f"{self._prefix}ln_f", x)
+        self._keep(ln_f=states[-1])
         return OracleOutput(self.lm_head(states[-1]) if logits else None, tuple(states), tuple(kept))
+
+    def taps(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        *,
+        labels: ArrayLike | None = None,
+        names: str | Iterable[str] | None = None,
+    ) -> dict[str, Array]:
+        """The intermediate values of a forward pass by the names that every wing's `taps` has; see `gptj.taps`."""
+        absent = ("loss",) if labels is None else ()
+        chosen = choose_taps(names, self.config.n_layer, absent=absent)
+        oracle, collector = copy.copy(self), TapCollector(chosen)
+        oracle._collector = collector
+        logits = oracle.forward(input_ids, attention_mask, position_ids, logits=collector.asks("logits", "loss")).logits
+        if logits is not None:
+            collector(logits=logits)
+            if labels is not None:
+                collector(loss=np.asarray(causal_lm_loss(logits, labels), self.dtype))
+        return {name: collector.kept[name] for name in chosen}
+
+    def _keep(self, prefix: str = "", **values: Array) -> None:
+        """Hand values over to whom `taps` asks for; in any other call there is nobody."""
+        if self._collector is not None:
+            TapCollector(self._collector.names, prefix, self._collector.kept)(**values)
 
     def embed(self, ids: Any) -> Array:
         """Rows of the token embedding, (b, t) -> (b, t, m). Positions have no embedding in GPT-J."""
@@ -191,12 +223,19 @@ class Oracle:
     ) -> tuple[Array, Array]:
         """Multi-head attention of h (b, t, m), and its weights (b, h, t, s). No projection has a bias."""
         k, v, q = (self.split_heads(self.linear(f"{name}{kind}_proj", h)) for kind in "kvq")  # the schema's order
+        block = name.removeprefix(self._prefix).removesuffix("attn.")
+        self._keep(block, ln_1=h, q=q, k=k, v=v)
         q, k = self.rotate(q, positions), self.rotate(k, positions)
-        weights = self.attention_weights(self.scores(q, k), allowed)
+        scores = self.scores(q, k)
+        self._keep(block, q_rotated=q, k_rotated=k, scores=scores)
+        weights = self.attention_weights(scores, allowed)
         if factors is not None:
             weights = weights * factors[:, None, None]
         merged = np.swapaxes(weights @ v, 1, 2).reshape(h.shape)
-        return self.linear(f"{name}out_proj", merged), weights
+        out = self.linear(f"{name}out_proj", merged)
+        visible = np.broadcast_to(allowed, (len(h), *allowed.shape[1:]))
+        self._keep(block, visible=visible, weights=weights, mixed=merged, out_proj=out)
+        return out, weights
 
     def split_heads(self, x: Array) -> Array:
         """(b, t, m) -> (b, h, t, d): head n owns the n-th run of d consecutive dimensions."""
@@ -240,7 +279,10 @@ class Oracle:
     def mlp(self, name: str, h: Array) -> Array:
         """fc_out(activation(fc_in(h))), both with bias."""
         inner = self.linear(f"{name}fc_in", h, bias=True)
-        return self.linear(f"{name}fc_out", activation(self.config.activation_function, inner), bias=True)
+        activated = activation(self.config.activation_function, inner)
+        out = self.linear(f"{name}fc_out", activated, bias=True)
+        self._keep(name.removeprefix(self._prefix).removesuffix("mlp."), fc_in=inner, activation=activated, fc_out=out)
+        return out
 
     def linear(self, name: str, x: Array, *, bias: bool = False) -> Array:
         """x W' (+ bias): weights are stored output axis first."""

@@ -36,7 +36,7 @@ from gptj.writing.file_system import write_error
 from gptj.writing.npz import write_npz
 from gptj.writing.output_file import whole_file
 
-__all__ = ["ANSWERS", "Record", "record_backend"]
+__all__ = ["ANSWERS", "Record", "library_versions", "record_backend"]
 
 ANSWERS = {
     "logits": "of the batch, (b, t, v)",
@@ -279,17 +279,22 @@ def _to_storable(wing: ModuleType, value: Any) -> NDArray[Any]:
     return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
-def _facts(backend: str) -> dict[str, Any]:
-    """Who computed: versions, the variables that change a framework's arithmetic or threads, the machine."""
+def library_versions(backend: str) -> dict[str, str]:
+    """The versions of what a backend computes with, by distribution."""
     versions = {"gptj": gptj.__version__, "python": platform.python_version()}
     for name in ("numpy", "ml_dtypes", *_DISTRIBUTIONS[backend]):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    return versions
+
+
+def _facts(backend: str) -> dict[str, Any]:
+    """Who computed: versions, the variables that change a framework's arithmetic or threads, the machine."""
     variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)}
     return {
-        "versions": versions,
+        "versions": library_versions(backend),
         "environment": variables,
         "machine": {"system": platform.system(), "processor": platform.machine(), "cpus": os.cpu_count()},
     }

@@ -39,6 +39,7 @@ __all__ = [
     "BackendProcessError",
     "child_environment",
     "open_oracle",
+    "open_reference",
     "record_in_process",
     "run_in_process",
     "run_parity",
@@ -229,17 +230,30 @@ def open_oracle(directory: str | os.PathLike[str], *, dtype: str = "float64", we
         SchemaError: the checkpoint is no whole causal language model.
         GPTJError: it cannot be opened.
     """
+    config, read = open_reference(directory, weights=weights)
+    return Oracle(config, lambda name: read(name, dtype))
+
+
+def open_reference(
+    directory: str | os.PathLike[str], *, weights: str | None = None
+) -> tuple[GPTJConfig, Callable[[str, str], NDArray[Any]]]:
+    """A checkpoint's config, and what reads one of its tensors, rounded to a dtype, by its canonical name.
+
+    Raises:
+        SchemaError: the checkpoint is no whole causal language model.
+        GPTJError: it cannot be opened.
+    """
     checkpoint = open_checkpoint(directory, weights=weights)
     plan = plan_load(checkpoint, checkpoint.config, "causal_lm")
     if plan.missing:
         raise SchemaError("not a whole causal language model", file=directory, found=f"no {', '.join(plan.missing)}")
 
-    def read(name: str) -> NDArray[Any]:
+    def read(name: str, dtype: str) -> NDArray[Any]:
         if name in plan.zeros:
             return np.zeros((checkpoint.config.vocab_size,), numpy_dtype(dtype))
         return checkpoint.read(plan.tensors[name].name, dtype)
 
-    return Oracle(checkpoint.config, read)
+    return checkpoint.config, read
 
 
 def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from gptj.prepared import check_inference, refusal
 from gptj.pretrained.checks import check_output_embeddings, check_recomputation, check_same_build, new_vocabulary
 from gptj.pretrained.loading import Loading, one_dtype, prepare
 from gptj.pretrained.saving import check_rows, saving_options, side_files
+from gptj.pretrained.tapped import Tapped
 from gptj.schema import Head, TensorSpec, schema
 
 
@@ -43,7 +44,7 @@ class ArrayFacts(NamedTuple):
     trainable: bool
 
 
-class Pretrained:
+class Pretrained(Tapped):
     """A model class of any wing.
 
     Attributes:

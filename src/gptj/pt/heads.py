@@ -25,8 +25,10 @@ from gptj.pt.arguments import as_ids, as_tensor, host, place
 from gptj.pt.generate import GenerationMixin
 from gptj.pt.inference import InferenceMixin
 from gptj.pt.kernels import Linear
-from gptj.pt.model import GPTJModel, at_least_float32
+from gptj.pt.layers import at_least_float32
+from gptj.pt.model import GPTJModel
 from gptj.pt.weights import PretrainedModel, empty_parameters
+from gptj.taps import TapCollector
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -176,15 +178,7 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
             output_hidden_states,
             return_dict=True,
         )
-        logits = self._logits(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            targets: Any = as_ids(labels, where="labels")
-            if (values := host(targets)) is not None:
-                inputs.check_labels(values, tuple(logits.shape[:2]), self.config.vocab_size)
-            targets = place(targets, logits.device)
-            following = F.pad(targets[:, 1:], (0, 1), value=inputs.IGNORED_LABEL)  # logits[:, :-1] would be a copy
-            loss = cross_entropy(logits.flatten(0, 1), following.flatten())
+        logits, loss = self._next_tokens(outputs.last_hidden_state, labels)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -199,6 +193,25 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         @same_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """The outputs of `forward`."""
+
+    def _next_tokens(self, hidden: Tensor, labels: Any) -> tuple[Tensor, Tensor | None]:
+        """The logits that follow the hidden states (b, t, m), and with labels the loss."""
+        logits = self._logits(hidden)
+        loss = None
+        if labels is not None:
+            targets: Any = as_ids(labels, where="labels")
+            if (values := host(targets)) is not None:
+                inputs.check_labels(values, tuple(logits.shape[:2]), self.config.vocab_size)
+            targets = place(targets, logits.device)
+            following = F.pad(targets[:, 1:], (0, 1), value=inputs.IGNORED_LABEL)  # logits[:, :-1] would be a copy
+            loss = cross_entropy(logits.flatten(0, 1), following.flatten())
+        return logits, loss
+
+    def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> None:
+        hidden = self.transformer._collect(collector, given, None)
+        if collector.asks("logits", "loss"):
+            logits, loss = self._next_tokens(hidden, labels)
+            collector(logits=logits, loss=loss)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The next token's logits after each hidden state, (..., m) to (..., v)."""

@@ -20,7 +20,8 @@ from gptj.errors import InputError
 from gptj.prepared import QUANTIZATIONS, check_quantize, give_up, refusal
 from gptj.pt.arguments import AttentionMask, UpdateCache
 from gptj.pt.kernels import can_apply_gelu, pack, stack
-from gptj.pt.model import GELUS, MLP, Attention, Block, rotate_pairs
+from gptj.pt.layers import GELUS, rotate_pairs
+from gptj.pt.model import MLP, Attention, Block
 from gptj.schema import BASE_PREFIX, TensorSpec
 
 

@@ -8,7 +8,6 @@ scores, softmax, layer norms and logits are float32 at least whatever the parame
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,62 +23,11 @@ from gptj.errors import InputError
 from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
 from gptj.pretrained import one_dtype
-from gptj.pt.arguments import AttentionMask, CacheBuilder, UpdateCache, cache_length, convert_arguments
+from gptj.pt.arguments import AttentionMask, CacheBuilder, Call, UpdateCache, cache_length, convert_arguments
 from gptj.pt.kernels import Linear
+from gptj.pt.layers import ACTIVATIONS, RotaryTable, at_least_float32, rotate_pairs
 from gptj.pt.weights import PretrainedModel, empty_parameters
-from gptj.rotary import rotary_table
-
-GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
-"""`F.gelu`'s `approximate=` argument for each activation."""
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{name: functools.partial(F.gelu, approximate=approximate) for name, approximate in GELUS.items()},
-    "relu": F.relu,
-    "silu": F.silu,
-    "swish": F.silu,
-    "tanh": torch.tanh,
-}
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is in float64."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-class RotaryTable:
-    """The sine and cosine of every position, looked up by position ids.
-
-    Not a buffer: `.half()` and `.bfloat16()` must leave it in float32, so the owner places it (`GPTJModel._apply`).
-    """
-
-    def __init__(self, config: GPTJConfig) -> None:
-        self.n_positions, self.width = config.n_positions, config.rotary_width
-        self.sin = self.cos = torch.empty(0)
-        self.place(torch.device("cpu"), torch.float32)
-
-    def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Keep the table on `device`, in float64 for a float64 model and in float32 for any other."""
-        precision = "float64" if dtype == torch.float64 else "float32"
-        if (self.sin.device, self.sin.dtype) == (device, getattr(torch, precision)) and self.sin.numel():
-            return
-        sin, cos = rotary_table(self.n_positions, self.width, precision)
-        self.sin, self.cos = torch.tensor(sin, device=device), torch.tensor(cos, device=device)
-
-    def __call__(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Sine and cosine of each position, (b, t, pairs)."""
-        return self.sin[position_ids], self.cos[position_ids]
-
-
-def rotate_pairs(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
-    """`x` (b, h, t, d) with its first 2 * pairs dimensions rotated, pair by interleaved pair.
-
-    (x0, x1) at angle a becomes (x0 cos a - x1 sin a, x1 cos a + x0 sin a), in the table's precision.
-    """
-    width = 2 * sin.shape[-1]
-    sin, cos = sin[:, None], cos[:, None]  # b 1 t pairs
-    x0, x1 = x[..., :width].to(sin.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack((x0 * cos - x1 * sin, x1 * cos + x0 * sin), dim=-1).flatten(-2)
-    return torch.cat((rotated.to(x.dtype), x[..., width:]), dim=-1)
+from gptj.taps import TapCollector
 
 
 class Attention(nn.Module):
@@ -105,16 +53,25 @@ class Attention(nn.Module):
         update_cache: UpdateCache,
         head_mask: Tensor | None,
         output_attentions: bool,
+        *,
+        taps: TapCollector | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The attention's contribution (b, t, m), and where `output_attentions` asks, its weights (b, h, t, s).
 
-        `update_cache` takes the new keys and values, and returns those to attend over.
+        `update_cache` takes the new keys and values, and returns those to attend over; `taps` is given what is between.
         """
-        q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
-        k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
-        k, v = update_cache(k, self._heads(self.v_proj(x)))
-        mixed, weights = self.mix(q, k, v, attention_mask, head_mask, output_attentions)
-        return self.resid_dropout(self.out_proj(mixed)), weights
+        q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if taps is not None:
+            taps(q=q, k=k, v=v)
+        q, k = rotate_pairs(q, *rotation), rotate_pairs(k, *rotation)
+        if taps is not None:
+            taps(q_rotated=q, k_rotated=k)
+        k, v = update_cache(k, v)
+        mixed, weights = self.mix(q, k, v, attention_mask, head_mask, output_attentions, taps)
+        x = self.resid_dropout(self.out_proj(mixed))
+        if taps is not None:
+            taps(mixed=mixed, out_proj=x)
+        return x, weights
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_head, self.head_dim)).transpose(1, 2)  # b t m -> b h t d
@@ -127,6 +84,7 @@ class Attention(nn.Module):
         mask: AttentionMask,
         head_mask: Tensor | None,
         output_attentions: bool,
+        taps: TapCollector | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The values mixed by the attention's weights (b, t, m), and the weights, or None where they were fused away.
 
@@ -134,11 +92,13 @@ class Attention(nn.Module):
             q, k, v: (b, h, t, d), (b, h, s, d), (b, h, s, d); q and k rotated.
             mask, head_mask: which keys count, and how much each head does.
             output_attentions: whether the weights are asked for.
+            taps: is given the scores, what is visible and the weights; where it asks for them, nothing is fused.
         """
-        if self.fused and head_mask is None and not output_attentions:
+        by_step = output_attentions or (taps is not None and taps.asks("scores", "visible", "weights"))
+        if self.fused and head_mask is None and not by_step:
             mixed, weights = self._attend_fused(q, k, v, mask), None
         else:
-            mixed, weights = self._attend(q, k, v, mask.values, head_mask)
+            mixed, weights = self._attend(q, k, v, mask.values, head_mask, taps)
         return mixed.transpose(1, 2).flatten(2), weights
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
@@ -149,9 +109,18 @@ class Attention(nn.Module):
         return mixed if mask.values is None else torch.where(mask.values.any(-1, keepdim=True), mixed, 0)
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, head_mask: Tensor | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        head_mask: Tensor | None,
+        taps: TapCollector | None,
     ) -> tuple[Tensor, Tensor]:
         scores = at_least_float32(q) @ at_least_float32(k).mT / math.sqrt(self.head_dim)
+        if taps is not None:
+            visible = scores.new_ones((), dtype=torch.bool) if mask is None else mask
+            taps(scores=scores, visible=visible.expand(len(q), 1, *scores.shape[2:]))
         if mask is None:
             weights = scores.softmax(-1)
         else:
@@ -160,6 +129,8 @@ class Attention(nn.Module):
         weights = self.attn_dropout(weights.to(v.dtype))
         if head_mask is not None:
             weights = weights * head_mask.to(weights.dtype)[:, None, None]
+        if taps is not None:
+            taps(weights=weights)
         return weights @ v, weights
 
 
@@ -174,9 +145,18 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation_function]
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, taps: TapCollector | None = None) -> Tensor:
         """The layer's contribution, (b, t, m)."""
-        return self.resid_dropout(self.fc_out(self.activation(self.fc_in(x))))
+        x = self.fc_in(x)
+        if taps is not None:
+            taps(fc_in=x)
+        x = self.activation(x)
+        if taps is not None:
+            taps(activation=x)
+        x = self.resid_dropout(self.fc_out(x))
+        if taps is not None:
+            taps(fc_out=x)
+        return x
 
 
 class Block(nn.Module):
@@ -188,11 +168,18 @@ class Block(nn.Module):
         self.attn = Attention(config, attn_implementation=attn_implementation)
         self.mlp = MLP(config, attn_implementation=attn_implementation)
 
-    def forward(self, x: Tensor, *attention_arguments: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, *attention_arguments: Any, taps: TapCollector | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The stream after this block (b, t, m), and the attention weights or None."""
         h = self.ln_1(x)
-        attended, weights = self.attn(h, *attention_arguments)
-        return attended + self.mlp(h) + x, weights
+        if taps is not None:
+            taps(ln_1=h)
+        attended, weights = self.attn(h, *attention_arguments, taps=taps)
+        x = attended + self.mlp(h, taps) + x
+        if taps is not None:
+            taps(sum=x)
+        return x, weights
 
 
 class GPTJModel(PretrainedModel):
@@ -291,16 +278,34 @@ class GPTJModel(PretrainedModel):
             head_mask,
             inputs_embeds,
         )
-        use_cache, output_attentions, output_hidden_states = inputs.output_flags(
-            config, use_cache, output_attentions, output_hidden_states
-        )
-        recompute = self.gradient_checkpointing and self.training
+        flags = inputs.output_flags(config, use_cache, output_attentions, output_hidden_states)
+        return object_or_tuple(self._run(call, *flags), return_dict, default=config.return_dict)
+
+    if TYPE_CHECKING:
+
+        @same_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """The outputs of `forward`."""
+
+    def _run(
+        self,
+        call: Call,
+        use_cache: bool,
+        output_attentions: bool,
+        output_hidden_states: bool,
+        taps: TapCollector | None = None,
+    ) -> BaseModelOutputWithPast[Tensor]:
+        """The outputs of a call whose arguments are checked; `taps` is given what is between."""
+        config = self.config
+        recompute = self.gradient_checkpointing and self.training and taps is None
         use_cache = use_cache and not recompute
 
         x = self.wte(call.input_ids) if call.inputs_embeds is None else call.inputs_embeds.to(self.wte.weight.dtype)
         if call.token_type_ids is not None:
             x = x + self.wte(call.token_type_ids)
         x = self.drop(x)
+        if taps is not None:
+            taps(embedding=x)
 
         past, (b, t, _) = call.past_key_values, x.shape
         past_length = cache_length(past)
@@ -320,23 +325,24 @@ class GPTJModel(PretrainedModel):
             if recompute:
                 x, weights = checkpoint(block, x, *arguments, use_reentrant=False)
             else:
-                x, weights = block(x, *arguments)
+                x, weights = block(x, *arguments) if taps is None else block(x, *arguments, taps=taps.in_block(n))
             attentions.append(weights)
         x = self.ln_f(x)
+        if taps is not None:
+            taps(ln_f=x)
 
-        output = BaseModelOutputWithPast(
+        return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=cache.build(past_length + t) if use_cache else None,
             hidden_states=(*hidden, x) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
-        return object_or_tuple(output, return_dict, default=config.return_dict)
 
-    if TYPE_CHECKING:
-
-        @same_as(forward)
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """The outputs of `forward`."""
+    def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> Tensor:
+        """The hidden states (b, t, m); a hook."""
+        nothing = {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}
+        call = convert_arguments(self.config, self.wte.weight.device, **given, **nothing)
+        return self._run(call, False, False, False, taps=collector).last_hidden_state
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty cache of fixed capacity, written in place: n_layer pairs of (b, h, max_length, d).

@@ -22,7 +22,8 @@ from gptj.generation.decoder import round_up_columns, round_up_slots
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
 from gptj.tf.arguments import CacheBuilder, causal_mask, host
-from gptj.tf.model import Block, Linear, at_least_float32
+from gptj.tf.layers import Linear, at_least_float32
+from gptj.tf.model import Block
 from gptj.tf.weights import to_numpy
 
 

@@ -22,10 +22,12 @@ from gptj.outputs import (
     object_or_tuple,
 )
 from gptj.prepared import refusal
+from gptj.taps import TapCollector
 from gptj.tf.arguments import batch_and_length, check_traced_ids, host, sizes
 from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin
-from gptj.tf.model import GPTJModel, Linear, at_least_float32
+from gptj.tf.layers import Linear, at_least_float32
+from gptj.tf.model import GPTJModel
 from gptj.tf.weights import PretrainedModel
 
 
@@ -128,11 +130,7 @@ class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
                 training=training,
             )
             logits = at_least_float32(self.lm_head(outputs.last_hidden_state))
-        loss = None
-        if labels is not None:
-            following = tf.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=inputs.IGNORED_LABEL)
-            flat = tf.reshape(logits, (-1, self.config.vocab_size))  # logits[:, :-1] would be a copy
-            loss = cross_entropy(flat, tf.reshape(following, (-1,)))
+        loss = None if labels is None else self._loss(logits, labels)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -147,6 +145,21 @@ class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
         @same_as(call)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """The outputs of `call`."""
+
+    def _loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """The mean loss of predicting each label from the position before it."""
+        following = tf.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=inputs.IGNORED_LABEL)
+        flat = tf.reshape(logits, (-1, self.config.vocab_size))  # logits[:, :-1] would be a copy
+        return cross_entropy(flat, tf.reshape(following, (-1,)))
+
+    def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> None:
+        settled = self._settle_arguments((), {**given, "labels": labels})
+        self._check(settled)
+        labels = settled.pop("labels", None)
+        hidden = self.transformer._run(**settled, taps=collector).last_hidden_state
+        if collector.asks("logits", "loss"):
+            logits = at_least_float32(self.lm_head(hidden))
+            collector(logits=logits, loss=None if labels is None else self._loss(logits, labels))
 
     def _check(self, given: Mapping[str, Any]) -> None:
         super()._check(given)

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
 
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
-from gptj.rotary import rotary_table
+from gptj.taps import TapCollector
 from gptj.tf.arguments import (
     CacheBuilder,
     UpdateCache,
@@ -32,151 +31,17 @@ from gptj.tf.arguments import (
     list_claims,
     sizes,
 )
+from gptj.tf.layers import (
+    ACTIVATIONS,
+    Embedding,
+    LayerNorm,
+    Linear,
+    RotaryTable,
+    at_least_float32,
+    dropout,
+    rotate_pairs,
+)
 from gptj.tf.weights import PretrainedModel
-
-
-def _gelu(x: tf.Tensor) -> tf.Tensor:
-    return 0.5 * x * (1 + tf.math.erf(x / math.sqrt(2)))
-
-
-def _gelu_tanh(x: tf.Tensor) -> tf.Tensor:
-    return 0.5 * x * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-
-
-ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
-    "gelu": _gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "gelu_fast": _gelu_tanh,
-    "relu": tf.nn.relu,
-    "silu": tf.nn.silu,
-    "swish": tf.nn.silu,
-    "tanh": tf.tanh,
-}
-
-
-def at_least_float32(x: tf.Tensor) -> tf.Tensor:
-    """`x` in float32, or as it is in float64."""
-    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
-
-
-def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
-    """`x`, and with a seed each element zeroed with probability `rate` and the rest scaled to the same mean.
-
-    Differs: a function of its seed, since a block that is computed twice for its gradient must drop the same
-    elements twice; a Keras layer would draw anew.
-    """
-    if seed is None or rate == 0:
-        return x
-    return tf.nn.experimental.stateless_dropout(x, rate, seed)
-
-
-class Linear(keras.layers.Layer):
-    """x W' + bias, with W of the schema's layout: output axis first.
-
-    Attributes:
-        apart: in a program of XLA's, keep the product apart from the additions that follow it.
-    """
-
-    def __init__(self, *, name: str, dtype: Any) -> None:
-        super().__init__(name=name, dtype=dtype, autocast=False)
-        self.weight: Any = None  # these are made, or not, when they are given their values
-        self.bias: Any = None
-        self.apart = False
-        self.built = True
-
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """(..., in) to (..., out)."""
-        *before, width = sizes(x)
-        weight = tf.cast(self.weight, x.dtype)
-        # Weights first, since TensorFlow multiplies few rows by a transposed matrix some ten times slower on a CPU.
-        y = tf.transpose(tf.matmul(weight, tf.reshape(x, (-1, width)), transpose_b=True))
-        if self.apart:
-            # Differs: XLA would fuse what is added into a matrix-vector product, and compute that on one thread.
-            (y,) = xla.optimization_barrier(y)
-        if self.bias is not None:
-            y += tf.cast(self.bias, x.dtype)
-        return tf.reshape(y, (*before, weight.shape[0]))
-
-
-class Embedding(keras.layers.Layer):
-    """Rows of a table, looked up by token id."""
-
-    def __init__(self, *, name: str, dtype: Any) -> None:
-        super().__init__(name=name, dtype=dtype, autocast=False)
-        self.weight: Any = None
-        self.built = True
-
-    def call(self, ids: tf.Tensor) -> tf.Tensor:
-        """(b, t) to (b, t, m)."""
-        return tf.cast(look_up(tf.convert_to_tensor(self.weight), ids), self.compute_dtype)
-
-
-def look_up(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-    """The rows of `table` (v, m) that `ids` (b, t) name, with a gradient that is a whole table.
-
-    Differs: TensorFlow's own gradient is a list of rows, in which an id that occurs twice stands twice; Keras'
-    optimizers square each on its own, so AdamW would take another step than it says.
-    """
-
-    @tf.custom_gradient
-    def gather(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        def slope(upstream: tf.Tensor) -> tf.Tensor:
-            rows, width = sizes(table)
-            return tf.math.unsorted_segment_sum(tf.reshape(upstream, (-1, width)), tf.reshape(ids, (-1,)), rows)
-
-        return tf.gather(table, ids), slope
-
-    return gather(table)
-
-
-class LayerNorm(keras.layers.Layer):
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last axis, in float32 at least.
-
-    The variance takes two passes: E[x^2] - E[x]^2 loses every digit where the mean is large.
-    """
-
-    def __init__(self, epsilon: float, *, name: str, dtype: Any) -> None:
-        super().__init__(name=name, dtype=dtype, autocast=False)
-        self.epsilon = epsilon
-        self.weight: Any = None
-        self.bias: Any = None
-        self.built = True
-
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """The same shape and dtype."""
-        wide = at_least_float32(x)
-        centred = wide - tf.reduce_mean(wide, -1, keepdims=True)
-        variance = tf.reduce_mean(centred * centred, -1, keepdims=True)
-        normal = centred / tf.sqrt(variance + self.epsilon)
-        return tf.cast(normal * tf.cast(self.weight, wide.dtype) + tf.cast(self.bias, wide.dtype), x.dtype)
-
-
-class RotaryTable:
-    """The sine and cosine of every position, looked up by position ids: float64 for a float64 model, else float32."""
-
-    def __init__(self, config: GPTJConfig, dtype: str) -> None:
-        sin, cos = rotary_table(config.n_positions, config.rotary_width, "float64" if dtype == "float64" else "float32")
-        with tf.init_scope():
-            self.sin, self.cos = tf.constant(sin), tf.constant(cos)
-        self.nbytes = int(sin.nbytes + cos.nbytes)
-
-    def __call__(self, position_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Sine and cosine of each position, (b or 1, t, pairs)."""
-        return tf.gather(self.sin, position_ids), tf.gather(self.cos, position_ids)
-
-
-def rotate_pairs(x: tf.Tensor, sin: tf.Tensor, cos: tf.Tensor) -> tf.Tensor:
-    """`x` (b, h, t, d) with its first 2 * pairs dimensions rotated, pair by interleaved pair.
-
-    (x0, x1) at angle a becomes (x0 cos a - x1 sin a, x1 cos a + x0 sin a), in the table's precision.
-    """
-    pairs = sin.shape[-1]
-    sin, cos = sin[:, None], cos[:, None]  # b 1 t pairs
-    *before, _ = sizes(x)
-    x0, x1 = tf.unstack(tf.reshape(tf.cast(x[..., : 2 * pairs], sin.dtype), (*before, pairs, 2)), axis=-1)
-    rotated = tf.stack((x0 * cos - x1 * sin, x1 * cos + x0 * sin), axis=-1)
-    return tf.concat((tf.cast(tf.reshape(rotated, (*before, 2 * pairs)), x.dtype), x[..., 2 * pairs :]), axis=-1)
 
 
 class Attention(keras.layers.Layer):
@@ -200,18 +65,28 @@ class Attention(keras.layers.Layer):
         update_cache: UpdateCache,
         head_mask: tf.Tensor | None,
         seeds: tf.Tensor | None,
+        *,
+        taps: TapCollector | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The attention's contribution (b, t, m), and its weights (b, h, t, s).
 
         `attention_mask` is `causal_mask`'s (`mask` would be Keras' own); `update_cache` takes new keys and values, and
-        returns those to attend over; `seeds` (2, 2) are of both dropouts, None where nothing is dropped.
+        returns those to attend over; `seeds` (2, 2) are of both dropouts, None where nothing is dropped; `taps` is
+        given what is between.
         """
-        q = rotate_pairs(self._heads(self.q_proj(x)), *rotation)
-        k = rotate_pairs(self._heads(self.k_proj(x)), *rotation)
-        k, v = update_cache(k, self._heads(self.v_proj(x)))
-        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, None if seeds is None else seeds[0])
-        mixed = self.out_proj(tf.reshape(tf.transpose(mixed, (0, 2, 1, 3)), sizes(x)))
-        return dropout(mixed, self.resid_pdrop, None if seeds is None else seeds[1]), weights
+        q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if taps is not None:
+            taps(q=q, k=k, v=v)
+        q, k = rotate_pairs(q, *rotation), rotate_pairs(k, *rotation)
+        if taps is not None:
+            taps(q_rotated=q, k_rotated=k)
+        k, v = update_cache(k, v)
+        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, None if seeds is None else seeds[0], taps)
+        mixed = tf.reshape(tf.transpose(mixed, (0, 2, 1, 3)), sizes(x))
+        x = dropout(self.out_proj(mixed), self.resid_pdrop, None if seeds is None else seeds[1])
+        if taps is not None:
+            taps(mixed=mixed, out_proj=x)
+        return x, weights
 
     def _heads(self, x: tf.Tensor) -> tf.Tensor:
         b, t, _ = sizes(x)
@@ -225,17 +100,22 @@ class Attention(keras.layers.Layer):
         mask: tf.Tensor,
         head_mask: tf.Tensor | None,
         seed: tf.Tensor | None,
+        taps: TapCollector | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         b, h, t, d = sizes(q)
         *rows, s, _ = sizes(k)  # (b, h), or (b * h,) in the compiled steps
         q = at_least_float32(tf.reshape(q, (*rows, t, d)))
         scores = tf.matmul(q, at_least_float32(k), transpose_b=True) / math.sqrt(self.head_dim)
         scores = tf.reshape(scores, (b, h, t, s))
+        if taps is not None:
+            taps(scores=scores, visible=tf.broadcast_to(mask, (b, 1, t, s)))
         scores = tf.where(mask, scores, scores.dtype.min)
         weights = tf.where(mask, tf.nn.softmax(scores), 0)  # a row whose mask is all Out attends to nothing
         weights = dropout(tf.cast(weights, v.dtype), self.attn_pdrop, seed)
         if head_mask is not None:
             weights *= tf.cast(head_mask, weights.dtype)[:, None, None]
+        if taps is not None:
+            taps(weights=weights)
         mixed = tf.matmul(tf.reshape(weights, (*rows, t, s)), v)
         return tf.reshape(mixed, (b, h, t, d)), weights
 
@@ -251,11 +131,19 @@ class MLP(keras.layers.Layer):
         self.resid_pdrop = config.resid_pdrop
         self.built = True
 
-    def call(self, x: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, seed: tf.Tensor | None, taps: TapCollector | None = None) -> tf.Tensor:
         """The layer's contribution, (b, t, m)."""
+        x = self.fc_in(x)
+        if taps is not None:
+            taps(fc_in=x)
         # Differs: PyTorch's fused activations compute in float32 and round once; written out, that takes two casts.
-        inner = tf.cast(self.activation(at_least_float32(self.fc_in(x))), x.dtype)
-        return dropout(self.fc_out(inner), self.resid_pdrop, seed)
+        x = tf.cast(self.activation(at_least_float32(x)), x.dtype)
+        if taps is not None:
+            taps(activation=x)
+        x = dropout(self.fc_out(x), self.resid_pdrop, seed)
+        if taps is not None:
+            taps(fc_out=x)
+        return x
 
 
 class Block(keras.layers.Layer):
@@ -276,9 +164,12 @@ class Block(keras.layers.Layer):
         update_cache: UpdateCache,
         head_mask: tf.Tensor | None,
         seeds: tf.Tensor | None,
+        taps: TapCollector | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The stream after this block (b, t, m), and the attention weights. `seeds` (3, 2) are of its dropouts."""
         h = self.ln_1(x)
+        if taps is not None:
+            taps(ln_1=h)
         attended, weights = self.attn(
             h,
             rotation=rotation,
@@ -286,8 +177,12 @@ class Block(keras.layers.Layer):
             update_cache=update_cache,
             head_mask=head_mask,
             seeds=None if seeds is None else seeds[:2],
+            taps=taps,
         )
-        return attended + self.mlp(h, seed=None if seeds is None else seeds[2]) + x, weights
+        x = attended + self.mlp(h, seed=None if seeds is None else seeds[2], taps=taps) + x
+        if taps is not None:
+            taps(sum=x)
+        return x, weights
 
 
 @keras.saving.register_keras_serializable("gptj")
@@ -361,10 +256,42 @@ class GPTJModel(PretrainedModel):
         Raises:
             InputError: see `gptj.inputs.check_call`.
         """
+        given = {
+            "input_ids": input_ids,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "head_mask": head_mask,
+            "inputs_embeds": inputs_embeds,
+        }
+        flags = inputs.output_flags(self.config, use_cache, output_attentions, output_hidden_states)
+        output = self._run(**given, flags=flags, training=training)
+        return object_or_tuple(output, return_dict, default=self.config.return_dict)
+
+    if TYPE_CHECKING:
+
+        @same_as(call)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """The outputs of `call`."""
+
+    def _run(
+        self,
+        input_ids: Any = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        *,
+        flags: tuple[bool, bool, bool] = (False, False, False),
+        training: bool | None = False,
+        taps: TapCollector | None = None,
+    ) -> BaseModelOutputWithPast[tf.Tensor]:
+        """The outputs of a call whose arguments are checked; `taps` is given what is between."""
         config = self.config
-        use_cache, output_attentions, output_hidden_states = inputs.output_flags(
-            config, use_cache, output_attentions, output_hidden_states
-        )
+        use_cache, output_attentions, output_hidden_states = flags
         recompute = bool(self.gradient_checkpointing and training)
         use_cache = use_cache and not recompute
         seeds = self._seeds(training)
@@ -387,6 +314,8 @@ class GPTJModel(PretrainedModel):
                 x += self.wte(token_type_ids)
             rotation = self.rotary(slots[None] if position_ids is None else position_ids)
         x = dropout(fill_with_nan(x, claims), config.embd_pdrop, None if seeds is None else seeds[0])
+        if taps is not None:
+            taps(embedding=x)
 
         mask = causal_mask(attention_mask, slots, key_length(past, past_length, t))
         factors = None if head_mask is None else tf.broadcast_to(head_mask, (config.n_layer, config.n_head))
@@ -402,26 +331,28 @@ class GPTJModel(PretrainedModel):
                 update_cache=cache.update_of(n, use_cache),
                 head_mask=None if factors is None else factors[n],
                 seeds=None if seeds is None else seeds[1 + 3 * n : 4 + 3 * n],
+                taps=None if taps is None else taps.in_block(n),
             )
             if output_hidden_states:
                 hidden.append(x)
             if output_attentions:
                 attentions.append(weights)
         x = hidden[-1] = self.ln_f(x)
+        if taps is not None:
+            taps(ln_f=x)
 
-        output = BaseModelOutputWithPast(
+        return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=cache.build(past_length + t) if use_cache else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
-        return object_or_tuple(output, return_dict, default=config.return_dict)
 
-    if TYPE_CHECKING:
-
-        @same_as(call)
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """The outputs of `call`."""
+    def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> tf.Tensor:
+        """The hidden states (b, t, m); a hook."""
+        settled = self._settle_arguments((), given)
+        self._check(settled)
+        return self._run(**settled, taps=collector).last_hidden_state
 
     def _seeds(self, training: bool | None) -> tf.Tensor | None:
         """A seed for each place that drops (1 + 3 * n_layer, 2): the embedding, then each block's three; or None."""

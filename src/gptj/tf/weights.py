@@ -244,6 +244,10 @@ class PretrainedModel(Pretrained, TrainableModel):
         self._check(given)
         return super().__call__(**given)
 
+    @tf.autograph.experimental.do_not_convert
+    def _taps(self, names: str | Iterable[str] | None, labels: Any, given: dict[str, Any]) -> dict[str, Any]:
+        return super()._taps(names, labels, given)
+
     def _settle_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name, without those that are None, with arrays as tensors."""
         signature = inspect.signature(self.call)

@@ -1,0 +1,139 @@
+"""`gptj parity record` and `gptj parity compare`: a backend's trace written down, and traces compared, apart."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gptj.command.options import (
+    BackendChoice,
+    Command,
+    DtypeChoice,
+    ModelArgument,
+    PathArgument,
+    Repository,
+    json_option,
+    overwrite_option,
+    revision_option,
+    weights_option,
+)
+from gptj.command.printing import print_json
+from gptj.command.waiting import waiting
+from gptj.errors import InputError, WriteError
+from gptj.hub import locate
+
+if TYPE_CHECKING:
+    from gptj.parity.trace_record import Batch
+
+__all__ = ["compare", "record"]
+
+
+@click.command(cls=Command, short_help="Write down every intermediate value of a backend.")
+@click.argument("directory", type=ModelArgument, metavar="DIR")
+@click.option("--backend", type=BackendChoice, required=True, help="Which framework computes.")
+@click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="To compute in.")
+@click.option("--prompts", type=PathArgument, metavar="FILE", help="A prompt a line. [default: random tokens]")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Of random tokens."
+)
+@click.option("--output", "-o", type=PathArgument, required=True, metavar="TRACE", help="The file to write.")
+@overwrite_option
+@weights_option
+@revision_option()
+def record(
+    directory: Path, backend: str, dtype: str, prompts: Path | None, seed: int, output: Path, overwrite: bool,
+    weights: str | None,
+) -> None:  # fmt: skip
+    """Run the model in DIR in one framework, and write every intermediate value, by name, into the file TRACE.
+
+    The file is a safetensors file; docs/traces.md says what is in it. `gptj parity compare` needs no framework.
+    """
+    from gptj.parity.run import child_environment
+    from gptj.parity.trace_record import record_trace
+
+    if os.path.lexists(output) and not overwrite:
+        raise WriteError("is there already", file=output, hint="Give --overwrite to replace it")
+    batch = None if prompts is None else _batch(directory, prompts)
+    os.environ.update(child_environment(dtype))  # before the framework is imported, which reads it once
+    with waiting(f"recording {backend}"):
+        record_trace(directory, backend, output, dtype=dtype, batch=batch, seed=None if batch else seed,
+                     weights=weights)  # fmt: skip
+    click.echo(f"{output}: written")
+
+
+def _batch(directory: Path, prompts: Path) -> Batch:
+    """The prompts of a file as a batch.
+
+    Raises:
+        InputError: a prompt is none, or says how to continue it, which a trace does not.
+    """
+    from gptj.command.prompts import read_lines
+    from gptj.parity.trace_record import batch_of_prompts
+    from gptj.text.tokenizer import GPTJTokenizer
+
+    lines = read_lines(str(prompts))
+    for line in lines:
+        if line.settings or line.seed is not None:
+            found = next(iter(line.settings), "seed")
+            raise line.add_place(InputError("nothing is generated for a trace", where=found, hint="Leave it out"))
+    tokenizer = None
+    if any(line.text is not None for line in lines):
+        tokenizer = GPTJTokenizer.from_pretrained(directory)
+    ids = [[*line.token_ids] if line.token_ids is not None else _encode(tokenizer, line.text) for line in lines]
+    return batch_of_prompts(ids)
+
+
+def _encode(tokenizer: object, text: str | None) -> list[int]:
+    from gptj.text.tokenizer import GPTJTokenizer
+
+    assert isinstance(tokenizer, GPTJTokenizer) and text is not None
+    ids: list[int] = tokenizer.encode(text)
+    return ids
+
+
+@click.command(cls=Command, short_help="Say where traces part, and whether the error was born there.")
+@click.argument("traces", type=PathArgument, metavar="TRACE TRACE...", nargs=-1, required=True)
+@click.option(
+    "--reference", type=Repository(locate), metavar="DIR",
+    help="The model's folder: its weights tell of every operation whether an error was born there.",
+)  # fmt: skip
+@click.option("--names", type=PathArgument, metavar="FILE", help="A TOML file that maps other names onto ours.")
+@click.option("--weights", metavar="FILE", help="Which weights file of --reference, where it holds several sets.")
+@click.option("--verbose", is_flag=True, help="Also print every tap.")
+@json_option
+def compare(
+    traces: tuple[Path, ...], reference: Path | None, names: Path | None, weights: str | None, verbose: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Compare traces of one model on the same inputs with the most exact of them, tap by tap.
+
+    No framework is needed. The exit status is 1 where rounding does not explain a difference.
+    """
+    from gptj.parity.differences import compare_traces
+    from gptj.parity.run import open_reference
+    from gptj.parity.tap_names import TapNames
+    from gptj.parity.trace import open_trace
+
+    if weights is not None and reference is None:
+        raise click.UsageError("--weights is for --reference.")
+    if len(traces) < 2:
+        raise click.UsageError("Two traces or more are compared; one was given.")
+    mapping = None if names is None else TapNames.from_file(names)
+    opened = [open_trace(path, mapping) for path in traces]
+    read = None
+    if reference is not None:
+        config, read = open_reference(reference, weights=weights)
+        opened[0].require_model(config, file=reference)
+    with waiting(f"comparing {len(opened)} traces"):
+        found = compare_traces(opened, read)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        for line in found.lines(every=verbose):
+            click.echo(line)
+    if not found.passed:
+        sys.exit(1)

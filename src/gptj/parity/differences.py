@@ -1,0 +1,448 @@
+"""Traces compared tap by tap: where two part, by how much, and whether the error was born there or came in.
+
+NumPy alone, some tokens at a time: what is held of two traces is a slice of each, the sizes of their tokens, and one
+operation's other inputs (keys, values, a weight). The most exact trace is the base; each other is compared with it.
+
+Each tap gets two judgements. Between two traces: is the difference within what rounding explains up to there
+(`gptj.parity.bounds.accumulated`)? Of one trace alone: is the tap what its operation gives, computed again in float64
+from the inputs that the trace itself recorded (`gptj.parity.operations`)? So an error is told from its consequences
+without a reference, wherever an operation needs no weights or these are given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.errors import InputError, shown
+from gptj.parity.bounds import Rounding, TokenSizes, accumulated
+from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
+from gptj.parity.trace import INPUTS, Trace, rotary_sha256
+from gptj.taps import split_tap
+
+__all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap"]
+
+Array = NDArray[Any]
+Verdict = Literal["born there", "came in", "cannot be told"]
+
+_SLICE = 2**19
+"""Elements of a tap that are read at a time, of each trace: 4 MB in float64, of which some ten are held."""
+
+_FACTS = ("dtype", "path", "weights_sha256")
+_AXES = {"b": "row", "h": "head", "t": "token", "s": "key", "d": "channel", "m": "channel", "f": "channel",
+         "v": "vocabulary"}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TapDifference:
+    """One tap's difference, at the place where it is the largest share of its bound.
+
+    Attributes:
+        tap: the full name.
+        difference: absolute; infinity where a value is not finite.
+        bound: how much of it rounding explains.
+        where: row, head, token, channel, as far as the tap has them.
+    """
+
+    tap: str
+    difference: float
+    bound: float
+    where: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether rounding explains it; what is not finite it never does, whatever the bound."""
+        return math.isfinite(self.difference) and self.difference <= self.bound
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON takes them; what is not finite is null."""
+        numbers = {"difference": _finite(self.difference), "bound": _finite(self.bound)}
+        return {"tap": self.tap, **numbers, "where": self.where, "holds": self.holds}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Whether a tap of one trace is what its operation gives on the recorded inputs.
+
+    Attributes:
+        trace: its name.
+        verdict: "born there" where it is not, "came in" where it is.
+        own: the tap's difference from its operation in float64; None where that cannot be told.
+        needs: the input that the trace does not hold, where it cannot be told.
+    """
+
+    trace: str
+    verdict: Verdict
+    own: TapDifference | None = None
+    needs: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON takes them."""
+        own = None if self.own is None else self.own.as_dict()
+        return {"trace": self.trace, "verdict": self.verdict, "own": own, "needs": self.needs}
+
+
+@dataclasses.dataclass(frozen=True)
+class PairDifferences:
+    """One trace against the base.
+
+    Attributes:
+        base, other: the traces' names.
+        taps: that both have, in the order of the computation.
+        first: that leaves its bound, None where all hold.
+        origins: of `first`, in the base and in the other.
+    """
+
+    base: str
+    other: str
+    taps: tuple[TapDifference, ...]
+    first: TapDifference | None
+    origins: tuple[Origin, ...]
+
+    @property
+    def headline(self) -> str:
+        """The result in a sentence."""
+        if self.first is None:
+            return f"{self.other} agrees with {self.base}: all {len(self.taps)} taps within what rounding explains"
+        first, born = self.first, [origin for origin in self.origins if origin.verdict == "born there"]
+        start = f"{self.other} first differs from {self.base} in {spell_tap(first.tap)}"
+        size = f"{first.difference:.1e} where rounding explains {first.bound:.0e}; {first.where}"
+        if born:
+            own = [f"{origin.trace} ({_own(origin)})" for origin in born]
+            return f"{start}: born there, in {' and '.join(own)}; between the two {size}"
+        if all(origin.verdict == "came in" for origin in self.origins):
+            return f"{start}: it came in with that operation's inputs; {size}"
+        needs = ", ".join(sorted({origin.needs for origin in self.origins if origin.needs is not None}))
+        if needs == "weights":  # no tap before it differs, its inputs' neither
+            return f"{start}: born there, in one of the two, whose inputs agree; {size}. Which needs the weights"
+        return f"{start}: {size}. Whether it was born there needs {needs}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON takes them."""
+        return {
+            "base": self.base,
+            "other": self.other,
+            "headline": self.headline,
+            "first": None if self.first is None else self.first.as_dict(),
+            "origins": [origin.as_dict() for origin in self.origins],
+            "taps": [tap.as_dict() for tap in self.taps],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Some traces compared.
+
+    Attributes:
+        pairs: each trace but the base, against the base.
+        born: of each trace, by name, every tap that is not what its operation gives.
+        left_out: taps that not all traces have.
+        facts: what differs between the traces' facts, in words.
+    """
+
+    pairs: tuple[PairDifferences, ...]
+    born: dict[str, tuple[TapDifference, ...]]
+    left_out: tuple[str, ...]
+    facts: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether rounding explains every difference, and every tap that was computed again."""
+        return all(pair.first is None for pair in self.pairs) and not any(self.born.values())
+
+    def lines(self, *, every: bool = False) -> Iterator[str]:
+        """The report: headlines, errors that were born, what was left out; with `every`, each tap."""
+        for pair in self.pairs:
+            yield pair.headline
+        for trace, taps in self.born.items():
+            for own in taps if every else taps[:3]:
+                yield f"{trace}: {spell_tap(own.tap)} is not what its inputs give: {_size(own)}"
+            if len(taps) > 3 and not every:
+                yield f"{trace}: and {len(taps) - 3} taps more"
+        yield from self.facts
+        if self.left_out:
+            some = ", ".join(self.left_out[:4])
+            more = f" and {len(self.left_out) - 4} more" if len(self.left_out) > 4 else ""
+            yield f"not in every trace, and not compared: {some}{more}"
+        if every:
+            for pair in self.pairs:
+                yield from (f"{pair.other}  {tap.tap}  {_size(tap)}" for tap in pair.taps)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON takes them."""
+        return {
+            "passed": self.passed,
+            "pairs": [pair.as_dict() for pair in self.pairs],
+            "born": {trace: [tap.as_dict() for tap in taps] for trace, taps in self.born.items()},
+            "left_out": list(self.left_out),
+            "facts": list(self.facts),
+        }
+
+
+def spell_tap(tap: str) -> str:
+    """A tap in words.
+
+    >>> spell_tap("h.3.q_rotated"), spell_tap("ln_f")
+    ('block 3, q_rotated', 'ln_f')
+    """
+    block, inner = split_tap(tap)
+    return tap if block is None else f"block {block}, {inner}"
+
+
+def _size(tap: TapDifference) -> str:
+    return f"{tap.difference:.1e} where rounding explains {tap.bound:.0e}; {tap.where}"
+
+
+def _own(origin: Origin) -> str:
+    assert origin.own is not None
+    return _size(origin.own)
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+# ---- comparing
+
+
+def compare_traces(
+    traces: Sequence[Trace], weights: ReadWeight | None = None, *, progress: Callable[[str], None] | None = None
+) -> Comparison:
+    """The judgement on two or more traces of one model on the same inputs.
+
+    Args:
+        traces: opened.
+        weights: reads a weight of the model by its name, rounded to a dtype; None leaves operations that have
+            weights to the comparison between the traces.
+        progress: told the name of each tap before it is compared.
+
+    Raises:
+        InputError: fewer than two, or of models or inputs that differ.
+        FormatError: a file changed while it was read.
+    """
+    _require_comparable(traces)
+    base = min(traces, key=lambda trace: _rounding(trace).unit)
+    others = [trace for trace in traces if trace is not base]
+    common = [tap for tap in base.places if all(tap in other.places for other in others)]
+    every = list(dict.fromkeys(tap for trace in traces for tap in trace.places))
+    if not common:
+        raise InputError("no tap in common", where=_names(traces))
+    sizes: dict[str, TokenSizes] = {}
+    found: list[dict[str, _Largest]] = [{} for _ in others]
+    origins: dict[str, tuple[Origin, ...]] = {}
+    for tap in common:
+        if progress is not None:
+            progress(tap)
+        sizes[tap], differences = _differences(base, others, tap)
+        for of_one, difference in zip(found, differences, strict=True):
+            of_one[tap] = difference
+        origins[tap] = tuple(_origin(trace, tap, weights) for trace in traces)
+    pairs = tuple(
+        _pair(base, other, sizes, difference, origins) for other, difference in zip(others, found, strict=True)
+    )
+    born = {
+        trace.name: tuple(
+            of_tap[number].own for of_tap in origins.values() if of_tap[number].verdict == "born there"
+        )
+        for number, trace in enumerate(traces)
+    }  # fmt: skip
+    left_out = tuple(tap for tap in every if tap not in common)
+    return Comparison(pairs, born, left_out, tuple(_facts(base, others)))  # type: ignore[arg-type]
+
+
+def _names(traces: Sequence[Trace]) -> str:
+    return ", ".join(trace.name for trace in traces)
+
+
+def _require_comparable(traces: Sequence[Trace]) -> None:
+    """Make sure that traces are of one model's shape, asked the same."""
+    if len(traces) < 2:
+        raise InputError("nothing to compare", where="traces", expected="at least two", found=len(traces))
+    first = traces[0]
+    names = [trace.name for trace in traces]
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise InputError("two traces of one name", where=twice[0], hint="Give the files different names")
+    for other in traces[1:]:
+        first.require_model(other.facts.config, file=other.file.path)
+        for letter in "bts":
+            if first.sizes.get(letter) != other.sizes.get(letter):
+                raise InputError("of other inputs", file=other.file.path, where={"b": "rows", "t": "tokens"}.get(
+                    letter, "keys"), expected=first.sizes.get(letter), found=other.sizes.get(letter))  # fmt: skip
+        for name in INPUTS:
+            wanted, found = first.read_input(name), other.read_input(name)
+            if wanted is not None and found is not None and not (wanted == found).all():
+                raise InputError("was given something else", file=other.file.path, where=name,
+                                 expected=f"that of {first.name}")  # fmt: skip
+
+
+def _rounding(trace: Trace) -> Rounding:
+    stored = {place.tensor.dtype for place in trace.places.values()} - {"bool"}
+    return Rounding.of(trace.facts.dtype, *sorted(stored))
+
+
+def _slices(trace: Trace, tap: str) -> Iterator[slice]:
+    """All tokens, some at a time."""
+    shape, t = trace.shape(tap), max(1, trace.sizes.get("t", 1))
+    step = max(1, _SLICE * t // max(1, math.prod(shape)))
+    whole = t if "t" in trace.places[tap].axes else 1
+    return (slice(start, min(start + step, whole)) for start in range(0, whole, step))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Largest:
+    """The largest differences: of each token (b, t), or () where there are none, with their places.
+
+    Attributes:
+        sizes: the absolute differences, infinite where a value is not finite.
+        places: (..., axes of the tap), where each is.
+        axes: of the tap.
+    """
+
+    sizes: Array
+    places: Array
+    axes: str
+
+    @classmethod
+    def of(cls, found: Array, wanted: Array, axes: str, start: int) -> _Largest:
+        """Those of some tokens, of which the first is number `start`."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.abs(found - wanted)
+        difference = np.where(np.isfinite(difference), difference, np.inf)
+        return cls._each(difference, difference, axes, start)
+
+    @classmethod
+    def _each(cls, ranked: Array, difference: Array, axes: str, start: int) -> _Largest:
+        kept = [axes.index(letter) for letter in "bt" if letter in axes]
+        moved = np.moveaxis(ranked, kept, range(len(kept)))
+        flat = moved.reshape(*moved.shape[: len(kept)], -1)
+        best = flat.argmax(-1)
+        inner = np.unravel_index(best, moved.shape[len(kept) :])
+        grid = np.indices(best.shape)
+        order = kept + [axis for axis in range(len(axes)) if axis not in kept]
+        places = np.empty((*best.shape, len(axes)), np.int64)
+        for axis, numbers in zip(order, [*grid, *inner], strict=True):
+            places[..., axis] = numbers
+        chosen = difference[tuple(np.moveaxis(places, -1, 0))] if axes else difference
+        if "t" in axes:
+            places[..., axes.index("t")] += start
+        return cls(np.asarray(chosen), places, axes)
+
+    @classmethod
+    def join(cls, parts: list[_Largest]) -> _Largest:
+        """Parts that follow each other along the tokens."""
+        if len(parts) == 1:
+            return parts[0]
+        places = np.concatenate([part.places for part in parts], parts[0].sizes.ndim - 1)
+        return cls(np.concatenate([part.sizes for part in parts], -1), places, parts[0].axes)
+
+    def judge(self, tap: str, bounds: Array) -> TapDifference:
+        """The difference that is the largest share of its bound, which a token has one of."""
+        bounds = np.broadcast_to(bounds, self.sizes.shape)
+        worst = np.unravel_index(int(_shares(self.sizes, bounds).argmax()), self.sizes.shape)
+        return TapDifference(tap, float(self.sizes[worst]), float(bounds[worst]), _spell(self.places[worst], self.axes))
+
+
+def _shares(difference: Array, bounds: Array) -> Array:
+    """Differences as shares of their bounds; infinite where they are beyond one that is 0 or no number."""
+    beyond = ~(difference <= bounds)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        share = np.where(bounds > 0, difference / bounds, 0)
+    # A difference that is not finite is worse than any; beyond a bound of 0, the larger is the worse.
+    share = np.where(beyond & ~(bounds > 0), 1e300 * np.minimum(1, difference), share)
+    return np.where(np.isnan(share) | np.isinf(difference), np.inf, share)
+
+
+def _spell(place: Array, axes: str) -> str:
+    words = [f"{_AXES[axis]} {int(index)}" for axis, index in zip(axes, place, strict=True) if axis != "1"]
+    return ", ".join(words) or "the value"
+
+
+def _float64(values: Array) -> Array:
+    return np.asarray(values, np.float64)
+
+
+def _differences(base: Trace, others: Sequence[Trace], tap: str) -> tuple[TokenSizes, list[_Largest]]:
+    """The sizes of the base's tokens, and each other trace's differences from it."""
+    axes = base.places[tap].axes
+    sizes: list[TokenSizes] = []
+    found: list[list[_Largest]] = [[] for _ in others]
+    for tokens in _slices(base, tap):
+        wanted = _float64(base.read(tap, tokens))
+        sizes.append(TokenSizes.of(wanted, axes))
+        for parts, other in zip(found, others, strict=True):
+            values, same = np.broadcast_arrays(_float64(other.read(tap, tokens)), wanted)
+            parts.append(_Largest.of(values, same, axes, tokens.start))
+    return TokenSizes.join(sizes), [_Largest.join(parts) for parts in found]
+
+
+def _origin(trace: Trace, tap: str, weights: ReadWeight | None) -> Origin:
+    """Whether a tap is what its operation gives on the recorded inputs."""
+    operation = OperationOf(trace, tap, weights)
+    axes, worst = trace.places[tap].axes, None
+    worst_share = -1.0
+    try:
+        for tokens in _slices(trace, tap):
+            expected = operation.expect(tokens)
+            part, share = _judge_part(tap, _float64(trace.read(tap, tokens)), expected, axes, tokens.start)
+            if share > worst_share:
+                worst, worst_share = part, share
+    except Missing as missing:
+        return Origin(trace.name, "cannot be told", needs=str(missing))
+    assert worst is not None
+    return Origin(trace.name, "came in" if worst.holds else "born there", worst)
+
+
+def _judge_part(tap: str, found: Array, expected: Expected, axes: str, start: int) -> tuple[TapDifference, float]:
+    """The difference that is the largest share of its own element's bound, and the share."""
+    found, value, bound = np.broadcast_arrays(found, _float64(expected.value), expected.bound)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(found - value)
+    difference = np.where(np.isfinite(difference), difference, np.inf)
+    # What is not finite in both came in with the inputs.
+    difference = np.where(~np.isfinite(found) & ~np.isfinite(value), 0, difference)
+    bound = np.where(np.isnan(bound), np.inf, bound)
+    share = _shares(difference, bound)
+    place = np.array(np.unravel_index(int(share.argmax()), share.shape), np.int64)
+    at = tuple(place)
+    own, limit, worst = float(difference[at]), float(bound[at]), float(share[at])
+    if "t" in axes:
+        place[axes.index("t")] += start
+    return TapDifference(tap, own, limit, _spell(place, axes)), worst
+
+
+def _pair(
+    base: Trace, other: Trace, sizes: dict[str, TokenSizes], found: dict[str, _Largest],
+    origins: dict[str, tuple[Origin, ...]],
+) -> PairDifferences:  # fmt: skip
+    """The judgement on one trace against the base."""
+    config, keys = base.facts.config, base.sizes["s"]
+    ours, theirs = (accumulated(sizes, config, _rounding(trace), keys=keys) for trace in (base, other))
+    taps = tuple(largest.judge(tap, ours[tap] + theirs[tap]) for tap, largest in found.items())
+
+    def of_pair(tap: str) -> tuple[Origin, ...]:
+        return tuple(origin for origin in origins[tap] if origin.trace in (base.name, other.name))
+
+    first = next((tap for tap in taps if not tap.holds), None)
+    return PairDifferences(base.name, other.name, taps, first, () if first is None else of_pair(first.tap))
+
+
+def _facts(base: Trace, others: Sequence[Trace]) -> Iterator[str]:
+    """What the traces say of themselves and do not share, and a rotary table that is not the paper's."""
+    for trace in (base, *others):
+        said, config = trace.facts.rotary_sha256, trace.facts.config
+        if said is not None and said not in {rotary_sha256(config, dtype) for dtype in ("float32", "float64")}:
+            yield f"{trace.name}: its rotary table is neither the float32 nor the float64 one of its config"
+    for other in others:
+        for name in _FACTS:
+            ours, theirs = getattr(base.facts, name), getattr(other.facts, name)
+            if ours is not None and theirs is not None and ours != theirs:
+                yield f"{name} differs: {shown(ours)} in {base.name}, {shown(theirs)} in {other.name}"
+        for name in ("layer_norm_epsilon", "activation_function", "tie_word_embeddings"):
+            ours, theirs = getattr(base.facts.config, name), getattr(other.facts.config, name)
+            if ours != theirs:
+                yield f"config's {name} differs: {shown(ours)} in {base.name}, {shown(theirs)} in {other.name}"

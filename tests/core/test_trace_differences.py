@@ -1,0 +1,203 @@
+"""The first tap that leaves its bound is where the mistake is, and it is said whether it was born there or came in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from mutants import MUTANTS, Mutant, revealing_batch
+from recorded import facts_of, inputs_of, recorded_taps, small_batch, write_sample
+
+from gptj.dtypes import numpy_dtype
+from gptj.errors import InputError
+from gptj.parity.differences import compare_traces
+from gptj.parity.revealing import revealing_config, revealing_weights
+from gptj.parity.trace import open_trace, write_trace
+
+SHAPE_CHANGING = ("heads of another width", "a layer too few")
+"""No trace can hold these beside the right config; writing them is refused."""
+
+BORN = {
+    "rotary": "q_rotated", "rotary only queries": "k_rotated", "step": "q_rotated", "no scale": "scores",
+    "scale of": "scores", "serial residual": "ln_1", "mlp reads": "fc_in", "no residual": "sum",
+    "no final norm": "ln_f", "norm": "ln_1", "mask": "visible", "mask too weak": "weights", "masked row": "weights",
+    "softmax": "weights", "heads interleaved": "q", "embedding": "embedding", "quick gelu": "activation",
+    "epsilon": "ln_1", "exact": "activation", ".ln_1": "ln_1", ".fc_in": "fc_in", ".fc_out": "fc_out",
+    ".ln_f": "ln_f", "lm_head": "logits", ".q_proj": "q", ".k_proj": "k", ".v_proj": "v", ".out_proj": "out_proj",
+    "k and v": "k", "q and k": "q", "layers": "h.2.ln_1", "fc_out": "fc_out", "ln_1": "ln_1", "ln_f": "ln_f",
+}  # fmt: skip
+"""The tap that each mistake must be named at, by the longest beginning of its name; of block 0 where it is in one."""
+
+NEED_WEIGHTS = frozenset({"ln_1", "ln_f", "q", "k", "v", "out_proj", "fc_in", "fc_out", "logits", "embedding"})
+
+
+def named_at(mutant: Mutant) -> str:
+    beginning = max((key for key in BORN if mutant.name.startswith(key)), key=len)
+    tap = BORN[beginning]
+    return tap if "." in tap or tap in ("embedding", "ln_f", "logits") else f"h.0.{tap}"
+
+
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name not in SHAPE_CHANGING], ids=lambda mutant: mutant.name)
+def test_a_mistake_is_named_at_its_operation(tmp_path, mutant):
+    config = revealing_config(n_layer=2 if mutant.n_layer == 3 else mutant.n_layer)
+    weights, batch, tap = revealing_weights(config), revealing_batch(config), named_at(mutant)
+    base = write_sample(tmp_path / "base", config, batch=batch)
+    wrong = write_sample(tmp_path / "wrong", config, "float32", batch=batch, mutant=mutant)
+    bare = compare_traces([base, wrong])
+    assert bare.pairs[0].first is not None and bare.pairs[0].first.tap == tap, bare.pairs[0].headline
+    assert "born there" in bare.pairs[0].headline
+    inner = tap.rpartition(".")[2]
+    assert {origin.verdict for origin in bare.pairs[0].origins} == (
+        {"cannot be told"} if inner in NEED_WEIGHTS else {"born there", "came in"}
+    )
+    told = compare_traces([base, wrong], lambda name, dtype: weights[name].astype(numpy_dtype(dtype)))
+    assert told.born["wrong"][0].tap == tap
+    assert told.born["base"] == ()
+    assert f"in wrong ({told.born['wrong'][0].difference:.1e}" in told.pairs[0].headline
+
+
+@pytest.fixture(scope="module")
+def config():
+    return revealing_config(n_layer=2, n_positions=512)
+
+
+def planted(folder, config, change, name="wrong", *, inputs=None, dtype="float32"):
+    """A trace of right taps that were changed."""
+    batch = small_batch(config)
+    taps = {tap: values.copy() for tap, values in recorded_taps(config, batch, dtype).items()}
+    change(taps)
+    write_trace(folder / name, taps, facts_of(config, dtype), inputs=inputs_of(batch) if inputs is None else inputs)
+    return open_trace(folder / name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("tap", ["embedding", "h.1.scores", "h.1.sum", "logits", "loss"])
+def test_what_is_not_finite_never_passes(tmp_path, config, tap, value):
+    def put(taps):
+        taps[tap][(-1,) * taps[tap].ndim] = value
+
+    base, wrong = write_sample(tmp_path / "base", config), planted(tmp_path, config, put)
+    first = compare_traces([base, wrong]).pairs[0].first
+    assert first is not None and first.tap == tap and first.difference == np.inf
+    turned = compare_traces([wrong, planted(tmp_path, config, put, "both")])
+    assert not turned.passed  # two NaN are no agreement
+    json.dumps(turned.as_dict(), allow_nan=False)
+
+
+def test_an_error_that_came_in_is_not_called_born(tmp_path, config):
+    """Everything behind a wrong k_rotated follows from it: only that tap is not what its inputs give."""
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "rotary only queries")
+    base = write_sample(tmp_path / "base", config)
+    wrong = write_sample(tmp_path / "wrong", config, "float32", mutant=mutant)
+    found = compare_traces([base, wrong])
+    assert [tap.tap for tap in found.born["wrong"]] == ["h.0.k_rotated", "h.1.k_rotated"]
+    beyond = [tap.tap for tap in found.pairs[0].taps if not tap.holds]
+    assert {"h.0.k_rotated", "h.0.scores", "h.0.weights", "h.0.sum", "h.1.ln_1", "logits"} <= {*beyond}
+
+
+def test_a_trace_without_the_inputs_says_that_it_cannot_be_told(tmp_path, config):
+    def turn(taps):
+        taps["h.1.q_rotated"] += 1
+
+    base, wrong = (planted(tmp_path, config, change, name, inputs={}) for change, name in ((len, "a"), (turn, "b")))
+    found = compare_traces([base, wrong])
+    assert found.pairs[0].headline.endswith("Whether it was born there needs position_ids")
+    assert found.pairs[0].first.tap == "h.1.q_rotated"
+
+
+def test_taps_that_one_trace_lacks_are_named(tmp_path, config):
+    base = write_sample(tmp_path / "base", config)
+    few = planted(tmp_path, config, lambda taps: [taps.pop(tap) for tap in [*taps] if not tap.endswith("sum")])
+    found = compare_traces([base, few])
+    assert [tap.tap for tap in found.pairs[0].taps] == ["h.0.sum", "h.1.sum"]
+    assert {"embedding", "h.0.ln_1", "logits"} <= {*found.left_out}
+    assert found.passed and any("not in every trace" in line for line in found.lines())
+
+
+def test_several_traces_are_compared_with_the_most_exact(tmp_path, config):
+    traces = [write_sample(tmp_path / dtype, config, dtype) for dtype in ("bfloat16", "float64", "float32")]
+    found = compare_traces(traces)
+    assert [(pair.base, pair.other) for pair in found.pairs] == [("float64", "bfloat16"), ("float64", "float32")]
+    assert found.passed
+    assert any("dtype differs" in fact for fact in found.facts)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"n_layer": 3}, "n_layer"), ({"n_head": 2}, "n_head"), ({"n_inner": 80}, "inner_width"),
+        ({"vocab_size": 216 + 8}, "vocab_size"), ({"rotary_dim": 6}, "rotary_width"),
+    ],
+)  # fmt: skip
+def test_traces_of_other_models_are_not_compared(tmp_path, config, change, named):
+    base = write_sample(tmp_path / "base", config)
+    other = write_sample(tmp_path / "other", revealing_config(**{"n_layer": 2, "n_positions": 512, **change}))
+    with pytest.raises(InputError, match=named):
+        compare_traces([base, other])
+
+
+def test_traces_of_other_inputs_are_not_compared(tmp_path, config):
+    base = write_sample(tmp_path / "base", config)
+    for options, named in (({"seed": 8}, "input_ids"), ({"rows": 3}, "rows"), ({"length": 8}, "tokens")):
+        other = write_sample(tmp_path / "other", config, batch=small_batch(config, **options))
+        with pytest.raises(InputError, match=named):
+            compare_traces([base, other])
+    with pytest.raises(InputError, match="at least two"):
+        compare_traces([base])
+    with pytest.raises(InputError, match="two traces of one name"):
+        compare_traces([base, base])
+
+
+def test_other_weights_and_tables_are_said(tmp_path, config):
+    batch = small_batch(config)
+    taps = recorded_taps(config, batch)
+    for name, letter in (("a", "a"), ("b", "b")):
+        facts = dataclasses.replace(facts_of(config), weights_sha256=letter * 64, rotary_sha256=letter * 64)
+        write_trace(tmp_path / name, taps, facts, inputs=inputs_of(batch))
+    found = compare_traces([open_trace(tmp_path / "a"), open_trace(tmp_path / "b")])
+    assert [fact.split()[0] for fact in found.facts] == ["a:", "b:", "weights_sha256"]
+    assert "rotary table is neither" in found.facts[0]
+
+
+def test_a_long_text_is_compared_a_slice_at_a_time(tmp_path):
+    """A tap of 600 tokens passes in parts, and the place in the last part is the trace's own."""
+    config = revealing_config(n_layer=1, n_positions=2056)
+    batch = small_batch(config, rows=1, length=600)
+    base = write_sample(tmp_path / "base", config, batch=batch)
+    taps = recorded_taps(config, batch, "float32")
+    taps["h.0.scores"][0, 2, 590, 3] += 1
+    write_trace(tmp_path / "wrong", taps, facts_of(config, "float32"), inputs=inputs_of(batch))
+    pair = compare_traces([base, open_trace(tmp_path / "wrong")]).pairs[0]
+    assert pair.first.where == "row 0, head 2, token 590, key 3"
+    assert [origin.own.where for origin in pair.origins if origin.verdict == "born there"] == [pair.first.where]
+
+
+BIG = """
+import resource, sys
+from gptj.parity.differences import compare_traces
+from gptj.parity.trace import open_trace
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(compare_traces([open_trace(name) for name in sys.argv[1:]]).passed)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_a_comparison_needs_no_memory_for_whole_taps(tmp_path):
+    config = revealing_config(n_layer=1, n_positions=2056, n_embd=512, n_head=32, rotary_dim=8)
+    b, t = 1, 1024
+    write_trace(
+        tmp_path / "a",
+        {"h.0.scores": np.zeros((b, 32, t, t), np.float32), "ln_f": np.zeros((b, t, 512), np.float32)},
+        facts_of(config, "float32"),
+    )
+    (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", BIG, tmp_path / "a", tmp_path / "b"], capture_output=True, text=True, check=True
+    )
+    passed, grown = done.stdout.split()
+    assert passed == "True"
+    assert int(grown) < (tmp_path / "a").stat().st_size / 2  # of one trace; both are compared
