@@ -11,7 +11,7 @@ import pytest
 from budgets import Over, clauses, complexity, count_arguments, functions, over, over_in
 
 PRODUCT_LINES = 37_500
-"""The most lines of product; it may only fall. The aim is 24,000."""
+"""The most lines of product; it falls, but for a new room, whose commit says what it takes. The aim is 24,000."""
 
 CLAUSE_DOCSTRINGS = 0
 """The most docstrings that begin with a clause."""

@@ -432,7 +432,7 @@ def _pair(
 
 
 def _facts(base: Trace, others: Sequence[Trace]) -> Iterator[str]:
-    """What the traces say of themselves and do not share, and a rotary table that is not the paper's."""
+    """Facts that the traces state and do not share, and a rotary table that is not the paper's."""
     for trace in (base, *others):
         said, config = trace.facts.rotary_sha256, trace.facts.config
         if said is not None and said not in {rotary_sha256(config, dtype) for dtype in ("float32", "float64")}:

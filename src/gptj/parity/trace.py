@@ -38,7 +38,7 @@ __all__ = ["INPUTS", "Trace", "TraceFacts", "open_trace", "rotary_sha256", "writ
 FORMAT = "1"
 
 INPUTS = {"input_ids": "bt", "attention_mask": "bs", "position_ids": "bt", "labels": "bt"}
-"""What the model was given, stored beside the taps under these names, whole numbers."""
+"""The model's inputs, stored beside the taps under these names, whole numbers."""
 
 SHAPES = ("n_layer", "n_head", "n_embd", "inner_width", "vocab_size", "rotary_width")
 """The config's sizes in which traces that are compared must agree."""
@@ -180,7 +180,7 @@ class Trace:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         return self.file.path.name
 
     def require_model(self, config: GPTJConfig, *, file: str | os.PathLike[str]) -> None:
@@ -209,7 +209,7 @@ class Trace:
         return self._read(self.places[tap], tokens)
 
     def read_input(self, name: str) -> NDArray[np.int64] | None:
-        """What the model was given under this name, int64, None where the trace does not say.
+        """The model's input of this name, int64, None where the trace does not say.
 
         Raises:
             SchemaError: a value is none that a model can be given.
