@@ -148,8 +148,16 @@ def test_traces_of_other_inputs_are_not_compared(tmp_path, config):
             compare_traces([base, other])
     with pytest.raises(InputError, match="at least two"):
         compare_traces([base])
-    with pytest.raises(InputError, match="two traces of one name"):
+    with pytest.raises(InputError, match="the same file twice"):
         compare_traces([base, base])
+
+
+def test_files_of_one_name_go_by_their_paths(tmp_path, config):
+    paths = [tmp_path / folder / "t" for folder in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+    found = compare_traces([write_sample(path, config) for path in paths])
+    assert found.pairs[0].headline.startswith(f"{paths[1]} agrees with {paths[0]}")
 
 
 def test_other_weights_and_tables_are_said(tmp_path, config):

@@ -40,7 +40,7 @@ class Missing(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What an operation gives in float64, and what rounding may change.
+    """The result of an operation in float64, and how much of it rounding may change.
 
     Attributes:
         value: of the tap, or of some tokens of it.
