@@ -75,20 +75,6 @@ class OperationOf:
         self._entering = f"h.{entering - 1}.sum" if entering else "embedding"
         self._dtypes = {trace.facts.dtype, trace.places[tap].tensor.dtype} - {"bool"}
         self._kept: dict[str, Array] = {}
-        operations: dict[str, Callable[[slice], Expected]] = {
-            "embedding": self._embedding,
-            "ln_1": self._layer_norm,
-            "ln_f": self._layer_norm,
-            "q_rotated": self._rotation,
-            "k_rotated": self._rotation,
-            "scores": self._scores,
-            "visible": self._visible,
-            "weights": self._softmax,
-            "mixed": self._mix,
-            "activation": self._activation,
-            "sum": self._sum,
-        }
-        self._operation = operations.get(inner, self._linear)
 
     def expect(self, tokens: slice) -> Expected:
         """The tap's values at some tokens, and their bound.
@@ -99,7 +85,7 @@ class OperationOf:
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):  # what is not finite came in, and is judged
             if self._inner == "loss":
                 return self._loss()
-            return self._operation(tokens)
+            return _OPERATIONS.get(self._inner, OperationOf._linear)(self, tokens)
 
     # ---- what is read
 
@@ -258,3 +244,19 @@ class OperationOf:
         loss = total / max(count, 1)
         bound = bounds.rounding_of_loss(largest, loss, max(count, 1), self._config.vocab_size, self._rounding)
         return Expected(np.asarray(loss), np.asarray(bound))
+
+
+_OPERATIONS: dict[str, Callable[[OperationOf, slice], Expected]] = {
+    "embedding": OperationOf._embedding,
+    "ln_1": OperationOf._layer_norm,
+    "ln_f": OperationOf._layer_norm,
+    "q_rotated": OperationOf._rotation,
+    "k_rotated": OperationOf._rotation,
+    "scores": OperationOf._scores,
+    "visible": OperationOf._visible,
+    "weights": OperationOf._softmax,
+    "mixed": OperationOf._mix,
+    "activation": OperationOf._activation,
+    "sum": OperationOf._sum,
+}
+"""Of the taps that are no products with weights. Bound methods in an instance would hold its weights in a circle."""
