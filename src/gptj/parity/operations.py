@@ -139,7 +139,20 @@ class OperationOf:
         epsilon = self._config.layer_norm_epsilon
         centred = x - x.mean(-1, keepdims=True)
         value = centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + epsilon) * weight + bias
-        return Expected(value, bounds.rounding_of_layer_norm(x, weight, bias, epsilon, self._rounding))
+        parts = self._parts(tokens)
+        return Expected(value, bounds.rounding_of_layer_norm(x, weight, bias, epsilon, self._rounding, parts=parts))
+
+    def _parts(self, tokens: slice) -> Array | None:
+        """The absolute values of what the entering values are the sum of, added up; None where not recorded."""
+        block = split_tap(self._entering)[0]
+        if block is None:
+            return None
+        before = f"h.{block - 1}.sum" if block else "embedding"
+        names = (f"h.{block}.out_proj", f"h.{block}.fc_out", before)
+        if any(name not in self._trace.places for name in names):
+            return None
+        parts: Array = sum(np.abs(self._read(name, tokens)) for name in names)  # type: ignore[assignment]
+        return parts
 
     def _rotation(self, tokens: slice) -> Expected:
         x = self._near(self._inner[0], tokens)
