@@ -77,6 +77,8 @@ def test_a_weight_that_is_off_is_born_in_its_product(wing, folder, tmp_path):
 def batch():
     made = revealing_batch(CONFIG)
     return {
-        "input_ids": made.input_ids, "attention_mask": made.attention_mask, "position_ids": made.position_ids,
+        "input_ids": made.input_ids,
+        "attention_mask": made.attention_mask,
+        "position_ids": made.position_ids,
         "labels": np.where(made.attention_mask == 1, made.input_ids, -100),
-    }  # fmt: skip
+    }
