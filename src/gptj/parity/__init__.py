@@ -9,6 +9,14 @@
     report.py      measures, limits and the verdict, and how they are shown     ParityReport
     run.py         all of it: a process a backend, then the judgement           run_parity
 
+    trace.py         every intermediate value of a call in a file, and who computed it   Trace, open_trace, write_trace
+    layout.py        how a stored array becomes a tap, told by letters
+    tap_names.py     other programs' names, mapped by a TOML file                        TapNames
+    trace_record.py  a backend's trace                                                   record_trace
+    bounds.py        how far rounding takes each value, and why
+    operations.py    each value again in float64, from the inputs that were recorded
+    differences.py   where traces part, and whether the error was born there             Comparison, compare_traces
+
 >>> from gptj.parity import run_parity
 >>> run_parity("model", ["pt", "flax"]).raise_if_failed()  # doctest: +SKIP
 """
@@ -20,28 +28,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptj.parity.compare import compare_records
+    from gptj.parity.differences import Comparison, compare_traces
     from gptj.parity.oracle import Oracle, OracleOutput
     from gptj.parity.probe import Probe, make_probe
     from gptj.parity.record import Record, record_backend
     from gptj.parity.report import Divergence, Measure, ParityReport
     from gptj.parity.revealing import revealing_config, revealing_fill, revealing_tensor, revealing_weights
     from gptj.parity.run import BackendProcessError, open_oracle, run_parity
+    from gptj.parity.tap_names import TapNames
     from gptj.parity.tolerance import Tolerance, tolerance_of
+    from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
+    from gptj.parity.trace_record import record_trace
 
 _ROOMS = {
     "compare": ("compare_records",),
+    "differences": ("Comparison", "compare_traces"),
     "report": ("Divergence", "Measure", "ParityReport"),
     "oracle": ("Oracle", "OracleOutput"),
     "probe": ("Probe", "make_probe"),
     "record": ("Record", "record_backend"),
     "revealing": ("revealing_config", "revealing_fill", "revealing_tensor", "revealing_weights"),
     "run": ("BackendProcessError", "open_oracle", "run_parity"),
+    "tap_names": ("TapNames",),
     "tolerance": ("Tolerance", "tolerance_of"),
+    "trace": ("Trace", "TraceFacts", "open_trace", "write_trace"),
+    "trace_record": ("record_trace",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "BackendProcessError",
+    "Comparison",
     "Divergence",
     "Measure",
     "Oracle",
@@ -49,17 +66,24 @@ __all__ = [
     "ParityReport",
     "Probe",
     "Record",
+    "TapNames",
     "Tolerance",
+    "Trace",
+    "TraceFacts",
     "compare_records",
+    "compare_traces",
     "make_probe",
     "open_oracle",
+    "open_trace",
     "record_backend",
+    "record_trace",
     "revealing_config",
     "revealing_fill",
     "revealing_tensor",
     "revealing_weights",
     "run_parity",
     "tolerance_of",
+    "write_trace",
 ]
 
 

@@ -139,9 +139,15 @@ def rounding_of_softmax(scores: Array, visible: NDArray[np.bool_], weights: Arra
 
 
 def rounding_of_activation(name: str, x: Array, rounding: Rounding) -> Array:
-    """The bound of an activation function (one of `gptj.config.ACTIVATIONS`) of x."""
+    """The bound of an activation function (one of `gptj.config.ACTIVATIONS`) of x, a token's along the last axis.
+
+    x is a product and a bias, which may nearly cancel; a fused program rounds neither before it goes on. How large they
+    are is not recorded; the token's root of the mean square stands for it, for each of the two.
+    """
     roundings = 1.0 if name == "relu" else _ACTIVATION_ROUNDINGS
-    return np.abs(x) * (roundings * rounding.unit) + rounding.smallest
+    recorded = rounding.unit * np.sqrt((x * x).mean(-1, keepdims=True))
+    bound: Array = np.abs(x) * (roundings * rounding.unit) + 2 * recorded + rounding.smallest
+    return bound
 
 
 def rounding_of_sum(absolute: Array, rounding: Rounding) -> Array:
@@ -149,8 +155,17 @@ def rounding_of_sum(absolute: Array, rounding: Rounding) -> Array:
     return absolute * (4 * rounding.unit) + rounding.smallest
 
 
-def rounding_of_layer_norm(x: Array, weight: Array, bias: Array, epsilon: float, rounding: Rounding) -> Array:
+def rounding_of_layer_norm(
+    x: Array, weight: Array, bias: Array, epsilon: float, rounding: Rounding, *, parts: Array | None = None
+) -> Array:
     """The bound of a layer norm with its variance in two passes.
+
+    Args:
+        x: (b, t, m), as recorded.
+        weight, bias, epsilon: of the layer norm.
+        rounding: the arithmetic.
+        parts: the sum of the absolute values of what x is the sum of. They may nearly cancel; a fused program goes on
+            with a sum that was not rounded. None takes the token's root of the mean square for it.
 
     The mean is off by a share of the mean absolute value, so is what is centred; the deviation is off by the root of
     the mean square of that. A variance in one pass loses more, where the mean is large, and is a mistake.
@@ -159,7 +174,8 @@ def rounding_of_layer_norm(x: Array, weight: Array, bias: Array, epsilon: float,
     centred = x - x.mean(-1, keepdims=True)
     variance = (centred * centred).mean(-1, keepdims=True)
     deviation = np.sqrt(variance + epsilon)
-    off = 2 * rounding.unit * np.abs(x) + rounding.sum_of(length) * np.abs(x).mean(-1, keepdims=True)
+    summed = np.sqrt((x * x).mean(-1, keepdims=True)) if parts is None else parts
+    off = 2 * rounding.unit * (np.abs(x) + summed) + rounding.sum_of(length) * np.abs(x).mean(-1, keepdims=True)
     scale_off = np.sqrt((off * off).mean(-1, keepdims=True)) / deviation + rounding.sum_of(length) / 2
     normal = np.abs(centred / deviation * weight)
     share = scale_off + 4 * rounding.unit

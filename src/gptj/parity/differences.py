@@ -225,6 +225,7 @@ def compare_traces(
         InputError: fewer than two, or of models or inputs that differ.
         FormatError: a file changed while it was read.
     """
+    traces = _named_apart(traces)
     _require_comparable(traces)
     base = min(traces, key=lambda trace: _rounding(trace).unit)
     others = [trace for trace in traces if trace is not base]
@@ -255,6 +256,15 @@ def compare_traces(
     return Comparison(pairs, born, left_out, tuple(_facts(base, others)))  # type: ignore[arg-type]
 
 
+def _named_apart(traces: Sequence[Trace]) -> list[Trace]:
+    """Traces under their files' names, and under whole paths where these are the same."""
+    names = [trace.name for trace in traces]
+    return [
+        trace if names.count(trace.name) == 1 else dataclasses.replace(trace, name=str(trace.file.path))
+        for trace in traces
+    ]
+
+
 def _names(traces: Sequence[Trace]) -> str:
     return ", ".join(trace.name for trace in traces)
 
@@ -266,7 +276,7 @@ def _require_comparable(traces: Sequence[Trace]) -> None:
     first = traces[0]
     names = [trace.name for trace in traces]
     if twice := sorted(name for name in set(names) if names.count(name) > 1):
-        raise InputError("two traces of one name", where=twice[0], hint="Give the files different names")
+        raise InputError("the same file twice", where=twice[0])
     for other in traces[1:]:
         first.require_model(other.facts.config, file=other.file.path)
         for letter in "bts":
@@ -432,7 +442,7 @@ def _pair(
 
 
 def _facts(base: Trace, others: Sequence[Trace]) -> Iterator[str]:
-    """Facts that the traces state and do not share, and a rotary table that is not the paper's."""
+    """Facts that the traces do not share, and a rotary table that is not the paper's."""
     for trace in (base, *others):
         said, config = trace.facts.rotary_sha256, trace.facts.config
         if said is not None and said not in {rotary_sha256(config, dtype) for dtype in ("float32", "float64")}:

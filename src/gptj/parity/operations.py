@@ -40,7 +40,7 @@ class Missing(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """The result of an operation in float64, and how much rounding may change it.
+    """The result of an operation in float64, and how much of it rounding may change.
 
     Attributes:
         value: of the tap, or of some tokens of it.
@@ -75,20 +75,6 @@ class OperationOf:
         self._entering = f"h.{entering - 1}.sum" if entering else "embedding"
         self._dtypes = {trace.facts.dtype, trace.places[tap].tensor.dtype} - {"bool"}
         self._kept: dict[str, Array] = {}
-        operations: dict[str, Callable[[slice], Expected]] = {
-            "embedding": self._embedding,
-            "ln_1": self._layer_norm,
-            "ln_f": self._layer_norm,
-            "q_rotated": self._rotation,
-            "k_rotated": self._rotation,
-            "scores": self._scores,
-            "visible": self._visible,
-            "weights": self._softmax,
-            "mixed": self._mix,
-            "activation": self._activation,
-            "sum": self._sum,
-        }
-        self._operation = operations.get(inner, self._linear)
 
     def expect(self, tokens: slice) -> Expected:
         """The tap's values at some tokens, and their bound.
@@ -99,7 +85,7 @@ class OperationOf:
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):  # what is not finite came in, and is judged
             if self._inner == "loss":
                 return self._loss()
-            return self._operation(tokens)
+            return _OPERATIONS.get(self._inner, OperationOf._linear)(self, tokens)
 
     # ---- what is read
 
@@ -153,7 +139,20 @@ class OperationOf:
         epsilon = self._config.layer_norm_epsilon
         centred = x - x.mean(-1, keepdims=True)
         value = centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + epsilon) * weight + bias
-        return Expected(value, bounds.rounding_of_layer_norm(x, weight, bias, epsilon, self._rounding))
+        parts = self._parts(tokens)
+        return Expected(value, bounds.rounding_of_layer_norm(x, weight, bias, epsilon, self._rounding, parts=parts))
+
+    def _parts(self, tokens: slice) -> Array | None:
+        """The absolute values of what the entering values are the sum of, added up; None where not recorded."""
+        block = split_tap(self._entering)[0]
+        if block is None:
+            return None
+        before = f"h.{block - 1}.sum" if block else "embedding"
+        names = (f"h.{block}.out_proj", f"h.{block}.fc_out", before)
+        if any(name not in self._trace.places for name in names):
+            return None
+        parts: Array = sum(np.abs(self._read(name, tokens)) for name in names)  # type: ignore[assignment]
+        return parts
 
     def _rotation(self, tokens: slice) -> Expected:
         x = self._near(self._inner[0], tokens)
@@ -258,3 +257,19 @@ class OperationOf:
         loss = total / max(count, 1)
         bound = bounds.rounding_of_loss(largest, loss, max(count, 1), self._config.vocab_size, self._rounding)
         return Expected(np.asarray(loss), np.asarray(bound))
+
+
+_OPERATIONS: dict[str, Callable[[OperationOf, slice], Expected]] = {
+    "embedding": OperationOf._embedding,
+    "ln_1": OperationOf._layer_norm,
+    "ln_f": OperationOf._layer_norm,
+    "q_rotated": OperationOf._rotation,
+    "k_rotated": OperationOf._rotation,
+    "scores": OperationOf._scores,
+    "visible": OperationOf._visible,
+    "weights": OperationOf._softmax,
+    "mixed": OperationOf._mix,
+    "activation": OperationOf._activation,
+    "sum": OperationOf._sum,
+}
+"""Of the taps that are no products with weights. Bound methods in an instance would hold its weights in a circle."""

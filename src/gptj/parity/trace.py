@@ -38,7 +38,7 @@ __all__ = ["INPUTS", "Trace", "TraceFacts", "open_trace", "rotary_sha256", "writ
 FORMAT = "1"
 
 INPUTS = {"input_ids": "bt", "attention_mask": "bs", "position_ids": "bt", "labels": "bt"}
-"""The model's inputs, stored beside the taps under these names, whole numbers."""
+"""The model's arguments, stored beside the taps under these names, whole numbers."""
 
 SHAPES = ("n_layer", "n_head", "n_embd", "inner_width", "vocab_size", "rotary_width")
 """The config's sizes in which traces that are compared must agree."""
@@ -165,6 +165,7 @@ class Trace:
     """An opened trace; no value has been read.
 
     Attributes:
+        name: of the file, for messages.
         file: whose header was checked.
         facts: who computed it, and from what.
         places: of the taps, by name, in the order of the computation.
@@ -172,16 +173,12 @@ class Trace:
         sizes: of every letter of the taps' axes.
     """
 
+    name: str
     file: SafetensorsFile
     facts: TraceFacts
     places: Mapping[str, Place]
     inputs: Mapping[str, Place]
     sizes: Mapping[str, int]
-
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-        return self.file.path.name
 
     def require_model(self, config: GPTJConfig, *, file: str | os.PathLike[str]) -> None:
         """Make sure that a config's model is of this trace's shape.
@@ -209,7 +206,7 @@ class Trace:
         return self._read(self.places[tap], tokens)
 
     def read_input(self, name: str) -> NDArray[np.int64] | None:
-        """The model's input of this name, int64, None where the trace does not say.
+        """The model's argument of this name, int64, None where the trace does not say.
 
         Raises:
             SchemaError: a value is none that a model can be given.
@@ -284,7 +281,7 @@ def _examine(file: SafetensorsFile, facts: TraceFacts, names: TapNames) -> Trace
                           expected=f"h.0 to h.{facts.config.n_layer - 1}", found=split_tap(beyond)[0])  # fmt: skip
     sizes = _solve(facts.config, [*inputs.items(), *places.items()])
     ordered = dict(sorted(places.items(), key=lambda item: taps[item[0]]))
-    return Trace(file, facts, ordered, inputs, sizes)
+    return Trace(file.path.name, file, facts, ordered, inputs, sizes)
 
 
 def _places(tensors: Iterable[StoredTensor], names: TapNames) -> tuple[dict[str, Place], dict[str, Place]]:

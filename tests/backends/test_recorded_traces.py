@@ -1,0 +1,84 @@
+"""A backend's trace is its taps, and stays within the bounds of the float64 trace, each operation within its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mutants import revealing_batch
+
+from gptj.checkpoint import write_checkpoint
+from gptj.parity.differences import compare_traces
+from gptj.parity.oracle import Oracle
+from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
+from gptj.parity.run import open_reference
+from gptj.parity.trace import TraceFacts, open_trace, rotary_sha256, write_trace
+from gptj.parity.trace_record import probe_batch, record_trace, weights_sha256
+from gptj.taps import list_taps
+
+CONFIG = revealing_config(n_layer=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("traced") / "model", CONFIG, revealing_fill())
+
+
+@pytest.fixture(scope="module")
+def exact(folder) -> Path:
+    """The oracle's own trace of what `record_trace` asks."""
+    batch = probe_batch(CONFIG)
+    taps = Oracle(CONFIG, revealing_weights(CONFIG)).taps(**batch)
+    path = folder.parent / "oracle"
+    write_trace(path, taps, TraceFacts("oracle", "float64", CONFIG), inputs=batch)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_a_backends_trace_is_within_what_rounding_explains(wing, folder, exact, tmp_path, dtype):
+    path = tmp_path / wing.name
+    if dtype == "float64" and wing.name == "flax":
+        import jax
+
+        with jax.enable_x64(True):
+            facts = record_trace(folder, wing.name, path, dtype=dtype)
+    else:
+        facts = record_trace(folder, wing.name, path, dtype=dtype)
+    trace = open_trace(path)
+    assert [*trace.places] == [*list_taps(CONFIG.n_layer)]
+    assert (facts.source, facts.dtype, facts.weights_sha256) == (wing.name, dtype, weights_sha256(folder))
+    assert facts.rotary_sha256 == rotary_sha256(CONFIG, "float64" if dtype == "float64" else "float32")
+    for name, values in probe_batch(CONFIG).items():
+        assert (trace.read_input(name) == values).all()
+    _, read = open_reference(folder)
+    found = compare_traces([open_trace(exact), trace], read)
+    assert found.passed, [*found.lines()]
+
+
+def test_a_weight_that_is_off_is_born_in_its_product(wing, folder, tmp_path):
+    """The smallest relative change of one weight's row that a float32 trace shows, with room: 1e-3 of one row."""
+    weights = revealing_weights(CONFIG)
+    name = "transformer.h.1.mlp.fc_in.weight"
+    changed = weights[name].copy()
+    changed[7] *= np.float32(1.001)
+    fill = {**weights, name: changed}
+    write_checkpoint(tmp_path / "off", CONFIG, lambda spec: fill[spec.name])
+    for path, source in ((tmp_path / "right", folder), (tmp_path / "wrong", tmp_path / "off")):
+        record_trace(source, wing.name, path, batch=batch())
+    _, read = open_reference(folder)
+    found = compare_traces([open_trace(tmp_path / "right"), open_trace(tmp_path / "wrong")], read)
+    assert [tap.tap for tap in found.born["wrong"]] == ["h.1.fc_in"]
+    assert found.born["wrong"][0].where.endswith("channel 7")
+    assert found.born["right"] == ()
+    assert any("weights_sha256 differs" in fact for fact in found.facts)
+
+
+def batch():
+    made = revealing_batch(CONFIG)
+    return {
+        "input_ids": made.input_ids,
+        "attention_mask": made.attention_mask,
+        "position_ids": made.position_ids,
+        "labels": np.where(made.attention_mask == 1, made.input_ids, -100),
+    }

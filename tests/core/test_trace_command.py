@@ -1,0 +1,155 @@
+"""`gptj parity compare` and the page on traces: what they say and how they end, without a framework."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mutants import MUTANTS
+from recorded import facts_of, inputs_of, recorded_taps, small_batch, write_sample
+
+from gptj.checkpoint import write_checkpoint
+from gptj.command.main import gptj_command
+from gptj.errors import GPTJError, InputError, WriteError
+from gptj.parity.revealing import revealing_config, revealing_fill
+from gptj.parity.tap_names import TapNames
+from gptj.parity.trace import open_trace, write_trace
+from gptj.parity.trace_record import batch_of_prompts, probe_batch, weights_sha256
+
+PAGE = Path(__file__).parents[2] / "docs" / "traces.md"
+CONFIG = revealing_config(n_layer=2, n_positions=512)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(gptj_command, ["parity", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("traces")
+    write_checkpoint(folder / "model", CONFIG, revealing_fill())
+    write_checkpoint(folder / "other", revealing_config(n_layer=1), revealing_fill())
+    write_sample(folder / "base", CONFIG)
+    write_sample(folder / "right", CONFIG, "float32")
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "epsilon 1e-6")
+    write_sample(folder / "wrong", CONFIG, "float32", mutant=mutant)
+    return folder
+
+
+def test_traces_that_agree_end_with_0(folder):
+    done = run("compare", folder / "base", folder / "right")
+    assert done.exit_code == 0
+    assert "right agrees with base: all 34 taps" in done.output
+
+
+def test_a_difference_ends_with_1_and_the_reference_tells_where_it_was_born(folder):
+    bare = run("compare", folder / "base", folder / "wrong")
+    told = run("compare", folder / "base", folder / "wrong", "--reference", folder / "model")
+    assert (bare.exit_code, told.exit_code) == (1, 1)
+    assert "block 0, ln_1: born there, in one of the two" in bare.output
+    assert "block 0, ln_1: born there, in wrong (" in told.output
+
+
+def test_json_has_every_tap_and_the_verdicts(folder):
+    done = run("compare", folder / "base", folder / "wrong", "--reference", folder / "model", "--json")
+    found = json.loads(done.stdout)
+    [pair] = found["pairs"]
+    assert found["passed"] is False and pair["first"]["tap"] == "h.0.ln_1" and len(pair["taps"]) == 34
+    assert {origin["trace"]: origin["verdict"] for origin in pair["origins"]} == {
+        "base": "came in",
+        "wrong": "born there",
+    }
+    assert [tap["tap"] for tap in found["born"]["wrong"]] == ["h.0.ln_1", "h.1.ln_1", "ln_f"]
+
+
+def test_verbose_prints_every_tap(folder):
+    lines = run("compare", folder / "base", folder / "right", "--verbose").output.splitlines()
+    assert sum(line.startswith("right  ") for line in lines) == 34
+
+
+@pytest.mark.parametrize(
+    "arguments", [["compare"], ["compare", "base"], ["compare", "base", "right", "--weights", "x"], ["record"],
+                  ["record", "model", "-o", "x"], ["record", "model", "--backend", "pt"], []]
+)  # fmt: skip
+def test_misuse_ends_with_2(folder, arguments):
+    assert run(*arguments).exit_code == 2
+
+
+def test_a_reference_of_another_model_is_refused(folder):
+    done = run("compare", folder / "base", folder / "right", "--reference", folder / "other")
+    assert isinstance(done.exception, InputError) and "n_layer" in str(done.exception)
+
+
+def test_record_replaces_nothing_unasked(folder):
+    (folder / "there").write_text("x")
+    done = run("record", folder / "model", "--backend", "pt", "-o", folder / "there")
+    assert isinstance(done.exception, WriteError) and (folder / "there").read_text() == "x"
+
+
+def test_prompts_that_say_how_to_continue_are_refused(folder):
+    (folder / "prompts").write_text('{"token_ids": [1], "temperature": 0.5}\n')
+    done = run("record", folder / "model", "--backend", "pt", "-o", folder / "out", "--prompts", folder / "prompts")
+    assert isinstance(done.exception, InputError) and "line 1: temperature" in str(done.exception)
+
+
+def test_parity_of_a_folder_goes_on_as_it_was(folder):
+    help_text = run("--help").output
+    assert "parity [OPTIONS] DIR" in help_text and "--skip-manifest" in help_text and "record --help" in help_text
+    assert "TRACE TRACE..." in run("compare", "--help").output
+    done = run(folder / "nothing", "--backends", "pt")
+    assert isinstance(done.exception, GPTJError) and "nothing" in str(done.exception)
+
+
+def test_prompts_are_padded_left():
+    batch = batch_of_prompts([[5, 6, 7], [8]])
+    assert {name: values.tolist() for name, values in batch.items()} == {
+        "input_ids": [[5, 6, 7], [0, 0, 8]], "attention_mask": [[1, 1, 1], [0, 0, 1]],
+        "position_ids": [[0, 1, 2], [0, 0, 0]], "labels": [[5, 6, 7], [-100, -100, 8]],
+    }  # fmt: skip
+    for none in ([], [[1], []]):
+        with pytest.raises(InputError, match="no token"):
+            batch_of_prompts(none)
+    assert probe_batch(CONFIG, seed=1)["input_ids"].shape == probe_batch(CONFIG)["labels"].shape == (4, 24)
+
+
+def test_the_hash_of_weights_is_the_manifests_with_or_without_one(tmp_path):
+    path = write_checkpoint(tmp_path / "model", CONFIG, revealing_fill())
+    with_manifest = weights_sha256(path)
+    (path / "manifest.json").unlink()
+    assert weights_sha256(path) == with_manifest
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def test_the_pages_ten_lines_write_a_trace_that_can_be_compared(tmp_path, monkeypatch):
+    batch = small_batch(CONFIG)
+    taps = recorded_taps(CONFIG, batch, "float32")
+    write_checkpoint(tmp_path / "model", CONFIG, revealing_fill())
+    monkeypatch.chdir(tmp_path)
+    write_sample(tmp_path / "base.safetensors", CONFIG)
+    names = {
+        "embedding": taps["embedding"], "ln_1": taps["h.0.ln_1"], "q": np.ascontiguousarray(taps["h.0.q"]),
+        "input_ids": batch.input_ids, "mask": batch.attention_mask, "positions": batch.position_ids,
+    }  # fmt: skip
+    writing, reading = blocks("python")
+    exec(writing, dict(names))
+    assert [*open_trace("mine.safetensors").places] == ["embedding", "h.0.ln_1", "h.0.q"]
+    space: dict[str, object] = {}
+    exec(reading, space)
+    assert space["found"].passed
+
+
+def test_the_pages_mapping_is_one(tmp_path):
+    (tmp_path / "names.toml").write_text(blocks("toml")[0])
+    names = TapNames.from_file(tmp_path / "names.toml")
+    assert names.resolve("transformer.h.3.attn.q_proj")[0] == "h.3.q"
+    assert names.resolve("transformer.h.3.attn") is None
+    batch = small_batch(CONFIG)
+    write_trace(tmp_path / "t", recorded_taps(CONFIG, batch), facts_of(CONFIG), inputs=inputs_of(batch))
+    assert run("compare", tmp_path / "t", tmp_path / "t", "--names", tmp_path / "names.toml").exit_code == 1
