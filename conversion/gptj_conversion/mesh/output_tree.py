@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,19 +53,8 @@ class OutputTree(OutputDirectory):
         super().commit()
 
     def _require_replaceable(self) -> None:
-        self._old = self._status(self.target)
-        self._old_modes = {}
-        self._carried = []
-        if self._old is None:
+        if not self._look_at_old():
             return
-        if not stat.S_ISDIR(self._old.st_mode):
-            raise WriteError("is a file; a directory is to be written", file=self.target)
-        self._require_not_current(self._old)
-        names = self.call(self.target, self.fs.names, self.target)
-        if names and not self.overwrite:
-            raise WriteError(
-                f"is not empty: it holds {shown(names[0])}", file=self.target, hint="Say overwrite to replace it"
-            )
         for name in self._tree(self.target):
             if not self.replaceable(name):
                 raise WriteError(

@@ -277,13 +277,17 @@ class OutputDirectory:
             if mine is not None and theirs is not None and os.path.samestat(mine, theirs):
                 self.call(self.target / name, self.fs.unlink, self.target / name)
 
-    def _require_replaceable(self) -> None:
-        """Decide the fate of what stands at the target, before any work."""
+    def _look_at_old(self) -> list[str]:
+        """Names of what stands at the target; none where there is no such folder.
+
+        Raises:
+            WriteError: it is a file, the current folder, or holds something that was not said to be replaced.
+        """
         self._old = self._status(self.target)
         self._old_modes: dict[str, int] = {}
         self._carried: list[str] = []
         if self._old is None:
-            return
+            return []
         if not stat.S_ISDIR(self._old.st_mode):
             raise WriteError("is a file; a directory is to be written", file=self.target)
         self._require_not_current(self._old)
@@ -292,7 +296,11 @@ class OutputDirectory:
             raise WriteError(
                 f"is not empty: it holds {shown(names[0])}", file=self.target, hint="Say overwrite to replace it"
             )
-        for name in names:
+        return names
+
+    def _require_replaceable(self) -> None:
+        """Decide the fate of what stands at the target, before any work."""
+        for name in self._look_at_old():
             status = self._status(self.target / name)
             if status is None or not stat.S_ISREG(status.st_mode):
                 raise WriteError(
