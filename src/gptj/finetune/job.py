@@ -1,0 +1,247 @@
+"""A whole fine-tuning: data and settings checked first, then the framework, the loop, and the folder at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gptj
+from gptj.backends import choose_backend
+from gptj.checkpoint import open_checkpoint, write_checkpoint
+from gptj.config import GPTJConfig
+from gptj.errors import InputError
+from gptj.finetune.checkpoints import CURVE_FILE, Identity, RunFolder, Saved
+from gptj.finetune.curve import can_draw, draw_curve, perplexity, write_curve
+from gptj.finetune.data import Batches, Windows, describe, make_windows, read_documents
+from gptj.finetune.loop import Progress, Report, Training
+from gptj.finetune.settings import Settings
+from gptj.generation.config import GENERATION_CONFIG_FILE
+from gptj.hub import locate
+from gptj.json_file import read_small_file
+from gptj.text.tokenizer import GPTJTokenizer
+
+__all__ = ["Outcome", "finetune"]
+
+PICTURE = "loss.png"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The end of a run.
+
+    Attributes:
+        folder: OUT.
+        finished: whether it came to its end; else OUT holds checkpoints alone, and can be resumed.
+        checkpoint: the last one.
+        step, steps: updates that are over, and of the whole run.
+        loss: of the last update, None where there was none.
+        best_step, best_loss: the best evaluation, whose weights are OUT's.
+        tokens, seconds: that were learnt from, and of training, earlier runs included.
+        picture: the drawn curve, None where matplotlib is missing.
+    """
+
+    folder: Path
+    finished: bool
+    checkpoint: Path
+    step: int
+    steps: int
+    loss: float | None
+    best_step: int | None
+    best_loss: float | None
+    tokens: int
+    seconds: float
+    picture: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same, as JSON can hold it, with the perplexity."""
+        facts = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        facts["best_perplexity"] = None if self.best_loss is None else perplexity(self.best_loss)
+        return facts
+
+
+def finetune(
+    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    settings: Settings | None = None,
+    *,
+    backend: str | None = None,
+    device: str = "auto",
+    evaluation: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    note: Callable[[str], None] | None = None,
+    report: Callable[[Report], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Outcome:
+    """Fine-tune the model in `directory` on `data`, and leave in `output` a folder that every command opens.
+
+    Args:
+        directory: a folder of weights and a tokenizer, or a repository of the hub.
+        data: text, or JSON lines; see `gptj.finetune.data.read_documents`.
+        output: a new folder, or with `resume` one that a run was begun in.
+        backend: which framework; None for the chosen or only one.
+        device: "auto", "cpu", "cuda" or "mps".
+        evaluation: data that is measured and never learnt. The weights in `output` are then those of the best
+            evaluation, else the last.
+        resume: go on from the last checkpoint in `output`; from the beginning where there is none.
+        note: told what a user may want to know, a sentence each.
+        report: told of every update.
+        stop: asked after every update; on True a checkpoint is written and the run ends.
+
+    Raises:
+        GPTJError: see `Settings`, `read_documents`, `make_windows`, `RunFolder`, `Identity.require_same` and
+            `from_pretrained`.
+    """
+    settings = settings or Settings()
+    note = note or (lambda sentence: None)
+    job = _prepare(Path(directory), Path(data), None if evaluation is None else Path(evaluation), settings, backend)
+    with RunFolder(Path(output), resume=resume) as run:
+        saved = run.last() if resume else None
+        if saved is not None:
+            job.identity.require_same(saved.stored, saved.folder)
+            note(f"goes on from update {saved.step} of {job.steps}")
+        elif resume:
+            note(f"{output}: no checkpoint yet, so it begins at the beginning")
+        note(job.description)
+        return _train(job, run, saved, device, note, report or (lambda line: None), stop or (lambda: False))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What a run needs before any framework."""
+
+    directory: Path
+    config: GPTJConfig
+    files: Mapping[str, bytes]
+    batches: Batches
+    evaluation: Batches | None
+    identity: Identity
+
+    @property
+    def settings(self) -> Settings:
+        return self.identity.settings
+
+    @property
+    def steps(self) -> int:
+        return self.identity.steps
+
+    @property
+    def description(self) -> str:
+        """The run in a sentence."""
+        windows, epochs = self.batches.windows, self.steps / self.batches.per_epoch
+        return (
+            f"{windows.learnt:,} tokens in {len(windows):,} windows of at most {windows.ids.shape[1]}; {self.steps:,} "
+            f"updates of {self.settings.micro_batches} windows, {epochs:.3g} epochs"
+        )
+
+
+def _prepare(
+    directory: Path, data: Path, evaluation: Path | None, settings: Settings, backend: str | None
+) -> _Job:
+    chosen = choose_backend(backend)
+    directory = locate(directory)
+    config = GPTJConfig.from_file(directory)
+    tokenizer = GPTJTokenizer.from_pretrained(directory)
+    tokenizer.check_fits(config)
+    length = config.n_positions if settings.length is None else settings.length
+    if length > config.n_positions:
+        expected = f"at most n_positions = {config.n_positions}"
+        raise InputError("longer than the model's positions", where="--length", expected=expected, found=length)
+
+    def windows_of(path: Path) -> Windows:
+        return make_windows(path, read_documents(path), tokenizer, length=length, pack=settings.pack)
+
+    training = windows_of(data)
+    measured = None if evaluation is None else windows_of(evaluation)
+    batches = Batches(training, settings.batch, settings.accumulate, settings.seed)
+    steps = settings.steps or (settings.epochs or 1) * batches.per_epoch
+    files = dict(tokenizer.files())
+    if os.path.lexists(directory / GENERATION_CONFIG_FILE):
+        files[GENERATION_CONFIG_FILE] = read_small_file(directory / GENERATION_CONFIG_FILE)
+    identity = Identity(
+        backend=chosen, settings=settings, steps=steps, model={"config_sha256": config.architecture_sha256},
+        data=describe(training), evaluation=None if measured is None else describe(measured),
+    )  # fmt: skip
+    return _Job(
+        directory=directory, config=config, files=files, batches=batches, identity=identity,
+        evaluation=None if measured is None else Batches(measured, settings.batch),
+    )  # fmt: skip
+
+
+def _train(
+    job: _Job,
+    run: RunFolder,
+    saved: Saved | None,
+    device: str,
+    note: Callable[[str], None],
+    report: Callable[[Report], None],
+    stop: Callable[[], bool],
+) -> Outcome:
+    progress, rows = (Progress(), []) if saved is None else (saved.progress, saved.rows)
+    wing = gptj.backend(job.identity.backend)
+    room: Any = importlib.import_module(f"gptj.{job.identity.backend}.finetune")
+    with wing.on_device(device) as loading:
+        with loading:
+            source = job.directory if saved is None else saved.folder
+            step = room.TrainingStep(room.open_model(source, job.settings), job.settings)
+        if saved is not None:
+            step.restore(saved.moments(), updates=progress.updates)
+        training = Training(
+            step, job.settings, job.batches, job.evaluation, steps=job.steps, progress=progress, rows=rows
+        )
+
+        def save(training: Training) -> None:
+            run.save(
+                training.progress, job.identity, training.rows, write_model=lambda folder: _write(job, folder, step),
+                moments=step.moments(),
+            )  # fmt: skip
+            write_curve(run.folder / CURVE_FILE, training.rows)
+
+        finished = training.run(save=save, report=report, stop=stop)
+    progress = training.progress
+    if finished:
+        _publish(job, run, progress)
+    picture = _draw(run.folder / PICTURE, training, note)
+    return Outcome(
+        folder=run.folder, finished=finished, checkpoint=run.path_of(progress.step), step=progress.step,
+        steps=job.steps, loss=training.rows[-1].loss if training.rows else None, best_step=progress.best_step,
+        best_loss=progress.best_loss, tokens=progress.tokens, seconds=progress.seconds, picture=picture,
+    )  # fmt: skip
+
+
+def _write(job: _Job, folder: Path, step: Any) -> None:
+    """Write the model as it is into a new folder."""
+    write_checkpoint(
+        folder, job.config, lambda row: step.read(row.name), dtype="float32", extra_files=job.files,
+        provenance=_provenance(job),
+    )  # fmt: skip
+
+
+def _provenance(job: _Job) -> dict[str, Any]:
+    return {"fine_tuned": job.identity.to_dict()}
+
+
+def _publish(job: _Job, run: RunFolder, progress: Progress) -> None:
+    """Make OUT the model of the best evaluation, or of the last update where nothing was measured."""
+    step = progress.step if progress.best_step is None else progress.best_step
+    source = run.path_of(step)
+    checkpoint = open_checkpoint(source)
+    write_checkpoint(
+        run.folder, job.config, lambda row: checkpoint.read(row.name), dtype="float32", extra_files=job.files,
+        provenance={**_provenance(job), "update": step}, overwrite=True, beside_others=True,
+    )  # fmt: skip
+
+
+def _draw(path: Path, training: Training, note: Callable[[str], None]) -> Path | None:
+    if not training.rows:
+        return None
+    if not can_draw():
+        hint = 'pip install "gptj-multibackend[finetune]"'
+        note(f"the loss curve is not drawn, since matplotlib is not installed: {hint}")
+        return None
+    draw_curve(path, [("", training.rows)], title=f"{path.parent.name}: {training.progress.step} updates")
+    return path

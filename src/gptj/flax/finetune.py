@@ -1,0 +1,134 @@
+"""A step of fine-tuning in Flax: loss and gradient of float32 parameters, optax's AdamW."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from gptj.backends import install_line
+from gptj.errors import BackendError
+from gptj.finetune.settings import BETA_1, BETA_2, EPSILON, Settings
+from gptj.flax.heads import GPTJForCausalLM
+from gptj.flax.weights import flat, from_numpy, nested, to_numpy
+
+
+def open_model(directory: str | os.PathLike[str], settings: Settings) -> GPTJForCausalLM:
+    """The model in a folder as it is to be trained: float32 parameters, without dropout."""
+    nothing = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    # Differs: what is computed in is settled when a Flax model is made.
+    model: GPTJForCausalLM = GPTJForCausalLM.from_pretrained(
+        directory, dtype=settings.dtype, param_dtype="float32", mmap=False, **nothing
+    )
+    if settings.checkpoint_gradients:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def trained_parameters(model: GPTJForCausalLM) -> dict[str, Array]:
+    """The parameters that are trained, by their names in files."""
+    return flat(model.params)
+
+
+class TrainingStep:
+    """See `gptj.finetune.loop.TrainingStep`.
+
+    optax.scale_by_adam and optax.add_decayed_weights, masked, have the meaning said there; both corrections of a bias
+    are rounded to float32. Mixed precision is the model's own `dtype`, over float32 parameters.
+    """
+
+    def __init__(self, model: GPTJForCausalLM, settings: Settings) -> None:
+        if importlib.util.find_spec("optax") is None:
+            raise BackendError("optax is not installed", where="gptj.flax.finetune", hint=install_line("finetune"))
+        import optax
+
+        self.model = model
+        self.parameters = trained_parameters(model)
+        self.optimizer = optax.chain(
+            optax.scale_by_adam(BETA_1, BETA_2, EPSILON),
+            optax.add_decayed_weights(settings.weight_decay, {k: v.ndim > 1 for k, v in self.parameters.items()}),
+        )
+        # Differs: state and gradients are values, which each compiled function takes and gives.
+        self._state = self.optimizer.init(self.parameters)
+        self._gradients: dict[str, Array] | None = None
+        module = model.module
+
+        def mean_loss(parameters: dict[str, Array], ids: Array, labels: Array, train: bool) -> Array:
+            return module.apply({"params": nested(parameters.items())}, ids, labels=labels, train=train).loss
+
+        def accumulate(
+            parameters: dict[str, Array], before: dict[str, Array] | None, ids: Array, labels: Array, factor: Array
+        ) -> tuple[Array, dict[str, Array]]:
+            def scaled(parameters: dict[str, Array]) -> tuple[Array, Array]:
+                loss = mean_loss(parameters, ids, labels, True)
+                return loss * factor, loss
+
+            (_, loss), gradients = jax.value_and_grad(scaled, has_aux=True)(parameters)
+            if before is not None:
+                gradients = jax.tree.map(jnp.add, before, gradients)
+            return loss, gradients
+
+        def update(
+            parameters: dict[str, Array], state: Any, gradients: dict[str, Array], rate: Array, factor: Array
+        ) -> tuple[dict[str, Array], Any]:
+            gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
+            updates, state = self.optimizer.update(gradients, state, parameters)
+            return {name: value - rate * updates[name] for name, value in parameters.items()}, state
+
+        self._accumulate = jax.jit(accumulate, donate_argnums=1)
+        self._update = jax.jit(update, donate_argnums=(0, 1))
+        self._norm = jax.jit(optax.global_norm)
+        self._evaluate = jax.jit(functools.partial(mean_loss, train=False))
+
+    def accumulate(self, ids: NDArray[Any], labels: NDArray[Any], *, factor: float) -> float:
+        """Add `factor` times the gradient of a batch's mean loss to the gradient; returns that mean loss."""
+        before, self._gradients = self._gradients, None
+        loss, self._gradients = self._accumulate(self.parameters, before, ids, labels, np.float32(factor))
+        return float(loss)
+
+    def gradient_norm(self) -> float:
+        """The norm of the whole gradient."""
+        return float(self._norm(self._gradients))
+
+    def update(self, rate: float, *, factor: float) -> None:
+        """One update of AdamW by `factor` times the gradient, which is then none again."""
+        gradients, self._gradients = self._gradients, None
+        self.parameters, self._state = self._update(
+            self.parameters, self._state, gradients, np.float32(rate), np.float32(factor)
+        )
+
+    def discard(self) -> None:
+        """Let the gradient be none again, without an update."""
+        self._gradients = None
+
+    def evaluate(self, ids: NDArray[Any], labels: NDArray[Any]) -> float:
+        """The mean loss of a batch."""
+        return float(self._evaluate(self.parameters, ids, labels))
+
+    def read(self, name: str) -> NDArray[Any]:
+        """A trained parameter by its name, in float32."""
+        return to_numpy(self.parameters[name])
+
+    def moments(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """AdamW's moments: "first.NAME" and "second.NAME" for each trained parameter."""
+        adam = self._state[0]
+        for name in self.parameters:
+            yield f"first.{name}", to_numpy(adam.mu[name])
+            yield f"second.{name}", to_numpy(adam.nu[name])
+
+    def restore(self, moments: Mapping[str, NDArray[Any]], *, updates: int) -> None:
+        """Go on from these moments, after so many updates."""
+        adam, *others = self._state
+        found = {
+            field: {name: from_numpy(moments[f"{moment}.{name}"]) for name in self.parameters}
+            for moment, field in (("first", "mu"), ("second", "nu"))
+        }
+        self._state = (adam._replace(count=jnp.asarray(updates, adam.count.dtype), **found), *others)
