@@ -165,7 +165,7 @@ class RunFolder:
         self.resume = resume
 
     def __enter__(self) -> RunFolder:
-        self._require_usable()
+        self.require_usable()
         try:
             made = not self.folder.exists()
             self.folder.mkdir(exist_ok=True)
@@ -194,7 +194,8 @@ class RunFolder:
                 self.checkpoints.rmdir()
                 self.folder.rmdir()
 
-    def _require_usable(self) -> None:
+    def require_usable(self) -> None:
+        """Refuse a folder that a run cannot be in, before anything is made; `with` does too."""
         try:
             names = sorted(os.listdir(self.folder))  # noqa: PTH208 - names that are not UTF-8 stay what they are
         except FileNotFoundError:
@@ -204,9 +205,12 @@ class RunFolder:
         except OSError as error:
             raise write_error(self.folder, error) from error
         others = [name for name in names if name != _LOCK]
+        begun = CHECKPOINTS in others
         if others and not self.resume:
-            hint = "Give --resume to go on with it" if CHECKPOINTS in others else "Give another OUT"
+            hint = "Give --resume to go on with it" if begun else "Give another OUT"
             raise WriteError("is not empty", file=self.folder, found=shown(others[0]), hint=hint)
+        if others and not begun:
+            raise WriteError("no run was begun in it", file=self.folder, expected=f"{CHECKPOINTS}/", found=shown(others[0]))
 
     def _clear_hidden(self) -> None:
         """Remove what a run that was killed had not finished."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from gptj.errors import FormatError
 from gptj.writing.output_file import whole_file
 
-__all__ = ["Row", "can_draw", "draw_curve", "read_curve", "write_curve"]
+__all__ = ["Row", "can_draw", "curve_text", "draw_curve", "read_curve", "write_curve"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,16 +54,21 @@ def perplexity(loss: float) -> float:
 _COLUMNS = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "tokens", "seconds", "eval_loss")
 
 
-def write_curve(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as CSV, every digit of each number, so that reading gives the same rows; whole or not at all."""
+def curve_text(rows: Iterable[Row]) -> bytes:
+    """Rows as CSV, every digit of each number, so that reading gives the same rows."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*_COLUMNS, "eval_perplexity"))
     for row in rows:
         values = [getattr(row, name) for name in (*_COLUMNS, "eval_perplexity")]
         writer.writerow(["" if value is None else repr(value) for value in values])
+    return text.getvalue().encode()
+
+
+def write_curve(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as CSV, whole or not at all."""
     with whole_file(path) as write:
-        write(text.getvalue().encode())
+        write(curve_text(rows))
 
 
 def read_curve(path: Path) -> list[Row]:
@@ -93,8 +98,8 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw_curve(path: Path, curves: Sequence[tuple[str, Sequence[Row]]], *, title: str) -> None:
-    """Draw curves by their names into a PNG: losses above, the learning rate below. Needs matplotlib."""
+def draw_curve(curves: Sequence[tuple[str, Sequence[Row]]], *, title: str) -> bytes:
+    """A PNG of curves by their names: losses above, the learning rate below. Needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -122,5 +127,4 @@ def draw_curve(path: Path, curves: Sequence[tuple[str, Sequence[Row]]], *, title
     lower.grid(alpha=0.3)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    with whole_file(path) as write:
-        write(picture.getvalue())
+    return picture.getvalue()

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import gptj
-from gptj.backends import choose_backend
+from gptj.backends import choose_backend, install_line
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.finetune.checkpoints import CURVE_FILE, Identity, RunFolder, Saved
-from gptj.finetune.curve import can_draw, draw_curve, perplexity, write_curve
+from gptj.finetune.curve import can_draw, curve_text, draw_curve, perplexity, write_curve
 from gptj.finetune.data import Batches, Windows, describe, make_windows, read_documents
 from gptj.finetune.loop import Progress, Report, Training
 from gptj.finetune.settings import Settings
@@ -23,6 +23,7 @@ from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.hub import locate
 from gptj.json_file import read_small_file
 from gptj.text.tokenizer import GPTJTokenizer
+from gptj.writing.output_file import whole_file
 
 __all__ = ["Outcome", "finetune"]
 
@@ -98,15 +99,18 @@ def finetune(
     """
     settings = settings or Settings()
     note = note or (lambda sentence: None)
+    run = RunFolder(Path(output), resume=resume)
+    run.require_usable()
     job = _prepare(Path(directory), Path(data), None if evaluation is None else Path(evaluation), settings, backend)
-    with RunFolder(Path(output), resume=resume) as run:
+    with run:
         saved = run.last() if resume else None
         if saved is not None:
             job.identity.require_same(saved.stored, saved.folder)
             note(f"goes on from update {saved.step} of {job.steps}")
         elif resume:
             note(f"{output}: no checkpoint yet, so it begins at the beginning")
-        note(job.description)
+        for sentence in job.describe():
+            note(sentence)
         return _train(job, run, saved, device, note, report or (lambda line: None), stop or (lambda: False))
 
 
@@ -117,6 +121,7 @@ class _Job:
     directory: Path
     config: GPTJConfig
     files: Mapping[str, bytes]
+    ends: bool
     batches: Batches
     evaluation: Batches | None
     identity: Identity
@@ -129,14 +134,19 @@ class _Job:
     def steps(self) -> int:
         return self.identity.steps
 
-    @property
-    def description(self) -> str:
-        """The run in a sentence."""
+    def describe(self) -> list[str]:
+        """The run in a sentence, and what of it may surprise."""
         windows, epochs = self.batches.windows, self.steps / self.batches.per_epoch
-        return (
+        said = [
             f"{windows.learnt:,} tokens in {len(windows):,} windows of at most {windows.ids.shape[1]}; {self.steps:,} "
             f"updates of {self.settings.micro_batches} windows, {epochs:.3g} epochs"
-        )
+        ]
+        dropped = max(self.config.embd_pdrop, self.config.attn_pdrop, self.config.resid_pdrop)
+        if dropped > 0:
+            said.append(f"nothing is dropped, though the config says {dropped}: the curve is the same in every framework")
+        if not self.ends:
+            said.append("documents have no end: the tokenizer has no eos token")
+        return said
 
 
 def _prepare(
@@ -167,7 +177,8 @@ def _prepare(
         data=describe(training), evaluation=None if measured is None else describe(measured),
     )  # fmt: skip
     return _Job(
-        directory=directory, config=config, files=files, batches=batches, identity=identity,
+        directory=directory, config=config, files=files, ends=tokenizer.eos_token_id is not None, batches=batches,
+        identity=identity,
         evaluation=None if measured is None else Batches(measured, settings.batch),
     )  # fmt: skip
 
@@ -203,9 +214,14 @@ def _train(
 
         finished = training.run(save=save, report=report, stop=stop)
     progress = training.progress
+    files = {CURVE_FILE: curve_text(training.rows)} | _picture(training, run.folder.name, note)
     if finished:
-        _publish(job, run, progress)
-    picture = _draw(run.folder / PICTURE, training, note)
+        _publish(job, run, progress, files)
+    else:
+        for name, data in files.items():
+            with whole_file(run.folder / name) as write:
+                write(data)
+    picture = run.folder / PICTURE if PICTURE in files else None
     return Outcome(
         folder=run.folder, finished=finished, checkpoint=run.path_of(progress.step), step=progress.step,
         steps=job.steps, loss=training.rows[-1].loss if training.rows else None, best_step=progress.best_step,
@@ -225,23 +241,20 @@ def _provenance(job: _Job) -> dict[str, Any]:
     return {"fine_tuned": job.identity.to_dict()}
 
 
-def _publish(job: _Job, run: RunFolder, progress: Progress) -> None:
+def _publish(job: _Job, run: RunFolder, progress: Progress, files: Mapping[str, bytes]) -> None:
     """Make OUT the model of the best evaluation, or of the last update where nothing was measured."""
     step = progress.step if progress.best_step is None else progress.best_step
-    source = run.path_of(step)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(run.path_of(step))
     write_checkpoint(
-        run.folder, job.config, lambda row: checkpoint.read(row.name), dtype="float32", extra_files=job.files,
-        provenance={**_provenance(job), "update": step}, overwrite=True, beside_others=True,
+        run.folder, job.config, lambda row: checkpoint.read(row.name), dtype="float32",
+        extra_files={**job.files, **files}, provenance={**_provenance(job), "update": step}, overwrite=True,
+        beside_others=True,
     )  # fmt: skip
 
 
-def _draw(path: Path, training: Training, note: Callable[[str], None]) -> Path | None:
-    if not training.rows:
-        return None
+def _picture(training: Training, name: str, note: Callable[[str], None]) -> dict[str, bytes]:
+    """The drawn curve by its file's name; nothing where it cannot be drawn, which is said."""
     if not can_draw():
-        hint = 'pip install "gptj-multibackend[finetune]"'
-        note(f"the loss curve is not drawn, since matplotlib is not installed: {hint}")
-        return None
-    draw_curve(path, [("", training.rows)], title=f"{path.parent.name}: {training.progress.step} updates")
-    return path
+        note(f"the loss curve is not drawn, since matplotlib is not installed: {install_line('finetune')}")
+        return {}
+    return {PICTURE: draw_curve([("", training.rows)], title=f"{name}: {training.progress.step} updates")}
