@@ -48,45 +48,13 @@ class TrainingStep:
     def __init__(self, model: GPTJForCausalLM, settings: Settings) -> None:
         if importlib.util.find_spec("optax") is None:
             raise BackendError("optax is not installed", where="gptj.flax.finetune", hint=install_line("finetune"))
-        import optax
-
         self.model = model
         self.parameters = trained_parameters(model)
-        self.optimizer = optax.chain(
-            optax.scale_by_adam(BETA_1, BETA_2, EPSILON),
-            optax.add_decayed_weights(settings.weight_decay, {k: v.ndim > 1 for k, v in self.parameters.items()}),
-        )
+        self.optimizer, self._update = compile_update(settings.weight_decay)
         # Differs: state and gradients are values, which each compiled function takes and gives.
         self._state = self.optimizer.init(self.parameters)
         self._gradients: dict[str, Array] | None = None
-        module = model.module
-
-        def mean_loss(parameters: dict[str, Array], ids: Array, labels: Array, train: bool) -> Array:
-            return module.apply({"params": nested(parameters.items())}, ids, labels=labels, train=train).loss
-
-        def accumulate(
-            parameters: dict[str, Array], before: dict[str, Array] | None, ids: Array, labels: Array, factor: Array
-        ) -> tuple[Array, dict[str, Array]]:
-            def scaled(parameters: dict[str, Array]) -> tuple[Array, Array]:
-                loss = mean_loss(parameters, ids, labels, True)
-                return loss * factor, loss
-
-            (_, loss), gradients = jax.value_and_grad(scaled, has_aux=True)(parameters)
-            if before is not None:
-                gradients = jax.tree.map(jnp.add, before, gradients)
-            return loss, gradients
-
-        def update(
-            parameters: dict[str, Array], state: Any, gradients: dict[str, Array], rate: Array, factor: Array
-        ) -> tuple[dict[str, Array], Any]:
-            gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
-            updates, state = self.optimizer.update(gradients, state, parameters)
-            return {name: value - rate * updates[name] for name, value in parameters.items()}, state
-
-        self._accumulate = jax.jit(accumulate, donate_argnums=1)
-        self._update = jax.jit(update, donate_argnums=(0, 1))
-        self._norm = jax.jit(optax.global_norm)
-        self._evaluate = jax.jit(functools.partial(mean_loss, train=False))
+        self._accumulate, self._evaluate = compile_losses(model.module)
 
     def accumulate(self, ids: NDArray[Any], labels: NDArray[Any], *, factor: float) -> float:
         """Add `factor` times the gradient of a batch's mean loss to the gradient; returns that mean loss."""
@@ -96,7 +64,7 @@ class TrainingStep:
 
     def gradient_norm(self) -> float:
         """The norm of the whole gradient."""
-        return float(self._norm(self._gradients))
+        return float(norm_of(self._gradients))
 
     def update(self, rate: float, *, factor: float) -> None:
         """One update of AdamW by `factor` times the gradient, which is then none again."""
@@ -132,3 +100,49 @@ class TrainingStep:
             for moment, field in (("first", "mu"), ("second", "nu"))
         }
         self._state = (adam._replace(count=jnp.asarray(updates, adam.count.dtype), **found), *others)
+
+
+@functools.lru_cache(maxsize=8)
+def compile_losses(module: Any) -> tuple[Any, Any]:
+    """A module's loss with its gradient added to another, and its loss alone, compiled once for each shape."""
+
+    def mean_loss(parameters: dict[str, Array], ids: Array, labels: Array, train: bool) -> Array:
+        return module.apply({"params": nested(parameters.items())}, ids, labels=labels, train=train).loss
+
+    def accumulate(
+        parameters: dict[str, Array], before: dict[str, Array] | None, ids: Array, labels: Array, factor: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        def scaled(parameters: dict[str, Array]) -> tuple[Array, Array]:
+            loss = mean_loss(parameters, ids, labels, True)
+            return loss * factor, loss
+
+        (_, loss), gradients = jax.value_and_grad(scaled, has_aux=True)(parameters)
+        return loss, gradients if before is None else jax.tree.map(jnp.add, before, gradients)
+
+    return jax.jit(accumulate, donate_argnums=1), jax.jit(functools.partial(mean_loss, train=False))
+
+
+@functools.lru_cache(maxsize=8)
+def compile_update(weight_decay: float) -> tuple[Any, Any]:
+    """The optimizer without its rate, and an update by it, which takes the place of parameters and state."""
+    import optax
+
+    optimizer = optax.chain(
+        optax.scale_by_adam(BETA_1, BETA_2, EPSILON),
+        optax.add_decayed_weights(weight_decay, lambda parameters: {k: v.ndim > 1 for k, v in parameters.items()}),
+    )
+
+    def update(
+        parameters: dict[str, Array], state: Any, gradients: dict[str, Array], rate: Array, factor: Array
+    ) -> tuple[dict[str, Array], Any]:
+        gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
+        updates, state = optimizer.update(gradients, state, parameters)
+        return {name: value - rate * updates[name] for name, value in parameters.items()}, state
+
+    return optimizer, jax.jit(update, donate_argnums=(0, 1))
+
+
+@jax.jit
+def norm_of(gradients: dict[str, Array]) -> Array:
+    """The norm of all of them together."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients.values()))
