@@ -149,8 +149,9 @@ def test_the_weights_are_the_best_evaluations(whole):
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(wing, whole, model, data, measured, tmp_path, stop_at):
     arguments = {"backend": wing.name, "device": "cpu", "evaluation": measured}
     seen = []
-    stopped = finetune(model, data, tmp_path / "out", SETTINGS, **arguments, report=seen.append,
-                       stop=lambda: len(seen) + 1 == stop_at)  # fmt: skip
+    stopped = finetune(
+        model, data, tmp_path / "out", SETTINGS, **arguments, report=seen.append, stop=lambda: len(seen) + 1 == stop_at
+    )
     assert not stopped.finished and stopped.step == stop_at
     assert not (tmp_path / "out" / "config.json").exists()
     finished = finetune(model, data, tmp_path / "out", SETTINGS, **arguments, resume=True)
@@ -198,12 +199,27 @@ def test_another_setting_or_other_data_are_refused_by_name(wing, model, data, tm
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(wing, model, data, tmp_path):
-    arguments = ["finetune", str(model), str(data), str(tmp_path / "out"), "--backend", wing.name, "--device", "cpu",
-                 "--steps", "100000", "--save-every", "100000", "--length", "16"]  # fmt: skip
+    arguments = [
+        "finetune",
+        str(model),
+        str(data),
+        str(tmp_path / "out"),
+        "--backend",
+        wing.name,
+        "--device",
+        "cpu",
+        "--steps",
+        "100000",
+        "--save-every",
+        "100000",
+        "--length",
+        "16",
+    ]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        process = subprocess.Popen([sys.executable, "-m", "gptj", *arguments], stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_ENABLE_X64": "0"})  # fmt: skip
+        environment = {**os.environ, "JAX_ENABLE_X64": "0"}
+        command = [sys.executable, "-m", "gptj", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     finally:
         signal.signal(signal.SIGINT, before)
     said = ""

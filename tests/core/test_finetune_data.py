@@ -32,7 +32,9 @@ def test_a_text_file_is_one_document(tmp_path):
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.ndjson", "data", "data.dat"])
 def test_json_lines_are_texts_or_prompts_and_completions(tmp_path, name):
-    path = lines_file(tmp_path, [{"text": "a"}, {"prompt": "b", "completion": "c"}, {"prompt": "", "completion": "d"}], name)
+    path = lines_file(
+        tmp_path, [{"text": "a"}, {"prompt": "b", "completion": "c"}, {"prompt": "", "completion": "d"}], name
+    )
     path.write_text(path.read_text().replace("\n", "\n\n", 1))
     assert read_documents(path) == [Document("a", line=1), Document("c", "b", 3), Document("d", "", 4)]
 
@@ -144,7 +146,7 @@ def test_padded_windows_begin_with_a_document_each():
 
 def test_a_prompt_and_completion_longer_than_a_window_are_refused_and_packed():
     document = Document("b" * 20, "a" * 20, line=7)
-    with pytest.raises(InputError, match="line 7: longer than a window .expected at most 8 tokens"):
+    with pytest.raises(InputError, match=r"line 7: longer than a window .expected at most 8 tokens"):
         windows([document], pack=False)
     assert windows([document]).learnt == len(TOKENIZER.encode("b" * 20)) + 1
 
@@ -194,7 +196,9 @@ def test_every_epoch_has_each_window_once_in_another_order():
         for step in range(batches.per_epoch):
             for batch in batches.of_update(epoch * batches.per_epoch + step):
                 assert batch.ids.shape[0] == 3
-                rows += [tuple(row) for row, labels in zip(batch.ids, batch.labels, strict=True) if (labels != -100).any()]
+                rows += [
+                    tuple(row) for row, labels in zip(batch.ids, batch.labels, strict=True) if (labels != -100).any()
+                ]
         assert len(rows) == count
         epochs.append(rows)
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]

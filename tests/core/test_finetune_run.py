@@ -79,7 +79,7 @@ def test_a_run_learns_and_keeps_the_last_checkpoint(tmp_path):
     training, saved_at = run(tmp_path / "out")
     assert training.rows[-1].loss < 0.9 * training.rows[0].loss
     assert saved_at == [3, 6, 9, 12]
-    assert os.listdir(tmp_path / "out" / "checkpoints") == ["step-00000012"]
+    assert names(tmp_path / "out" / "checkpoints") == ["step-00000012"]
     assert [row.step for row in training.rows] == list(range(1, 13))
 
 
@@ -107,8 +107,8 @@ def test_the_best_and_the_last_are_kept(tmp_path):
     best = 1 + int(np.argmin(measured))
     assert 1 <= best < 12, "a run whose best evaluation is not its last"
     assert training.progress.best_step == best and training.progress.best_loss == min(measured)
-    names = sorted(os.listdir(tmp_path / "out" / "checkpoints"))
-    assert names == [f"step-{best:08d}", "step-00000012"]
+    kept = names(tmp_path / "out" / "checkpoints")
+    assert kept == [f"step-{best:08d}", "step-00000012"]
 
 
 def test_accumulated_batches_weigh_by_their_tokens(tmp_path):
@@ -135,7 +135,7 @@ def test_a_gradient_that_is_no_number_ends_the_run(tmp_path):
     step = TableStep(300)
     step.overflows = [False, True]
     training = Training(step, SETTINGS, batches(), None, steps=3, progress=Progress(), rows=[])
-    with pytest.raises(InputError, match="the gradient of update 2 is no number.*Lower --lr"):
+    with pytest.raises(InputError, match=r"the gradient of update 2 is no number.*Lower --lr"):
         training.run(save=lambda training: None, report=lambda report: None, stop=lambda: False)
     assert step.updates == 1
 
@@ -160,9 +160,7 @@ def test_a_resumed_run_that_differs_is_refused_by_name(changes, words):
     stored = json.loads(json.dumps(identity().to_dict()))
     identity().require_same(stored, Path("step-1"))
     with pytest.raises(InputError, match=words):
-        Identity(**{**{f.name: getattr(identity(), f.name) for f in dataclasses.fields(Identity)}, **changes}).require_same(
-            stored, Path("step-1")
-        )
+        dataclasses.replace(identity(), **changes).require_same(stored, Path("step-1"))
 
 
 def test_how_often_it_is_saved_may_change():
@@ -173,7 +171,7 @@ def test_how_often_it_is_saved_may_change():
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("{}")
-    with pytest.raises(WriteError, match="is not empty .found 'config.json'.. Give another OUT"):
+    with pytest.raises(WriteError, match=r"is not empty .found 'config.json'.. Give another OUT"):
         RunFolder(tmp_path / "out", resume=False).require_usable()
     with pytest.raises(WriteError, match="no run was begun in it"):
         RunFolder(tmp_path / "out", resume=True).require_usable()
@@ -195,19 +193,28 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), RunFolder(tmp_path / "out", resume=False):
         raise RuntimeError
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     "progress",
-    [None, {}, {"step": 3}, {"step": 4, "scale": {}}, [], {"step": 3, "scale": {"factor": 1}}, {"place": 3, "scale": {}}],
+    [
+        None,
+        {},
+        [],
+        {"step": 3},
+        {"step": 4, "scale": {}},
+        {"step": 3, "scale": {"factor": 1}},
+        {"place": 3, "scale": {}},
+    ],
 )
 def test_a_damaged_place_is_refused(tmp_path, progress):
     run(tmp_path / "out", stop_at=3)
     path = tmp_path / "out" / "checkpoints" / "step-00000003" / "training.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps({**stored, "progress": progress}))
-    with RunFolder(tmp_path / "out", resume=True) as place, pytest.raises(FormatError, match=r"training.json: progress"):
+    refused = pytest.raises(FormatError, match=r"training.json: progress")
+    with RunFolder(tmp_path / "out", resume=True) as place, refused:
         _ = place.last().progress
 
 
@@ -229,19 +236,24 @@ def test_a_run_that_is_killed_leaves_its_last_checkpoint_whole(tmp_path):
         process.send_signal(signal.SIGKILL)
         _, err = process.communicate()
         assert process.returncode == -signal.SIGKILL, err.decode()
-        names = [name for name in os.listdir(folder / "checkpoints") if not name.startswith(".")]
-        for name in names:
-            assert_whole(folder / "checkpoints" / name)
+        for name in names(folder / "checkpoints"):
+            if not name.startswith("."):
+                assert_whole(folder / "checkpoints" / name)
         seen.append(newest(folder))
     assert seen == sorted(seen)
     with RunFolder(folder, resume=True) as place:
-        assert not [name for name in os.listdir(folder / "checkpoints") if name.startswith(".")]
+        assert not [name for name in names(folder / "checkpoints") if name.startswith(".")]
         assert place.last().progress.step == seen[-1]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def newest(folder: Path) -> int:
     try:
-        return max((int(name[5:]) for name in os.listdir(folder / "checkpoints") if name.startswith("step-")), default=0)
+        steps = [int(name[5:]) for name in names(folder / "checkpoints") if name.startswith("step-")]
+        return max(steps, default=0)
     except FileNotFoundError:
         return 0
 
@@ -279,7 +291,7 @@ def test_a_damaged_curve_is_refused(tmp_path, text):
     if text == "step":
         assert read_curve(tmp_path / "loss.csv") == []
     else:
-        with pytest.raises(FormatError, match="loss.csv: no loss curve"):
+        with pytest.raises(FormatError, match=r"loss\.csv: no loss curve"):
             read_curve(tmp_path / "loss.csv")
 
 

@@ -29,14 +29,15 @@ ARROWS: dict[str, frozenset[str]] = {
     "generation": CONTRACT | {"text"},
     "parity": _FILES | {"checkpoint", "generation"},
     "pretrained": CONTRACT | {"reading", "checkpoint", "generation", "parity"},
-    **dict.fromkeys(WINGS, _MODELS),
+    "finetune": _FILES | {"checkpoint", "generation", "text"},
+    **dict.fromkeys(WINGS, _MODELS | {"finetune"}),
     "conversion.common": _FILES,
     "conversion.mesh": _FILES | {"conversion.common"},
     "conversion.hf": _FILES | {"checkpoint", "conversion.common"},
     "conversion": _FILES
     | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
-    "command": _FILES | _MODELS | WINGS | {"parity", "demo", "conversion", "conversion.common"},
+    "command": _FILES | _MODELS | WINGS | {"parity", "finetune", "demo", "conversion", "conversion.common"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
@@ -44,7 +45,8 @@ FRAMEWORKS = frozenset({"torch", "tensorflow", "keras", "jax", "flax", "optax"})
 LIBRARIES: dict[str, frozenset[str]] = {
     "pt": frozenset({"torch"}),
     "tf": frozenset({"tensorflow", "keras", "optree"}),
-    "flax": frozenset({"jax", "flax", "jaxlib"}),
+    "flax": frozenset({"jax", "flax", "jaxlib", "optax"}),
+    "finetune": frozenset({"filelock", "matplotlib"}),
     "writing": frozenset({"filelock", "safetensors"}),
     "hub": frozenset({"huggingface_hub"}),
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone

@@ -45,8 +45,8 @@ _OPTIONS = (
            help="Where it runs; auto is a GPU where the framework sees one."),
     option("Run", "--dtype", type=Names(DTYPES, called=DTYPES_CALLED), default="float32", show_default=True,
            help="What is computed in; parameters stay float32."),
-    option("Run", "--checkpoint-gradients", is_flag=True, help="Compute each block again for its gradient: less memory, "
-           "a third more time."),
+    option("Run", "--checkpoint-gradients", is_flag=True, help="Compute each block again for its gradient: less "
+           "memory, a third more time."),
     option("Run", "--resume", is_flag=True, help="Go on from the last checkpoint in OUT."),
     revision_option(section="Run"),
     option("Run", "--json", "as_json", is_flag=True, help="Print the result as JSON."),
@@ -66,13 +66,14 @@ _OPTIONS = (
            "[default: 2e-5; with --lora 2e-4]"),
     option("Training", "--schedule", type=Names(SCHEDULES), default="cosine", show_default=True, help="How the "
            "learning rate falls after the warm-up."),
-    option("Training", "--warmup", type=FiniteRange(min=0), default=0.03, show_default=True, metavar="X", help="Updates "
-           "in which it climbs; below 1, their share of all."),
+    option("Training", "--warmup", type=FiniteRange(min=0), default=0.03, show_default=True, metavar="X",
+           help="Updates in which it climbs; below 1, their share of all."),
     option("Training", "--weight-decay", type=FiniteRange(min=0), default=0.01, show_default=True, metavar="X",
            help="Of matrices."),
     option("Training", "--clip", type=FiniteRange(min=0), default=1.0, show_default=True, metavar="X", help="The "
            "gradient's largest norm; 0 for none."),
-    option("Training", "--eval-every", type=_WHOLE, metavar="N", help="Updates between evaluations. [default: a tenth]"),
+    option("Training", "--eval-every", type=_WHOLE, metavar="N", help="Updates between evaluations. [default: a "
+           "tenth]"),
     option("Training", "--save-every", type=_WHOLE, metavar="N", help="Updates between checkpoints. [default: a "
            "tenth]"),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: OUT/checkpoints/step-00000100, each a model's folder with the optimizer and the place beside it.
+"""Checkpoints of a run: OUT/checkpoints/step-00000100, each a model's folder with the optimizer and place beside it.
 
 A checkpoint is written under a hidden name, forced to the disk, and renamed; so whatever has its plain name is whole,
 also after a kill at any moment. The last and the best are kept. A lock keeps a second run out of the same folder.
@@ -47,7 +47,7 @@ _LOCK = ".gptj-finetune-lock"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a run is, beside its place: a resumed one must be the same.
+    """All that a run is, beside its place: a resumed one must be the same.
 
     Attributes:
         backend: the framework.
@@ -78,6 +78,7 @@ class Identity:
         Raises:
             InputError: naming the option, or the argument, that is another.
         """
+        changed: list[tuple[str, Any, Any]]
         changed = [] if stored.get("backend") == self.backend else [("--backend", stored.get("backend"), self.backend)]
         settings = stored.get("settings")
         changed += self.settings.changes(settings if isinstance(settings, Mapping) else {})
@@ -210,7 +211,9 @@ class RunFolder:
             hint = "Give --resume to go on with it" if begun else "Give another OUT"
             raise WriteError("is not empty", file=self.folder, found=shown(others[0]), hint=hint)
         if others and not begun:
-            raise WriteError("no run was begun in it", file=self.folder, expected=f"{CHECKPOINTS}/", found=shown(others[0]))
+            raise WriteError(
+                "no run was begun in it", file=self.folder, expected=f"{CHECKPOINTS}/", found=shown(others[0])
+            )
 
     def _clear_hidden(self) -> None:
         """Remove what a run that was killed had not finished."""

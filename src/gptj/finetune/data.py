@@ -197,7 +197,8 @@ def make_windows(
             )  # fmt: skip
         pieces.append(piece)
     if pack:
-        pieces = [tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))]  # type: ignore[misc]
+        ids, labels = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        pieces = [(ids, labels)]
     rows = [row for ids, labels in pieces for row in _cut(ids, labels, length)]
     if not rows:
         raise InputError("nothing to learn", file=path, expected="two tokens or more", found="a token with none after")
@@ -239,7 +240,7 @@ def _cut(ids: Tokens, labels: Tokens, length: int) -> Iterator[tuple[Tokens, Tok
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What is computed at once.
+    """Rows that are computed at once.
 
     Attributes:
         ids, labels: (b, t); a row that no window is left for has no label.

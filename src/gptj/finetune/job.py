@@ -116,7 +116,7 @@ def finetune(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What a run needs before any framework."""
+    """A run before any framework: its model, data and settings."""
 
     directory: Path
     config: GPTJConfig
@@ -143,15 +143,13 @@ class _Job:
         ]
         dropped = max(self.config.embd_pdrop, self.config.attn_pdrop, self.config.resid_pdrop)
         if dropped > 0:
-            said.append(f"nothing is dropped, though the config says {dropped}: the curve is the same in every framework")
+            said.append(f"nothing is dropped, though the config says {dropped}, so that frameworks agree")
         if not self.ends:
             said.append("documents have no end: the tokenizer has no eos token")
         return said
 
 
-def _prepare(
-    directory: Path, data: Path, evaluation: Path | None, settings: Settings, backend: str | None
-) -> _Job:
+def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Settings, backend: str | None) -> _Job:
     chosen = choose_backend(backend)
     directory = locate(directory)
     config = GPTJConfig.from_file(directory)

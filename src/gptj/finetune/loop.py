@@ -78,7 +78,7 @@ class Progress:
     seconds: float = 0.0
     best_step: int | None = None
     best_loss: float | None = None
-    scale: LossScale = LossScale()
+    scale: LossScale = dataclasses.field(default_factory=LossScale)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,11 @@ from gptj.flax.weights import flat, from_numpy, nested, to_numpy
 
 def open_model(directory: str | os.PathLike[str], settings: Settings) -> GPTJForCausalLM:
     """The model in a folder as it is to be trained: float32 parameters, without dropout."""
-    nothing = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     # Differs: what is computed in is settled when a Flax model is made.
     model: GPTJForCausalLM = GPTJForCausalLM.from_pretrained(
-        directory, dtype=settings.dtype, param_dtype="float32", mmap=False, **nothing
-    )
+        directory, dtype=settings.dtype, param_dtype="float32", mmap=False, embd_pdrop=0.0, attn_pdrop=0.0,
+        resid_pdrop=0.0,
+    )  # fmt: skip
     if settings.checkpoint_gradients:
         model.gradient_checkpointing_enable()
     return model

@@ -18,10 +18,10 @@ from gptj.pt.weights import from_numpy, to_numpy
 
 def open_model(directory: str | os.PathLike[str], settings: Settings) -> GPTJForCausalLM:
     """The model in a folder as it is to be trained: float32 parameters, without dropout."""
-    nothing = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     model: GPTJForCausalLM = GPTJForCausalLM.from_pretrained(
-        directory, param_dtype="float32", mmap=False, attn_implementation="sdpa", **nothing
-    )
+        directory, param_dtype="float32", mmap=False, attn_implementation="sdpa", embd_pdrop=0.0, attn_pdrop=0.0,
+        resid_pdrop=0.0,
+    )  # fmt: skip
     if settings.checkpoint_gradients:
         model.gradient_checkpointing_enable()
     return model

@@ -17,10 +17,11 @@ from gptj.tf.weights import from_numpy, to_numpy
 
 def open_model(directory: str | os.PathLike[str], settings: Settings) -> GPTJForCausalLM:
     """The model in a folder as it is to be trained: float32 parameters, without dropout."""
-    nothing = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     # Differs: what is computed in is settled when a Keras model is made.
     policy = "float32" if settings.dtype == "float32" else f"mixed_{settings.dtype}"
-    model: GPTJForCausalLM = GPTJForCausalLM.from_pretrained(directory, dtype=policy, mmap=False, **nothing)
+    model: GPTJForCausalLM = GPTJForCausalLM.from_pretrained(
+        directory, dtype=policy, mmap=False, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0
+    )
     if settings.checkpoint_gradients:
         model.gradient_checkpointing_enable()
     return model
