@@ -26,6 +26,7 @@ from gptj.command.options import (
 )
 from gptj.command.printing import print_facts, print_json
 from gptj.dtypes import DTYPES_CALLED
+from gptj.errors import InputError
 from gptj.finetune.settings import DTYPES, SCHEDULES
 from gptj.prepared import DEVICES, DEVICES_CALLED
 
@@ -101,7 +102,10 @@ def finetune(
     from gptj.finetune import finetune as run
     from gptj.surroundings import check_surroundings
 
-    settings = Settings(**options)
+    try:
+        settings = Settings(**options)
+    except InputError as error:
+        raise click.UsageError(str(error)) from None
     backend = choose_backend(backend)
     check_surroundings(backend)
     with stopped_by_signals() as heard:

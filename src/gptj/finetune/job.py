@@ -22,6 +22,7 @@ from gptj.finetune.settings import Settings
 from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.hub import locate
 from gptj.json_file import read_small_file
+from gptj.paths import missing_folder
 from gptj.text.tokenizer import GPTJTokenizer
 from gptj.writing.output_file import whole_file
 
@@ -152,6 +153,8 @@ class _Job:
 def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Settings, backend: str | None) -> _Job:
     chosen = choose_backend(backend)
     directory = locate(directory)
+    if not os.path.lexists(directory):
+        raise missing_folder(directory, "no such directory")
     config = GPTJConfig.from_file(directory)
     tokenizer = GPTJTokenizer.from_pretrained(directory)
     tokenizer.check_fits(config)
