@@ -17,7 +17,7 @@ from gptj.backends import BACKENDS
 from gptj.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
-FILES = ("__init__.py", "arguments.py", "finetune.py", "generate.py", "heads.py", "inference.py")
+FILES = ("__init__.py", "adapters.py", "arguments.py", "finetune.py", "generate.py", "heads.py", "inference.py")
 FILES += ("layers.py", "model.py", "weights.py")
 
 OWN_FILES = {"pt": {"kernels.py"}, "tf": {"training.py"}, "flax": set()}
@@ -121,6 +121,7 @@ def defined(source: str) -> list[str]:
 PARTS = {
     "arguments.py": ["UpdateCache", "host", "as_ids", "causal_mask", "cache_length", "CacheBuilder"],
     "weights.py": ["to_numpy", "from_numpy", "PretrainedModel", "on_device"],
+    "adapters.py": ["LowRank", "AdapterMixin"],
     "layers.py": ["at_least_float32", "RotaryTable", "rotate_pairs"],
     "model.py": ["Attention", "MLP", "Block", "GPTJModel"],
     "finetune.py": ["open_model", "trained_parameters", "TrainingStep"],
