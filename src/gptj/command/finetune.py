@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptj.adapters import TARGETS
 from gptj.command.options import (
     BackendChoice,
     FiniteRange,
@@ -37,6 +38,8 @@ __all__ = ["finetune"]
 
 LINE_EVERY_S = 5.0
 """Seconds between lines about updates, evaluations and checkpoints aside."""
+
+LORA_TARGETS = tuple(target.split(".")[1] for target in TARGETS)
 
 _WHOLE = click.IntRange(min=1)
 
@@ -73,6 +76,12 @@ _OPTIONS = (
            help="Of matrices."),
     option("Training", "--clip", type=FiniteRange(min=0), default=1.0, show_default=True, metavar="X", help="The "
            "gradient's largest norm; 0 for none."),
+    option("Adapter", "--lora", type=_WHOLE, metavar="R", help="Train an adapter of this rank, and "
+           "nothing else; OUT is its folder."),
+    option("Adapter", "--lora-alpha", type=FiniteRange(min=0, min_open=True), metavar="X", help="Its scale is X / R. "
+           "[default: twice R]"),
+    option("Adapter", "--lora-targets", type=Names(LORA_TARGETS, several=True), help="The matrices it adds to. "
+           "[default: q_proj,v_proj]"),
     option("Training", "--eval-every", type=_WHOLE, metavar="N", help="Updates between evaluations. [default: a "
            "tenth]"),
     option("Training", "--save-every", type=_WHOLE, metavar="N", help="Updates between checkpoints. [default: a "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gptj
+from gptj.adapters import Adapter, read_adapter, write_adapter
 from gptj.backends import choose_backend, install_line
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
@@ -17,7 +19,7 @@ from gptj.errors import InputError
 from gptj.finetune.checkpoints import CURVE_FILE, Identity, RunFolder, Saved
 from gptj.finetune.curve import can_draw, curve_text, draw_curve, perplexity, write_curve
 from gptj.finetune.data import Batches, Windows, describe, make_windows, read_documents
-from gptj.finetune.loop import Progress, Report, Training
+from gptj.finetune.loop import Progress, Report, Training, TrainingStep
 from gptj.finetune.settings import Settings
 from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.hub import locate
@@ -173,8 +175,11 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
     files = dict(tokenizer.files())
     if os.path.lexists(directory / GENERATION_CONFIG_FILE):
         files[GENERATION_CONFIG_FILE] = read_small_file(directory / GENERATION_CONFIG_FILE)
+    model = {"config_sha256": config.architecture_sha256}
+    if settings.lora:  # whose base is read again, and must be the same
+        model["weights_sha256"] = _hash_weights(directory)
     identity = Identity(
-        backend=chosen, settings=settings, steps=steps, model={"config_sha256": config.architecture_sha256},
+        backend=chosen, settings=settings, steps=steps, model=model,
         data=describe(training), evaluation=None if measured is None else describe(measured),
     )  # fmt: skip
     return _Job(
@@ -182,6 +187,15 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
         identity=identity,
         evaluation=None if measured is None else Batches(measured, settings.batch),
     )  # fmt: skip
+
+
+def _hash_weights(directory: Path) -> str:
+    """A hash of the model's weights files."""
+    digest = hashlib.sha256()
+    for path in open_checkpoint(directory).weight_files:
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _train(
@@ -198,8 +212,7 @@ def _train(
     room: Any = importlib.import_module(f"gptj.{job.identity.backend}.finetune")
     with wing.on_device(device) as loading:
         with loading:
-            source = job.directory if saved is None else saved.folder
-            step = room.TrainingStep(room.open_model(source, job.settings), job.settings)
+            step = room.TrainingStep(_open(job, room, saved), job.settings)
         if saved is not None:
             step.restore(saved.moments(), updates=progress.updates)
         training = Training(
@@ -230,8 +243,24 @@ def _train(
     )  # fmt: skip
 
 
-def _write(job: _Job, folder: Path, step: Any) -> None:
-    """Write the model as it is into a new folder."""
+def _open(job: _Job, room: Any, saved: Saved | None) -> Any:
+    """The model that is trained: the base or a checkpoint's, or the base with an adapter, new or a checkpoint's."""
+    settings = job.settings
+    model = room.open_model(job.directory if saved is None or settings.lora else saved.folder, settings)
+    if settings.lora and saved is None:
+        model.add_adapter(settings.adapter_config(str(job.directory)), seed=settings.seed)
+    elif settings.lora:
+        model.load_adapter(saved.folder, is_trainable=True)  # type: ignore[union-attr]
+    if settings.checkpoint_gradients:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def _write(job: _Job, folder: Path, step: TrainingStep) -> None:
+    """Write the model as it is, or its adapter, into a new folder."""
+    if job.settings.lora:
+        step.settled().save_adapter(folder)
+        return
     write_checkpoint(
         folder, job.config, lambda row: step.read(row.name), dtype="float32", extra_files=job.files,
         provenance=_provenance(job),
@@ -245,12 +274,23 @@ def _provenance(job: _Job) -> dict[str, Any]:
 def _publish(job: _Job, run: RunFolder, progress: Progress, files: Mapping[str, bytes]) -> None:
     """Make OUT the model of the best evaluation, or of the last update where nothing was measured."""
     step = progress.step if progress.best_step is None else progress.best_step
+    if job.settings.lora:
+        _publish_adapter(read_adapter(run.path_of(step)), job.config, run.folder, files)
+        return
     checkpoint = open_checkpoint(run.path_of(step))
     write_checkpoint(
         run.folder, job.config, lambda row: checkpoint.read(row.name), dtype="float32",
         extra_files={**job.files, **files}, provenance={**_provenance(job), "update": step}, overwrite=True,
         beside_others=True,
     )  # fmt: skip
+
+
+def _publish_adapter(adapter: Adapter, config: GPTJConfig, folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make OUT the folder of an adapter."""
+    write_adapter(folder, adapter.config, adapter.rows(config), adapter.read, overwrite=True)
+    for name, data in files.items():
+        with whole_file(folder / name) as write:
+            write(data)
 
 
 def _picture(training: Training, name: str, note: Callable[[str], None]) -> dict[str, bytes]:

@@ -49,6 +49,9 @@ class TrainingStep(Protocol):
     def evaluate(self, ids: NDArray[Any], labels: NDArray[Any]) -> float:
         """The mean loss of a batch."""
 
+    def settled(self) -> Any:
+        """The model, with its parameters as they are trained by now."""
+
     def read(self, name: str) -> NDArray[Any]:
         """A trained parameter by its name, in float32."""
 

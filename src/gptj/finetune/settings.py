@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gptj.adapters import AdapterConfig
 from gptj.errors import InputError, did_you_mean, shown
 
 __all__ = ["BETA_1", "BETA_2", "DTYPES", "EPSILON", "SCHEDULES", "Settings", "option_of"]
@@ -38,10 +39,12 @@ class Settings:
         weight_decay: decoupled, of matrices; biases and layer norms have none.
         clip: the largest norm of the whole gradient; 0 for none.
         seed: of the order of the windows and of an adapter's start values.
-        dtype: what is computed in. Parameters, moments and sums of gradients stay float32.
+        dtype: what is computed in. All that is trained, moments and sums of gradients stay float32; what is not, beside
+            an adapter, is kept in `dtype`.
         checkpoint_gradients: compute each block again for its gradient, in place of keeping what is inside it.
         lora: the rank of an adapter that is trained in place of the parameters.
         lora_alpha: an adapter's scale is alpha / rank; None for twice the rank.
+        lora_targets: the matrices it adds to; None for q_proj and v_proj.
         eval_every: updates between evaluations; None for a tenth of all.
         save_every: updates between checkpoints; None for a tenth of all. It alone may change on `--resume`.
     """
@@ -62,6 +65,7 @@ class Settings:
     checkpoint_gradients: bool = False
     lora: int | None = None
     lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] | None = None
     eval_every: int | None = None
     save_every: int | None = None
 
@@ -84,8 +88,11 @@ class Settings:
                 )
         if self.steps is not None and self.epochs is not None:
             raise InputError("given beside --steps", where="--epochs", hint="Give one of the two")
-        if self.lora is None and self.lora_alpha is not None:
-            raise InputError("is of an adapter", where="--lora-alpha", hint="Give --lora too")
+        for name in ("lora_alpha", "lora_targets"):
+            if self.lora is None and getattr(self, name) is not None:
+                raise InputError("is of an adapter", where=option_of(name), hint="Give --lora too")
+        if self.lora is not None:
+            self.adapter_config()  # which checks what an adapter has
 
     def _refuse(self, name: str, expected: str) -> None:
         raise InputError("breaks its rule", where=option_of(name), expected=expected, found=shown(getattr(self, name)))
@@ -122,9 +129,27 @@ class Settings:
         """Windows of one update."""
         return self.batch * self.accumulate
 
+    @property
+    def kept_dtype(self) -> str:
+        """The dtype of the model's own parameters: float32 where they are trained, `dtype` beside an adapter."""
+        return "float32" if self.lora is None else self.dtype
+
+    def adapter_config(self, base: str | None = None) -> AdapterConfig:
+        """The config of the adapter that is trained; `base` is the name of the model that it is for.
+
+        Raises:
+            ConfigError: `lora_targets` are no matrices.
+        """
+        assert self.lora is not None
+        alpha = 2 * self.lora if self.lora_alpha is None else self.lora_alpha
+        return AdapterConfig(
+            r=self.lora, lora_alpha=alpha, target_modules=self.lora_targets, base_model_name_or_path=base
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The settings by name, as JSON can hold them."""
-        return dataclasses.asdict(self)
+        members = dataclasses.asdict(self)
+        return members | {"lora_targets": None if self.lora_targets is None else [*self.lora_targets]}
 
     def changes(self, stored: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
         """Settings that differ from those of a checkpoint: the option, the stored value, and this one."""

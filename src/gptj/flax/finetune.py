@@ -28,8 +28,6 @@ def open_model(directory: str | os.PathLike[str], settings: Settings) -> GPTJFor
         directory, dtype=settings.dtype, param_dtype="float32", mmap=False, embd_pdrop=0.0, attn_pdrop=0.0,
         resid_pdrop=0.0,
     )  # fmt: skip
-    if settings.checkpoint_gradients:
-        model.gradient_checkpointing_enable()
     return model
 
 

@@ -17,18 +17,22 @@ from gptj.pt.weights import from_numpy, to_numpy
 
 
 def open_model(directory: str | os.PathLike[str], settings: Settings) -> GPTJForCausalLM:
-    """The model in a folder as it is to be trained: float32 parameters, without dropout."""
+    """The model in a folder as it is to be trained: without dropout, its parameters in float32 where they are."""
     model: GPTJForCausalLM = GPTJForCausalLM.from_pretrained(
-        directory, param_dtype="float32", mmap=False, attn_implementation="sdpa", embd_pdrop=0.0, attn_pdrop=0.0,
+        directory, param_dtype=settings.kept_dtype, mmap=False, attn_implementation="sdpa", embd_pdrop=0.0, attn_pdrop=0.0,
         resid_pdrop=0.0,
     )  # fmt: skip
-    if settings.checkpoint_gradients:
-        model.gradient_checkpointing_enable()
     return model
 
 
 def trained_parameters(model: GPTJForCausalLM) -> dict[str, Tensor]:
-    """The parameters that are trained, by their names in files."""
+    """The parameters that are trained, by their names in files: the adapter's at work, or all."""
+    if (name := model.active_adapter) is not None:
+        found: dict[str, Any] = {}
+        for row in model._adapters.by_name[name].rows:
+            added: Any = model._beside(row.module)._modules[name]
+            found |= {row.a.name: added.a, row.b.name: added.b}
+        return found
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -36,12 +40,13 @@ class TrainingStep:
     """See `gptj.finetune.loop.TrainingStep`.
 
     torch.optim.AdamW has the meaning said there, in two groups: of matrices, which decay, and of vectors. Mixed
-    precision is torch.autocast, over float32 parameters.
+    precision is torch.autocast, over float32 parameters; beside an adapter the model's own dtype is that of computing.
     """
 
     def __init__(self, model: GPTJForCausalLM, settings: Settings) -> None:
         self.model = model
         self.dtype = getattr(torch, settings.dtype)
+        self.mixed = settings.dtype != settings.kept_dtype
         self.parameters = trained_parameters(model)
         groups = [
             {"params": [p for p in self.parameters.values() if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -80,6 +85,10 @@ class TrainingStep:
         self.model.eval()
         return float(self._loss(ids, labels).item())
 
+    def settled(self) -> GPTJForCausalLM:
+        """The model, with its parameters as they are trained by now."""
+        return self.model
+
     def read(self, name: str) -> NDArray[Any]:
         """A trained parameter by its name, in float32."""
         return to_numpy(self.parameters[name])
@@ -106,6 +115,6 @@ class TrainingStep:
 
     def _loss(self, ids: NDArray[Any], labels: NDArray[Any]) -> Tensor:
         device = self.model.device
-        with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(device.type, dtype=self.dtype, enabled=self.mixed):
             given = {"input_ids": from_numpy(ids).long(), "labels": from_numpy(labels).long()}
             return self.model(**given, use_cache=False).loss

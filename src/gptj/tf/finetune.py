@@ -16,19 +16,26 @@ from gptj.tf.weights import from_numpy, to_numpy
 
 
 def open_model(directory: str | os.PathLike[str], settings: Settings) -> GPTJForCausalLM:
-    """The model in a folder as it is to be trained: float32 parameters, without dropout."""
+    """The model in a folder as it is to be trained: without dropout, its parameters in float32 where they are."""
     # Differs: what is computed in is settled when a Keras model is made.
-    policy = "float32" if settings.dtype == "float32" else f"mixed_{settings.dtype}"
+    policy = settings.dtype if settings.dtype == settings.kept_dtype else f"mixed_{settings.dtype}"
     model: GPTJForCausalLM = GPTJForCausalLM.from_pretrained(
         directory, dtype=policy, mmap=False, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0
     )
-    if settings.checkpoint_gradients:
-        model.gradient_checkpointing_enable()
     return model
 
 
 def trained_parameters(model: GPTJForCausalLM) -> dict[str, Any]:
-    """The parameters that are trained, by their names in files."""
+    """The parameters that are trained, by their names in files: the adapter's at work, or all."""
+    if (name := model.active_adapter) is not None:
+        found: dict[str, Any] = {}
+        for row in model._adapters.by_name[name].rows:
+            layer: Any = model.base_model
+            for part in row.module.split("."):
+                layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
+            added = layer.lora.find(name)
+            found |= {row.a.name: added.a, row.b.name: added.b}
+        return found
     return {v.path.split("/", 1)[1].replace("/", "."): v for v in model.trainable_variables}
 
 
@@ -53,7 +60,8 @@ class AdamW(keras.optimizers.AdamW):
 class TrainingStep:
     """See `gptj.finetune.loop.TrainingStep`.
 
-    Mixed precision is a Keras policy, whose variables are float32.
+    Mixed precision is a Keras policy, whose variables are float32; beside an adapter the model's own dtype is that of
+    computing.
     """
 
     def __init__(self, model: GPTJForCausalLM, settings: Settings) -> None:
@@ -95,6 +103,10 @@ class TrainingStep:
     def evaluate(self, ids: NDArray[Any], labels: NDArray[Any]) -> float:
         """The mean loss of a batch."""
         return float(self._evaluate(tf.convert_to_tensor(ids), tf.convert_to_tensor(labels)))
+
+    def settled(self) -> GPTJForCausalLM:
+        """The model, with its parameters as they are trained by now."""
+        return self.model
 
     def read(self, name: str) -> NDArray[Any]:
         """A trained parameter by its name, in float32."""
