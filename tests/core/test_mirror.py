@@ -30,6 +30,9 @@ CORE = ROOT / "pretrained" / "base.py"
 LOOKED_INTO = ROOT / "pretrained" / "tapped.py"
 """Its base class, in whose words every wing gives its intermediate values."""
 
+ADAPTED = ROOT / "pretrained" / "adapted.py"
+"""Another, in whose words every wing holds its adapters."""
+
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
 """What each framework calls the method behind `model(...)`."""
 
@@ -50,7 +53,8 @@ OWN_METHODS = {
     | {"get_config", "from_config", "compute_loss", "compute_metrics", "export"}
     | {"train_step", "test_step", "predict_step"},
     "flax": {"device", "dtype", "gradient_checkpointing"}
-    | {"module", "params", "params_shape_tree", "to_bf16", "to_fp16", "to_fp32"},
+    | {"module", "params", "params_shape_tree", "to_bf16", "to_fp16", "to_fp32"}
+    | {"adapter_params", "with_adapter_params", "adapter_variables"},
 }
 """Public names that one framework's idiom asks for, or that its base class gives in the others."""
 
@@ -58,7 +62,7 @@ OWN_METHODS = {
 def classes(wing: str, sources: dict[str, str]) -> dict[str, ast.ClassDef]:
     """Every class of a wing by name, and those of the core that its models inherit from."""
     found = {}
-    for source in (LOOKED_INTO.read_text(), CORE.read_text(), *sources.values()):
+    for source in (LOOKED_INTO.read_text(), ADAPTED.read_text(), CORE.read_text(), *sources.values()):
         for node in ast.parse(source).body:
             if isinstance(node, ast.ClassDef):
                 found[node.name] = node

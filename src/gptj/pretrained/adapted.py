@@ -153,7 +153,8 @@ class Adapted:
         """
         model: Any = self
         model._refuse_prepared("add_adapter")
-        model._require_values("add_adapter")
+        if not model.parameters_apart:
+            model._require_values("add_adapter")
         if isinstance(adapter_config, str):
             adapter_config, adapter_name = None, _one_name(adapter_config, adapter_name)
         settled = self._new_name(_one_name(adapter_name, name))
@@ -184,7 +185,8 @@ class Adapted:
             GPTJError: see `gptj.adapters.read_adapter` and `Adapter.rows`.
         """
         model: Any = self
-        model._require_values("load_adapter")
+        if not model.parameters_apart:
+            model._require_values("load_adapter")
         if is_trainable:
             model._refuse_prepared("is_trainable")
         settled = self._new_name(_one_name(adapter_name, name))

@@ -22,27 +22,25 @@ def add_low_rank(x: tf.Tensor, y: tf.Tensor, a: Any, b: Any, scale: Any) -> tf.T
     return tf.cast(tf.cast(y, a.dtype) + tf.reshape(added, tf.shape(y)), y.dtype)
 
 
-class LowRank(keras.layers.Layer):
+class LowRank:
     """scale B A of one adapter beside one matrix.
 
     Args:
         row: its place, and the scale.
         a, b: A (r, in) and B (out, r).
         dropout: of A's input in training.
-        name: the adapter's.
     """
 
-    def __init__(self, row: AdapterRow, a: NDArray[Any], b: NDArray[Any], dropout: float, *, name: str) -> None:
-        super().__init__(name=name, dtype=a.dtype.name, autocast=False)
+    # Differs: no layer, since Keras would go on counting one that is taken away; `LowRanks` holds the variables.
+    def __init__(self, row: AdapterRow, a: NDArray[Any], b: NDArray[Any], dropout: float) -> None:
         self.a, self.b = (
             keras.Variable(array, dtype=array.dtype.name, autocast=False, name=leaf)
             for leaf, array in (("a", a), ("b", b))
         )
         self.scale, self.rate = row.scale, dropout
         self.place = TARGETS.index(row.module.split(".", 2)[2])
-        self.built = True
 
-    def call(self, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+    def __call__(self, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """`y` with what the adapter makes of `x` added; with a seed, elements of `x` are dropped."""
         if seed is not None and self.rate:
             # Differs: of the block's seed, as every dropout here; the place keeps two matrices from dropping alike.
@@ -57,31 +55,30 @@ class LowRanks(keras.layers.Layer):
     def __init__(self) -> None:
         super().__init__(name="lora", autocast=False)
         self.active: str | None = None
+        self.held: dict[str, LowRank] = {}
         self.built = True
 
     def call(self, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """`y` (..., out), the product of `x` (..., in), with what the adapter at work adds."""
         added = self.at_work
-        return y if added is None else added(x, y, seed=seed)
+        return y if added is None else added(x, y, seed)
 
     @property
     def at_work(self) -> LowRank | None:
         """The adapter at work, None where it adds nothing to this matrix."""
-        return None if self.active is None else self.find(self.active)
-
-    def find(self, name: str) -> LowRank | None:
-        """The adapter of a name, None where it adds nothing to this matrix."""
-        found: LowRank | None = getattr(self, f"adapter {name}", None)
-        return found
+        return None if self.active is None else self.held.get(self.active)
 
     def hold(self, name: str, added: LowRank) -> None:
-        """Keep an adapter under a name, as a layer that Keras knows."""
-        setattr(self, f"adapter {name}", added)
+        """Keep an adapter under a name, its variables among the layer's own."""
+        self.held[name] = added
+        setattr(self, f"{name} a", added.a)
+        setattr(self, f"{name} b", added.b)
 
     def drop(self, name: str) -> None:
         """Let an adapter go."""
-        if self.find(name) is not None:
-            delattr(self, f"adapter {name}")
+        if self.held.pop(name, None) is not None:
+            delattr(self, f"{name} a")
+            delattr(self, f"{name} b")
 
 
 class AdapterMixin:
@@ -100,7 +97,8 @@ class AdapterMixin:
                     layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
                 if layer.lora is None:
                     layer.lora = LowRanks()
-                layer.lora.hold(name, LowRank(row, a, b, float(config.lora_dropout), name=name))
+                path.enter_context(keras.name_scope(name))
+                layer.lora.hold(name, LowRank(row, a, b, float(config.lora_dropout)))
         if config.lora_dropout and model.base_model.seed_generator is None:
             model.base_model.seed_generator = keras.random.SeedGenerator(model.seed)
 
@@ -108,7 +106,7 @@ class AdapterMixin:
         layer: Any = self.base_model  # type: ignore[attr-defined]
         for part in row.module.split("."):
             layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
-        added = layer.lora.find(name)
+        added = layer.lora.held[name]
         return np.asarray(added.a.numpy()), np.asarray(added.b.numpy())
 
     def _activate_adapter(self, name: str | None) -> None:
@@ -124,7 +122,7 @@ class AdapterMixin:
 
     def _let_adapter_train(self, name: str, trains: bool) -> None:
         for beside in self._beside_all():
-            if (added := beside.find(name)) is not None:
+            if (added := beside.held.get(name)) is not None:
                 added.a.trainable = added.b.trainable = trains
 
     def _freeze_base(self) -> dict[str, bool]:
