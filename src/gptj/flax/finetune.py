@@ -17,22 +17,25 @@ from numpy.typing import NDArray
 from gptj.backends import install_line
 from gptj.errors import BackendError
 from gptj.finetune.settings import BETA_1, BETA_2, EPSILON, Settings
+from gptj.flax.adapters import MATRICES
 from gptj.flax.heads import GPTJForCausalLM
 from gptj.flax.weights import flat, from_numpy, nested, to_numpy
 
 
 def open_model(directory: str | os.PathLike[str], settings: Settings) -> GPTJForCausalLM:
-    """The model in a folder as it is to be trained: float32 parameters, without dropout."""
+    """The model in a folder as it is to be trained: without dropout, its parameters in float32 where they are."""
     # Differs: what is computed in is settled when a Flax model is made.
     model: GPTJForCausalLM = GPTJForCausalLM.from_pretrained(
-        directory, dtype=settings.dtype, param_dtype="float32", mmap=False, embd_pdrop=0.0, attn_pdrop=0.0,
+        directory, dtype=settings.dtype, param_dtype=settings.kept_dtype, mmap=False, embd_pdrop=0.0, attn_pdrop=0.0,
         resid_pdrop=0.0,
     )  # fmt: skip
     return model
 
 
 def trained_parameters(model: GPTJForCausalLM) -> dict[str, Array]:
-    """The parameters that are trained, by their names in files."""
+    """The parameters that are trained, by their names in files: the adapter's at work, or all."""
+    if model.active_adapter is not None:
+        return {f"{name}.weight": array for name, array in flat(model.adapter_params).items()}
     return flat(model.params)
 
 
@@ -40,7 +43,8 @@ class TrainingStep:
     """See `gptj.finetune.loop.TrainingStep`.
 
     optax.scale_by_adam and optax.add_decayed_weights, masked, have the meaning said there; both corrections of a bias
-    are rounded to float32. Mixed precision is the model's own `dtype`, over float32 parameters.
+    are rounded to float32. Mixed precision is the model's own `dtype`, over parameters that are float32, or beside an
+    adapter of that dtype.
     """
 
     def __init__(self, model: GPTJForCausalLM, settings: Settings) -> None:
@@ -53,11 +57,14 @@ class TrainingStep:
         self._state = self.optimizer.init(self.parameters)
         self._gradients: dict[str, Array] | None = None
         self._accumulate, self._evaluate = compile_losses(model.module)
+        self._fixed: dict[str, Any] | None = None
+        if model.active_adapter is not None:
+            self._fixed = {"params": model.params, **model.adapter_variables()}
 
     def accumulate(self, ids: NDArray[Any], labels: NDArray[Any], *, factor: float) -> float:
         """Add `factor` times the gradient of a batch's mean loss to the gradient; returns that mean loss."""
         before, self._gradients = self._gradients, None
-        loss, self._gradients = self._accumulate(self.parameters, before, ids, labels, np.float32(factor))
+        loss, self._gradients = self._accumulate(self.parameters, before, self._fixed, ids, labels, np.float32(factor))
         return float(loss)
 
     def gradient_norm(self) -> float:
@@ -77,7 +84,15 @@ class TrainingStep:
 
     def evaluate(self, ids: NDArray[Any], labels: NDArray[Any]) -> float:
         """The mean loss of a batch."""
-        return float(self._evaluate(self.parameters, ids, labels))
+        return float(self._evaluate(self.parameters, self._fixed, ids, labels))
+
+    def settled(self) -> GPTJForCausalLM:
+        """The model, with its parameters as they are trained by now; the next update takes them away again."""
+        if self._fixed is None:
+            self.model.params = nested(self.parameters.items())
+        else:
+            self.model.adapter_params = adapter_tree(self.parameters)
+        return self.model
 
     def read(self, name: str) -> NDArray[Any]:
         """A trained parameter by its name, in float32."""
@@ -100,18 +115,37 @@ class TrainingStep:
         self._state = (adam._replace(count=jnp.asarray(updates, adam.count.dtype), **found), *others)
 
 
+def adapter_tree(parameters: Mapping[str, Array]) -> dict[str, Any]:
+    """An adapter's matrices as a model holds them."""
+    return nested((name.removesuffix(".weight"), array) for name, array in parameters.items())
+
+
 @functools.lru_cache(maxsize=8)
 def compile_losses(module: Any) -> tuple[Any, Any]:
-    """A module's loss with its gradient added to another, and its loss alone, compiled once for each shape."""
+    """A module's loss with its gradient added to another, and its loss alone, compiled once for each shape.
 
-    def mean_loss(parameters: dict[str, Array], ids: Array, labels: Array, train: bool) -> Array:
-        return module.apply({"params": nested(parameters.items())}, ids, labels=labels, train=train).loss
+    Both take the parameters that are trained, and beside an adapter's the variables that are not.
+    """
+
+    def mean_loss(
+        parameters: dict[str, Array], fixed: dict[str, Any] | None, ids: Array, labels: Array, train: bool
+    ) -> Array:
+        if fixed is None:
+            variables = {"params": nested(parameters.items())}
+        else:
+            variables = {**fixed, MATRICES: {"transformer": adapter_tree(parameters)}}
+        return module.apply(variables, ids, labels=labels, train=train).loss
 
     def accumulate(
-        parameters: dict[str, Array], before: dict[str, Array] | None, ids: Array, labels: Array, factor: Array
+        parameters: dict[str, Array],
+        before: dict[str, Array] | None,
+        fixed: dict[str, Any] | None,
+        ids: Array,
+        labels: Array,
+        factor: Array,
     ) -> tuple[Array, dict[str, Array]]:
         def scaled(parameters: dict[str, Array]) -> tuple[Array, Array]:
-            loss = mean_loss(parameters, ids, labels, True)
+            loss = mean_loss(parameters, fixed, ids, labels, True)
             return loss * factor, loss
 
         (_, loss), gradients = jax.value_and_grad(scaled, has_aux=True)(parameters)

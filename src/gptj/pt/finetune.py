@@ -19,8 +19,8 @@ from gptj.pt.weights import from_numpy, to_numpy
 def open_model(directory: str | os.PathLike[str], settings: Settings) -> GPTJForCausalLM:
     """The model in a folder as it is to be trained: without dropout, its parameters in float32 where they are."""
     model: GPTJForCausalLM = GPTJForCausalLM.from_pretrained(
-        directory, param_dtype=settings.kept_dtype, mmap=False, attn_implementation="sdpa", embd_pdrop=0.0, attn_pdrop=0.0,
-        resid_pdrop=0.0,
+        directory, param_dtype=settings.kept_dtype, mmap=False, attn_implementation="sdpa", embd_pdrop=0.0,
+        attn_pdrop=0.0, resid_pdrop=0.0,
     )  # fmt: skip
     return model
 
