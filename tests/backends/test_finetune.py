@@ -19,6 +19,7 @@ from gptj.checkpoint import open_checkpoint, verify_checkpoint
 from gptj.errors import InputError
 from gptj.finetune import Settings, finetune
 from gptj.finetune.curve import read_curve
+from gptj.reading.safetensors_file import read_safetensors
 from gptj.schema import schema
 from gptj.text.tokenizer import GPTJTokenizer
 
@@ -193,6 +194,58 @@ def test_another_setting_or_other_data_are_refused_by_name(wing, model, data, tm
     with pytest.raises(InputError, match="DATA"):
         other = text_file(tmp_path, TEXT[1:], "other.txt")
         finetune(model, other, tmp_path / "out", SETTINGS, **arguments, resume=True)
+
+
+# ---- adapters
+
+
+ADAPTED = dataclasses.replace(SETTINGS, lora=3, lora_targets=("q_proj", "fc_out"), lr=0.1)
+
+
+def test_an_adapter_alone_trains_and_opens(wing, model, data, measured, tmp_path):
+    before = weights(model)
+    outcome = finetune(model, data, tmp_path / "out", ADAPTED, backend=wing.name, device="cpu", evaluation=measured)
+    found = losses(tmp_path / "out")
+    assert found[-1] < found[0] - 0.1
+    assert outcome.finished and not (tmp_path / "out" / "config.json").exists()
+    stored = read_safetensors(tmp_path / "out" / "adapter_model.safetensors").tensors
+    assert len(stored) == 4 and {tensor.dtype for tensor in stored.values()} == {"float32"}
+    after = weights(model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (said["r"], said["lora_alpha"], said["base_model_name_or_path"]) == (3, 6, str(model))
+    loaded = wing.model("causal_lm").from_pretrained(model)
+    plain = wing.numpy(loaded(IDS).logits)
+    loaded.load_adapter(tmp_path / "out")
+    assert np.abs(wing.numpy(loaded(IDS).logits) - plain).max() > 1e-3
+
+
+def test_an_adapters_run_that_was_stopped_goes_on_to_the_same_bits(wing, model, data, tmp_path):
+    arguments = {"backend": wing.name, "device": "cpu"}
+    finetune(model, data, tmp_path / "whole", ADAPTED, **arguments)
+    seen = []
+    finetune(model, data, tmp_path / "out", ADAPTED, **arguments, report=seen.append, stop=lambda: len(seen) == 3)
+    finetune(model, data, tmp_path / "out", ADAPTED, **arguments, resume=True)
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("out", "whole"))
+    assert one == other
+
+
+def test_beside_an_adapter_the_base_is_kept_in_16_bits(wing, model, data, tmp_path):
+    settings = dataclasses.replace(ADAPTED, dtype="bfloat16", checkpoint_gradients=True, accumulate=2)
+    finetune(model, data, tmp_path / "out", settings, backend=wing.name, device="cpu")
+    found = losses(tmp_path / "out")
+    assert found[-1] < found[0] - 0.1
+    room = importlib.import_module(f"gptj.{wing.name}.finetune")
+    assert "bfloat16" in str(room.open_model(model, settings).param_dtype)
+
+
+def test_an_adapters_other_base_is_refused(wing, model, data, tmp_path):
+    arguments = {"backend": wing.name, "device": "cpu"}
+    finetune(model, data, tmp_path / "out", ADAPTED, **arguments, stop=lambda: True)
+    other = tuned_model(tmp_path / "other", n_layer=1, seed=1)
+    with pytest.raises(InputError, match="DIR: another than the run that is to be resumed"):
+        finetune(other, data, tmp_path / "out", ADAPTED, **arguments, resume=True)
 
 
 # ---- the command

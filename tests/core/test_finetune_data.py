@@ -290,6 +290,7 @@ def test_the_peak_is_higher_for_an_adapter():
         ({"checkpoint_gradients": "yes"}, "--checkpoint-gradients"),
         ({"lora": 0}, "--lora"),
         ({"lora_alpha": 2.0}, "--lora-alpha: is of an adapter"),
+        ({"lora_targets": ("q_proj",)}, "--lora-targets: is of an adapter"),
         ({"eval_every": 0}, "--eval-every"),
         ({"save_every": 0}, "--save-every"),
     ],
@@ -304,6 +305,8 @@ def test_settings_survive_json_and_name_what_changed():
     settings = Settings(steps=3, lr=1e-4)
     stored = json.loads(json.dumps(settings.to_dict()))
     assert settings.changes(stored) == []
+    adapted = Settings(lora=2, lora_targets=("q_proj",))
+    assert adapted.changes(json.loads(json.dumps(adapted.to_dict()))) == []
     assert Settings(steps=4, lr=1e-4, save_every=9).changes(stored) == [("--steps", 3, 4)]
 
 

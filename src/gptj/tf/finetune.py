@@ -33,7 +33,7 @@ def trained_parameters(model: GPTJForCausalLM) -> dict[str, Any]:
             layer: Any = model.base_model
             for part in row.module.split("."):
                 layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
-            added = layer.lora.find(name)
+            added = layer.lora.at_work
             found |= {row.a.name: added.a, row.b.name: added.b}
         return found
     return {v.path.split("/", 1)[1].replace("/", "."): v for v in model.trainable_variables}
