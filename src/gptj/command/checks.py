@@ -25,17 +25,23 @@ from gptj.command.printing import (
     print_facts,
     print_json,
 )
+from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
 
 __all__ = ["demo", "doctor", "init", "parity"]
 
 
+class ParityCommand(WithSubcommands, TakesJsonFile):
+    """`gptj parity`, with commands of its own, and a --json that takes a file too."""
+
+
 @click.command(
-    cls=WithSubcommands,
-    modules={"record": "gptj.command.traces", "compare": "gptj.command.traces"},
+    cls=ParityCommand,
+    modules={"record": "gptj.command.traces", "compare": "gptj.command.traces", "report": "gptj.command.reports"},
     short_help="Compare the frameworks on a model, and with an oracle.",
-    epilog="To record and to compare apart: gptj parity record --help, gptj parity compare --help. "
-    "A folder of one of these names is ./record, ./compare.",
+    epilog="To record and to compare apart: gptj parity record --help, gptj parity compare --help; "
+    "to make reports of what was found: gptj parity report --help. "
+    "A folder of one of these names is ./record, ./compare, ./report.",
 )
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @backends_option
@@ -52,10 +58,10 @@ __all__ = ["demo", "doctor", "init", "parity"]
 @revision_option()
 @click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
-@json_option
+@report_options
 def parity(
     directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, weights: str | None,
-    skip_manifest: bool, verbose: bool, as_json: bool,
+    skip_manifest: bool, verbose: bool, destinations: Destinations, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -67,13 +73,19 @@ def parity(
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     with waiting(f"comparing {', '.join(names)}"):
         report = run_parity(directory, names, dtype=dtype, seed=seed, weights=weights, check_manifest=not skip_manifest)
-    if as_json:
-        print_json(report.as_dict())
-    else:
-        console = open_console()
-        console.print(report.summary(), soft_wrap=False)
-        if verbose:
-            console.print("", report.table(), sep="\n", soft_wrap=False)
+    try:
+        if destinations:
+            from gptj.parity.gather import findings_of_report
+
+            destinations.write(findings_of_report(report))
+    finally:  # whatever becomes of the files
+        if as_json:
+            print_json(report.as_dict())
+        else:
+            console = open_console()
+            console.print(report.summary(), soft_wrap=False)
+            if verbose:
+                console.print("", report.table(), sep="\n", soft_wrap=False)
     if not report.passed:
         sys.exit(1)
 

@@ -16,12 +16,12 @@ from gptj.command.options import (
     ModelArgument,
     PathArgument,
     Repository,
-    json_option,
     overwrite_option,
     revision_option,
     weights_option,
 )
 from gptj.command.printing import print_json
+from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
 from gptj.errors import InputError, WriteError
 from gptj.hub import locate
@@ -95,7 +95,7 @@ def _encode(tokenizer: object, text: str | None) -> list[int]:
     return ids
 
 
-@click.command(cls=Command, short_help="Say where traces part, and whether the error was born there.")
+@click.command(cls=TakesJsonFile, short_help="Say where traces part, and whether the error was born there.")
 @click.argument("traces", type=PathArgument, metavar="TRACE TRACE...", nargs=-1, required=True)
 @click.option(
     "--reference", type=Repository(locate), metavar="DIR",
@@ -104,10 +104,10 @@ def _encode(tokenizer: object, text: str | None) -> list[int]:
 @click.option("--names", type=PathArgument, metavar="FILE", help="A TOML file that maps other names onto ours.")
 @click.option("--weights", metavar="FILE", help="Which weights file of --reference, where it holds several sets.")
 @click.option("--verbose", is_flag=True, help="Also print every tap.")
-@json_option
+@report_options
 def compare(
     traces: tuple[Path, ...], reference: Path | None, names: Path | None, weights: str | None, verbose: bool,
-    as_json: bool,
+    destinations: Destinations, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare traces of one model on the same inputs with the most exact of them, tap by tap.
 
@@ -130,10 +130,16 @@ def compare(
         opened[0].require_model(config, file=reference)
     with waiting(f"comparing {len(opened)} traces"):
         found = compare_traces(opened, read)
-    if as_json:
-        print_json(found.as_dict())
-    else:
-        for line in found.lines(every=verbose):
-            click.echo(line)
+    try:
+        if destinations:
+            from gptj.parity.gather import findings_of_comparison
+
+            destinations.write(findings_of_comparison(found, opened, folder=reference))
+    finally:  # whatever becomes of the files
+        if as_json:
+            print_json(found.as_dict())
+        else:
+            for line in found.lines(every=verbose):
+                click.echo(line)
     if not found.passed:
         sys.exit(1)
