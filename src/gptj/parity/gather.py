@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gptj.parity.report import ParityReport
     from gptj.parity.trace import Trace
 
-__all__ = ["findings_of_comparison", "findings_of_report"]
+__all__ = ["compare_files", "findings_of_comparison", "findings_of_report"]
 
 _MANIFEST = {
     "checked": "The weights were checked against manifest.json.",
@@ -90,6 +90,37 @@ def findings_of_comparison(
         "holds" if comparison.passed else "differs", headline, None if folder is None else os.fspath(folder),
         traces[0].facts.config.to_dict(), versions, tuple(notes), pairs=pairs,
     )  # fmt: skip
+
+
+def compare_files(
+    traces: Sequence[str | os.PathLike[str]],
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    names: str | os.PathLike[str] | None = None,
+) -> Findings:
+    """The findings of traces in files.
+
+    Args:
+        traces: the files, two or more.
+        reference: the model's folder, whose weights tell of every operation whether an error was born there.
+        names: a TOML file that maps other programs' names onto ours.
+
+    Raises:
+        InputError: fewer than two, or of models or inputs that differ.
+        GPTJError: a file is not what it should be.
+    """
+    from gptj.parity.differences import compare_traces
+    from gptj.parity.run import open_reference
+    from gptj.parity.tap_names import TapNames
+    from gptj.parity.trace import open_trace
+
+    mapping = None if names is None else TapNames.from_file(names)
+    opened = [open_trace(path, mapping) for path in traces]
+    read = None
+    if reference is not None and opened:
+        config, read = open_reference(reference)
+        opened[0].require_model(config, file=reference)
+    return findings_of_comparison(compare_traces(opened, read), opened, folder=reference)
 
 
 def _pair(pair: PairDifferences, comparison: Comparison, dtype: str | None) -> PairFound:

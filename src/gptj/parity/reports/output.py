@@ -44,7 +44,7 @@ def require_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
 
 
 def render(kind: str, *findings: Findings) -> str:
-    """A report: "html", "junit", "markdown" or "json", the last of one run."""
+    """A report: "html", "junit", "markdown", or "json", which is of one run."""
     if kind == "json":
         [found] = findings
         return found.to_json()
@@ -63,21 +63,31 @@ def render(kind: str, *findings: Findings) -> str:
 
 def write_report(
     path: str | os.PathLike[str], *findings: Findings, kind: str | None = None, overwrite: bool = False
-) -> None:
-    """Write a report; the file takes its place when all of it is on the disk.
+) -> list[Path]:
+    """Write a report; each file takes its place when all of it is on the disk.
 
     Args:
         path: of the file.
-        findings: one or, but for JSON, several.
+        findings: one or several. JSON is of one run: of others, FILE-2.json and so on stand beside it.
         kind: of the report; None goes by the file's ending.
         overwrite: whether to replace what is there.
 
     Raises:
         InputError: the file's ending asks for no report.
         WriteError: something is there already, or it could not be written.
+
+    Returns:
+        The files.
     """
-    kind = kind_of(path) if kind is None else kind
-    require_free(path, overwrite=overwrite)
-    data = render(kind, *findings).encode("utf-8")
-    with whole_file(Path(path)) as write:
-        write(data)
+    kind, path = kind_of(path) if kind is None else kind, Path(path)
+    files = {path: findings}
+    if kind == "json":
+        others = {path.with_name(f"{path.stem}-{n}{path.suffix}"): (one,) for n, one in enumerate(findings[1:], 2)}
+        files = {path: findings[:1], **others}
+    for file in files:
+        require_free(file, overwrite=overwrite)
+    for file, some in files.items():
+        data = render(kind, *some).encode("utf-8")
+        with whole_file(file) as write:
+            write(data)
+    return [*files]
