@@ -90,10 +90,10 @@ def gptj_parity(request: pytest.FixtureRequest) -> Parity:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options, under a heading of their own."""
     group = parser.getgroup("gptj", "GPT-J in several frameworks")
-    group.addoption("--gptj-backends", metavar="NAMES",
-                    help="what gptj_parity compares where a test names none: pt,tf,flax. Default: all installed")  # fmt: skip
-    group.addoption("--gptj-report", metavar="FILE", action="append", default=[],
-                    help="write all that was compared into FILE.html, .xml (JUnit), .md or .json, replacing it")  # fmt: skip
+    names = "what gptj_parity compares where a test names none: pt,tf,flax. Default: all installed"
+    group.addoption("--gptj-backends", metavar="NAMES", help=names)
+    report = "write all that was compared into FILE.html, .xml (JUnit), .md or .json, replacing it"
+    group.addoption("--gptj-report", metavar="FILE", action="append", default=[], help=report)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -122,7 +122,8 @@ def test_a_member_of_another_kind_or_missing_is_named(place, wrong, named):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "not JSON"), ("[]", "not a JSON object"), ("{}", "findings: is missing"), ('{"findings": 1}', "verdict: is"),
+        ("", "not JSON"), ("[]", "not a JSON object"), ("{}", "findings: is missing"),
+        ('{"findings": 1}', "verdict: is"),
         ('{"findings": true, "verdict": "holds", "headline": ""}', "expected 1, found True"),
         ('{"findings": 2, "verdict": "holds", "headline": ""}', "later version .*newer gptj"),
         ('{"findings": 1, "verdict": "maybe", "headline": ""}', "expected 'holds' or 'differs', found 'maybe'"),
@@ -141,7 +142,7 @@ def test_what_is_no_document_is_refused(text, said):
 
 def test_a_verdict_that_contradicts_what_was_found_is_refused():
     document = finding_samples.full().as_dict() | {"verdict": "holds"}
-    with pytest.raises(FormatError, match="verdict: contradicts what was found .*disagree on logits"):
+    with pytest.raises(FormatError, match=r"verdict: contradicts what was found .*disagree on logits"):
         Findings.from_dict(document)
     assert not Findings.from_dict(finding_samples.holding().as_dict() | {"verdict": "differs"}).passed
 

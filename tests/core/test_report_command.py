@@ -1,4 +1,4 @@
-"""`--html`, `--junit`, `--markdown`, `--json FILE` and `gptj parity report`: what is written, refused, and how it ends."""
+"""`--html`, `--junit`, `--markdown`, `--json FILE`, `gptj parity report`: what is written and refused, how it ends."""
 
 from __future__ import annotations
 
