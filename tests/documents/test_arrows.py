@@ -36,6 +36,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "conversion": _FILES
     | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
+    "pytest_plugin": frozenset({"backends", "errors", "parity"}),
     "command": _FILES | _MODELS | WINGS | {"parity", "demo", "conversion", "conversion.common"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
@@ -50,6 +51,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
     "parity": frozenset({"rich"}),
     "command": frozenset({"click", "rich"}),
+    "pytest_plugin": frozenset({"pytest"}),
     "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),
     "conversion.hf": frozenset({"h5py"}),

@@ -95,7 +95,7 @@ def test_the_four_jobs_agree_and_show_it(tmp_path, traces):
     ended, work = compare(tmp_path, traces)
     assert [status for _, status in ended] == [0, 0, 0]
     found = Findings.from_file(work / "parity.json")
-    assert found.passed and [pair.b for pair in found.pairs] == ["tf", "flax"]
+    assert found.passed and [pair.b for pair in found.pairs] == ["tf.safetensors", "flax.safetensors"]
     summary = (tmp_path / "summary").read_text(encoding="utf-8")
     assert summary.startswith("before\n## ✓ holds") and (work / "parity.html").stat().st_size > 10_000
     assert ET.fromstring((work / "parity.xml").read_text(encoding="utf-8")).get("failures") == "0"

@@ -17,6 +17,11 @@
     operations.py    each value again in float64, from the inputs that were recorded
     differences.py   where traces part, and whether the error was born there             Comparison, compare_traces
 
+    findings.py      what was found, as one JSON document with a schema                  Findings
+    json_schema.py   JSON checked against a schema
+    gather.py        findings of a run, and of traces            findings_of_report, findings_of_comparison
+    reports/         a page, JUnit XML, Markdown
+
 >>> from gptj.parity import run_parity
 >>> run_parity("model", ["pt", "flax"]).raise_if_failed()  # doctest: +SKIP
 """
