@@ -157,7 +157,7 @@ class TestPage:
 
     def test_a_pair_without_values_or_outside_of_blocks_alone_is_shown(self):
         pairs = (PairFound("a", "b", ()), PairFound("a", "c", (TapFound("logits", 1.0, 2.0, True),)),
-                 PairFound("a", "d", (TapFound("h.7.q", 1.0, 0.0, True),)))  # fmt: skip
+                 PairFound("a", "d", (TapFound("h.7.q", 1.0, 0.0, True), TapFound(f"h.{'9' * 5000}.q", 1, 2, True))))  # fmt: skip
         text = Page(render_page(Findings("holds", "all", pairs=pairs))).text
         assert "No values were compared." in text and "50%" in text and "block 7" in text
 

@@ -285,7 +285,7 @@ class Findings:
         """The findings of a document that `json.loads` gave.
 
         Raises:
-            FormatError: it breaks the schema, or its verdict contradicts what it holds.
+            FormatError: it breaks the schema, names a tap twice, or its verdict contradicts what it holds.
         """
         document = {**document}
         with naming_file(file):
@@ -304,6 +304,11 @@ class Findings:
                 document.get("versions", {}), tuple(document.get("notes", ())),
                 **{name: tuple(_read(kind, one) for one in document.get(name, ())) for name, kind in _PARTS.items()},
             )  # fmt: skip
+            for number, pair in enumerate(found.pairs):
+                names = [tap.tap for tap in pair.taps]
+                if len({*names}) < len(names):
+                    twice = next(name for name in names if names.count(name) > 1)
+                    raise FormatError("a tap twice", where=f"pairs[{number}].taps", found=shown(twice))
             wrong = next(found.wrong(), None)
             if found.passed and wrong is not None:
                 raise FormatError("contradicts what was found", where="verdict", expected="differs",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gptj.parity.findings import PairFound, TapFound
 from gptj.parity.reports.markup import Markup, join, tag
-from gptj.parity.reports.spelling import share_of, spell_number, spell_sign
-from gptj.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, split_tap
+from gptj.parity.reports.spelling import place_of, share_of, spell_number, spell_sign
+from gptj.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK
 
 __all__ = ["heat_map", "operations_of"]
 
@@ -21,7 +21,7 @@ def operations_of(pair: PairFound) -> tuple[list[str], dict[int | None, dict[str
     """
     blocks: dict[int | None, dict[str, TapFound]] = {}
     for tap in pair.taps:
-        block, name = split_tap(tap.tap)
+        block, name = place_of(tap.tap)
         blocks.setdefault(block, {})[name] = tap
     found = {name for block, taps in blocks.items() if block is not None for name in taps}
     known = [tap.name for tap in IN_BLOCK if tap.name in found]

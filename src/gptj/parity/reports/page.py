@@ -17,8 +17,7 @@ from gptj.parity.findings import Findings, PairFound, TapFound, TextFound
 from gptj.parity.reports.heat_map import heat_map
 from gptj.parity.reports.line_chart import Line, line_chart
 from gptj.parity.reports.markup import Markup, join, table, tag
-from gptj.parity.reports.spelling import share_of, spell_number, spell_percent, spell_sign
-from gptj.taps import split_tap
+from gptj.parity.reports.spelling import place_of, share_of, spell_number, spell_percent, spell_sign
 
 __all__ = ["render_page"]
 
@@ -127,10 +126,10 @@ def _value_row(tap: TapFound) -> tuple[list[str | Markup], str | None]:
 
 def _depth(pair: PairFound) -> Markup:
     """The sums that leave the blocks, along the depth."""
-    chosen = [tap for tap in pair.taps if split_tap(tap.tap)[0] is None or split_tap(tap.tap)[1] == "sum"]
+    chosen = [tap for tap in pair.taps if place_of(tap.tap)[0] is None or place_of(tap.tap)[1] == "sum"]
     if len(chosen) < 2:
         return Markup("")
-    places = [str(split_tap(tap.tap)[0]) if split_tap(tap.tap)[0] is not None else tap.tap for tap in chosen]
+    places = [str(place_of(tap.tap)[0]) if place_of(tap.tap)[0] is not None else tap.tap for tap in chosen]
     lines = [Line("difference", [tap.difference for tap in chosen]),
              Line("bound", [tap.bound for tap in chosen], dashed=True)]  # fmt: skip
     first = next((number for number, tap in enumerate(chosen) if not tap.right), None)

@@ -7,10 +7,22 @@ import math
 
 from gptj.errors import harmless
 from gptj.parity.findings import TapFound
+from gptj.taps import split_tap
 
-__all__ = ["NOTHING", "Share", "legible", "share_of", "spell_number", "spell_percent", "spell_sign", "spell_times"]
+__all__ = [
+    "NOTHING",
+    "Share",
+    "legible",
+    "place_of",
+    "share_of",
+    "spell_number",
+    "spell_percent",
+    "spell_sign",
+    "spell_times",
+]
 
 NOTHING = "-"
+LONGEST_NAME = 200
 LONGEST_TEXT = 2_000
 """Of one name or sentence in a report; what is longer is no name."""
 
@@ -20,6 +32,11 @@ def legible(text: str, *, longest: int = LONGEST_TEXT) -> str:
     text = harmless(text).encode("utf-8", "backslashreplace").decode("utf-8")
     text = "".join(rf"\U{ord(c):08x}" if ord(c) & 0xFFFE == 0xFFFE else c for c in text)
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"
+
+
+def place_of(tap: str) -> tuple[int | None, str]:
+    """A tap's block, None outside of the blocks, and its name there; of any text, however long its number."""
+    return split_tap(tap) if len(tap) <= LONGEST_NAME else (None, tap)
 
 
 def spell_number(number: float | None) -> str:
