@@ -26,6 +26,7 @@ from gptj.parity.reports.markdown import SUMMARY_BYTES, render_markdown
 from gptj.parity.reports.output import KINDS, kind_of, render, write_report
 from gptj.parity.reports.page import render_page
 from gptj.parity.reports.spelling import legible, share_of, spell_percent
+from gptj.parity.reports.text import render_text
 
 SAMPLES = ("full", "holding", "hostile", "huge")
 VOID = {"meta", "br", "hr"}
@@ -156,8 +157,9 @@ class TestPage:
         assert "✗ Parity of models/tiny, tiny" in page.text
 
     def test_a_pair_without_values_or_outside_of_blocks_alone_is_shown(self):
+        far = TapFound(f"h.{'9' * 5000}.q", 1.0, 2.0, True)
         pairs = (PairFound("a", "b", ()), PairFound("a", "c", (TapFound("logits", 1.0, 2.0, True),)),
-                 PairFound("a", "d", (TapFound("h.7.q", 1.0, 0.0, True), TapFound(f"h.{'9' * 5000}.q", 1, 2, True))))  # fmt: skip
+                 PairFound("a", "d", (TapFound("h.7.q", 1.0, 0.0, True), far)))  # fmt: skip
         text = Page(render_page(Findings("holds", "all", pairs=pairs))).text
         assert "No values were compared." in text and "50%" in text and "block 7" in text
 
@@ -254,6 +256,26 @@ class TestMarkdown:
         text = render_markdown(many)
         assert 200_000 < len(text.encode("utf-8")) < 1024 * 1024
         assert re.search(r"\n\d+ of 28 rows are left out here: ", text)
+
+
+class TestText:
+    @pytest.mark.parametrize("name", ["full", "holding", "huge"])
+    @pytest.mark.parametrize("width", [80, 132])
+    def test_no_line_is_wider_than_the_terminal(self, name, width):
+        lines = render_text(sample(name), width=width).splitlines()
+        assert max(map(len, lines)) <= width and not any(line != line.rstrip() for line in lines)
+
+    def test_it_says_what_differs_and_where_it_was_born(self):
+        text = render_text(finding_samples.full())
+        assert text.startswith("✗ differs: models/tiny: tf first differs") and "looks like: rotary sign" in text
+        [born] = [line for line in text.splitlines() if "●" in line and "born" not in line]
+        assert born.split()[:6] == ["2", "5", "60", "<1", "5", "●"]
+        assert "NaN" in text and "✗ pt: epsilon 1.1e-5" in text and "Planted mistakes: 2 of 3 noticed" in text
+        assert render_text(finding_samples.holding()).count("\n") == 1
+
+    def test_nothing_in_it_steers_a_terminal(self):
+        text = render_text(finding_samples.hostile(), width=40)
+        assert all(character.isprintable() or character == "\n" for character in text)
 
 
 class TestFiles:

@@ -79,7 +79,7 @@ def test_the_tap_that_an_error_was_born_in_is_told_with_its_own_size(traces):
 def test_saved_findings_make_the_same_reports_again(saved, tmp_path):
     (tmp_path / "again").mkdir()
     done = run("report", saved, *asked(tmp_path / "again"))
-    assert done.exit_code == 1 and "differs: tf first differs" in done.stdout
+    assert done.exit_code == 1 and "✗ differs: models/tiny: tf first differs" in done.stdout
     assert (tmp_path / "again" / "r.json").read_bytes() == saved.read_bytes()
     once = (tmp_path / "again" / "r.html").read_bytes()
     assert run("report", tmp_path / "again" / "r.json", "--html", tmp_path / "more.html").exit_code == 1

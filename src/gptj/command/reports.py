@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -101,11 +102,11 @@ def report_options(function: Any) -> Any:
     return decorate(with_destinations)
 
 
-@click.command(cls=TakesJsonFile, short_help="Make reports of findings that were saved.")
+@click.command(cls=TakesJsonFile, short_help="Print findings that were saved, and make reports of them.")
 @click.argument("findings", type=PathArgument, metavar="FINDINGS.json")
 @report_options
 def report(findings: Path, destinations: Destinations, as_json: bool) -> None:
-    """Make reports of findings that --json FILE saved, and say how they ended.
+    """Print findings that --json FILE saved, and make reports of them.
 
     No framework and no model is needed. The exit status is that of the comparison: 1 where it differs.
     """
@@ -116,8 +117,8 @@ def report(findings: Path, destinations: Destinations, as_json: bool) -> None:
     if as_json:
         click.echo(found.to_json(), nl=False)
     else:
-        from gptj.errors import harmless
+        from gptj.parity.reports.text import render_text
 
-        click.echo(harmless(f"{found.verdict}: {found.headline}"))
+        click.echo(render_text(found, width=shutil.get_terminal_size().columns), nl=False)
     if not found.passed:
         sys.exit(1)

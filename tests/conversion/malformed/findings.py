@@ -111,7 +111,8 @@ MISSING = [
 NULLS = [
     Malformed(f"{spell(place)} is null", changed(place, None), door, spell(place))
     for place in [("verdict",), ("headline",), ("config",), ("measures",), ("measures", 0, "holds"),
-                  ("texts", 0, "tokens"), ("pairs", 0, "a"), ("versions", "pt"), ("notes", 0), ("sensitivity", 0, "caught")]
+                  ("texts", 0, "tokens"), ("pairs", 0, "a"), ("versions", "pt"), ("notes", 0),
+                  ("sensitivity", 0, "caught")]
 ]  # fmt: skip
 
 CONTRADICTIONS = [

@@ -3,6 +3,7 @@
     json_report    gptj.parity.findings.Findings.to_json
     junit.py       JUnit XML, which CI systems show as tests           render_junit
     markdown.py    Markdown for a job's summary, cut to GitHub's size  render_markdown
+    text.py        text for a terminal                                 render_text
     page.py        one HTML file, without scripts or a network         render_page
     output.py      which report a file's name asks for, written        write_report
 
