@@ -314,5 +314,11 @@ def test_the_style_is_shipped_beside_the_code():
 
 
 def test_percent_never_rounds_up_to_all_and_texts_are_cut():
-    assert [spell_percent(s) for s in (1.0, 1 - 1e-7, 0.0, 0.123456)] == ["100%", "99.99%", "0%", "12.34%"]
+    assert [spell_percent(s) for s in (1.0, 1 - 1e-7, 1 - 1e-15, 0.0, 0.123456)] == [
+        "100%",
+        "99.99%",
+        "99.99%",
+        "0%",
+        "12.34%",
+    ]
     assert legible("x" * 9_999).endswith("(9,999 characters)") and legible("\ufffe") == r"\U0000fffe"

@@ -109,7 +109,7 @@ def _pair(pair: PairFound) -> Markup:
     said += [tag("p", pair.headline)] if pair.headline else []
     said += [tag("p", "Looks like: ", tag("strong", pair.looks_like))] if pair.looks_like else []
     rows = [_value_row(tap) for tap in pair.taps]
-    heading = ("value", "", "off by", "bound", "born there", "on its inputs", "bound", "largest at")
+    heading = ("value", "share of the bound", "off by", "bound", "born there", "on its inputs", "bound", "largest at")
     values = table(f"Values of {pair.b} against {pair.a}", heading, rows) if rows else Markup("")
     wrong = sum(not tap.right for tap in pair.taps)
     told = tag("summary", f"All {len(pair.taps):,} values, {wrong:,} of them beyond their bounds")

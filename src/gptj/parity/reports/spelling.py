@@ -63,6 +63,7 @@ def spell_percent(share: float | None) -> str:
     if share is None or not math.isfinite(share):
         return spell_number(share)
     percent = math.floor(share * 1e4 + 1e-9) / 100
+    percent = min(percent, 99.99) if share < 1 else percent
     return f"{percent:g}%"
 
 
