@@ -160,7 +160,10 @@ class TestPage:
         far = TapFound(f"h.{'9' * 5000}.q", 1.0, 2.0, True)
         pairs = (PairFound("a", "b", ()), PairFound("a", "c", (TapFound("logits", 1.0, 2.0, True),)),
                  PairFound("a", "d", (TapFound("h.7.q", 1.0, 0.0, True), far)))  # fmt: skip
-        text = Page(render_page(Findings("holds", "all", pairs=pairs))).text
+        many = tuple(TapFound(f"value {n}", 1.0, 2.0, True) for n in range(40))
+        page = Page(render_page(Findings("holds", "all", pairs=(*pairs, PairFound("a", "e", many)))))
+        assert max(int(str(picture["width"])) for picture in page.all("svg", **{"class": "heat"})) < 1100
+        text = page.text
         assert "No values were compared." in text and "50%" in text and "block 7" in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -181,6 +182,13 @@ def test_the_fixture_and_the_options_are_in_pytests_own_help(pytester):
     done.stdout.fnmatch_lines(["*GPT-J in several frameworks:", "*--gptj-backends=NAMES*", "*--gptj-report=FILE*"])
     done = pytester.runpytest_inprocess(*LOADED, "--fixtures")
     done.stdout.fnmatch_lines(["*gptj_parity*session scope*", "*Compares the frameworks on a model*"])
+
+
+def test_the_page_names_every_option():
+    page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    source = (ROOT / "src" / "gptj" / "pytest_plugin.py").read_text(encoding="utf-8")
+    options = set(re.findall(r"addoption\(\s*\"(--[a-z-]+)", source))
+    assert len(options) == 2 and all(f"`{option} " in page for option in options)
 
 
 def test_it_is_declared_as_a_plugin_and_loaded_where_the_package_is_installed(pytestconfig):

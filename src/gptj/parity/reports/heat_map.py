@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from gptj.parity.findings import PairFound, TapFound
 from gptj.parity.reports.markup import Markup, join, tag
 from gptj.parity.reports.spelling import place_of, share_of, spell_number, spell_sign
@@ -10,6 +12,7 @@ from gptj.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK
 __all__ = ["heat_map", "operations_of"]
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 66, 24, 78, 26
+_SIDE_BY_SIDE = 7
 _LONGEST = 10
 """Characters of a label, which fit."""
 
@@ -41,17 +44,17 @@ def heat_map(pair: PairFound) -> Markup:
     y = _TOP if columns else 2
     for column, name in enumerate(columns):
         parts.append(_label(name, _LEFT + (column + 0.5) * _WIDTH, 16, "middle"))
-    if before:
-        parts += _outside(outside, before, y)
+    for names in _side_by_side(before):
+        parts += _outside(outside, names, y)
         y += _HEIGHT
     for block in sorted(blocks, key=lambda number: -1 if number is None else number):
         parts.append(_label(f"block {block}", _LEFT - 6, y + 16, "end"))
         parts += [_cell(tap, columns.index(name), y) for name, tap in blocks[block].items()]
         y += _HEIGHT
-    if after:
-        parts += _outside(outside, after, y)
+    for names in _side_by_side(after):
+        parts += _outside(outside, names, y)
         y += _HEIGHT
-    width = _LEFT + _WIDTH * max(len(columns), 2 * len(before), 2 * len(after)) + 2
+    width = _LEFT + _WIDTH * max(len(columns), 2 * min(_SIDE_BY_SIDE, max(len(before), len(after)))) + 2
     wrong = sum(not tap.right for tap in pair.taps)
     said = f"{pair.b} against {pair.a}, {len(pair.taps)} values, {wrong} beyond their bounds"
     drawn = tag("svg", tag("title", f"Heat map: {said}"), join(parts, "\n"), width=width, height=y + 2,
@@ -65,7 +68,12 @@ def _label(text: str, x: float, y: float, anchor: str) -> Markup:
     return tag("text", text, x=x, y=y, text_anchor=anchor, class_="label")
 
 
-def _outside(taps: dict[str, TapFound], names: list[str], y: float) -> list[Markup]:
+def _side_by_side(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Names in rows, as many in each as fit."""
+    return (names[start : start + _SIDE_BY_SIDE] for start in range(0, len(names), _SIDE_BY_SIDE))
+
+
+def _outside(taps: dict[str, TapFound], names: Sequence[str], y: float) -> list[Markup]:
     """Values outside of the blocks: a name and a cell each, side by side."""
     parts = []
     for number, name in enumerate(names):
