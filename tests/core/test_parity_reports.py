@@ -20,6 +20,7 @@ import pytest
 
 from gptj.errors import InputError, WriteError
 from gptj.parity.findings import Findings, PairFound, TapFound
+from gptj.parity.reports import page as page_module
 from gptj.parity.reports.junit import render_junit
 from gptj.parity.reports.line_chart import Line, line_chart
 from gptj.parity.reports.markdown import SUMMARY_BYTES, render_markdown
@@ -165,6 +166,26 @@ class TestPage:
         assert max(int(str(picture["width"])) for picture in page.all("svg", **{"class": "heat"})) < 1100
         text = page.text
         assert "No values were compared." in text and "50%" in text and "block 7" in text
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, of WCAG 2."""
+    digits = colour.lstrip("#")
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(scheme):
+    style = (Path(page_module.__file__).parent / "page.css").read_text(encoding="utf-8")
+    block = re.findall(r":root \{(.*?)\}", style, re.S)[scheme]
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", block))
+    pairs = [(name, back) for name in ("ink", "soft", "link", "good", "bad") for back in ("paper",)]
+    pairs += [("cell", f"l{level}") for level in (0, 1, 2, 3, 4, 6)] + [("cell5", "l5"), ("ink", "panel")]
+    for pair in pairs:
+        darker, lighter = sorted(luminance(colours[name]) for name in pair)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, pair
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
