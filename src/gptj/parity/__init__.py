@@ -34,6 +34,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptj.parity.compare import compare_records
     from gptj.parity.differences import Comparison, compare_traces
+    from gptj.parity.findings import Findings
+    from gptj.parity.gather import findings_of_comparison, findings_of_report
     from gptj.parity.oracle import Oracle, OracleOutput
     from gptj.parity.probe import Probe, make_probe
     from gptj.parity.record import Record, record_backend
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 _ROOMS = {
     "compare": ("compare_records",),
     "differences": ("Comparison", "compare_traces"),
+    "findings": ("Findings",),
+    "gather": ("findings_of_comparison", "findings_of_report"),
     "report": ("Divergence", "Measure", "ParityReport"),
     "oracle": ("Oracle", "OracleOutput"),
     "probe": ("Probe", "make_probe"),
@@ -65,6 +69,7 @@ __all__ = [
     "BackendProcessError",
     "Comparison",
     "Divergence",
+    "Findings",
     "Measure",
     "Oracle",
     "OracleOutput",
@@ -77,6 +82,8 @@ __all__ = [
     "TraceFacts",
     "compare_records",
     "compare_traces",
+    "findings_of_comparison",
+    "findings_of_report",
     "make_probe",
     "open_oracle",
     "open_trace",
