@@ -15,6 +15,9 @@
     trace_record.py  a backend's trace                                                   record_trace
     bounds.py        how far rounding takes each value, and why
     operations.py    each value again in float64, from the inputs that were recorded
+    mistaken.py      an operation with one step put otherwise
+    mutants.py       known mistakes, each such an operation                              MISTAKES
+    signatures.py    the known mistake that explains a wrong value
     differences.py   where traces part, and whether the error was born there             Comparison, compare_traces
 
 >>> from gptj.parity import run_parity

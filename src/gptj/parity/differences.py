@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from gptj.errors import InputError, shown
 from gptj.parity.bounds import Rounding, TokenSizes, accumulated
 from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
+from gptj.parity.signatures import find_signature
 from gptj.parity.trace import INPUTS, Trace, rotary_sha256
 from gptj.taps import split_tap
 
@@ -74,17 +75,22 @@ class Origin:
         verdict: "born there" where it is not, "came in" where it is.
         own: the tap's difference from its operation in float64; None where that cannot be told.
         needs: the input that the trace does not hold, where it cannot be told.
+        looks_like: the known mistakes that explain it, where it was born there; None where none does.
     """
 
     trace: str
     verdict: Verdict
     own: TapDifference | None = None
     needs: str | None = None
+    looks_like: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The facts as JSON takes them."""
         own = None if self.own is None else self.own.as_dict()
-        return {"trace": self.trace, "verdict": self.verdict, "own": own, "needs": self.needs}
+        return {
+            "trace": self.trace, "verdict": self.verdict, "own": own, "needs": self.needs,
+            "looks_like": self.looks_like,
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +118,10 @@ class PairDifferences:
         first, born = self.first, [origin for origin in self.origins if origin.verdict == "born there"]
         start = f"{self.other} first differs from {self.base} in {spell_tap(first.tap)}"
         size = f"{first.difference:.1e} where rounding explains {first.bound:.0e}; {first.where}"
+        if [origin.trace for origin in born] == [self.other]:
+            return f"{start}: born there, {_own(born[0])}"
         if born:
-            own = [f"{origin.trace} ({_own(origin)})" for origin in born]
-            return f"{start}: born there, in {' and '.join(own)}; between the two {size}"
+            return f"{start}: born there, {' and '.join(f'in {origin.trace}, {_own(origin)}' for origin in born)}"
         if all(origin.verdict == "came in" for origin in self.origins):
             return f"{start}: it came in with that operation's inputs; {size}"
         needs = ", ".join(sorted({origin.needs for origin in self.origins if origin.needs is not None}))
@@ -122,12 +129,18 @@ class PairDifferences:
             return f"{start}: born there, in one of the two, whose inputs agree; {size}. Which needs the weights"
         return f"{start}: {size}. Whether it was born there needs {needs}"
 
+    @property
+    def looks_like(self) -> str | None:
+        """The known mistakes that explain `first`; None where none does, or it was not born there."""
+        return next((origin.looks_like for origin in self.origins if origin.looks_like is not None), None)
+
     def as_dict(self) -> dict[str, Any]:
         """The facts as JSON takes them."""
         return {
             "base": self.base,
             "other": self.other,
             "headline": self.headline,
+            "looks_like": self.looks_like,
             "first": None if self.first is None else self.first.as_dict(),
             "origins": [origin.as_dict() for origin in self.origins],
             "taps": [tap.as_dict() for tap in self.taps],
@@ -143,12 +156,15 @@ class Comparison:
         born: of each trace, by name, every tap that is not what its operation gives.
         left_out: taps that not all traces have.
         facts: what differs between the traces' facts, in words.
+        looks_like: of each trace, by name, the known mistakes that explain a tap: of each operation the first block's
+            that is wrong.
     """
 
     pairs: tuple[PairDifferences, ...]
     born: dict[str, tuple[TapDifference, ...]]
     left_out: tuple[str, ...]
     facts: tuple[str, ...]
+    looks_like: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -161,7 +177,9 @@ class Comparison:
             yield pair.headline
         for trace, taps in self.born.items():
             for own in taps if every else taps[:3]:
-                yield f"{trace}: {spell_tap(own.tap)} is not what its inputs give: {_size(own)}"
+                like = self.looks_like.get(trace, {}).get(own.tap)
+                seems = "" if like is None else f"; looks like: {like}"
+                yield f"{trace}: {spell_tap(own.tap)} is not what its inputs give: {_size(own)}{seems}"
             if len(taps) > 3 and not every:
                 yield f"{trace}: and {len(taps) - 3} taps more"
         yield from self.facts
@@ -179,6 +197,7 @@ class Comparison:
             "passed": self.passed,
             "pairs": [pair.as_dict() for pair in self.pairs],
             "born": {trace: [tap.as_dict() for tap in taps] for trace, taps in self.born.items()},
+            "looks_like": self.looks_like,
             "left_out": list(self.left_out),
             "facts": list(self.facts),
         }
@@ -188,10 +207,11 @@ def spell_tap(tap: str) -> str:
     """A tap in words.
 
     >>> spell_tap("h.3.q_rotated"), spell_tap("ln_f")
-    ('block 3, q_rotated', 'ln_f')
+    ('block 3, rotated q', 'ln_f')
     """
     block, inner = split_tap(tap)
-    return tap if block is None else f"block {block}, {inner}"
+    name = f"rotated {inner[0]}" if inner in ("q_rotated", "k_rotated") else inner
+    return name if block is None else f"block {block}, {name}"
 
 
 def _size(tap: TapDifference) -> str:
@@ -200,7 +220,7 @@ def _size(tap: TapDifference) -> str:
 
 def _own(origin: Origin) -> str:
     assert origin.own is not None
-    return _size(origin.own)
+    return _size(origin.own) + ("" if origin.looks_like is None else f"; looks like: {origin.looks_like}")
 
 
 def _finite(number: float) -> float | None:
@@ -236,13 +256,14 @@ def compare_traces(
     sizes: dict[str, TokenSizes] = {}
     found: list[dict[str, _Largest]] = [{} for _ in others]
     origins: dict[str, tuple[Origin, ...]] = {}
+    tried: dict[str, set[str]] = {trace.name: set() for trace in traces}
     for tap in common:
         if progress is not None:
             progress(tap)
         sizes[tap], differences = _differences(base, others, tap)
         for of_one, difference in zip(found, differences, strict=True):
             of_one[tap] = difference
-        origins[tap] = tuple(_origin(trace, tap, weights) for trace in traces)
+        origins[tap] = tuple(_origin(trace, tap, weights, tried[trace.name]) for trace in traces)
     pairs = tuple(
         _pair(base, other, sizes, difference, origins) for other, difference in zip(others, found, strict=True)
     )
@@ -253,7 +274,14 @@ def compare_traces(
         for number, trace in enumerate(traces)
     }  # fmt: skip
     left_out = tuple(tap for tap in every if tap not in common)
-    return Comparison(pairs, born, left_out, tuple(_facts(base, others)))  # type: ignore[arg-type]
+    looks_like = {
+        trace.name: {
+            tap: of_tap[number].looks_like for tap, of_tap in origins.items() if of_tap[number].looks_like is not None
+        }
+        for number, trace in enumerate(traces)
+    }
+    facts = tuple(_facts(base, others))
+    return Comparison(pairs, born, left_out, facts, looks_like)  # type: ignore[arg-type]
 
 
 def _named_apart(traces: Sequence[Trace]) -> list[Trace]:
@@ -390,8 +418,15 @@ def _differences(base: Trace, others: Sequence[Trace], tap: str) -> tuple[TokenS
     return TokenSizes.join(sizes), [_Largest.join(parts) for parts in found]
 
 
-def _origin(trace: Trace, tap: str, weights: ReadWeight | None) -> Origin:
-    """Whether a tap is what its operation gives on the recorded inputs."""
+def _origin(trace: Trace, tap: str, weights: ReadWeight | None, tried: set[str]) -> Origin:
+    """Whether a tap is what its operation gives on the recorded inputs, and which known mistake explains it if not.
+
+    Args:
+        trace: its trace.
+        tap: its name.
+        weights: reads the model's.
+        tried: operations for whose error in an earlier block an explanation was tried; this one is added.
+    """
     operation = OperationOf(trace, tap, weights)
     axes, worst = trace.places[tap].axes, None
     worst_share = -1.0
@@ -404,7 +439,12 @@ def _origin(trace: Trace, tap: str, weights: ReadWeight | None) -> Origin:
     except Missing as missing:
         return Origin(trace.name, "cannot be told", needs=str(missing))
     assert worst is not None
-    return Origin(trace.name, "came in" if worst.holds else "born there", worst)
+    if worst.holds:
+        return Origin(trace.name, "came in", worst)
+    inner = split_tap(tap)[1]
+    like = None if inner in tried else find_signature(trace, tap, weights, _slices)
+    tried.add(inner)
+    return Origin(trace.name, "born there", worst, looks_like=like)
 
 
 def _judge_part(tap: str, found: Array, expected: Expected, axes: str, start: int) -> tuple[TapDifference, float]:
