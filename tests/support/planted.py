@@ -1,4 +1,4 @@
-"""The mistakes of `mutants.MUTANTS`, and more, planted in a wing: its functions replaced, or its weights, while it records.
+"""The mistakes of `mutants.MUTANTS`, and more, planted in a wing: its functions or weights replaced while it records.
 
 What is put in place of a wing's function is computed in NumPy, so each mistake is written once for all three. Flax runs
 without `jax.jit`, which would remember the right function.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import re
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -419,11 +420,13 @@ _READ = {
     "rotary of the whole head": ("config: rotary_width", None), "heads of another width": ("config: n_head", None),
     "a layer too few": ("config: n_layer", None), "epsilon 1e-6": ("block 0, ln_1", "epsilon 1e-06"),
     "epsilon 1e-12": ("block 0, ln_1", "epsilon 1e-12"), "exact GELU": ("block 0, activation", "exact GELU"),
-    ".ln_1.bias dropped": ("block 0, ln_1", "offset dropped"), ".fc_in.bias dropped": ("block 0, fc_in", "bias dropped"),
+    ".ln_1.bias dropped": ("block 0, ln_1", "offset dropped"),
+    ".fc_in.bias dropped": ("block 0, fc_in", "bias dropped"),
     ".fc_out.bias dropped": ("block 0, fc_out", "bias dropped"), ".ln_f.bias dropped": ("ln_f", "offset dropped"),
     "lm_head.bias dropped": ("logits", "bias dropped"), ".ln_1.weight left at 1": ("block 0, ln_1", "scale left at 1"),
     ".ln_f.weight left at 1": ("ln_f", "scale left at 1"), ".q_proj.weight transposed": ("block 0, q", "transposed"),
-    ".k_proj.weight transposed": ("block 0, k", "transposed"), ".v_proj.weight transposed": ("block 0, v", "transposed"),
+    ".k_proj.weight transposed": ("block 0, k", "transposed"),
+    ".v_proj.weight transposed": ("block 0, v", "transposed"),
     ".out_proj.weight transposed": ("block 0, out_proj", "transposed"),
     "k and v swapped": ("block 0, k", "k and v swapped"), "q and k swapped": ("block 0, q", "q and k swapped"),
     "layers in lexicographic order": ("block 2, ln_1", "layers in lexicographic order"),
@@ -484,8 +487,8 @@ _MORE = (
             mutant=_reads("row", _one_row)),
     Planted("lm_head's bias twice", "logits", "another bias", mutant=_reads(
         "twice", lambda weights: {**weights, "lm_head.bias": 2 * weights["lm_head.bias"]})),
-    Planted("cache: keys before their rotation", "block 0, scores", None,
-            lambda b: b.positions(lambda at: at) or b.cache(_unrotated(b)), cached=True),
+    Planted("cache: keys of another rotation", "block 0, scores", None,
+            lambda b: b.cache(_other_rotation(b)), cached=True),
     Planted("cache: the step counts from 0", "block 0, rotated q", f"positions off by -{PAST}",
             lambda b: b.positions(lambda at: at - PAST * (at.shape[-1] < LENGTH - PAST + 1)), cached=True),
     Planted("cache: values of the step not kept", "block 0, mixed", None, lambda b: b.cache(_no_new_values(b)),
@@ -493,8 +496,8 @@ _MORE = (
 )  # fmt: skip
 
 
-def _unrotated(bench: Workbench) -> Callable[..., Any]:
-    """The past's keys as if they had never been turned: turned back by the wing's own table is more than a port does."""
+def _other_rotation(bench: Workbench) -> Callable[..., Any]:
+    """The past's keys with their pairs in another order, as a cache that holds another rotation's keys would."""
 
     def change(k: Any, v: Any, right: Any) -> Any:
         keys, values = right(k, v)
@@ -579,6 +582,12 @@ def headline(planted: Planted, name: str, folder: Path, patch: Any) -> tuple[str
         return str(error.where), None, str(error)
     pair = found.pairs[0]
     return ("nowhere" if pair.first is None else spell_tap(pair.first.tap)), pair.looks_like, pair.headline
+
+
+def shorten(sentence: str) -> str:
+    """A headline without the traces' names and the place within the tap."""
+    start = re.sub(r"^\w+ first differs from oracle in ", "", sentence)
+    return re.sub(r"; row [^;]*", "", start).replace("; looks like: ", ": ")
 
 
 def _record(bench: Workbench, folder: Path, config: GPTJConfig, given: dict[str, Array], *, cached: bool) -> None:
