@@ -12,11 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-for _folder in ("support",):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / _folder))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))  # pytest has it there already
 
-from feature_table import ROOT
-from planted import PLANTED, Planted, headline, shorten
+from feature_table import ROOT  # noqa: E402
+from planted import PLANTED, Planted, headline, shorten  # noqa: E402
 
 PAGE = ROOT / "docs" / "parity.md"
 BEGIN, END = "<!-- planted: made by tests/documents/planted_table.py -->", "<!-- planted end -->"
