@@ -101,12 +101,15 @@ def _encode(tokenizer: object, text: str | None) -> list[int]:
     "--reference", type=Repository(locate), metavar="DIR",
     help="The model's folder: its weights tell of every operation whether an error was born there.",
 )  # fmt: skip
-@click.option("--names", type=PathArgument, metavar="FILE", help="A TOML file that maps other names onto ours.")
+@click.option(
+    "--names", type=str, metavar="NAME", multiple=True,
+    help="Maps other programs' names onto ours: a TOML file, or a shipped one, such as transformers-pt. Repeatable.",
+)  # fmt: skip
 @click.option("--weights", metavar="FILE", help="Which weights file of --reference, where it holds several sets.")
 @click.option("--verbose", is_flag=True, help="Also print every tap.")
 @json_option
 def compare(
-    traces: tuple[Path, ...], reference: Path | None, names: Path | None, weights: str | None, verbose: bool,
+    traces: tuple[Path, ...], reference: Path | None, names: tuple[str, ...], weights: str | None, verbose: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Compare traces of one model on the same inputs with the most exact of them, tap by tap.
@@ -122,7 +125,7 @@ def compare(
         raise click.UsageError("--weights is for --reference.")
     if len(traces) < 2:
         raise click.UsageError("Two traces or more are compared; one was given.")
-    mapping = None if names is None else TapNames.from_file(names)
+    mapping = TapNames.find(*names)
     opened = [open_trace(path, mapping) for path in traces]
     read = None
     if reference is not None:

@@ -124,15 +124,22 @@ def rounding_of_rotation(x: Array, sin: Array, cos: Array, rounding: Rounding) -
     return bound
 
 
-def rounding_of_softmax(scores: Array, visible: NDArray[np.bool_], weights: Array, rounding: Rounding) -> Array:
+def rounding_of_softmax(
+    scores: Array, visible: NDArray[np.bool_], weights: Array, rounding: Rounding, *, off: Array | float = 0.0
+) -> Array:
     """The bound of attention weights; exactly 0 where a key cannot be seen.
+
+    Args:
+        scores, visible, weights: (b, h, t, s).
+        rounding: the arithmetic.
+        off: what the scores may be off by, where they were not recorded.
 
     An exponential hands the absolute error of its argument on as a relative one: of the score as recorded, of the
     subtraction of the largest, of the function itself. The sum does so for all keys, by their weights.
     """
     seen = np.where(visible, scores, 0)
     below = np.abs(seen - np.where(visible, scores, -np.inf).max(-1, keepdims=True, initial=np.finfo(np.float64).min))
-    own = rounding.unit * (2 * np.where(visible, below, 0) + np.abs(seen) + 8)
+    own = rounding.unit * (2 * np.where(visible, below, 0) + np.abs(seen) + 8) + np.where(visible, off, 0)
     share = own + (weights * own).sum(-1, keepdims=True) + rounding.sum_of(scores.shape[-1])
     bound: Array = np.where(visible, weights * np.expm1(share) + rounding.smallest, 0)
     return bound

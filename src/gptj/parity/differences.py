@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.errors import InputError, shown
+from gptj.inputs import IGNORED_LABEL
 from gptj.parity.bounds import Rounding, TokenSizes, accumulated
 from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
 from gptj.parity.trace import INPUTS, Trace, rotary_sha256
@@ -47,12 +48,14 @@ class TapDifference:
         difference: absolute; infinity where a value is not finite.
         bound: how much of it rounding explains.
         where: row, head, token, channel, as far as the tap has them.
+        padding: whether it holds at every token but those of padding, whose values reach no other token.
     """
 
     tap: str
     difference: float
     bound: float
     where: str
+    padding: bool = False
 
     @property
     def holds(self) -> bool:
@@ -62,7 +65,7 @@ class TapDifference:
     def as_dict(self) -> dict[str, Any]:
         """The facts as JSON takes them; what is not finite is null."""
         numbers = {"difference": _finite(self.difference), "bound": _finite(self.bound)}
-        return {"tap": self.tap, **numbers, "where": self.where, "holds": self.holds}
+        return {"tap": self.tap, **numbers, "where": self.where, "padding": self.padding, "holds": self.holds}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,8 @@ class PairDifferences:
     Attributes:
         base, other: the traces' names.
         taps: that both have, in the order of the computation.
-        first: that leaves its bound, None where all hold.
+        first: that leaves its bound, or is not what its operation gives in one of the two; None where there is none.
+            One that does so at padding alone is only where no other does.
         origins: of `first`, in the base and in the other.
     """
 
@@ -112,6 +116,8 @@ class PairDifferences:
         first, born = self.first, [origin for origin in self.origins if origin.verdict == "born there"]
         start = f"{self.other} first differs from {self.base} in {spell_tap(first.tap)}"
         size = f"{first.difference:.1e} where rounding explains {first.bound:.0e}; {first.where}"
+        if first.padding:
+            size = f"{size}, at padding alone"
         if born:
             own = [f"{origin.trace} ({_own(origin)})" for origin in born]
             return f"{start}: born there, in {' and '.join(own)}; between the two {size}"
@@ -234,7 +240,7 @@ def compare_traces(
     if not common:
         raise InputError("no tap in common", where=_names(traces))
     sizes: dict[str, TokenSizes] = {}
-    found: list[dict[str, _Largest]] = [{} for _ in others]
+    found: list[dict[str, tuple[_Largest, _Largest]]] = [{} for _ in others]
     origins: dict[str, tuple[Origin, ...]] = {}
     for tap in common:
         if progress is not None:
@@ -354,7 +360,8 @@ class _Largest:
         """The difference that is the largest share of its bound, which a token has one of."""
         bounds = np.broadcast_to(bounds, self.sizes.shape)
         worst = np.unravel_index(int(_shares(self.sizes, bounds).argmax()), self.sizes.shape)
-        return TapDifference(tap, float(self.sizes[worst]), float(bounds[worst]), _spell(self.places[worst], self.axes))
+        place = _spell(self.places[worst], self.axes)
+        return TapDifference(tap, float(self.sizes[worst]), float(bounds[worst]), place)
 
 
 def _shares(difference: Array, bounds: Array) -> Array:
@@ -376,39 +383,67 @@ def _float64(values: Array) -> Array:
     return np.asarray(values, np.float64)
 
 
-def _differences(base: Trace, others: Sequence[Trace], tap: str) -> tuple[TokenSizes, list[_Largest]]:
-    """The sizes of the base's tokens, and each other trace's differences from it."""
+def _differences(base: Trace, others: Sequence[Trace], tap: str) -> tuple[TokenSizes, list[tuple[_Largest, _Largest]]]:
+    """The sizes of the base's tokens, and each other trace's differences from it: of all, and of all but padding."""
     axes = base.places[tap].axes
     sizes: list[TokenSizes] = []
-    found: list[list[_Largest]] = [[] for _ in others]
+    found: list[tuple[list[_Largest], list[_Largest]]] = [([], []) for _ in others]
+    padding = _padding(base, *others)
     for tokens in _slices(base, tap):
         wanted = _float64(base.read(tap, tokens))
         sizes.append(TokenSizes.of(wanted, axes))
-        for parts, other in zip(found, others, strict=True):
+        out = _at_padding(padding, tap, axes, tokens, wanted.shape)
+        for (every, but), other in zip(found, others, strict=True):
             values, same = np.broadcast_arrays(_float64(other.read(tap, tokens)), wanted)
-            parts.append(_Largest.of(values, same, axes, tokens.start))
-    return TokenSizes.join(sizes), [_Largest.join(parts) for parts in found]
+            every.append(_Largest.of(values, same, axes, tokens.start))
+            if out is None:
+                but.append(every[-1])
+            else:
+                but.append(_Largest.of(np.where(out, 0, values), np.where(out, 0, same), axes, tokens.start))
+    return TokenSizes.join(sizes), [(_Largest.join(every), _Largest.join(but)) for every, but in found]
+
+
+def _at_padding(padding: Array | None, tap: str, axes: str, tokens: slice, shape: tuple[int, ...]) -> Array | None:
+    """The elements of some tokens of a tap that reach no token of the text: padding's, and scores of its keys."""
+    if padding is None or "t" not in axes:
+        return None
+    rows = padding[:, tokens]
+    out = rows.reshape([*rows.shape[:1], *(rows.shape[1] if axis == "t" else 1 for axis in axes[1:])])
+    if tap.endswith(".scores"):
+        out = out | padding[:, None, None, :]
+    return np.broadcast_to(out[: shape[0]] if shape[0] == 1 else out, shape)
 
 
 def _origin(trace: Trace, tap: str, weights: ReadWeight | None) -> Origin:
     """Whether a tap is what its operation gives on the recorded inputs."""
     operation = OperationOf(trace, tap, weights)
-    axes, worst = trace.places[tap].axes, None
-    worst_share = -1.0
+    axes, padding = trace.places[tap].axes, _padding(trace)
+    parts: list[tuple[float, TapDifference]] = []
     try:
         for tokens in _slices(trace, tap):
-            expected = operation.expect(tokens)
-            part, share = _judge_part(tap, _float64(trace.read(tap, tokens)), expected, axes, tokens.start)
-            if share > worst_share:
-                worst, worst_share = part, share
+            expected, found = operation.expect(tokens), _float64(trace.read(tap, tokens))
+            out = _at_padding(padding, tap, axes, tokens, found.shape)
+            parts.extend(_judge_part(tap, found, expected, axes, tokens.start, out))
     except Missing as missing:
         return Origin(trace.name, "cannot be told", needs=str(missing))
-    assert worst is not None
+    # What is wrong at padding alone is said where all else is right.
+    _, worst = max(parts, key=lambda part: (not part[1].holds and not part[1].padding, part[0]))
     return Origin(trace.name, "came in" if worst.holds else "born there", worst)
 
 
-def _judge_part(tap: str, found: Array, expected: Expected, axes: str, start: int) -> tuple[TapDifference, float]:
-    """The difference that is the largest share of its own element's bound, and the share."""
+def _judge_part(
+    tap: str, found: Array, expected: Expected, axes: str, start: int, padding: Array | None
+) -> Iterator[tuple[float, TapDifference]]:
+    """The difference that is the largest share of its own element's bound, and the share: of tokens, and of padding.
+
+    Args:
+        tap: its name.
+        found: as recorded.
+        expected: as its operation gives it.
+        axes: of the tap.
+        start: the first token.
+        padding: the elements that reach no token of the text; None is none.
+    """
     found, value, bound = np.broadcast_arrays(found, _float64(expected.value), expected.bound)
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(found - value)
@@ -417,28 +452,66 @@ def _judge_part(tap: str, found: Array, expected: Expected, axes: str, start: in
     difference = np.where(~np.isfinite(found) & ~np.isfinite(value), 0, difference)
     bound = np.where(np.isnan(bound), np.inf, bound)
     share = _shares(difference, bound)
-    place = np.array(np.unravel_index(int(share.argmax()), share.shape), np.int64)
-    at = tuple(place)
-    own, limit, worst = float(difference[at]), float(bound[at]), float(share[at])
-    if "t" in axes:
-        place[axes.index("t")] += start
-    return TapDifference(tap, own, limit, _spell(place, axes)), worst
+    if padding is None:
+        wheres = [(False, np.ones(share.shape, bool))]
+    else:
+        out = np.broadcast_to(padding, share.shape)
+        wheres = [(False, ~out), (True, out)]
+    for alone, among in wheres:
+        if not among.any():
+            continue
+        of_these = np.where(among, share, -1)
+        place = np.array(np.unravel_index(int(of_these.argmax()), share.shape), np.int64)
+        at = tuple(place)
+        own, limit, worst = float(difference[at]), float(bound[at]), float(share[at])
+        if "t" in axes:
+            place[axes.index("t")] += start
+        yield worst, TapDifference(tap, own, limit, _spell(place, axes), alone and worst > 1)
 
 
 def _pair(
-    base: Trace, other: Trace, sizes: dict[str, TokenSizes], found: dict[str, _Largest],
+    base: Trace, other: Trace, sizes: dict[str, TokenSizes], found: dict[str, tuple[_Largest, _Largest]],
     origins: dict[str, tuple[Origin, ...]],
 ) -> PairDifferences:  # fmt: skip
     """The judgement on one trace against the base."""
     config, keys = base.facts.config, base.sizes["s"]
     ours, theirs = (accumulated(sizes, config, _rounding(trace), keys=keys) for trace in (base, other))
-    taps = tuple(largest.judge(tap, ours[tap] + theirs[tap]) for tap, largest in found.items())
+    taps = tuple(_judge(tap, ours[tap] + theirs[tap], *largest) for tap, largest in found.items())
 
     def of_pair(tap: str) -> tuple[Origin, ...]:
         return tuple(origin for origin in origins[tap] if origin.trace in (base.name, other.name))
 
-    first = next((tap for tap in taps if not tap.holds), None)
+    def born(tap: str) -> list[TapDifference]:
+        return [origin.own for origin in of_pair(tap) if origin.verdict == "born there" and origin.own is not None]
+
+    beyond = [tap for tap in taps if not tap.holds or born(tap.tap)]
+    first = min(beyond, key=lambda tap: all(own.padding for own in born(tap.tap)) and (tap.holds or tap.padding),
+                default=None)  # fmt: skip
     return PairDifferences(base.name, other.name, taps, first, () if first is None else of_pair(first.tap))
+
+
+def _judge(tap: str, bounds: Array, every: _Largest, but_padding: _Largest) -> TapDifference:
+    """The judgement on a tap, at a token that counts if one leaves its bound, at padding else."""
+    found = but_padding.judge(tap, bounds)
+    largest = every.judge(tap, bounds)
+    return found if largest.holds or not found.holds else dataclasses.replace(largest, padding=True)
+
+
+def _padding(*traces: Trace) -> Array | None:
+    """The tokens (b, t) whose values reach neither another token nor the loss; None where no trace says.
+
+    A mask leaves them out, and what follows them has no label that counts. A call with a cache has none.
+    """
+    mask, labels = (
+        next((values for trace in traces if (values := trace.read_input(name)) is not None), None)
+        for name in ("attention_mask", "labels")
+    )
+    if mask is None or mask.shape[1] != traces[0].sizes["t"]:
+        return None
+    padding: Array = mask == 0
+    if labels is not None:
+        padding[:, :-1] &= labels[:, 1:] == IGNORED_LABEL
+    return padding
 
 
 def _facts(base: Trace, others: Sequence[Trace]) -> Iterator[str]:

@@ -176,20 +176,30 @@ class OperationOf:
         return Expected(q @ k / root, bound)
 
     def _visible(self, tokens: slice) -> Expected:
-        """Causal, and without the padding of attention_mask where the trace says one."""
+        """Causal, and without the padding."""
         t, s = self._trace.sizes["t"], self._trace.sizes["s"]
         causal = np.tril(np.ones((t, s), bool), s - t)[None, None, tokens]
         mask = self._trace.read_input("attention_mask")
-        value = causal if mask is None else causal & mask.astype(bool)[:, None, None, :]
+        if mask is None:
+            raise Missing("attention_mask")
+        value = causal & mask.astype(bool)[:, None, None, :]
         return Expected(value, np.zeros(value.shape))
 
     def _softmax(self, tokens: slice) -> Expected:
-        scores, visible = self._near("scores", tokens), self._near("visible", tokens)
+        """From scores and visible, each computed again where the trace has queries and keys, or the mask, instead."""
+        off: Array | float = 0.0
+        if self._block + "scores" in self._trace.places:
+            scores = self._near("scores", tokens)
+        else:
+            products = self._scores(tokens)
+            scores, off = products.value, products.bound
+        recorded = self._block + "visible" in self._trace.places
+        visible = self._near("visible", tokens) if recorded else self._visible(tokens).value
         visible = np.broadcast_to(visible, scores.shape)
         below = np.where(visible, scores, np.finfo(np.float64).min)
         exponentials = np.exp(below - below.max(-1, keepdims=True))
         value = np.where(visible, exponentials / exponentials.sum(-1, keepdims=True), 0)
-        return Expected(value, bounds.rounding_of_softmax(scores, visible, value, self._rounding))
+        return Expected(value, bounds.rounding_of_softmax(scores, visible, value, self._rounding, off=off))
 
     def _mix(self, tokens: slice) -> Expected:
         self._require_no_cache()
