@@ -12,7 +12,7 @@ from recorded import small_batch, write_sample
 
 from gptj.parity.differences import compare_traces
 from gptj.parity.revealing import revealing_config
-from gptj.parity.tap_names import TapNames, shipped_names
+from gptj.parity.tap_names import TapNames
 from gptj.parity.trace import open_trace
 
 TRACES = Path(__file__).parents[1] / "data" / "traces"
@@ -29,7 +29,7 @@ def born(found, name):
 
 
 def test_16_bit_rotary_frequencies_are_born_in_the_rotation(base):
-    """transformers 4.57.6 in bfloat16 makes the table's frequencies in bfloat16: angles are off by 1e-3 of themselves."""
+    """transformers 4.57.6 in bfloat16 makes the frequencies in bfloat16: angles are off by 1e-3 of them."""
     theirs = open_trace(TRACES / "transformers_pt_bfloat16.safetensors", TapNames.find("transformers-pt"))
     found = compare_traces([base, theirs])
     [pair] = found.pairs

@@ -135,7 +135,7 @@ class TapNames:
             for rule in cls.from_file(_SHIPPED / f"{os.fspath(name)}.toml" if shipped else name).rules:
                 if rules.setdefault(rule.pattern, rule) != rule:
                     raise InputError("mapped differently by two files", where=shown(rule.pattern), found=shown(name))
-        return cls(tuple(rules.values()), ", ".join(map(os.fspath, names)))
+        return cls(tuple(rules.values()), ", ".join(os.fspath(name) for name in names))
 
     def resolve(self, name: str) -> tuple[str, Layout] | None:
         """The tap of a stored name and how it is stored, None where the mapping leaves it out.
