@@ -20,10 +20,7 @@ from gptj.errors import SchemaError, did_you_mean, shown
 from gptj.reading.safetensors_file import WEIGHT_DTYPES, StoredTensor
 from gptj.schema import schema
 
-__all__ = ["GENERATED", "PARAMETERS", "Extras", "examine_extras"]
-
-PARAMETERS = ("grad", "sgd", "adamw")
-"""Prefixes of a parameter's name: its gradient, and itself after one step."""
+__all__ = ["GENERATED", "Extras", "examine_extras"]
 
 GENERATED = {"prompt_ids": "pl", "prompt_mask": "pl", "token_ids": "pn", "top_ids": "pn2", "top_logits": "pn2"}
 """Tensors of the texts, all of them or none, with their axes: p prompts, l tokens of a prompt, n new tokens."""
@@ -36,16 +33,16 @@ class Extras:
     """What stands in a trace beside its taps.
 
     Attributes:
-        parameters: of each of `PARAMETERS` that there is, a tensor by its parameter's name.
+        gradients: by their parameters' names.
         generated: by the names of `GENERATED`; empty where nothing was generated.
     """
 
-    parameters: Mapping[str, Mapping[str, StoredTensor]] = dataclasses.field(default_factory=dict)
+    gradients: Mapping[str, StoredTensor] = dataclasses.field(default_factory=dict)
     generated: Mapping[str, StoredTensor] = dataclasses.field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Whether there is any."""
-        return bool(self.parameters or self.generated)
+        return bool(self.gradients or self.generated)
 
 
 def examine_extras(config: GPTJConfig, tensors: Mapping[str, StoredTensor]) -> tuple[Extras, list[StoredTensor]]:
@@ -55,14 +52,14 @@ def examine_extras(config: GPTJConfig, tensors: Mapping[str, StoredTensor]) -> t
         SchemaError: a name is no parameter's, or a shape or dtype is another.
     """
     shapes = {row.name: row.shape for row in schema(config)}
-    parameters: dict[str, dict[str, StoredTensor]] = {}
+    gradients: dict[str, StoredTensor] = {}
     generated: dict[str, StoredTensor] = {}
     others: list[StoredTensor] = []
     for name, tensor in tensors.items():
         kind, _, inner = name.partition(".")
-        if kind in PARAMETERS:
+        if kind == "grad":
             _require_parameter(tensor, inner, shapes)
-            parameters.setdefault(kind, {})[inner] = tensor
+            gradients[inner] = tensor
         elif kind == "generated":
             if inner not in GENERATED:
                 hint = did_you_mean(inner, list(GENERATED))
@@ -72,7 +69,7 @@ def examine_extras(config: GPTJConfig, tensors: Mapping[str, StoredTensor]) -> t
             others.append(tensor)
     if generated:
         _require_texts(generated)
-    return Extras(parameters, generated), others
+    return Extras(gradients, generated), others
 
 
 def _require_parameter(tensor: StoredTensor, inner: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
