@@ -34,7 +34,10 @@ def test_16_bit_rotary_frequencies_are_born_in_the_rotation(base):
     found = compare_traces([base, theirs])
     [pair] = found.pairs
     assert pair.first.tap == "h.0.q_rotated" and not pair.first.padding
-    assert "born there, in transformers_pt_bfloat16" in pair.headline
+    assert pair.headline.startswith(
+        "transformers_pt_bfloat16.safetensors first differs from base in block 0, rotated q: born there"
+    )
+    assert pair.looks_like == "rotary table made in bfloat16, as by transformers 4.28 to 4.57"
     at_tokens = [tap.tap for tap in found.born[theirs.name] if not tap.padding]
     assert at_tokens == ["h.0.q_rotated", "h.0.k_rotated", "h.1.q_rotated", "h.1.k_rotated"]
     assert all(tap.difference > 5 * tap.bound for tap in born(found, theirs.name).values())

@@ -87,6 +87,14 @@ class Rounding:
         lost = (info.smallest_subnormal if info.bits == 16 else info.smallest_normal for info in infos)
         return cls(unit, min(unit, 2.0**-24), max(map(float, lost)))
 
+    def quantized(self) -> Rounding:
+        """The same where weights were rounded to 8 bits with a scale a channel.
+
+        Rounding to a grid of largest / 127 errs by its step over sqrt(12), and a channel's largest weight is some four
+        times their root of the mean square: 4 / (127 sqrt(12)) = 0.009, near 2^-7.
+        """
+        return dataclasses.replace(self, unit=max(self.unit, 2.0**-7))
+
     def sum_of(self, length: int) -> float:
         """The share of the sum of absolute values by which a sum of so many products may be off."""
         return min(float(length), LAMBDA * math.sqrt(length)) * self.summing

@@ -1,4 +1,4 @@
-"""Gradients and greedy texts of traces compared: with each other, and gradients with the oracle's where there is one."""
+"""Gradients and greedy texts of traces compared: with each other, and gradients with the oracle's where given."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class GradientDifference:
 
     def __str__(self) -> str:
         return (
-            f"{self.other}: the gradient of {self.parameter} differs from that of {self.base} by {self.difference:.1e} of "
-            f"its largest, where rounding explains {self.bound:.0e}; {list(self.where)}"
+            f"{self.other}: the gradient of {self.parameter} differs from {self.base}'s by {self.difference:.1e} "
+            f"of its largest, where rounding explains {self.bound:.0e}; {list(self.where)}"
         )
 
 
@@ -75,14 +75,17 @@ def gradient_share(config: GPTJConfig, rounding: Rounding) -> float:
 
 
 def compare_gradients(
-    base: Trace, other: Trace, roundings: tuple[Rounding, Rounding], exact: Mapping[str, Array] | None = None
+    base: Trace,
+    other: Trace,
+    roundings: tuple[Rounding, Rounding],
+    exact: Mapping[str, Mapping[str, Array]] | None = None,
 ) -> list[GradientDifference]:
     """The gradients of the parameters that both traces have, and of each against the oracle's where these are given.
 
     Args:
         base, other: opened traces.
         roundings: of each.
-        exact: float64 gradients by parameter.
+        exact: of each dtype that the weights are rounded to, the float64 gradients by parameter.
     """
     shares = [gradient_share(base.facts.config, rounding) for rounding in roundings]
     found = []
@@ -94,8 +97,7 @@ def compare_gradients(
     for trace, share in zip((base, other), shares, strict=True):
         for name, tensor in trace.extras.gradients.items() if exact is not None else ():
             assert exact is not None
-            wanted = exact[name]
-            reads = ((lambda rows, wanted=wanted: wanted[rows]), _reader(trace, name))
+            reads = (exact[trace.facts.dtype][name].__getitem__, _reader(trace, name))
             found.append(_compare(("oracle", trace.name), name, tensor.shape, reads, share))
     return found
 
