@@ -2,6 +2,10 @@
 
     python make.py ask FOLDER                          # with gptj: the model, and what it is asked
     python make.py "transformers in PyTorch" FOLDER    # with transformers: FOLDER/theirs.safetensors
+    python make.py save-tf FOLDER                      # with transformers and tf-keras: the model as TensorFlow saves it
+    python make.py "transformers in TensorFlow" FOLDER
+    python make.py save-flax FOLDER
+    python make.py "transformers in Flax" FOLDER
 
 Only the first needs gptj and tests/support on the path; what is asked is the tests' `small_batch`.
 """
@@ -37,10 +41,51 @@ def ask(folder: Path) -> None:
     write_sample(folder / "base.safetensors", config, batch=small_batch(config))
 
 
+def save_tf(folder: Path) -> None:
+    """Save the model's weights with TensorFlow; FOLDER/model holds tf_model.h5 alone from then on.
+
+    transformers 4.57.6 cannot read a PyTorch model's safetensors file there: "'safe_open' object is not iterable".
+    """
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    import numpy as np
+    from safetensors.numpy import load_file
+    from transformers import GPTJConfig, TFGPTJForCausalLM
+
+    model = TFGPTJForCausalLM(GPTJConfig.from_pretrained(folder / "model"))
+    model(np.zeros((1, 2), np.int32))
+    weights = load_file(folder / "model" / "model.safetensors")
+    for variable in model.weights:
+        *path, kind = variable.name.removesuffix(":0").split("/")[1:]
+        kind = {"kernel": "weight", "gamma": "weight", "beta": "bias", "weight": "weight", "bias": "bias",
+                "embeddings": "weight"}[kind]  # fmt: skip
+        value = weights[".".join([*path, kind]).replace("h_._", "h.")]
+        variable.assign(value.T if variable.name.endswith("kernel:0") else value)
+    (folder / "model" / "model.safetensors").unlink()
+    model.save_pretrained(folder / "model", safe_serialization=False)
+
+
+def save_flax(folder: Path) -> None:
+    """Save the model's weights with Flax; FOLDER/model holds flax_model.msgpack alone from then on."""
+    from flax.traverse_util import unflatten_dict
+    from safetensors.numpy import load_file
+    from transformers import FlaxGPTJForCausalLM, GPTJConfig
+
+    model = FlaxGPTJForCausalLM(GPTJConfig.from_pretrained(folder / "model"))
+    tree = {}
+    for name, value in load_file(folder / "model" / "model.safetensors").items():
+        *path, kind = name.split(".")
+        is_norm = path[-1].startswith("ln_")
+        kind = kind if kind == "bias" else "embedding" if path[-1] == "wte" else "scale" if is_norm else "kernel"
+        tree[(*path, kind)] = value.T if kind == "kernel" else value
+    (folder / "model" / "model.safetensors").unlink()
+    model.save_pretrained(folder / "model", params=unflatten_dict(tree))
+
+
 if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
-    if what == "ask":
-        ask(folder)
+    steps = {"ask": ask, "save-tf": save_tf, "save-flax": save_flax}
+    if what in steps:
+        steps[what](folder)
     else:
         os.chdir(folder)
         exec(program(what), {})
