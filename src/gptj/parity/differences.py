@@ -78,13 +78,16 @@ def compare_traces(
     found: list[dict[str, tuple[_Largest, _Largest]]] = [{} for _ in others]
     origins: dict[str, tuple[Origin, ...]] = {}
     tried: dict[str, set[str]] = {trace.name: set() for trace in traces}
+    # By the base's epsilon and activation: a trace that says others computed something else.
+    judged = [dataclasses.replace(trace, facts=dataclasses.replace(trace.facts, config=base.facts.config))
+              for trace in traces]  # fmt: skip
     for tap in common:
         if progress is not None:
             progress(tap)
         sizes[tap], differences = _differences(base, others, tap)
         for of_one, difference in zip(found, differences, strict=True):
             of_one[tap] = difference
-        origins[tap] = tuple(_origin(trace, tap, weights, tried[trace.name]) for trace in traces)
+        origins[tap] = tuple(_origin(trace, tap, weights, tried[trace.name]) for trace in judged)
     pairs = tuple(
         _pair(base, other, sizes, difference, origins) for other, difference in zip(others, found, strict=True)
     )
