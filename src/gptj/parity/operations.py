@@ -198,17 +198,21 @@ class OperationOf:
         value = causal & mask.astype(bool)[:, None, None, :]
         return Expected(value, np.zeros(value.shape))
 
-    def _softmax(self, tokens: slice) -> Expected:
-        """From scores and visible, each computed again where the trace has queries and keys, or the mask, instead."""
-        off: Array | float = 0.0
+    def _scored(self, tokens: slice) -> tuple[Array, Array | float]:
+        """The scores and what they may be off by: computed again where the trace has queries and keys alone."""
         if self._block + "scores" in self._trace.places:
-            scores = self._near("scores", tokens)
-        else:
-            products = self._scores(tokens)
-            scores, off = products.value, products.bound
+            return self._near("scores", tokens), 0.0
+        products = self._scores(tokens)
+        return products.value, products.bound
+
+    def _seen(self, tokens: slice) -> Array:
+        """What is visible, by the mask where the trace does not have it."""
         recorded = self._block + "visible" in self._trace.places
-        visible = self._near("visible", tokens) if recorded else self._visible(tokens).value
-        visible = np.broadcast_to(visible, scores.shape)
+        return self._near("visible", tokens) if recorded else self._visible(tokens).value
+
+    def _softmax(self, tokens: slice) -> Expected:
+        scores, off = self._scored(tokens)
+        visible = np.broadcast_to(self._seen(tokens), scores.shape)
         below = np.where(visible, scores, np.finfo(np.float64).min)
         exponentials = np.exp(below - below.max(-1, keepdims=True))
         value = np.where(visible, exponentials / exponentials.sum(-1, keepdims=True), 0)

@@ -132,6 +132,10 @@ class TapNames:
         rules: dict[str, Rule] = {}
         for name in names:
             shipped = os.fspath(name) in shipped_names()
+            if not shipped and not Path(name).suffix and not Path(name).exists():
+                known = shipped_names()
+                raise InputError("no such map", where="names", expected=f"a TOML file, or {', '.join(known)}",
+                                 found=shown(name), hint=did_you_mean(os.fspath(name), list(known)))  # fmt: skip
             for rule in cls.from_file(_SHIPPED / f"{os.fspath(name)}.toml" if shipped else name).rules:
                 if rules.setdefault(rule.pattern, rule) != rule:
                     raise InputError("mapped differently by two files", where=shown(rule.pattern), found=shown(name))

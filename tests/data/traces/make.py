@@ -2,7 +2,7 @@
 
     python make.py ask FOLDER                          # with gptj: the model, and what it is asked
     python make.py "transformers in PyTorch" FOLDER    # with transformers: FOLDER/theirs.safetensors
-    python make.py save-tf FOLDER                      # with transformers and tf-keras: the model as TensorFlow saves it
+    python make.py save-tf FOLDER                      # with tf-keras: the model as TensorFlow saves it
     python make.py "transformers in TensorFlow" FOLDER
     python make.py save-flax FOLDER
     python make.py "transformers in Flax" FOLDER
