@@ -18,7 +18,10 @@
     mistaken.py      an operation with one step put otherwise
     mutants.py       known mistakes, each such an operation                              MISTAKES
     signatures.py    the known mistake that explains a wrong value
-    differences.py   where traces part, and whether the error was born there             Comparison, compare_traces
+    extras.py        gradients and greedy texts beside the taps
+    oracle_gradients.py  the oracle's backward pass
+    differences.py   where traces part, and whether the error was born there             compare_traces
+    comparison.py    what is found and said of it                                        Comparison
 
 >>> from gptj.parity import run_parity
 >>> run_parity("model", ["pt", "flax"]).raise_if_failed()  # doctest: +SKIP

@@ -58,6 +58,11 @@ class MistakenOperation(OperationOf):
         return self._inner
 
     @property
+    def keys(self) -> int:
+        """s, the keys of the trace."""
+        return self._trace.sizes["s"]
+
+    @property
     def length(self) -> int:
         """t, the tokens of the trace."""
         return self._trace.sizes["t"]
@@ -187,14 +192,14 @@ class MistakenOperation(OperationOf):
             axis: that is summed over.
             empty: the weight of each key where none is visible.
         """
-        scores = self._near("scores", tokens)
-        visible = np.broadcast_to(self._near("visible", tokens), scores.shape)
+        scores, off = self._scored(tokens)
+        visible = np.broadcast_to(self._seen(tokens), scores.shape)
         counted = visible if added is None else np.ones_like(visible)
         masked = scores if added is None else scores + added(visible)
         below = np.where(counted, masked, np.finfo(np.float64).min)
         exponentials = np.where(counted, np.exp(below - below.max(axis, keepdims=True)), 0)
         value = exponentials / np.maximum(exponentials.sum(axis, keepdims=True), 1e-300)
-        bound = bounds.rounding_of_softmax(masked, counted, value, self._rounding)
+        bound = bounds.rounding_of_softmax(masked, counted, value, self._rounding, off=off)
         if empty is not None:
             value = np.where(visible.any(-1, keepdims=True), value, empty)
             bound = np.where(visible.any(-1, keepdims=True), bound, self._rounding.unit * empty)

@@ -124,6 +124,9 @@ _ROTATIONS = (
     *(
         _turned(f"rotary positions {dtype}", places=_rounds_to(dtype)) for dtype in ("bfloat16", "float16")
     ),
+    # Frequencies and angles in float32 are off by 2^-24 of an angle that grows with the position.
+    _turned("rotary angles in float32, as by transformers in Flax", angles=_rounds_to("float32")),
+    Mistake("rotary angles and frequencies in float32, as by transformers", _TURNED, _made_in("float32")),
     *(
         Mistake(f"rotary table made in {dtype}, as by transformers 4.28 to 4.57", _TURNED, _made_in(dtype))
         for dtype in ("bfloat16", "float16")
@@ -166,7 +169,7 @@ def _with_keys(seen: Array, mask: Array | None) -> Array:
 
 
 def _evenly(op: MistakenOperation, tokens: slice) -> Expected:
-    return op.softened(tokens, empty=1 / op.near("scores", tokens).shape[-1])
+    return op.softened(tokens, empty=1 / op.keys)
 
 
 def _tensorflow(op: MistakenOperation, tokens: slice) -> Expected:

@@ -121,6 +121,8 @@ class OperationOf:
     def _weight(self, name: str) -> Array:
         if self._weights is None:
             raise Missing("weights")
+        if self._trace.facts.path == "int8":
+            raise Missing("the weights as they were quantised")
         if name not in self._kept:
             self._kept[name] = self._weights(name, self._trace.facts.dtype)
         return self._kept[name]
@@ -187,20 +189,34 @@ class OperationOf:
         return Expected(q @ k / root, bound)
 
     def _visible(self, tokens: slice) -> Expected:
-        """Causal, and without the padding of attention_mask where the trace says one."""
+        """Causal, and without the padding."""
         t, s = self._trace.sizes["t"], self._trace.sizes["s"]
         causal = np.tril(np.ones((t, s), bool), s - t)[None, None, tokens]
         mask = self._trace.read_input("attention_mask")
-        value = causal if mask is None else causal & mask.astype(bool)[:, None, None, :]
+        if mask is None:
+            raise Missing("attention_mask")
+        value = causal & mask.astype(bool)[:, None, None, :]
         return Expected(value, np.zeros(value.shape))
 
+    def _scored(self, tokens: slice) -> tuple[Array, Array | float]:
+        """The scores and what they may be off by: computed again where the trace has queries and keys alone."""
+        if self._block + "scores" in self._trace.places:
+            return self._near("scores", tokens), 0.0
+        products = self._scores(tokens)
+        return products.value, products.bound
+
+    def _seen(self, tokens: slice) -> Array:
+        """What is visible, by the mask where the trace does not have it."""
+        recorded = self._block + "visible" in self._trace.places
+        return self._near("visible", tokens) if recorded else self._visible(tokens).value
+
     def _softmax(self, tokens: slice) -> Expected:
-        scores, visible = self._near("scores", tokens), self._near("visible", tokens)
-        visible = np.broadcast_to(visible, scores.shape)
+        scores, off = self._scored(tokens)
+        visible = np.broadcast_to(self._seen(tokens), scores.shape)
         below = np.where(visible, scores, np.finfo(np.float64).min)
         exponentials = np.exp(below - below.max(-1, keepdims=True))
         value = np.where(visible, exponentials / exponentials.sum(-1, keepdims=True), 0)
-        return Expected(value, bounds.rounding_of_softmax(scores, visible, value, self._rounding))
+        return Expected(value, bounds.rounding_of_softmax(scores, visible, value, self._rounding, off=off))
 
     def _mix(self, tokens: slice) -> Expected:
         self._require_no_cache()
