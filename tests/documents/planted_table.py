@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))  # pytest has it there already
 
-from feature_table import ROOT  # noqa: E402
-from planted import PLANTED, Planted, headline, shorten  # noqa: E402
+from feature_table import ROOT
+from planted import PLANTED, Planted, headline, shorten
 
 PAGE = ROOT / "docs" / "parity.md"
 BEGIN, END = "<!-- planted: made by tests/documents/planted_table.py -->", "<!-- planted end -->"
