@@ -15,7 +15,13 @@
     trace_record.py  a backend's trace                                                   record_trace
     bounds.py        how far rounding takes each value, and why
     operations.py    each value again in float64, from the inputs that were recorded
-    differences.py   where traces part, and whether the error was born there             Comparison, compare_traces
+    mistaken.py      an operation with one step put otherwise
+    mutants.py       known mistakes, each such an operation                              MISTAKES
+    signatures.py    the known mistake that explains a wrong value
+    extras.py        gradients and greedy texts beside the taps
+    oracle_gradients.py  the oracle's backward pass
+    differences.py   where traces part, and whether the error was born there             compare_traces
+    comparison.py    what is found and said of it                                        Comparison
 
     findings.py      what was found, as one JSON document with a schema                  Findings
     json_schema.py   JSON checked against a schema

@@ -87,6 +87,14 @@ class Rounding:
         lost = (info.smallest_subnormal if info.bits == 16 else info.smallest_normal for info in infos)
         return cls(unit, min(unit, 2.0**-24), max(map(float, lost)))
 
+    def quantized(self) -> Rounding:
+        """The same where weights were rounded to 8 bits with a scale a channel.
+
+        Rounding to a grid of largest / 127 errs by its step over sqrt(12), and a channel's largest weight is some four
+        times their root of the mean square: 4 / (127 sqrt(12)) = 0.009, near 2^-7.
+        """
+        return dataclasses.replace(self, unit=max(self.unit, 2.0**-7))
+
     def sum_of(self, length: int) -> float:
         """The share of the sum of absolute values by which a sum of so many products may be off."""
         return min(float(length), LAMBDA * math.sqrt(length)) * self.summing
@@ -124,15 +132,22 @@ def rounding_of_rotation(x: Array, sin: Array, cos: Array, rounding: Rounding) -
     return bound
 
 
-def rounding_of_softmax(scores: Array, visible: NDArray[np.bool_], weights: Array, rounding: Rounding) -> Array:
+def rounding_of_softmax(
+    scores: Array, visible: NDArray[np.bool_], weights: Array, rounding: Rounding, *, off: Array | float = 0.0
+) -> Array:
     """The bound of attention weights; exactly 0 where a key cannot be seen.
+
+    Args:
+        scores, visible, weights: (b, h, t, s).
+        rounding: the arithmetic.
+        off: what the scores may be off by, where they were not recorded.
 
     An exponential hands the absolute error of its argument on as a relative one: of the score as recorded, of the
     subtraction of the largest, of the function itself. The sum does so for all keys, by their weights.
     """
     seen = np.where(visible, scores, 0)
     below = np.abs(seen - np.where(visible, scores, -np.inf).max(-1, keepdims=True, initial=np.finfo(np.float64).min))
-    own = rounding.unit * (2 * np.where(visible, below, 0) + np.abs(seen) + 8)
+    own = rounding.unit * (2 * np.where(visible, below, 0) + np.abs(seen) + 8) + np.where(visible, off, 0)
     share = own + (weights * own).sum(-1, keepdims=True) + rounding.sum_of(scores.shape[-1])
     bound: Array = np.where(visible, weights * np.expm1(share) + rounding.smallest, 0)
     return bound
