@@ -36,34 +36,40 @@ class Parity:
         self.found: list[Findings] = []
 
     def __call__(
-        self, directory: str | os.PathLike[str], *, backends: Sequence[str] | None = None, **options: Any
-    ) -> Findings:
+        self, directory: str | os.PathLike[str], other: str | os.PathLike[str] | None = None, *,
+        backends: Sequence[str] | None = None, **options: Any,
+    ) -> Findings:  # fmt: skip
         """The findings on the model in `directory`, each framework in a process of its own.
 
         Args:
             directory: a checkpoint of a causal language model.
+            other: of another folder, whose model is compared with that one's in each framework.
             backends: their names; None is those of --gptj-backends, else all that are installed.
-            options: of `gptj.parity.run_parity`: dtype, seed, weights ...
+            options: of `gptj.parity.run_parity`, with `other` of `gptj.parity.two_folders.compare_folders`: dtype ...
 
         Raises:
-            GPTJError: see `gptj.parity.run_parity`. That they differ is no error: see `Findings.raise_if_failed`.
+            GPTJError: see these. That something differs is no error: see `Findings.raise_if_failed`.
         """
-        from gptj.parity.gather import findings_of_report
+        from gptj.parity.gather import findings_of_folders, findings_of_report
         from gptj.parity.run import run_parity
+        from gptj.parity.two_folders import compare_folders
 
         names = self.backends if backends is None else backends
+        if other is not None:
+            found = compare_folders(directory, other, names, **options)
+            return self._keep(findings_of_folders(found, os.fspath(directory), os.fspath(other)))
         return self._keep(findings_of_report(run_parity(directory, names, **options)))
 
     def compare(
         self, *traces: str | os.PathLike[str], reference: str | os.PathLike[str] | None = None,
-        names: str | os.PathLike[str] | None = None,
+        names: Sequence[str | os.PathLike[str]] = (),
     ) -> Findings:  # fmt: skip
         """The findings on traces that were recorded, by NumPy alone: `gptj parity compare`.
 
         Args:
             traces: two files or more.
             reference: the model's folder, whose weights tell of every operation whether an error was born there.
-            names: a TOML file that maps other programs' names onto ours.
+            names: TOML files, or shipped ones' names, that map other programs' names onto ours.
 
         Raises:
             GPTJError: a file is no trace, or they cannot be compared.

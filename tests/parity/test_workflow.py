@@ -113,7 +113,7 @@ def test_a_wrong_trace_fails_the_job_and_is_shown_all_the_same(tmp_path, traces)
     ended, work = compare(tmp_path, broken)
     assert [status for _, status in ended] == [0, 1, 0]
     found = Findings.from_file(work / "parity.json")
-    assert not found.passed and "block 1, q_rotated: born there" in found.headline
+    assert not found.passed and "block 1, rotated q: born there" in found.headline
     summary = (tmp_path / "summary").read_text(encoding="utf-8")
     assert "✗ differs" in summary and "✗●" in summary
     assert ET.fromstring((work / "parity.xml").read_text(encoding="utf-8")).get("failures") != "0"

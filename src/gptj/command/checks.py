@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gptj.backends import choose_backend, installed_backends
+from gptj.command.folders import compare_two_folders, refuse_for_one_folder, two_folders_options
 from gptj.command.options import (
     Command,
     DtypeChoice,
@@ -44,8 +45,10 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
     "A folder of one of these names is ./record, ./compare, ./report.",
 )
 @click.argument("directory", type=ModelArgument, metavar="DIR")
+@click.argument("other", type=ModelArgument, metavar="[DIR2]", required=False)
 @backends_option
 @click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="To compute in.")
+@two_folders_options
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -60,14 +63,23 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @report_options
 def parity(
-    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, weights: str | None,
+    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, way: str | None,
+    prompts: Path | None, seed: int, weights: str | None,
     skip_manifest: bool, verbose: bool, destinations: Destinations, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
     The weights are first checked against the manifest.json in DIR, if there is one. Each framework runs in a process
     of its own. The exit status is 1 where any two are too far apart, or the weights are not those of the manifest.
+
+    With DIR2, say how far its model lies from that in DIR, in each framework: 0 is equal within rounding, 1 differs.
     """
+    if other is not None:
+        one_folders = {"--weights": weights, "--skip-manifest": skip_manifest}
+        compare_two_folders(directory, other, backends, dtype=dtype, way=way, prompts=prompts, seed=seed,
+                            verbose=verbose, destinations=destinations, as_json=as_json,
+                            unused=one_folders)  # fmt: skip
+    refuse_for_one_folder({"--path": way, "--prompts": prompts})
     from gptj.parity import run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)

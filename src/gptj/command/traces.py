@@ -30,7 +30,7 @@ from gptj.hub import locate
 if TYPE_CHECKING:
     from gptj.parity.trace_record import Batch
 
-__all__ = ["compare", "record"]
+__all__ = ["compare", "read_batch", "record"]
 
 
 @click.command(cls=Command, short_help="Write down every intermediate value of a backend.")
@@ -65,7 +65,7 @@ def record(
     require_way(choose_backend(backend), way, gradients=gradients)
     if os.path.lexists(output) and not overwrite:
         raise WriteError("is there already", file=output, hint="Give --overwrite to replace it")
-    batch = None if prompts is None else _batch(directory, prompts)
+    batch = None if prompts is None else read_batch(directory, prompts)
     os.environ.update(child_environment(dtype))  # before the framework is imported, which reads it once
     with waiting(f"recording {backend}"):
         record_trace(directory, backend, output, dtype=dtype, way=way, batch=batch, gradients=gradients,
@@ -73,7 +73,7 @@ def record(
     click.echo(f"{output}: written")
 
 
-def _batch(directory: Path, prompts: Path) -> Batch:
+def read_batch(directory: Path, prompts: Path) -> Batch:
     """The prompts of a file as a batch.
 
     Raises:

@@ -32,7 +32,7 @@ from gptj.parity.trace import INPUTS, Trace, rotary_sha256
 from gptj.schema import schema
 from gptj.taps import split_tap
 
-__all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap"]
+__all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap", "token_slices"]
 
 Array = NDArray[Any]
 
@@ -179,7 +179,7 @@ def _rounding(trace: Trace) -> Rounding:
     return rounding.quantized() if trace.facts.path == "int8" else rounding
 
 
-def _slices(trace: Trace, tap: str) -> Iterator[slice]:
+def token_slices(trace: Trace, tap: str) -> Iterator[slice]:
     """All tokens, some at a time."""
     shape, t = trace.shape(tap), max(1, trace.sizes.get("t", 1))
     step = max(1, _SLICE * t // max(1, math.prod(shape)))
@@ -267,7 +267,7 @@ def _differences(base: Trace, others: Sequence[Trace], tap: str) -> tuple[TokenS
     sizes: list[TokenSizes] = []
     found: list[tuple[list[_Largest], list[_Largest]]] = [([], []) for _ in others]
     padding = _padding(base, *others)
-    for tokens in _slices(base, tap):
+    for tokens in token_slices(base, tap):
         wanted = _float64(base.read(tap, tokens))
         sizes.append(TokenSizes.of(wanted, axes))
         out = _at_padding(padding, tap, axes, tokens, wanted.shape)
@@ -305,7 +305,7 @@ def _origin(trace: Trace, tap: str, weights: ReadWeight | None, tried: set[str])
     axes, padding = trace.places[tap].axes, _padding(trace)
     parts: list[tuple[float, TapDifference]] = []
     try:
-        for tokens in _slices(trace, tap):
+        for tokens in token_slices(trace, tap):
             expected, found = operation.expect(tokens), _float64(trace.read(tap, tokens))
             out = _at_padding(padding, tap, axes, tokens, found.shape)
             parts.extend(_judge_part(tap, found, expected, axes, tokens.start, out))
@@ -316,7 +316,7 @@ def _origin(trace: Trace, tap: str, weights: ReadWeight | None, tried: set[str])
     if worst.holds:
         return Origin(trace.name, "came in", worst)
     inner = split_tap(tap)[1]
-    like = None if inner in tried else find_signature(trace, tap, weights, _slices)
+    like = None if inner in tried else find_signature(trace, tap, weights, token_slices)
     tried.add(inner)
     return Origin(trace.name, "born there", worst, looks_like=like)
 
