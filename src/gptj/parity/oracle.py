@@ -73,8 +73,7 @@ class Oracle:
             (`transformer.wte.weight`); with `bare=True`, those of a GPTJModel (`wte.weight`).
         dtype: what everything is computed in, "float64" or "float32". float32 shows what rounding alone does.
         bare: whether names lack the prefix `transformer.`.
-        adapter: a LoRA adapter: scale, A (r, in) and B (out, r) by the name of the layer without the prefix,
-            `h.0.attn.q_proj`.
+        adapter: a LoRA adapter's scale, A (r, in) and B (out, r), by the layer: `h.0.attn.q_proj`.
 
     >>> config = GPTJConfig(vocab_size=7, n_positions=16, n_embd=8, n_layer=1, n_head=2, rotary_dim=2)
     >>> from gptj.schema import schema
@@ -301,7 +300,7 @@ class Oracle:
         return self.scaled(scale, x @ np.asarray(a, self.dtype).T @ np.asarray(b, self.dtype).T)
 
     def scaled(self, scale: float, added: Array) -> Array:
-        """What the two matrices of an adapter give, times its scale: lora_alpha / r."""
+        """What an adapter's matrices give, times its scale."""
         return scale * added
 
     def read(self, name: str) -> Array:

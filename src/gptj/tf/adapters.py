@@ -18,7 +18,7 @@ def add_low_rank(x: tf.Tensor, y: tf.Tensor, a: Any, b: Any, scale: Any) -> tf.T
     """`y` (..., out) + scale B A `x` (..., in), in the matrices' own precision, rounded once."""
     a, b = tf.convert_to_tensor(a), tf.convert_to_tensor(b)
     narrow = tf.matmul(tf.reshape(tf.cast(x, a.dtype), (-1, a.shape[1])), a, transpose_b=True)
-    added = tf.cast(scale, a.dtype) * tf.matmul(narrow, b, transpose_b=True)
+    added = tf.convert_to_tensor(scale, a.dtype) * tf.matmul(narrow, b, transpose_b=True)
     return tf.cast(tf.cast(y, a.dtype) + tf.reshape(added, tf.shape(y)), y.dtype)
 
 
