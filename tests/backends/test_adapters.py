@@ -53,8 +53,7 @@ def text(wing, model):
     return wing.numpy(model.generate(IDS, max_new_tokens=5))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype"), [*((kind, "float32") for kind in KINDS), ("all", "float64")])
 def test_an_adapter_computes_what_its_equation_says(wing, fresh, adapter, kind, dtype):
     model = fresh(param_dtype=dtype)
     model.load_adapter(adapter(kind))
@@ -96,11 +95,8 @@ def test_a_prepared_model_counts_an_adapter_and_trains_nothing(fresh, adapter):
     model.load_adapter(adapter())
     added = sum(row.size for row in adapter_rows(AdapterConfig(**KINDS["all"]), CONFIG))
     assert model.num_parameters() == before + added and model.num_parameters(only_trainable=True) == 0
-    for act in (
-        lambda: model.add_adapter("new"),
-        model.merge_adapter,
-        lambda: model.load_adapter(adapter(), "x", is_trainable=True),
-    ):
+    acts = lambda: model.add_adapter("new"), lambda: model.load_adapter(adapter(), "x", is_trainable=True)
+    for act in (*acts, model.merge_adapter):
         with pytest.raises(InputError, match="prepared for inference"):
             act()
 
@@ -282,34 +278,34 @@ def test_saving_the_model_writes_the_base_and_says_so(wing, fresh, adapter, tmp_
     assert close(logits(wing, again), expected_logits(), "float32")
 
 
-@pytest.mark.parametrize(
-    ("act", "error", "names"),
-    [
-        (lambda m, a: m.load_adapter(a, "a/b"), InputError, "adapter_name"),
-        (lambda m, a: m.load_adapter(a, ""), InputError, "adapter_name"),
-        (lambda m, a: m.set_adapter("defaul"), InputError, "Did you mean default"),
-        (lambda m, a: m.load_adapter(a), InputError, "has an adapter of that name"),
-        (lambda m, a: m.delete_adapter(["default", "x"]), InputError, "'x'"),
-        (lambda m, a: m.add_adapter("n", rr=3), ConfigError, "rr"),
-        (lambda m, a: m.add_adapter("n", r=0), ConfigError, "r:"),
-        (lambda m, a: m.add_adapter("n", r=True), ConfigError, "r:"),
-        (lambda m, a: m.add_adapter("n", lora_alpha="16"), ConfigError, "lora_alpha"),
-        (lambda m, a: m.add_adapter("n", lora_dropout=1.0), ConfigError, "lora_dropout"),
-        (lambda m, a: m.add_adapter("n", use_dora=True), ConfigError, "use_dora"),
-        (lambda m, a: m.add_adapter("n", bias="all"), ConfigError, "bias"),
-        (lambda m, a: m.add_adapter("n", modules_to_save=["lm_head"]), ConfigError, "modules_to_save"),
-        (lambda m, a: m.add_adapter("n", target_modules=["q_proj", "lm_head"]), ConfigError, "lm_head"),
-        (lambda m, a: m.add_adapter("n", target_modules=["q_prj"]), ConfigError, "Did you mean q_proj"),
-        (lambda m, a: m.add_adapter("n", target_modules=[]), ConfigError, "target_modules"),
-        (lambda m, a: m.add_adapter("n", layers_to_transform=[3]), ConfigError, "layers_to_transform"),
-        (lambda m, a: m.add_adapter("n", name="m"), InputError, "given twice"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_by_name_and_changes_nothing(wing, fresh, adapter, act, error, names):
+REFUSALS = [
+    (lambda m, a: m.load_adapter(a, "a/b"), InputError, "adapter_name"),
+    (lambda m, a: m.load_adapter(a, ""), InputError, "adapter_name"),
+    (lambda m, a: m.set_adapter("defaul"), InputError, "Did you mean default"),
+    (lambda m, a: m.load_adapter(a), InputError, "has an adapter of that name"),
+    (lambda m, a: m.delete_adapter(["default", "x"]), InputError, "'x'"),
+    (lambda m, a: m.add_adapter("n", rr=3), ConfigError, "rr"),
+    (lambda m, a: m.add_adapter("n", r=0), ConfigError, "r:"),
+    (lambda m, a: m.add_adapter("n", r=True), ConfigError, "r:"),
+    (lambda m, a: m.add_adapter("n", lora_alpha="16"), ConfigError, "lora_alpha"),
+    (lambda m, a: m.add_adapter("n", lora_dropout=1.0), ConfigError, "lora_dropout"),
+    (lambda m, a: m.add_adapter("n", use_dora=True), ConfigError, "use_dora"),
+    (lambda m, a: m.add_adapter("n", bias="all"), ConfigError, "bias"),
+    (lambda m, a: m.add_adapter("n", modules_to_save=["lm_head"]), ConfigError, "modules_to_save"),
+    (lambda m, a: m.add_adapter("n", target_modules=["q_proj", "lm_head"]), ConfigError, "lm_head"),
+    (lambda m, a: m.add_adapter("n", target_modules=["q_prj"]), ConfigError, "Did you mean q_proj"),
+    (lambda m, a: m.add_adapter("n", target_modules=[]), ConfigError, "target_modules"),
+    (lambda m, a: m.add_adapter("n", layers_to_transform=[3]), ConfigError, "layers_to_transform"),
+    (lambda m, a: m.add_adapter("n", name="m"), InputError, "given twice"),
+]
+
+
+def test_what_cannot_be_meant_is_refused_by_name_and_changes_nothing(wing, fresh, adapter):
     model = fresh()
     model.load_adapter(adapter())
-    with pytest.raises(error, match=names):
-        act(model, adapter())
+    for act, error, names in REFUSALS:
+        with pytest.raises(error, match=names):
+            act(model, adapter())
     assert [*model.adapters] == ["default"] and model.active_adapter == "default"
     assert close(logits(wing, model), expected_logits("all"), "float32")
 

@@ -44,14 +44,9 @@ def sample_values(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarra
 
 def sample_pairs(adapter: AdapterConfig, config: GPTJConfig | None = None, seed: int = 0) -> dict[str, Any]:
     """Scale, A and B of a sample by layer, as the oracle takes them."""
-    return {
-        row.module: (
-            row.scale,
-            sample_values(row.a.name, row.a.shape, seed),
-            sample_values(row.b.name, row.b.shape, seed),
-        )
-        for row in adapter_rows(adapter, config or revealing_config())
-    }
+    rows = adapter_rows(adapter, config or revealing_config())
+    values = {spec.name: sample_values(spec.name, spec.shape, seed) for row in rows for spec in (row.a, row.b)}
+    return {row.module: (row.scale, values[row.a.name], values[row.b.name]) for row in rows}
 
 
 def write_sample_adapter(

@@ -40,6 +40,10 @@ class LowRank:
         self.scale, self.rate = row.scale, dropout
         self.place = TARGETS.index(row.module.split(".", 2)[2])
 
+    def values(self) -> tuple[tf.Variable, tf.Variable, tf.Tensor]:
+        """A, B and the scale, as `add_low_rank` takes them."""
+        return self.a.value, self.b.value, tf.constant(self.scale, self.a.dtype)
+
     def __call__(self, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """`y` with what the adapter makes of `x` added; with a seed, elements of `x` are dropped."""
         if seed is not None and self.rate:

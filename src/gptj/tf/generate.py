@@ -217,9 +217,7 @@ class CompiledModel:
         hidden, attentions = [tf.cast(base.wte(token_ids), self.dtype)], []
         for layer, beside, *slots_of_layer in zip(base.h, self.added, keys, values, strict=True):
             parameters = [operator.attrgetter(name)(layer).value for name in self.names]
-            added = {
-                name: (one.a.value, one.b.value, tf.constant(one.scale, one.a.dtype)) for name, one in beside.items()
-            }
+            added = {name: one.values() for name, one in beside.items()}
             x, weights = run_block(parameters, added, *slots_of_layer, hidden[-1], rotation, mask, offset)
             hidden.append(x)
             attentions.append(weights)
