@@ -18,17 +18,18 @@ CONTRACT = frozenset(
 
 WINGS = frozenset({"pt", "tf", "flax"})
 _FILES = CONTRACT | {"reading", "writing"}
-_MODELS = CONTRACT | {"checkpoint", "pretrained", "generation", "text"}
+_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "text"}
 
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACT, CONTRACT),
     "reading": CONTRACT,
     "writing": CONTRACT | {"reading"},
     "checkpoint": _FILES,
+    "adapters": _FILES | {"checkpoint"},
     "text": CONTRACT,
     "generation": CONTRACT | {"text"},
-    "parity": _FILES | {"checkpoint", "generation"},
-    "pretrained": CONTRACT | {"reading", "checkpoint", "generation", "parity"},
+    "parity": _FILES | {"adapters", "checkpoint", "generation"},
+    "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity"},
     **dict.fromkeys(WINGS, _MODELS),
     "conversion.common": _FILES,
     "conversion.mesh": _FILES | {"conversion.common"},
