@@ -77,7 +77,7 @@ def parity(
     With DIR2, say how far its model lies from that in DIR, in each framework: 0 is equal within rounding, 1 differs.
     """
     if other is not None:
-        one_folders = {"--weights": weights, "--skip-manifest": skip_manifest}
+        one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest}
         compare_two_folders(directory, other, backends, dtype=dtype, way=way, prompts=prompts, seed=seed,
                             verbose=verbose, destinations=destinations, as_json=as_json,
                             unused=one_folders)  # fmt: skip
