@@ -36,7 +36,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "conversion": _FILES
     | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
-    "command": _FILES | _MODELS | WINGS | {"parity", "demo", "conversion", "conversion.common"},
+    "serving": CONTRACT | {"generation", "text"},
+    "command": _FILES | _MODELS | WINGS | {"serving", "parity", "demo", "conversion", "conversion.common"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
@@ -50,6 +51,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
     "parity": frozenset({"rich"}),
     "command": frozenset({"click", "rich"}),
+    "serving": frozenset({"starlette", "uvicorn", "jinja2"}),
     "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),
     "conversion.hf": frozenset({"h5py"}),

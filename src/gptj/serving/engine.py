@@ -70,6 +70,11 @@ class Engine:
         self._batches: dict[str | None, RunningBatch] = {}
         self._closing = False
         self._thread: threading.Thread | None = None
+        self.metrics.gauges |= {
+            "gptj_rows_running": lambda: self.running,
+            "gptj_rows_most": lambda: self.most_rows,
+            "gptj_waiting": lambda: self.waiting,
+        }
 
     # ---- for others' threads
 
