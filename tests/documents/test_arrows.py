@@ -51,7 +51,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
     "parity": frozenset({"rich"}),
     "command": frozenset({"click", "rich"}),
-    "serving": frozenset({"starlette", "uvicorn", "jinja2"}),
+    "serving": frozenset({"starlette", "uvicorn", "h11", "jinja2"}),
     "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),
     "conversion.hf": frozenset({"h5py"}),

@@ -238,7 +238,7 @@ class _Doors:
         key = self.access.api_key
         if key is not None:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            same = hmac.compare_digest(given.strip().encode(), key.encode())
+            same = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
             if scheme.lower() != "bearer" or not same:
                 headers = {"WWW-Authenticate": "Bearer"}
                 raise Refusal(401, "a wrong API key, or none", code="invalid_api_key", headers=headers)

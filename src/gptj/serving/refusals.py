@@ -74,7 +74,10 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, GPTJError) and isinstance(error, ValueError):
         told = copy.copy(error)
         told.file = None
-        return Refusal(400, str(told), param=_param(error.where), code="invalid_value")
+        name, bracket, rest = (error.where or "").partition("[")
+        param = _CALLED.get(name, name) or None
+        told.where = None if param is None else f"{param}{bracket}{rest}"
+        return Refusal(400, str(told), param=param, code="invalid_value")
     if isinstance(error, GPTJError) and error.file is None:
         return Refusal(500, str(error), code="computation_failed")
     if isinstance(error, MemoryError):
@@ -89,8 +92,3 @@ _CALLED = {
     "sequence_bias": "logit_bias",
 }
 
-
-def _param(where: str | None) -> str | None:
-    """The request's field for a place in a call."""
-    name = None if where is None else where.partition("[")[0]
-    return None if name is None else _CALLED.get(name, name)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -49,22 +50,50 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Protocol(H11Protocol):
-    """HTTP that does not wait for ever for a request's first lines, and refuses in JSON what is no HTTP."""
+    """HTTP that waits for nobody for ever, and refuses in JSON what is no HTTP.
 
-    headers_s = HEADERS_S
+    uvicorn waits between two requests, but not while the lines of one come byte by byte, or a body that was not read.
+    """
+
+    headers_s, rest_s = HEADERS_S, 2.0
+    _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait."""
+        """Begin to wait for a request."""
         super().connection_made(transport)
-        self._first = self.loop.call_later(self.headers_s, self._give_up)
+        self._late = self.loop.call_later(self.headers_s, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
-        self._first.cancel()
+        self._stop_waiting()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Read on; wait for the rest of a request that has begun."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._late is None:
+            self._late = self.loop.call_later(self.headers_s, self._give_up)
+
+    def on_response_complete(self) -> None:
+        """Leave a client that goes on sending what nobody reads."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self.loop.call_later(self.rest_s, self._leave, self.cycle)
+
+    def _leave(self, cycle: Any) -> None:
+        if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY:
+            self.transport.close()
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
     def _give_up(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        self._late = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self._refuse(Refusal(408, "the request did not come in time"), "Request Timeout")
 
     def send_400_response(self, msg: str) -> None:
