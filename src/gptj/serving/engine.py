@@ -219,11 +219,10 @@ class Engine:
             if others_wait:
                 self._pace.filled(shape, tokens, clock() - begin)
             if prefill.is_done:
-                self._prefills.remove(prefill)
                 self._seat(prefill)
-        except Exception as error:
-            if prefill in self._prefills:
                 self._prefills.remove(prefill)
+        except Exception as error:
+            self._prefills.remove(prefill)
             self._fail((one for prompt in prefill.prompts for one in prompt.continuations), error)
 
     def _seat(self, prefill: Prefill) -> None:
