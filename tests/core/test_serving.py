@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -81,13 +82,15 @@ def test_several_choices_are_the_sequences_of_generate_and_prompts_count_the_see
     status, answer = served.post(prompt=["a fox", PROMPT], n=3, seed=7, max_tokens=12, return_token_ids=True)
     assert status == 200
     fields = {"max_new_tokens": 12, "do_sample": True, "top_k": 0}
-    expected = [served.lone(text, seed=7 + p, copy=n, **fields) for p, text in enumerate(("a fox", PROMPT)) for n in range(3)]
+    expected = [
+        served.lone(text, seed=7 + p, copy=n, **fields) for p, text in enumerate(("a fox", PROMPT)) for n in range(3)
+    ]
     assert [choice["token_ids"] for choice in answer["choices"]] == expected
     assert answer["usage"]["completion_tokens"] == sum(map(len, expected))
 
 
 def test_an_end_of_text_ends_it_and_is_counted_but_not_shown(served):
-    status, answer = served.post(prompt=PROMPT, logit_bias={"289": 100}, return_token_ids=True, logprobs=0)
+    _, answer = served.post(prompt=PROMPT, logit_bias={"289": 100}, return_token_ids=True, logprobs=0)
     [choice] = answer["choices"]
     assert (choice["text"], choice["finish_reason"], choice["token_ids"]) == ("", "stop", [289])
     assert answer["usage"]["completion_tokens"] == len(choice["logprobs"]["tokens"]) == 1
@@ -96,7 +99,7 @@ def test_an_end_of_text_ends_it_and_is_counted_but_not_shown(served):
 def test_a_stop_text_ends_it_and_is_no_part_of_it(served):
     whole = served.text(prompt=PROMPT, max_tokens=40, **GREEDY)
     stop = whole[9:12]
-    status, answer = served.post(prompt=PROMPT, max_tokens=40, stop=["never there", stop], **GREEDY)
+    _, answer = served.post(prompt=PROMPT, max_tokens=40, stop=["never there", stop], **GREEDY)
     assert answer["choices"][0]["text"] == whole[: whole.index(stop)]
     assert answer["choices"][0]["finish_reason"] == "stop"
     with served.streamed(prompt=PROMPT, max_tokens=40, stop=stop, **GREEDY) as events:
@@ -120,7 +123,9 @@ def test_a_stop_that_may_have_begun_is_held_back_until_it_is_known():
 def test_logit_bias_and_penalties_are_those_of_openai(served):
     made = served.tokens(prompt=PROMPT, max_tokens=30, logit_bias={"40": 100}, **GREEDY)
     assert made == [40] * 30
-    made = served.tokens(prompt=PROMPT, max_tokens=8, logit_bias={str(i): 50 for i in (40, 41)}, presence_penalty=2, **GREEDY)
+    made = served.tokens(
+        prompt=PROMPT, max_tokens=8, logit_bias={str(i): 50 for i in (40, 41)}, presence_penalty=2, **GREEDY
+    )
     assert set(made) <= {40, 41}
     step_logits = logits_of(served, PROMPT)
     counts = np.zeros(300)
@@ -246,10 +251,17 @@ TEMPLATE = (
 
 def test_a_chat_is_the_template_continued():
     with Served(ToyModel(), template=ChatTemplate(TEMPLATE, {"bos_token": None})) as served:
-        asked = {"messages": [{"role": "system", "content": "a fox"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]}
+        asked = {
+            "messages": [
+                {"role": "system", "content": "a fox"},
+                {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            ]
+        }
         rendered = "system: a fox\nuser: hi\nassistant:"
         expected = served.text(prompt=rendered, max_tokens=9, **GREEDY)
-        _, answer = served.post("/v1/chat/completions", max_completion_tokens=9, temperature=0, logprobs=True, top_logprobs=2, **asked)
+        _, answer = served.post(
+            "/v1/chat/completions", max_completion_tokens=9, temperature=0, logprobs=True, top_logprobs=2, **asked
+        )
         [choice] = answer["choices"]
         assert answer["object"] == "chat.completion"
         assert choice["message"] == {"role": "assistant", "content": expected}
@@ -365,16 +377,15 @@ def request(**members: Any) -> bytes:
 
 def test_a_long_prompt_is_read_between_the_steps_of_the_others():
     model = ToyModel(n_positions=512, slow_s=0.002)
-    with Served(model, most_rows=4) as served:
-        with served.streamed(prompt="Once", max_tokens=400, temperature=0, logit_bias={"289": -100}) as events:
-            next(events)
-            calls = len(watched(served))
-            text = served.text(prompt=[1 + n % 280 for n in range(300)], max_tokens=3, **GREEDY)
-            assert text is not None
-            made = watched(served)[calls:]
+    endless = {"prompt": "Once", "max_tokens": 400, "temperature": 0, "logit_bias": {"289": -100}}
+    with Served(model, most_rows=4) as served, served.streamed(**endless) as events:
+        next(events)
+        calls = len(watched(served))
+        served.text(prompt=[1 + n % 280 for n in range(300)], max_tokens=3, **GREEDY)
+        made = watched(served)[calls:]
     reads = [n for n, (kind, _) in enumerate(made) if kind == "read"]
     assert len(reads) >= 2, "in pieces"
-    for one, next_one in zip(reads, reads[1:], strict=False):
+    for one, next_one in itertools.pairwise(reads):
         assert any(kind == "step" for kind, _ in made[one + 1 : next_one]), "a step of the others between two pieces"
     assert all(columns <= 512 for _, columns in made)
 
@@ -408,7 +419,9 @@ def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
         assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 50}
         assert answer["choices"][0]["token_ids"] == served.lone(longer, max_new_tokens=16)
         _, answer = served.post(prompt=first, n=3, seed=1)
-        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 59}, "all but the last, whose logits are new"
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 59}, (
+            "all but the last, whose logits are new"
+        )
 
 
 def test_the_end_waits_for_what_was_begun_and_takes_no_more():

@@ -65,7 +65,9 @@ class Served:
         port: where it listens.
     """
 
-    def __init__(self, model: Any, *, limits: Limits | None = None, access: Access | None = None, **options: Any) -> None:
+    def __init__(
+        self, model: Any, *, limits: Limits | None = None, access: Access | None = None, **options: Any
+    ) -> None:
         self.model = model
         template = options.pop("template", None)
         tokenizer = options.pop("tokenizer", "small")
@@ -173,9 +175,7 @@ class Served:
     def lone(self, prompt: Any, *, seed: int | None = None, copy: int = 0, **fields: Any) -> list[int]:
         """The new tokens of a run of `generate` with nobody else."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        config = self.service.base.replace(
-            return_dict_in_generate=True, num_return_sequences=copy + 1, **fields
-        )
+        config = self.service.base.replace(return_dict_in_generate=True, num_return_sequences=copy + 1, **fields)
         output = self.model.generate(
             np.array([ids]), config, seed=None if seed is None else [seed], logits_processor=self.processors(config)
         )

@@ -263,7 +263,7 @@ class Decoder(abc.ABC):
         self.mask[row] = False
 
     def _require_slots(self, act: str, row: int, start: int, count: int) -> None:
-        if not (0 <= row < self.batch and 0 <= start and 0 < count and start + count <= self.length):
+        if not 0 <= row < self.batch or start < 0 or count < 1 or start + count > self.length:
             found = f"row {row}, slots {start} to {start + count}"
             expected = f"rows below {self.batch}, slots up to {self.length}"
             raise InputError("no such columns", where=act, expected=expected, found=found)

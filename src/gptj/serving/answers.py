@@ -1,4 +1,4 @@
-"""What is answered: OpenAI's objects, whole or piece by piece, for completions and for chats."""
+"""Answers: OpenAI's objects, whole or piece by piece, for completions and for chats."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The routes of the server, and what a request meets on its way: size, key, form, queue, time.
 
-    GET  /                       a page to try it
-    GET  /health                 whether the engine runs
-    GET  /metrics                for Prometheus
-    GET  /v1/models              the model and its adapters
-    POST /v1/completions         text continued
-    POST /v1/chat/completions    a conversation continued, where the folder has a chat template
+GET  /                       a page to try it
+GET  /health                 whether the engine runs
+GET  /metrics                for Prometheus
+GET  /v1/models              the model and its adapters
+POST /v1/completions         text continued
+POST /v1/chat/completions    a conversation continued, where the folder has a chat template
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _log = logging.getLogger("gptj.serving")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a request may take.
+    """The bounds of a request.
 
     Attributes:
         body_bytes: of its body.
@@ -85,7 +85,10 @@ def make_app(service: Service, *, limits: Limits | None = None, access: Access |
     doors = _Doors(service, limits or Limits(), access or Access())
     origins = list(doors.access.origins)
     cors = Middleware(
-        CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["Authorization", "Content-Type"]
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type"],
     )
     return Starlette(
         routes=[
@@ -130,7 +133,7 @@ class _Left(Exception):
 
 
 class _Channel:
-    """What the engine's thread tells, brought to the event loop."""
+    """The news of the engine's thread, brought to the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -145,7 +148,7 @@ class _Channel:
         self._told.put_nowait((-1, None))
 
     async def next(self) -> tuple[int, Piece | Scored]:
-        """What is told next, and of which choice.
+        """The next news, and the choice that it is of.
 
         Raises:
             _Left: the client has left.
@@ -270,7 +273,7 @@ class _Doors:
     def _prepare(
         self, read: Callable[[dict[str, Any]], CompletionRequest], body: bytes, channel: _Channel
     ) -> tuple[CompletionRequest, Answer, list[Continuation]]:
-        """What needs time and no event loop: JSON, tokens, settings."""
+        """The parts of a request that take time and no event loop: JSON, tokens, settings."""
         asked = read(read_json(body))
         choices = self.service.choices(asked)
         return asked, Answer(self.service, asked, choices), self.service.continuations(asked, choices, channel.listener)

@@ -14,14 +14,18 @@ from gptj.config import GPTJConfig
 from gptj.generation import Columns, Decoder, DecoderFactory, Step
 from gptj.serving.continuation import Continuation
 
-__all__ = ["RunningBatch", "power_of_two"]
+__all__ = ["RunningBatch", "choose_slots", "power_of_two"]
 
 _ROOM = 64
 """Slots that a new cache has at least for what comes: so many steps until the next."""
 
-_FEWEST_SLOTS = 256
 _PATIENCE = 16
 """Steps for which half of the rows must stand idle before the batch is made smaller."""
+
+
+def choose_slots(config: GPTJConfig, tokens: int) -> int:
+    """The slots of a cache for so many tokens: few sizes, since XLA compiles for each."""
+    return power_of_two(max(tokens, 256), config.n_positions)
 
 
 def power_of_two(count: int, most: int) -> int:
@@ -118,7 +122,7 @@ class RunningBatch:
         old = self._decoder = None  # given back before the next one is made
         longest = max(columns.count for _, columns in kept)
         batch = power_of_two(len(kept), self.most)
-        decoder = self._decoder = self._make_decoder(batch, self._slots(longest))
+        decoder = self._decoder = self._make_decoder(batch, choose_slots(self._config, longest + _ROOM))
         decoder.restart(longest)
         for row, (_, columns) in enumerate(kept):
             decoder.write(row, longest - columns.count, columns)
@@ -126,8 +130,8 @@ class RunningBatch:
         self._idle_steps = 0
         return decoder
 
-    def _slots(self, longest: int) -> int:
-        return power_of_two(max(longest + _ROOM, _FEWEST_SLOTS), self._config.n_positions)
-
     def _fits(self, decoder: Decoder, rows: int, longest: int) -> bool:
-        return power_of_two(rows, self.most) == decoder.batch and self._slots(longest) == decoder.capacity
+        return (
+            power_of_two(rows, self.most) == decoder.batch
+            and choose_slots(self._config, longest + _ROOM) == decoder.capacity
+        )

@@ -113,7 +113,7 @@ class Transcript:
         return said, False
 
     def finish(self) -> str:
-        """What was held back, where no token follows."""
+        """The text that was held back, where no token follows."""
         return self._held + self._decoder.finish()
 
     def _begun(self, stop: str) -> int:

@@ -19,7 +19,7 @@ from gptj.generation.decoder import round_up
 from gptj.serving.batch import RunningBatch
 from gptj.serving.continuation import Continuation
 from gptj.serving.metrics import Metrics
-from gptj.serving.prefill import FEWEST, MOST, Pace, Prefill, Prompt
+from gptj.serving.prefill import FEWEST, MOST, MOST_PROMPTS, Pace, Prefill, Prompt
 from gptj.serving.prefixes import PrefixStore
 
 __all__ = ["Closed", "Engine", "Full"]
@@ -140,7 +140,7 @@ class Engine:
                 self.turn()
 
     def turn(self) -> None:
-        """What is done between two tokens, and the next token of every running row."""
+        """Seat and read whoever waits, and give every running row its next token."""
         self._drop_those_who_left()
         self._admit()
         if self._prefills:
@@ -190,7 +190,7 @@ class Engine:
                 same = next((prompt for prompt in prompts if prompt.is_same(one)), None)
                 if same is not None:
                     same.continuations.append(one)
-                elif prompts[0].scores is None and (len(prompts) + 1) * most_unread <= tokens:
+                elif self._has_place(prompts, (len(prompts) + 1) * most_unread <= tokens):
                     prompt = Prompt(one, self._prefix(one))
                     if prompt.scores is not None or prompt.adapter != first.adapter or prompt.unread > most_unread:
                         continue
@@ -200,6 +200,10 @@ class Engine:
                 self._waiting.remove(one)
                 rows += 1
         return prompts
+
+    def _has_place(self, prompts: Sequence[Prompt], fits: bool) -> bool:
+        """Whether another prompt may be read with these, where it is short enough; a scored one is read alone."""
+        return fits and len(prompts) < MOST_PROMPTS and prompts[0].scores is None
 
     def _prefix(self, one: Continuation) -> tuple[Columns, int] | None:
         return None if one.scores_prompt else self._prefixes.find(one.prompt, one.adapter)

@@ -28,7 +28,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Metrics:
-    """What happened, counted; any thread may count.
+    """Counts of what happened; any thread may count.
 
     Args:
         gauges: by name the functions that tell what is now.
@@ -54,7 +54,7 @@ class Metrics:
             counts[-1] += value
 
     def value(self, name: str, **labels: str) -> float:
-        """What was counted so far."""
+        """The count so far."""
         return self._counters.get((name, tuple(sorted(labels.items()))), 0)
 
     def text(self) -> str:
@@ -64,7 +64,11 @@ class Metrics:
         lines: list[str] = []
         for name in sorted({name for name, _ in counters}):
             lines += _head(name, "counter")
-            lines += [f"{name}{_spelt(labels)} {_number(value)}" for (n, labels), value in sorted(counters.items()) if n == name]
+            lines += [
+                f"{name}{_spelt(labels)} {_number(value)}"
+                for (n, labels), value in sorted(counters.items())
+                if n == name
+            ]
         for name, gauge in sorted(self.gauges.items()):
             lines += [*_head(name, "gauge"), f"{name} {_number(gauge())}"]
         for name, (*counts, total) in sorted(histograms.items()):
@@ -88,7 +92,5 @@ def _number(value: float) -> str:
 def _spelt(labels: Labels) -> str:
     if not labels:
         return ""
-    escaped = (
-        (name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")) for name, value in labels
-    )
+    escaped = ((name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")) for name, value in labels)
     return "{" + ",".join(f'{name}="{value}"' for name, value in escaped) + "}"

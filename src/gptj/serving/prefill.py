@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.generation import Columns, DecoderFactory, Step
 from gptj.generation.decoder import round_up
-from gptj.serving.batch import power_of_two
+from gptj.serving.batch import choose_slots, power_of_two
 from gptj.serving.continuation import Continuation, TokenScores
 
-__all__ = ["FEWEST", "MOST", "Pace", "Prefill", "Prompt"]
+__all__ = ["FEWEST", "MOST", "MOST_PROMPTS", "Pace", "Prefill", "Prompt"]
 
 FEWEST, MOST = 8, 512
 """Columns times rows of one call of the model: while others wait for their next token, and at most."""
+
+MOST_PROMPTS = 4
+"""Prompts that are read together."""
 
 
 class Pace:
@@ -96,7 +99,7 @@ class Prefill:
     def __init__(self, make_decoder: DecoderFactory, config: GPTJConfig, prompts: Sequence[Prompt]) -> None:
         self.prompts, self.adapter = list(prompts), prompts[0].adapter
         self.columns = max(len(prompt.ids) for prompt in prompts)
-        self._decoder = make_decoder(power_of_two(len(prompts), len(prompts) * 2), self._slots(config))
+        self._decoder = make_decoder(power_of_two(len(prompts), MOST_PROMPTS), choose_slots(config, self.columns))
         self._ids = np.zeros((self._decoder.batch, self.columns), np.int64)
         self._there = np.zeros(self._ids.shape, bool)
         self.scores: list[TokenScores] = []
@@ -111,9 +114,6 @@ class Prefill:
                 self._decoder.write(row, start, prompt.prefix[0], begin - start)
                 for one in prompt.continuations:
                     one.reused = begin - start
-
-    def _slots(self, config: GPTJConfig) -> int:
-        return round_up(self.columns, config.n_positions, fewest=64)
 
     @property
     def rows(self) -> int:

@@ -1,4 +1,4 @@
-"""What prompts have in common at their beginning, which is computed once.
+"""Common beginnings of prompts, which are computed once.
 
 A system prompt, a few examples, a conversation so far: many prompts begin as another did. A key and a value depend on
 the tokens before them alone, so those of the common tokens are copied in place of being computed. The prompts used

@@ -91,4 +91,3 @@ _CALLED = {
     "text": "prompt",
     "sequence_bias": "logit_bias",
 }
-

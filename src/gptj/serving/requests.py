@@ -21,7 +21,6 @@ Prompt = str | tuple[int, ...]
 """A text, or token ids."""
 
 MOST_CHOICES, MOST_STOPS, MOST_SCORES = 128, 4, 20
-_MOST_DEPTH_TEXT = 100_000  # characters; JSON that nests deeper than Python reads is refused as such
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -346,7 +345,8 @@ def _messages(value: Any) -> tuple[dict[str, str], ...] | None:
 
 def _message(value: Any) -> dict[str, str]:
     """A message's role and text, its name too; ValueError where it is another."""
-    if not isinstance(value, dict) or not value.keys() <= {"role", "content", "name"} or value.get("role") not in _ROLES:
+    known = isinstance(value, dict) and value.keys() <= {"role", "content", "name"}
+    if not known or value.get("role") not in _ROLES:
         raise ValueError
     content = value.get("content")
     if isinstance(content, list) and content:

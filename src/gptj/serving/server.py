@@ -135,10 +135,11 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._close = close
+        self.should_exit = self.force_exit = False
         self.was_forced = False
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Listen to signals, in the main thread alone; afterwards all is as it was."""
         if threading.current_thread() is not threading.main_thread():
             yield

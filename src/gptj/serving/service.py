@@ -70,7 +70,7 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Service:
-    """What is served.
+    """A model as it is served.
 
     Attributes:
         engine: continues.
@@ -106,13 +106,15 @@ class Service:
         if len(prompts) * request.n > most:
             message = f"n times prompts: expected at most {most} choices, found {len(prompts) * request.n}"
             raise Refusal(400, message, param="n", code="invalid_value")
-        made = []
+        made: list[Choice] = []
         for prompt in prompts:
             ids = self._encode(prompt, allow_special=request.is_chat or self.allow_special)
             made += [Choice(len(made) + n, prompt, ids) for n in range(request.n)]
         return made
 
-    def continuations(self, request: CompletionRequest, choices: list[Choice], listen: Callable[[int], Listener]) -> list[Continuation]:
+    def continuations(
+        self, request: CompletionRequest, choices: list[Choice], listen: Callable[[int], Listener]
+    ) -> list[Continuation]:
         """A continuation for each choice, none of them begun.
 
         Args:
@@ -193,7 +195,7 @@ class Service:
 
     def _render(self, request: CompletionRequest) -> str:
         if self.template is None:
-            message = "this model's folder has no chat template: ask /v1/completions, or add one to tokenizer_config.json"
+            message = "this model's folder has no chat template: ask /v1/completions, or add chat_template.jinja to it"
             raise Refusal(400, message, code="no_chat_template")
         return self.template.render(request.messages)
 
