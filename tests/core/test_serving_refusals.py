@@ -315,4 +315,8 @@ def test_an_error_of_the_model_is_said_without_its_traceback_and_the_rest_goes_o
         assert (status, check_error(answer)["code"]) == (500, "internal_error")
         served.engine._make_decoder = make
         check_alive(served)
+        admit, served.engine._admit = served.engine._admit, lambda: 1 / 0  # type: ignore[method-assign]
+        assert served.post(prompt="Once")[0] == 500, "a mistake of the engine's own"
+        served.engine._admit = admit  # type: ignore[method-assign]
+        check_alive(served)
     assert "ZeroDivisionError" in caplog.text

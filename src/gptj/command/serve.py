@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def serve(directory: Path, **options: Any) -> None:
     Requests are continued together and join and leave at any token; the same seed gives the same text whatever else
     is being made. Ctrl-C finishes what was begun, a second one ends at once.
     """
+    if options["api_key"] is not None and not (options["api_key"].strip() and options["api_key"].isprintable()):
+        raise click.UsageError("--api-key is empty, or cannot be written in a request.")
     from gptj.backends import install_line, missing_from
     from gptj.errors import BackendError
 
@@ -101,6 +104,8 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     if not loopback and options["api_key"] is None:
         click.echo("warning: whoever reaches this machine may ask; --api-key keeps others out", err=True)
     listener = listen(options["host"], options["port"])
+    if opened.backend == "tf":  # it warns of every size that is compiled
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with opened.at_work():
         engine = Engine(
             opened.load(float("inf")),

@@ -137,7 +137,10 @@ class Engine:
                         self._changed.wait()
                     if self._closing and not (self._waiting or self.running):
                         return
-                self.turn()
+                try:
+                    self.turn()
+                except Exception as error:  # a mistake of this file: whoever is there is told, and it goes on
+                    self._abandon(error)
 
     def turn(self) -> None:
         """Seat and read whoever waits, and give every running row its next token."""
@@ -221,6 +224,7 @@ class Engine:
             self._select_adapter(prefill.adapter)
             shape, tokens = prefill.advance(self._tokens_a_turn())
             if others_wait:
+                prefill.wait()
                 self._pace.filled(shape, tokens, clock() - begin)
             if prefill.is_done:
                 self._seat(prefill)
@@ -262,13 +266,14 @@ class Engine:
         except Exception as error:
             self._fail(batch.clear(), error)
             return
-        seconds = self._pace.clock() - begin
-        self._pace.stepped(("step", batch.shape), seconds)
-        self.metrics.observe("gptj_step_seconds", seconds)
+        shape = batch.shape
         for one, step in stepped:
             self._choose(one, step)
             if one.ended:
                 batch.leave(one)
+        seconds = self._pace.clock() - begin  # a device computes on after the call, until its result is needed
+        self._pace.stepped(("step", shape), seconds)
+        self.metrics.observe("gptj_step_seconds", seconds)
 
     def _choose(self, one: Continuation, step: Any) -> None:
         try:
@@ -281,6 +286,17 @@ class Engine:
         for one in continuations:
             if not one.ended:
                 one.fail(error)
+
+    def _abandon(self, error: Exception) -> None:
+        """Fail all, and begin anew."""
+        with self._changed:
+            there = [*self._waiting]
+            self._waiting.clear()
+        there += [one for prefill in self._prefills for prompt in prefill.prompts for one in prompt.continuations]
+        there += [one for batch in self._batches.values() for one in batch.continuations]
+        self._prefills.clear()
+        self._batches.clear()
+        self._fail(there, error)
 
     def _decoder_of(self, adapter: str | None) -> DecoderFactory:
         def make(batch: int, capacity: int) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.generation import Columns, DecoderFactory, Step
+from gptj.generation import Columns, DecoderFactory, HeldLogits, Step
 from gptj.generation.decoder import round_up
 from gptj.serving.batch import choose_slots, power_of_two
 from gptj.serving.continuation import Continuation, TokenScores
@@ -38,7 +38,7 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self.tokens = 32
+        self.tokens = FEWEST
         self._step_s: float | None = None
         self._seen: set[Any] = set()
 
@@ -137,6 +137,11 @@ class Prefill:
             step = step.position(end - start - 1)
         self._last = step
         return ("prefill", decoder.batch, round_up(end - start, MOST), decoder.slots), (end - start) * decoder.batch
+
+    def wait(self) -> None:
+        """Wait until a device has computed what was asked for last."""
+        if self._last is not None and isinstance(self._last.held, HeldLogits):
+            self._last.held.on_host()
 
     def _score(self, logits: NDArray[Any], start: int, top: int) -> None:
         """Score the tokens after columns `start` on, whose logits (n, v) are here."""
