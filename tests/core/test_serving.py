@@ -240,6 +240,19 @@ def test_the_page_needs_nothing_from_anywhere_and_may_do_nothing_else(served):
         assert f'<label for="{control}">' in page
 
 
+def test_logits_that_stay_on_a_device_give_the_same_answers(served):
+    asked: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"seed": 1, "temperature": 0.8, "top_p": 0.9},
+        {"seed": 2, "frequency_penalty": 0.5, "logit_bias": {"7": 3}},
+        {"temperature": 0, "echo": True, "logprobs": 2},
+    ]
+    with Served(ToyModel(held=True), most_rows=4) as on_device:
+        for members in asked:
+            here = served.post(prompt=PROMPT, max_tokens=20, **members)[1]["choices"]
+            assert on_device.post(prompt=PROMPT, max_tokens=20, **members)[1]["choices"] == here
+
+
 # ---- chats
 
 TEMPLATE = (

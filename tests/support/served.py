@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from logit_samples import OnNumPy
 from toy_decoder import ToyDecoder
 
 from gptj.config import GPTJConfig
-from gptj.generation import GenerationConfig, generate, known_tokens_only
+from gptj.generation import GenerationConfig, Step, generate, known_tokens_only
 from gptj.serving.app import Access, Limits, make_app
 from gptj.serving.engine import Engine
 from gptj.serving.server import Server, listen
@@ -30,20 +31,32 @@ def small_tokenizer() -> GPTJTokenizer:
 
 
 class ToyModel:
-    """A model of no framework; `slow_s` is what a call of it takes at least."""
+    """A model of no framework.
 
-    def __init__(self, vocab_size: int = 300, n_positions: int = 128, slow_s: float = 0.0) -> None:
+    Args:
+        slow_s: what a call of it takes at least.
+        held: whether its logits stay on a device, which NumPy pretends to be.
+    """
+
+    def __init__(self, vocab_size: int = 300, n_positions: int = 128, slow_s: float = 0.0, held: bool = False) -> None:
         self.config = GPTJConfig(
             vocab_size=vocab_size, n_positions=n_positions, n_embd=4, n_layer=1, n_head=1, rotary_dim=4,
             eos_token_id=289, bos_token_id=289,
         )  # fmt: skip
-        self.slow_s = slow_s
+        self.slow_s, self.held = slow_s, held
         self.decoders: list[ToyDecoder] = []
 
     def _decoder(self, batch: int, capacity: int) -> ToyDecoder:
         time.sleep(self.slow_s)
         made = ToyDecoder(self.config, batch, capacity)
-        inner, made._run = made._run, lambda *a, **k: (time.sleep(self.slow_s), inner(*a, **k))[1]  # type: ignore[method-assign]
+        inner = made._run
+
+        def run(*arguments: Any, **options: Any) -> Step:
+            time.sleep(self.slow_s)
+            step = inner(*arguments, **options)
+            return Step(OnNumPy(step.logits)) if self.held else step
+
+        made._run = run  # type: ignore[method-assign]
         self.decoders = [*self.decoders[-20:], made]
         return made
 
