@@ -108,6 +108,15 @@ def test_a_stop_text_ends_it_and_is_no_part_of_it(served):
     assert served.text(prompt=PROMPT, max_tokens=40, stop="never there", **GREEDY) == whole
 
 
+def test_a_stop_string_of_the_folder_ends_it_as_in_generate(served):
+    whole = served.text(prompt=PROMPT, max_tokens=40, **GREEDY)
+    base = GenerationConfig(eos_token_id=289, stop_strings=[whole[9:12]])
+    with Served(ToyModel(), base=base) as other:
+        _, answer = other.post(prompt=PROMPT, max_tokens=40, **GREEDY)
+    [choice] = answer["choices"]
+    assert choice["finish_reason"] == "stop" and whole.startswith(choice["text"]) and whole[9:12] in choice["text"]
+
+
 def test_a_stop_that_may_have_begun_is_held_back_until_it_is_known():
     class Letters:
         push, finish = staticmethod("".join), staticmethod(lambda: "!")

@@ -133,6 +133,8 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         write_text(f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n")
         server.serve_on(listener)
+        if server.was_forced:
+            raise KeyboardInterrupt
 
 
 def _is_loopback(host: str) -> bool:

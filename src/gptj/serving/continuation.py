@@ -182,7 +182,9 @@ class Continuation:
         made = session.append(tokens, step, scores)
         is_eos = token in session.config.eos_token_ids
         text, stopped = self._transcript.push(None if is_eos else token)
-        finish = "stop" if is_eos or stopped else "length" if made.ended[0] else None
+        finish = None
+        if is_eos or stopped or made.ended[0]:  # the folder's own stop strings end it before its length, too
+            finish = "stop" if is_eos or stopped or session.columns < session.total_length else "length"
         if finish is not None and not stopped:
             text += self._transcript.finish()
         found = None if self.scores is None else TokenScores.of(step.logits[0], token, self.scores)

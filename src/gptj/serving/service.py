@@ -19,6 +19,7 @@ from gptj.generation import GenerationConfig
 from gptj.generation.changes import decline
 from gptj.generation.processors import FewTokens
 from gptj.generation.session import LogitsProcessor, Session, prepare
+from gptj.generation.stopping import decode_with
 from gptj.inputs import check_ids
 from gptj.serving.chat import ChatTemplate
 from gptj.serving.continuation import Continuation, Listener, TextDecoder, Transcript
@@ -272,6 +273,7 @@ class Service:
             generation_config=config,
             seed=seed,
             logits_processor=self.processors(config),
+            decode=decode_with(self.tokenizer),
         )
         session.seed_rows = (copy,)
         presence, frequency = request.sampling.presence_penalty, request.sampling.frequency_penalty
