@@ -38,7 +38,8 @@ ARROWS: dict[str, frozenset[str]] = {
     | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
     "pytest_plugin": frozenset({"backends", "errors", "parity"}),
-    "command": _FILES | _MODELS | WINGS | {"parity", "demo", "conversion", "conversion.common"},
+    "serving": CONTRACT | {"generation", "text"},
+    "command": _FILES | _MODELS | WINGS | {"serving", "parity", "demo", "conversion", "conversion.common"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
@@ -53,6 +54,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "parity": frozenset({"rich"}),
     "command": frozenset({"click", "rich"}),
     "pytest_plugin": frozenset({"pytest"}),
+    "serving": frozenset({"starlette", "uvicorn", "h11", "jinja2"}),
     "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),
     "conversion.hf": frozenset({"h5py"}),

@@ -158,6 +158,11 @@ class OpenedModel:
         whole = stored.replace(**unasked, pad_token_id=pad)
         return change_config(whole, self.request.settings, seeded=self.request.seed is not None)
 
+    @property
+    def device(self) -> str:
+        """The device that is asked for: the CPU where weights are quantized and nothing is said."""
+        return "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
+
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Let models be loaded and run, on the device that is asked for.
@@ -165,11 +170,10 @@ class OpenedModel:
         Raises:
             InputError: the framework sees none such.
         """
-        device = "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
         check_surroundings(self.backend)
         with _interruptible_at_once(), _hide(UNUSED.get(self.backend, ())):
             wing = gptj.backend(self.backend)
-        with wing.on_device(device) as self._loading:
+        with wing.on_device(self.device) as self._loading:
             yield
 
     def load(self, tokens: float) -> Any:

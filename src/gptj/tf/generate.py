@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gptj import generation
 from gptj.adapters import TARGETS
-from gptj.generation import PARTS, Selected, Step
+from gptj.generation import PARTS, Columns, Selected, Step
 from gptj.generation.decoder import round_up_columns, round_up_slots
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
@@ -112,6 +112,20 @@ class Decoder(generation.Decoder):
             tuple(tf.Variable(tf.gather(variable, every_head)) for variable in side)
             for side in (self.keys, self.values)
         )
+
+    def _read(self, row: int, start: int, count: int) -> Columns:
+        h = self.config.n_head
+        heads, part = slice(row * h, (row + 1) * h), slice(start, start + count)
+        keys, values = (tuple(tf.identity(x[heads, part]) for x in side) for side in (self.keys, self.values))
+        return Columns(keys, values, 0, count)
+
+    def _write(self, row: int, start: int, columns: Columns) -> None:
+        h = self.config.n_head
+        heads, place = slice(row * h, (row + 1) * h), slice(start, start + columns.count)
+        part = slice(columns.first, columns.first + columns.count)
+        for side, new in ((self.keys, columns.keys), (self.values, columns.values)):
+            for slots, its in zip(side, new, strict=True):
+                slots[heads, place].assign(its[:, part])
 
     def _filled(self, length: int) -> KVCache:
         shape = (self.batch, self.config.n_head, length, self.config.head_dim)
