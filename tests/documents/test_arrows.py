@@ -18,7 +18,7 @@ CONTRACT = frozenset(
 
 WINGS = frozenset({"pt", "tf", "flax"})
 _FILES = CONTRACT | {"reading", "writing"}
-_MODELS = CONTRACT | {"checkpoint", "pretrained", "generation", "text"}
+_MODELS = CONTRACT | {"checkpoint", "pretrained", "generation", "scoring", "text"}
 
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACT, CONTRACT),
@@ -27,7 +27,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "checkpoint": _FILES,
     "text": CONTRACT,
     "generation": CONTRACT | {"text"},
-    "parity": _FILES | {"checkpoint", "generation"},
+    "scoring": CONTRACT | {"generation"},
+    "parity": _FILES | {"checkpoint", "generation", "scoring"},
     "pretrained": CONTRACT | {"reading", "checkpoint", "generation", "parity"},
     **dict.fromkeys(WINGS, _MODELS),
     "conversion.common": _FILES,
