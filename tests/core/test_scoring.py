@@ -305,7 +305,7 @@ V = CONFIG.vocab_size
         (({"input_ids": [1]},), {}, "texts: no texts"),
         ((7,), {}, "texts: not a row of token ids|not a row"),
         (([1, [2]],), {}, r"texts\[0\]"),
-        (([[1], [2, V]],), {}, rf"texts\[1\]\[0\]\[1\]: no such token \(expected 0 to {V - 1}, found {V}\)"),
+        (([[1], [2, V]],), {}, rf"texts\[1\]\[1\]: no such token \(expected 0 to {V - 1}, found {V}\)"),
         (([[1, -1]],), {}, "no such token"),
         (([[1.0]],), {}, r"texts\[0\]: not whole numbers"),
         (([[True]],), {}, r"texts\[0\]: not whole numbers"),

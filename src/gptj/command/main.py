@@ -48,6 +48,7 @@ ENVIRONMENT = {
 COMMANDS = {
     **dict.fromkeys(("convert", "inspect", "verify"), "gptj.command.convert"),
     "generate": "gptj.command.generate",
+    "score": "gptj.command.score",
     **dict.fromkeys(("parity", "init", "doctor", "demo"), "gptj.command.checks"),
 }
 """Each command's module."""

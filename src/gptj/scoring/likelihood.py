@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.errors import GPTJError
 from gptj.generation.held import HeldLogits
-from gptj.scoring.windows import Window
+from gptj.scoring.result import Score
+from gptj.scoring.sequences import Sequenced
+from gptj.scoring.windows import Limits, Window, windows_of
 
-__all__ = ["TOKENS_AT_ONCE", "Progress", "ScoredModel", "likelihoods_of", "score_windows"]
+__all__ = ["TOKENS_AT_ONCE", "Progress", "ScoredModel", "likelihoods_of", "score_sequences", "score_windows"]
 
 TOKENS_AT_ONCE = 2048
 """Tokens of a batch, padding included, where no batch size is said: a window of all positions, or more short ones.
@@ -53,6 +55,28 @@ class ScoredModel(Protocol):
 
 Likelihoods = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """Of tokens (n,): their log-likelihoods, and whether a greedy choice takes them."""
+
+
+def score_sequences(
+    model: ScoredModel,
+    sequences: Sequence[Sequenced],
+    limits: Limits,
+    *,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> list[Score]:
+    """The score of each sequence, in their order; the arguments are those of `Scores.score`, checked."""
+    windows = [[*windows_of(one.token_ids, one.first, limits)] for one in sequences]
+    flat = [window for some in windows for window in some]
+    found = iter(score_windows(model, flat, batch_size=batch_size, progress=progress))
+    return [_join(one, [next(found) for _ in some]) for one, some in zip(sequences, windows, strict=True)]
+
+
+def _join(sequence: Sequenced, parts: Sequence[Likelihoods]) -> Score:
+    """The score of a sequence from those of its windows."""
+    values = np.concatenate([np.zeros(0), *(part[0] for part in parts)])
+    greedy = np.concatenate([np.zeros(0, bool), *(part[1] for part in parts)])
+    return Score(np.array(sequence.token_ids[sequence.first :], np.int64), values, greedy, sequence.n_bytes)
 
 
 def score_windows(

@@ -5,7 +5,6 @@ A wing's mixin adds how a batch is read and how logits come of what was read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
 from gptj.generation.held import HeldLogits
-from gptj.scoring.likelihood import Likelihoods, Progress, score_windows
+from gptj.scoring.likelihood import Progress, score_sequences
 from gptj.scoring.result import Score
-from gptj.scoring.sequences import Prefix, Sequenced, sequences_of
-from gptj.scoring.windows import Limits, limits_of, windows_of
+from gptj.scoring.sequences import Prefix, sequences_of
+from gptj.scoring.windows import limits_of
 
 __all__ = ["Scores"]
 
@@ -92,30 +91,14 @@ class Scores:
             raise InputError("scoring is a loop on the host", where="score", hint=hint)
         texts, continuations = self._listed(texts), self._listed(continuations)
         sequences = sequences_of(self.config, texts, continuations, tokenizer, prefix_token_id)
-        return self._with(params)._score_sequences(
-            sequences, limits_of(self.config, max_length, stride), check_batch_size(batch_size), progress
-        )
+        limits, batch_size = limits_of(self.config, max_length, stride), check_batch_size(batch_size)
+        return score_sequences(self._with(params), sequences, limits, batch_size=batch_size, progress=progress)
 
     def _listed(self, value: Any) -> Any:
         """An argument whose arrays, of the wing's or NumPy's, are lists."""
         if hasattr(value, "shape") and hasattr(value, "dtype"):
             return (value if isinstance(value, np.ndarray | np.generic) else self._host(value)).tolist()
         return [self._listed(item) for item in value] if isinstance(value, list | tuple) else value
-
-    def _score_sequences(
-        self, sequences: Sequence[Sequenced], limits: Limits, batch_size: int | None, progress: Progress | None
-    ) -> list[Score]:
-        windows = [[*windows_of(one.token_ids, one.first, limits)] for one in sequences]
-        flat = [window for some in windows for window in some]
-        found = iter(score_windows(self, flat, batch_size=batch_size, progress=progress))
-        return [join(one, [next(found) for _ in some]) for one, some in zip(sequences, windows, strict=True)]
-
-
-def join(sequence: Sequenced, parts: Sequence[Likelihoods]) -> Score:
-    """The score of a sequence from those of its windows."""
-    empty: Likelihoods = np.zeros(0), np.zeros(0, bool)
-    values, greedy = (np.concatenate(some) for some in zip(empty, *parts, strict=True))
-    return Score(np.array(sequence.token_ids[sequence.first :], np.int64), values, greedy, sequence.n_bytes)
 
 
 def check_batch_size(batch_size: int | None) -> int | None:

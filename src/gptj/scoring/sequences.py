@@ -12,7 +12,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
 from gptj.inputs import check_ids, check_method, check_row
 
-__all__ = ["Prefix", "Sequenced", "encode_pair", "sequences_of"]
+__all__ = ["Prefix", "Sequenced", "encode_pair", "prefix_of", "sequence_of", "sequences_of"]
 
 Prefix: TypeAlias = int | Literal["bos"] | None
 """The token that stands before a text: an id, "bos" for the config's bos or else its eos, None for none."""
@@ -45,14 +45,34 @@ def sequences_of(
     prefix = prefix_of(config, prefix_token_id)
     first = _items(texts, "texts")
     if continuations is None:
-        return [_of_text(config, text, f"texts[{n}]", tokenizer, prefix) for n, text in enumerate(first)]
+        return [
+            sequence_of(config, text, where=f"texts[{n}]", tokenizer=tokenizer, prefix=prefix)
+            for n, text in enumerate(first)
+        ]
     then = _items(continuations, "continuations")
     if len(then) != len(first):
         raise InputError("not one a text", where="continuations", expected=len(first), found=len(then))
     return [
-        _of_pair(config, pair, f"continuations[{n}]", tokenizer, prefix)
+        sequence_of(config, *pair, where=f"continuations[{n}]", tokenizer=tokenizer, prefix=prefix)
         for n, pair in enumerate(zip(first, then, strict=True))
     ]
+
+
+def sequence_of(
+    config: GPTJConfig, text: Any, continuation: Any = None, *, where: str, tokenizer: Any, prefix: int | None
+) -> Sequenced:
+    """The sequence of a text, or of a text and its continuation.
+
+    Args:
+        config: whose token ids these are.
+        text, continuation: text or token ids.
+        where: the name of what is scored, in errors.
+        tokenizer: its `encode` makes token ids of texts.
+        prefix: the token before a text; None for none.
+    """
+    if continuation is None:
+        return _of_text(config, text, where, tokenizer, prefix)
+    return _of_pair(config, (text, continuation), where, tokenizer, prefix)
 
 
 def prefix_of(config: GPTJConfig, prefix_token_id: Prefix) -> int | None:
@@ -149,6 +169,10 @@ def _encode(config: GPTJConfig, text: Any, where: str, tokenizer: Any) -> list[i
         ids = text
     if not isinstance(ids, list | tuple):
         raise InputError("not a row of token ids", where=where, expected="[id, ...]", found=shown(text))
-    if ids:
-        ids = check_ids(config, [[*ids]], where=where)[0].tolist()
-    return [*ids]
+    if not ids:
+        return []
+    try:
+        return [int(token) for token in check_ids(config, [[*ids]], where=where)[0]]
+    except InputError as error:  # of a batch of this one row
+        place = None if error.where is None else error.where.replace(f"{where}[0]", where)
+        raise InputError(error.problem, where=place, expected=error.expected, found=error.found) from None
