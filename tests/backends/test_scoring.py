@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+from tokenizer_samples import small
 from wings import FLOAT32_ABSOLUTE
 
 from gptj.errors import InputError
@@ -111,3 +115,14 @@ def test_params_are_flaxs_alone(wing, revealing, oracle):
         return
     found = revealing(dtype="float64").score(TEXTS[:2], prefix_token_id=PREFIX, params=model.params)
     assert agree(found, oracle().score(TEXTS[:2], prefix_token_id=PREFIX), FLOAT32_ABSOLUTE)
+
+
+def test_the_example_of_the_page_runs(wing, folder, tmp_path):
+    path = shutil.copytree(folder(vocab_size=300, n_layer=1, bos_token_id=299, eos_token_id=299), tmp_path / "model")
+    small().save_pretrained(path)
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0].replace("gptj.pt", f"gptj.{wing.name}")
+    names = {"folder": path}
+    exec(code, names)
+    assert names["score"].token_ids.tolist() == small().encode("To be, or not to be")
+    assert names["best"].log_likelihood < 0 and names["best"].n_bytes == 3

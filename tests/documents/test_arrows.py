@@ -36,8 +36,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "conversion.hf": _FILES | {"checkpoint", "conversion.common"},
     "conversion": _FILES
     | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
+    "harness": CONTRACT | {"scoring", "text"},
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
-    "command": _FILES | _MODELS | WINGS | {"parity", "demo", "conversion", "conversion.common"},
+    "command": _FILES | _MODELS | WINGS | {"harness", "parity", "demo", "conversion", "conversion.common"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
@@ -51,6 +52,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
     "parity": frozenset({"rich"}),
     "command": frozenset({"click", "rich"}),
+    "harness": frozenset({"lm_eval", "tqdm"}),
     "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),
     "conversion.hf": frozenset({"h5py"}),

@@ -49,6 +49,7 @@ COMMANDS = {
     **dict.fromkeys(("convert", "inspect", "verify"), "gptj.command.convert"),
     "generate": "gptj.command.generate",
     "score": "gptj.command.score",
+    "eval": "gptj.command.evaluate",
     **dict.fromkeys(("parity", "init", "doctor", "demo"), "gptj.command.checks"),
 }
 """Each command's module."""
