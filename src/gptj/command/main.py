@@ -50,6 +50,7 @@ COMMANDS = {
     "generate": "gptj.command.generate",
     "score": "gptj.command.score",
     "eval": "gptj.command.evaluate",
+    "export": "gptj.command.export",
     **dict.fromkeys(("parity", "init", "doctor", "demo"), "gptj.command.checks"),
 }
 """Each command's module."""
