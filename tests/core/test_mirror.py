@@ -20,9 +20,9 @@ ROOT = Path(gptj.__file__).parent
 FILES = ("__init__.py", "adapters.py", "arguments.py", "generate.py", "heads.py", "inference.py")
 FILES += ("layers.py", "model.py", "weights.py")
 
-OWN_FILES = {"pt": {"kernels.py"}, "tf": {"training.py"}, "flax": set()}
-"""Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, and Keras has a
-training loop of its own."""
+OWN_FILES = {"pt": {"export.py", "kernels.py"}, "tf": {"export.py", "training.py"}, "flax": set()}
+"""Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, Keras has a
+training loop of its own, and programs are exported in formats that are one framework's."""
 
 CORE = ROOT / "pretrained" / "base.py"
 """The methods that the wings inherit: `Pretrained`, with hooks that each of them fills."""

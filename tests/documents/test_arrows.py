@@ -18,7 +18,7 @@ CONTRACT = frozenset(
 
 WINGS = frozenset({"pt", "tf", "flax"})
 _FILES = CONTRACT | {"reading", "writing"}
-_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "text"}
+_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "scoring", "text"}
 
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACT, CONTRACT),
@@ -28,7 +28,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "adapters": _FILES | {"checkpoint"},
     "text": CONTRACT,
     "generation": CONTRACT | {"text"},
-    "parity": _FILES | {"adapters", "checkpoint", "generation"},
+    "scoring": CONTRACT | {"generation"},
+    "parity": _FILES | {"adapters", "checkpoint", "generation", "scoring"},
     "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity"},
     **dict.fromkeys(WINGS, _MODELS),
     "conversion.common": _FILES,
@@ -36,10 +37,11 @@ ARROWS: dict[str, frozenset[str]] = {
     "conversion.hf": _FILES | {"checkpoint", "conversion.common"},
     "conversion": _FILES
     | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
+    "harness": CONTRACT | {"scoring", "text"},
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
     "pytest_plugin": frozenset({"backends", "errors", "parity"}),
     "serving": CONTRACT | {"generation", "text"},
-    "command": _FILES | _MODELS | WINGS | {"serving", "parity", "demo", "conversion", "conversion.common"},
+    "command": _FILES | _MODELS | WINGS | {"serving", "harness", "parity", "demo", "conversion", "conversion.common"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
@@ -55,6 +57,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "command": frozenset({"click", "rich"}),
     "pytest_plugin": frozenset({"pytest"}),
     "serving": frozenset({"starlette", "uvicorn", "h11", "jinja2"}),
+    "harness": frozenset({"lm_eval", "tqdm"}),
     "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),
     "conversion.hf": frozenset({"h5py"}),

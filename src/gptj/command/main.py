@@ -50,6 +50,9 @@ COMMANDS = {
     "adapter": "gptj.command.adapter",
     "generate": "gptj.command.generate",
     "serve": "gptj.command.serve",
+    "score": "gptj.command.score",
+    "eval": "gptj.command.evaluate",
+    "export": "gptj.command.export",
     **dict.fromkeys(("parity", "init", "doctor", "demo"), "gptj.command.checks"),
 }
 """Each command's module."""

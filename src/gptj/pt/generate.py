@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from gptj import generation
+from gptj import generation, scoring
 from gptj.generation import PARTS, Columns, Selected, Step
 from gptj.outputs import KVCache
 from gptj.pt.arguments import host
@@ -134,8 +134,8 @@ def evaluating(model: Any) -> Iterator[None]:
             model.train()
 
 
-class GenerationMixin(generation.Generates[torch.Tensor]):
-    """`generate` and `stream` for a PyTorch model."""
+class GenerationMixin(generation.Generates[torch.Tensor], scoring.Scores):
+    """`generate`, `stream` and `score` for a PyTorch model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         return Decoder(self, batch, capacity)
@@ -158,6 +158,20 @@ class GenerationMixin(generation.Generates[torch.Tensor]):
     def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         model: Any = self
         return to_numpy(model.get_input_embeddings()(torch.from_numpy(token_ids).to(model.device)))
+
+    @torch.inference_mode()
+    def _last_states(self, token_ids: NDArray[np.int64]) -> torch.Tensor:
+        model: Any = self
+        with evaluating(model):
+            return model.transformer(
+                token_ids, use_cache=False, output_attentions=False, output_hidden_states=False, return_dict=True
+            ).last_hidden_state
+
+    @torch.inference_mode()
+    def _logits_at(self, states: torch.Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> torch.Tensor:
+        model: Any = self
+        places = (torch.from_numpy(place).to(states.device) for place in (rows, columns))
+        return model._logits(states[tuple(places)])
 
     def _rows_of(self, array: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
         return array[torch.from_numpy(rows).to(array.device)]
