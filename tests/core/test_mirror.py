@@ -20,18 +20,15 @@ ROOT = Path(gptj.__file__).parent
 FILES = ("__init__.py", "adapters.py", "arguments.py", "finetune.py", "generate.py", "heads.py", "inference.py")
 FILES += ("layers.py", "model.py", "weights.py")
 
-OWN_FILES = {"pt": {"kernels.py"}, "tf": {"training.py"}, "flax": set()}
-"""Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, and Keras has a
-training loop of its own."""
+OWN_FILES = {"pt": {"export.py", "kernels.py"}, "tf": {"export.py", "training.py"}, "flax": set()}
+"""Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, Keras has a
+training loop of its own, and programs are exported in formats that are one framework's."""
 
 CORE = ROOT / "pretrained" / "base.py"
 """The methods that the wings inherit: `Pretrained`, with hooks that each of them fills."""
 
 LOOKED_INTO = ROOT / "pretrained" / "tapped.py"
 """Its base class, in whose words every wing gives its intermediate values."""
-
-ADAPTED = ROOT / "pretrained" / "adapted.py"
-"""Another, in whose words every wing holds its adapters."""
 
 CALL = {"pt": "forward", "tf": "call", "flax": "__call__"}
 """What each framework calls the method behind `model(...)`."""
@@ -62,7 +59,7 @@ OWN_METHODS = {
 def classes(wing: str, sources: dict[str, str]) -> dict[str, ast.ClassDef]:
     """Every class of a wing by name, and those of the core that its models inherit from."""
     found = {}
-    for source in (LOOKED_INTO.read_text(), ADAPTED.read_text(), CORE.read_text(), *sources.values()):
+    for source in (LOOKED_INTO.read_text(), CORE.read_text(), *sources.values()):
         for node in ast.parse(source).body:
             if isinstance(node, ast.ClassDef):
                 found[node.name] = node

@@ -18,7 +18,7 @@ CONTRACT = frozenset(
 
 WINGS = frozenset({"pt", "tf", "flax"})
 _FILES = CONTRACT | {"reading", "writing"}
-_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "text"}
+_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "scoring", "text"}
 
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACT, CONTRACT),
@@ -28,7 +28,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "adapters": _FILES | {"checkpoint"},
     "text": CONTRACT,
     "generation": CONTRACT | {"text"},
-    "parity": _FILES | {"adapters", "checkpoint", "generation"},
+    "scoring": CONTRACT | {"generation"},
+    "parity": _FILES | {"adapters", "checkpoint", "generation", "scoring"},
     "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity"},
     "finetune": _FILES | {"adapters", "checkpoint", "generation", "text"},
     **dict.fromkeys(WINGS, _MODELS | {"finetune"}),
@@ -37,8 +38,15 @@ ARROWS: dict[str, frozenset[str]] = {
     "conversion.hf": _FILES | {"checkpoint", "conversion.common"},
     "conversion": _FILES
     | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
+    "harness": CONTRACT | {"scoring", "text"},
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
-    "command": _FILES | _MODELS | WINGS | {"parity", "finetune", "demo", "conversion", "conversion.common"},
+    "pytest_plugin": frozenset({"backends", "errors", "parity"}),
+    "serving": CONTRACT | {"generation", "text"},
+    "command": _FILES
+    | _MODELS
+    | WINGS
+    | {"serving", "harness", "parity", "finetune", "demo", "conversion"}
+    | {"conversion.common"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
@@ -53,6 +61,9 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
     "parity": frozenset({"rich"}),
     "command": frozenset({"click", "rich"}),
+    "pytest_plugin": frozenset({"pytest"}),
+    "serving": frozenset({"starlette", "uvicorn", "h11", "jinja2"}),
+    "harness": frozenset({"lm_eval", "tqdm"}),
     "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),
     "conversion.hf": frozenset({"h5py"}),

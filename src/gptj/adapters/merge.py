@@ -10,13 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.adapters.files import Adapter, read_adapter
+from gptj.adapters.files import read_adapter
 from gptj.adapters.rows import AdapterRow
 from gptj.checkpoint import open_checkpoint, plan_load, write_checkpoint
 from gptj.errors import SchemaError, shown
+from gptj.json_file import read_small_file
 from gptj.schema import BASE_PREFIX, TensorSpec
 
 __all__ = ["merge_folder", "merged_kernel"]
+
+COMPANIONS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
+)
+"""Files beside a model's weights that hold as well for the merged one."""
+
+LARGEST_COMPANION_BYTES = 100_000_000
 
 BLOCK_ROWS = 1024
 """Rows of W that are merged at a time, so that the float64 in between is small."""
@@ -64,14 +73,14 @@ def merge_folder(
         progress: told each tensor's name and bytes when it has been written.
 
     Returns:
-        The folder.
+        The folder, with the base's tokenizer and generation_config.json carried along.
 
     Raises:
         GPTJError: see `open_checkpoint`, `read_adapter`, `Adapter.rows` and `write_checkpoint`.
     """
     checkpoint = open_checkpoint(directory, weights=weights)
     config = checkpoint.config
-    opened: Adapter = read_adapter(adapter)
+    opened = read_adapter(adapter)
     rows = {row.kernel: row for row in opened.rows(config)}
     plan = plan_load(checkpoint, config, "causal_lm")
     if plan.missing:
@@ -92,6 +101,13 @@ def merge_folder(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
+        extra_files=_companions(checkpoint.directory),
         provenance={"merged": {key: shown(value) for key, value in origin.items()}},
         progress=progress,
     )
+
+
+def _companions(directory: Path) -> dict[str, bytes]:
+    """The files of `COMPANIONS` that a folder has, by name."""
+    there = [name for name in COMPANIONS if (directory / name).is_file()]
+    return {name: read_small_file(directory / name, limit_bytes=LARGEST_COMPANION_BYTES) for name in there}

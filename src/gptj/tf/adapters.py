@@ -18,7 +18,7 @@ def add_low_rank(x: tf.Tensor, y: tf.Tensor, a: Any, b: Any, scale: Any) -> tf.T
     """`y` (..., out) + scale B A `x` (..., in), in the matrices' own precision, rounded once."""
     a, b = tf.convert_to_tensor(a), tf.convert_to_tensor(b)
     narrow = tf.matmul(tf.reshape(tf.cast(x, a.dtype), (-1, a.shape[1])), a, transpose_b=True)
-    added = tf.cast(scale, a.dtype) * tf.matmul(narrow, b, transpose_b=True)
+    added = tf.convert_to_tensor(scale, a.dtype) * tf.matmul(narrow, b, transpose_b=True)
     return tf.cast(tf.cast(y, a.dtype) + tf.reshape(added, tf.shape(y)), y.dtype)
 
 
@@ -39,6 +39,10 @@ class LowRank:
         )
         self.scale, self.rate = row.scale, dropout
         self.place = TARGETS.index(row.module.split(".", 2)[2])
+
+    def values(self) -> tuple[tf.Variable, tf.Variable, tf.Tensor]:
+        """A, B and the scale, as `add_low_rank` takes them."""
+        return self.a.value, self.b.value, tf.constant(self.scale, self.a.dtype)
 
     def __call__(self, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """`y` with what the adapter makes of `x` added; with a seed, elements of `x` are dropped."""
