@@ -47,7 +47,7 @@ def run(folder, settings=SETTINGS, *, resume=False, stop_at=None, evaluation=Fal
         if found is not None:
             found_identity = identity(settings)
             found_identity.require_same(found.stored, found.folder)
-            step.restore(found.moments(), updates=progress.updates)
+            step.restore(found.moments({"table": (300, 300)}), updates=progress.updates)
             step.table = np.load(found.folder / "table.npy")
 
         def write_model(path: Path) -> None:
@@ -288,11 +288,8 @@ def test_a_curve_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize("text", ["step,loss\n1,2\n", "step,epoch,loss\nx\n", '"', "step"])
 def test_a_damaged_curve_is_refused(tmp_path, text):
     (tmp_path / "loss.csv").write_text(text)
-    if text == "step":
-        assert read_curve(tmp_path / "loss.csv") == []
-    else:
-        with pytest.raises(FormatError, match=r"loss\.csv: no loss curve"):
-            read_curve(tmp_path / "loss.csv")
+    with pytest.raises(FormatError, match=r"loss\.csv: no loss curve"):
+        read_curve(tmp_path / "loss.csv")
 
 
 def test_a_curve_is_drawn():

@@ -214,7 +214,8 @@ def _train(
         with loading:
             step = room.TrainingStep(_open(job, room, saved), job.settings)
         if saved is not None:
-            step.restore(saved.moments(), updates=progress.updates)
+            shapes = {name: tuple(parameter.shape) for name, parameter in step.parameters.items()}
+            step.restore(saved.moments(shapes), updates=progress.updates)
         training = Training(
             step, job.settings, job.batches, job.evaluation, steps=job.steps, progress=progress, rows=rows
         )
