@@ -31,7 +31,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "scoring": CONTRACT | {"generation"},
     "parity": _FILES | {"adapters", "checkpoint", "generation", "scoring"},
     "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity"},
-    **dict.fromkeys(WINGS, _MODELS),
+    "finetune": _FILES | {"adapters", "checkpoint", "generation", "text"},
+    **dict.fromkeys(WINGS, _MODELS | {"finetune"}),
     "conversion.common": _FILES,
     "conversion.mesh": _FILES | {"conversion.common"},
     "conversion.hf": _FILES | {"checkpoint", "conversion.common"},
@@ -41,7 +42,10 @@ ARROWS: dict[str, frozenset[str]] = {
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
     "pytest_plugin": frozenset({"backends", "errors", "parity"}),
     "serving": CONTRACT | {"generation", "text"},
-    "command": _FILES | _MODELS | WINGS | {"serving", "harness", "parity", "demo", "conversion", "conversion.common"},
+    "command": _FILES
+    | _MODELS
+    | WINGS
+    | {"serving", "harness", "finetune", "parity", "demo", "conversion", "conversion.common"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
@@ -49,7 +53,8 @@ FRAMEWORKS = frozenset({"torch", "tensorflow", "keras", "jax", "flax", "optax"})
 LIBRARIES: dict[str, frozenset[str]] = {
     "pt": frozenset({"torch"}),
     "tf": frozenset({"tensorflow", "keras", "optree"}),
-    "flax": frozenset({"jax", "flax", "jaxlib"}),
+    "flax": frozenset({"jax", "flax", "jaxlib", "optax"}),
+    "finetune": frozenset({"filelock", "matplotlib"}),
     "writing": frozenset({"filelock", "safetensors"}),
     "hub": frozenset({"huggingface_hub"}),
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
