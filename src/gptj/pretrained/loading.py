@@ -27,6 +27,7 @@ from gptj.parity.fingerprint import check_fingerprint
 from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
 from gptj.reading.weight_files import FOREIGN_WEIGHTS, split_weights, variant_sets
 from gptj.schema import HEADS, Head, TensorSpec, schema
+from gptj.sharding import Placement
 
 
 class FreshWeightsWarning(UserWarning):
@@ -71,6 +72,18 @@ class Loading:
                 yield spec, self.checkpoint.map(stored.name)
             else:
                 yield spec, self.checkpoint.read(stored.name, self.dtype)
+
+    def parts(self, placement: Placement) -> Iterator[tuple[TensorSpec, NDArray[Any]]]:
+        """The part of every row that this process holds, in `dtype`, one at a time; no other bytes are read."""
+        for spec in schema(self.config, self.head):
+            stored, cut = self.plan.tensors.get(spec.name), placement.slices(spec)
+            if spec.name in self.plan.zeros:
+                yield spec, np.zeros(tuple(part.stop - part.start for part in cut), numpy_dtype(self.dtype))
+            elif stored is None:
+                whole = initial_tensor(spec, self.config, self.seed).astype(numpy_dtype(self.dtype))
+                yield spec, np.ascontiguousarray(whole[cut])
+            else:
+                yield spec, self.checkpoint.read_part(stored.name, cut, self.dtype)
 
     @property
     def generation_config(self) -> GenerationConfig | None:
