@@ -49,6 +49,7 @@ COMMANDS = {
     **dict.fromkeys(("convert", "inspect", "verify"), "gptj.command.convert"),
     "generate": "gptj.command.generate",
     **dict.fromkeys(("parity", "init", "doctor", "demo"), "gptj.command.checks"),
+    "plan": "gptj.command.plan",
 }
 """Each command's module."""
 

@@ -29,7 +29,7 @@ from gptj.pretrained.placing import place_model
 from gptj.pretrained.saving import check_rows, saving_options, side_files
 from gptj.pretrained.tapped import Tapped
 from gptj.schema import Head, TensorSpec, schema
-from gptj.sharding import Placement, Strategy
+from gptj.sharding import Placement, ReadPart, Strategy
 
 
 class ArrayFacts(NamedTuple):
@@ -302,7 +302,7 @@ class Pretrained(Tapped):
                 model._fill(loading.arrays(mmap=mmap), inference=inference, quantize=quantize)
             else:
                 placement = place_model(cls, loading.config, mesh, strategy, inference=inference)
-                model._distribute(loading.parts(placement), placement)
+                model._distribute(loading.read_part, placement)
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
         returned = (model,) if _do_init else model._take_apart()
@@ -419,8 +419,8 @@ class Pretrained(Tapped):
         """
         raise NotImplementedError
 
-    def _distribute(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]], placement: Placement) -> None:
-        """Cut a model without values as `placement` says, and assign this process' parts."""
+    def _distribute(self, read_part: ReadPart, placement: Placement) -> None:
+        """Cut a model without values as `placement` says, and read this process' parts."""
         raise NotImplementedError
 
     def _take_apart(self) -> tuple[Any, Any]:

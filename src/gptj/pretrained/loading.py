@@ -27,7 +27,6 @@ from gptj.parity.fingerprint import check_fingerprint
 from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
 from gptj.reading.weight_files import FOREIGN_WEIGHTS, split_weights, variant_sets
 from gptj.schema import HEADS, Head, TensorSpec, schema
-from gptj.sharding import Placement
 
 
 class FreshWeightsWarning(UserWarning):
@@ -73,17 +72,15 @@ class Loading:
             else:
                 yield spec, self.checkpoint.read(stored.name, self.dtype)
 
-    def parts(self, placement: Placement) -> Iterator[tuple[TensorSpec, NDArray[Any]]]:
-        """The part of every row that this process holds, in `dtype`, one at a time; no other bytes are read."""
-        for spec in schema(self.config, self.head):
-            stored, cut = self.plan.tensors.get(spec.name), placement.slices(spec)
-            if spec.name in self.plan.zeros:
-                yield spec, np.zeros(tuple(part.stop - part.start for part in cut), numpy_dtype(self.dtype))
-            elif stored is None:
-                whole = initial_tensor(spec, self.config, self.seed).astype(numpy_dtype(self.dtype))
-                yield spec, np.ascontiguousarray(whole[cut])
-            else:
-                yield spec, self.checkpoint.read_part(stored.name, cut, self.dtype)
+    def read_part(self, spec: TensorSpec, part: tuple[slice, ...]) -> NDArray[Any]:
+        """A part of a row in `dtype`, one slice an axis; no other bytes are read."""
+        stored = self.plan.tensors.get(spec.name)
+        if spec.name in self.plan.zeros:
+            return np.zeros(tuple(cut.stop - cut.start for cut in part), numpy_dtype(self.dtype))
+        if stored is None:
+            whole = initial_tensor(spec, self.config, self.seed).astype(numpy_dtype(self.dtype))
+            return np.ascontiguousarray(whole[part])
+        return self.checkpoint.read_part(stored.name, part, self.dtype)
 
     @property
     def generation_config(self) -> GenerationConfig | None:

@@ -11,6 +11,7 @@ eager DTensors cost several times a decoded token's time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from gptj.pt.kernels import Linear
 from gptj.pt.model import Block
 from gptj.pt.weights import from_numpy
 from gptj.schema import TensorSpec, schema
-from gptj.sharding import Mesh, Placement, Strategy, natural_mesh, partition_of
+from gptj.sharding import Mesh, Placement, Processes, Strategy, environment_place, natural_mesh, partition_of
 
 TRAINING = frozenset({"fsdp", "tp_fsdp"})
 """Strategies under which FSDP2 holds the parameters."""
@@ -331,3 +332,35 @@ def clip_grad_norm_(model: Any, max_norm: float) -> Tensor:
     for grad in grads:
         grad.mul_(scale)
     return norm
+
+
+# ---- processes
+
+
+def join_processes() -> Processes:
+    """Make the processes that torchrun started know each other; a process that was started alone is alone.
+
+    Raises:
+        InputError: torchrun's variables are there in part.
+    """
+    count, index = environment_place("WORLD_SIZE", "RANK")
+    if count is not None and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    elif not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return Processes(index or 0, count or 1)
+
+
+def leave_processes() -> None:
+    """Let go of the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def share_number(number: int) -> int:
+    """The first process' number, 0 to 2**63 - 1."""
+    numbers = [number]
+    dist.broadcast_object_list(numbers, 0)
+    return int(numbers[0])

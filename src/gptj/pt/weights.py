@@ -30,8 +30,8 @@ from gptj.outputs import (
 from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained
 from gptj.pretrained.base import ArrayFacts
-from gptj.schema import Head, TensorSpec, schema_by_name
-from gptj.sharding import Placement, Strategy
+from gptj.schema import Head, TensorSpec, schema, schema_by_name
+from gptj.sharding import Placement, ReadPart, Strategy
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
@@ -141,10 +141,11 @@ class PretrainedModel(Pretrained, nn.Module):
 
         return choose_placement(mesh, strategy)
 
-    def _distribute(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]], placement: Placement) -> None:
+    def _distribute(self, read_part: ReadPart, placement: Placement) -> None:
         from gptj.pt.parallel import distribute
 
-        distribute(self, arrays, placement)
+        rows = schema(self.config, self.head)
+        distribute(self, ((row, read_part(row, placement.slices(row))) for row in rows), placement)
         self.placement = placement
         self.eval()
 

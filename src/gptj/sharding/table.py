@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
+
+from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, did_you_mean, shown
@@ -32,6 +34,7 @@ __all__ = [
     "MeshAxis",
     "Partition",
     "Placement",
+    "ReadPart",
     "Strategy",
     "check_decodes",
     "check_mesh",
@@ -46,6 +49,9 @@ MeshAxis = Literal["dp", "tp"]
 Strategy = Literal["dp", "tp", "fsdp", "tp_fsdp"]
 Partition = tuple[tuple[MeshAxis, ...], ...]
 """For each axis of a tensor, the mesh axes that it is cut along, the outermost cut first; () where it is whole."""
+
+ReadPart = Callable[[TensorSpec, tuple[slice, ...]], NDArray[Any]]
+"""Reads a part of a tensor, one slice an axis."""
 
 MESH_AXES: tuple[MeshAxis, ...] = get_args(MeshAxis)
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
