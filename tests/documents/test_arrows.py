@@ -18,17 +18,18 @@ CONTRACT = frozenset(
 
 WINGS = frozenset({"pt", "tf", "flax"})
 _FILES = CONTRACT | {"reading", "writing"}
-_MODELS = CONTRACT | {"checkpoint", "pretrained", "generation", "text"}
+_MODELS = CONTRACT | {"checkpoint", "pretrained", "generation", "text", "sharding"}
 
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACT, CONTRACT),
+    "sharding": CONTRACT,
     "reading": CONTRACT,
     "writing": CONTRACT | {"reading"},
     "checkpoint": _FILES,
     "text": CONTRACT,
     "generation": CONTRACT | {"text"},
     "parity": _FILES | {"checkpoint", "generation"},
-    "pretrained": CONTRACT | {"reading", "checkpoint", "generation", "parity"},
+    "pretrained": CONTRACT | {"reading", "checkpoint", "generation", "parity", "sharding"},
     **dict.fromkeys(WINGS, _MODELS),
     "conversion.common": _FILES,
     "conversion.mesh": _FILES | {"conversion.common"},

@@ -158,7 +158,9 @@ class OpenedModel:
         pad = 0 if stored.padding_id is None else stored.padding_id
         unasked: dict[str, Any] = dict.fromkeys(_OF_THE_CALL, False)
         whole = stored.replace(**unasked, pad_token_id=pad)
-        return change_config(whole, self.request.settings, seeded=self.request.seed is not None and self.request.chosen_seed)
+        return change_config(
+            whole, self.request.settings, seeded=self.request.seed is not None and self.request.chosen_seed
+        )
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -171,6 +173,10 @@ class OpenedModel:
         check_surroundings(self.backend)
         with _interruptible_at_once(), _hide(UNUSED.get(self.backend, ())):
             wing = gptj.backend(self.backend)
+        if self.request.strategy is not None:  # the mesh says where
+            self._loading = contextlib.nullcontext()
+            yield
+            return
         with wing.on_device(device) as self._loading:
             yield
 

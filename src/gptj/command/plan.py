@@ -54,7 +54,9 @@ def _print_plans(plans: list[Any], work: Any, room: int, directory: Path) -> Non
     verb = "training" if work.training else "generating"
     console = open_console()
     console.print(f"GiB of the fullest device, {verb}: {work.batch} rows of {work.length} tokens, {work.dtype}")
-    kinds = ("weights", "gradients", "optimizer", "activations") if work.training else ("weights", "cache", "activations")
+    kinds = (
+        ("weights", "gradients", "optimizer", "activations") if work.training else ("weights", "cache", "activations")
+    )
     table = Table(box=None, pad_edge=False)
     for name in ("strategy", "dp", "tp", *kinds, "total", ""):
         table.add_column(name, justify="left" if name in ("strategy", "") else "right")

@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import os
 import secrets
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +38,7 @@ def together(request: Any) -> Iterator[Any]:
     processes = parallel.join_processes()
     try:
         seed = parallel.share_number(secrets.randbits(62)) if request.seed is None else request.seed
-        with _silent(processes.index > 0):
+        with _silent(processes.rank > 0):
             yield dataclasses.replace(request, backend=backend, seed=seed, chosen_seed=request.seed is not None)
     finally:
         parallel.leave_processes()

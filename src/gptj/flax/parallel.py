@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 from jax.sharding import Mesh as JaxMesh
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
@@ -40,11 +40,11 @@ def choose_placement(mesh: Any, strategy: Strategy) -> Placement:
         InputError: there are not so many devices.
     """
     if isinstance(mesh, JaxMesh):
-        sizes = dict(mesh.shape)
-        if not sizes or not set(sizes) <= {"dp", "tp"}:
-            raise InputError("its axes have other names", where="mesh", expected="dp, tp", found=shown(tuple(sizes)))
+        named = dict(mesh.shape)
+        if not named or not set(named) <= {"dp", "tp"}:
+            raise InputError("its axes have other names", where="mesh", expected="dp, tp", found=shown(tuple(named)))
         devices = mesh.devices if mesh.axis_names != ("tp", "dp") else mesh.devices.T
-        return _placement_of(Mesh(**sizes), np.asarray(devices), strategy)
+        return _placement_of(Mesh(**named), np.asarray(devices), strategy)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise InputError(
             "no mesh", where="mesh", expected="a gptj.sharding.Mesh or a jax Mesh", found=shown(type(mesh).__name__)
@@ -76,7 +76,9 @@ def distribute(config: GPTJConfig, head: Head, read_part: ReadPart, placement: P
 
     def make(spec: TensorSpec) -> jax.Array:
         def read(index: tuple[slice, ...]) -> Any:
-            return read_part(spec, tuple(slice(*cut.indices(size)[:2]) for cut, size in zip(index, spec.shape, strict=True)))
+            return read_part(
+                spec, tuple(slice(*cut.indices(size)[:2]) for cut, size in zip(index, spec.shape, strict=True))
+            )
 
         return jax.make_array_from_callback(spec.shape, sharding_of(spec, placement), read)
 

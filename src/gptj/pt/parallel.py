@@ -13,27 +13,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed import checkpoint
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement as TorchPlacement
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from gptj.config import GPTJConfig
-from gptj.errors import InputError, shown
+from gptj.errors import InputError, MissingFileError, SchemaError, WriteError, shown
 from gptj.pt.kernels import Linear
-from gptj.pt.model import Block
-from gptj.pt.weights import from_numpy
 from gptj.schema import TensorSpec, schema
-from gptj.sharding import Mesh, Placement, Processes, Strategy, environment_place, natural_mesh, partition_of
+from gptj.sharding import Mesh, MeshAxis, Placement, Processes, Strategy, environment_place, natural_mesh, partition_of
 
 TRAINING = frozenset({"fsdp", "tp_fsdp"})
 """Strategies under which FSDP2 holds the parameters."""
@@ -44,13 +42,13 @@ class Peers(NamedTuple):
 
     Attributes:
         group: torch's process group of them.
-        index: this process' number among them.
-        count: how many.
+        rank: this process' number among them.
+        size: how many.
     """
 
     group: Any
-    index: int
-    count: int
+    rank: int
+    size: int
 
 
 # ---- what crosses from process to process, and its gradient
@@ -87,13 +85,13 @@ class _JoinedColumns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
         ctx.peers, ctx.columns = peers, x.shape[-1]
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(peers.count)]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(peers.size)]
         dist.all_gather(parts, x.contiguous(), group=peers.group)
         return torch.cat(parts, dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0].narrow(-1, ctx.peers.index * ctx.columns, ctx.columns), None
+        return slopes[0].narrow(-1, ctx.peers.rank * ctx.columns, ctx.columns), None
 
 
 def _sum(x: Tensor, group: Any) -> Tensor:
@@ -114,26 +112,26 @@ class ParallelEmbedding(nn.Module):
     def forward(self, token_ids: Tensor) -> Tensor:
         """The embeddings (b, t, m) of every token (b, t)."""
         rows = self.weight.shape[0]
-        places = token_ids - self.peers.index * rows
+        places = token_ids - self.peers.rank * rows
         held = (places >= 0) & (places < rows)
         x = F.embedding(torch.where(held, places, 0), self.weight) * held[..., None].to(self.weight.dtype)
         return _SumOfPeers.apply(x, self.peers.group)
 
 
-class ParallelBlock(Block):
-    """A block with this process' heads and feed-forward columns, and one sum over all processes."""
+class ParallelBlock(nn.Module):
+    """What a block is made of, with this process' heads and feed-forward columns, and one sum over all processes."""
 
-    def __init__(self, config: GPTJConfig, peers: Peers, *, attn_implementation: str) -> None:
-        super().__init__(config, attn_implementation=attn_implementation)
-        self.peers = peers
-        self.attn.n_head //= peers.count
+    def __init__(self, block: Any, peers: Peers) -> None:
+        super().__init__()
+        self.ln_1, self.attn, self.mlp, self.peers = block.ln_1, block.attn, block.mlp, peers
+        self.attn.n_head //= peers.size
 
     def forward(self, x: Tensor, *attention_arguments: Any, taps: Any = None) -> tuple[Tensor, Tensor | None]:
         """The stream after this block (b, t, m), and the attention weights of all heads or None."""
         rotation, mask, update_cache, head_mask, output_attentions = attention_arguments
         peers, heads = self.peers, self.attn.n_head
         if head_mask is not None:
-            head_mask = head_mask[peers.index * heads : (peers.index + 1) * heads]
+            head_mask = head_mask[peers.rank * heads : (peers.rank + 1) * heads]
         h = _CopyToPeers.apply(self.ln_1(x), peers.group)
         attended, weights = self.attn(h, rotation, mask, update_cache, head_mask, output_attentions)
         mlp = self.mlp
@@ -220,23 +218,20 @@ def placements_of(spec: TensorSpec, placement: Placement) -> tuple[TorchPlacemen
     return Shard(axis["dp"]), tp
 
 
-def distribute(model: Any, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]], placement: Placement) -> None:
-    """Make a model without values this process' part of it, and assign `arrays`, which are the parts of each row."""
-    base, peers, config = model.base_model, peers_of(placement), model.config
-    attention = "sdpa" if base.h[0].attn.fused else "eager"
-    if peers.count > 1:
+def distribute(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], placement: Placement) -> None:
+    """Make a model without values this process' part of it, of which `parts` are the values, a row at a time."""
+    base, peers = model.base_model, peers_of(placement)
+    if peers.size > 1:
         with torch.device("meta"):
             base.wte = ParallelEmbedding(base.wte.weight, peers)
-            base.h = nn.ModuleList(
-                ParallelBlock(config, peers, attn_implementation=attention) for _ in range(config.n_layer)
-            )
+            base.h = nn.ModuleList(ParallelBlock(block, peers) for block in base.h)
             if model.head == "causal_lm":
                 model.lm_head = ParallelHead(model.lm_head, peers)
     trains = placement.strategy in TRAINING
     device = _device_of(placement.native)
-    rows = {spec.name: spec for spec in schema(config, model.head)}
+    rows = {spec.name: spec for spec in schema(model.config, model.head)}
     if not trains:
-        _assign_local(model, arrays, device)
+        _assign_local(model, parts, device)
         model.requires_grad_(placement.strategy == "dp")
         return
     _assign_shapes(model, rows, placement)
@@ -245,12 +240,12 @@ def distribute(model: Any, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]], pl
         parameter: next(n for n, cut in enumerate(partition_of(rows[name], placement.strategy)) if "dp" in cut)
         for name, parameter in model.named_parameters()
     }
-    for part in (*base.h, model):
-        fully_shard(part, mesh=mesh, shard_placement_fn=lambda parameter: Shard(dims[parameter]))
+    for module in (*base.h, model):
+        fully_shard(module, mesh=mesh, shard_placement_fn=lambda parameter: Shard(dims[parameter]))
     model.to_empty(device=device)
     with torch.no_grad():
-        for spec, array in arrays:
-            model.get_parameter(spec.name).to_local().copy_(from_numpy(array))
+        for spec, tensor in parts:
+            model.get_parameter(spec.name).to_local().copy_(tensor)
     model.base_model._place_rotary()
 
 
@@ -259,17 +254,17 @@ def _device_of(mesh: DeviceMesh) -> torch.device:
     return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
-def _assign_local(model: Any, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]], device: torch.device) -> None:
-    for spec, array in arrays:
+def _assign_local(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], device: torch.device) -> None:
+    for spec, tensor in parts:
         owner, _, leaf = spec.name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(from_numpy(array).to(device)))
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device)))
     model.tie_weights()
     model.base_model._place_rotary()
 
 
 def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placement) -> None:
     """Give every parameter the shape that this process' share along tp alone has."""
-    whole_rows = {"tp": placement.coordinates["tp"], "dp": 0}
+    whole_rows: dict[MeshAxis, int] = {"tp": placement.coordinates["tp"], "dp": 0}
     along_tp = Placement("tp" if placement.strategy == "tp_fsdp" else "dp", placement.mesh, whole_rows)
     for name, spec in rows.items():
         shape = tuple(part.stop - part.start for part in along_tp.slices(spec))
@@ -364,3 +359,60 @@ def share_number(number: int) -> int:
     numbers = [number]
     dist.broadcast_object_list(numbers, 0)
     return int(numbers[0])
+
+
+# ---- checkpoints of a training run
+
+
+def save_training(directory: str | os.PathLike[str], model: Any, optimizer: Any, *, step: int) -> None:
+    """Write parameters and optimizer with torch.distributed.checkpoint, each process its own parts.
+
+    It appears whole or not at all: it is written beside its place, and put there when every process is done.
+    """
+    place = Path(directory)
+    if place.exists():
+        raise WriteError("is there already", file=place, hint="Name each step's checkpoint anew")
+    partial = place.with_name(f"{place.name}.partial")
+    checkpoint.save(_training_state(model, optimizer, {"step": step}), checkpoint_id=partial)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        partial.rename(place)
+    dist.barrier()
+
+
+def load_training(directory: str | os.PathLike[str], model: Any, optimizer: Any) -> int:
+    """Read what `save_training` wrote, on whatever mesh, in place; returns the step.
+
+    Raises:
+        MissingFileError: there is no such checkpoint.
+        SchemaError: it is another model's.
+    """
+    place = Path(directory)
+    if not (place / ".metadata").is_file():
+        raise MissingFileError("no checkpoint of a training run", file=place, hint="A .partial one was not finished")
+    stored = checkpoint.FileSystemReader(place).read_metadata().state_dict_metadata
+    for spec, parameter in named_parts(model):
+        found = stored.get(f"model.{spec.name}")
+        if found is None or tuple(found.size) != spec.shape:
+            shape = None if found is None else tuple(found.size)
+            raise SchemaError("another model's", file=place, where=spec.name, expected=spec.shape, found=shape)
+        held = optimizer.state[parameter]
+        prefix = f"optimizer.{spec.name}."
+        for name in (key.removeprefix(prefix) for key in stored if key.startswith(prefix)):
+            if name not in held:
+                whole_one = tuple(stored[prefix + name].size) == spec.shape
+                held[name] = torch.zeros_like(parameter) if whole_one else torch.zeros(())
+    state = _training_state(model, optimizer, {"step": 0})
+    checkpoint.load(state, checkpoint_id=place)
+    return int(state["step"])
+
+
+def _training_state(model: Any, optimizer: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters and what the optimizer keeps of each, by names, as DTensors that share their memory."""
+    state: dict[str, Any] = dict(facts)
+    for spec, parameter in named_parts(model):
+        state[f"model.{spec.name}"] = as_dtensor(parameter, spec, model.placement)
+        for name, kept in optimizer.state.get(parameter, {}).items():
+            key = f"optimizer.{spec.name}.{name}"
+            state[key] = kept if kept.dim() == 0 else as_dtensor(kept, spec, model.placement)
+    return state

@@ -145,7 +145,7 @@ class PretrainedModel(Pretrained, nn.Module):
         from gptj.pt.parallel import distribute
 
         rows = schema(self.config, self.head)
-        distribute(self, ((row, read_part(row, placement.slices(row))) for row in rows), placement)
+        distribute(self, ((row, from_numpy(read_part(row, placement.slices(row)))) for row in rows), placement)
         self.placement = placement
         self.eval()
 

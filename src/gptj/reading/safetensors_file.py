@@ -396,9 +396,7 @@ class SafetensorsFile:
         first, *rest = parts
         row = tensor.nbytes // max(tensor.shape[0], 1)
         shape = (first.stop - first.start, *tensor.shape[1:])
-        rows = dataclasses.replace(
-            tensor, shape=shape, offset=tensor.offset + first.start * row, nbytes=shape[0] * row
-        )
+        rows = dataclasses.replace(tensor, shape=shape, offset=tensor.offset + first.start * row, nbytes=shape[0] * row)
         if not rest:
             return self._gather(rows, 0, 0, None, dtype)
         (columns,) = rest

@@ -1,8 +1,8 @@
 """A model on several devices: one table of what is cut where, and what each device then holds.
 
-    table.py    strategies, meshes, the part of each tensor that a process holds    Mesh, Strategy, Placement
-    processes.py which of how many processes this is                               Processes
-    plan.py     memory of each device, per strategy: arithmetic alone               plan_memory
+table.py    strategies, meshes, the part of each tensor that a process holds    Mesh, Strategy, Placement
+processes.py which of how many processes this is                               Processes
+plan.py     memory of each device, per strategy: arithmetic alone               plan_memory
 """
 
 from gptj.sharding.processes import Processes, environment_place

@@ -85,6 +85,9 @@ def list_meshes(devices: int, *, training: bool) -> Iterator[tuple[Strategy, Mes
     """Every strategy of that work with every mesh of so many devices that is worth a line."""
     if devices < 1:
         raise InputError("no mesh has that", where="devices", expected="1 or more", found=devices)
+    if devices == 1:
+        yield "dp", Mesh()
+        return
     strategies: tuple[Strategy, ...] = ("dp", "fsdp", "tp_fsdp") if training else ("dp", "tp")
     for strategy in strategies:
         if strategy == "tp":

@@ -14,12 +14,12 @@ class Processes(NamedTuple):
     """Which of how many.
 
     Attributes:
-        index: this process' number, from 0.
-        count: how many there are.
+        rank: this process' number, from 0.
+        size: how many there are.
     """
 
-    index: int
-    count: int
+    rank: int
+    size: int
 
 
 def environment_place(count_name: str, index_name: str) -> tuple[int | None, int | None]:

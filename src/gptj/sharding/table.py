@@ -80,7 +80,9 @@ class Mesh:
         for axis in MESH_AXES:
             size = getattr(self, axis)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise InputError("no mesh has that", where=axis, expected="a whole number, 1 or more", found=shown(size))
+                raise InputError(
+                    "no mesh has that", where=axis, expected="a whole number, 1 or more", found=shown(size)
+                )
 
     @property
     def size(self) -> int:
@@ -126,17 +128,14 @@ def partition_of(spec: TensorSpec, strategy: Strategy) -> Partition:
     return tuple(cuts)
 
 
-def slices(
-    spec: TensorSpec, strategy: Strategy, mesh: Mesh, coordinates: Mapping[MeshAxis, int]
-) -> tuple[slice, ...]:
+def slices(spec: TensorSpec, strategy: Strategy, mesh: Mesh, coordinates: Mapping[MeshAxis, int]) -> tuple[slice, ...]:
     """The part of the tensor that the process at `coordinates` holds, one slice an axis.
 
     An axis that the mesh axis does not divide is cut as torch's chunks are: equal parts, and what is left in the last.
     `check_mesh` refuses all such but a classifier's labels.
     """
     return tuple(
-        _part(size, cut, mesh, coordinates)
-        for size, cut in zip(spec.shape, partition_of(spec, strategy), strict=True)
+        _part(size, cut, mesh, coordinates) for size, cut in zip(spec.shape, partition_of(spec, strategy), strict=True)
     )
 
 
@@ -177,7 +176,10 @@ def check_mesh(config: GPTJConfig, strategy: Strategy, mesh: Mesh, *, batch: int
     used = RULES[strategy].values()
     units = {
         "n_head": (config.n_head, mesh.tp if "tp" in used else 1),
-        "vocab_size": (config.vocab_size, mesh.along(set(used) & {"tp"} | ({"dp"} if strategy in _SHARDS_ALL else set()))),
+        "vocab_size": (
+            config.vocab_size,
+            mesh.along(set(used) & {"tp"} | ({"dp"} if strategy in _SHARDS_ALL else set())),
+        ),
         "n_inner": (config.inner_width, mesh.along(set(used))),
         "n_embd": (config.n_embd, mesh.dp if strategy in _SHARDS_ALL else 1),
         "batch": (mesh.dp if batch is None else batch, mesh.dp),
