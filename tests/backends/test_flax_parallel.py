@@ -1,4 +1,4 @@
-"""Flax models cut across devices and processes, against the whole model: answers, shares, bytes read, sums, gradients."""
+"""Flax models cut across devices and processes, against the whole model: answers, shares, bytes, sums, gradients."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_model_on_four_devices_is_the_whole_one(found, words):
     )
     assert facts["held"] == facts["table"]
     assert sum(facts["held"]) <= NUMBERS * (1 / parts + 0.01) + 16 * CONFIG.n_embd * CONFIG.n_layer
-    assert facts["difference"] <= 2e-5 and facts["gradients"] <= 1e-6
+    assert facts["difference"] <= 2e-5 and facts["gradients"] <= 1e-5
     assert abs(facts["loss"][0] - facts["loss"][1]) <= 1e-5
     assert facts.get("tokens", [True, True]) == [True, True]
     assert facts.get("restored", True) and facts["folder"]
@@ -86,7 +86,7 @@ def test_two_processes_read_half_each_and_agree(model_folder, tmp_path):
     assert [process.returncode for process in running] == [0, 0], outputs[0][1][-3000:]
     facts = json.loads(outputs[0][0].splitlines()[-1])
     for found in facts.values():
-        assert found["difference"] <= 2e-5 and found["gradients"] <= 1e-6
+        assert found["difference"] <= 2e-5 and found["gradients"] <= 1e-5
         assert found["read"] == 4 * sum(found["table"])
     assert facts["tp:1:2"]["tokens"] == [True, True]
 

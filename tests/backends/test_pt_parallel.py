@@ -1,4 +1,4 @@
-"""PyTorch models cut across processes, against the whole model: answers, shares, bytes read, sums, training, resuming."""
+"""PyTorch models cut across processes, against the whole model: answers, shares, bytes, sums, training, resuming."""
 
 from __future__ import annotations
 
@@ -78,16 +78,13 @@ def test_training_is_that_of_one_process(found, words):
     for name in ("loss", "norm"):
         mine, expected = facts[name]
         assert abs(mine - expected) <= 1e-5 * abs(expected), name
-    assert facts["gradients"] <= 1e-6
+    assert facts["gradients"] <= 1e-5  # of the largest of each tensor
 
 
 def test_a_checkpoint_is_bit_for_bit_the_same_on_every_mesh(found):
-    saved = {
-        f"step {words.replace(':', ' ')}": facts["saved"]
-        for words, facts in found.items()
-        if words != "place" and "saved" in facts
-    }
-    for words in ("tp_fsdp:2:2", "fsdp:2:1", "fsdp:1:1"):
+    trained = ("tp_fsdp:2:2", "fsdp:2:1", "fsdp:1:1")
+    saved = {f"step {words.replace(':', ' ')}": found[words]["saved"] for words in trained}
+    for words in trained:
         loaded = found[words]["loaded"]
         assert "step tp_fsdp 2 2" in loaded
         assert loaded == {name: saved[name] for name in loaded}

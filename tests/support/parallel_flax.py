@@ -55,10 +55,8 @@ def main(folder: str, saved: str, *meshes: str) -> None:
             "sums": count_sums(model),
         }
         loss, slopes = gradients(model, model.params)
-        worst = max(
-            float(np.abs(to_numpy(a) - np.asarray(b)).max())
-            for a, b in zip(*map(jax.tree.leaves, (slopes, expected_gradients)), strict=True)
-        )
+        pairs = zip(jax.tree.leaves(slopes), jax.tree.leaves(expected_gradients), strict=True)
+        worst = max(float(np.abs(to_numpy(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max()) for a, b in pairs)
         facts |= {"loss": [float(loss), float(expected_loss)], "gradients": worst}
         if strategy in ("tp", "dp"):
             facts["tokens"] = [

@@ -117,7 +117,8 @@ def train(model: Any, whole: Any, checkpoints: Path, words: str) -> dict[str, An
     worst = 0.0
     for spec, parameter in parallel.named_parts(model):
         gradient = parallel.whole(parameter.grad, spec, placement)
-        worst = max(worst, float((gradient - whole.get_parameter(spec.name).grad).abs().max()))
+        theirs = whole.get_parameter(spec.name).grad
+        worst = max(worst, float((gradient - theirs).abs().max() / theirs.abs().max()))
     total = loss.detach().clone()
     dist.all_reduce(total)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -1,4 +1,4 @@
-"""`from_pretrained(..., mesh=..., strategy=...)` before any framework: what is asked for, and whether it can be cut so."""
+"""`from_pretrained(..., mesh=..., strategy=...)` before any framework: is the model one that can be cut so?"""
 
 from __future__ import annotations
 

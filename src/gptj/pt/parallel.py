@@ -5,8 +5,8 @@ feed-forward made of them in one all-reduce, as Megatron-LM does (Shoeybi et al.
 where the strategy says so, torch's FSDP2 (`fully_shard`) keeps a part of what is left and gathers a block at a time.
 A forward pass of n blocks makes n + 1 all-reduces: the embedding's and one a block; so does a backward pass.
 
-DTensor keeps what must know its place in the whole, parameters under FSDP2 and checkpoints; what computes does not, since
-eager DTensors cost several times a decoded token's time.
+DTensor keeps what must know its place in the whole, parameters under FSDP2 and checkpoints; what computes does not,
+since eager DTensors cost several times a decoded token's time.
 """
 
 from __future__ import annotations

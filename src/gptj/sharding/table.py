@@ -2,8 +2,8 @@
 
 The named axes are `gptj.schema`'s. A mesh has two axes, `dp` and `tp`, of sizes whose product is the number of devices:
 rows of a batch are cut along `dp`, heads, feed-forward and vocabulary along `tp`, and where a strategy says so the rest
-of each weight along `dp` (FSDP, ZeRO-3). PyTorch's placements, jax's NamedSharding and DTensor's layouts are derived from
-`partition_of` and compared with it.
+of each weight along `dp` (FSDP, ZeRO-3). PyTorch's placements and jax's NamedSharding are derived from `partition_of`
+and compared with it.
 
 >>> from gptj import GPTJConfig
 >>> from gptj.schema import schema_by_name
@@ -174,11 +174,12 @@ def check_mesh(config: GPTJConfig, strategy: Strategy, mesh: Mesh, *, batch: int
             hint=f"Use dp={mesh.size}, or strategy {other}",
         )
     used = RULES[strategy].values()
+    all_axes = {"tp", "dp"} if strategy in _SHARDS_ALL else {"tp"}
     units = {
         "n_head": (config.n_head, mesh.tp if "tp" in used else 1),
         "vocab_size": (
             config.vocab_size,
-            mesh.along(set(used) & {"tp"} | ({"dp"} if strategy in _SHARDS_ALL else set())),
+            mesh.along(all_axes & (set(used) | {"dp"})),
         ),
         "n_inner": (config.inner_width, mesh.along(set(used))),
         "n_embd": (config.n_embd, mesh.dp if strategy in _SHARDS_ALL else 1),
