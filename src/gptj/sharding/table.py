@@ -174,12 +174,12 @@ def check_mesh(config: GPTJConfig, strategy: Strategy, mesh: Mesh, *, batch: int
             hint=f"Use dp={mesh.size}, or strategy {other}",
         )
     used = RULES[strategy].values()
-    all_axes = {"tp", "dp"} if strategy in _SHARDS_ALL else {"tp"}
+    all_axes: set[MeshAxis] = {"tp", "dp"} if strategy in _SHARDS_ALL else {"tp"}
     units = {
         "n_head": (config.n_head, mesh.tp if "tp" in used else 1),
         "vocab_size": (
             config.vocab_size,
-            mesh.along(all_axes & (set(used) | {"dp"})),
+            mesh.along(all_axes & {*used, "dp"}),
         ),
         "n_inner": (config.inner_width, mesh.along(set(used))),
         "n_embd": (config.n_embd, mesh.dp if strategy in _SHARDS_ALL else 1),
