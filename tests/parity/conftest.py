@@ -14,9 +14,9 @@ from gptj.checkpoint import write_checkpoint
 from gptj.parity.revealing import revealing_config, revealing_fill
 
 END_TO_END = [
-    "test_demo.py", "test_end_to_end.py", "test_finetune_agrees.py", "test_imports.py", "test_plugin.py",
+    *("test_demo.py", "test_end_to_end.py", "test_finetune_agrees.py", "test_imports.py", "test_plugin.py"),
     "test_training_agrees.py",
-]  # fmt: skip
+]
 
 collect_ignore = [] if named_backends() else [*END_TO_END]
 if {*named_backends()} != {"pt", "tf", "flax"}:
