@@ -65,8 +65,15 @@ def parity(
     from gptj.parity import run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
-    with waiting(f"comparing {', '.join(names)}"):
-        report = run_parity(directory, names, dtype=dtype, seed=seed, weights=weights, check_manifest=not skip_manifest)
+    running: list[str] = []
+    with waiting(f"comparing {', '.join(names)}") as say:
+
+        def show(name: str) -> None:
+            running.append(name)
+            say("comparing with the oracle" if name == "oracle" else f"running {', '.join(running)}")
+
+        report = run_parity(directory, names, dtype=dtype, seed=seed, weights=weights,
+                            check_manifest=not skip_manifest, progress=show)  # fmt: skip
     if as_json:
         print_json(report.as_dict())
     else:

@@ -7,6 +7,7 @@
     tolerance.py   how far two right answers may lie apart, and why             tolerance_of
     compare.py     records against the oracle and each other, by NumPy alone    compare_records
     report.py      measures, limits and the verdict, and how they are shown     ParityReport
+    versions.py    versions of what a backend computes with
     run.py         all of it: a process a backend, then the judgement           run_parity
 
     trace.py         every intermediate value of a call in a file, and who computed it   Trace, open_trace, write_trace

@@ -24,8 +24,8 @@ from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL, check_call
 from gptj.parity.oracle import positions_of_mask
 from gptj.parity.probe import make_probe
-from gptj.parity.record import library_versions
 from gptj.parity.trace import TraceFacts, rotary_sha256, write_trace
+from gptj.parity.versions import library_versions
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.schema import schema
 from gptj.taps import choose_taps, split_tap
@@ -58,6 +58,7 @@ def record_trace(
     generate: int = 0,
     seed: int | None = None,
     weights: str | None = None,
+    model: Any = None,
 ) -> TraceFacts:
     """Write the trace that a backend makes of a batch.
 
@@ -73,6 +74,7 @@ def record_trace(
         generate: how many tokens to add, greedily, to each prompt: the batch's rows, or of `seed` where there is none.
         seed: of the inputs, as the trace says.
         weights: which weights file, where the directory holds several sets.
+        model: of the directory, loaded so already; None loads it.
 
     Raises:
         BackendError: there is no such backend, or its framework is not installed.
@@ -87,7 +89,8 @@ def record_trace(
         "prepared": {"inference": True}, "int8": {"inference": True, "quantize": "int8"},
         "sdpa": {"attn_implementation": "sdpa"},
     }  # fmt: skip
-    model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights, **ways.get(way, {}))
+    if model is None:
+        model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights, **ways.get(way, {}))
     seed = (0 if seed is None else seed) if batch is None else seed
     prompts = None
     if generate:
