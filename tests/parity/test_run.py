@@ -93,6 +93,18 @@ class TestRunParity:
         assert report.as_dict()["divergences"][0]["headline"] == headline
         assert "first differs" in "".join(map(str, [part.renderable for part in report.summary().renderables[5:]]))
 
+    def test_what_would_have_been_caught_is_said_where_it_is_asked(self, checkpoint, installed, monkeypatch):
+        monkeypatch.setattr(subprocess, "run", answering)
+        told: list[str] = []
+        report = run_parity(checkpoint, ["pt", "tf"], sensitivity=True, progress=told.append)
+        assert report.passed and told[-1] == "sensitivity"
+        assert [found.backend for found in report.sensitivity] == ["pt", "tf"]
+        assert all(found.planted and not found.missed for found in report.sensitivity)
+        facts = report.as_dict()
+        assert {row["backend"] for row in facts["sensitivity"]} == {"pt", "tf"}
+        assert {row["what"] for row in facts["smallest_changes"]} == {"one weight", "one rotary angle", "epsilon"}
+        json.loads(report.to_json())
+
     def test_backends_run_side_by_side_where_memory_allows(self, checkpoint, installed, monkeypatch):
         together = threading.Barrier(2, timeout=20)
 

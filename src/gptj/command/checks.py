@@ -51,11 +51,12 @@ __all__ = ["demo", "doctor", "init", "parity"]
 @weights_option
 @revision_option()
 @click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
+@click.option("--sensitivity", is_flag=True, help="Also plant every known mistake, and say which would be caught.")
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @json_option
 def parity(
     directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, weights: str | None,
-    skip_manifest: bool, verbose: bool, as_json: bool,
+    skip_manifest: bool, sensitivity: bool, verbose: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -70,10 +71,11 @@ def parity(
 
         def show(name: str) -> None:
             running.append(name)
-            say("comparing with the oracle" if name == "oracle" else f"running {', '.join(running)}")
+            later = {"oracle": "comparing with the oracle", "sensitivity": "planting mistakes"}
+            say(later.get(name, f"running {', '.join(running)}"))
 
         report = run_parity(directory, names, dtype=dtype, seed=seed, weights=weights,
-                            check_manifest=not skip_manifest, progress=show)  # fmt: skip
+                            check_manifest=not skip_manifest, sensitivity=sensitivity, progress=show)  # fmt: skip
     if as_json:
         print_json(report.as_dict())
     else:
@@ -81,6 +83,8 @@ def parity(
         console.print(report.summary(), soft_wrap=False)
         if verbose:
             console.print("", report.table(), sep="\n", soft_wrap=False)
+            for found in report.sensitivity:
+                console.print("", *found.lines(every=True), sep="\n", soft_wrap=False)
     if not report.passed:
         sys.exit(1)
 

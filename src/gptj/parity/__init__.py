@@ -18,6 +18,7 @@
     operations.py    each value again in float64, from the inputs that were recorded
     mistaken.py      an operation with one step put otherwise
     mutants.py       known mistakes, each such an operation                              MISTAKES
+    sensitivity.py   which mistakes a trace would have shown                             measure_sensitivity
     signatures.py    the known mistake that explains a wrong value
     extras.py        gradients and greedy texts beside the taps
     oracle_gradients.py  the oracle's backward pass
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from gptj.parity.report import Divergence, Measure, ParityReport
     from gptj.parity.revealing import revealing_config, revealing_fill, revealing_tensor, revealing_weights
     from gptj.parity.run import BackendProcessError, open_oracle, run_parity
+    from gptj.parity.sensitivity import Sensitivity, measure_sensitivity
     from gptj.parity.tap_names import TapNames
     from gptj.parity.tolerance import Tolerance, tolerance_of
     from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
@@ -55,6 +57,7 @@ _ROOMS = {
     "probe": ("Probe", "make_probe"),
     "record": ("Record", "record_backend"),
     "revealing": ("revealing_config", "revealing_fill", "revealing_tensor", "revealing_weights"),
+    "sensitivity": ("Sensitivity", "measure_sensitivity"),
     "run": ("BackendProcessError", "open_oracle", "run_parity"),
     "tap_names": ("TapNames",),
     "tolerance": ("Tolerance", "tolerance_of"),
@@ -73,6 +76,7 @@ __all__ = [
     "ParityReport",
     "Probe",
     "Record",
+    "Sensitivity",
     "TapNames",
     "Tolerance",
     "Trace",
@@ -80,6 +84,7 @@ __all__ = [
     "compare_records",
     "compare_traces",
     "make_probe",
+    "measure_sensitivity",
     "open_oracle",
     "open_trace",
     "record_backend",

@@ -24,6 +24,7 @@ from rich.text import Text
 from gptj.brief import html_table
 from gptj.errors import ParityError
 from gptj.parity.comparison import Comparison
+from gptj.parity.sensitivity import Sensitivity
 
 __all__ = ["Divergence", "ManifestCheck", "Measure", "ParityReport", "TextMatch"]
 
@@ -126,6 +127,7 @@ class ParityReport:
         manifest: whether the weights were first checked against the directory's manifest.json, or there is none, or it
             is of other weights in the directory than those that were chosen.
         inside: every value between embedding and loss, compared with the oracle's.
+        sensitivity: of each backend, where it was asked for: which mistakes would have been caught.
     """
 
     dtype: str
@@ -138,6 +140,7 @@ class ParityReport:
     checkpoint: str | None = None
     manifest: ManifestCheck = "skipped"
     inside: Comparison | None = None
+    sensitivity: tuple[Sensitivity, ...] = ()
 
     def __repr__(self) -> str:
         return f"ParityReport({', '.join(self.backends)} in {self.dtype}: {self.verdict})"
@@ -203,6 +206,8 @@ class ParityReport:
             "largest_logit": self.largest_logit,
             "measures": [plain(measure) | {"holds": measure.holds} for measure in self.measures],
             "divergences": [plain(found) | {"headline": found.headline} for found in self.divergences],
+            "sensitivity": [row for found in self.sensitivity for row in found.as_dict()],
+            "smallest_changes": [row for found in self.sensitivity for row in found.smallest_as_dict()],
             "texts": [dataclasses.asdict(text) for text in self.texts],
             "versions": {backend: dict(versions) for backend, versions in self.versions.items()},
         }
@@ -238,6 +243,7 @@ def _summary_of(report: ParityReport) -> Group:
     wrong += [_fact(measure) for measure in report.failures[:_MOST_FAILURES]]
     if (more := len(report.failures) - _MOST_FAILURES) > 0:
         wrong.append(f"and {more} more, which --verbose and --json show")
+    wrong += [line for found in report.sensitivity for line in found.lines()]
     if wrong:
         parts.append(Text(""))
     return Group(*parts, *(Padding(Text(line), (0, 0, 0, 2)) for line in wrong))

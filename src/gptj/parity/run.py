@@ -34,7 +34,8 @@ from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe, require_seed
 from gptj.parity.record import Record, make_folder
 from gptj.parity.report import ManifestCheck, ParityReport
-from gptj.parity.trace import TraceFacts, open_trace, write_trace
+from gptj.parity.sensitivity import measure_sensitivity
+from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.reading.weight_files import open_weights, split_weights
 from gptj.schema import schema
@@ -73,6 +74,7 @@ def run_parity(
     keep: str | os.PathLike[str] | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
     check_manifest: bool = True,
+    sensitivity: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
     """Run backends on one checkpoint, and compare their answers with the oracle's and with each other's.
@@ -88,7 +90,8 @@ def run_parity(
         check_manifest: first compare the files and tensors with the hashes in the directory's manifest.json, where
             there is one: the backends may agree on weights that are not those that were written. Where `weights`
             chooses a set that the manifest does not list, the report says so.
-        progress: told the name of each backend before it starts, from a thread of its own, and "oracle".
+        sensitivity: also plant every known mistake into each backend's trace, and say which would have been caught.
+        progress: told the name of each backend before it starts, from a thread of its own, "oracle", and "sensitivity".
 
     Raises:
         BackendError: a backend is unknown or not installed, or none is. Nothing has been run.
@@ -124,18 +127,24 @@ def run_parity(
             records = [*pool.map(record, names)]
         if progress is not None:
             progress("oracle")
-        inside = _compare_inside(folder, names, oracle, probe)
-        return compare_records(records, oracle, inside=inside, checkpoint=os.fspath(directory), manifest=manifest)
+        traces, inside = _compare_inside(folder, names, oracle, probe)
+        report = compare_records(records, oracle, inside=inside, checkpoint=os.fspath(directory), manifest=manifest)
+        if not sensitivity:
+            return report
+        if progress is not None:
+            progress("sensitivity")
+        found = [measure_sensitivity(trace, lambda name, _: oracle.read(name)) for trace in traces[1:]]
+        return dataclasses.replace(report, sensitivity=tuple(found))
 
 
-def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: Probe) -> Comparison:
-    """Every value between embedding and loss of the backends' traces, against the oracle's."""
+def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: Probe) -> tuple[list[Trace], Comparison]:
+    """The oracle's trace and the backends', and how they compare: every value between embedding and loss."""
     batch = {name: getattr(probe, name) for name in ("input_ids", "attention_mask", "position_ids", "labels")}
     write_trace(folder / "oracle.safetensors", oracle.taps(**batch), TraceFacts("oracle", "float64", oracle.config),
                 inputs=batch)  # fmt: skip
     paths = {"oracle": folder / "oracle.safetensors", **{name: folder / name / TRACE_FILE for name in names}}
     traces = [dataclasses.replace(open_trace(path), name=name) for name, path in paths.items()]
-    return compare_traces(traces, lambda name, _: oracle.read(name))
+    return traces, compare_traces(traces, lambda name, _: oracle.read(name))
 
 
 def _at_once(config: GPTJConfig, dtype: str, wanted: int) -> int:
