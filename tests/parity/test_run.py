@@ -24,6 +24,7 @@ from gptj.parity.probe import Probe, make_probe
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.parity.run import BackendProcessError, child_environment, open_oracle, record_in_process, run_parity
 from gptj.parity.trace import TraceFacts, write_trace
+from gptj.parity.trace_record import batch_of_probe
 
 
 def answering(command: list[str], *, plant: Any = None, **options: object) -> subprocess.CompletedProcess[str]:
@@ -41,7 +42,7 @@ def answering(command: list[str], *, plant: Any = None, **options: object) -> su
 
 def write_answering_trace(oracle: Oracle, probe: Probe, path: str) -> None:
     """The trace of a float32 oracle."""
-    batch = {name: getattr(probe, name) for name in ("input_ids", "attention_mask", "position_ids", "labels")}
+    batch = batch_of_probe(probe)
     write_trace(path, oracle.taps(**batch), TraceFacts("oracle", "float32", oracle.config), inputs=batch)
 
 

@@ -30,7 +30,7 @@ from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import FormatError, GPTJError, InputError, LimitError, naming_file, shown
 from gptj.json_file import read_json_object
 from gptj.parity.probe import Probe, make_probe
-from gptj.parity.trace_record import record_trace
+from gptj.parity.trace_record import batch_of_probe, record_trace
 from gptj.parity.versions import library_versions
 from gptj.reading.npz import NpyArray, open_named_npz
 from gptj.writing.file_system import write_error
@@ -223,7 +223,7 @@ def record_backend(
         )
         answers[name] = np.asarray(wing.to_numpy(getattr(made, "sequences", made)), np.int64)
     if trace is not None:
-        batch = {name: getattr(probe, name) for name in ("input_ids", "attention_mask", "position_ids", "labels")}
+        batch = batch_of_probe(probe)
         record_trace(directory, backend, trace, dtype=dtype, batch=batch, seed=probe.seed, weights=weights, model=model)
     facts = _facts(backend) | {"seconds": round(time.monotonic() - started, 3)}
     return Record(backend, dtype, probe, answers, facts)

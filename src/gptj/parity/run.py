@@ -36,6 +36,7 @@ from gptj.parity.record import Record, make_folder
 from gptj.parity.report import ManifestCheck, ParityReport
 from gptj.parity.sensitivity import measure_sensitivity
 from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
+from gptj.parity.trace_record import batch_of_probe
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.reading.weight_files import open_weights, split_weights
 from gptj.schema import schema
@@ -139,7 +140,7 @@ def run_parity(
 
 def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: Probe) -> tuple[list[Trace], Comparison]:
     """The oracle's trace and the backends', and how they compare: every value between embedding and loss."""
-    batch = {name: getattr(probe, name) for name in ("input_ids", "attention_mask", "position_ids", "labels")}
+    batch = batch_of_probe(probe)
     write_trace(folder / "oracle.safetensors", oracle.taps(**batch), TraceFacts("oracle", "float64", oracle.config),
                 inputs=batch)  # fmt: skip
     paths = {"oracle": folder / "oracle.safetensors", **{name: folder / name / TRACE_FILE for name in names}}

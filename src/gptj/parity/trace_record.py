@@ -23,14 +23,23 @@ from gptj.dtypes import dtype_name
 from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL, check_call
 from gptj.parity.oracle import positions_of_mask
-from gptj.parity.probe import make_probe
+from gptj.parity.probe import Probe, make_probe
 from gptj.parity.trace import TraceFacts, rotary_sha256, write_trace
 from gptj.parity.versions import library_versions
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.schema import schema
 from gptj.taps import choose_taps, split_tap
 
-__all__ = ["PATHS", "Batch", "batch_of_prompts", "probe_batch", "record_trace", "require_way", "weights_sha256"]
+__all__ = [
+    "PATHS",
+    "Batch",
+    "batch_of_probe",
+    "batch_of_prompts",
+    "probe_batch",
+    "record_trace",
+    "require_way",
+    "weights_sha256",
+]
 
 Batch = dict[str, NDArray[np.int64]]
 
@@ -216,11 +225,15 @@ def weights_sha256(directory: str | os.PathLike[str], *, weights: str | None = N
 
 
 def probe_batch(config: GPTJConfig, *, seed: int = 0) -> Batch:
-    """The batch that `gptj parity` asks every backend: rows whole, padded left, right and within."""
-    probe = make_probe(config, seed=seed)
+    """The batch that `gptj parity` asks every backend: rows whole, padded left, right and within, at far positions."""
+    return batch_of_probe(make_probe(config, seed=seed))
+
+
+def batch_of_probe(probe: Probe) -> Batch:
+    """A probe's batch, at its far positions, where a rotary table of 16 bits shows."""
     return {
-        "input_ids": probe.input_ids, "attention_mask": probe.attention_mask, "position_ids": probe.position_ids,
-        "labels": probe.labels,
+        "input_ids": probe.input_ids, "attention_mask": probe.attention_mask,
+        "position_ids": probe.far_position_ids, "labels": probe.labels,
     }  # fmt: skip
 
 
