@@ -29,8 +29,9 @@ __all__ = ["PlantedMistake", "Sensitivity", "SmallestChange", "measure_sensitivi
 Array = NDArray[Any]
 
 LARGEST_CHANGE = 2.0**20
+SMALLEST_CHANGE = 2.0**-60
 _STEPS = 40
-"""Halvings of the exponent between 2^-40 and 2^20: a change is known within a ten-millionth of a per cent."""
+"""Halvings of the exponent between them: a change is known within a ten-millionth of a per cent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,29 +212,28 @@ def _smallest_changes(
     for what, tap, change, of in tries:
         operation = MistakenOperation(trace, tap, weights)
         try:
-            found = _bisect(functools.partial(_shows, trace, tap, operation, change, [*slices(trace, tap)]))
+            found = _bisect(functools.partial(_shows, operation, change, [*slices(trace, tap)]))
         except (Missing, KeyError):
             continue
         yield SmallestChange(what, tap, found, of)
 
 
 def _shows(
-    trace: Trace, tap: str, operation: MistakenOperation, change: Callable[[MistakenOperation, slice, float], Array],
-    parts: Sequence[slice], by: float,
+    operation: MistakenOperation, change: Callable[[MistakenOperation, slice, float], Array], parts: Sequence[slice],
+    by: float,
 ) -> bool:  # fmt: skip
-    """Whether a relative change is beyond the bound."""
+    """Whether a relative change alone, without the backend's rounding, is beyond the bound."""
     with np.errstate(all="ignore"):
         for tokens in parts:
             right = operation.expect(tokens)
-            wrong = change(operation, tokens, by)
-            if _largest(_planted(trace, tap, tokens, right, wrong), right)[0] > 1:
+            if _largest(change(operation, tokens, by), right)[0] > 1:
                 return True
     return False
 
 
 def _bisect(shows: Callable[[float], bool]) -> float:
-    """The smallest change that shows, between 2^-40 and 2^20; infinity where none does."""
-    low, high = -40.0, math.log2(LARGEST_CHANGE)
+    """The smallest change that shows; infinity where none does."""
+    low, high = math.log2(SMALLEST_CHANGE), math.log2(LARGEST_CHANGE)
     if not shows(2.0**high):
         return math.inf
     for _ in range(_STEPS):
