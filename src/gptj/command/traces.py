@@ -17,12 +17,12 @@ from gptj.command.options import (
     ModelArgument,
     PathArgument,
     Repository,
-    json_option,
     overwrite_option,
     revision_option,
     weights_option,
 )
 from gptj.command.printing import print_json
+from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
 from gptj.errors import InputError, WriteError
 from gptj.hub import locate
@@ -30,7 +30,7 @@ from gptj.hub import locate
 if TYPE_CHECKING:
     from gptj.parity.trace_record import Batch
 
-__all__ = ["compare", "record"]
+__all__ = ["compare", "read_batch", "record"]
 
 
 @click.command(cls=Command, short_help="Write down every intermediate value of a backend.")
@@ -65,7 +65,7 @@ def record(
     require_way(choose_backend(backend), way, gradients=gradients)
     if os.path.lexists(output) and not overwrite:
         raise WriteError("is there already", file=output, hint="Give --overwrite to replace it")
-    batch = None if prompts is None else _batch(directory, prompts)
+    batch = None if prompts is None else read_batch(directory, prompts)
     os.environ.update(child_environment(dtype))  # before the framework is imported, which reads it once
     with waiting(f"recording {backend}"):
         record_trace(directory, backend, output, dtype=dtype, way=way, batch=batch, gradients=gradients,
@@ -73,7 +73,7 @@ def record(
     click.echo(f"{output}: written")
 
 
-def _batch(directory: Path, prompts: Path) -> Batch:
+def read_batch(directory: Path, prompts: Path) -> Batch:
     """The prompts of a file as a batch.
 
     Raises:
@@ -103,7 +103,7 @@ def _encode(tokenizer: object, text: str | None) -> list[int]:
     return ids
 
 
-@click.command(cls=Command, short_help="Say where traces part, and whether the error was born there.")
+@click.command(cls=TakesJsonFile, short_help="Say where traces part, and whether the error was born there.")
 @click.argument("traces", type=PathArgument, metavar="TRACE TRACE...", nargs=-1, required=True)
 @click.option(
     "--reference", type=Repository(locate), metavar="DIR",
@@ -115,10 +115,10 @@ def _encode(tokenizer: object, text: str | None) -> list[int]:
 )  # fmt: skip
 @click.option("--weights", metavar="FILE", help="Which weights file of --reference, where it holds several sets.")
 @click.option("--verbose", is_flag=True, help="Also print every tap.")
-@json_option
+@report_options
 def compare(
     traces: tuple[Path, ...], reference: Path | None, names: tuple[str, ...], weights: str | None, verbose: bool,
-    as_json: bool,
+    destinations: Destinations, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare traces of one model on the same inputs with the most exact of them, tap by tap.
 
@@ -141,10 +141,16 @@ def compare(
         opened[0].require_model(config, file=reference)
     with waiting(f"comparing {len(opened)} traces"):
         found = compare_traces(opened, read)
-    if as_json:
-        print_json(found.as_dict())
-    else:
-        for line in found.lines(every=verbose):
-            click.echo(line)
+    try:
+        if destinations:
+            from gptj.parity.gather import findings_of_comparison
+
+            destinations.write(findings_of_comparison(found, opened, folder=reference))
+    finally:  # whatever becomes of the files
+        if as_json:
+            print_json(found.as_dict())
+        else:
+            for line in found.lines(every=verbose):
+                click.echo(line)
     if not found.passed:
         sys.exit(1)
