@@ -67,8 +67,8 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @report_options
 def parity(
     directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, way: str | None,
-    prompts: Path | None, seed: int, weights: str | None, adapter: Path | None,
-    skip_manifest: bool, sensitivity: bool, verbose: bool, destinations: Destinations, as_json: bool,
+    prompts: Path | None, seed: int, weights: str | None, adapter: Path | None, destinations: Destinations,
+    **flags: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -77,8 +77,12 @@ def parity(
 
     With DIR2, say how far its model lies from that in DIR, in each framework: 0 is equal within rounding, 1 differs.
     """
+    skip_manifest, sensitivity, verbose, as_json = (
+        flags[name] for name in ("skip_manifest", "sensitivity", "verbose", "as_json")
+    )
     if other is not None:
-        one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest}
+        one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest,
+                       "--sensitivity": sensitivity}  # fmt: skip
         compare_two_folders(directory, other, backends, dtype=dtype, way=way, prompts=prompts, seed=seed,
                             verbose=verbose, destinations=destinations, as_json=as_json,
                             unused=one_folders)  # fmt: skip
