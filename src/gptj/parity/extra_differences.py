@@ -14,8 +14,16 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.parity.bounds import Rounding
 from gptj.parity.trace import Trace
+from gptj.schema import BASE_PREFIX
 
-__all__ = ["GradientDifference", "TextDifference", "compare_gradients", "compare_texts", "gradient_share"]
+__all__ = [
+    "GradientDifference",
+    "TextDifference",
+    "backward_rank",
+    "compare_gradients",
+    "compare_texts",
+    "gradient_share",
+]
 
 Array = NDArray[Any]
 ReadGradient = Callable[[str, slice], Array]
@@ -62,6 +70,23 @@ class GradientDifference:
             f"{self.other}: the gradient of {self.parameter} differs from {self.base}'s by {self.difference:.1e} "
             f"of its largest, where rounding explains {self.bound:.0e}; {list(self.where)}"
         )
+
+
+_BACKWARD = ("fc_out", "fc_in", "out_proj", "v_proj", "k_proj", "q_proj", "ln_1")
+
+
+def backward_rank(parameter: str) -> tuple[int, int, int, str]:
+    """The place of a parameter in the order in which gradients are computed: the head, the blocks from the last, wte.
+
+    >>> sorted(["wte.weight", "h.0.ln_1.bias", "h.1.ln_1.bias", "lm_head.bias"], key=backward_rank)
+    ['lm_head.bias', 'h.1.ln_1.bias', 'h.0.ln_1.bias', 'wte.weight']
+    """
+    name = parameter.removeprefix(BASE_PREFIX)
+    if name.startswith("h."):
+        _, block, *_, operation, _ = name.split(".")
+        return 2, -int(block), _BACKWARD.index(operation), name
+    outer = {"ln_f": 1, "wte": 3}.get(name.partition(".")[0], 0)
+    return outer, 0, 0, name
 
 
 def gradient_share(config: GPTJConfig, rounding: Rounding) -> float:
