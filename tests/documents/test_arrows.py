@@ -18,10 +18,11 @@ CONTRACT = frozenset(
 
 WINGS = frozenset({"pt", "tf", "flax"})
 _FILES = CONTRACT | {"reading", "writing"}
-_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "scoring", "text"}
+_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "scoring", "text", "sharding"}
 
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACT, CONTRACT),
+    "sharding": CONTRACT,
     "reading": CONTRACT,
     "writing": CONTRACT | {"reading"},
     "checkpoint": _FILES,
@@ -30,7 +31,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "generation": CONTRACT | {"text"},
     "scoring": CONTRACT | {"generation"},
     "parity": _FILES | {"adapters", "checkpoint", "generation", "scoring"},
-    "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity"},
+    "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity", "sharding"},
     "finetune": _FILES | {"adapters", "checkpoint", "generation", "text"},
     **dict.fromkeys(WINGS, _MODELS | {"finetune"}),
     "conversion.common": _FILES,

@@ -55,6 +55,7 @@ COMMANDS = {
     "export": "gptj.command.export",
     "finetune": "gptj.command.finetune",
     **dict.fromkeys(("parity", "init", "doctor", "demo"), "gptj.command.checks"),
+    "plan": "gptj.command.plan",
 }
 """Each command's module."""
 

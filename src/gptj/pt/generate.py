@@ -16,6 +16,7 @@ from gptj.generation import PARTS, Columns, Selected, Step
 from gptj.outputs import KVCache
 from gptj.pt.arguments import host
 from gptj.pt.weights import from_numpy, to_numpy
+from gptj.sharding import check_decodes
 
 
 class Decoder(generation.Decoder):
@@ -138,7 +139,16 @@ class GenerationMixin(generation.Generates[torch.Tensor], scoring.Scores):
     """`generate`, `stream` and `score` for a PyTorch model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
+        check_decodes(self.placement)  # type: ignore[attr-defined]
         return Decoder(self, batch, capacity)
+
+    def _agree_on(self, seed: Any) -> Any:
+        placement = self.placement  # type: ignore[attr-defined]
+        if placement is None or seed is not None:
+            return seed
+        drawn = torch.randint(2**63 - 1, (1,), device=self.device)  # type: ignore[attr-defined]
+        torch.distributed.broadcast(drawn, 0)
+        return int(drawn)
 
     def _is_traced(self) -> bool:
         return torch.compiler.is_compiling() or torch.compiler.is_exporting()
