@@ -255,8 +255,8 @@ def test_a_weight_is_let_go_when_its_operation_is_done(tmp_path, config):
 
 
 def test_two_traces_are_compared_in_slices(tmp_path, config, monkeypatch):
-    """Of each tap some tokens are held, and of two traces together a quarter at most."""
-    batch = small_batch(config, rows=2, length=200)
+    """Of each tap some tokens are held, and of two traces together a fifth at most."""
+    batch = small_batch(config, rows=2, length=320)
     traces = [write_sample(tmp_path / dtype, config, dtype, batch=batch) for dtype in ("float64", "float32")]
     recorded = sum(trace.file.path.stat().st_size for trace in traces)
     monkeypatch.setattr("gptj.parity.differences._SLICE", 2**14)
@@ -267,4 +267,4 @@ def test_two_traces_are_compared_in_slices(tmp_path, config, monkeypatch):
     finally:
         tracemalloc.stop()
     assert found.passed and recorded > 20e6
-    assert peak < recorded / 4, f"{peak / 1e6:.1f} MB of {recorded / 1e6:.1f}"
+    assert peak < recorded / 5, f"{peak / 1e6:.1f} MB of {recorded / 1e6:.1f}"
