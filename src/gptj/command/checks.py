@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gptj.backends import choose_backend, installed_backends
-from gptj.command.folders import compare_two_folders, refuse_for_one_folder, two_folders_options
+from gptj.command.folders import ForTwoFolders, compare_two_folders, two_folders_options
 from gptj.command.options import (
     Command,
     DtypeChoice,
@@ -66,9 +66,8 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @report_options
 def parity(
-    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, way: str | None,
-    prompts: Path | None, seed: int, weights: str | None, adapter: Path | None, destinations: Destinations,
-    **flags: bool,
+    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, asked: ForTwoFolders,
+    seed: int, weights: str | None, adapter: Path | None, destinations: Destinations, **flags: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -83,10 +82,10 @@ def parity(
     if other is not None:
         one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest,
                        "--sensitivity": sensitivity}  # fmt: skip
-        compare_two_folders(directory, other, backends, dtype=dtype, way=way, prompts=prompts, seed=seed,
+        compare_two_folders(directory, other, backends, asked=asked, dtype=dtype, seed=seed,
                             verbose=verbose, destinations=destinations, as_json=as_json,
                             unused=one_folders)  # fmt: skip
-    refuse_for_one_folder({"--path": way, "--prompts": prompts})
+    asked.refuse()
     from gptj.parity import run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)

@@ -1,4 +1,4 @@
-"""The result of a comparison of traces: each tap's difference, where it was born, and what is said of it."""
+"""The findings of a comparison of traces: each tap's difference, where it was born, and the words for it."""
 
 from __future__ import annotations
 
