@@ -15,6 +15,7 @@ from gptj.parity.findings import (
     MatrixRow,
     MeasureFound,
     PairFound,
+    PlantedMistake,
     TapFound,
     TextFound,
     Verdict,
@@ -54,10 +55,15 @@ def findings_of_report(report: ParityReport) -> Findings:
     notes = [_MANIFEST[report.manifest]]
     notes += [f"{text.backend} and {text.against} wrote {text.same} of {text.tokens} {text.answer} tokens alike."
               for text in report.texts]  # fmt: skip
+    notes += [line for one in report.sensitivity for line in one.lines() if line.startswith("smallest")]
     versions = {backend: dict(libraries) for backend, libraries in report.versions.items()}
+    inside = report.inside
+    pairs = () if inside is None else tuple(_pair(pair, inside, report.dtype) for pair in inside.pairs)
+    planted = (row for one in report.sensitivity for row in one.as_dict())
     return Findings(
-        _verdict(report.passed), _headline(report), report.checkpoint, config, versions, tuple(notes), measures
-    )
+        _verdict(report.passed), _headline(report), report.checkpoint, config, versions, tuple(notes), measures, pairs,
+        sensitivity=tuple(PlantedMistake(**row) for row in planted),
+    )  # fmt: skip
 
 
 def _headline(report: ParityReport) -> str:
@@ -68,9 +74,7 @@ def _headline(report: ParityReport) -> str:
         return f"{who} in {report.dtype}: all {len(report.measures)} measures within their limits"
     size = f"{len(report.failures)} of {len(report.measures)} measures fail"
     if report.divergences:
-        d = report.divergences[0]
-        return (f"{d.backend} first leaves the oracle at {d.stage}: {d.difference:.1e}, of {d.limit:.1e} allowed, "
-                f"at {d.where}; {size} in {report.dtype}")  # fmt: skip
+        return f"{report.divergences[0].headline}; {size} in {report.dtype}"
     m = report.failures[0]
     return (f"{m.backend} and {m.against} disagree on {m.what}: {m.difference:.1e}, of {m.limit:.1e} allowed"
             f"{m.where and ', at '}{m.where}; {size} in {report.dtype}")  # fmt: skip
