@@ -15,6 +15,7 @@ from gptj.command.options import (
     ModelArgument,
     PathArgument,
     WithSubcommands,
+    adapter_option,
     backends_option,
     json_option,
     overwrite_option,
@@ -59,12 +60,13 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 )
 @weights_option
 @revision_option()
+@adapter_option
 @click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @report_options
 def parity(
     directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, way: str | None,
-    prompts: Path | None, seed: int, weights: str | None,
+    prompts: Path | None, seed: int, weights: str | None, adapter: Path | None,
     skip_manifest: bool, verbose: bool, destinations: Destinations, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
@@ -75,7 +77,7 @@ def parity(
     With DIR2, say how far its model lies from that in DIR, in each framework: 0 is equal within rounding, 1 differs.
     """
     if other is not None:
-        one_folders = {"--weights": weights, "--skip-manifest": skip_manifest}
+        one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest}
         compare_two_folders(directory, other, backends, dtype=dtype, way=way, prompts=prompts, seed=seed,
                             verbose=verbose, destinations=destinations, as_json=as_json,
                             unused=one_folders)  # fmt: skip
@@ -83,8 +85,11 @@ def parity(
     from gptj.parity import run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
+    given = (directory, names)
     with waiting(f"comparing {', '.join(names)}"):
-        report = run_parity(directory, names, dtype=dtype, seed=seed, weights=weights, check_manifest=not skip_manifest)
+        report = run_parity(
+            *given, dtype=dtype, seed=seed, weights=weights, adapter=adapter, check_manifest=not skip_manifest
+        )
     try:
         if destinations:
             from gptj.parity.gather import findings_of_report

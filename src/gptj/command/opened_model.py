@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import gptj
+from gptj.adapters import read_adapter
 from gptj.backends import choose_backend
 from gptj.command.prompts import Prompt
 from gptj.command.waiting import waiting
@@ -76,6 +77,7 @@ class Request:
         backend: which framework; None for the chosen or only one.
         dtype: of the parameters; None as stored.
         assistant: a smaller model's folder, that guesses ahead.
+        adapter: a LoRA adapter's folder, to put to work in the model.
         quantize: the precision of the weights that are decoded with; None for the parameters' own.
         device: one of `gptj.prepared.DEVICES`; "auto" is the CPU where weights are quantized.
         settings: fields of `GenerationConfig`, over those of the folder's generation_config.json.
@@ -91,6 +93,7 @@ class Request:
     dtype: str | None = None
     weights: str | None = None
     assistant: Path | None = None
+    adapter: Path | None = None
     quantize: str | None = None
     device: str = "auto"
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -130,6 +133,8 @@ class OpenedModel:
         if not os.path.lexists(self.directory):
             raise missing_folder(self.directory, "no such directory")
         self.model_config = GPTJConfig.from_file(self.directory)
+        if self.request.adapter is not None:
+            read_adapter(self.request.adapter).rows(self.model_config)
         self.config = self._derive_config()
         self.backend = choose_backend(request.backend)
         check_quantize(request.quantize, QUANTIZATIONS if self.backend == "pt" else ())
@@ -153,6 +158,11 @@ class OpenedModel:
         whole = stored.replace(**unasked, pad_token_id=pad)
         return change_config(whole, self.request.settings, seeded=self.request.seed is not None)
 
+    @property
+    def device(self) -> str:
+        """The device that is asked for: the CPU where weights are quantized and nothing is said."""
+        return "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
+
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Let models be loaded and run, on the device that is asked for.
@@ -160,11 +170,10 @@ class OpenedModel:
         Raises:
             InputError: the framework sees none such.
         """
-        device = "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
         check_surroundings(self.backend)
         with _interruptible_at_once(), _hide(UNUSED.get(self.backend, ())):
             wing = gptj.backend(self.backend)
-        with wing.on_device(device) as self._loading:
+        with wing.on_device(self.device) as self._loading:
             yield
 
     def load(self, tokens: float) -> Any:
@@ -172,7 +181,11 @@ class OpenedModel:
 
         That costs nothing in TensorFlow, and in Flax with float32; PyTorch packs the weights, see `PAYS_FROM_TOKENS`.
         """
-        return self._load(self.directory, tokens, weights=self.request.weights)
+        model = self._load(self.directory, tokens, weights=self.request.weights)
+        if self.request.adapter is not None:
+            with self._loading:
+                model.load_adapter(self.request.adapter)
+        return model
 
     def load_assistant(self, tokens: float) -> Any:
         """The assistant model, None where none was asked for."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from gptj import generation
-from gptj.generation import PARTS, Selected, Step
+from gptj.generation import PARTS, Columns, Selected, Step
 from gptj.outputs import KVCache
 from gptj.pt.arguments import host
 from gptj.pt.weights import from_numpy, to_numpy
@@ -71,6 +71,20 @@ class Decoder(generation.Decoder):
             tuple(self.model._rows_of(x, rows) for x in side) for side in (self.cache.keys, self.cache.values)
         )
         self.cache = KVCache(keys, values, self.cache.length, fixed=True)
+
+    @torch.inference_mode()
+    def _read(self, row: int, start: int, count: int) -> Columns:
+        part = slice(start, start + count)
+        keys, values = (tuple(x[row, :, part].clone() for x in side) for side in (self.cache.keys, self.cache.values))
+        return Columns(keys, values, 0, count)
+
+    @torch.inference_mode()
+    def _write(self, row: int, start: int, columns: Columns) -> None:
+        place = slice(start, start + columns.count)
+        part = slice(columns.first, columns.first + columns.count)
+        for side, new in ((self.cache.keys, columns.keys), (self.cache.values, columns.values)):
+            for slots, its in zip(side, new, strict=True):
+                slots[row, :, place] = its[:, part]
 
     def _filled(self, length: int) -> KVCache:
         return KVCache(self.cache.keys, self.cache.values, length, fixed=True).filled()
