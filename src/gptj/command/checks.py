@@ -67,7 +67,7 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 def parity(
     directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, way: str | None,
     prompts: Path | None, seed: int, weights: str | None, adapter: Path | None,
-    skip_manifest: bool, verbose: bool, destinations: Destinations, as_json: bool,
+    skip_manifest: bool, verbose: bool, destinations: Destinations,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -79,10 +79,9 @@ def parity(
     if other is not None:
         one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest}
         compare_two_folders(directory, other, backends, dtype=dtype, way=way, prompts=prompts, seed=seed,
-                            verbose=verbose, destinations=destinations, as_json=as_json,
-                            unused=one_folders)  # fmt: skip
+                            verbose=verbose, destinations=destinations, unused=one_folders)  # fmt: skip
     refuse_for_one_folder({"--path": way, "--prompts": prompts})
-    from gptj.parity import run_parity
+    from gptj.parity import findings_of_report, run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     given = (directory, names)
@@ -90,19 +89,14 @@ def parity(
         report = run_parity(
             *given, dtype=dtype, seed=seed, weights=weights, adapter=adapter, check_manifest=not skip_manifest
         )
-    try:
-        if destinations:
-            from gptj.parity.gather import findings_of_report
 
-            destinations.write(findings_of_report(report))
-    finally:  # whatever becomes of the files
-        if as_json:
-            print_json(report.as_dict())
-        else:
-            console = open_console()
-            console.print(report.summary(), soft_wrap=False)
-            if verbose:
-                console.print("", report.table(), sep="\n", soft_wrap=False)
+    def show() -> None:
+        console = open_console()
+        console.print(report.summary(), soft_wrap=False)
+        if verbose:
+            console.print("", report.table(), sep="\n", soft_wrap=False)
+
+    destinations.finish(lambda: findings_of_report(report), report.as_dict, show)
     if not report.passed:
         sys.exit(1)
 
