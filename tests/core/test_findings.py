@@ -155,6 +155,24 @@ def test_each_part_alone_contradicts_a_verdict(part):
         Findings.from_json(alone.to_json())
 
 
+@pytest.mark.parametrize("part", ["measures", "pairs", "texts", "matrix", "ladder", "sensitivity"])
+def test_more_may_be_found_and_the_verdict_follows(part):
+    more = [module._plain(one) for one in getattr(finding_samples.full(), part)]
+    found = finding_samples.holding().extended(**{part: more})
+    assert len(getattr(found, part)) == len(more) + (2 if part == "measures" else 0)
+    assert found.passed == (part in ("ladder", "sensitivity"))
+    assert found.passed or found.headline == next(found.wrong())
+    again = finding_samples.full().extended(**{part: more[:1] if part != "pairs" else []})
+    assert again.headline == finding_samples.full().headline and not again.passed
+
+
+def test_what_is_added_follows_the_schema():
+    with pytest.raises(FormatError, match=r"ladder\[0\]\.rung: is missing"):
+        finding_samples.holding().extended(ladder=[{"backend": "pt"}])
+    found = finding_samples.holding().extended(ladder=[{"backend": "pt", "rung": "int8", "kl": math.inf}])
+    assert found.ladder[0].kl == math.inf and found.passed
+
+
 def test_an_error_that_is_born_within_the_pairs_bound_is_wrong_too():
     tap = dataclasses.replace(finding_samples.pair().taps[0], born=True)
     assert tap.holds and not tap.right

@@ -12,7 +12,8 @@ from recorded import facts_of, inputs_of, recorded_taps, small_batch, write_samp
 from gptj.parity.comparison import Comparison
 from gptj.parity.differences import compare_traces
 from gptj.parity.findings import Findings
-from gptj.parity.gather import findings_of_comparison, findings_of_folders
+from gptj.parity.gather import findings_of_comparison, findings_of_folders, findings_of_report
+from gptj.parity.report import Measure, ParityReport
 from gptj.parity.reports.output import render
 from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.parity.trace import Trace, open_trace, write_trace
@@ -47,6 +48,23 @@ def test_a_pair_has_its_taps_headline_and_signature(base, tmp_path, name):
     assert name != "rotary sign" or pair.looks_like == "rotary sign"
     born = {tap.tap for taps in comparison.born.values() for tap in taps}
     assert {tap.tap for tap in pair.taps if tap.born} == born
+
+
+@pytest.mark.parametrize("name", ["rotary sign", None])
+def test_the_traces_of_a_run_are_its_pairs(base, tmp_path, name):
+    class Inside(ParityReport):
+        inside: Comparison
+
+    mutant = {None: None, **{mutant.name: mutant for mutant in MUTANTS}}[name]
+    other = write_sample(tmp_path / "pt", CONFIG, "float32", batch=BATCH, mutant=mutant)
+    Inside.inside = compare_traces([base, other])
+    measure = Measure("pt", "oracle", "every value", 0.5 if mutant else 0.0, 0.1)
+    found = findings_of_report(Inside("float32", ("pt",), (measure,), (), (), 9.0))
+    again = Findings.from_json(found.to_json())
+    assert again.passed == (mutant is None)
+    [pair] = again.pairs
+    assert (pair.b, pair.dtype, len(pair.taps)) == ("pt", "float32", 34)
+    assert pair.looks_like == Inside.inside.pairs[0].looks_like
 
 
 def texts(tokens: list[int], margin: float) -> dict[str, np.ndarray]:

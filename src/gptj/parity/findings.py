@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -246,6 +246,28 @@ class Findings:
         others = [sentence for sentence in self.wrong() if sentence != self.headline]
         some = "; ".join(others[:3]) + (f"; and {len(others) - 3} more" if len(others) > 3 else "")
         raise ParityError(self.headline, file=self.folder, hint=some or None)
+
+    def extended(self, **parts: Iterable[Mapping[str, Any]]) -> Findings:
+        """These findings and more, in the schema's shapes, by the names of its lists; the verdict follows.
+
+        Args:
+            parts: measures, pairs, texts, matrix, ladder, sensitivity. Numbers may be infinite or NaN as they are.
+
+        Raises:
+            FormatError: one breaks the schema.
+
+        >>> row = {"backend": "pt", "row": "cached against whole", "what": "logits", "difference": 1.0, "limit": 0.1}
+        >>> Findings("holds", "all agree").extended(matrix=[row | {"holds": False}])
+        Findings(differs: pt, cached against whole: logits: 1, of 0.1 allowed)
+        """
+        document = self.as_dict() | {"verdict": "differs"}
+        for name, more in parts.items():
+            document[name] = [*document.get(name, ()), *map(_plain, more)]
+        found = Findings.from_dict(document)
+        wrong = next(found.wrong(), None)
+        if self.passed and wrong is not None:
+            return dataclasses.replace(found, headline=wrong)
+        return dataclasses.replace(found, verdict=self.verdict)
 
     def as_dict(self) -> dict[str, Any]:
         """The document as JSON takes it."""

@@ -55,9 +55,13 @@ def findings_of_report(report: ParityReport) -> Findings:
     notes += [f"{text.backend} and {text.against} wrote {text.same} of {text.tokens} {text.answer} tokens alike."
               for text in report.texts]  # fmt: skip
     versions = {backend: dict(libraries) for backend, libraries in report.versions.items()}
-    return Findings(
-        _verdict(report.passed), _headline(report), report.checkpoint, config, versions, tuple(notes), measures
-    )
+    inside: Comparison | None = getattr(report, "inside", None)
+    pairs = () if inside is None else tuple(_pair(pair, inside, report.dtype) for pair in inside.pairs)
+    right = report.passed and all(pair.right for pair in pairs)
+    headline = _headline(report)
+    if report.passed and not right:
+        headline = next(pair.headline for pair in pairs if not pair.right)
+    return Findings(_verdict(right), headline, report.checkpoint, config, versions, tuple(notes), measures, pairs)
 
 
 def _headline(report: ParityReport) -> str:
@@ -69,6 +73,9 @@ def _headline(report: ParityReport) -> str:
     size = f"{len(report.failures)} of {len(report.measures)} measures fail"
     if report.divergences:
         d = report.divergences[0]
+        told = getattr(d, "headline", None)
+        if told is not None:
+            return f"{told}; {size} in {report.dtype}"
         return (f"{d.backend} first leaves the oracle at {d.stage}: {d.difference:.1e}, of {d.limit:.1e} allowed, "
                 f"at {d.where}; {size} in {report.dtype}")  # fmt: skip
     m = report.failures[0]
