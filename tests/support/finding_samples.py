@@ -41,7 +41,7 @@ def pair(layers: int = 4, *, wrong: int | None = 2, b: str = "tf", dtype: str = 
     if wrong is not None:
         headline = (
             f"{b} first differs from oracle in block {wrong}, q_rotated: born there, 4.1e-01 where rounding explains "
-            "2e-06; token 10, head 3, channel 6; looks like: rotary sign"
+            "2e-06; token 10, head 3, channel 6"
         )
     return PairFound(
         "oracle float64", f"{b} {dtype}", tuple(taps), dtype, headline, None if wrong is None else "rotary sign"

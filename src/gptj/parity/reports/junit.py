@@ -67,7 +67,8 @@ def _measures(found: Findings) -> Iterator[Case]:
 def _pair(pair: PairFound) -> Case:
     wrong = [tap for tap in pair.taps if not tap.right]
     lines = [pair.headline] if pair.headline else []
-    lines += [f"looks like: {pair.looks_like}"] if pair.looks_like else []
+    told = pair.looks_like is None or pair.looks_like in pair.headline
+    lines += [] if told else [f"looks like: {pair.looks_like}"]
     for tap in wrong[:_MOST_TAPS]:
         line = f"{tap.tap}: {spell_number(tap.difference)} of {spell_number(tap.bound)}"
         line += f", born there ({spell_number(tap.local)} of {spell_number(tap.local_bound)})" if tap.born else ""

@@ -107,7 +107,8 @@ def _pair(pair: PairFound) -> Markup:
     )  # fmt: skip
     said = [tag("h3", f"{spell_sign(pair.right)} {pair.b}{dtype} against {pair.a}")]
     said += [tag("p", pair.headline)] if pair.headline else []
-    said += [tag("p", "Looks like: ", tag("strong", pair.looks_like))] if pair.looks_like else []
+    if pair.looks_like and pair.looks_like not in pair.headline:
+        said.append(tag("p", "Looks like: ", tag("strong", pair.looks_like)))
     rows = [_value_row(tap) for tap in pair.taps]
     heading = ("value", "share of the bound", "off by", "bound", "born there", "on its inputs", "bound", "largest at")
     values = table(f"Values of {pair.b} against {pair.a}", heading, rows) if rows else Markup("")
