@@ -11,6 +11,7 @@ from gptj.parity.findings import (
     MeasureFound,
     PairFound,
     PlantedMistake,
+    SmallestFound,
     TapFound,
     TextFound,
 )
@@ -92,6 +93,10 @@ def full() -> Findings:
             PlantedMistake("tf", "rotary sign", True, "tf first differs in block 0, q_rotated", "q_rotated"),
             PlantedMistake("pt", "epsilon 1.1e-5", False, "pt agrees", "ln_1"),
         ),
+        (
+            SmallestFound("pt", "float32", "one weight", 3e-5, "h.0.q", "q_proj[0, 3]"),
+            SmallestFound("pt", "float32", "epsilon", math.inf),
+        ),
     )  # fmt: skip
 
 
@@ -111,6 +116,7 @@ def hostile() -> Findings:
         (PairFound(h, h, (tap, in_block, TapFound("h.0.q", 0.0, 0.0, True, where=h)), h, h, h),),
         (TextFound(h, h, 0, 2, 1, errors=(1.0, 2.0)),), (MatrixRow(h, h, h, 1.0, 0.5, False, h),),
         (LadderRung(h, h, 1.0),), (PlantedMistake(h, h, False, h, h),),
+        (SmallestFound(h, h, h, 1.0, h, h),),
     )  # fmt: skip
 
 

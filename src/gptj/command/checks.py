@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -65,9 +66,8 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @report_options
 def parity(
-    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, way: str | None,
-    prompts: Path | None, seed: int, weights: str | None, adapter: Path | None,
-    skip_manifest: bool, verbose: bool, destinations: Destinations,
+    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, seed: int, weights: str | None,
+    adapter: Path | None, skip_manifest: bool, verbose: bool, destinations: Destinations, **of_two: Any,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -78,9 +78,9 @@ def parity(
     """
     if other is not None:
         one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest}
-        compare_two_folders(directory, other, backends, dtype=dtype, way=way, prompts=prompts, seed=seed,
-                            verbose=verbose, destinations=destinations, unused=one_folders)  # fmt: skip
-    refuse_for_one_folder({"--path": way, "--prompts": prompts})
+        compare_two_folders(directory, other, backends, dtype=dtype, seed=seed, verbose=verbose,
+                            destinations=destinations, unused=one_folders, **of_two)  # fmt: skip
+    refuse_for_one_folder({"--path": of_two["way"], "--prompts": of_two["prompts"]})
     from gptj.parity import findings_of_report, run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)

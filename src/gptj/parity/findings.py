@@ -26,6 +26,7 @@ __all__ = [
     "MeasureFound",
     "PairFound",
     "PlantedMistake",
+    "SmallestFound",
     "TapFound",
     "TextFound",
     "findings_schema",
@@ -183,6 +184,18 @@ class PlantedMistake:
     expected: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class SmallestFound:
+    """The smallest relative change of one number (`of`, of the kind `what`) that a value, `tap`, would have shown."""
+
+    backend: str
+    dtype: str
+    what: str
+    change: float | None
+    tap: str | None = None
+    of: str | None = None
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Findings:
     """The whole document.
@@ -194,7 +207,7 @@ class Findings:
         config: its config.json.
         versions: of each backend's libraries.
         notes: what a reader should know, a sentence each.
-        measures, pairs, texts, matrix, ladder, sensitivity: what was found, each empty where nobody looked.
+        measures, pairs, texts, matrix, ladder, sensitivity, smallest: what was found, each empty where nobody looked.
     """
 
     verdict: Verdict
@@ -209,6 +222,7 @@ class Findings:
     matrix: tuple[MatrixRow, ...] = ()
     ladder: tuple[LadderRung, ...] = ()
     sensitivity: tuple[PlantedMistake, ...] = ()
+    smallest: tuple[SmallestFound, ...] = ()
 
     def __repr__(self) -> str:
         return f"Findings({self.verdict}: {self.headline})"
@@ -251,7 +265,7 @@ class Findings:
         """These findings and more, in the schema's shapes, by the names of its lists; the verdict follows.
 
         Args:
-            parts: measures, pairs, texts, matrix, ladder, sensitivity. Numbers may be infinite or NaN as they are.
+            parts: measures, pairs, texts, matrix, ladder, sensitivity, smallest. Numbers may be infinite or NaN.
 
         Raises:
             FormatError: one breaks the schema.
@@ -340,10 +354,11 @@ class Findings:
 
 _PARTS: dict[str, Any] = {
     "measures": MeasureFound, "pairs": PairFound, "texts": TextFound, "matrix": MatrixRow, "ladder": LadderRung,
-    "sensitivity": PlantedMistake,
+    "sensitivity": PlantedMistake, "smallest": SmallestFound,
 }  # fmt: skip
 _NUMBERS = frozenset(
     {"difference", "limit", "bound", "local", "local_bound", "margin_a", "margin_b", "error", "kl", "top1", "greedy"}
+    | {"change"}
 )
 _COUNTS = frozenset({"prompt", "tokens", "first_difference", "prompts"})
 

@@ -61,7 +61,10 @@ def findings_of_report(report: ParityReport) -> Findings:
     headline = _headline(report)
     if report.passed and not right:
         headline = next(pair.headline for pair in pairs if not pair.right)
-    return Findings(_verdict(right), headline, report.checkpoint, config, versions, tuple(notes), measures, pairs)
+    found = Findings(_verdict(right), headline, report.checkpoint, config, versions, tuple(notes), measures, pairs)
+    planted = getattr(report, "sensitivity", ())
+    return found.extended(sensitivity=[row for one in planted for row in one.as_dict()],
+                          smallest=[row for one in planted for row in one.smallest_as_dict()])  # fmt: skip
 
 
 def _headline(report: ParityReport) -> str:

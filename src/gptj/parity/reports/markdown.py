@@ -120,6 +120,11 @@ def _sections(found: Findings) -> Iterator[_Section]:
         rows = [["✓ caught" if p.caught else "✗ missed", _plain(p.backend), _plain(p.mutant), _plain(p.expected or "-"),
                  _plain(p.headline)] for p in found.sensitivity]  # fmt: skip
         yield _Section("### Planted mistakes", (), ("", "backend", "mistake", "changes", "what was said"), rows)
+    if found.smallest:
+        rows = [[_plain(s.backend), _plain(s.dtype), _plain(s.what), spell_number(s.change), _plain(s.tap or "-"),
+                 _plain(s.of or "-")] for s in found.smallest]  # fmt: skip
+        small = ("backend", "precision", "a change of", "relative", "shown by", "the number")
+        yield _Section("### The smallest changes that would have been noticed", (), small, rows)
 
 
 def _pair(pair: PairFound) -> Iterator[_Section]:

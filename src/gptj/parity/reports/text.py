@@ -52,6 +52,8 @@ def _lines(found: Findings, width: int) -> Iterator[str]:
         yield from ("", f"Planted mistakes: {caught} of {len(found.sensitivity)} noticed")
         for planted in missed:
             yield from _wrapped(f"✗ {planted.backend}: {planted.mutant}", width, "  ")
+    yield from _table("Smallest relative changes that would have been noticed", [
+        (s.backend, s.dtype, s.what, spell_number(s.change), s.tap or "-") for s in found.smallest], width)  # fmt: skip
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
