@@ -16,6 +16,7 @@ from gptj.parity.gather import findings_of_comparison, findings_of_folders, find
 from gptj.parity.report import Measure, ParityReport
 from gptj.parity.reports.output import render
 from gptj.parity.revealing import revealing_config, revealing_weights
+from gptj.parity.sensitivity import PlantedMistake, Sensitivity, SmallestChange
 from gptj.parity.trace import Trace, open_trace, write_trace
 from gptj.parity.two_folders import compare_two
 
@@ -52,19 +53,27 @@ def test_a_pair_has_its_taps_headline_and_signature(base, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["rotary sign", None])
 def test_the_traces_of_a_run_are_its_pairs(base, tmp_path, name):
-    class Inside(ParityReport):
-        inside: Comparison
-
     mutant = {None: None, **{mutant.name: mutant for mutant in MUTANTS}}[name]
     other = write_sample(tmp_path / "pt", CONFIG, "float32", batch=BATCH, mutant=mutant)
-    Inside.inside = compare_traces([base, other])
+    inside = compare_traces([base, other])
+    planted = Sensitivity(
+        "pt", "float32",
+        (PlantedMistake("rotary sign", "h.0.q_rotated", 1.0, 0.1), PlantedMistake("none", "ln_f", 0.0, 1.0)),
+        (SmallestChange("epsilon", "h.0.ln_1", float("inf"), "h.0.ln_1"),),
+    )  # fmt: skip
     measure = Measure("pt", "oracle", "every value", 0.5 if mutant else 0.0, 0.1)
-    found = findings_of_report(Inside("float32", ("pt",), (measure,), (), (), 9.0))
+    report = ParityReport("float32", ("pt",), (measure,), (), (), 9.0, inside=inside, sensitivity=(planted,))
+    found = findings_of_report(report)
     again = Findings.from_json(found.to_json())
     assert again.passed == (mutant is None)
     [pair] = again.pairs
     assert (pair.b, pair.dtype, len(pair.taps)) == ("pt", "float32", 34)
-    assert pair.looks_like == Inside.inside.pairs[0].looks_like
+    assert pair.looks_like == inside.pairs[0].looks_like
+    assert [(one.mutant, one.caught, one.expected) for one in again.sensitivity] == [
+        ("rotary sign", True, "q_rotated"),
+        ("none", False, "ln_f"),
+    ]
+    assert [(one.what, one.change, one.tap) for one in again.smallest] == [("epsilon", float("inf"), "h.0.ln_1")]
 
 
 def texts(tokens: list[int], margin: float) -> dict[str, np.ndarray]:

@@ -135,7 +135,7 @@ def test_a_difference_fails_the_test_that_asks_for_it(pytester, monkeypatch):
     """)
     done = pytester.runpytest_inprocess(*LOADED, "--gptj-report=f.json")
     done.assert_outcomes(failed=1)
-    done.stdout.fnmatch_lines(["differs: model: pt first leaves the oracle at block 2: 5.0e-01, of 1.0e-06 allowed*"])
+    done.stdout.fnmatch_lines(["differs: model: pt first differs in block 2: 5.0e-01 where rounding explains 1e-06*"])
     assert Findings.from_file(pytester.path / "f.json").measures[0].difference == float("inf")
 
 

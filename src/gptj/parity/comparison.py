@@ -1,4 +1,4 @@
-"""What a comparison of traces finds: each tap's difference, where it was born, and what is said of it."""
+"""The result of a comparison of traces: each tap's difference, where it was born, and what is said of it."""
 
 from __future__ import annotations
 
