@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from gptj.backends import choose_backend, installed_backends
-from gptj.command.folders import compare_two_folders, refuse_for_one_folder, two_folders_options
+from gptj.command.folders import ForTwoFolders, compare_two_folders, two_folders_options
 from gptj.command.options import (
     Command,
     DtypeChoice,
@@ -67,9 +66,9 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @report_options
 def parity(
-    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, seed: int, weights: str | None,
-    adapter: Path | None, skip_manifest: bool, sensitivity: bool, verbose: bool, destinations: Destinations,
-    **of_two: Any,
+    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, asked: ForTwoFolders,
+    seed: int, weights: str | None, adapter: Path | None, skip_manifest: bool, sensitivity: bool, verbose: bool,
+    destinations: Destinations,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -81,9 +80,9 @@ def parity(
     if other is not None:
         one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest,
                        "--sensitivity": sensitivity}  # fmt: skip
-        compare_two_folders(directory, other, backends, dtype=dtype, seed=seed, verbose=verbose,
-                            destinations=destinations, unused=one_folders, **of_two)  # fmt: skip
-    refuse_for_one_folder({"--path": of_two["way"], "--prompts": of_two["prompts"]})
+        compare_two_folders(directory, other, backends, asked=asked, dtype=dtype, seed=seed, verbose=verbose,
+                            destinations=destinations, unused=one_folders)  # fmt: skip
+    asked.refuse()
     from gptj.parity import findings_of_report, run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
