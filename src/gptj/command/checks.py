@@ -67,7 +67,8 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @report_options
 def parity(
     directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, asked: ForTwoFolders,
-    seed: int, weights: str | None, adapter: Path | None, destinations: Destinations, **flags: bool,
+    seed: int, weights: str | None, adapter: Path | None, skip_manifest: bool, sensitivity: bool, verbose: bool,
+    destinations: Destinations,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -76,46 +77,37 @@ def parity(
 
     With DIR2, say how far its model lies from that in DIR, in each framework: 0 is equal within rounding, 1 differs.
     """
-    skip_manifest, sensitivity, verbose, as_json = (
-        flags[name] for name in ("skip_manifest", "sensitivity", "verbose", "as_json")
-    )
     if other is not None:
         one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest,
                        "--sensitivity": sensitivity}  # fmt: skip
-        compare_two_folders(directory, other, backends, asked=asked, dtype=dtype, seed=seed,
-                            verbose=verbose, destinations=destinations, as_json=as_json,
-                            unused=one_folders)  # fmt: skip
+        compare_two_folders(directory, other, backends, asked=asked, dtype=dtype, seed=seed, verbose=verbose,
+                            destinations=destinations, unused=one_folders)  # fmt: skip
     asked.refuse()
-    from gptj.parity import run_parity
+    from gptj.parity import findings_of_report, run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     running: list[str] = []
     with waiting(f"comparing {', '.join(names)}") as say:
 
-        def show(name: str) -> None:
+        def tell(name: str) -> None:
             running.append(name)
             later = {"oracle": "comparing with the oracle", "sensitivity": "planting mistakes"}
             say(later.get(name, f"running {', '.join(running)}"))
 
         report = run_parity(
             directory, names, dtype=dtype, seed=seed, weights=weights, adapter=adapter,
-            check_manifest=not skip_manifest, sensitivity=sensitivity, progress=show,
+            check_manifest=not skip_manifest, sensitivity=sensitivity, progress=tell,
         )  # fmt: skip
-    try:
-        if destinations:
-            from gptj.parity.gather import findings_of_report
 
-            destinations.write(findings_of_report(report))
-    finally:  # whatever becomes of the files
-        if as_json:
-            print_json(report.as_dict())
-        else:
-            console = open_console()
-            console.print(report.summary(), soft_wrap=False)
-            if verbose:
-                console.print("", report.table(), sep="\n", soft_wrap=False)
-                for found in report.sensitivity:
-                    console.print("", *found.lines(every=True), sep="\n", soft_wrap=False)
+    def show() -> None:
+        console = open_console()
+        console.print(report.summary(), soft_wrap=False)
+        if verbose:
+            console.print("", report.table(), sep="\n", soft_wrap=False)
+            for found in report.sensitivity:
+                console.print("", *found.lines(every=True), sep="\n", soft_wrap=False)
+
+    destinations.finish(lambda: findings_of_report(report), report.as_dict, show)
     if not report.passed:
         sys.exit(1)
 

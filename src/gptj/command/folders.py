@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import click
 
 from gptj.command.options import PathArgument
-from gptj.command.printing import print_json
 from gptj.command.reports import Destinations
 from gptj.command.waiting import waiting
 
@@ -58,7 +57,7 @@ def two_folders_options(function: Any) -> Any:
 
 def compare_two_folders(
     first: Path, second: Path, backends: Sequence[str] | None, *, asked: ForTwoFolders, dtype: str, seed: int,
-    verbose: bool, destinations: Destinations, as_json: bool, unused: Mapping[str, Any],
+    verbose: bool, destinations: Destinations, unused: Mapping[str, Any],
 ) -> NoReturn:  # fmt: skip
     """Print how far the second lies from the first, and end: 0 where all is equal within rounding, 1 where not.
 
@@ -67,6 +66,7 @@ def compare_two_folders(
         GPTJError: see `gptj.parity.two_folders.compare_folders`.
     """
     from gptj.command.traces import read_batch
+    from gptj.parity.gather import findings_of_folders
     from gptj.parity.two_folders import compare_folders
 
     for option, value in unused.items():
@@ -80,16 +80,14 @@ def compare_two_folders(
         found = compare_folders(first, second, backends, dtype=dtype, way=asked.way or "plain", prompts=ids, seed=seed)
     equal = all(one.equal for one in found)
     folders = [str(first), str(second)]
-    try:
-        if destinations:
-            from gptj.parity.gather import findings_of_folders
 
-            destinations.write(findings_of_folders(found, *folders))
-    finally:  # whatever becomes of the files
-        if as_json:
-            print_json({"equal": equal, "folders": folders, "backends": [one.as_dict() for one in found]})
-        else:
-            for one in found:
-                for line in one.lines(every=verbose):
-                    click.echo(line)
+    def document() -> dict[str, Any]:
+        return {"equal": equal, "folders": folders, "backends": [one.as_dict() for one in found]}
+
+    def show() -> None:
+        for one in found:
+            for line in one.lines(every=verbose):
+                click.echo(line)
+
+    destinations.finish(lambda: findings_of_folders(found, *folders), document, show)
     sys.exit(0 if equal else 1)

@@ -15,7 +15,6 @@ from gptj.parity.findings import (
     MatrixRow,
     MeasureFound,
     PairFound,
-    PlantedMistake,
     TapFound,
     TextFound,
     Verdict,
@@ -55,15 +54,16 @@ def findings_of_report(report: ParityReport) -> Findings:
     notes = [_MANIFEST[report.manifest]]
     notes += [f"{text.backend} and {text.against} wrote {text.same} of {text.tokens} {text.answer} tokens alike."
               for text in report.texts]  # fmt: skip
-    notes += [line for one in report.sensitivity for line in one.lines() if line.startswith("smallest")]
     versions = {backend: dict(libraries) for backend, libraries in report.versions.items()}
     inside = report.inside
     pairs = () if inside is None else tuple(_pair(pair, inside, report.dtype) for pair in inside.pairs)
-    planted = (row for one in report.sensitivity for row in one.as_dict())
-    return Findings(
-        _verdict(report.passed), _headline(report), report.checkpoint, config, versions, tuple(notes), measures, pairs,
-        sensitivity=tuple(PlantedMistake(**row) for row in planted),
-    )  # fmt: skip
+    right = report.passed and all(pair.right for pair in pairs)
+    headline = _headline(report)
+    if report.passed and not right:
+        headline = next(pair.headline for pair in pairs if not pair.right)
+    found = Findings(_verdict(right), headline, report.checkpoint, config, versions, tuple(notes), measures, pairs)
+    return found.extended(sensitivity=[row for one in report.sensitivity for row in one.as_dict()],
+                          smallest=[row for one in report.sensitivity for row in one.smallest_as_dict()])  # fmt: skip
 
 
 def _headline(report: ParityReport) -> str:

@@ -240,6 +240,8 @@ def batch_of_probe(probe: Probe) -> Batch:
 def batch_of_prompts(prompts: Sequence[Sequence[int]], *, pad: int = 0) -> Batch:
     """Prompts of token ids as one batch, padded left, with positions that count from each one's first token.
 
+    A label is each token that another comes before: what padding predicts is of no prompt, and differs among programs.
+
     Raises:
         InputError: there is none, or one is empty.
 
@@ -254,5 +256,6 @@ def batch_of_prompts(prompts: Sequence[Sequence[int]], *, pad: int = 0) -> Batch
     for row, prompt in enumerate(prompts):
         ids[row, t - len(prompt) :] = prompt
         mask[row, t - len(prompt) :] = 1
-    labels = np.where(mask == 1, ids, IGNORED_LABEL)
+    labels = np.full_like(ids, IGNORED_LABEL)
+    labels[:, 1:] = np.where(mask[:, :-1] == 1, ids[:, 1:], IGNORED_LABEL)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of_mask(mask), "labels": labels}
