@@ -17,11 +17,11 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from gptj import generation
+from gptj import generation, scoring
 from gptj.flax.inference import FastPath
 from gptj.flax.weights import from_numpy, to_numpy
-from gptj.generation import PARTS, Selected, Step
-from gptj.generation.decoder import round_up_columns, round_up_slots
+from gptj.generation import PARTS, Columns, Selected, Step
+from gptj.generation.decoder import round_up, round_up_columns, round_up_slots
 from gptj.outputs import KVCache
 
 
@@ -30,6 +30,19 @@ def gather_rows(cache: KVCache, rows: Array) -> KVCache:
     """The cache whose row r is what row `rows[r]` was."""
     keys, values = (tuple(x[rows] for x in side) for side in (cache.keys, cache.values))
     return KVCache(keys, values, cache.length, fixed=True)
+
+
+@functools.partial(jax.jit, static_argnames=("heads", "width"))
+def read_slots(slots: Array, row: Array, start: Array, *, heads: int, width: int) -> Array:
+    """`width` slots (h, width, d) of a row of (b h, s, d), from `start` on."""
+    return lax.dynamic_slice(slots, (row * heads, start, 0), (heads, width, slots.shape[2]))
+
+
+@functools.partial(jax.jit, static_argnames="width", donate_argnums=0)
+def write_slots(slots: Array, new: Array, row: Array, first: Array, roll: Array, start: Array, *, width: int) -> Array:
+    """The slots (b h, s, d) with `width` of `new` (h, n, d) from `first` on, moved round by `roll`, from `start` on."""
+    part = jnp.roll(lax.dynamic_slice_in_dim(new, first, width, 1), roll, 1)
+    return lax.dynamic_update_slice(slots, part, (row * len(new), start, 0))
 
 
 class Decoder(generation.Decoder):
@@ -45,9 +58,7 @@ class Decoder(generation.Decoder):
         super().__init__(model.config, batch, capacity)
         self.model = model
         self.slots = round_up_slots(model.config, capacity)
-        self.path = model.fast_path
-        if self.path is None:
-            self.path = FastPath(model.module, model.params, model.adapter_variables())
+        self.path = model._path()
         self.cache: KVCache = self.path.init_cache(batch, self.slots)
 
     def _run(
@@ -88,6 +99,30 @@ class Decoder(generation.Decoder):
     def _gather(self, rows: NDArray[np.int64]) -> None:
         each = self.config.n_head
         self.cache = gather_rows(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
+
+    def _read(self, row: int, start: int, count: int) -> Columns:
+        # Differs: widths are rounded up, so that few programs are compiled: more is copied, and what counts is named.
+        width = round_up(count, self.slots)
+        begin = min(start, self.slots - width)
+        place = np.int32(row), np.int32(begin)
+        keys, values = (
+            tuple(read_slots(x, *place, heads=self.config.n_head, width=width) for x in side)
+            for side in (self.cache.keys, self.cache.values)
+        )
+        return Columns(keys, values, start - begin, count)
+
+    def _write(self, row: int, start: int, columns: Columns) -> None:
+        copied = columns.keys[0].shape[1]
+        width = min(round_up(columns.count, self.slots), copied)
+        first = min(columns.first, copied - width)
+        begin = min(max(start - (columns.first - first), 0), self.slots - width)
+        roll = start - (columns.first - first) - begin
+        numbers = (np.int32(row), np.int32(first), np.int32(roll), np.int32(begin))
+        keys, values = (
+            tuple(write_slots(slots, its, *numbers, width=width) for slots, its in zip(side, new, strict=True))
+            for side, new in ((self.cache.keys, columns.keys), (self.cache.values, columns.values))
+        )
+        self.cache = KVCache(keys, values, self.cache.length, fixed=True)
 
     def _filled(self, length: int) -> KVCache:
         config = self.config
@@ -140,8 +175,8 @@ def is_typed_key(key: Any) -> bool:
     return isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
-class GenerationMixin(generation.Generates[jax.Array]):
-    """`generate` and `stream` for a Flax model."""
+class GenerationMixin(generation.Generates[jax.Array], scoring.Scores):
+    """`generate`, `stream` and `score` for a Flax model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         return Decoder(self, batch, capacity)
@@ -178,6 +213,23 @@ class GenerationMixin(generation.Generates[jax.Array]):
     def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         model: Any = self
         return to_numpy(model.get_input_embeddings()[token_ids])
+
+    def _last_states(self, token_ids: NDArray[np.int64]) -> Array:
+        # Differs: compiled for each shape, so few are met; what fills one is seen by no token that is scored.
+        b, t = token_ids.shape
+        excess = round_up(b, 2**62) - b, round_up_columns(t, self.config.n_positions) - t
+        return self._path().last_states(np.pad(token_ids, [(0, n) for n in excess]).astype(np.int32))
+
+    def _logits_at(self, states: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array:
+        excess = round_up(len(rows), 2**62) - len(rows)
+        places = (np.pad(place, (0, excess)).astype(np.int32) for place in (rows, columns))
+        return self._path().logits_at(states, *places)
+
+    def _path(self) -> FastPath:
+        model: Any = self
+        if model.fast_path is None:
+            return FastPath(model.module, model.params, model.adapter_variables())
+        return model.fast_path
 
     def _rows_of(self, array: Array, rows: NDArray[np.int64]) -> Array:
         return array[rows]
