@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from adapter_samples import EVERY, KINDS, sample_pairs, write_sample_adapter
+from click.testing import CliRunner
 from wings import close
 
 from gptj.adapters import AdapterConfig, adapter_rows, initial_arrays, merge_folder, read_adapter
+from gptj.command.main import gptj_command
 from gptj.errors import CheckpointWarning, ConfigError, InputError, SchemaError, WriteError
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_weights
@@ -267,6 +269,18 @@ def test_merging_makes_it_part_of_the_model(wing, fresh, adapter, folder, tmp_pa
     assert close(logits(wing, model), expected_logits("patterns"), "float32")
     merged = wing.model("causal_lm").from_pretrained(merge_folder(folder(), adapter("patterns"), tmp_path / "merged"))
     assert np.array_equal(logits(wing, merged), logits(wing, model))
+
+
+def test_the_command_line_puts_one_to_work(wing, adapter, folder, tmp_path):
+    ids = "5 9 200 31"
+    merged = merge_folder(folder(), adapter("patterns"), tmp_path / "merged")
+    said = []
+    for model, *more in ((folder(),), (folder(), "--adapter", adapter("patterns")), (merged,)):
+        words = ("generate", model, "--token-ids", ids, "--backend", wing.name, "--max-new-tokens", "5", *more)
+        done = CliRunner().invoke(gptj_command, [*map(str, words)])
+        assert done.exit_code == 0, done.output
+        said.append(done.stdout)
+    assert said[1] == said[2] != said[0]
 
 
 def test_saving_the_model_writes_the_base_and_says_so(wing, fresh, adapter, tmp_path):

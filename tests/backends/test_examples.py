@@ -1,4 +1,4 @@
-"""Every example of the pages on generation, fine-tuning and adapters, and of each framework's page, runs as doctests."""
+"""Every example of the pages on generation, fine-tuning and adapters, and of each framework's page, as doctests."""
 
 import doctest
 from pathlib import Path

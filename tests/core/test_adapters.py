@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from adapter_samples import KINDS, sample_pairs, write_sample_adapter, write_tensors
+from click.testing import CliRunner
 from mutants import VISIBLE, logits_of, revealing_batch
 from oracle_record import oracle_record
 
@@ -21,6 +22,7 @@ from gptj.adapters import (
     write_adapter,
 )
 from gptj.checkpoint import open_checkpoint, write_checkpoint
+from gptj.command.main import gptj_command
 from gptj.errors import ConfigError, SchemaError, WriteError
 from gptj.parity.compare import compare_records
 from gptj.parity.oracle import Oracle
@@ -259,3 +261,38 @@ def test_parity_passes_what_is_right_with_an_adapter():
     right, probe = Oracle(CONFIG, WEIGHTS, adapter=PAIRS), make_probe(CONFIG)
     record = oracle_record(Oracle(CONFIG, WEIGHTS, adapter=PAIRS, dtype="float32"), probe)
     assert compare_records([record], right).passed
+
+
+# ---- from the command line
+
+
+def run(*words):
+    """A command's exit status, what it printed, and its error."""
+    done = CliRunner().invoke(gptj_command, [*map(str, words)])
+    return done.exit_code, done.stdout, str(done.exception)
+
+
+def test_inspect_says_what_an_adapter_is(tmp_path):
+    folder = write_sample_adapter(tmp_path / "a", "some blocks")
+    status, said, _ = run("inspect", folder, "--json")
+    facts = json.loads(said)
+    assert status == 0 and facts["format"].startswith("LoRA adapter") and facts["r"] == 2 and facts["scale"] == 8
+    assert facts["matrices"] == ["fc_out", "q_proj"] and facts["parameters"] == 2 * 2 * (48 + 48 + 136 + 48)
+    assert "fc_out, q_proj" in run("inspect", folder)[1]
+
+
+def test_merge_writes_a_folder_and_refuses_another_bases(base, tmp_path):
+    folder = write_sample_adapter(tmp_path / "a")
+    status, said, _ = run("adapter", "merge", base, folder, tmp_path / "out", "--dtype", "bfloat16", "--json")
+    assert status == 0 and json.loads(said)["adapter"]["r"] == 3
+    assert open_checkpoint(tmp_path / "out").read("lm_head.weight").dtype.name == "bfloat16"
+    assert run("adapter", "merge", base, folder, tmp_path / "out")[0] == 1  # it holds a model already
+    other = write_sample_adapter(tmp_path / "b", config=revealing_config(n_layer=4))
+    status, _, error = run("adapter", "merge", base, other, tmp_path / "new")
+    assert status == 1 and "unexpected" in error and not (tmp_path / "new").exists()
+
+
+def test_merge_refuses_a_folder_that_is_no_adapters(base, tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, _, error = run("adapter", "merge", base, tmp_path / "empty", tmp_path / "out")
+    assert status == 1 and "adapter_config.json" in error
