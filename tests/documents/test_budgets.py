@@ -17,6 +17,7 @@ CLAUSE_DOCSTRINGS = 0
 """The most docstrings that begin with a clause."""
 
 FIXED_SIGNATURES = {
+    "gptj.command.checks:parity": "an argument an option, as click calls it",
     "gptj.config.gptj_config:GPTJConfig.__init__": "the order of transformers' GPTJConfig",
     "gptj.flax.heads:GPTJForCausalLM.__call__": "transformers' page",
     "gptj.flax.heads:GPTJForQuestionAnswering.__call__": "transformers' page",

@@ -9,6 +9,7 @@ import json
 
 import numpy as np
 import pytest
+from adapter_samples import write_sample_adapter
 from click.testing import CliRunner
 from pretended_hub import pretend_hub
 from weight_choices import two_sets
@@ -27,6 +28,13 @@ def test_all_backends_agree_with_the_oracle_and_with_each_other(checkpoint, back
     assert not report.divergences
     if dtype in ("float64", "float32"):
         assert all(text.same == text.tokens for text in report.texts)
+
+
+def test_all_agree_with_an_adapter_at_work(checkpoint, backend_names, tmp_path):
+    adapter = write_sample_adapter(tmp_path / "adapter", "patterns")
+    report = run_parity(checkpoint, backend_names, adapter=adapter)
+    report.raise_if_failed()
+    assert not report.divergences and all(text.same == text.tokens for text in report.texts)
 
 
 def test_another_model_agrees_too(backend_names, tmp_path):

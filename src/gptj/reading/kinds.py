@@ -32,7 +32,7 @@ _OTHERS = (
     (b"{", "a JSON file (a download that answered with an error?)"),
 )
 
-_MERGE = "Load it with PEFT over its base model, call merge_and_unload(), and save the model that this gives"
+_MERGE = "Merge it into its base: gptj adapter merge BASE ADAPTER OUT; or with PEFT, merge_and_unload(), and save"
 _ONE_WAY = "It is converted one way only: take the original model"
 
 # A sign among the folder's names, what that makes of it, and what to do.
