@@ -175,7 +175,7 @@ class GPTJLM(TemplateLM):
         for texts, context, continuation in requests:
             if not context or not continuation:
                 raise InputError("no token to score, or none before it", where="loglikelihood", found=shown(texts))
-            sequences.append(Sequenced([*context, *continuation], len(context), None))
+            sequences.append(Sequenced.of(context, continuation))
         answers = [(score.log_likelihood, score.is_greedy) for score in self._score(sequences, disable_tqdm)]
         for (texts, *_), answer in zip(requests, answers, strict=True):
             if texts is not None:

@@ -36,6 +36,7 @@ def agree(found, expected, bound: float) -> bool:
     )
 
 
+@pytest.mark.feature("log-likelihoods: model.score", "causal_lm")
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", FLOAT32_ABSOLUTE)])
 def test_scores_are_the_oracles(wing, revealing, oracle, dtype, bound):
     expected = oracle().score(TEXTS, prefix_token_id=PREFIX)
