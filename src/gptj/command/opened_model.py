@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import gptj
+from gptj.adapters import read_adapter
 from gptj.backends import choose_backend
 from gptj.command.prompts import Prompt
 from gptj.command.waiting import waiting
@@ -35,6 +36,7 @@ from gptj.hub import locate
 from gptj.inputs import check_ids
 from gptj.paths import missing_folder
 from gptj.prepared import QUANTIZATIONS, check_quantize
+from gptj.sharding import Mesh
 from gptj.surroundings import check_surroundings
 from gptj.text.tokenizer import GPTJTokenizer
 
@@ -76,6 +78,7 @@ class Request:
         backend: which framework; None for the chosen or only one.
         dtype: of the parameters; None as stored.
         assistant: a smaller model's folder, that guesses ahead.
+        adapter: a LoRA adapter's folder, to put to work in the model.
         quantize: the precision of the weights that are decoded with; None for the parameters' own.
         device: one of `gptj.prepared.DEVICES`; "auto" is the CPU where weights are quantized.
         settings: fields of `GenerationConfig`, over those of the folder's generation_config.json.
@@ -83,6 +86,8 @@ class Request:
         truncate: whether a prompt that is too long loses its beginning; otherwise it is refused.
         allow_special: whether `<|endoftext|>` in a text is that token.
         mmap: whether the weights files are mapped; else they are read, and may change while the model is in use.
+        strategy, dp, tp: how the model is cut across processes; None where it is not.
+        chosen_seed: whether the seed was asked for, and not drawn for all processes.
         any_token: whether tokens that the folder's tokenizer does not know may be chosen too.
     """
 
@@ -91,6 +96,7 @@ class Request:
     dtype: str | None = None
     weights: str | None = None
     assistant: Path | None = None
+    adapter: Path | None = None
     quantize: str | None = None
     device: str = "auto"
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -99,6 +105,10 @@ class Request:
     allow_special: bool = False
     mmap: bool = True
     any_token: bool = False
+    strategy: str | None = None
+    dp: int | None = None
+    tp: int | None = None
+    chosen_seed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +140,8 @@ class OpenedModel:
         if not os.path.lexists(self.directory):
             raise missing_folder(self.directory, "no such directory")
         self.model_config = GPTJConfig.from_file(self.directory)
+        if self.request.adapter is not None:
+            read_adapter(self.request.adapter).rows(self.model_config)
         self.config = self._derive_config()
         self.backend = choose_backend(request.backend)
         check_quantize(request.quantize, QUANTIZATIONS if self.backend == "pt" else ())
@@ -151,7 +163,14 @@ class OpenedModel:
         pad = 0 if stored.padding_id is None else stored.padding_id
         unasked: dict[str, Any] = dict.fromkeys(_OF_THE_CALL, False)
         whole = stored.replace(**unasked, pad_token_id=pad)
-        return change_config(whole, self.request.settings, seeded=self.request.seed is not None)
+        return change_config(
+            whole, self.request.settings, seeded=self.request.seed is not None and self.request.chosen_seed
+        )
+
+    @property
+    def device(self) -> str:
+        """The device that is asked for: the CPU where weights are quantized and nothing is said."""
+        return "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -160,11 +179,14 @@ class OpenedModel:
         Raises:
             InputError: the framework sees none such.
         """
-        device = "cpu" if self.request.device == "auto" and self.request.quantize else self.request.device
         check_surroundings(self.backend)
         with _interruptible_at_once(), _hide(UNUSED.get(self.backend, ())):
             wing = gptj.backend(self.backend)
-        with wing.on_device(device) as self._loading:
+        if self.request.strategy is not None:  # the mesh says where
+            self._loading = contextlib.nullcontext()
+            yield
+            return
+        with wing.on_device(self.device) as self._loading:
             yield
 
     def load(self, tokens: float) -> Any:
@@ -172,7 +194,11 @@ class OpenedModel:
 
         That costs nothing in TensorFlow, and in Flax with float32; PyTorch packs the weights, see `PAYS_FROM_TOKENS`.
         """
-        return self._load(self.directory, tokens, weights=self.request.weights)
+        model = self._load(self.directory, tokens, weights=self.request.weights)
+        if self.request.adapter is not None:
+            with self._loading:
+                model.load_adapter(self.request.adapter)
+        return model
 
     def load_assistant(self, tokens: float) -> Any:
         """The assistant model, None where none was asked for."""
@@ -186,16 +212,25 @@ class OpenedModel:
             options["mmap"] = False
         if self.request.quantize is not None:
             options["quantize"] = self.request.quantize
+        if self.request.strategy is not None:
+            options |= {"strategy": self.request.strategy, "mesh": self._mesh()}
         packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)
+        packs = packs and self.request.strategy is None
         if packs or self.request.quantize is not None:
             options["inference"] = True
         doing = "loading and quantizing" if self.request.quantize else "loading"
         with waiting(f"{doing} {directory}"), self._loading:
             model = gptj.backend(self.backend).GPTJForCausalLM.from_pretrained(directory, **options)
             # For a CPU, Flax makes twice as many bytes of 16-bit weights; others it leaves as they are.
-            if self.backend == "flax" and model.dtype.itemsize >= 4 and model.fast_path is None:
+            alone = self.request.strategy is None
+            if alone and self.backend == "flax" and model.dtype.itemsize >= 4 and model.fast_path is None:
                 model.prepare_for_inference()
         return model
+
+    def _mesh(self) -> Mesh | None:
+        """The mesh that the command line names, None for the strategy's own."""
+        dp, tp = self.request.dp, self.request.tp
+        return None if dp is None and tp is None else Mesh(dp=dp or 1, tp=tp or 1)
 
     def tokens(self, jobs: Sequence[Job], batch_size: int = 1) -> int:
         """The most steps that continuing them takes, a batch at a time."""

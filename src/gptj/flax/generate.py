@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gptj import generation, scoring
 from gptj.flax.inference import FastPath
 from gptj.flax.weights import from_numpy, to_numpy
-from gptj.generation import PARTS, Selected, Step
+from gptj.generation import PARTS, Columns, Selected, Step
 from gptj.generation.decoder import round_up, round_up_columns, round_up_slots
 from gptj.outputs import KVCache
 
@@ -30,6 +30,19 @@ def gather_rows(cache: KVCache, rows: Array) -> KVCache:
     """The cache whose row r is what row `rows[r]` was."""
     keys, values = (tuple(x[rows] for x in side) for side in (cache.keys, cache.values))
     return KVCache(keys, values, cache.length, fixed=True)
+
+
+@functools.partial(jax.jit, static_argnames=("heads", "width"))
+def read_slots(slots: Array, row: Array, start: Array, *, heads: int, width: int) -> Array:
+    """`width` slots (h, width, d) of a row of (b h, s, d), from `start` on."""
+    return lax.dynamic_slice(slots, (row * heads, start, 0), (heads, width, slots.shape[2]))
+
+
+@functools.partial(jax.jit, static_argnames="width", donate_argnums=0)
+def write_slots(slots: Array, new: Array, row: Array, first: Array, roll: Array, start: Array, *, width: int) -> Array:
+    """The slots (b h, s, d) with `width` of `new` (h, n, d) from `first` on, moved round by `roll`, from `start` on."""
+    part = jnp.roll(lax.dynamic_slice_in_dim(new, first, width, 1), roll, 1)
+    return lax.dynamic_update_slice(slots, part, (row * len(new), start, 0))
 
 
 class Decoder(generation.Decoder):
@@ -86,6 +99,30 @@ class Decoder(generation.Decoder):
     def _gather(self, rows: NDArray[np.int64]) -> None:
         each = self.config.n_head
         self.cache = gather_rows(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
+
+    def _read(self, row: int, start: int, count: int) -> Columns:
+        # Differs: widths are rounded up, so that few programs are compiled: more is copied, and what counts is named.
+        width = round_up(count, self.slots)
+        begin = min(start, self.slots - width)
+        place = np.int32(row), np.int32(begin)
+        keys, values = (
+            tuple(read_slots(x, *place, heads=self.config.n_head, width=width) for x in side)
+            for side in (self.cache.keys, self.cache.values)
+        )
+        return Columns(keys, values, start - begin, count)
+
+    def _write(self, row: int, start: int, columns: Columns) -> None:
+        copied = columns.keys[0].shape[1]
+        width = min(round_up(columns.count, self.slots), copied)
+        first = min(columns.first, copied - width)
+        begin = min(max(start - (columns.first - first), 0), self.slots - width)
+        roll = start - (columns.first - first) - begin
+        numbers = (np.int32(row), np.int32(first), np.int32(roll), np.int32(begin))
+        keys, values = (
+            tuple(write_slots(slots, its, *numbers, width=width) for slots, its in zip(side, new, strict=True))
+            for side, new in ((self.cache.keys, columns.keys), (self.cache.values, columns.values))
+        )
+        self.cache = KVCache(keys, values, self.cache.length, fixed=True)
 
     def _filled(self, length: int) -> KVCache:
         config = self.config
@@ -190,7 +227,9 @@ class GenerationMixin(generation.Generates[jax.Array], scoring.Scores):
 
     def _path(self) -> FastPath:
         model: Any = self
-        return FastPath(model.module, model.params) if model.fast_path is None else model.fast_path
+        if model.fast_path is None:
+            return FastPath(model.module, model.params, model.adapter_variables())
+        return model.fast_path
 
     def _rows_of(self, array: Array, rows: NDArray[np.int64]) -> Array:
         return array[rows]

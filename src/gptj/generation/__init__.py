@@ -7,7 +7,7 @@ Table of contents:
     Generates                          these two as methods of a model             mixin
     Conversation                       turns over one cache                        conversation
     GenerateOutput, TokenStep          their results                               output
-    Decoder, Step, DecoderFactory      a wing's part                               decoder
+    Decoder, Step, Columns             a wing's part                               decoder
     HeldLogits, Selected               logits that a device keeps, and their best  held
     known_tokens_only                  no id beyond a tokenizer's                  known
     uniforms, draw                     randomness as data                          sampling
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from gptj.generation.config import GenerationConfig
 from gptj.generation.conversation import Conversation
-from gptj.generation.decoder import Decoder, DecoderFactory, Step
+from gptj.generation.decoder import Columns, Decoder, DecoderFactory, Step
 from gptj.generation.held import PARTS, HeldLogits, Selected
 from gptj.generation.known import known_tokens_only
 from gptj.generation.loop import Streamer, generate, stream
@@ -39,6 +39,7 @@ from gptj.generation.sampling import draw, uniforms
 
 __all__ = [
     "PARTS",
+    "Columns",
     "Conversation",
     "Decoder",
     "DecoderFactory",

@@ -22,7 +22,16 @@ from gptj.generation.held import HeldLogits
 from gptj.inputs import check_attention_mask, check_cache_room, check_cache_size, check_ids
 from gptj.outputs import KVCache
 
-__all__ = ["Decoder", "DecoderFactory", "Step", "Uncached", "round_up", "round_up_columns", "round_up_slots"]
+__all__ = [
+    "Columns",
+    "Decoder",
+    "DecoderFactory",
+    "Step",
+    "Uncached",
+    "round_up",
+    "round_up_columns",
+    "round_up_slots",
+]
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -104,6 +113,24 @@ def round_up_slots(config: GPTJConfig, capacity: int) -> int:
 def round_up_columns(columns: int, room: int) -> int:
     """The columns of a compiled prompt: 8 at least, unless it is one token, and `room` at most."""
     return 1 if columns == 1 else round_up(columns, room, fewest=8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """The keys and values of some columns of a row, copied out of a cache to be put into another place of one.
+
+    A key is rotated by its position, which the slot does not tell, so it is the same in every slot.
+
+    Attributes:
+        keys, values: n_layer of the wing's arrays (h, n, d).
+        first: which of the n columns is the first that counts; a wing that compiles copies more than it is asked for.
+        count: how many count.
+    """
+
+    keys: tuple[Any, ...]
+    values: tuple[Any, ...]
+    first: int
+    count: int
 
 
 class Decoder(abc.ABC):
@@ -209,6 +236,38 @@ class Decoder(abc.ABC):
         """The keys and values of the first `length` columns, as a cache that a model call takes, where there is one."""
         return self._filled(min(length, self.length))
 
+    # ---- rows that come and go (see `gptj.serving`)
+
+    def restart(self, length: int) -> None:
+        """Forget all, and let the next column go to slot `length`; the slots before it are empty until written."""
+        if not 0 <= length <= self.capacity:
+            raise InputError("no such length", where="restart", expected=f"0 to {self.capacity}", found=length)
+        self.mask[:] = False
+        self.length = length
+
+    def read(self, row: int, start: int, count: int) -> Columns:
+        """A copy of `count` columns of a row, from slot `start` on."""
+        self._require_slots("read", row, start, count)
+        return self._read(row, start, count)
+
+    def write(self, row: int, start: int, columns: Columns, count: int | None = None) -> None:
+        """Make the first `count` of the columns, or all, the only ones of the row, in the slots from `start` on."""
+        count = columns.count if count is None else count
+        self._require_slots("write", row, start, count)
+        self._write(row, start, dataclasses.replace(columns, count=count))
+        self.mask[row] = False
+        self.mask[row, start : start + count] = True
+
+    def clear(self, row: int) -> None:
+        """Empty the row: nothing attends to what its slots hold."""
+        self.mask[row] = False
+
+    def _require_slots(self, act: str, row: int, start: int, count: int) -> None:
+        if not 0 <= row < self.batch or start < 0 or count < 1 or start + count > self.length:
+            found = f"row {row}, slots {start} to {start + count}"
+            expected = f"rows below {self.batch}, slots up to {self.length}"
+            raise InputError("no such columns", where=act, expected=expected, found=found)
+
     # ---- what a wing provides
 
     @abc.abstractmethod
@@ -229,6 +288,14 @@ class Decoder(abc.ABC):
     @abc.abstractmethod
     def _gather(self, rows: NDArray[np.int64]) -> None:
         """Make the cache's row r what row `rows[r]` was, for every r."""
+
+    def _read(self, row: int, start: int, count: int) -> Columns:
+        """These columns of a row; a hook."""
+        raise NotImplementedError(f"{type(self).__name__} has no rows that come and go")
+
+    def _write(self, row: int, start: int, columns: Columns) -> None:
+        """Put the columns into a row's slots from `start` on; what its other slots hold is lost. A hook."""
+        raise NotImplementedError(f"{type(self).__name__} has no rows that come and go")
 
     def _filled(self, length: int) -> KVCache[Any] | None:
         """The first `length` slots, n_layer pairs of (b, h, length, d)."""

@@ -22,7 +22,7 @@ from gptj.generation.decoder import Decoder, DecoderFactory, Step, Uncached
 from gptj.generation.held import HeldLogits
 from gptj.generation.known import KnownTokens
 from gptj.generation.output import TokenStep
-from gptj.generation.processors import AllowedTokens, Row, filters, processors, repair
+from gptj.generation.processors import AllowedTokens, Processor, Row, filters, processors, repair
 from gptj.generation.sampling import draw, log_softmax, seeds_and_rows, uniforms
 from gptj.generation.stopping import DecodeText, Stopper, StoppingCriterion
 from gptj.inputs import check_attention_mask, check_functions, check_ids
@@ -97,6 +97,11 @@ class Session:
         self._choice = Choice(self.config, self.model_config.vocab_size, self._processors)
         asked = {"hidden_states": self.config.output_hidden_states, "attentions": self.config.output_attentions}
         self.want = frozenset(name for name, wanted in asked.items() if wanted)
+
+    def add_processor(self, processor: Processor) -> None:
+        """Apply a processor after the config's own."""
+        self._processors += (processor,)
+        self._choice = Choice(self.config, self.model_config.vocab_size, self._processors)
 
     @property
     def index(self) -> int:

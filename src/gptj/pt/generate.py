@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from gptj import generation, scoring
-from gptj.generation import PARTS, Selected, Step
+from gptj.generation import PARTS, Columns, Selected, Step
 from gptj.outputs import KVCache
 from gptj.pt.arguments import host
 from gptj.pt.weights import from_numpy, to_numpy
+from gptj.sharding import check_decodes
 
 
 class Decoder(generation.Decoder):
@@ -72,6 +73,20 @@ class Decoder(generation.Decoder):
         )
         self.cache = KVCache(keys, values, self.cache.length, fixed=True)
 
+    @torch.inference_mode()
+    def _read(self, row: int, start: int, count: int) -> Columns:
+        part = slice(start, start + count)
+        keys, values = (tuple(x[row, :, part].clone() for x in side) for side in (self.cache.keys, self.cache.values))
+        return Columns(keys, values, 0, count)
+
+    @torch.inference_mode()
+    def _write(self, row: int, start: int, columns: Columns) -> None:
+        place = slice(start, start + columns.count)
+        part = slice(columns.first, columns.first + columns.count)
+        for side, new in ((self.cache.keys, columns.keys), (self.cache.values, columns.values)):
+            for slots, its in zip(side, new, strict=True):
+                slots[row, :, place] = its[:, part]
+
     def _filled(self, length: int) -> KVCache:
         return KVCache(self.cache.keys, self.cache.values, length, fixed=True).filled()
 
@@ -124,7 +139,16 @@ class GenerationMixin(generation.Generates[torch.Tensor], scoring.Scores):
     """`generate`, `stream` and `score` for a PyTorch model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
+        check_decodes(self.placement)  # type: ignore[attr-defined]
         return Decoder(self, batch, capacity)
+
+    def _agree_on(self, seed: Any) -> Any:
+        placement = self.placement  # type: ignore[attr-defined]
+        if placement is None or seed is not None:
+            return seed
+        drawn = torch.randint(2**63 - 1, (1,), device=self.device)  # type: ignore[attr-defined]
+        torch.distributed.broadcast(drawn, 0)
+        return int(drawn)
 
     def _is_traced(self) -> bool:
         return torch.compiler.is_compiling() or torch.compiler.is_exporting()

@@ -36,7 +36,10 @@ from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.base import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema
+from gptj.sharding import Placement, ReadPart, Strategy
+from gptj.tf.adapters import AdapterMixin
 from gptj.tf.arguments import as_ids, as_tensor, check_traced_ids, host
+from gptj.tf.parallel import choose_placement, refuse_distribution
 from gptj.tf.training import TrainableModel
 
 ALIGNMENT_BYTES = 64
@@ -111,7 +114,7 @@ for _output in (
     _register(_output)
 
 
-class PretrainedModel(Pretrained, TrainableModel):
+class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
     """The hooks of `gptj.pretrained.Pretrained` in TensorFlow, whose models are Keras'.
 
     Attributes:
@@ -121,6 +124,7 @@ class PretrainedModel(Pretrained, TrainableModel):
     head: ClassVar[Head]
 
     def __init__(self, config: GPTJConfig, *, dtype: Any, seed: int, name: str | None, param_dtype: Any = None) -> None:
+        refuse_distribution()
         super().__init__(name=name, dtype=settle_policy(dtype, param_dtype=param_dtype), autocast=False)
         self.config = config
         self.seed = seed
@@ -149,6 +153,13 @@ class PretrainedModel(Pretrained, TrainableModel):
     def _without_values(cls, loading: Loading, *, dtype: Any, attn_implementation: str | None) -> Any:
         make: Any = cls
         return make(loading.config, dtype=dtype or loading.dtype, seed=loading.seed, _do_init=False)
+
+    @classmethod
+    def _choose_placement(cls, mesh: Any, strategy: Strategy) -> Placement:
+        return choose_placement(mesh, strategy)
+
+    def _distribute(self, read_part: ReadPart, placement: Placement) -> None:
+        choose_placement(placement.native, placement.strategy)
 
     def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
         """Make each array, without a copy where it is aligned, the variable that its row names."""
@@ -296,7 +307,14 @@ class PretrainedModel(Pretrained, TrainableModel):
         return [name for name in super().__dir__() if name != "base_model"]
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that Keras saves beside the weights; see `from_config`."""
+        """The arguments that Keras saves beside the weights; see `from_config`.
+
+        Raises:
+            InputError: the model holds adapters, which Keras' own saving would lose.
+        """
+        if self.adapters:
+            hint = "save_adapter(DIR) writes it, merge_adapter() makes it part of the model"
+            raise InputError("Keras' own saving knows no adapters", where=next(iter(self.adapters)), hint=hint)
         return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name, "seed": self.seed, "name": self.name}
 
     @classmethod

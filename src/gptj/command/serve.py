@@ -1,0 +1,141 @@
+"""`gptj serve`: the model in a folder behind OpenAI's HTTP interface."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptj.command.options import (
+    BackendChoice,
+    DtypeChoice,
+    Inside,
+    ModelArgument,
+    Names,
+    Sections,
+    apply_options,
+    option,
+    revision_option,
+)
+from gptj.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
+
+__all__ = ["serve"]
+
+_OPTIONS = (
+    option("Server", "--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 is everywhere."),
+    option("Server", "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Which port; 0 is "
+            "any that is free."),
+    option("Server", "--name", metavar="NAME", help="What the model is called. [default: the folder's name]"),
+    option("Server", "--api-key", envvar="GPTJ_API_KEY", show_envvar=True, metavar="KEY", help="Who asks must know it; "
+            "better given by the variable, since others see a command line."),
+    option("Server", "--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin ask, * for all. May be "
+            "given several times."),
+    option("Server", "--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True,
+            metavar="S", help="Seconds that an answer may take."),
+    option("Server", "--drain", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Seconds that answers "
+            "have to finish after Ctrl-C. [default: as long as they need]"),
+    option("Batch", "--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
+            help="How many texts to continue at once."),
+    option("Batch", "--queue", type=click.IntRange(1, 1_000_000), default=256, show_default=True, metavar="N",
+            help="How many may wait; the next is told to come again (429)."),
+    option("Batch", "--prefix-tokens", type=click.IntRange(min=0), default=8192, show_default=True, metavar="N",
+            help="Tokens of prompts to keep for others that begin alike; 0 keeps none."),
+    option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
+    option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
+            "several sets."),
+    revision_option(section="Model"),
+    option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
+    option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them."),
+    option("Model", "--quantize", type=Names(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
+            "the framework can."),
+    option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
+            help="Where it runs; auto is a GPU where the framework sees one."),
+    option("Model", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
+    option("Model", "--any-token", is_flag=True, help="Let it choose ids that the tokenizer does not know, too."),
+)  # fmt: skip
+
+
+@click.command(cls=Sections, short_help="Answer OpenAI's clients over HTTP, many at once.")
+@click.argument("directory", type=ModelArgument, metavar="DIR")
+@apply_options(_OPTIONS)
+def serve(directory: Path, **options: Any) -> None:
+    """Answer /v1/completions and /v1/chat/completions with the model in DIR, and a page at / to try it.
+
+    Requests are continued together and join and leave at any token; the same seed gives the same text whatever else
+    is being made. Ctrl-C finishes what was begun, a second one ends at once.
+    """
+    if options["api_key"] is not None and not (options["api_key"].strip() and options["api_key"].isprintable()):
+        raise click.UsageError("--api-key is empty, or cannot be written in a request.")
+    from gptj.backends import install_line, missing_from
+    from gptj.errors import BackendError
+
+    if missing := missing_from("serve"):
+        raise BackendError(f"gptj serve needs {', '.join(missing)}", where="serve", hint=install_line("serve"))
+    _serve(directory, options)
+
+
+def _serve(directory: Path, options: dict[str, Any]) -> None:
+    import gptj
+    from gptj.command.opened_model import OpenedModel, Request
+    from gptj.command.printing import write_text
+    from gptj.reading.weight_files import split_weights
+    from gptj.serving.app import Access, Limits, make_app
+    from gptj.serving.chat import ChatTemplate
+    from gptj.serving.engine import Engine
+    from gptj.serving.metrics import Metrics
+    from gptj.serving.server import Server, listen
+    from gptj.serving.service import Service, servable
+
+    place, weights = split_weights(directory, options["weights"])
+    request = Request(
+        directory=place,
+        weights=weights,
+        **{name: options[name] for name in ("backend", "dtype", "quantize", "device", "allow_special", "any_token")},
+        mmap=not options["no_mmap"],
+    )
+    opened = OpenedModel(request, needs_tokenizer=False)
+    base = servable(opened.config)
+    template = ChatTemplate.of_folder(opened.directory, opened.tokenizer)
+    name = options["name"] or place.name or opened.directory.resolve().name
+    loopback = _is_loopback(options["host"])
+    if not loopback and options["api_key"] is None:
+        click.echo("warning: whoever reaches this machine may ask; --api-key keeps others out", err=True)
+    listener = listen(options["host"], options["port"])
+    if opened.backend == "tf":  # it warns of every size that is compiled
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    with opened.at_work():
+        engine = Engine(
+            opened.load(float("inf")),
+            most_rows=options["max_batch"],
+            most_waiting=options["queue"],
+            prefix_tokens=options["prefix_tokens"],
+            metrics=Metrics(),
+            within=lambda: gptj.backend(opened.backend).on_device(opened.device),
+        )
+        service = Service(
+            engine=engine,
+            model_config=opened.model_config,
+            tokenizer=opened.tokenizer,
+            names={name: None},
+            base=base,
+            processors=opened.processors,
+            template=template,
+            allow_special=options["allow_special"],
+            created=int(time.time()),
+        )
+        access = Access(api_key=options["api_key"], origins=options["cors"], loopback=loopback)
+        app = make_app(service, limits=Limits(answer_s=options["timeout"]), access=access)
+        server = Server(app, close=engine.close, drain_s=options["drain"])
+        engine.start()
+        host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
+        write_text(f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n")
+        server.serve_on(listener)
+        if server.was_forced:
+            raise KeyboardInterrupt
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,0 +1,137 @@
+"""The rows that are continued together, which join and leave between two steps.
+
+A decoder writes the same slot in every row. So a row that joins is put into the cache such that its last token stands
+in the slot before the next one, as left padding would put it, and what lies before its first token is masked. When
+the slots are used up, or most of them belong to nobody any more, the rows are put together anew at the beginning of
+another cache. Sizes are few, since XLA compiles for each: powers of two, and what is asked for at most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gptj.config import GPTJConfig
+from gptj.generation import Columns, Decoder, DecoderFactory, Step
+from gptj.serving.continuation import Continuation
+
+__all__ = ["RunningBatch", "choose_slots", "power_of_two"]
+
+_ROOM = 64
+"""Slots that a new cache has at least for what comes: so many steps until the next."""
+
+_PATIENCE = 16
+"""Steps for which half of the rows must stand idle before the batch is made smaller."""
+
+
+def choose_slots(config: GPTJConfig, tokens: int) -> int:
+    """The slots of a cache for so many tokens: few sizes, since XLA compiles for each."""
+    return power_of_two(max(tokens, 256), config.n_positions)
+
+
+def power_of_two(count: int, most: int) -> int:
+    """The least power of two that is `count` or more, `most` at most."""
+    return min(1 << max(count - 1, 0).bit_length(), most)
+
+
+class RunningBatch:
+    """Continuations, a row each.
+
+    Args:
+        make_decoder: makes an empty decoder for (batch, capacity).
+        config: the model's.
+        most: rows at most.
+    """
+
+    def __init__(self, make_decoder: DecoderFactory, config: GPTJConfig, most: int) -> None:
+        self._make_decoder, self._config, self.most = make_decoder, config, most
+        self._decoder: Decoder | None = None
+        self._rows: list[Continuation | None] = []
+        self._idle_steps = 0
+
+    def __len__(self) -> int:
+        return len(self.continuations)
+
+    @property
+    def continuations(self) -> list[Continuation]:
+        """Those that have a row."""
+        return [one for one in self._rows if one is not None]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and slots of the cache."""
+        return (0, 0) if self._decoder is None else (self._decoder.batch, self._decoder.slots)
+
+    def join(self, newcomers: list[tuple[Continuation, Columns]]) -> None:
+        """Give each a row with the columns of its tokens."""
+        decoder = self._decoder
+        longest = max((columns.count for _, columns in newcomers), default=0)
+        if decoder is not None and not len(self) and self._fits(decoder, len(newcomers), longest):
+            decoder.restart(longest)
+        free = [row for row, one in enumerate(self._rows) if one is None]
+        if decoder is None or len(free) < len(newcomers) or decoder.length < longest:
+            self._rebuild(newcomers)
+            return
+        for row, (continuation, columns) in zip(free, newcomers, strict=False):
+            self._rows[row] = continuation
+            decoder.write(row, decoder.length - columns.count, columns)
+
+    def leave(self, continuation: Continuation) -> None:
+        """Free its row."""
+        row = self._rows.index(continuation)
+        self._rows[row] = None
+        assert self._decoder is not None
+        self._decoder.clear(row)
+
+    def clear(self) -> list[Continuation]:
+        """Free all rows and the cache, and return whose they were."""
+        were, self._rows, self._decoder = self.continuations, [], None
+        return were
+
+    def step(self) -> list[tuple[Continuation, Step]]:
+        """One more token of each read by the model, and the logits (1, v) of the next."""
+        decoder = self._tidy()
+        tokens = np.array([0 if one is None else one.last_token for one in self._rows], np.int64)
+        there = np.array([[one is not None] for one in self._rows])
+        step = decoder.extend(tokens[:, None], there, last_only=True)
+        whole = len(self._rows) == 1
+        return [(one, step if whole else step.select([row])) for row, one in enumerate(self._rows) if one is not None]
+
+    # ---- the cache
+
+    def _tidy(self) -> Decoder:
+        """The decoder with room for a step, rebuilt where there is none, or where much of it is waste."""
+        decoder, active = self._decoder, self.continuations
+        assert decoder is not None
+        longest = max(one.cached for one in active)
+        idle = 2 * len(active) <= len(self._rows)
+        self._idle_steps = self._idle_steps + 1 if idle else 0
+        wasted = decoder.length - longest > max(_ROOM, longest)
+        if decoder.length == decoder.capacity or wasted or self._idle_steps > _PATIENCE:
+            decoder = self._rebuild([])
+        return decoder
+
+    def _rebuild(self, newcomers: list[tuple[Continuation, Columns]]) -> Decoder:
+        """Another cache, with those that have a row and the newcomers."""
+        old = self._decoder
+        kept = []
+        for row, one in enumerate(self._rows):
+            if one is not None:
+                assert old is not None
+                kept.append((one, old.read(row, old.length - one.cached, one.cached)))
+        kept += newcomers
+        old = self._decoder = None  # given back before the next one is made
+        longest = max(columns.count for _, columns in kept)
+        batch = power_of_two(len(kept), self.most)
+        decoder = self._decoder = self._make_decoder(batch, choose_slots(self._config, longest + _ROOM))
+        decoder.restart(longest)
+        for row, (_, columns) in enumerate(kept):
+            decoder.write(row, longest - columns.count, columns)
+        self._rows = [one for one, _ in kept] + [None] * (batch - len(kept))
+        self._idle_steps = 0
+        return decoder
+
+    def _fits(self, decoder: Decoder, rows: int, longest: int) -> bool:
+        return (
+            power_of_two(rows, self.most) == decoder.batch
+            and choose_slots(self._config, longest + _ROOM) == decoder.capacity
+        )

@@ -1,0 +1,310 @@
+"""One thread that owns the model: it reads prompts, steps the running rows, and tells who listens.
+
+Between two steps everything may change: a row that ended is free at once, so is that of a client who left, and who
+waits takes it. A turn reads some of one waiting prompt and makes one step of all running rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from gptj.errors import GPTJError
+from gptj.generation import Columns, DecoderFactory
+from gptj.generation.decoder import round_up
+from gptj.serving.batch import RunningBatch
+from gptj.serving.continuation import Continuation
+from gptj.serving.metrics import Metrics
+from gptj.serving.prefill import FEWEST, MOST, MOST_PROMPTS, Pace, Prefill, Prompt
+from gptj.serving.prefixes import PrefixStore
+
+__all__ = ["Closed", "Engine", "Full"]
+
+
+class Full(GPTJError):
+    """No more can wait."""
+
+
+class Closed(GPTJError):
+    """The engine takes no more."""
+
+
+class Engine:
+    """Continues prompts, many at a time.
+
+    Args:
+        model: a causal language model of any backend.
+        most_rows: continued at once at most.
+        most_waiting: continuations that may wait for a row.
+        prefix_tokens: of prompts that are kept for others that begin alike.
+        metrics: is told what happens.
+        within: gives the context that the thread runs in, such as a device's.
+        use_adapter: brings an adapter of the model into use; None where there are none.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        most_rows: int = 8,
+        most_waiting: int = 256,
+        prefix_tokens: int = 8192,
+        metrics: Metrics | None = None,
+        within: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        use_adapter: Callable[[str | None], None] | None = None,
+    ) -> None:
+        self.model_config = model.config
+        self._make_decoder: DecoderFactory = model._decoder
+        self.most_rows, self.most_waiting = most_rows, most_waiting
+        self.metrics = metrics or Metrics()
+        self._within, self._use_adapter = within, use_adapter
+        self._prefixes = PrefixStore(prefix_tokens)
+        self._pace = Pace()
+        self._changed = threading.Condition()
+        self._waiting: deque[Continuation] = deque()
+        self._prefills: deque[Prefill] = deque()
+        self._batches: dict[str | None, RunningBatch] = {}
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self.metrics.gauges |= {
+            "gptj_rows_running": lambda: self.running,
+            "gptj_rows_most": lambda: self.most_rows,
+            "gptj_waiting": lambda: self.waiting,
+        }
+
+    # ---- for others' threads
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread = threading.Thread(target=self._work, name="gptj-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, continuations: Sequence[Continuation]) -> None:
+        """Take continuations, all or none; their listeners are told how they go.
+
+        Raises:
+            Full: too many wait.
+            Closed: the engine is being closed.
+        """
+        with self._changed:
+            if self._closing:
+                raise Closed("the server is shutting down")
+            if len(self._waiting) + len(continuations) > self.most_waiting:
+                raise Full("too many requests are waiting", found=len(self._waiting), hint="Try again later")
+            self._waiting.extend(continuations)
+            self._changed.notify()
+
+    def wake(self) -> None:
+        """Look at once whether somebody has left."""
+        with self._changed:
+            self._changed.notify()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Take no more, finish what there is, and return whether it was finished in time."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return self._thread is None or not self._thread.is_alive()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a row."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many have a row, or their prompt is being read."""
+        return sum(map(len, list(self._batches.values()))) + sum(prefill.rows for prefill in list(self._prefills))
+
+    # ---- the engine's thread
+
+    def _work(self) -> None:
+        with self._within():
+            while True:
+                with self._changed:
+                    while not (self._waiting or self.running or self._closing):
+                        self._changed.wait()
+                    if self._closing and not (self._waiting or self.running):
+                        return
+                try:
+                    self.turn()
+                except Exception as error:  # a mistake of this file: whoever is there is told, and it goes on
+                    self._abandon(error)
+
+    def turn(self) -> None:
+        """Seat and read whoever waits, and give every running row its next token."""
+        self._drop_those_who_left()
+        self._admit()
+        if self._prefills:
+            self._read_some()
+        for adapter, batch in self._batches.items():
+            if len(batch):
+                self._step(adapter, batch)
+
+    def _drop_those_who_left(self) -> None:
+        with self._changed:
+            left = [one for one in self._waiting if one.left]
+            for one in left:
+                self._waiting.remove(one)
+        for prefill in list(self._prefills):
+            for prompt in prefill.prompts:
+                left += [one for one in prompt.continuations if one.left]
+                prompt.continuations = [one for one in prompt.continuations if not one.left]
+            if not prefill.rows:
+                self._prefills.remove(prefill)
+        for batch in self._batches.values():
+            for one in [one for one in batch.continuations if one.left]:
+                batch.leave(one)
+                left.append(one)
+        for one in left:
+            one.ended = True
+        self.metrics.add("gptj_cancelled_total", len(left))
+
+    def _admit(self) -> None:
+        """Begin to read the prompts that there are rows for."""
+        while self._waiting and (free := self.most_rows - self.running) > 0:
+            prompts = self._take(free)
+            try:
+                self._prefills.append(Prefill(self._decoder_of(prompts[0].adapter), self.model_config, prompts))
+            except Exception as error:
+                self._fail((one for prompt in prompts for one in prompt.continuations), error)
+
+    def _take(self, free: int) -> list[Prompt]:
+        """The prompts to read together: the first that waits, and those that are as soon read with it."""
+        tokens = self._tokens_a_turn()
+        with self._changed:
+            first = self._waiting.popleft()
+            prompts = [Prompt(first, self._prefix(first))]
+            most_unread, rows = round_up(prompts[0].unread, MOST, fewest=FEWEST), 1
+            for one in list(self._waiting):
+                if rows == free:
+                    break
+                same = next((prompt for prompt in prompts if prompt.is_same(one)), None)
+                if same is not None:
+                    same.continuations.append(one)
+                elif self._has_place(prompts, (len(prompts) + 1) * most_unread <= tokens):
+                    prompt = Prompt(one, self._prefix(one))
+                    if prompt.scores is not None or prompt.adapter != first.adapter or prompt.unread > most_unread:
+                        continue
+                    prompts.append(prompt)
+                else:
+                    continue
+                self._waiting.remove(one)
+                rows += 1
+        return prompts
+
+    def _has_place(self, prompts: Sequence[Prompt], fits: bool) -> bool:
+        """Whether another prompt may be read with these, where it is short enough; a scored one is read alone."""
+        return fits and len(prompts) < MOST_PROMPTS and prompts[0].scores is None
+
+    def _prefix(self, one: Continuation) -> tuple[Columns, int] | None:
+        return None if one.scores_prompt else self._prefixes.find(one.prompt, one.adapter)
+
+    def _tokens_a_turn(self) -> int:
+        """How many tokens of prompts to read until the next step: many where nobody waits for that."""
+        return self._pace.tokens if any(map(len, self._batches.values())) else MOST
+
+    def _read_some(self) -> None:
+        """Read some of the prompt whose turn it is; give its continuations their rows when it is read."""
+        prefill, clock = self._prefills[0], self._pace.clock
+        self._prefills.rotate(-1)
+        others_wait, begin = any(map(len, self._batches.values())), clock()
+        try:
+            self._select_adapter(prefill.adapter)
+            shape, tokens = prefill.advance(self._tokens_a_turn())
+            if others_wait:
+                prefill.wait()
+                self._pace.filled(shape, tokens, clock() - begin)
+            if prefill.is_done:
+                self._seat(prefill)
+                self._prefills.remove(prefill)
+        except Exception as error:
+            self._prefills.remove(prefill)
+            self._fail((one for prompt in prefill.prompts for one in prompt.continuations), error)
+
+    def _seat(self, prefill: Prefill) -> None:
+        """Choose the first token of each continuation, and give a row to those that go on."""
+        newcomers = []
+        for row, prompt in enumerate(prefill.prompts):
+            step, columns = prefill.result(row)
+            if prompt.scores is None:
+                self._prefixes.keep(prompt.ids, columns, prompt.adapter)
+            for one in prompt.continuations:
+                self.metrics.add("gptj_prompt_tokens_total", len(prompt.ids))
+                self.metrics.add("gptj_prompt_tokens_reused_total", one.reused)
+                if one.scores_prompt:
+                    one.tell_scores(prefill.scores)
+                self._choose(one, step)
+                if not one.ended:
+                    newcomers.append((one, columns))
+        if newcomers:
+            batch = self._batches.get(prefill.adapter)
+            if batch is None:
+                make = self._decoder_of(prefill.adapter)
+                batch = self._batches[prefill.adapter] = RunningBatch(make, self.model_config, self.most_rows)
+            try:
+                batch.join(newcomers)
+            except Exception as error:
+                self._fail([*batch.clear(), *(one for one, _ in newcomers)], error)
+
+    def _step(self, adapter: str | None, batch: RunningBatch) -> None:
+        begin = self._pace.clock()
+        try:
+            self._select_adapter(adapter)
+            stepped = batch.step()
+        except Exception as error:
+            self._fail(batch.clear(), error)
+            return
+        shape = batch.shape
+        for one, step in stepped:
+            self._choose(one, step)
+            if one.ended:
+                batch.leave(one)
+        seconds = self._pace.clock() - begin  # a device computes on after the call, until its result is needed
+        self._pace.stepped(("step", shape), seconds)
+        self.metrics.observe("gptj_step_seconds", seconds)
+
+    def _choose(self, one: Continuation, step: Any) -> None:
+        try:
+            if one.choose(step) is not None:
+                self.metrics.add("gptj_generated_tokens_total", 1)
+        except Exception as error:
+            one.fail(error)
+
+    def _fail(self, continuations: Iterable[Continuation], error: Exception) -> None:
+        for one in continuations:
+            if not one.ended:
+                one.fail(error)
+
+    def _abandon(self, error: Exception) -> None:
+        """Fail all, and begin anew."""
+        with self._changed:
+            there = [*self._waiting]
+            self._waiting.clear()
+        there += [one for prefill in self._prefills for prompt in prefill.prompts for one in prompt.continuations]
+        there += [one for batch in self._batches.values() for one in batch.continuations]
+        self._prefills.clear()
+        self._batches.clear()
+        self._fail(there, error)
+
+    def _decoder_of(self, adapter: str | None) -> DecoderFactory:
+        def make(batch: int, capacity: int) -> Any:
+            self._select_adapter(adapter)
+            return self._make_decoder(batch, capacity)
+
+        return make
+
+    def _select_adapter(self, adapter: str | None) -> None:
+        if self._use_adapter is not None:
+            self._use_adapter(adapter)

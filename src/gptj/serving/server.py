@@ -1,0 +1,163 @@
+"""The socket under the routes: how long a connection may be silent, and how the server ends.
+
+The first signal ends it in order: no new requests, and those that are there are finished. The second ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gptj.errors import InputError
+from gptj.serving.refusals import Refusal
+
+__all__ = ["HEADERS_S", "Server", "listen"]
+
+HEADERS_S = 20.0
+"""Seconds until a connection's first request must have begun."""
+
+_HEADER_BYTES = 64 * 1024
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any that is free.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(512)
+    except (OSError, OverflowError, UnicodeError) as error:
+        found.close()
+        raise InputError(
+            "cannot listen there", where="--host and --port", found=f"{host}:{port} ({error})", hint="Is it in use?"
+        ) from error
+    return found
+
+
+class Protocol(H11Protocol):
+    """HTTP that waits for nobody for ever, and refuses in JSON what is no HTTP.
+
+    uvicorn waits between two requests, but not while the lines of one come byte by byte, or a body that was not read.
+    """
+
+    headers_s, rest_s = HEADERS_S, 2.0
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._late = self.loop.call_later(self.headers_s, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; wait for the rest of a request that has begun."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._late is None:
+            self._late = self.loop.call_later(self.headers_s, self._give_up)
+
+    def on_response_complete(self) -> None:
+        """Leave a client that goes on sending what nobody reads."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self.loop.call_later(self.rest_s, self._leave, self.cycle)
+
+    def _leave(self, cycle: Any) -> None:
+        if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY:
+            self.transport.close()
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _give_up(self) -> None:
+        self._late = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self._refuse(Refusal(408, "the request did not come in time"), "Request Timeout")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(Refusal(400, "this is no HTTP request", code="invalid_http"), "Bad Request")
+
+    def _refuse(self, refusal: Refusal, phrase: str) -> None:
+        body = json.dumps(refusal.body).encode()
+        head = f"HTTP/1.1 {refusal.status} {phrase}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """The server of an application.
+
+    Args:
+        app: of `make_app`.
+        close: finishes what was begun, and is called when no request is left, with the seconds that it may take.
+        drain_s: seconds that requests have to finish once the end was asked for.
+
+    Attributes:
+        was_forced: whether the end was asked for twice.
+    """
+
+    def __init__(self, app: Any, *, close: Callable[[float | None], Any], drain_s: float | None = None) -> None:
+        config = uvicorn.Config(
+            app,
+            http=Protocol,
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            h11_max_incomplete_event_size=_HEADER_BYTES,
+            timeout_graceful_shutdown=None if drain_s is None else int(drain_s) or 1,
+        )
+        super().__init__(config)
+        self._close = close
+        self.should_exit = self.force_exit = False
+        self.was_forced = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Listen to signals, in the main thread alone; afterwards all is as it was."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """End in order; asked again, at once."""
+        if self.should_exit:
+            self.force_exit = self.was_forced = True
+        self.should_exit = True
+
+    def serve_on(self, listener: socket.socket) -> None:
+        """Answer until the end is asked for, and then until all is answered."""
+        asyncio.run(self.serve(sockets=[listener]))
+        self._close(0.0 if self.was_forced else None)

@@ -1,0 +1,478 @@
+"""A server of a toy model, whose bits do not depend on the batch: each answer is a lone run's, to the token."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from served import Served, ToyModel
+
+from gptj.errors import CheckpointWarning, TokenizerError
+from gptj.generation import GenerationConfig
+from gptj.generation.sampling import log_softmax
+from gptj.serving.chat import ChatTemplate
+from gptj.serving.continuation import Transcript
+from gptj.serving.service import servable
+
+PROMPT = "Once upon a time there was"
+GREEDY: dict[str, Any] = {"temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with Served(ToyModel(), most_rows=4, most_waiting=1000) as running:
+        yield running
+
+
+def ids_of(served: Served, text: str) -> list[int]:
+    return list(served.tokenizer.encode(text))
+
+
+# ---- what is asked for
+
+
+def test_a_greedy_completion_is_that_of_generate(served):
+    made = served.lone(PROMPT, max_new_tokens=16)
+    assert served.tokens(prompt=PROMPT, **GREEDY) == made
+    assert served.text(prompt=PROMPT, **GREEDY) == served.tokenizer.decode(made, unknown="show")
+
+
+def test_a_drawn_completion_is_that_of_generate_with_its_seed(served):
+    settings = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
+    made = served.lone(PROMPT, seed=2**64 - 3, max_new_tokens=30, **settings)
+    asked = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "max_tokens": 30}
+    assert served.tokens(prompt=PROMPT, seed=-3, **asked) == made
+    assert served.tokens(prompt=PROMPT, seed=5, **asked) != made
+
+
+def test_what_is_left_out_is_openais_default(served):
+    plain = {"do_sample": True, "top_k": 0}
+    assert served.tokens(prompt=PROMPT, seed=1) == served.lone(PROMPT, seed=1, max_new_tokens=16, **plain)
+
+
+def test_what_is_left_out_is_the_folders_where_it_samples():
+    base = GenerationConfig(do_sample=True, temperature=0.5, top_k=7, eos_token_id=289)
+    with Served(ToyModel(), base=base) as served:
+        assert served.tokens(prompt=PROMPT, seed=1) == served.lone(PROMPT, seed=1, max_new_tokens=16)
+        assert served.tokens(prompt=PROMPT, **GREEDY) == served.lone(PROMPT, max_new_tokens=16, do_sample=False)
+
+
+def test_prompts_are_texts_or_token_ids_one_or_several(served):
+    ids = ids_of(served, PROMPT)
+    one = served.text(prompt=PROMPT, **GREEDY)
+    assert served.text(prompt=[PROMPT], **GREEDY) == served.text(prompt=ids, **GREEDY) == one
+    assert served.text(prompt=[ids], **GREEDY) == one
+    status, answer = served.post(prompt=["a fox", PROMPT, "hello"], **GREEDY)
+    assert status == 200
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert answer["choices"][1]["text"] == one
+    assert answer["usage"]["prompt_tokens"] == sum(len(ids_of(served, text)) for text in ("a fox", PROMPT, "hello"))
+
+
+def test_several_choices_are_the_sequences_of_generate_and_prompts_count_the_seed_up(served):
+    status, answer = served.post(prompt=["a fox", PROMPT], n=3, seed=7, max_tokens=12, return_token_ids=True)
+    assert status == 200
+    fields = {"max_new_tokens": 12, "do_sample": True, "top_k": 0}
+    expected = [
+        served.lone(text, seed=7 + p, copy=n, **fields) for p, text in enumerate(("a fox", PROMPT)) for n in range(3)
+    ]
+    assert [choice["token_ids"] for choice in answer["choices"]] == expected
+    assert answer["usage"]["completion_tokens"] == sum(map(len, expected))
+
+
+def test_an_end_of_text_ends_it_and_is_counted_but_not_shown(served):
+    _, answer = served.post(prompt=PROMPT, logit_bias={"289": 100}, return_token_ids=True, logprobs=0)
+    [choice] = answer["choices"]
+    assert (choice["text"], choice["finish_reason"], choice["token_ids"]) == ("", "stop", [289])
+    assert answer["usage"]["completion_tokens"] == len(choice["logprobs"]["tokens"]) == 1
+
+
+def test_a_stop_text_ends_it_and_is_no_part_of_it(served):
+    whole = served.text(prompt=PROMPT, max_tokens=40, **GREEDY)
+    stop = whole[9:12]
+    _, answer = served.post(prompt=PROMPT, max_tokens=40, stop=["never there", stop], **GREEDY)
+    assert answer["choices"][0]["text"] == whole[: whole.index(stop)]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    with served.streamed(prompt=PROMPT, max_tokens=40, stop=stop, **GREEDY) as events:
+        text = "".join(event["choices"][0]["text"] for event in events if event != "[DONE]")
+    assert text == whole[: whole.index(stop)]
+    assert served.text(prompt=PROMPT, max_tokens=40, stop="never there", **GREEDY) == whole
+
+
+def test_a_stop_string_of_the_folder_ends_it_as_in_generate(served):
+    whole = served.text(prompt=PROMPT, max_tokens=40, **GREEDY)
+    base = GenerationConfig(eos_token_id=289, stop_strings=[whole[9:12]])
+    with Served(ToyModel(), base=base) as other:
+        _, answer = other.post(prompt=PROMPT, max_tokens=40, **GREEDY)
+    [choice] = answer["choices"]
+    assert choice["finish_reason"] == "stop" and whole.startswith(choice["text"]) and whole[9:12] in choice["text"]
+
+
+def test_a_stop_that_may_have_begun_is_held_back_until_it_is_known():
+    class Letters:
+        push, finish = staticmethod("".join), staticmethod(lambda: "!")
+
+    transcript = Transcript(Letters(), ["abc", "xx"])
+    said = [transcript.push(letters) for letters in ("hel", "ab", "d", "ab", "x")]
+    assert said == [("hel", False), ("", False), ("abd", False), ("", False), ("ab", False)]
+    assert transcript.finish() == "x!"
+    transcript = Transcript(Letters(), ["abc", "xx"])
+    assert [transcript.push(letters) for letters in ("1a", "bcxx")] == [("1", False), ("", True)]
+
+
+def test_logit_bias_and_penalties_are_those_of_openai(served):
+    made = served.tokens(prompt=PROMPT, max_tokens=30, logit_bias={"40": 100}, **GREEDY)
+    assert made == [40] * 30
+    made = served.tokens(
+        prompt=PROMPT, max_tokens=8, logit_bias={str(i): 50 for i in (40, 41)}, presence_penalty=2, **GREEDY
+    )
+    assert set(made) <= {40, 41}
+    step_logits = logits_of(served, PROMPT)
+    counts = np.zeros(300)
+    expected = []
+    for _ in range(20):
+        scores = step_logits(expected)[:290] - 0.75 * counts[:290] - 0.5 * (counts[:290] > 0)
+        expected.append(int(np.argmax(scores)))
+        counts[expected[-1]] += 1
+    got = served.tokens(prompt=PROMPT, max_tokens=20, frequency_penalty=0.75, presence_penalty=0.5, **GREEDY)
+    assert got == expected[: len(got)]
+    assert got != served.lone(PROMPT, max_new_tokens=20)
+
+
+def logits_of(served: Served, prompt: str) -> Any:
+    """The model's logits after the prompt and some tokens, float64."""
+
+    def after(made: list[int]) -> np.ndarray:
+        ids = np.array([[*ids_of(served, prompt), *made]])
+        return np.asarray(served.model._decoder(1, ids.shape[1]).prefill(ids).logits[0], np.float64)
+
+    return after
+
+
+def test_echo_begins_with_the_prompt(served):
+    text = served.text(prompt=PROMPT, **GREEDY)
+    assert served.text(prompt=PROMPT, echo=True, **GREEDY) == PROMPT + text
+    assert served.text(prompt=PROMPT, echo=True, max_tokens=0) == PROMPT
+    assert served.text(prompt=PROMPT, max_tokens=0) == ""
+    with served.streamed(prompt=ids_of(served, PROMPT), echo=True, **GREEDY) as events:
+        assert "".join(event["choices"][0]["text"] for event in events if event != "[DONE]") == PROMPT + text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_are_the_models_own_with_those_of_the_prompt(served, stream):
+    asked = {"prompt": PROMPT, "echo": True, "logprobs": 3, "max_tokens": 4, "temperature": 0, "return_token_ids": True}
+    if stream:
+        with served.streamed(**asked) as events:
+            parts = [event["choices"][0] for event in events if event != "[DONE]"]
+        scores = {name: [one for part in parts for one in part["logprobs"][name]] for name in parts[0]["logprobs"]}
+        made = [one for part in parts for one in part["token_ids"]]
+    else:
+        _, answer = served.post(**asked)
+        scores, made = answer["choices"][0]["logprobs"], answer["choices"][0]["token_ids"]
+    ids, after = [*ids_of(served, PROMPT), *made], logits_of(served, PROMPT)
+    count = len(ids) - len(made)
+    assert scores["token_logprobs"][0] is None and scores["top_logprobs"][0] is None
+    for place in range(1, len(ids)):
+        prompt = np.array([ids[:place]])
+        logits = served.model._decoder(1, place).prefill(prompt).logits[0]
+        expected = log_softmax(logits)
+        assert scores["token_logprobs"][place] == pytest.approx(expected[ids[place]], abs=1e-6)
+        top = scores["top_logprobs"][place]
+        assert max(top.values()) == pytest.approx(expected.max(), abs=1e-6)
+        assert scores["token_logprobs"][place] in top.values() and 1 <= len(top) <= 4
+    assert len(scores["tokens"]) == len(scores["text_offset"]) == len(ids)
+    assert scores["text_offset"][:3] == [0, len(scores["tokens"][0]), len("".join(scores["tokens"][:2]))]
+    assert after([]).argmax() == made[0] and count == len(ids_of(served, PROMPT))
+
+
+def test_a_prompt_that_fills_the_model_is_scored(served):
+    ids = [1 + n % 280 for n in range(128)]
+    _, answer = served.post(prompt=ids, echo=True, logprobs=1, max_tokens=0)
+    assert len(answer["choices"][0]["logprobs"]["token_logprobs"]) == 128
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_stream_is_the_whole_answer_in_pieces_and_ends_with_its_counts(served):
+    asked = {"prompt": ["a fox", PROMPT], "n": 2, "seed": 3, "max_tokens": 20}
+    _, answer = served.post(**asked)
+    with served.streamed(stream_options={"include_usage": True}, **asked) as events:
+        *parts, last, done = events
+    assert done == "[DONE]" and last["choices"] == [] and last["usage"] == answer["usage"]
+    texts = ["", "", "", ""]
+    for part in parts:
+        assert part["usage"] is None and part["object"] == "text_completion" and part["id"] == parts[0]["id"]
+        texts[part["choices"][0]["index"]] += part["choices"][0]["text"]
+    assert texts == [choice["text"] for choice in answer["choices"]]
+    reasons = [part["choices"][0]["finish_reason"] for part in parts]
+    assert sorted(one for one in reasons if one) == sorted(choice["finish_reason"] for choice in answer["choices"])
+
+
+def test_a_folder_without_a_tokenizer_takes_and_gives_numbers():
+    with Served(ToyModel(), tokenizer=None) as served:
+        made = served.tokens(prompt=[5, 6, 7], **GREEDY)
+        assert served.text(prompt=[5, 6, 7], **GREEDY) == " ".join(map(str, made))
+        assert served.post(prompt="text")[0] == served.post(prompt=[1], stop="a")[0] == 400
+
+
+def test_the_model_is_listed(served):
+    _, answer = served.ask("GET", "/v1/models")
+    assert [(one["id"], one["max_model_len"]) for one in answer["data"]] == [("tiny", 128)]
+    assert served.ask("GET", "/v1/models/tiny")[1] == answer["data"][0]
+
+
+def test_metrics_are_prometheus_text(served):
+    served.text(prompt=PROMPT, **GREEDY)
+    status, text = served.ask("GET", "/metrics")
+    assert status == 200 and served.last_headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    line = r'(# (HELP|TYPE) \S+ .+|[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? -?[0-9.e+-]+)'
+    assert all(re.fullmatch(line, one) for one in text.splitlines()), text
+    assert 'gptj_requests_total{path="/v1/completions",status="200"}' in text
+    assert "gptj_rows_running 0" in text and "gptj_rows_most 4" in text and "gptj_step_seconds_count" in text
+
+
+def test_the_page_needs_nothing_from_anywhere_and_may_do_nothing_else(served):
+    status, page = served.ask("GET", "/")
+    assert status == 200
+    policy = served.last_headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and policy.count("sha256-") == 2
+    assert not re.search(r"(src|href)=\"(?!data:)", page) and "//" not in page.replace("http://", "")
+    for control in re.findall(r"<(?:textarea|input|select|output) id=\"(\w+)\"", page):
+        assert f'<label for="{control}">' in page
+
+
+def test_logits_that_stay_on_a_device_give_the_same_answers(served):
+    asked: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"seed": 1, "temperature": 0.8, "top_p": 0.9},
+        {"seed": 2, "frequency_penalty": 0.5, "logit_bias": {"7": 3}},
+        {"temperature": 0, "echo": True, "logprobs": 2},
+    ]
+    with Served(ToyModel(held=True), most_rows=4) as on_device:
+        for members in asked:
+            here = served.post(prompt=PROMPT, max_tokens=20, **members)[1]["choices"]
+            assert on_device.post(prompt=PROMPT, max_tokens=20, **members)[1]["choices"] == here
+
+
+# ---- chats
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if messages[0].role == 'assistant' %}{{ raise_exception('begin with the user') }}{% endif %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def test_a_chat_is_the_template_continued():
+    with Served(ToyModel(), template=ChatTemplate(TEMPLATE, {"bos_token": None})) as served:
+        asked = {
+            "messages": [
+                {"role": "system", "content": "a fox"},
+                {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            ]
+        }
+        rendered = "system: a fox\nuser: hi\nassistant:"
+        expected = served.text(prompt=rendered, max_tokens=9, **GREEDY)
+        _, answer = served.post(
+            "/v1/chat/completions", max_completion_tokens=9, temperature=0, logprobs=True, top_logprobs=2, **asked
+        )
+        [choice] = answer["choices"]
+        assert answer["object"] == "chat.completion"
+        assert choice["message"] == {"role": "assistant", "content": expected}
+        assert len(choice["logprobs"]["content"]) == 9 and len(choice["logprobs"]["content"][0]["top_logprobs"]) == 2
+        spelt = b"".join(bytes(one["bytes"]) for one in choice["logprobs"]["content"])
+        assert spelt.decode(errors="replace") == expected
+        with served.streamed("/v1/chat/completions", max_tokens=9, temperature=0, **asked) as events:
+            first, *parts, done = events
+        assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""} and done == "[DONE]"
+        assert "".join(part["choices"][0]["delta"].get("content", "") for part in parts) == expected
+        assert all(part["object"] == "chat.completion.chunk" for part in parts)
+        status, answer = served.post("/v1/chat/completions", messages=[{"role": "assistant", "content": "hi"}])
+        assert status == 400 and "begin with the user" in answer["error"]["message"]
+        _, answer = served.post("/v1/chat/completions", temperature=0, **asked)  # to the end of the positions
+        assert answer["usage"]["total_tokens"] <= 128
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ messages.__class__.__mro__ }}", "{{ ''.__class__ }}", "{{ messages.append(1) }}", "{{ 1 / 0 }}"]
+)
+def test_a_template_stays_in_its_sandbox(source):
+    with Served(ToyModel(), template=ChatTemplate(source, {})) as served:
+        status, answer = served.post("/v1/chat/completions", messages=[{"role": "user", "content": "hi"}])
+    assert status == 400 and "class" not in answer["error"]["message"]
+
+
+def test_a_template_is_found_where_transformers_keeps_it(tmp_path: Path):
+    class Tokens:
+        bos_token = eos_token = pad_token = unk_token = "<end>"
+
+    def render(directory: Path) -> str | None:
+        template = ChatTemplate.of_folder(directory, Tokens())
+        return None if template is None else template.render([{"role": "user", "content": "hi"}])
+
+    assert render(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": "{{ eos_token }}{{ messages[0].content }}"}))
+    assert render(tmp_path) == "<end>hi"
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
+    config.write_text(json.dumps({"chat_template": named}))
+    assert render(tmp_path) == "yes"
+    (tmp_path / "chat_template.jinja").write_text("{{ messages | tojson }}")
+    assert render(tmp_path) == '[{"role": "user", "content": "hi"}]'
+    (tmp_path / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(TokenizerError, match="jinja2"):
+        render(tmp_path)
+
+
+# ---- many at once
+
+
+def test_answers_under_load_are_those_of_lone_runs_and_no_row_is_lost():
+    """Prompts of all lengths, greedy and drawn, some that leave early, some scored, some that begin alike."""
+    with Served(ToyModel(), most_rows=5, most_waiting=1000) as served:
+        begin = [7 * n % 290 for n in range(40)]
+        wrong: list[Any] = []
+
+        def ask(number: int) -> None:
+            chooser = random.Random(number)
+            ids = (begin if number % 3 == 0 else []) + [chooser.randrange(290) for _ in range(chooser.randint(1, 60))]
+            new = chooser.randint(1, 128 - len(ids)) if number % 7 else 1
+            drawn = number % 2
+            settings = {"temperature": 0.9, "seed": number} if drawn else GREEDY
+            if number % 5 == 4:
+                with served.streamed(prompt=ids, max_tokens=new, **settings) as events:
+                    for _ in range(chooser.randint(0, 3)):
+                        next(events, None)
+                return
+            scores = {"logprobs": 1, "echo": True} if number % 11 == 1 else {}
+            made = served.tokens(prompt=ids, max_tokens=new, **settings, **scores)
+            fields = {"do_sample": True, "temperature": 0.9, "top_k": 0} if drawn else {}
+            if made != (expected := served.lone(ids, seed=number if drawn else None, max_new_tokens=new, **fields)):
+                wrong.append((number, made, expected))
+
+        def client(first: int) -> None:
+            for number in range(first, 120, 12):
+                try:
+                    ask(number)
+                except Exception as error:
+                    wrong.append((number, repr(error)))
+
+        clients = [threading.Thread(target=client, args=(n,)) for n in range(12)]
+        for one in clients:
+            one.start()
+        for one in clients:
+            one.join()
+        assert wrong == []
+        assert served.is_empty()
+        assert served.engine.metrics.value("gptj_cancelled_total") > 5
+        assert served.engine.metrics.value("gptj_prompt_tokens_reused_total") > 300
+        assert served.post(prompt=PROMPT)[0] == 200
+
+
+def test_a_client_who_leaves_frees_its_row_at_once():
+    with Served(ToyModel(slow_s=0.02), most_rows=1) as served:
+        with served.streamed(prompt="Once", max_tokens=100, temperature=0, logit_bias={"289": -100}) as events:
+            next(events)
+            assert served.engine.running == 1
+        begin = time.monotonic()
+        assert served.is_empty()
+        assert time.monotonic() - begin < 1
+        thread = threading.Thread(target=lambda: served.raw(request(prompt="Once", max_tokens=100), half_close=True))
+        thread.start()  # one who leaves before anything was answered
+        thread.join(5)
+        assert served.is_empty(1)
+
+
+def request(**members: Any) -> bytes:
+    body = json.dumps({"model": "tiny", **members}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    return f"{head}{len(body)}\r\n\r\n".encode() + body
+
+
+def test_a_long_prompt_is_read_between_the_steps_of_the_others():
+    model = ToyModel(n_positions=512, slow_s=0.002)
+    endless = {"prompt": "Once", "max_tokens": 400, "temperature": 0, "logit_bias": {"289": -100}}
+    with Served(model, most_rows=4) as served, served.streamed(**endless) as events:
+        next(events)
+        calls = len(watched(served))
+        served.text(prompt=[1 + n % 280 for n in range(300)], max_tokens=3, **GREEDY)
+        made = watched(served)[calls:]
+    reads = [n for n, (kind, _) in enumerate(made) if kind == "read"]
+    assert len(reads) >= 2, "in pieces"
+    for one, next_one in itertools.pairwise(reads):
+        assert any(kind == "step" for kind, _ in made[one + 1 : next_one]), "a step of the others between two pieces"
+    assert all(columns <= 512 for _, columns in made)
+
+
+def watched(served: Served) -> list[tuple[str, int]]:
+    """The calls of the model so far: what was read in pieces, and the steps; in their order."""
+    calls: list[tuple[str, int]] = served.__dict__.setdefault("calls", [])
+    if not calls:
+        engine = served.engine
+        read, step = engine._read_some, engine._step
+
+        def reads() -> None:
+            calls.append(("read", engine._tokens_a_turn()))
+            read()
+
+        def steps(adapter: Any, batch: Any) -> None:
+            calls.append(("step", 1))
+            step(adapter, batch)
+
+        engine._read_some, engine._step = reads, steps  # type: ignore[method-assign]
+        calls.append(("step", 1))
+    return calls
+
+
+def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
+    with Served(ToyModel(), most_rows=2) as served:
+        first = [7 * n % 290 for n in range(60)]
+        served.tokens(prompt=first, **GREEDY)
+        longer = [*first[:50], 7, 8, 9]
+        _, answer = served.post(prompt=longer, return_token_ids=True, **GREEDY)
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 50}
+        assert answer["choices"][0]["token_ids"] == served.lone(longer, max_new_tokens=16)
+        _, answer = served.post(prompt=first, n=3, seed=1)
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 59}, (
+            "all but the last, whose logits are new"
+        )
+
+
+def test_the_end_waits_for_what_was_begun_and_takes_no_more():
+    served = Served(ToyModel(slow_s=0.01), most_rows=1)
+    with served:
+        with served.streamed(prompt="Once", max_tokens=50, temperature=0, logit_bias={"289": -100}) as events:
+            next(events)
+            served.server.handle_exit(2, None)
+            *parts, done = events
+            assert done == "[DONE]" and parts[-1]["choices"][0]["finish_reason"] == "length"
+        served._thread.join(10)
+        with pytest.raises(ConnectionError):
+            served.ask("GET", "/health")
+
+
+def test_the_second_signal_ends_at_once():
+    served = Served(ToyModel(slow_s=0.05), most_rows=1)
+    with served:
+        with served.streamed(prompt="Once", max_tokens=120, temperature=0, logit_bias={"289": -100}) as events:
+            next(events)
+            begin = time.monotonic()
+            served.server.handle_exit(2, None)
+            served.server.handle_exit(2, None)
+            served._thread.join(10)
+            assert served.server.was_forced and time.monotonic() - begin < 3
+        served.engine.close(10)
+
+
+def test_a_folder_that_searches_is_served_without_its_search():
+    with pytest.warns(CheckpointWarning, match="greedy or sampled"):
+        assert servable(GenerationConfig(num_beams=4)).strategy == "greedy"
+    assert servable(GenerationConfig(num_return_sequences=1)).strategy == "greedy"

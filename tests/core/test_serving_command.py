@@ -1,0 +1,42 @@
+"""What `gptj serve` refuses before it opens anything."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+import pytest
+from click.testing import CliRunner
+
+from gptj import backends
+from gptj.command.serve import serve
+from gptj.errors import BackendError, InputError
+from gptj.serving.server import listen
+
+
+def test_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(backends, "missing_from", lambda extra: ("starlette",) if extra == "serve" else ())
+    result = CliRunner().invoke(serve, [str(tmp_path)])
+    assert isinstance(result.exception, BackendError)
+    assert "starlette" in str(result.exception)
+    assert backends.install_line("serve") in str(result.exception)
+
+
+@pytest.mark.parametrize("key", ["", "  ", "a\nb"])
+def test_a_key_that_nobody_can_send_is_refused(tmp_path, key):
+    result = CliRunner().invoke(serve, [str(tmp_path), "--api-key", key])
+    assert result.exit_code == 2 and "--api-key" in result.output
+
+
+def test_the_key_may_come_by_a_variable_which_the_help_names():
+    assert re.search(r"env\s+var:\s+GPTJ_API_KEY", CliRunner().invoke(serve, ["--help"]).output)
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match=f"127.0.0.1:{taken.getsockname()[1]}"):
+            listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(InputError, match="nowhere"):
+        listen("nowhere.invalid", 0)

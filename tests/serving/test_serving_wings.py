@@ -1,0 +1,115 @@
+"""The server over each backend's own decoder: rows that come and go, and the answers of lone runs."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+PROMPT = "Once upon a time there was a little fox"
+
+
+@pytest.mark.parametrize(("start", "count", "to"), [(0, 5, 3), (3, 9, 3), (2, 11, 20), (0, 1, 0), (1, 40, 9)])
+def test_columns_that_are_moved_to_another_cache_give_the_same_logits(model, start, count, to):
+    """Copied out of one row and slot, put into others beside another row, and then continued."""
+    ids = np.array([[7 * n % 300 for n in range(start + count)]])
+    first = model._decoder(2, 60)
+    first.restart(start)
+    first.extend(np.repeat(ids[:, start:], 2, 0), np.array([[False] * count, [True] * count]))
+    second = model._decoder(4, 70)
+    second.restart(to + count)
+    second.write(1, to, first.read(1, start, count))
+    there = np.array([[False], [True], [False], [False]])
+    moved = second.extend(np.full((4, 1), 5), there, last_only=True).logits[1]
+    lone = model._decoder(1, count + 1).prefill(np.array([[*ids[0, start:], 5]])).logits[0]
+    assert np.abs(moved - lone).max() < 2e-5
+    some = max(count // 2, 1)
+    third = model._decoder(1, some + 1)
+    third.restart(some)
+    third.write(0, 0, first.read(1, start, count), some)
+    part = third.extend(np.array([[5]]), last_only=True).logits[0]
+    lone = model._decoder(1, some + 1).prefill(np.array([[*ids[0, start : start + some], 5]])).logits[0]
+    assert np.abs(part - lone).max() < 2e-5
+
+
+def test_answers_under_load_are_those_of_lone_runs_and_no_row_is_lost(served):
+    made: list[Any] = []
+    begin = [11 * n % 290 for n in range(30)]
+
+    def ask(number: int) -> None:
+        chooser = random.Random(number)
+        ids = (begin if number % 3 == 0 else []) + [chooser.randrange(290) for _ in range(chooser.randint(1, 40))]
+        new = chooser.randint(1, 30)
+        drawn = number % 2
+        settings = {"temperature": 0.9, "top_p": 0.95, "seed": number} if drawn else {"temperature": 0}
+        if number % 5 == 4:
+            with served.streamed(prompt=ids, max_tokens=150, **settings) as events:
+                next(events)
+            return
+        made.append((ids, number if drawn else None, new, served.tokens(prompt=ids, max_tokens=new, **settings)))
+
+    def client(first: int) -> None:
+        for number in range(first, 40, 8):
+            ask(number)
+
+    clients = [threading.Thread(target=client, args=(n,)) for n in range(8)]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join()
+    assert served.is_empty() and len(made) == 32
+    for ids, seed, new, tokens in made:
+        fields = {} if seed is None else {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0}
+        assert tokens == served.lone(ids, seed=seed, max_new_tokens=new, **fields)
+    assert served.engine.metrics.value("gptj_prompt_tokens_reused_total") > 0
+
+
+def test_a_long_prompt_while_another_is_answered(served):
+    long = [13 * n % 290 for n in range(200)]
+    with served.streamed(prompt=PROMPT, max_tokens=60, temperature=0, logit_bias={"289": -100}) as events:
+        next(events)
+        made = served.tokens(prompt=long, max_tokens=20, temperature=0)
+        *parts, done = events
+    assert made == served.lone(long, max_new_tokens=20)
+    assert done == "[DONE]" and len(parts) > 20
+
+
+def test_a_prompts_scores_are_the_models_own(served, model, wing):
+    _, answer = served.post(prompt=PROMPT, echo=True, logprobs=1, max_tokens=0)
+    ids = served.tokenizer.encode(PROMPT)
+    logits = wing.numpy(model(np.array([ids])).logits)[0].astype(np.float64)
+    scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = [scores[n, token] for n, token in enumerate(ids[1:])]
+    assert answer["choices"][0]["logprobs"]["token_logprobs"][1:] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_command_serves_and_ends_in_order(wing, folder):
+    """One process: its line, an answer, and the end that waits for what was begun."""
+    command = [sys.executable, "-m", "gptj", "serve", str(folder), "--backend", wing.name, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            found = re.fullmatch(rf"tiny in {wing.name} at http://127\.0\.0\.1:(\d+)\n", line)
+            assert found, line + process.stderr.read()
+            from served import Served
+
+            client = Served.__new__(Served)
+            client.port = int(found[1])
+            assert len(client.tokens(prompt="Once", max_tokens=3, temperature=0)) == 3
+            endless = {"max_tokens": 200, "temperature": 0, "logit_bias": {"289": -100}}
+            with client.streamed(prompt=PROMPT, **endless) as events:
+                next(events)
+                process.send_signal(signal.SIGTERM)
+                *parts, done = events
+            assert done == "[DONE]" and parts[-1]["choices"][0]["finish_reason"] == "length"
+            assert process.wait(20) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
