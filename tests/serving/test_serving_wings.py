@@ -16,14 +16,14 @@ import pytest
 PROMPT = "Once upon a time there was a little fox"
 
 
-@pytest.mark.parametrize(("start", "count", "to"), [(0, 5, 3), (3, 9, 3), (2, 11, 20), (0, 1, 0), (1, 40, 9)])
+@pytest.mark.parametrize(("start", "count", "to"), [(0, 5, 3), (3, 9, 3), (1, 40, 20)])
 def test_columns_that_are_moved_to_another_cache_give_the_same_logits(model, start, count, to):
     """Copied out of one row and slot, put into others beside another row, and then continued."""
     ids = np.array([[7 * n % 300 for n in range(start + count)]])
-    first = model._decoder(2, 60)
+    first = model._decoder(2, 64)
     first.restart(start)
     first.extend(np.repeat(ids[:, start:], 2, 0), np.array([[False] * count, [True] * count]))
-    second = model._decoder(4, 70)
+    second = model._decoder(4, 64)
     second.restart(to + count)
     second.write(1, to, first.read(1, start, count))
     there = np.array([[False], [True], [False], [False]])
@@ -41,12 +41,12 @@ def test_columns_that_are_moved_to_another_cache_give_the_same_logits(model, sta
 
 def test_answers_under_load_are_those_of_lone_runs_and_no_row_is_lost(served):
     made: list[Any] = []
-    begin = [11 * n % 290 for n in range(30)]
+    begin = [11 * n % 290 for n in range(30)]  # few lengths, since XLA compiles a lone run of each
 
     def ask(number: int) -> None:
         chooser = random.Random(number)
-        ids = (begin if number % 3 == 0 else []) + [chooser.randrange(290) for _ in range(chooser.randint(1, 40))]
-        new = chooser.randint(1, 30)
+        ids = [*begin, number] if number % 3 == 0 else [chooser.randrange(290) for _ in range(number % 2 * 28 + 4)]
+        new = 1 + number * 7 % 25
         drawn = number % 2
         settings = {"temperature": 0.9, "top_p": 0.95, "seed": number} if drawn else {"temperature": 0}
         if number % 5 == 4:
@@ -56,7 +56,7 @@ def test_answers_under_load_are_those_of_lone_runs_and_no_row_is_lost(served):
         made.append((ids, number if drawn else None, new, served.tokens(prompt=ids, max_tokens=new, **settings)))
 
     def client(first: int) -> None:
-        for number in range(first, 40, 8):
+        for number in range(first, 30, 8):
             ask(number)
 
     clients = [threading.Thread(target=client, args=(n,)) for n in range(8)]
@@ -64,7 +64,7 @@ def test_answers_under_load_are_those_of_lone_runs_and_no_row_is_lost(served):
         one.start()
     for one in clients:
         one.join()
-    assert served.is_empty() and len(made) == 32
+    assert served.is_empty() and len(made) == 24
     for ids, seed, new, tokens in made:
         fields = {} if seed is None else {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0}
         assert tokens == served.lone(ids, seed=seed, max_new_tokens=new, **fields)
