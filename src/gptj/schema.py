@@ -35,7 +35,7 @@ HEADS: dict[Head, str] = {
 BASE_PREFIX = "transformer."
 """The prefix of the base model's names inside a model that has a head; GPTJModel's own have no prefix."""
 
-Kind = Literal["embedding", "kernel", "bias", "scale", "offset"]
+Kind = Literal["embedding", "kernel", "bias", "scale", "offset", "adapter"]
 Template = tuple[str, tuple[str, ...], Kind]
 
 # name, axes, kind. `{i}` counts the blocks. The order is that of transformers' state_dict.
@@ -72,7 +72,8 @@ class TensorSpec:
         name: the canonical name, `transformer.h.0.attn.q_proj.weight`.
         axes: the name of each axis: vocab, embed, heads (n_head * head_dim), mlp, norm, labels, span.
         shape: the size of each axis.
-        kind: embedding, kernel (a matrix, output axis first), bias, scale or offset (of a layer norm).
+        kind: embedding, kernel (a matrix, output axis first), bias, scale or offset (of a layer norm), or adapter (half
+            of an addition to a kernel: see `gptj.adapters`).
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 from mutants import revealing_batch
 
 from gptj.checkpoint import write_checkpoint
+from gptj.errors import InputError
 from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.parity.run import open_reference
 from gptj.parity.trace import TraceFacts, open_trace, rotary_sha256, write_trace
-from gptj.parity.trace_record import probe_batch, record_trace, weights_sha256
-from gptj.taps import list_taps
+from gptj.parity.trace_record import PATHS, probe_batch, record_trace, weights_sha256
+from gptj.schema import schema
+from gptj.taps import IN_BLOCK, list_taps
 
 CONFIG = revealing_config(n_layer=2)
 
@@ -54,6 +57,65 @@ def test_a_backends_trace_is_within_what_rounding_explains(wing, folder, exact, 
     _, read = open_reference(folder)
     found = compare_traces([open_trace(exact), trace], read)
     assert found.passed, [*found.lines()]
+
+
+@pytest.fixture(scope="module")
+def plain(wing, folder) -> Path:
+    """A trace with gradients and texts."""
+    path = folder.parent / f"{wing.name}-plain"
+    record_trace(folder, wing.name, path, gradients=True, generate=8)
+    return path
+
+
+ABSENT = {
+    "sdpa": {"scores", "visible", "weights"},
+    "compiled": set(),
+    "prepared": {tap.name for tap in IN_BLOCK} - {"weights", "sum"},
+}
+ABSENT["int8"] = ABSENT["prepared"]
+
+
+@pytest.mark.parametrize("way", ["prepared", "int8", "compiled", "sdpa"])
+def test_every_way_of_computing_is_within_what_rounding_explains(wing, folder, plain, tmp_path, way):
+    if way not in PATHS[wing.name]:
+        with pytest.raises(InputError, match=f"{' or '.join(PATHS[wing.name])}, found '{way}'"):
+            record_trace(folder, wing.name, tmp_path / "none", way=way)
+        return
+    facts = record_trace(folder, wing.name, tmp_path / way, way=way, generate=8)
+    trace = open_trace(tmp_path / way)
+    missing = {*list_taps(CONFIG.n_layer)} - {*trace.places}
+    expected = {f"h.{block}.{tap}" for block in range(CONFIG.n_layer) for tap in ABSENT[way]}
+    if way in ("prepared", "int8"):  # the last state that a call gives is normed
+        expected.add(f"h.{CONFIG.n_layer - 1}.sum")
+    assert missing == expected and facts.path == way
+    _, read = open_reference(folder)
+    found = compare_traces([open_trace(plain), trace], read)
+    assert found.passed, [*found.lines()]
+    assert len(found.texts) == 2 and all(len(text.errors) >= 1 for text in found.texts)
+    if way != "int8":
+        assert all(text.first is None for text in found.texts)
+        return
+    assert max(tap.difference for tap in found.pairs[0].taps) > 1e-4  # by far not what float32 explains
+    with pytest.raises(InputError, match="no gradients"):
+        record_trace(folder, wing.name, tmp_path / "none", way=way, gradients=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_gradients_are_within_what_rounding_explains_of_the_oracles(wing, folder, tmp_path, plain, dtype):
+    path = plain
+    if dtype != "float32":
+        path = tmp_path / dtype
+        record_trace(folder, wing.name, path, dtype=dtype, gradients=True)
+    _, read = open_reference(folder)
+    found = compare_traces([open_trace(plain if path != plain else _copied(plain, tmp_path)), open_trace(path)], read)
+    names = {row.name for row in schema(CONFIG)}
+    against = {(one.base, one.parameter) for one in found.gradients}
+    assert {("oracle", name) for name in names} <= against
+    assert all(one.holds for one in found.gradients), [*found.lines()]
+
+
+def _copied(path: Path, folder: Path) -> Path:
+    return Path(shutil.copy(path, folder / "copy"))
 
 
 def test_a_weight_that_is_off_is_born_in_its_product(wing, folder, tmp_path):

@@ -16,7 +16,7 @@ from gptj import GPTJConfig, GPTJTokenizer
 
 CONFIG = MESH_FIXTURE / "config.json"
 V2 = MESH_FIXTURE.parent / "mesh_v2_refuse"
-COMMANDS = ("convert", "demo", "doctor", "generate", "init", "inspect", "parity", "verify")
+COMMANDS = ("adapter", "convert", "demo", "doctor", "generate", "init", "inspect", "parity", "verify")
 
 
 def gptj(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

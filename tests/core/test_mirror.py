@@ -17,7 +17,7 @@ from gptj.backends import BACKENDS
 from gptj.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
-FILES = ("__init__.py", "arguments.py", "generate.py", "heads.py", "inference.py")
+FILES = ("__init__.py", "adapters.py", "arguments.py", "generate.py", "heads.py", "inference.py")
 FILES += ("layers.py", "model.py", "weights.py")
 
 OWN_FILES = {"pt": {"kernels.py"}, "tf": {"training.py"}, "flax": set()}
@@ -50,7 +50,8 @@ OWN_METHODS = {
     | {"get_config", "from_config", "compute_loss", "compute_metrics", "export"}
     | {"train_step", "test_step", "predict_step"},
     "flax": {"device", "dtype", "gradient_checkpointing"}
-    | {"module", "params", "params_shape_tree", "to_bf16", "to_fp16", "to_fp32"},
+    | {"module", "params", "params_shape_tree", "to_bf16", "to_fp16", "to_fp32"}
+    | {"adapter_params", "with_adapter_params", "adapter_variables"},
 }
 """Public names that one framework's idiom asks for, or that its base class gives in the others."""
 
@@ -121,6 +122,7 @@ def defined(source: str) -> list[str]:
 PARTS = {
     "arguments.py": ["UpdateCache", "host", "as_ids", "causal_mask", "cache_length", "CacheBuilder"],
     "weights.py": ["to_numpy", "from_numpy", "PretrainedModel", "on_device"],
+    "adapters.py": ["LowRank", "AdapterMixin"],
     "layers.py": ["at_least_float32", "RotaryTable", "rotate_pairs"],
     "model.py": ["Attention", "MLP", "Block", "GPTJModel"],
     "heads.py": ["cross_entropy", *(name for head, name in HEADS.items() if head != "base")],

@@ -51,7 +51,8 @@ def test_a_difference_ends_with_1_and_the_reference_tells_where_it_was_born(fold
     told = run("compare", folder / "base", folder / "wrong", "--reference", folder / "model")
     assert (bare.exit_code, told.exit_code) == (1, 1)
     assert "block 0, ln_1: born there, in one of the two" in bare.output
-    assert "block 0, ln_1: born there, in wrong (" in told.output
+    assert "block 0, ln_1: born there, 7.4e-02 where" in told.output
+    assert "; looks like: epsilon 1e-06\n" in told.output
 
 
 def test_json_has_every_tap_and_the_verdicts(folder):

@@ -34,6 +34,21 @@ BORN = {
 }  # fmt: skip
 """The tap that each mistake must be named at, by the longest beginning of its name; of block 0 where it is in one."""
 
+LOOKS_LIKE = {
+    "rotary base": "rotary base 1,000", "rotary only queries": "rotary none",
+    "step position off by one": "positions off by +1 from token 16 on",
+    "step position restarts": "positions off by -16 from token 16 on",
+    "mlp reads the stream": "MLP reads the stream", "no final norm": "no norm", "quick gelu": "activation quick gelu",
+    "epsilon 1e-6": "epsilon 1e-06", ".ln_1.bias dropped": "offset dropped", ".ln_f.bias dropped": "offset dropped",
+    "lm_head.bias dropped": "bias dropped", ".ln_1.weight left at 1": "scale left at 1",
+    ".ln_f.weight left at 1": "scale left at 1",
+}  # fmt: skip
+"""Signatures of mistakes that are called otherwise than the mutant."""
+
+SHORTER = (".fc_in.", ".fc_out.", ".q_proj.weight ", ".k_proj.weight ", ".v_proj.weight ", ".out_proj.weight ",
+           "fc_out ", "ln_1 ", "ln_f ")  # fmt: skip
+"""What a signature leaves out, since the tap says it."""
+
 NEED_WEIGHTS = frozenset({"ln_1", "ln_f", "q", "k", "v", "out_proj", "fc_in", "fc_out", "logits", "embedding"})
 
 
@@ -59,7 +74,10 @@ def test_a_mistake_is_named_at_its_operation(tmp_path, mutant):
     told = compare_traces([base, wrong], lambda name, dtype: weights[name].astype(numpy_dtype(dtype)))
     assert told.born["wrong"][0].tap == tap
     assert told.born["base"] == ()
-    assert f"in wrong ({told.born['wrong'][0].difference:.1e}" in told.pairs[0].headline
+    shorter = next((mutant.name[len(start) :] for start in SHORTER if mutant.name.startswith(start)), mutant.name)
+    assert told.pairs[0].looks_like == LOOKS_LIKE.get(mutant.name, shorter)
+    assert told.pairs[0].headline.endswith(f"; looks like: {told.pairs[0].looks_like}")
+    assert f"born there, {told.born['wrong'][0].difference:.1e} where" in told.pairs[0].headline
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,18 @@ CONTRACT = frozenset(
 
 WINGS = frozenset({"pt", "tf", "flax"})
 _FILES = CONTRACT | {"reading", "writing"}
-_MODELS = CONTRACT | {"checkpoint", "pretrained", "generation", "text"}
+_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "text"}
 
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACT, CONTRACT),
     "reading": CONTRACT,
     "writing": CONTRACT | {"reading"},
     "checkpoint": _FILES,
+    "adapters": _FILES | {"checkpoint"},
     "text": CONTRACT,
     "generation": CONTRACT | {"text"},
-    "parity": _FILES | {"checkpoint", "generation"},
-    "pretrained": CONTRACT | {"reading", "checkpoint", "generation", "parity"},
+    "parity": _FILES | {"adapters", "checkpoint", "generation"},
+    "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity"},
     **dict.fromkeys(WINGS, _MODELS),
     "conversion.common": _FILES,
     "conversion.mesh": _FILES | {"conversion.common"},
@@ -36,6 +37,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "conversion": _FILES
     | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
+    "pytest_plugin": frozenset({"backends", "errors", "parity"}),
     "serving": CONTRACT | {"generation", "text"},
     "command": _FILES | _MODELS | WINGS | {"serving", "parity", "demo", "conversion", "conversion.common"},
 }
@@ -51,6 +53,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
     "parity": frozenset({"rich"}),
     "command": frozenset({"click", "rich"}),
+    "pytest_plugin": frozenset({"pytest"}),
     "serving": frozenset({"starlette", "uvicorn", "h11", "jinja2"}),
     "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),

@@ -83,3 +83,20 @@ def test_a_repository_is_compared_in_the_revision_that_is_named(backend_names, t
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["passed"] is True
     assert {(call["repo_id"], call["revision"]) for call in asked} == {("someone/tiny", "float16")}
+
+
+def test_two_folders_are_compared_in_a_process_each(backend_names, checkpoint, tmp_path):
+    def tuned(spec):
+        value = revealing_tensor(spec)
+        return value * np.float32(1.01) if spec.name == "transformer.h.1.mlp.fc_in.weight" else value
+
+    other = write_checkpoint(tmp_path / "tuned", revealing_config(), tuned)
+    (tmp_path / "prompts").write_text('{"token_ids": [5, 6, 7]}\n{"token_ids": [8]}\n')
+    given = ["parity", str(checkpoint), str(other), "--backends", backend_names[0], "--prompts", tmp_path / "prompts"]
+    done = CliRunner().invoke(gptj_command, [*map(str, given), "--json"])
+    assert done.exit_code == 1, done.output
+    found = json.loads(done.stdout)
+    [one] = found["backends"]
+    assert not found["equal"] and one["comparison"]["pairs"][0]["first"]["tap"] == "h.1.fc_in"
+    assert one["taps"]["h.1.ln_1"] == 0 and 0.005 < one["taps"]["h.1.fc_in"] < 0.015
+    assert len(one["comparison"]["texts"]) == 2 and 0 < one["greedy"] <= 1

@@ -8,12 +8,14 @@ from pathlib import Path
 import click
 
 from gptj.backends import choose_backend, installed_backends
+from gptj.command.folders import compare_two_folders, refuse_for_one_folder, two_folders_options
 from gptj.command.options import (
     Command,
     DtypeChoice,
     ModelArgument,
     PathArgument,
     WithSubcommands,
+    adapter_option,
     backends_option,
     json_option,
     overwrite_option,
@@ -25,21 +27,29 @@ from gptj.command.printing import (
     print_facts,
     print_json,
 )
+from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
 
 __all__ = ["demo", "doctor", "init", "parity"]
 
 
+class ParityCommand(WithSubcommands, TakesJsonFile):
+    """`gptj parity`, with commands of its own, and a --json that takes a file too."""
+
+
 @click.command(
-    cls=WithSubcommands,
-    modules={"record": "gptj.command.traces", "compare": "gptj.command.traces"},
+    cls=ParityCommand,
+    modules={"record": "gptj.command.traces", "compare": "gptj.command.traces", "report": "gptj.command.reports"},
     short_help="Compare the frameworks on a model, and with an oracle.",
-    epilog="To record and to compare apart: gptj parity record --help, gptj parity compare --help. "
-    "A folder of one of these names is ./record, ./compare.",
+    epilog="To record and to compare apart: gptj parity record --help, gptj parity compare --help; "
+    "to make reports of what was found: gptj parity report --help. "
+    "A folder of one of these names is ./record, ./compare, ./report.",
 )
 @click.argument("directory", type=ModelArgument, metavar="DIR")
+@click.argument("other", type=ModelArgument, metavar="[DIR2]", required=False)
 @backends_option
 @click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="To compute in.")
+@two_folders_options
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -50,30 +60,49 @@ __all__ = ["demo", "doctor", "init", "parity"]
 )
 @weights_option
 @revision_option()
+@adapter_option
 @click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
-@json_option
+@report_options
 def parity(
-    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, weights: str | None,
-    skip_manifest: bool, verbose: bool, as_json: bool,
+    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, way: str | None,
+    prompts: Path | None, seed: int, weights: str | None, adapter: Path | None,
+    skip_manifest: bool, verbose: bool, destinations: Destinations, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
     The weights are first checked against the manifest.json in DIR, if there is one. Each framework runs in a process
     of its own. The exit status is 1 where any two are too far apart, or the weights are not those of the manifest.
+
+    With DIR2, say how far its model lies from that in DIR, in each framework: 0 is equal within rounding, 1 differs.
     """
+    if other is not None:
+        one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest}
+        compare_two_folders(directory, other, backends, dtype=dtype, way=way, prompts=prompts, seed=seed,
+                            verbose=verbose, destinations=destinations, as_json=as_json,
+                            unused=one_folders)  # fmt: skip
+    refuse_for_one_folder({"--path": way, "--prompts": prompts})
     from gptj.parity import run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
+    given = (directory, names)
     with waiting(f"comparing {', '.join(names)}"):
-        report = run_parity(directory, names, dtype=dtype, seed=seed, weights=weights, check_manifest=not skip_manifest)
-    if as_json:
-        print_json(report.as_dict())
-    else:
-        console = open_console()
-        console.print(report.summary(), soft_wrap=False)
-        if verbose:
-            console.print("", report.table(), sep="\n", soft_wrap=False)
+        report = run_parity(
+            *given, dtype=dtype, seed=seed, weights=weights, adapter=adapter, check_manifest=not skip_manifest
+        )
+    try:
+        if destinations:
+            from gptj.parity.gather import findings_of_report
+
+            destinations.write(findings_of_report(report))
+    finally:  # whatever becomes of the files
+        if as_json:
+            print_json(report.as_dict())
+        else:
+            console = open_console()
+            console.print(report.summary(), soft_wrap=False)
+            if verbose:
+                console.print("", report.table(), sep="\n", soft_wrap=False)
     if not report.passed:
         sys.exit(1)
 

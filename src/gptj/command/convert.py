@@ -159,7 +159,17 @@ def _print_notes(plan: ConversionPlan) -> None:
 @apply_options(_SOURCE_OPTIONS)
 @json_option
 def inspect(path: Path, as_json: bool, **source: Any) -> None:
-    """Say what SRC is: format, sizes, dtype, tensors, parameters. Reads headers only."""
+    """Say what SRC is: format, sizes, dtype, tensors, parameters. Reads headers only.
+
+    SRC may be a LoRA adapter's folder, too.
+    """
+    from gptj.adapters.files import is_adapter
+
+    if is_adapter(path):
+        from gptj.command.adapter import print_adapter
+
+        print_adapter(path, as_json)
+        return
     _inspect(path, as_json, **source)
 
 

@@ -17,6 +17,7 @@ from gptj.command.options import (
     Inside,
     ModelArgument,
     Names,
+    PathArgument,
     Sections,
     apply_options,
     option,
@@ -57,6 +58,7 @@ _OPTIONS = (
             help="How many prompts to read at once."),
     option("Model", "--assistant", type=ModelArgument, metavar="DIR", help="A smaller model that guesses ahead; the "
             "text is the same."),
+    option("Model", "--adapter", type=PathArgument, metavar="DIR", help="A LoRA adapter's folder, to put to work."),
     option("Model", "--quantize", type=Names(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
             "the framework can."),
     option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
@@ -132,6 +134,7 @@ class GenerateOptions:
     no_mmap: bool
     batch_size: int
     assistant: Path | None
+    adapter: Path | None
     quantize: str | None
     device: str
     seed: int | None
@@ -181,6 +184,7 @@ class GenerateOptions:
             backend=self.backend,
             dtype=self.dtype,
             assistant=self.assistant,
+            adapter=self.adapter,
             quantize=self.quantize,
             device=self.device,
             settings=settings | ({"stop_strings": self.stop} if self.stop else {}),

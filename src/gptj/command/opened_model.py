@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import gptj
+from gptj.adapters import read_adapter
 from gptj.backends import choose_backend
 from gptj.command.prompts import Prompt
 from gptj.command.waiting import waiting
@@ -76,6 +77,7 @@ class Request:
         backend: which framework; None for the chosen or only one.
         dtype: of the parameters; None as stored.
         assistant: a smaller model's folder, that guesses ahead.
+        adapter: a LoRA adapter's folder, to put to work in the model.
         quantize: the precision of the weights that are decoded with; None for the parameters' own.
         device: one of `gptj.prepared.DEVICES`; "auto" is the CPU where weights are quantized.
         settings: fields of `GenerationConfig`, over those of the folder's generation_config.json.
@@ -91,6 +93,7 @@ class Request:
     dtype: str | None = None
     weights: str | None = None
     assistant: Path | None = None
+    adapter: Path | None = None
     quantize: str | None = None
     device: str = "auto"
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -130,6 +133,8 @@ class OpenedModel:
         if not os.path.lexists(self.directory):
             raise missing_folder(self.directory, "no such directory")
         self.model_config = GPTJConfig.from_file(self.directory)
+        if self.request.adapter is not None:
+            read_adapter(self.request.adapter).rows(self.model_config)
         self.config = self._derive_config()
         self.backend = choose_backend(request.backend)
         check_quantize(request.quantize, QUANTIZATIONS if self.backend == "pt" else ())
@@ -176,7 +181,11 @@ class OpenedModel:
 
         That costs nothing in TensorFlow, and in Flax with float32; PyTorch packs the weights, see `PAYS_FROM_TOKENS`.
         """
-        return self._load(self.directory, tokens, weights=self.request.weights)
+        model = self._load(self.directory, tokens, weights=self.request.weights)
+        if self.request.adapter is not None:
+            with self._loading:
+                model.load_adapter(self.request.adapter)
+        return model
 
     def load_assistant(self, tokens: float) -> Any:
         """The assistant model, None where none was asked for."""

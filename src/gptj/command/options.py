@@ -346,6 +346,9 @@ backends_option = click.option(
     "--backends", type=BackendsChoice, callback=_require_different,
     help="Which, with commas between. [default: all that are installed]",
 )  # fmt: skip
+adapter_option = click.option(
+    "--adapter", type=PathArgument, metavar="DIR", help="A LoRA adapter's folder, to put to work."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is at the destination.")
 weights_option = click.option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gptj.backends import choose_backend
 from gptj.command.options import (
     BackendChoice,
     Command,
@@ -16,12 +17,12 @@ from gptj.command.options import (
     ModelArgument,
     PathArgument,
     Repository,
-    json_option,
     overwrite_option,
     revision_option,
     weights_option,
 )
 from gptj.command.printing import print_json
+from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
 from gptj.errors import InputError, WriteError
 from gptj.hub import locate
@@ -29,14 +30,20 @@ from gptj.hub import locate
 if TYPE_CHECKING:
     from gptj.parity.trace_record import Batch
 
-__all__ = ["compare", "record"]
+__all__ = ["compare", "read_batch", "record"]
 
 
 @click.command(cls=Command, short_help="Write down every intermediate value of a backend.")
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @click.option("--backend", type=BackendChoice, required=True, help="Which framework computes.")
 @click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="To compute in.")
+@click.option(
+    "--path", "way", type=click.Choice(("plain", "prepared", "int8", "compiled", "sdpa")), default="plain",
+    show_default=True, help="The way of computing.",
+)  # fmt: skip
 @click.option("--prompts", type=PathArgument, metavar="FILE", help="A prompt a line. [default: random tokens]")
+@click.option("--gradients", is_flag=True, help="Also the loss' gradient by every parameter.")
+@click.option("--generate", type=click.IntRange(min=0), default=0, metavar="N", help="Also N greedy tokens a prompt.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Of random tokens."
 )
@@ -45,27 +52,28 @@ __all__ = ["compare", "record"]
 @weights_option
 @revision_option()
 def record(
-    directory: Path, backend: str, dtype: str, prompts: Path | None, seed: int, output: Path, overwrite: bool,
-    weights: str | None,
+    directory: Path, backend: str, dtype: str, way: str, prompts: Path | None, gradients: bool, generate: int,
+    seed: int, output: Path, overwrite: bool, weights: str | None,
 ) -> None:  # fmt: skip
     """Run the model in DIR in one framework, and write every intermediate value, by name, into the file TRACE.
 
     The file is a safetensors file; docs/traces.md says what is in it. `gptj parity compare` needs no framework.
     """
     from gptj.parity.run import child_environment
-    from gptj.parity.trace_record import record_trace
+    from gptj.parity.trace_record import record_trace, require_way
 
+    require_way(choose_backend(backend), way, gradients=gradients)
     if os.path.lexists(output) and not overwrite:
         raise WriteError("is there already", file=output, hint="Give --overwrite to replace it")
-    batch = None if prompts is None else _batch(directory, prompts)
+    batch = None if prompts is None else read_batch(directory, prompts)
     os.environ.update(child_environment(dtype))  # before the framework is imported, which reads it once
     with waiting(f"recording {backend}"):
-        record_trace(directory, backend, output, dtype=dtype, batch=batch, seed=None if batch else seed,
-                     weights=weights)  # fmt: skip
+        record_trace(directory, backend, output, dtype=dtype, way=way, batch=batch, gradients=gradients,
+                     generate=generate, seed=None if batch else seed, weights=weights)  # fmt: skip
     click.echo(f"{output}: written")
 
 
-def _batch(directory: Path, prompts: Path) -> Batch:
+def read_batch(directory: Path, prompts: Path) -> Batch:
     """The prompts of a file as a batch.
 
     Raises:
@@ -95,19 +103,22 @@ def _encode(tokenizer: object, text: str | None) -> list[int]:
     return ids
 
 
-@click.command(cls=Command, short_help="Say where traces part, and whether the error was born there.")
+@click.command(cls=TakesJsonFile, short_help="Say where traces part, and whether the error was born there.")
 @click.argument("traces", type=PathArgument, metavar="TRACE TRACE...", nargs=-1, required=True)
 @click.option(
     "--reference", type=Repository(locate), metavar="DIR",
     help="The model's folder: its weights tell of every operation whether an error was born there.",
 )  # fmt: skip
-@click.option("--names", type=PathArgument, metavar="FILE", help="A TOML file that maps other names onto ours.")
+@click.option(
+    "--names", type=str, metavar="NAME", multiple=True,
+    help="Maps other programs' names onto ours: a TOML file, or a shipped one, such as transformers-pt. Repeatable.",
+)  # fmt: skip
 @click.option("--weights", metavar="FILE", help="Which weights file of --reference, where it holds several sets.")
 @click.option("--verbose", is_flag=True, help="Also print every tap.")
-@json_option
+@report_options
 def compare(
-    traces: tuple[Path, ...], reference: Path | None, names: Path | None, weights: str | None, verbose: bool,
-    as_json: bool,
+    traces: tuple[Path, ...], reference: Path | None, names: tuple[str, ...], weights: str | None, verbose: bool,
+    destinations: Destinations, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare traces of one model on the same inputs with the most exact of them, tap by tap.
 
@@ -122,7 +133,7 @@ def compare(
         raise click.UsageError("--weights is for --reference.")
     if len(traces) < 2:
         raise click.UsageError("Two traces or more are compared; one was given.")
-    mapping = None if names is None else TapNames.from_file(names)
+    mapping = TapNames.find(*names)
     opened = [open_trace(path, mapping) for path in traces]
     read = None
     if reference is not None:
@@ -130,10 +141,16 @@ def compare(
         opened[0].require_model(config, file=reference)
     with waiting(f"comparing {len(opened)} traces"):
         found = compare_traces(opened, read)
-    if as_json:
-        print_json(found.as_dict())
-    else:
-        for line in found.lines(every=verbose):
-            click.echo(line)
+    try:
+        if destinations:
+            from gptj.parity.gather import findings_of_comparison
+
+            destinations.write(findings_of_comparison(found, opened, folder=reference))
+    finally:  # whatever becomes of the files
+        if as_json:
+            print_json(found.as_dict())
+        else:
+            for line in found.lines(every=verbose):
+                click.echo(line)
     if not found.passed:
         sys.exit(1)

@@ -180,11 +180,11 @@ def choose_flags(
 
 @functools.lru_cache(maxsize=256)
 def compile_module(module: nn.Module, **flags: bool) -> Callable[..., Any]:
-    """`module` with these flags as a function (params, arguments, dropout_rng), compiled once for each shape."""
+    """`module` with these flags as a function (variables, arguments, dropout_rng), compiled once for each shape."""
 
-    def run(params: Params, arguments: Mapping[str, Any], dropout_rng: Array | None) -> Any:
+    def run(variables: Params, arguments: Mapping[str, Any], dropout_rng: Array | None) -> Any:
         rngs = None if dropout_rng is None else {"dropout": dropout_rng}
-        return module.apply({"params": params}, **arguments, **flags, rngs=rngs)
+        return module.apply(variables, **arguments, **flags, rngs=rngs)
 
     return jax.jit(run)
 
@@ -199,8 +199,9 @@ def compute(
     dropout_rng: Any,
 ) -> Any:
     """The outputs of the model's module for checked arguments, as an object or as its tuple."""
-    config = model.config
-    if flags["train"] and dropout_rng is None and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
+    config, adapter = model.config, model.adapters.get(model.active_adapter)
+    rates = (config.embd_pdrop, config.attn_pdrop, config.resid_pdrop, adapter.lora_dropout if adapter else 0)
+    if flags["train"] and dropout_rng is None and max(rates) > 0:
         raise InputError("needed for dropout", where="dropout_rng", expected="a jax random key", found="None")
     for leaf in jax.tree.leaves(params):
         require_x64(leaf.dtype, where="params")
@@ -211,7 +212,8 @@ def compute(
         arguments = arguments | {"past_key_values": dataclasses.replace(past, length=np.int32(past.length))}
     if model.fast_path is None:
         run = compile_module(model.module, **flags)
-        output = run(model.params if params is None else params, arguments, dropout_rng)
+        variables = {"params": model.params if params is None else params, **model.adapter_variables()}
+        output = run(variables, arguments, dropout_rng)
     else:
         output = _compute_prepared(model, arguments, params=params, **flags)
     _trim_to_length(output, past, batch_and_length(arguments)[1])
@@ -220,9 +222,9 @@ def compute(
 
 @functools.lru_cache(maxsize=64)
 def compile_taps(module: nn.Module, names: frozenset[str]) -> Callable[..., dict[str, Array]]:
-    """The taps `names` of `module` as a function (params, arguments, labels), compiled once for each shape."""
+    """The taps `names` of `module` as a function (variables, arguments, labels), compiled once for each shape."""
 
-    def run(params: Params, arguments: Mapping[str, Any], labels: Array | None) -> dict[str, Array]:
+    def run(variables: Params, arguments: Mapping[str, Any], labels: Array | None) -> dict[str, Array]:
         taps = TapCollector(names)
 
         def collect(module: Any) -> None:
@@ -231,7 +233,7 @@ def compile_taps(module: nn.Module, names: frozenset[str]) -> Callable[..., dict
                 logits, loss = module.next_tokens(hidden, labels)
                 taps(logits=logits, loss=loss)
 
-        module.apply({"params": params}, method=collect)
+        module.apply(variables, method=collect)
         return taps.kept
 
     return jax.jit(run)
@@ -251,7 +253,8 @@ def collect_taps(
     if past is not None and known is not None:
         arguments = arguments | {"past_key_values": dataclasses.replace(past, length=np.int32(known))}
     run = compile_taps(model.module, collector.names)
-    collector.kept |= run(model.params if params is None else params, arguments, labels)
+    variables = {"params": model.params if params is None else params, **model.adapter_variables()}
+    collector.kept |= run(variables, arguments, labels)
     if past is not None and past.fixed and known is not None:
         length = int(known) + batch_and_length(arguments)[1]
         for name, value in collector.kept.items():

@@ -58,7 +58,9 @@ class Decoder(generation.Decoder):
         super().__init__(model.config, batch, capacity)
         self.model = model
         self.slots = round_up_slots(model.config, capacity)
-        self.path = FastPath(model.module, model.params) if model.fast_path is None else model.fast_path
+        self.path = model.fast_path
+        if self.path is None:
+            self.path = FastPath(model.module, model.params, model.adapter_variables())
         self.cache: KVCache = self.path.init_cache(batch, self.slots)
 
     def _run(

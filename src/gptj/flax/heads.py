@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
@@ -28,7 +29,7 @@ from gptj.flax.generate import GenerationMixin
 from gptj.flax.inference import InferenceMixin
 from gptj.flax.layers import Linear, at_least_float32
 from gptj.flax.model import GPTJModule
-from gptj.flax.weights import Params, PretrainedModel
+from gptj.flax.weights import Params, PretrainedModel, flat
 from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 from gptj.taps import TapCollector
@@ -193,6 +194,21 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         arguments = convert_arguments(self.config, **given, **nothing)
         labels = None if labels is None else self._checked_labels(labels, arguments)
         collect_taps(self, collector, arguments, labels, params)
+
+    def _differentiate(self, given: dict[str, Any], labels: Any) -> tuple[Array, dict[str, Array]]:
+        """The loss in evaluation mode, and its gradient by every parameter."""
+
+        def loss_of(params: Params) -> Any:
+            return self(**given, labels=labels, params=params).loss
+
+        loss, slopes = jax.value_and_grad(loss_of)(self.params)
+        return loss, flat(slopes)
+
+    def _compiled_taps(self, given: dict[str, Any], labels: Any) -> dict[str, Array]:
+        """All taps of arrays, from one program of `jax.jit`."""
+        arrays = given | {"labels": labels}
+        taps: dict[str, Array] = jax.jit(lambda params: self.taps(**arrays, params=params))(self.params)
+        return taps
 
 
 class GPTJForSequenceClassificationModule(nn.Module):

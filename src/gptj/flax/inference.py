@@ -24,6 +24,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from gptj.config import GPTJConfig
+from gptj.flax.adapters import LowRank
 from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
 from gptj.flax.layers import Embedding, LayerNorm, Linear, multiply
 from gptj.flax.model import Attention, Block, make_attention_inputs
@@ -49,7 +50,7 @@ def weights_first(call: Callable[..., Array], arguments: Any, keywords: Any, con
     y = lax.optimization_barrier(columns).T.reshape(*x.shape[:-1], -1)
     if linear.use_bias:
         y += linear.get_variable("params", "bias").astype(y.dtype)
-    return y.astype(x.dtype)
+    return LowRank(linear)(x, y.astype(x.dtype))
 
 
 def batch_in_heads(call: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
@@ -143,7 +144,7 @@ def compiled_block(
     """
 
     def run(
-        params: Params, past: Any, x: Array, attention_inputs: Any, head_mask: Array | None
+        params: Params, added: Params, past: Any, x: Array, attention_inputs: Any, head_mask: Array | None
     ) -> tuple[Array, KVCache | None, Array | None]:
         slots, rotation, mask = attention_inputs
         cache = Slots(past, slots[0], prompt_only) if decoder_cache else CacheBuilder(past, slots)
@@ -152,10 +153,10 @@ def compiled_block(
             rules.enter_context(nn.intercept_methods(weights_first))
             if decoder_cache and not prompt_only:
                 rules.enter_context(nn.intercept_methods(batch_in_heads))
-            x, weights = Block(config).apply({"params": params}, *arguments)
+            x, weights = Block(config).apply({"params": params, **added}, *arguments)
         return x, cache.build(None) if use_cache else None, weights
 
-    return jax.jit(run, donate_argnums=1 if decoder_cache else ())
+    return jax.jit(run, donate_argnums=2 if decoder_cache else ())
 
 
 @functools.lru_cache(maxsize=64)
@@ -177,9 +178,10 @@ class FastPath:
     Args:
         module: the module.
         params: its parameters, which stay what and where they are.
+        adapter: the collections of the adapter at work; see `AdapterMixin.adapter_variables`.
     """
 
-    def __init__(self, module: Any, params: Params) -> None:
+    def __init__(self, module: Any, params: Params, adapter: Params) -> None:
         self.module, self.config = module, module.config
         base = params["transformer"]
         self.embedding: Array = base["wte"]["weight"]
@@ -187,6 +189,13 @@ class FastPath:
         self.blocks = [base["h"][str(n)] for n in range(self.config.n_layer)]
         outer = {"ln_f": base["ln_f"]} | ({"wte": base["wte"]} if self.config.tie_word_embeddings else {})
         self.exit = {"transformer": outer, "lm_head": params["lm_head"]}
+        self.adapt(adapter)
+
+    def adapt(self, adapter: Params) -> None:
+        """Compute with an adapter from now on; with no collections, with none."""
+        trees = {kind: tree["transformer"]["h"] for kind, tree in adapter.items()}
+        numbers = map(str, range(self.config.n_layer))
+        self.added = [{kind: tree[n] for kind, tree in trees.items() if n in tree} for n in numbers]
 
     def __call__(
         self,
@@ -224,9 +233,9 @@ class FastPath:
         factors = self._head_masks(arguments["head_mask"])
         block = compiled_block(self.config, decoder_cache, prompt_only, use_cache, output_attentions)
         hidden, attentions, keys, values = [x], [], [], []
-        for n, params in enumerate(self.blocks):
+        for n, (params, added) in enumerate(zip(self.blocks, self.added, strict=True)):
             layer = None if past is None else KVCache((past.keys[n],), (past.values[n],), None, fixed)
-            x, layer, weights = block(params, layer, x, attention_inputs, factors[n])
+            x, layer, weights = block(params, added, layer, x, attention_inputs, factors[n])
             if output_hidden_states:
                 hidden.append(x)
             if layer is not None:
@@ -324,5 +333,5 @@ class InferenceMixin:
             arrays[name] = jax.block_until_ready(jnp.asarray(arrays[name], dtype))
         model._params = nested(arrays.items())
         model.module = model.module.clone(dtype=None, param_dtype=dtype, gradient_checkpointing=False)
-        model.fast_path, model._is_prepared = FastPath(model.module, model._params), True
+        model.fast_path, model._is_prepared = FastPath(model.module, model._params, model.adapter_variables()), True
         return self

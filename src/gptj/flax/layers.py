@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from gptj.config import GPTJConfig
+from gptj.flax.adapters import LowRank
 from gptj.rotary import rotary_table
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -62,15 +63,15 @@ class Linear(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, weight: Any = None) -> Array:
-        """(..., i) -> (..., o), in x's dtype."""
+    def __call__(self, x: Array, weight: Any = None, *, train: bool = False) -> Array:
+        """(..., i) -> (..., o), in x's dtype, with what an adapter adds; `train` is of its dropout."""
         if not self.tied:
             start = nn.initializers.normal(self.deviation)
             weight = self.param("weight", start, (self.outputs, self.inputs), self.param_dtype)
         y = multiply(x, weight.astype(x.dtype), (x.ndim - 1, 1))
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.outputs,), self.param_dtype).astype(y.dtype)
-        return y.astype(x.dtype)
+        return LowRank(self)(x, y.astype(x.dtype), train)
 
 
 class Embedding(nn.Module):

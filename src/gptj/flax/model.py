@@ -104,7 +104,7 @@ class Attention(nn.Module):
 
         `update_cache` takes the new keys and values, and returns those to attend over; `taps` is given what is between.
         """
-        q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (self._heads(project(x, train=train)) for project in (self.q_proj, self.k_proj, self.v_proj))
         if taps is not None:
             taps(q=q, k=k, v=v)
         q, k = rotate_pairs(q, *rotation), rotate_pairs(k, *rotation)
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         k, v = update_cache(k, v)
         mixed, weights = self._attend(q, k, v, attention_mask, head_mask, train, taps=taps)
         mixed = mixed.swapaxes(1, 2).reshape(x.shape)
-        x = self.resid_dropout(self.out_proj(mixed), deterministic=not train)
+        x = self.resid_dropout(self.out_proj(mixed, train=train), deterministic=not train)
         if taps is not None:
             taps(mixed=mixed, out_proj=x)
         return x, weights if output_attentions else None
@@ -162,14 +162,14 @@ class MLP(nn.Module):
 
     def __call__(self, x: Array, train: bool, taps: TapCollector | None = None) -> Array:
         """The layer's contribution, (b, t, m)."""
-        x = self.fc_in(x)
+        x = self.fc_in(x, train=train)
         if taps is not None:
             taps(fc_in=x)
         # Differs: PyTorch's activations compute 16-bit numbers in float32 by themselves.
         x = ACTIVATIONS[self.config.activation_function](at_least_float32(x)).astype(x.dtype)
         if taps is not None:
             taps(activation=x)
-        x = self.resid_dropout(self.fc_out(x), deterministic=not train)
+        x = self.resid_dropout(self.fc_out(x, train=train), deterministic=not train)
         if taps is not None:
             taps(fc_out=x)
         return x

@@ -27,6 +27,7 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError, SchemaError
+from gptj.flax.adapters import AdapterMixin
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -36,6 +37,7 @@ from gptj.outputs import (
 )
 from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
+from gptj.pretrained.adapted import HeldAdapters
 from gptj.pretrained.base import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
 from gptj.taps import TapCollector
@@ -99,7 +101,7 @@ def flat(params: Params) -> dict[str, Any]:
     return {".".join(path): leaf for path, leaf in traverse_util.flatten_dict(params).items()}
 
 
-class PretrainedModel(Pretrained):
+class PretrainedModel(AdapterMixin, Pretrained):
     """The hooks of `gptj.pretrained.Pretrained` in Flax.
 
     Differs: a Flax module is a description without state, so the model is a wrapper that holds the module and its
@@ -144,7 +146,7 @@ class PretrainedModel(Pretrained):
         computation = None if dtype is None else numpy_dtype(dtype_name(dtype))
         require_x64(parameters, where="param_dtype")
         require_x64(computation or parameters)
-        self.config = config
+        self.config, self._held_adapters = config, HeldAdapters()
         self.module = self.module_class(copy.deepcopy(config), dtype=computation, param_dtype=parameters)
         self._params: Params | None = None
         if _do_init:
@@ -209,6 +211,7 @@ class PretrainedModel(Pretrained):
         model.module = model.module.clone(gradient_checkpointing=self.gradient_checkpointing)
         model._params = None if self._params is None else self._params["transformer"]
         model._inside, model._is_prepared = True, self._is_prepared
+        model._held_adapters = self._held_adapters
         return model
 
     @property
@@ -358,12 +361,16 @@ class PretrainedModel(Pretrained):
         return self._params is not None
 
     def _list_arrays(self) -> Iterator[ArrayFacts]:
+        held = self._adapters
         if self._params is None:
             for row in schema(self.config, self.head):
-                yield ArrayFacts(row.size, 0, True)
+                yield ArrayFacts(row.size, 0, not held.by_name)
         else:
             for array in jax.tree.leaves(self._params):
-                yield ArrayFacts(int(np.size(array)), int(array.nbytes), True)
+                yield ArrayFacts(int(np.size(array)), int(array.nbytes), not held.by_name)
+        for name, adapter in held.by_name.items():
+            for array in jax.tree.leaves(held.arrays[name]["adapter"]):
+                yield ArrayFacts(int(array.size), int(array.nbytes), adapter.trains and name == held.active)
 
     def _buffer_bytes(self) -> int:
         # Differs: a Flax module has no buffers; its rotary table is a constant of what is compiled.

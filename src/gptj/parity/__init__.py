@@ -15,7 +15,18 @@
     trace_record.py  a backend's trace                                                   record_trace
     bounds.py        how far rounding takes each value, and why
     operations.py    each value again in float64, from the inputs that were recorded
-    differences.py   where traces part, and whether the error was born there             Comparison, compare_traces
+    mistaken.py      an operation with one step put otherwise
+    mutants.py       known mistakes, each such an operation                              MISTAKES
+    signatures.py    the known mistake that explains a wrong value
+    extras.py        gradients and greedy texts beside the taps
+    oracle_gradients.py  the oracle's backward pass
+    differences.py   where traces part, and whether the error was born there             compare_traces
+    comparison.py    what is found and said of it                                        Comparison
+
+    findings.py      what was found, as one JSON document with a schema                  Findings
+    json_schema.py   JSON checked against a schema
+    gather.py        findings of a run, and of traces            findings_of_report, findings_of_comparison
+    reports/         a page, JUnit XML, Markdown
 
 >>> from gptj.parity import run_parity
 >>> run_parity("model", ["pt", "flax"]).raise_if_failed()  # doctest: +SKIP
@@ -29,6 +40,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptj.parity.compare import compare_records
     from gptj.parity.differences import Comparison, compare_traces
+    from gptj.parity.findings import Findings
+    from gptj.parity.gather import findings_of_comparison, findings_of_report
     from gptj.parity.oracle import Oracle, OracleOutput
     from gptj.parity.probe import Probe, make_probe
     from gptj.parity.record import Record, record_backend
@@ -43,6 +56,8 @@ if TYPE_CHECKING:
 _ROOMS = {
     "compare": ("compare_records",),
     "differences": ("Comparison", "compare_traces"),
+    "findings": ("Findings",),
+    "gather": ("findings_of_comparison", "findings_of_report"),
     "report": ("Divergence", "Measure", "ParityReport"),
     "oracle": ("Oracle", "OracleOutput"),
     "probe": ("Probe", "make_probe"),
@@ -60,6 +75,7 @@ __all__ = [
     "BackendProcessError",
     "Comparison",
     "Divergence",
+    "Findings",
     "Measure",
     "Oracle",
     "OracleOutput",
@@ -72,6 +88,8 @@ __all__ = [
     "TraceFacts",
     "compare_records",
     "compare_traces",
+    "findings_of_comparison",
+    "findings_of_report",
     "make_probe",
     "open_oracle",
     "open_trace",

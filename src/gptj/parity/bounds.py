@@ -68,11 +68,13 @@ class Rounding:
         unit: the unit roundoff u: no rounding changes a value by more than this share of it.
         summing: that of the type that products are summed in.
         smallest: what a result may lose where it underflows.
+        weights: the relative error of weights that were quantised, beside their root of the mean square.
     """
 
     unit: float
     summing: float
     smallest: float
+    weights: float = 0.0
 
     @classmethod
     def of(cls, *dtypes: str) -> Rounding:
@@ -86,6 +88,14 @@ class Rounding:
         # Processors that flush do so for float32 and wider; float16 alone would lose values that matter.
         lost = (info.smallest_subnormal if info.bits == 16 else info.smallest_normal for info in infos)
         return cls(unit, min(unit, 2.0**-24), max(map(float, lost)))
+
+    def quantized(self) -> Rounding:
+        """The same where weights were rounded to 8 bits with a scale a channel.
+
+        Rounding to a grid of largest / 127 errs by its step over sqrt(12), and a channel's largest weight is some four
+        times their root of the mean square: 4 / (127 sqrt(12)) = 0.009, near 2^-7.
+        """
+        return dataclasses.replace(self, weights=2.0**-7)
 
     def sum_of(self, length: int) -> float:
         """The share of the sum of absolute values by which a sum of so many products may be off."""
@@ -124,15 +134,22 @@ def rounding_of_rotation(x: Array, sin: Array, cos: Array, rounding: Rounding) -
     return bound
 
 
-def rounding_of_softmax(scores: Array, visible: NDArray[np.bool_], weights: Array, rounding: Rounding) -> Array:
+def rounding_of_softmax(
+    scores: Array, visible: NDArray[np.bool_], weights: Array, rounding: Rounding, *, off: Array | float = 0.0
+) -> Array:
     """The bound of attention weights; exactly 0 where a key cannot be seen.
+
+    Args:
+        scores, visible, weights: (b, h, t, s).
+        rounding: the arithmetic.
+        off: what the scores may be off by, where they were not recorded.
 
     An exponential hands the absolute error of its argument on as a relative one: of the score as recorded, of the
     subtraction of the largest, of the function itself. The sum does so for all keys, by their weights.
     """
     seen = np.where(visible, scores, 0)
     below = np.abs(seen - np.where(visible, scores, -np.inf).max(-1, keepdims=True, initial=np.finfo(np.float64).min))
-    own = rounding.unit * (2 * np.where(visible, below, 0) + np.abs(seen) + 8)
+    own = rounding.unit * (2 * np.where(visible, below, 0) + np.abs(seen) + 8) + np.where(visible, off, 0)
     share = own + (weights * own).sum(-1, keepdims=True) + rounding.sum_of(scores.shape[-1])
     bound: Array = np.where(visible, weights * np.expm1(share) + rounding.smallest, 0)
     return bound
@@ -272,8 +289,12 @@ class _Walk:
         return error
 
     def _from(self, tap: str) -> Any:
-        """The relative error of an input; where the trace does not hold it, the largest of what was before."""
-        return self._relative.get(tap, self._last)
+        """The relative error of an input; where the trace does not hold it, the largest of what was before.
+
+        Between that and the input stand two products with weights at most.
+        """
+        found = self._relative.get(tap)
+        return np.hypot(self._last, 2 * self._rounding.weights) if found is None else found
 
     def _sum(self, length: int) -> float:
         return math.sqrt(length) * self._rounding.summing + 3 * self._rounding.unit
@@ -304,7 +325,8 @@ class _Walk:
         if inner == "loss":
             return 2 * np.asarray(_most(self._from("logits"))).max() * self._logits_over_loss() + 3 * unit
         source = sources.get(inner, "ln_1")
-        return np.hypot(self._from(block + source), self._sum(lengths.get(inner, config.n_embd)))
+        own = math.hypot(self._sum(lengths.get(inner, config.n_embd)), self._rounding.weights)
+        return np.hypot(self._from(block + source), own)
 
     def _of_layer_norm(self, entering: str) -> Any:
         size, length = self._sizes.get(entering), self._config.n_embd

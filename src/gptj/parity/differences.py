@@ -14,197 +14,37 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptj.errors import InputError, shown
+from gptj.inputs import IGNORED_LABEL
 from gptj.parity.bounds import Rounding, TokenSizes, accumulated
+from gptj.parity.comparison import Comparison, Origin, PairDifferences, TapDifference, spell_tap
+from gptj.parity.extra_differences import GradientDifference, compare_gradients, compare_texts
 from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
+from gptj.parity.oracle import Oracle
+from gptj.parity.oracle_gradients import loss_gradients
+from gptj.parity.signatures import find_signature
 from gptj.parity.trace import INPUTS, Trace, rotary_sha256
+from gptj.schema import schema
 from gptj.taps import split_tap
 
-__all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap"]
+__all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap", "token_slices"]
 
 Array = NDArray[Any]
-Verdict = Literal["born there", "came in", "cannot be told"]
 
 _SLICE = 2**19
 """Elements of a tap that are read at a time, of each trace: 4 MB in float64, of which some ten are held."""
 
+_MOST_EXACT = 2**27
+"""Parameters of a model whose gradients are computed in float64: 1 GB of them."""
+
 _FACTS = ("dtype", "path", "weights_sha256")
 _AXES = {"b": "row", "h": "head", "t": "token", "s": "key", "d": "channel", "m": "channel", "f": "channel",
          "v": "vocabulary"}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class TapDifference:
-    """One tap's difference, at the place where it is the largest share of its bound.
-
-    Attributes:
-        tap: the full name.
-        difference: absolute; infinity where a value is not finite.
-        bound: how much of it rounding explains.
-        where: row, head, token, channel, as far as the tap has them.
-    """
-
-    tap: str
-    difference: float
-    bound: float
-    where: str
-
-    @property
-    def holds(self) -> bool:
-        """Whether rounding explains it; what is not finite it never does, whatever the bound."""
-        return math.isfinite(self.difference) and self.difference <= self.bound
-
-    def as_dict(self) -> dict[str, Any]:
-        """The facts as JSON takes them; what is not finite is null."""
-        numbers = {"difference": _finite(self.difference), "bound": _finite(self.bound)}
-        return {"tap": self.tap, **numbers, "where": self.where, "holds": self.holds}
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Whether a tap of one trace is what its operation gives on the recorded inputs.
-
-    Attributes:
-        trace: its name.
-        verdict: "born there" where it is not, "came in" where it is.
-        own: the tap's difference from its operation in float64; None where that cannot be told.
-        needs: the input that the trace does not hold, where it cannot be told.
-    """
-
-    trace: str
-    verdict: Verdict
-    own: TapDifference | None = None
-    needs: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The facts as JSON takes them."""
-        own = None if self.own is None else self.own.as_dict()
-        return {"trace": self.trace, "verdict": self.verdict, "own": own, "needs": self.needs}
-
-
-@dataclasses.dataclass(frozen=True)
-class PairDifferences:
-    """One trace against the base.
-
-    Attributes:
-        base, other: the traces' names.
-        taps: that both have, in the order of the computation.
-        first: that leaves its bound, None where all hold.
-        origins: of `first`, in the base and in the other.
-    """
-
-    base: str
-    other: str
-    taps: tuple[TapDifference, ...]
-    first: TapDifference | None
-    origins: tuple[Origin, ...]
-
-    @property
-    def headline(self) -> str:
-        """The result in a sentence."""
-        if self.first is None:
-            return f"{self.other} agrees with {self.base}: all {len(self.taps)} taps within what rounding explains"
-        first, born = self.first, [origin for origin in self.origins if origin.verdict == "born there"]
-        start = f"{self.other} first differs from {self.base} in {spell_tap(first.tap)}"
-        size = f"{first.difference:.1e} where rounding explains {first.bound:.0e}; {first.where}"
-        if born:
-            own = [f"{origin.trace} ({_own(origin)})" for origin in born]
-            return f"{start}: born there, in {' and '.join(own)}; between the two {size}"
-        if all(origin.verdict == "came in" for origin in self.origins):
-            return f"{start}: it came in with that operation's inputs; {size}"
-        needs = ", ".join(sorted({origin.needs for origin in self.origins if origin.needs is not None}))
-        if needs == "weights":  # no tap before it differs, its inputs' neither
-            return f"{start}: born there, in one of the two, whose inputs agree; {size}. Which needs the weights"
-        return f"{start}: {size}. Whether it was born there needs {needs}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The facts as JSON takes them."""
-        return {
-            "base": self.base,
-            "other": self.other,
-            "headline": self.headline,
-            "first": None if self.first is None else self.first.as_dict(),
-            "origins": [origin.as_dict() for origin in self.origins],
-            "taps": [tap.as_dict() for tap in self.taps],
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Some traces compared.
-
-    Attributes:
-        pairs: each trace but the base, against the base.
-        born: of each trace, by name, every tap that is not what its operation gives.
-        left_out: taps that not all traces have.
-        facts: what differs between the traces' facts, in words.
-    """
-
-    pairs: tuple[PairDifferences, ...]
-    born: dict[str, tuple[TapDifference, ...]]
-    left_out: tuple[str, ...]
-    facts: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether rounding explains every difference, and every tap that was computed again."""
-        return all(pair.first is None for pair in self.pairs) and not any(self.born.values())
-
-    def lines(self, *, every: bool = False) -> Iterator[str]:
-        """The report: headlines, errors that were born, what was left out; with `every`, each tap."""
-        for pair in self.pairs:
-            yield pair.headline
-        for trace, taps in self.born.items():
-            for own in taps if every else taps[:3]:
-                yield f"{trace}: {spell_tap(own.tap)} is not what its inputs give: {_size(own)}"
-            if len(taps) > 3 and not every:
-                yield f"{trace}: and {len(taps) - 3} taps more"
-        yield from self.facts
-        if self.left_out:
-            some = ", ".join(self.left_out[:4])
-            more = f" and {len(self.left_out) - 4} more" if len(self.left_out) > 4 else ""
-            yield f"not in every trace, and not compared: {some}{more}"
-        if every:
-            for pair in self.pairs:
-                yield from (f"{pair.other}  {tap.tap}  {_size(tap)}" for tap in pair.taps)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The facts as JSON takes them."""
-        return {
-            "passed": self.passed,
-            "pairs": [pair.as_dict() for pair in self.pairs],
-            "born": {trace: [tap.as_dict() for tap in taps] for trace, taps in self.born.items()},
-            "left_out": list(self.left_out),
-            "facts": list(self.facts),
-        }
-
-
-def spell_tap(tap: str) -> str:
-    """A tap in words.
-
-    >>> spell_tap("h.3.q_rotated"), spell_tap("ln_f")
-    ('block 3, q_rotated', 'ln_f')
-    """
-    block, inner = split_tap(tap)
-    return tap if block is None else f"block {block}, {inner}"
-
-
-def _size(tap: TapDifference) -> str:
-    return f"{tap.difference:.1e} where rounding explains {tap.bound:.0e}; {tap.where}"
-
-
-def _own(origin: Origin) -> str:
-    assert origin.own is not None
-    return _size(origin.own)
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
 
 
 # ---- comparing
@@ -231,18 +71,23 @@ def compare_traces(
     others = [trace for trace in traces if trace is not base]
     common = [tap for tap in base.places if all(tap in other.places for other in others)]
     every = list(dict.fromkeys(tap for trace in traces for tap in trace.places))
-    if not common:
+    gradients = tuple(dict.fromkeys(found for other in others for found in _gradients(base, other, weights)))
+    if not common and not gradients and not all(trace.extras.generated for trace in traces):
         raise InputError("no tap in common", where=_names(traces))
     sizes: dict[str, TokenSizes] = {}
-    found: list[dict[str, _Largest]] = [{} for _ in others]
+    found: list[dict[str, tuple[_Largest, _Largest]]] = [{} for _ in others]
     origins: dict[str, tuple[Origin, ...]] = {}
+    tried: dict[str, set[str]] = {trace.name: set() for trace in traces}
+    # By the base's epsilon and activation: a trace that says others computed something else.
+    judged = [dataclasses.replace(trace, facts=dataclasses.replace(trace.facts, config=base.facts.config))
+              for trace in traces]  # fmt: skip
     for tap in common:
         if progress is not None:
             progress(tap)
         sizes[tap], differences = _differences(base, others, tap)
         for of_one, difference in zip(found, differences, strict=True):
             of_one[tap] = difference
-        origins[tap] = tuple(_origin(trace, tap, weights) for trace in traces)
+        origins[tap] = tuple(_origin(trace, tap, weights, tried[trace.name]) for trace in judged)
     pairs = tuple(
         _pair(base, other, sizes, difference, origins) for other, difference in zip(others, found, strict=True)
     )
@@ -253,7 +98,45 @@ def compare_traces(
         for number, trace in enumerate(traces)
     }  # fmt: skip
     left_out = tuple(tap for tap in every if tap not in common)
-    return Comparison(pairs, born, left_out, tuple(_facts(base, others)))  # type: ignore[arg-type]
+    looks_like = {
+        trace.name: {
+            tap: of_tap[number].looks_like for tap, of_tap in origins.items() if of_tap[number].looks_like is not None
+        }
+        for number, trace in enumerate(traces)
+    }
+    texts = tuple(text for other in others for text in compare_texts(base, other, _logit_bound(base, other, sizes)))
+    facts = tuple(_facts(base, others))
+    return Comparison(pairs, born, left_out, facts, looks_like, gradients, texts)  # type: ignore[arg-type]
+
+
+def _gradients(base: Trace, other: Trace, weights: ReadWeight | None) -> list[GradientDifference]:
+    """The gradients that the two have, with the oracle's where there are weights and few enough to differentiate."""
+    exact = None
+    inputs = {name: base.read_input(name) for name in INPUTS}
+    size = sum(math.prod(row.shape) for row in schema(base.facts.config))
+    if weights is not None and size <= _MOST_EXACT and inputs["input_ids"] is not None and inputs["labels"] is not None:
+        ids, labels = inputs["input_ids"], inputs["labels"]
+        exact = {}
+        for trace in (base, other):
+            if trace.extras.gradients and trace.facts.dtype not in exact:
+                oracle = Oracle(trace.facts.config, _rounded(weights, trace.facts.dtype))
+                _, exact[trace.facts.dtype] = loss_gradients(
+                    oracle, ids, inputs["attention_mask"], inputs["position_ids"], labels=labels
+                )
+    return compare_gradients(base, other, (_rounding(base), _rounding(other)), exact)
+
+
+def _rounded(weights: ReadWeight, dtype: str) -> Callable[[str], Array]:
+    return lambda name: weights(name, dtype)
+
+
+def _logit_bound(base: Trace, other: Trace, sizes: dict[str, TokenSizes]) -> float | None:
+    """How far rounding may move a logit of any token, in the two together; None where they have no logits."""
+    if "logits" not in sizes:
+        return None
+    config, keys = base.facts.config, base.sizes["s"]
+    return sum(float(accumulated(sizes, config, _rounding(trace), keys=keys)["logits"].max())
+               for trace in (base, other))  # fmt: skip
 
 
 def _named_apart(traces: Sequence[Trace]) -> list[Trace]:
@@ -292,10 +175,11 @@ def _require_comparable(traces: Sequence[Trace]) -> None:
 
 def _rounding(trace: Trace) -> Rounding:
     stored = {place.tensor.dtype for place in trace.places.values()} - {"bool"}
-    return Rounding.of(trace.facts.dtype, *sorted(stored))
+    rounding = Rounding.of(trace.facts.dtype, *sorted(stored))
+    return rounding.quantized() if trace.facts.path == "int8" else rounding
 
 
-def _slices(trace: Trace, tap: str) -> Iterator[slice]:
+def token_slices(trace: Trace, tap: str) -> Iterator[slice]:
     """All tokens, some at a time."""
     shape, t = trace.shape(tap), max(1, trace.sizes.get("t", 1))
     step = max(1, _SLICE * t // max(1, math.prod(shape)))
@@ -354,7 +238,8 @@ class _Largest:
         """The difference that is the largest share of its bound, which a token has one of."""
         bounds = np.broadcast_to(bounds, self.sizes.shape)
         worst = np.unravel_index(int(_shares(self.sizes, bounds).argmax()), self.sizes.shape)
-        return TapDifference(tap, float(self.sizes[worst]), float(bounds[worst]), _spell(self.places[worst], self.axes))
+        place = _spell(self.places[worst], self.axes)
+        return TapDifference(tap, float(self.sizes[worst]), float(bounds[worst]), place)
 
 
 def _shares(difference: Array, bounds: Array) -> Array:
@@ -376,39 +261,79 @@ def _float64(values: Array) -> Array:
     return np.asarray(values, np.float64)
 
 
-def _differences(base: Trace, others: Sequence[Trace], tap: str) -> tuple[TokenSizes, list[_Largest]]:
-    """The sizes of the base's tokens, and each other trace's differences from it."""
+def _differences(base: Trace, others: Sequence[Trace], tap: str) -> tuple[TokenSizes, list[tuple[_Largest, _Largest]]]:
+    """The sizes of the base's tokens, and each other trace's differences from it: of all, and of all but padding."""
     axes = base.places[tap].axes
     sizes: list[TokenSizes] = []
-    found: list[list[_Largest]] = [[] for _ in others]
-    for tokens in _slices(base, tap):
+    found: list[tuple[list[_Largest], list[_Largest]]] = [([], []) for _ in others]
+    padding = _padding(base, *others)
+    for tokens in token_slices(base, tap):
         wanted = _float64(base.read(tap, tokens))
         sizes.append(TokenSizes.of(wanted, axes))
-        for parts, other in zip(found, others, strict=True):
+        out = _at_padding(padding, tap, axes, tokens, wanted.shape)
+        for (every, but), other in zip(found, others, strict=True):
             values, same = np.broadcast_arrays(_float64(other.read(tap, tokens)), wanted)
-            parts.append(_Largest.of(values, same, axes, tokens.start))
-    return TokenSizes.join(sizes), [_Largest.join(parts) for parts in found]
+            every.append(_Largest.of(values, same, axes, tokens.start))
+            if out is None:
+                but.append(every[-1])
+            else:
+                but.append(_Largest.of(np.where(out, 0, values), np.where(out, 0, same), axes, tokens.start))
+    return TokenSizes.join(sizes), [(_Largest.join(every), _Largest.join(but)) for every, but in found]
 
 
-def _origin(trace: Trace, tap: str, weights: ReadWeight | None) -> Origin:
-    """Whether a tap is what its operation gives on the recorded inputs."""
+def _at_padding(padding: Array | None, tap: str, axes: str, tokens: slice, shape: tuple[int, ...]) -> Array | None:
+    """The elements of some tokens of a tap that reach no token of the text: padding's, and scores of its keys."""
+    if padding is None or "t" not in axes:
+        return None
+    rows = padding[:, tokens]
+    out = rows.reshape([*rows.shape[:1], *(rows.shape[1] if axis == "t" else 1 for axis in axes[1:])])
+    if tap.endswith(".scores"):
+        out = out | padding[:, None, None, :]
+    return np.broadcast_to(out[: shape[0]] if shape[0] == 1 else out, shape)
+
+
+def _origin(trace: Trace, tap: str, weights: ReadWeight | None, tried: set[str]) -> Origin:
+    """Whether a tap is what its operation gives on the recorded inputs, and which known mistake explains it if not.
+
+    Args:
+        trace: its trace.
+        tap: its name.
+        weights: reads the model's.
+        tried: operations for whose error in an earlier block an explanation was tried; this one is added.
+    """
     operation = OperationOf(trace, tap, weights)
-    axes, worst = trace.places[tap].axes, None
-    worst_share = -1.0
+    axes, padding = trace.places[tap].axes, _padding(trace)
+    parts: list[tuple[float, TapDifference]] = []
     try:
-        for tokens in _slices(trace, tap):
-            expected = operation.expect(tokens)
-            part, share = _judge_part(tap, _float64(trace.read(tap, tokens)), expected, axes, tokens.start)
-            if share > worst_share:
-                worst, worst_share = part, share
+        for tokens in token_slices(trace, tap):
+            expected, found = operation.expect(tokens), _float64(trace.read(tap, tokens))
+            out = _at_padding(padding, tap, axes, tokens, found.shape)
+            parts.extend(_judge_part(tap, found, expected, axes, tokens.start, out))
     except Missing as missing:
         return Origin(trace.name, "cannot be told", needs=str(missing))
-    assert worst is not None
-    return Origin(trace.name, "came in" if worst.holds else "born there", worst)
+    # What is wrong at padding alone is said where all else is right.
+    _, worst = max(parts, key=lambda part: (not part[1].holds and not part[1].padding, part[0]))
+    if worst.holds:
+        return Origin(trace.name, "came in", worst)
+    inner = split_tap(tap)[1]
+    like = None if inner in tried else find_signature(trace, tap, weights, token_slices)
+    tried.add(inner)
+    return Origin(trace.name, "born there", worst, looks_like=like)
 
 
-def _judge_part(tap: str, found: Array, expected: Expected, axes: str, start: int) -> tuple[TapDifference, float]:
-    """The difference that is the largest share of its own element's bound, and the share."""
+def _judge_part(
+    tap: str, found: Array, expected: Expected, axes: str, start: int, padding: Array | None
+) -> Iterator[tuple[float, TapDifference]]:
+    """The difference that is the largest share of its own element's bound, and the share: of tokens, and of padding.
+
+    Args:
+        tap: its name.
+        found: as recorded.
+        expected: as its operation gives it.
+        axes: of the tap.
+        start: the first token.
+        padding: the elements that reach no token of the text; None is none.
+    """
     found, value, bound = np.broadcast_arrays(found, _float64(expected.value), expected.bound)
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(found - value)
@@ -417,28 +342,66 @@ def _judge_part(tap: str, found: Array, expected: Expected, axes: str, start: in
     difference = np.where(~np.isfinite(found) & ~np.isfinite(value), 0, difference)
     bound = np.where(np.isnan(bound), np.inf, bound)
     share = _shares(difference, bound)
-    place = np.array(np.unravel_index(int(share.argmax()), share.shape), np.int64)
-    at = tuple(place)
-    own, limit, worst = float(difference[at]), float(bound[at]), float(share[at])
-    if "t" in axes:
-        place[axes.index("t")] += start
-    return TapDifference(tap, own, limit, _spell(place, axes)), worst
+    if padding is None:
+        wheres = [(False, np.ones(share.shape, bool))]
+    else:
+        out = np.broadcast_to(padding, share.shape)
+        wheres = [(False, ~out), (True, out)]
+    for alone, among in wheres:
+        if not among.any():
+            continue
+        of_these = np.where(among, share, -1)
+        place = np.array(np.unravel_index(int(of_these.argmax()), share.shape), np.int64)
+        at = tuple(place)
+        own, limit, worst = float(difference[at]), float(bound[at]), float(share[at])
+        if "t" in axes:
+            place[axes.index("t")] += start
+        yield worst, TapDifference(tap, own, limit, _spell(place, axes), alone and worst > 1)
 
 
 def _pair(
-    base: Trace, other: Trace, sizes: dict[str, TokenSizes], found: dict[str, _Largest],
+    base: Trace, other: Trace, sizes: dict[str, TokenSizes], found: dict[str, tuple[_Largest, _Largest]],
     origins: dict[str, tuple[Origin, ...]],
 ) -> PairDifferences:  # fmt: skip
     """The judgement on one trace against the base."""
-    config, keys = base.facts.config, base.sizes["s"]
+    config, keys = base.facts.config, base.sizes.get("s", 1)
     ours, theirs = (accumulated(sizes, config, _rounding(trace), keys=keys) for trace in (base, other))
-    taps = tuple(largest.judge(tap, ours[tap] + theirs[tap]) for tap, largest in found.items())
+    taps = tuple(_judge(tap, ours[tap] + theirs[tap], *largest) for tap, largest in found.items())
 
     def of_pair(tap: str) -> tuple[Origin, ...]:
         return tuple(origin for origin in origins[tap] if origin.trace in (base.name, other.name))
 
-    first = next((tap for tap in taps if not tap.holds), None)
+    def born(tap: str) -> list[TapDifference]:
+        return [origin.own for origin in of_pair(tap) if origin.verdict == "born there" and origin.own is not None]
+
+    beyond = [tap for tap in taps if not tap.holds or born(tap.tap)]
+    first = min(beyond, key=lambda tap: all(own.padding for own in born(tap.tap)) and (tap.holds or tap.padding),
+                default=None)  # fmt: skip
     return PairDifferences(base.name, other.name, taps, first, () if first is None else of_pair(first.tap))
+
+
+def _judge(tap: str, bounds: Array, every: _Largest, but_padding: _Largest) -> TapDifference:
+    """The judgement on a tap, at a token that counts if one leaves its bound, at padding else."""
+    found = but_padding.judge(tap, bounds)
+    largest = every.judge(tap, bounds)
+    return found if largest.holds or not found.holds else dataclasses.replace(largest, padding=True)
+
+
+def _padding(*traces: Trace) -> Array | None:
+    """The tokens (b, t) whose values reach neither another token nor the loss; None where no trace says.
+
+    A mask leaves them out, and what follows them has no label that counts. A call with a cache has none.
+    """
+    mask, labels = (
+        next((values for trace in traces if (values := trace.read_input(name)) is not None), None)
+        for name in ("attention_mask", "labels")
+    )
+    if mask is None or mask.shape[1] != traces[0].sizes["t"]:
+        return None
+    padding: Array = mask == 0
+    if labels is not None:
+        padding[:, :-1] &= labels[:, 1:] == IGNORED_LABEL
+    return padding
 
 
 def _facts(base: Trace, others: Sequence[Trace]) -> Iterator[str]:

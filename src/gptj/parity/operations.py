@@ -31,6 +31,17 @@ Array = NDArray[Any]
 ReadWeight = Callable[[str, str], Array]
 """From a tensor's name and a dtype to its values, rounded to that dtype."""
 
+PRODUCTS = {
+    "q": ("ln_1", "attn.q_proj", False),
+    "k": ("ln_1", "attn.k_proj", False),
+    "v": ("ln_1", "attn.v_proj", False),
+    "out_proj": ("mixed", "attn.out_proj", False),
+    "fc_in": ("ln_1", "mlp.fc_in", True),
+    "fc_out": ("activation", "mlp.fc_out", True),
+    "logits": ("ln_f", "lm_head", True),
+}
+"""Taps that are products with a weight: of which tap, with which weight of the block, and whether it has a bias."""
+
 _ROWS = 2**21  # elements of a weight that are float64 at a time, and once more as absolute values
 
 
@@ -110,6 +121,8 @@ class OperationOf:
     def _weight(self, name: str) -> Array:
         if self._weights is None:
             raise Missing("weights")
+        if self._trace.facts.path == "int8":
+            raise Missing("the weights as they were quantised")
         if name not in self._kept:
             self._kept[name] = self._weights(name, self._trace.facts.dtype)
         return self._kept[name]
@@ -176,20 +189,34 @@ class OperationOf:
         return Expected(q @ k / root, bound)
 
     def _visible(self, tokens: slice) -> Expected:
-        """Causal, and without the padding of attention_mask where the trace says one."""
+        """Causal, and without the padding."""
         t, s = self._trace.sizes["t"], self._trace.sizes["s"]
         causal = np.tril(np.ones((t, s), bool), s - t)[None, None, tokens]
         mask = self._trace.read_input("attention_mask")
-        value = causal if mask is None else causal & mask.astype(bool)[:, None, None, :]
+        if mask is None:
+            raise Missing("attention_mask")
+        value = causal & mask.astype(bool)[:, None, None, :]
         return Expected(value, np.zeros(value.shape))
 
+    def _scored(self, tokens: slice) -> tuple[Array, Array | float]:
+        """The scores and what they may be off by: computed again where the trace has queries and keys alone."""
+        if self._block + "scores" in self._trace.places:
+            return self._near("scores", tokens), 0.0
+        products = self._scores(tokens)
+        return products.value, products.bound
+
+    def _seen(self, tokens: slice) -> Array:
+        """What is visible, by the mask where the trace does not have it."""
+        recorded = self._block + "visible" in self._trace.places
+        return self._near("visible", tokens) if recorded else self._visible(tokens).value
+
     def _softmax(self, tokens: slice) -> Expected:
-        scores, visible = self._near("scores", tokens), self._near("visible", tokens)
-        visible = np.broadcast_to(visible, scores.shape)
+        scores, off = self._scored(tokens)
+        visible = np.broadcast_to(self._seen(tokens), scores.shape)
         below = np.where(visible, scores, np.finfo(np.float64).min)
         exponentials = np.exp(below - below.max(-1, keepdims=True))
         value = np.where(visible, exponentials / exponentials.sum(-1, keepdims=True), 0)
-        return Expected(value, bounds.rounding_of_softmax(scores, visible, value, self._rounding))
+        return Expected(value, bounds.rounding_of_softmax(scores, visible, value, self._rounding, off=off))
 
     def _mix(self, tokens: slice) -> Expected:
         self._require_no_cache()
@@ -212,27 +239,22 @@ class OperationOf:
 
     def _linear(self, tokens: slice) -> Expected:
         """x W' + bias; W is float64 some rows at a time."""
-        source, name, has_bias = {
-            "q": ("ln_1", "attn.q_proj", False),
-            "k": ("ln_1", "attn.k_proj", False),
-            "v": ("ln_1", "attn.v_proj", False),
-            "out_proj": ("mixed", "attn.out_proj", False),
-            "fc_in": ("ln_1", "mlp.fc_in", True),
-            "fc_out": ("activation", "mlp.fc_out", True),
-            "logits": ("ln_f", "lm_head", True),
-        }[self._inner]
-        x = self._near(source, tokens)
+        source, name, has_bias = PRODUCTS[self._inner]
         full = name if self._inner == "logits" else f"{BASE_PREFIX}{self._block}{name}"
         tied = self._inner == "logits" and self._config.tie_word_embeddings
         weight = self._weight(f"{BASE_PREFIX}wte.weight" if tied else f"{full}.weight")
+        bias = self._weight(f"{full}.bias").astype(np.float64) if has_bias else None
+        return self._product(self._near(source, tokens), weight, bias)
+
+    def _product(self, x: Array, weight: Array, bias: Array | None) -> Expected:
+        """x W' + bias, with heads where the tap has them."""
         value, absolute = (np.empty((*x.shape[:-1], len(weight))) for _ in range(2))
         rows = max(1, _ROWS // weight.shape[1])
         for start in range(0, len(weight), rows):
             near = weight[start : start + rows].astype(np.float64).T
             value[..., start : start + rows] = x @ near
             absolute[..., start : start + rows] = np.abs(x) @ np.abs(near)
-        if has_bias:
-            bias = self._weight(f"{full}.bias").astype(np.float64)
+        if bias is not None:
             value, absolute = value + bias, absolute + np.abs(bias)
         if self._inner in ("q", "k", "v"):
             value, absolute = self._split_heads(value), self._split_heads(absolute)

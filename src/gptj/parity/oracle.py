@@ -73,6 +73,7 @@ class Oracle:
             (`transformer.wte.weight`); with `bare=True`, those of a GPTJModel (`wte.weight`).
         dtype: what everything is computed in, "float64" or "float32". float32 shows what rounding alone does.
         bare: whether names lack the prefix `transformer.`.
+        adapter: a LoRA adapter's scale, A (r, in) and B (out, r), by the layer: `h.0.attn.q_proj`.
 
     >>> config = GPTJConfig(vocab_size=7, n_positions=16, n_embd=8, n_layer=1, n_head=2, rotary_dim=2)
     >>> from gptj.schema import schema
@@ -88,11 +89,13 @@ class Oracle:
         *,
         dtype: DTypeLike = "float64",
         bare: bool = False,
+        adapter: Mapping[str, tuple[float, Any, Any]] | None = None,
     ) -> None:
         self.config = config
         self.dtype = np.dtype(dtype)
         self._read: Read = read.__getitem__ if isinstance(read, Mapping) else read
         self._prefix = "" if bare else BASE_PREFIX
+        self._adapter = adapter or {}
         self._collector: TapCollector | None = None
 
     # ---- the model
@@ -286,8 +289,19 @@ class Oracle:
 
     def linear(self, name: str, x: Array, *, bias: bool = False) -> Array:
         """x W' (+ bias): weights are stored output axis first."""
-        y: Array = x @ self.read(f"{name}.weight").T
+        y: Array = x @ self.read(f"{name}.weight").T + self.adapted(name.removeprefix(self._prefix), x)
         return y + self.read(f"{name}.bias") if bias else y
+
+    def adapted(self, name: str, x: Array) -> Any:
+        """The adapter's part of a layer's output, scale B (A x), Hu et al. 2021 (arXiv:2106.09685), equation 3."""
+        if name not in self._adapter:
+            return 0
+        scale, a, b = self._adapter[name]
+        return self.scaled(scale, x @ np.asarray(a, self.dtype).T @ np.asarray(b, self.dtype).T)
+
+    def scaled(self, scale: float, added: Array) -> Array:
+        """What an adapter's matrices give, times its scale."""
+        return scale * added
 
     def read(self, name: str) -> Array:
         """The tensor `name` in the oracle's dtype."""

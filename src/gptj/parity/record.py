@@ -197,6 +197,7 @@ def record_backend(
     dtype: str = "float32",
     probe: Probe | None = None,
     weights: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Record:
     """The answers of one backend, computed in this process.
 
@@ -206,6 +207,7 @@ def record_backend(
         dtype: what the parameters are loaded as.
         probe: what to ask; None makes one of the model's config.
         weights: which weights file, where the directory holds several sets.
+        adapter: the folder of a LoRA adapter to put to work.
 
     Raises:
         BackendError: there is no such backend, or its framework is not installed.
@@ -214,6 +216,8 @@ def record_backend(
     started = time.monotonic()
     wing = gptj.backend(backend)
     model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights)
+    if adapter is not None:
+        model.load_adapter(adapter)
     model.generation_config = None  # what a folder sets for its texts says nothing about the weights
     probe = make_probe(model.config) if probe is None else probe
     probe.check(model.config)
@@ -310,11 +314,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=PARAMETER_DTYPES)
     parser.add_argument("--probe", help="an .npz of what to ask; without it, one is made of the model's config")
     parser.add_argument("--weights", help="which weights file, where there are several sets")
+    parser.add_argument("--adapter", help="the folder of a LoRA adapter")
     parser.add_argument("--out", required=True, help="the folder for record.npz and record.json")
     options = parser.parse_args(arguments)
     try:
         probe = None if options.probe is None else Probe.load(options.probe)
-        chosen = {"dtype": options.dtype, "weights": options.weights}
+        chosen = {"dtype": options.dtype, "weights": options.weights, "adapter": options.adapter}
         record_backend(options.directory, options.backend, probe=probe, **chosen).save(options.out)
     except GPTJError as error:
         print(f"{error.code}: {error}", file=sys.stderr)

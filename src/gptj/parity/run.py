@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.adapters import read_adapter
 from gptj.backends import BACKENDS, choose_backend, install_one_of, installed_backends
 from gptj.checkpoint import open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig
@@ -60,6 +61,7 @@ def run_parity(
     probe: Probe | None = None,
     seed: int = 0,
     weights: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     keep: str | os.PathLike[str] | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
     check_manifest: bool = True,
@@ -73,6 +75,7 @@ def run_parity(
         dtype: what the weights are loaded as, in the backends and, rounded the same, in the oracle.
         probe: what to ask; None makes one of `seed`.
         weights: which weights file, where the directory holds several sets.
+        adapter: the folder of a LoRA adapter to put to work, in the backends and in the oracle.
         keep: a folder for the probe and the records, one folder a backend; None keeps nothing.
         timeout_s: how long one backend's process may take.
         check_manifest: first compare the files and tensors with the hashes in the directory's manifest.json, where
@@ -94,7 +97,7 @@ def run_parity(
     directory, weights = split_weights(directory, weights)
     manifest = _check_manifest(Path(directory), weights, wanted=check_manifest)
     names = _settle_backends(backends)
-    oracle = open_oracle(directory, dtype=dtype, weights=weights)
+    oracle = open_oracle(directory, dtype=dtype, weights=weights, adapter=adapter)
     probe = make_probe(oracle.config, seed=seed) if probe is None else probe
     probe.check(oracle.config)
     with _folder(keep) as folder:
@@ -105,7 +108,7 @@ def run_parity(
                 progress(name)
             record = record_in_process(
                 directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name, config=oracle.config,
-                weights=weights, timeout_s=timeout_s,
+                weights=weights, adapter=adapter, timeout_s=timeout_s,
             )  # fmt: skip
             _require_asked(record, name, dtype, probe, folder / name)
             records.append(record)
@@ -141,6 +144,7 @@ def record_in_process(
     out: Path,
     config: GPTJConfig | None = None,
     weights: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
 ) -> Record:
     """The record that a new Python process makes of one backend and leaves in `out`.
@@ -152,6 +156,8 @@ def record_in_process(
     command += ["--probe", os.fspath(probe), "--out", os.fspath(out)]
     if weights is not None:
         command += ["--weights", weights]
+    if adapter is not None:
+        command += ["--adapter", os.fspath(adapter)]
     run_in_process(command, backend, dtype=dtype, timeout_s=timeout_s)
     return Record.load(out, config=config)
 
@@ -223,15 +229,23 @@ def child_environment(dtype: str) -> dict[str, str]:
     return environment
 
 
-def open_oracle(directory: str | os.PathLike[str], *, dtype: str = "float64", weights: str | None = None) -> Oracle:
+def open_oracle(
+    directory: str | os.PathLike[str],
+    *,
+    dtype: str = "float64",
+    weights: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+) -> Oracle:
     """The float64 oracle of a checkpoint, its weights rounded to `dtype` as a backend's are when it loads them.
 
     Raises:
         SchemaError: the checkpoint is no whole causal language model.
-        GPTJError: it cannot be opened.
+        GPTJError: it, or the adapter, cannot be opened.
     """
     config, read = open_reference(directory, weights=weights)
-    return Oracle(config, lambda name: read(name, dtype))
+    added = None if adapter is None else read_adapter(adapter).arrays(config)
+    pairs = {row.module: (row.scale, a, b) for row, a, b in added or ()}
+    return Oracle(config, lambda name: read(name, dtype), adapter=pairs)
 
 
 def open_reference(

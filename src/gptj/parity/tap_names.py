@@ -18,6 +18,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gptj.errors import FormatError, InputError, did_you_mean, shown
@@ -26,9 +27,15 @@ from gptj.parity.layout import Layout
 from gptj.reading.safetensors_file import LONGEST_NAME
 from gptj.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, Tap, split_tap
 
-__all__ = ["Rule", "TapNames", "find_tap"]
+__all__ = ["Rule", "TapNames", "find_tap", "shipped_names"]
 
 _BLOCK = "{block}"
+_SHIPPED = Path(__file__).parent / "names"
+
+
+def shipped_names() -> tuple[str, ...]:
+    """The names of the mappings that this package ships."""
+    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.toml")))
 
 
 def find_tap(name: str) -> Tap | None:
@@ -113,6 +120,26 @@ class TapNames:
         if twice := next((pattern for pattern in patterns if patterns.count(pattern) > 1), None):
             refuse("mapped twice", where=shown(twice))
         return cls(tuple(rules), os.fspath(path))
+
+    @classmethod
+    def find(cls, *names: str | os.PathLike[str]) -> TapNames:
+        """The mappings of these files, or of a shipped one's name, `transformers-pt`, as one.
+
+        Raises:
+            InputError: two of them mean different taps by one name.
+            GPTJError: see `from_file`.
+        """
+        rules: dict[str, Rule] = {}
+        for name in names:
+            shipped = os.fspath(name) in shipped_names()
+            if not shipped and not Path(name).suffix and not Path(name).exists():
+                known = shipped_names()
+                raise InputError("no such map", where="names", expected=f"a TOML file, or {', '.join(known)}",
+                                 found=shown(name), hint=did_you_mean(os.fspath(name), list(known)))  # fmt: skip
+            for rule in cls.from_file(_SHIPPED / f"{os.fspath(name)}.toml" if shipped else name).rules:
+                if rules.setdefault(rule.pattern, rule) != rule:
+                    raise InputError("mapped differently by two files", where=shown(rule.pattern), found=shown(name))
+        return cls(tuple(rules.values()), ", ".join(os.fspath(name) for name in names))
 
     def resolve(self, name: str) -> tuple[str, Layout] | None:
         """The tap of a stored name and how it is stored, None where the mapping leaves it out.

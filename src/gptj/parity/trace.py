@@ -25,6 +25,7 @@ from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import ConfigError, FormatError, InputError, SchemaError, naming_file, shown, warn_of
 from gptj.inputs import IGNORED_LABEL
 from gptj.json_file import parse_json_object
+from gptj.parity.extras import Extras, examine_extras
 from gptj.parity.layout import Layout
 from gptj.parity.tap_names import TapNames, find_tap
 from gptj.reading.files import BLOCK_BYTES
@@ -171,6 +172,7 @@ class Trace:
         places: of the taps, by name, in the order of the computation.
         inputs: of what the model was given, by the names of `INPUTS`.
         sizes: of every letter of the taps' axes.
+        extras: gradients and texts.
     """
 
     name: str
@@ -179,6 +181,7 @@ class Trace:
     places: Mapping[str, Place]
     inputs: Mapping[str, Place]
     sizes: Mapping[str, int]
+    extras: Extras = dataclasses.field(default_factory=Extras)
 
     def require_model(self, config: GPTJConfig, *, file: str | os.PathLike[str]) -> None:
         """Make sure that a config's model is of this trace's shape.
@@ -272,8 +275,9 @@ def _examine(file: SafetensorsFile, facts: TraceFacts, names: TapNames) -> Trace
     Raises:
         SchemaError: a tensor is no tap or input, or the shapes do not fit.
     """
-    places, inputs = _places(file.tensors.values(), names)
-    if not places:
+    extras, others = examine_extras(facts.config, file.tensors)
+    places, inputs = _places(others, names)
+    if not places and not extras:
         raise SchemaError("holds no tap", expected="at least one tensor with a tap's name")
     taps = {name: number for number, name in enumerate(list_taps(facts.config.n_layer))}
     if beyond := next((name for name in places if name not in taps), None):
@@ -281,7 +285,7 @@ def _examine(file: SafetensorsFile, facts: TraceFacts, names: TapNames) -> Trace
                           expected=f"h.0 to h.{facts.config.n_layer - 1}", found=split_tap(beyond)[0])  # fmt: skip
     sizes = _solve(facts.config, [*inputs.items(), *places.items()])
     ordered = dict(sorted(places.items(), key=lambda item: taps[item[0]]))
-    return Trace(file.path.name, file, facts, ordered, inputs, sizes)
+    return Trace(file.path.name, file, facts, ordered, inputs, sizes, extras)
 
 
 def _places(tensors: Iterable[StoredTensor], names: TapNames) -> tuple[dict[str, Place], dict[str, Place]]:
@@ -369,6 +373,7 @@ def write_trace(
     facts: TraceFacts,
     *,
     inputs: Mapping[str, NDArray[Any]] | None = None,
+    extras: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Write a trace, whole or not at all; no more than a block of bytes is held beside the arrays.
 
@@ -377,12 +382,13 @@ def write_trace(
         taps: by their full names, `h.3.q_rotated`, in their own order of axes.
         facts: who computed them, and from what.
         inputs: what the model was given, by the names of `INPUTS`.
+        extras: gradients and texts, by the names of `gptj.parity.extras`.
 
     Raises:
         SchemaError, InputError: a name, shape or dtype is no tap's; nothing has been written.
         WriteError: it could not be written.
     """
-    arrays = {**(inputs or {}), **taps}
+    arrays = {**(inputs or {}), **taps, **(extras or {})}
     if wrong := sorted((inputs or {}).keys() - INPUTS.keys()):
         raise InputError("no input of a model", where=shown(wrong[0]), expected=", ".join(INPUTS))
     tensors = {

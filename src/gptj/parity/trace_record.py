@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gptj
+from gptj.backends import choose_backend
 from gptj.checkpoint import open_checkpoint, plan_load
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name
-from gptj.errors import InputError
+from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL, check_call
 from gptj.parity.oracle import positions_of_mask
 from gptj.parity.probe import make_probe
@@ -27,10 +28,22 @@ from gptj.parity.record import library_versions
 from gptj.parity.trace import TraceFacts, rotary_sha256, write_trace
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.schema import schema
+from gptj.taps import choose_taps, split_tap
 
-__all__ = ["Batch", "batch_of_prompts", "probe_batch", "record_trace", "weights_sha256"]
+__all__ = ["PATHS", "Batch", "batch_of_prompts", "probe_batch", "record_trace", "require_way", "weights_sha256"]
 
 Batch = dict[str, NDArray[np.int64]]
+
+
+PATHS: dict[str, tuple[str, ...]] = {
+    "pt": ("plain", "prepared", "int8", "compiled", "sdpa"),
+    "tf": ("plain", "prepared", "compiled"),
+    "flax": ("plain", "prepared", "compiled"),
+}
+"""The ways in which each backend can compute a forward pass."""
+
+_FUSED = frozenset({"scores", "visible", "weights"})
+"""Taps that fused attention does not have."""
 
 
 def record_trace(
@@ -39,7 +52,10 @@ def record_trace(
     path: str | os.PathLike[str],
     *,
     dtype: str = "float32",
+    way: str = "plain",
     batch: Mapping[str, NDArray[np.int64]] | None = None,
+    gradients: bool = False,
+    generate: int = 0,
     seed: int | None = None,
     weights: str | None = None,
 ) -> TraceFacts:
@@ -50,29 +66,123 @@ def record_trace(
         backend: "pt", "tf" or "flax".
         path: of the trace.
         dtype: what the parameters are loaded as.
+        way: of computing, one of the backend's `PATHS`. A prepared model gives what its outputs show: embedding, sums,
+            weights, ln_f, logits and loss.
         batch: input_ids, attention_mask, position_ids and labels; None makes one of `seed`.
+        gradients: also the loss' gradient by every parameter.
+        generate: how many tokens to add, greedily, to each prompt: the batch's rows, or of `seed` where there is none.
         seed: of the inputs, as the trace says.
         weights: which weights file, where the directory holds several sets.
 
     Raises:
         BackendError: there is no such backend, or its framework is not installed.
+        InputError: the backend cannot compute so, or the way has no gradients.
         WriteError: the trace could not be written.
         GPTJError: the checkpoint or the batch breaks a rule.
     """
-    dtype = dtype_name(dtype)
+    dtype, backend = dtype_name(dtype), choose_backend(backend)
+    require_way(backend, way, gradients=gradients)
     wing = gptj.backend(backend)
-    model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights)
-    if batch is None:
-        seed = 0 if seed is None else seed
-        batch = probe_batch(model.config, seed=seed)
-    check_call(model.config, np.asarray, **{name: value for name, value in batch.items() if name != "labels"})
-    taps = {name: np.asarray(wing.to_numpy(value)) for name, value in model.taps(**batch).items()}
+    ways: dict[str, dict[str, Any]] = {
+        "prepared": {"inference": True}, "int8": {"inference": True, "quantize": "int8"},
+        "sdpa": {"attn_implementation": "sdpa"},
+    }  # fmt: skip
+    model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights, **ways.get(way, {}))
+    seed = (0 if seed is None else seed) if batch is None else seed
+    prompts = None
+    if generate:
+        probe = make_probe(model.config, seed=0 if seed is None else seed)
+        prompts = (probe.prompt_ids, probe.prompt_mask) if batch is None else _prompts(batch)
+    batch = probe_batch(model.config, seed=0 if seed is None else seed) if batch is None else batch
+    given = {name: values for name, values in batch.items() if name != "labels"}
+    check_call(model.config, np.asarray, **given)
+    taps = {name: np.asarray(wing.to_numpy(values)) for name, values in _taps(model, way, given, batch).items()}
+    extras: dict[str, NDArray[Any]] = {}
+    if gradients:
+        _, slopes = model.loss_gradients(**batch)
+        extras |= {f"grad.{name}": np.asarray(wing.to_numpy(slope)) for name, slope in slopes.items()}
+    if prompts is not None:
+        extras |= _generate(wing, model, *prompts, generate)
     facts = TraceFacts(
-        backend, dtype, model.config, library_versions(backend), "plain", seed, _threads(),
+        backend, dtype, model.config, library_versions(backend), way, seed, _threads(),
         weights_sha256(directory, weights=weights), rotary_sha256(model.config, _table_dtype(dtype)),
     )  # fmt: skip
-    write_trace(path, taps, facts, inputs=batch)
+    write_trace(path, taps, facts, inputs=batch, extras=extras)
     return facts
+
+
+def require_way(backend: str, way: str, *, gradients: bool = False) -> None:
+    """Make sure that a backend can compute so.
+
+    Raises:
+        InputError: it cannot; naming what it has.
+    """
+    if way not in PATHS[backend]:
+        raise InputError(f"not a way in which {backend} computes", where="path", expected=" or ".join(PATHS[backend]),
+                         found=shown(way))  # fmt: skip
+    if gradients and way in ("prepared", "int8", "compiled"):
+        ways = " or ".join(name for name in PATHS[backend] if name in ("plain", "sdpa"))
+        raise InputError("this path has no gradients", where="path", expected=ways, found=shown(way))
+
+
+def _taps(model: Any, way: str, given: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The taps that a way of computing has, the framework's arrays."""
+    labels = batch.get("labels")
+    if way in ("prepared", "int8"):
+        output = model(**batch, output_hidden_states=True, output_attentions=True, use_cache=False)
+        return _taps_of_outputs(output, model.config.n_layer)
+    if way == "compiled":
+        taps: dict[str, Any] = model._compiled_taps(dict(given), labels)
+        return taps
+    names = None
+    if way == "sdpa":
+        absent = () if labels is not None else ("loss",)
+        every = choose_taps(None, model.config.n_layer, absent=absent)
+        names = [name for name in every if split_tap(name)[1] not in _FUSED]
+    taps = model.taps(**batch, names=names)
+    return taps
+
+
+def _taps_of_outputs(output: Any, layers: int) -> dict[str, Any]:
+    """The taps that a call's outputs are."""
+    states = output.hidden_states
+    taps = {"embedding": states[0]}
+    for block in range(layers):
+        taps[f"h.{block}.weights"] = output.attentions[block]
+        if block < layers - 1:  # the last state is normed already
+            taps[f"h.{block}.sum"] = states[block + 1]
+    taps |= {"ln_f": states[-1], "logits": output.logits}
+    return taps if output.loss is None else taps | {"loss": output.loss}
+
+
+def _prompts(batch: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of a batch, to be continued.
+
+    Raises:
+        InputError: one is padded on the right.
+    """
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask", np.ones_like(ids))
+    if not mask[:, -1].all():
+        raise InputError("cannot be continued", where="attention_mask", expected="padding on the left alone")
+    return ids, mask
+
+
+def _generate(wing: Any, model: Any, ids: NDArray[np.int64], mask: NDArray[np.int64], new: int) -> dict[str, Any]:
+    """The greedy texts, and the two largest logits at each step, by the names of a trace."""
+    model.generation_config = None  # what a folder sets for its texts says nothing about the weights
+    made = model.generate(
+        ids, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0,
+        return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    tokens = np.asarray(wing.to_numpy(made.sequences), np.int64)[:, ids.shape[1] :]
+    logits = np.stack([np.asarray(step) for step in made.logits], 1)
+    order = np.argsort(-logits, -1, kind="stable")[..., :2]  # the lower id first in a tie, as it is chosen
+    top = np.take_along_axis(logits, order, -1).astype(np.float64 if logits.dtype == np.float64 else np.float32)
+    return {
+        "generated.prompt_ids": ids, "generated.prompt_mask": mask, "generated.token_ids": tokens,
+        "generated.top_ids": order.astype(np.int64), "generated.top_logits": top,
+    }  # fmt: skip
 
 
 def _table_dtype(dtype: str) -> str:

@@ -3,6 +3,7 @@
     Pretrained                       loading, saving, resizing and counting, for all models       base.py
     prepare, Loading                 the decisions of a load: config, rows, dtype, device         loading.py
     Tapped                           intermediate values by name                                  tapped.py
+    Adapted                          LoRA adapters: held, switched, stored and merged             adapted.py
     saving_options, shard_bytes      the options of save_pretrained                               saving.py
     FOREIGN_ARGUMENTS                arguments of transformers that cannot be had here            foreign_arguments.py
 

@@ -23,6 +23,7 @@ from gptj.generation.typed import Off, On, typed_load
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.inputs import check_embeddings, part_of_a_model
 from gptj.prepared import check_inference, refusal
+from gptj.pretrained.adapted import Adapted
 from gptj.pretrained.checks import check_output_embeddings, check_recomputation, check_same_build, new_vocabulary
 from gptj.pretrained.loading import Loading, one_dtype, prepare
 from gptj.pretrained.saving import check_rows, saving_options, side_files
@@ -44,7 +45,7 @@ class ArrayFacts(NamedTuple):
     trainable: bool
 
 
-class Pretrained(Tapped):
+class Pretrained(Tapped, Adapted):
     """A model class of any wing.
 
     Attributes:
@@ -125,9 +126,13 @@ class Pretrained(Tapped):
     # ---- counts
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the model has; a tied matrix counts once. None of a prepared model's can be trained."""
+        """How many numbers the model and its adapters have; a tied matrix counts once.
+
+        None of a prepared model's can be trained.
+        """
         if self._is_prepared:
-            return 0 if only_trainable else sum(row.size for row in schema(self.config, self.head))
+            added = sum(row.size for held in self._adapters.by_name.values() for row in held.rows)
+            return 0 if only_trainable else added + sum(row.size for row in schema(self.config, self.head))
         return sum(held.size for held in self._list_arrays() if held.trainable or not only_trainable)
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
@@ -309,6 +314,8 @@ class Pretrained(Tapped):
     ) -> Path:
         """Write config.json and the weights so that all three backends and transformers open them. Returns the folder.
 
+        The weights are the base's: adapters have `save_adapter`, and `merge_adapter` makes them part of the model.
+
         Args:
             directory: the folder, which is made; files and folders there that are no model's stay as they are.
             is_main_process: False writes nothing: of several processes, one writes.
@@ -327,6 +334,7 @@ class Pretrained(Tapped):
         options = saving_options(max_shard_bytes, others)
         if not is_main_process:
             return Path(directory)
+        self._say_left(directory)
         if state_dict is None:
             self._require_values("save_pretrained")
             dtype = self._parameter_dtype()

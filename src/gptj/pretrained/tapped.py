@@ -56,6 +56,26 @@ class Tapped:
         model._collect(collector, given, labels)
         return {name: collector.kept[name] for name in chosen}
 
+    def loss_gradients(
+        self, input_ids: Any, attention_mask: Any = None, position_ids: Any = None, *, labels: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """The loss of a call without dropout, and its gradient by every parameter, by the parameters' names.
+
+        Args:
+            input_ids, attention_mask, position_ids, labels: see the model's call.
+
+        Raises:
+            InputError: an argument breaks its rule; the model has no loss of next tokens, or is prepared for inference.
+        """
+        model: Any = self
+        model._refuse_prepared("a gradient")
+        model._require_values("a gradient")
+        if model.head != "causal_lm":
+            raise InputError("only GPTJForCausalLM has a loss of next tokens", where="loss_gradients")
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        found: tuple[Any, dict[str, Any]] = model._differentiate(given, labels)
+        return found
+
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> Any:
         """Run the forward pass of `given` and hand its values over; a hook. Heads without taps leave it to the base."""
         model: Any = self

@@ -213,6 +213,24 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
             logits, loss = self._next_tokens(hidden, labels)
             collector(logits=logits, loss=loss)
 
+    def _differentiate(self, given: dict[str, Any], labels: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss in evaluation mode, and its gradient by every parameter."""
+        training = self.training
+        self.eval()
+        try:
+            loss: Any = self(**given, labels=labels).loss
+        finally:
+            self.train(training)
+        names, parameters = zip(*self.named_parameters(), strict=True)
+        return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+    def _compiled_taps(self, given: dict[str, Any], labels: Any) -> dict[str, Tensor]:
+        """All taps of arrays, from one program of `torch.compile`."""
+        tensors = {name: torch.as_tensor(values) for name, values in (given | {"labels": labels}).items()}
+        with torch.no_grad():
+            taps: dict[str, Tensor] = torch.compile(self.taps, fullgraph=True, dynamic=False)(**tensors)
+        return taps
+
     def _logits(self, hidden: Tensor) -> Tensor:
         """The next token's logits after each hidden state, (..., m) to (..., v)."""
         return at_least_float32(self.lm_head(hidden))

@@ -13,11 +13,13 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptj.errors import InputError
 from gptj.prepared import QUANTIZATIONS, check_quantize, give_up, refusal
+from gptj.pt.adapters import LowRanks
 from gptj.pt.arguments import AttentionMask, UpdateCache
 from gptj.pt.kernels import can_apply_gelu, pack, stack
 from gptj.pt.layers import GELUS, rotate_pairs
@@ -33,10 +35,14 @@ class OneProduct(nn.Module):
         self.both = pack(*_inward(attn, mlp), quantize)
         self.width, self.activation = 3 * attn.q_proj.out_features, mlp.activation
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two."""
+    def forward(self, x: Tensor, beside: nn.ModuleDict) -> tuple[Tensor, Tensor]:
+        """The two, with what the adapters beside the weights add."""
         both = self.both(x)
-        return both[..., : self.width], self.activation(both[..., self.width :])
+        qkv = add_into_qkv(x, both[..., : self.width], beside)
+        return qkv, self.activation(beside["fc_in"](x, both[..., self.width :]))
+
+    def settle(self, beside: nn.ModuleDict) -> None:
+        """Take note of which adapter is at work."""
 
 
 class TwoProducts(nn.Module):
@@ -54,11 +60,27 @@ class TwoProducts(nn.Module):
         sizes = 3 * attn.q_proj.out_features, mlp.fc_in.out_features
         parts = zip(weight.split(sizes), bias.split(sizes), strict=True)
         self.qkv, self.fc_in = (pack([part], [its_bias], quantize=None) for part, its_bias in parts)
-        self.fc_in.gelu = gelu
+        self.fc_in.gelu = self.gelu = gelu
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two."""
-        return self.qkv(x), self.fc_in(x)
+    def forward(self, x: Tensor, beside: nn.ModuleDict) -> tuple[Tensor, Tensor]:
+        """The two, with what the adapters beside the weights add."""
+        qkv, inner = add_into_qkv(x, self.qkv(x), beside), self.fc_in(x)
+        if self.fc_in.gelu is None:
+            inner = F.gelu(beside["fc_in"](x, inner), approximate=self.gelu)
+        return qkv, inner
+
+    def settle(self, beside: nn.ModuleDict) -> None:
+        """Apply GELU as the product goes only where no adapter adds to what enters it."""
+        self.fc_in.gelu = None if beside["fc_in"].works else self.gelu
+
+
+def add_into_qkv(x: Tensor, qkv: Tensor, beside: nn.ModuleDict) -> Tensor:
+    """`qkv` (b, t, 3m) with what the adapters beside its three matrices make of `x` (b, t, m) added."""
+    names = ("q_proj", "k_proj", "v_proj")
+    if not any(beside[name].works for name in names):
+        return qkv
+    parts = zip(names, qkv.chunk(3, dim=-1), strict=True)
+    return torch.cat([beside[name](x, part) for name, part in parts], dim=-1)
 
 
 def _inward(attn: Attention, mlp: MLP) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -86,6 +108,11 @@ class PreparedBlock(nn.Module):
         else:
             self.into = OneProduct(attn, mlp, quantize)
         self.out_of = pack([torch.cat((attn.out_proj.weight, mlp.fc_out.weight), dim=1)], [mlp.fc_out.bias], quantize)
+        linears = {name: getattr(attn, name) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+        linears |= {"fc_in": mlp.fc_in, "fc_out": mlp.fc_out}
+        self.beside = nn.ModuleDict({name: linear.lora or LowRanks() for name, linear in linears.items()})
+        into: Any = self.into
+        into.settle(self.beside)
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             delattr(attn, name)
         attn.fused = True
@@ -104,14 +131,16 @@ class PreparedBlock(nn.Module):
         """The stream after this block (b, t, m), and the attention weights or None; see `Block.forward`."""
         if x.requires_grad:
             raise refusal("a gradient")
-        qkv, activated = self.into(self.ln_1(x))
+        qkv, activated = self.into(self.ln_1(x), self.beside)
         q, k = self._rotate(qkv[..., : 2 * self.m], *rotation)
         v = self._heads(qkv[..., 2 * self.m :])
         if x.shape[1] > 1:  # of their own, so that a cache does not keep the whole of `qkv`
             k, v = k.contiguous(), v.contiguous()
         k, v = update_cache(k, v)
         mixed, weights = self.attn.mix(q, k, v, attention_mask, head_mask, output_attentions)
-        return self.out_of(torch.cat((mixed, activated), dim=-1)).add_(x), weights
+        out = self.out_of(torch.cat((mixed, activated), dim=-1))
+        out = self.beside["fc_out"](activated, self.beside["out_proj"](mixed, out))
+        return out.add_(x), weights
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.attn.head_dim)).transpose(1, 2)  # b t m -> b h t d

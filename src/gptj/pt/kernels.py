@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gptj.errors import InputError
+from gptj.pt.adapters import LowRanks
 
 FEW_ROWS = range(4, 65)
 """Rows of a short prompt or of a batch, which are multiplied weights-first in inference mode on x86."""
@@ -38,15 +39,20 @@ class Linear(nn.Linear):
     Args:
         inputs, outputs, bias: as nn.Linear's.
         fused: whether the model asks for speed, as `multiply` takes it.
+
+    Attributes:
+        lora: the adapters beside the weight, None until there are some.
     """
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, fused: bool) -> None:
         super().__init__(inputs, outputs, bias=bias)
         self.fused = fused
+        self.lora: LowRanks | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) to (..., n)."""
-        return multiply(x, self.weight, self.bias, fused=self.fused)
+        y = multiply(x, self.weight, self.bias, fused=self.fused)
+        return y if self.lora is None else self.lora(x, y)
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, *, fused: bool) -> Tensor:

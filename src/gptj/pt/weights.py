@@ -30,6 +30,7 @@ from gptj.outputs import (
 from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained
 from gptj.pretrained.base import ArrayFacts
+from gptj.pt.adapters import AdapterMixin
 from gptj.schema import Head, TensorSpec
 
 
@@ -66,7 +67,7 @@ def empty_parameters() -> Any:
         yield
 
 
-class PretrainedModel(Pretrained, nn.Module):
+class PretrainedModel(AdapterMixin, Pretrained, nn.Module):
     """The hooks of `gptj.pretrained.Pretrained` in PyTorch, whose models are modules.
 
     Attributes:

@@ -17,10 +17,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from gptj import generation
+from gptj.adapters import TARGETS
 from gptj.generation import PARTS, Columns, Selected, Step
 from gptj.generation.decoder import round_up_columns, round_up_slots
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
+from gptj.tf.adapters import LowRank, add_low_rank
 from gptj.tf.arguments import CacheBuilder, causal_mask, host
 from gptj.tf.layers import Linear, at_least_float32
 from gptj.tf.model import Block
@@ -148,6 +150,7 @@ class CompiledModel:
         block: a block without parameters of its own, computed with those of the layer that runs.
         names: of a block's parameters.
         head: the model's lm_head.
+        added: for each block, the adapter at work beside each of its matrices that it adds to.
     """
 
     def __init__(self, model: Any) -> None:
@@ -167,16 +170,23 @@ class CompiledModel:
         first = BASE_PREFIX + "h.0."
         rows = (row.name for row in schema(model.config, model.head))
         self.names = [name.removeprefix(first) for name in rows if name.startswith(first)]
+        self.added = [_adapter_at_work(block) for block in model.transformer.h]
 
     @classmethod
     def of(cls, model: Any) -> CompiledModel:
-        """The model's own, kept with it from one decoder to the next."""
-        kept: CompiledModel | None = getattr(model, "_compiled", None)
+        """The model's own with the adapter at work, kept with it from one decoder to the next."""
         weights = model.weights
-        same = kept is not None and len(kept.weights) == len(weights)
-        if kept is None or not same or any(a is not b for a, b in zip(kept.weights, weights, strict=True)):
-            kept = model._compiled = cls(model)
-        return kept
+        kept: dict[str | None, CompiledModel] = {
+            adapter: compiled
+            for adapter, compiled in getattr(model, "_compiled", {}).items()
+            if len(compiled.weights) == len(weights)
+            and all(a is b for a, b in zip(compiled.weights, weights, strict=True))
+        }
+        active = model.active_adapter
+        if active not in kept:
+            kept[active] = cls(model)
+        model._compiled = kept
+        return kept[active]
 
     def function(self, shape: tuple[int, ...], **options: Any) -> Any:
         """The graph for (b, t, s) of these sizes; `_run` says what it takes and gives."""
@@ -185,12 +195,13 @@ class CompiledModel:
     def _graph_of(self, run: Callable[..., Any], shape: tuple[int, ...], **options: Any) -> Any:
         """`run` as a graph, the one of the whole model, or as a program.
 
-        One for each shape, since TensorFlow warns of a function that meets many.
+        One for each shape, and no lambda, since TensorFlow warns of a function, or of lambdas of one line, that meet
+        many.
         """
         key = (run.__name__, *shape, *options.items())
         if key not in self.functions:
             self.functions[key] = tf.function(
-                lambda *arguments: run(*arguments, **options),
+                functools.partial(run, **options),
                 jit_compile=None if run == self._run else True,
                 autograph=False,
             )
@@ -218,9 +229,10 @@ class CompiledModel:
         mask = causal_mask(mask[:, :s], start + tf.range(t), s)
         rotation = base.rotary(position_ids)
         hidden, attentions = [tf.cast(base.wte(token_ids), self.dtype)], []
-        for layer, *slots_of_layer in zip(base.h, keys, values, strict=True):
+        for layer, beside, *slots_of_layer in zip(base.h, self.added, keys, values, strict=True):
             parameters = [operator.attrgetter(name)(layer).value for name in self.names]
-            x, weights = run_block(parameters, *slots_of_layer, hidden[-1], rotation, mask, offset)
+            added = {name: one.values() for name, one in beside.items()}
+            x, weights = run_block(parameters, added, *slots_of_layer, hidden[-1], rotation, mask, offset)
             hidden.append(x)
             attentions.append(weights)
         logits, hidden[-1] = run_head(hidden[-1], last)
@@ -229,6 +241,7 @@ class CompiledModel:
     def _block(
         self,
         parameters: list[tf.Variable],
+        added: dict[str, tuple[Any, ...]],
         keys: tf.Variable,
         values: tf.Variable,
         x: tf.Tensor,
@@ -239,10 +252,16 @@ class CompiledModel:
         fresh: bool,
         weigh: bool,
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """The block with these parameters, over the layer's cache, which it writes to; a fresh one is empty."""
+        """The block with these parameters and the adapter at work beside them, over the layer's cache.
+
+        The cache is written to; a fresh one is empty.
+        """
         for name, parameter in zip(self.names, parameters, strict=True):
             owner, _, leaf = name.rpartition(".")
             setattr(operator.attrgetter(owner)(self.block), leaf, tf.convert_to_tensor(parameter))
+        for name in TARGETS:
+            a_b_scale = added.get(name)
+            operator.attrgetter(name)(self.block).lora = a_b_scale and functools.partial(_add, a_b_scale)
         cache = CacheBuilder(KVCache((keys,), (values,), 0 if fresh else offset, fixed=True))
         x, weights = self.block(
             x, rotation=rotation, attention_mask=mask, update_cache=cache.update_of(0, True), head_mask=None, seeds=None
@@ -255,6 +274,17 @@ class CompiledModel:
         """The logits, of the column `last` or of all, and what they are computed from."""
         x = self.model.transformer.ln_f(x)
         return at_least_float32(self.head(tf.gather(x, last, axis=1) if last_only else x)), x
+
+
+def _adapter_at_work(block: Block) -> dict[str, LowRank]:
+    """The adapter at work beside each matrix of a block that it adds to."""
+    linears = ((target, operator.attrgetter(target)(block)) for target in TARGETS)
+    found = {target: linear.lora.at_work for target, linear in linears if linear.lora is not None}
+    return {target: added for target, added in found.items() if added is not None}
+
+
+def _add(a_b_scale: tuple[Any, ...], x: tf.Tensor, y: tf.Tensor, seed: None) -> tf.Tensor:
+    return add_low_rank(x, y, *a_b_scale)
 
 
 @functools.lru_cache(maxsize=64)

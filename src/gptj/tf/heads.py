@@ -161,6 +161,21 @@ class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
             logits = at_least_float32(self.lm_head(hidden))
             collector(logits=logits, loss=None if labels is None else self._loss(logits, labels))
 
+    def _differentiate(self, given: dict[str, Any], labels: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """The loss in evaluation mode, and its gradient by every parameter."""
+        with tf.GradientTape() as tape:
+            loss = self(**given, labels=labels, training=False).loss
+        variables = self.trainable_variables
+        found = tape.gradient(loss, variables)
+        names = (variable.path.split("/", 1)[1].replace("/", ".") for variable in variables)
+        return loss, {name: tf.convert_to_tensor(slope) for name, slope in zip(names, found, strict=True)}
+
+    def _compiled_taps(self, given: dict[str, Any], labels: Any) -> dict[str, tf.Tensor]:
+        """All taps of arrays, from one program of `tf.function` that XLA compiles."""
+        tensors = {name: tf.constant(values) for name, values in (given | {"labels": labels}).items()}
+        taps: dict[str, tf.Tensor] = tf.function(self.taps, jit_compile=True)(**tensors)
+        return taps
+
     def _check(self, given: Mapping[str, Any]) -> None:
         super()._check(given)
         if (labels := given.get("labels")) is not None:

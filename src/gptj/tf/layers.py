@@ -56,6 +56,7 @@ class Linear(keras.layers.Layer):
 
     Attributes:
         apart: in a program of XLA's, keep the product apart from the additions that follow it.
+        lora: the adapters beside W, None until there are some; called with x, the product, and a seed in training.
     """
 
     def __init__(self, *, name: str, dtype: Any) -> None:
@@ -63,10 +64,11 @@ class Linear(keras.layers.Layer):
         self.weight: Any = None  # these are made, or not, when they are given their values
         self.bias: Any = None
         self.apart = False
+        self.lora: Any = None
         self.built = True
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """(..., in) to (..., out)."""
+    def call(self, x: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """(..., in) to (..., out); `seed` is of the adapters' dropout, None where nothing is dropped."""
         *before, width = sizes(x)
         weight = tf.cast(self.weight, x.dtype)
         # Weights first, since TensorFlow multiplies few rows by a transposed matrix some ten times slower on a CPU.
@@ -76,7 +78,8 @@ class Linear(keras.layers.Layer):
             (y,) = xla.optimization_barrier(y)
         if self.bias is not None:
             y += tf.cast(self.bias, x.dtype)
-        return tf.reshape(y, (*before, weight.shape[0]))
+        y = tf.reshape(y, (*before, weight.shape[0]))
+        return y if self.lora is None else self.lora(x, y, seed=seed)
 
 
 class Embedding(keras.layers.Layer):

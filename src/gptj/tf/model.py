@@ -74,16 +74,17 @@ class Attention(keras.layers.Layer):
         returns those to attend over; `seeds` (2, 2) are of both dropouts, None where nothing is dropped; `taps` is
         given what is between.
         """
-        q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        first, last = (None, None) if seeds is None else (seeds[0], seeds[1])
+        q, k, v = (self._heads(project(x, seed=first)) for project in (self.q_proj, self.k_proj, self.v_proj))
         if taps is not None:
             taps(q=q, k=k, v=v)
         q, k = rotate_pairs(q, *rotation), rotate_pairs(k, *rotation)
         if taps is not None:
             taps(q_rotated=q, k_rotated=k)
         k, v = update_cache(k, v)
-        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, None if seeds is None else seeds[0], taps)
+        mixed, weights = self._attend(q, k, v, attention_mask, head_mask, first, taps)
         mixed = tf.reshape(tf.transpose(mixed, (0, 2, 1, 3)), sizes(x))
-        x = dropout(self.out_proj(mixed), self.resid_pdrop, None if seeds is None else seeds[1])
+        x = dropout(self.out_proj(mixed, seed=last), self.resid_pdrop, last)
         if taps is not None:
             taps(mixed=mixed, out_proj=x)
         return x, weights
@@ -133,14 +134,14 @@ class MLP(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, seed: tf.Tensor | None, taps: TapCollector | None = None) -> tf.Tensor:
         """The layer's contribution, (b, t, m)."""
-        x = self.fc_in(x)
+        x = self.fc_in(x, seed=seed)
         if taps is not None:
             taps(fc_in=x)
         # Differs: PyTorch's fused activations compute in float32 and round once; written out, that takes two casts.
         x = tf.cast(self.activation(at_least_float32(x)), x.dtype)
         if taps is not None:
             taps(activation=x)
-        x = dropout(self.fc_out(x), self.resid_pdrop, seed)
+        x = dropout(self.fc_out(x, seed=seed), self.resid_pdrop, seed)
         if taps is not None:
             taps(fc_out=x)
         return x

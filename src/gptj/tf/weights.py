@@ -36,6 +36,7 @@ from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.base import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema
+from gptj.tf.adapters import AdapterMixin
 from gptj.tf.arguments import as_ids, as_tensor, check_traced_ids, host
 from gptj.tf.training import TrainableModel
 
@@ -111,7 +112,7 @@ for _output in (
     _register(_output)
 
 
-class PretrainedModel(Pretrained, TrainableModel):
+class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
     """The hooks of `gptj.pretrained.Pretrained` in TensorFlow, whose models are Keras'.
 
     Attributes:
@@ -296,7 +297,14 @@ class PretrainedModel(Pretrained, TrainableModel):
         return [name for name in super().__dir__() if name != "base_model"]
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that Keras saves beside the weights; see `from_config`."""
+        """The arguments that Keras saves beside the weights; see `from_config`.
+
+        Raises:
+            InputError: the model holds adapters, which Keras' own saving would lose.
+        """
+        if self.adapters:
+            hint = "save_adapter(DIR) writes it, merge_adapter() makes it part of the model"
+            raise InputError("Keras' own saving knows no adapters", where=next(iter(self.adapters)), hint=hint)
         return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name, "seed": self.seed, "name": self.name}
 
     @classmethod

@@ -1,0 +1,113 @@
+"""An adapter merged into the matrices that it adds to: W + scale B A."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.adapters.files import read_adapter
+from gptj.adapters.rows import AdapterRow
+from gptj.checkpoint import open_checkpoint, plan_load, write_checkpoint
+from gptj.errors import SchemaError, shown
+from gptj.json_file import read_small_file
+from gptj.schema import BASE_PREFIX, TensorSpec
+
+__all__ = ["merge_folder", "merged_kernel"]
+
+COMPANIONS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
+)
+"""Files beside a model's weights that hold as well for the merged one."""
+
+LARGEST_COMPANION_BYTES = 100_000_000
+
+BLOCK_ROWS = 1024
+"""Rows of W that are merged at a time, so that the float64 in between is small."""
+
+
+def merged_kernel(kernel: NDArray[Any], row: AdapterRow, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """W + scale B A (out, in), computed in float64 and rounded once to W's dtype.
+
+    Raises:
+        SchemaError: a sum does not fit that dtype.
+    """
+    merged, wide = np.empty(kernel.shape, kernel.dtype), a.astype(np.float64)
+    for start in range(0, len(kernel), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        addition = row.scale * (b[rows].astype(np.float64) @ wide)
+        with np.errstate(over="ignore"):
+            merged[rows] = (kernel[rows].astype(np.float64) + addition).astype(kernel.dtype)
+    if not np.isfinite(merged.astype(np.float32)).all():
+        name = kernel.dtype.name
+        raise SchemaError(f"the sum does not fit {name}", where=row.kernel, hint="Merge it in a wider dtype")
+    return merged
+
+
+def merge_folder(
+    directory: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    weights: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> Path:
+    """Write a checkpoint with an adapter merged into it, a tensor at a time and without a framework.
+
+    Args:
+        directory: the base's folder.
+        adapter: the adapter's folder.
+        output: the folder to write.
+        dtype: what is stored; None keeps each tensor's.
+        weights: which weights file of the base, where there are several.
+        max_shard_bytes: of a weights file.
+        overwrite: replace the model that `output` holds.
+        progress: told each tensor's name and bytes when it has been written.
+
+    Returns:
+        The folder, with the base's tokenizer and generation_config.json carried along.
+
+    Raises:
+        GPTJError: see `open_checkpoint`, `read_adapter`, `Adapter.rows` and `write_checkpoint`.
+    """
+    checkpoint = open_checkpoint(directory, weights=weights)
+    config = checkpoint.config
+    opened = read_adapter(adapter)
+    rows = {row.kernel: row for row in opened.rows(config)}
+    plan = plan_load(checkpoint, config, "causal_lm")
+    if plan.missing:
+        raise SchemaError("not a whole causal language model", file=directory, found=f"no {', '.join(plan.missing)}")
+
+    def read(spec: TensorSpec) -> NDArray[Any]:
+        if spec.name in plan.zeros:
+            return np.zeros(spec.shape, np.float32)
+        values = checkpoint.read(plan.tensors[spec.name].name, dtype)
+        row = rows.get(spec.name.removeprefix(BASE_PREFIX))
+        return values if row is None else merged_kernel(values, row, *opened.read(row))
+
+    origin = {"base": os.fspath(directory), "adapter": os.fspath(adapter), "r": opened.config.r}
+    return write_checkpoint(
+        output,
+        config,
+        read,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+        extra_files=_companions(checkpoint.directory),
+        provenance={"merged": {key: shown(value) for key, value in origin.items()}},
+        progress=progress,
+    )
+
+
+def _companions(directory: Path) -> dict[str, bytes]:
+    """The files of `COMPANIONS` that a folder has, by name."""
+    there = [name for name in COMPANIONS if (directory / name).is_file()]
+    return {name: read_small_file(directory / name, limit_bytes=LARGEST_COMPANION_BYTES) for name in there}

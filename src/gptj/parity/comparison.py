@@ -1,0 +1,229 @@
+"""What a comparison of traces finds: each tap's difference, where it was born, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from gptj.parity.extra_differences import GradientDifference, TextDifference
+from gptj.taps import split_tap
+
+__all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "spell_tap"]
+
+Verdict = Literal["born there", "came in", "cannot be told"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TapDifference:
+    """One tap's difference, at the place where it is the largest share of its bound.
+
+    Attributes:
+        tap: the full name.
+        difference: absolute; infinity where a value is not finite.
+        bound: how much of it rounding explains.
+        where: row, head, token, channel, as far as the tap has them.
+        padding: whether it holds at every token but those of padding, whose values reach no other token.
+    """
+
+    tap: str
+    difference: float
+    bound: float
+    where: str
+    padding: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether rounding explains it; what is not finite it never does, whatever the bound."""
+        return math.isfinite(self.difference) and self.difference <= self.bound
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON takes them; what is not finite is null."""
+        numbers = {"difference": _finite(self.difference), "bound": _finite(self.bound)}
+        return {"tap": self.tap, **numbers, "where": self.where, "padding": self.padding, "holds": self.holds}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Whether a tap of one trace is what its operation gives on the recorded inputs.
+
+    Attributes:
+        trace: its name.
+        verdict: "born there" where it is not, "came in" where it is.
+        own: the tap's difference from its operation in float64; None where that cannot be told.
+        needs: the input that the trace does not hold, where it cannot be told.
+        looks_like: the known mistakes that explain it, where it was born there; None where none does.
+    """
+
+    trace: str
+    verdict: Verdict
+    own: TapDifference | None = None
+    needs: str | None = None
+    looks_like: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON takes them."""
+        own = None if self.own is None else self.own.as_dict()
+        return {
+            "trace": self.trace, "verdict": self.verdict, "own": own, "needs": self.needs,
+            "looks_like": self.looks_like,
+        }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class PairDifferences:
+    """One trace against the base.
+
+    Attributes:
+        base, other: the traces' names.
+        taps: that both have, in the order of the computation.
+        first: that leaves its bound, or is not what its operation gives in one of the two; None where there is none.
+            One that does so at padding alone is only where no other does.
+        origins: of `first`, in the base and in the other.
+    """
+
+    base: str
+    other: str
+    taps: tuple[TapDifference, ...]
+    first: TapDifference | None
+    origins: tuple[Origin, ...]
+
+    @property
+    def headline(self) -> str:
+        """The result in a sentence."""
+        if self.first is None:
+            return f"{self.other} agrees with {self.base}: all {len(self.taps)} taps within what rounding explains"
+        first, born = self.first, [origin for origin in self.origins if origin.verdict == "born there"]
+        start = f"{self.other} first differs from {self.base} in {spell_tap(first.tap)}"
+        size = f"{first.difference:.1e} where rounding explains {first.bound:.0e}; {first.where}"
+        if first.padding:
+            size = f"{size}, at padding alone"
+        if [origin.trace for origin in born] == [self.other]:
+            return f"{start}: born there, {_own(born[0])}"
+        if born:
+            return f"{start}: born there, {' and '.join(f'in {origin.trace}, {_own(origin)}' for origin in born)}"
+        if all(origin.verdict == "came in" for origin in self.origins):
+            return f"{start}: it came in with that operation's inputs; {size}"
+        needs = ", ".join(sorted({origin.needs for origin in self.origins if origin.needs is not None}))
+        if needs == "weights":  # no tap before it differs, its inputs' neither
+            return f"{start}: born there, in one of the two, whose inputs agree; {size}. Which needs the weights"
+        return f"{start}: {size}. Whether it was born there needs {needs}"
+
+    @property
+    def looks_like(self) -> str | None:
+        """The known mistakes that explain `first`; None where none does, or it was not born there."""
+        return next((origin.looks_like for origin in self.origins if origin.looks_like is not None), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON takes them."""
+        return {
+            "base": self.base,
+            "other": self.other,
+            "headline": self.headline,
+            "looks_like": self.looks_like,
+            "first": None if self.first is None else self.first.as_dict(),
+            "origins": [origin.as_dict() for origin in self.origins],
+            "taps": [tap.as_dict() for tap in self.taps],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Some traces compared.
+
+    Attributes:
+        pairs: each trace but the base, against the base.
+        born: of each trace, by name, every tap that is not what its operation gives.
+        left_out: taps that not all traces have.
+        facts: what differs between the traces' facts, in words.
+        looks_like: of each trace, by name, the known mistakes that explain a tap: of each operation the first block's
+            that is wrong.
+        gradients: of every parameter that two traces have, and against the oracle's where the weights are given.
+        texts: each prompt's greedy continuation, of each trace but the base against the base.
+    """
+
+    pairs: tuple[PairDifferences, ...]
+    born: dict[str, tuple[TapDifference, ...]]
+    left_out: tuple[str, ...]
+    facts: tuple[str, ...]
+    looks_like: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    gradients: tuple[GradientDifference, ...] = ()
+    texts: tuple[TextDifference, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether rounding explains every difference, and every tap that was computed again."""
+        extras = all(one.holds for one in self.gradients) and all(one.holds for one in self.texts)
+        return extras and all(pair.first is None for pair in self.pairs) and not any(self.born.values())
+
+    def lines(self, *, every: bool = False) -> Iterator[str]:
+        """The report: headlines, errors that were born, what was left out; with `every`, each tap."""
+        for pair in self.pairs:
+            yield pair.headline
+        for trace, taps in self.born.items():
+            for own in taps if every else taps[:3]:
+                like = self.looks_like.get(trace, {}).get(own.tap)
+                seems = "" if like is None else f"; looks like: {like}"
+                yield f"{trace}: {spell_tap(own.tap)} is not what its inputs give: {_size(own)}{seems}"
+            if len(taps) > 3 and not every:
+                yield f"{trace}: and {len(taps) - 3} taps more"
+        yield from self._lines_of_extras(every=every)
+        yield from self.facts
+        if self.left_out:
+            some = ", ".join(self.left_out[:4])
+            more = f" and {len(self.left_out) - 4} more" if len(self.left_out) > 4 else ""
+            yield f"not in every trace, and not compared: {some}{more}"
+        if every:
+            for pair in self.pairs:
+                yield from (f"{pair.other}  {tap.tap}  {_size(tap)}" for tap in pair.taps)
+
+    def _lines_of_extras(self, *, every: bool) -> Iterator[str]:
+        """The gradients, the largest first, and the texts."""
+        worst = sorted(self.gradients, key=lambda one: -one.difference / one.bound)
+        beyond = [one for one in worst if not one.holds]
+        yield from map(str, worst if every else beyond[:3])
+        if len(beyond) > 3 and not every:
+            yield f"and {len(beyond) - 3} gradients more"
+        if self.gradients and not beyond:
+            yield f"all {len(self.gradients)} gradients within what rounding explains"
+        yield from (str(text) for text in self.texts if every or text.first is not None)
+        if self.texts and all(text.first is None for text in self.texts):
+            yield f"all {len(self.texts)} greedy texts the same"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON takes them."""
+        return {
+            "passed": self.passed,
+            "pairs": [pair.as_dict() for pair in self.pairs],
+            "born": {trace: [tap.as_dict() for tap in taps] for trace, taps in self.born.items()},
+            "looks_like": self.looks_like,
+            "left_out": list(self.left_out),
+            "facts": list(self.facts),
+            "gradients": [one.as_dict() for one in self.gradients],
+            "texts": [one.to_json() for one in self.texts],
+        }
+
+
+def spell_tap(tap: str) -> str:
+    """A tap in words.
+
+    >>> spell_tap("h.3.q_rotated"), spell_tap("ln_f")
+    ('block 3, rotated q', 'ln_f')
+    """
+    block, inner = split_tap(tap)
+    name = f"rotated {inner[0]}" if inner in ("q_rotated", "k_rotated") else inner
+    return name if block is None else f"block {block}, {name}"
+
+
+def _size(tap: TapDifference) -> str:
+    return f"{tap.difference:.1e} where rounding explains {tap.bound:.0e}; {tap.where}"
+
+
+def _own(origin: Origin) -> str:
+    assert origin.own is not None
+    return _size(origin.own) + ("" if origin.looks_like is None else f"; looks like: {origin.looks_like}")
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

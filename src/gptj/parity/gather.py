@@ -1,0 +1,209 @@
+"""Findings gathered from what the parts of parity found: a run of backends, or traces that were compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptj.json_file import read_json_object
+from gptj.parity.findings import (
+    Findings,
+    LadderRung,
+    MatrixRow,
+    MeasureFound,
+    PairFound,
+    TapFound,
+    TextFound,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from gptj.parity.comparison import Comparison, PairDifferences, TapDifference
+    from gptj.parity.extra_differences import GradientDifference, TextDifference
+    from gptj.parity.report import ParityReport
+    from gptj.parity.trace import Trace
+    from gptj.parity.two_folders import FolderDifference
+
+__all__ = ["compare_files", "findings_of_comparison", "findings_of_folders", "findings_of_report"]
+
+_MANIFEST = {
+    "checked": "The weights were checked against manifest.json.",
+    "missing": "The weights were not checked against a manifest: there is none.",
+    "of other weights": "The weights were not checked against a manifest: it is of others.",
+    "skipped": "The weights were not checked against a manifest.",
+}
+
+
+def findings_of_report(report: ParityReport) -> Findings:
+    """The findings of a run of backends, with the config.json of the checkpoint that the report names.
+
+    Args:
+        report: of `gptj.parity.run_parity`.
+
+    Raises:
+        FormatError: the config cannot be read any more.
+    """
+    config: Mapping[str, Any] = {}
+    if report.checkpoint is not None:
+        config = read_json_object(Path(report.checkpoint) / "config.json")
+    measures = tuple(MeasureFound(m.backend, m.against, m.what, float(m.difference), float(m.limit), m.holds, m.where)
+                     for m in report.measures)  # fmt: skip
+    notes = [_MANIFEST[report.manifest]]
+    notes += [f"{text.backend} and {text.against} wrote {text.same} of {text.tokens} {text.answer} tokens alike."
+              for text in report.texts]  # fmt: skip
+    versions = {backend: dict(libraries) for backend, libraries in report.versions.items()}
+    return Findings(
+        _verdict(report.passed), _headline(report), report.checkpoint, config, versions, tuple(notes), measures
+    )
+
+
+def _headline(report: ParityReport) -> str:
+    """The result of a run in a sentence."""
+    backends = " and ".join(filter(None, [", ".join(report.backends[:-1]), report.backends[-1]]))
+    if report.passed:
+        who = f"{backends} agree" if len(report.backends) > 1 else f"{backends} agrees with the oracle"
+        return f"{who} in {report.dtype}: all {len(report.measures)} measures within their limits"
+    size = f"{len(report.failures)} of {len(report.measures)} measures fail"
+    if report.divergences:
+        d = report.divergences[0]
+        return (f"{d.backend} first leaves the oracle at {d.stage}: {d.difference:.1e}, of {d.limit:.1e} allowed, "
+                f"at {d.where}; {size} in {report.dtype}")  # fmt: skip
+    m = report.failures[0]
+    return (f"{m.backend} and {m.against} disagree on {m.what}: {m.difference:.1e}, of {m.limit:.1e} allowed"
+            f"{m.where and ', at '}{m.where}; {size} in {report.dtype}")  # fmt: skip
+
+
+def findings_of_comparison(
+    comparison: Comparison, traces: Sequence[Trace], *, folder: str | os.PathLike[str] | None = None
+) -> Findings:
+    """The findings of traces that were compared.
+
+    Args:
+        comparison: of `gptj.parity.compare_traces`.
+        traces: that were given to it.
+        folder: of the model, where it was the reference.
+    """
+    dtypes = {trace.name: trace.facts.dtype for trace in traces}
+    dtypes |= {str(trace.file.path): trace.facts.dtype for trace in traces}  # names that occur twice are paths
+    pairs = tuple(_pair(pair, comparison, dtypes.get(pair.other)) for pair in comparison.pairs)
+    agree = f"{len(pairs)} {'traces agree' if len(pairs) > 1 else 'trace agrees'} with {comparison.pairs[0].base}"
+    headline = next(_sentences(comparison), pairs[0].headline if len(pairs) == 1 else agree)
+    versions = {trace.name: dict(trace.facts.versions) for trace in traces if trace.facts.versions}
+    return Findings(
+        _verdict(comparison.passed), headline, None if folder is None else os.fspath(folder),
+        traces[0].facts.config.to_dict(), versions, tuple(_notes(comparison)), pairs=pairs,
+        texts=tuple(map(_text, comparison.texts)), matrix=tuple(map(_gradient, comparison.gradients)),
+    )  # fmt: skip
+
+
+def findings_of_folders(found: Sequence[FolderDifference], first: str, second: str) -> Findings:
+    """The findings on two folders' models: each backend's traces as a pair, its next tokens as a rung.
+
+    Args:
+        found: of `gptj.parity.two_folders.compare_folders`.
+        first, second: the folders.
+    """
+    pairs, texts, rungs = [], [], []
+    for one in found:
+        [difference] = one.comparison.pairs
+        pair = _pair(difference, one.comparison, None)
+        a, b = f"{pair.a} in {one.backend}", f"{pair.b} in {one.backend}"
+        pairs.append(dataclasses.replace(pair, a=a, b=b, headline=f"{one.backend}: {pair.headline}"))
+        texts += [dataclasses.replace(_text(text), a=a, b=b) for text in one.comparison.texts]
+        error = next((tap.difference for tap in pair.taps if tap.tap == "logits"), None)
+        prompts = len(one.comparison.texts) or None
+        rungs.append(LadderRung(one.backend, pair.b, error, one.divergence[0], one.agreement, one.greedy, prompts))
+    equal = all(one.equal for one in found)
+    wrong = (f"{one.backend}: {sentence}" for one in found for sentence in _sentences(one.comparison))
+    same = f"{second} equals {first} within rounding, in {' and '.join(one.backend for one in found)}"
+    notes = [f"What stands as precisions is {second} against {first}."]
+    notes += [f"{one.backend}: {note}" for one in found for note in _notes(one.comparison)]
+    return Findings(_verdict(equal), next(wrong, same), second, notes=tuple(notes), pairs=tuple(pairs),
+                    texts=tuple(texts), ladder=tuple(rungs))  # fmt: skip
+
+
+def _verdict(right: bool) -> Verdict:
+    return "holds" if right else "differs"
+
+
+def _sentences(comparison: Comparison) -> Iterator[str]:
+    """Sentences, one for each thing that rounding does not explain."""
+    yield from (pair.headline for pair in comparison.pairs if pair.first is not None)
+    yield from (
+        f"{trace}: {taps[0].tap} is not what its inputs give" for trace, taps in comparison.born.items() if taps
+    )
+    yield from (str(gradient) for gradient in comparison.gradients if not gradient.holds)
+    yield from (str(text) for text in comparison.texts if not text.holds)
+
+
+def _notes(comparison: Comparison) -> Iterator[str]:
+    yield from comparison.facts
+    if comparison.left_out:
+        some = ", ".join(comparison.left_out[:8])
+        more = f" and {len(comparison.left_out) - 8} more" if len(comparison.left_out) > 8 else ""
+        yield f"Not in every trace, and not compared: {some}{more}."
+
+
+def _text(text: TextDifference) -> TextFound:
+    a, b = text.margins or (None, None)
+    tie = None if text.first is None else text.tie
+    return TextFound(text.base, text.other, text.prompt, text.tokens, text.first, a, b, text.bound, tie, text.errors)
+
+
+def _gradient(one: GradientDifference) -> MatrixRow:
+    return MatrixRow(one.other, f"gradient against {one.base}", one.parameter, float(one.difference),
+                     float(one.bound), one.holds, str(list(one.where)))  # fmt: skip
+
+
+def compare_files(
+    traces: Sequence[str | os.PathLike[str]],
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    names: Sequence[str | os.PathLike[str]] = (),
+) -> Findings:
+    """The findings of traces in files.
+
+    Args:
+        traces: the files, two or more.
+        reference: the model's folder, whose weights tell of every operation whether an error was born there.
+        names: TOML files, or shipped ones' names, that map other programs' names onto ours.
+
+    Raises:
+        InputError: fewer than two, or of models or inputs that differ.
+        GPTJError: a file is not what it should be.
+    """
+    from gptj.parity.differences import compare_traces
+    from gptj.parity.run import open_reference
+    from gptj.parity.tap_names import TapNames
+    from gptj.parity.trace import open_trace
+
+    mapping = TapNames.find(*names)
+    opened = [open_trace(path, mapping) for path in traces]
+    read = None
+    if reference is not None and opened:
+        config, read = open_reference(reference)
+        opened[0].require_model(config, file=reference)
+    return findings_of_comparison(compare_traces(opened, read), opened, folder=reference)
+
+
+def _pair(pair: PairDifferences, comparison: Comparison, dtype: str | None) -> PairFound:
+    """A pair with what was born in either of its traces."""
+    born: dict[str, list[tuple[str, TapDifference]]] = {}
+    for name in (pair.other, pair.base):
+        for wrong in comparison.born.get(name, ()):
+            born.setdefault(wrong.tap, []).append((name, wrong))
+    told = {} if pair.first is None else {pair.first.tap: any(origin.own is not None for origin in pair.origins)}
+    taps = []
+    for tap in pair.taps:
+        known = born.get(tap.tap, [])
+        own: TapDifference | None = known[0][1] if known else None
+        answer = True if known else False if told.get(tap.tap) else None
+        where = f"{tap.where}, at padding alone" if tap.padding else tap.where
+        where = where if own is None else f"{where}; on its inputs in {known[0][0]}: {own.where}"
+        taps.append(TapFound(tap.tap, float(tap.difference), float(tap.bound), tap.holds, answer,
+                             None if own is None else float(own.difference),
+                             None if own is None else float(own.bound), where))  # fmt: skip
+    return PairFound(pair.base, pair.other, tuple(taps), dtype, pair.headline, pair.looks_like)

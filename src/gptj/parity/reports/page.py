@@ -1,0 +1,226 @@
+"""One HTML file that shows all of some findings: no script, no network, no other file.
+
+It reads without colour (signs and numbers stand in every cell), in the dark, by the keyboard (whatever scrolls can be
+reached), on 390 pixels and on paper. Its policy allows one thing, the style in it, by its hash; so nothing that a name
+in the findings says could run or be fetched, were it ever written unescaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gptj.parity.findings import Findings, PairFound, TapFound, TextFound
+from gptj.parity.reports.heat_map import heat_map
+from gptj.parity.reports.line_chart import Line, line_chart
+from gptj.parity.reports.markup import Markup, join, table, tag
+from gptj.parity.reports.spelling import place_of, share_of, spell_number, spell_percent, spell_sign
+
+__all__ = ["render_page"]
+
+_KEY = (
+    ("0", "0", "no difference"), ("1", "<1%", "under a hundredth of what rounding explains"),
+    ("2", "7%", "under a tenth"), ("3", "85%", "within"), ("4", "✗ 3e2×", "beyond, as many times the bound"),
+    ("5", "✗● 3e2×", "beyond, born there"), ("6", "?", "unknown"),
+)  # fmt: skip
+_CONFIG = ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions", "vocab_size", "activation_function",
+           "layer_norm_epsilon")  # fmt: skip
+
+
+class _Section(NamedTuple):
+    name: str
+    title: str
+    content: Markup
+
+
+def render_page(*findings: Findings) -> str:
+    """The page of one run or of several, one after the other."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
+    runs = [_run(found, f"r{number}-" if len(findings) > 1 else "") for number, found in enumerate(findings, 1)]
+    names = ", ".join(dict.fromkeys(found.folder or "traces" for found in findings))
+    sign = spell_sign(all(found.passed for found in findings))
+    head = tag(
+        "head", tag("meta", charset="utf-8"), tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="referrer", content="no-referrer"), tag("title", f"{sign} Parity of {names}"),
+        tag("style", Markup(style)),
+    )  # fmt: skip
+    skip = tag("a", "Skip to the findings", href="#findings", class_="skip")
+    body = tag("body", skip, tag("main", *runs, id="findings"))
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _run(found: Findings, prefix: str) -> Markup:
+    """All of one run under its own heading."""
+    sections = [section for section in _sections(found) if section.content]
+    links = (tag("li", tag("a", one.title, href=f"#{prefix}{one.name}")) for one in sections)
+    holds = "✓ holds" if found.passed else "✗ differs"
+    title = f"Parity of {found.folder}" if found.folder else "Parity of traces"
+    parts = [
+        tag("header", tag("h1", title), tag("p", holds, class_=f"verdict {'holds' if found.passed else 'differs'}"),
+            tag("p", found.headline, class_="headline"), *(tag("p", note) for note in found.notes)),
+        tag("nav", tag("ul", *links), aria_label=f"Sections of {title}"),
+        _facts(found),
+    ]  # fmt: skip
+    parts += [
+        tag("section", tag("h2", one.title, id=f"{prefix}{one.name}"), one.content,
+            aria_labelledby=f"{prefix}{one.name}")
+        for one in sections
+    ]  # fmt: skip
+    return tag("article", *parts)
+
+
+def _facts(found: Findings) -> Markup:
+    facts = [(who, ", ".join(f"{name} {version}" for name, version in libraries.items()))
+             for who, libraries in found.versions.items()]  # fmt: skip
+    config = ", ".join(f"{name} {found.config[name]}" for name in _CONFIG if name in found.config)
+    facts += [("config", config)] if config else []
+    return tag("dl", *(tag(kind, text) for fact in facts for kind, text in zip(("dt", "dd"), fact, strict=True)))
+
+
+def _sections(found: Findings) -> Iterator[_Section]:
+    wrong = [*found.wrong()]
+    wrong = [] if wrong == [found.headline] else wrong
+    yield _Section(
+        "wrong", "What does not hold", tag("ul", *(tag("li", one) for one in wrong)) if wrong else Markup("")
+    )
+    yield _Section("values", "Where computations part", join(_pair(pair) for pair in found.pairs))
+    yield _Section("tokens", "Along generated tokens", _texts(found.texts))
+    yield _Section("measures", "Measures", _measures(found))
+    yield _Section("matrix", "Invariances", _matrix(found))
+    yield _Section("ladder", "Precisions against float64", _ladder(found))
+    yield _Section("sensitivity", "Planted mistakes", _sensitivity(found))
+
+
+def _pair(pair: PairFound) -> Markup:
+    """Heat map, depth and table of a pair."""
+    dtype = f" in {pair.dtype}" if pair.dtype and pair.dtype not in pair.b else ""
+    key = (
+        tag("li", tag("svg", tag("g", tag("rect", width=18, height=14, rx=2), class_=f"l{level}"), width=18, height=14,
+                      aria_hidden="true"), f"{sign}  {words}")
+        for level, sign, words in _KEY
+    )  # fmt: skip
+    said = [tag("h3", f"{spell_sign(pair.right)} {pair.b}{dtype} against {pair.a}")]
+    said += [tag("p", pair.headline)] if pair.headline else []
+    said += [tag("p", "Looks like: ", tag("strong", pair.looks_like))] if pair.looks_like else []
+    rows = [_value_row(tap) for tap in pair.taps]
+    heading = ("value", "share of the bound", "off by", "bound", "born there", "on its inputs", "bound", "largest at")
+    values = table(f"Values of {pair.b} against {pair.a}", heading, rows) if rows else Markup("")
+    wrong = sum(not tap.right for tap in pair.taps)
+    told = tag("summary", f"All {len(pair.taps):,} values, {wrong:,} of them beyond their bounds")
+    return tag("div", *said, heat_map(pair), tag("ul", *key, class_="key"), _depth(pair), tag("details", told, values))
+
+
+def _value_row(tap: TapFound) -> tuple[list[str | Markup], str | None]:
+    born = "-" if tap.born is None else "yes" if tap.born else "no"
+    numbers = [tag("span", spell_number(n), class_="number")
+               for n in (tap.difference, tap.bound, tap.local, tap.local_bound)]  # fmt: skip
+    cells = [tap.tap, share_of(tap).text, numbers[0], numbers[1], born, numbers[2], numbers[3], tap.where]
+    return cells, None if tap.right else "wrong"
+
+
+def _depth(pair: PairFound) -> Markup:
+    """The sums that leave the blocks, along the depth."""
+    chosen = [tap for tap in pair.taps if place_of(tap.tap)[0] is None or place_of(tap.tap)[1] == "sum"]
+    if len(chosen) < 2:
+        return Markup("")
+    places = [str(place_of(tap.tap)[0]) if place_of(tap.tap)[0] is not None else tap.tap for tap in chosen]
+    lines = [Line("difference", [tap.difference for tap in chosen]),
+             Line("bound", [tap.bound for tap in chosen], dashed=True)]  # fmt: skip
+    first = next((number for number, tap in enumerate(chosen) if not tap.right), None)
+    return line_chart(f"{pair.b} against {pair.a}, by what leaves each block", places, lines, mark=first)
+
+
+def _texts(texts: Sequence[TextFound]) -> Markup:
+    if not texts:
+        return Markup("")
+    rows: list[tuple[list[str | Markup], str | None]] = []
+    for t in texts:
+        parted = "the same" if t.first_difference is None else f"token {t.first_difference}"
+        why = "-" if t.first_difference is None or t.tie is None else "a tie" if t.tie else "no tie"
+        numbers = [spell_number(number) for number in (t.margin_a, t.margin_b, t.bound)]
+        rows.append(([f"{t.a}, {t.b}", f"{spell_sign(t.right)} {parted}", str(t.prompt), str(t.tokens), *numbers, why],
+                     None if t.right else "wrong"))  # fmt: skip
+    heading = ("of", "first difference", "prompt", "tokens", "margin", "margin", "rounding may turn", "explained by")
+    charts = [
+        line_chart(f"{t.a} and {t.b} after prompt {t.prompt}: the logits' largest difference at each token",
+                   [str(number) for number in range(len(t.errors))], _error_lines(t), mark=t.first_difference)
+        for t in texts if t.errors
+    ]  # fmt: skip
+    return join([table("What was written after each prompt", heading, rows), *charts])
+
+
+def _error_lines(text: TextFound) -> list[Line]:
+    lines = [Line("difference", text.errors)]
+    if text.bound is not None:
+        lines.append(Line("margin that rounding may turn", [text.bound] * len(text.errors), dashed=True))
+    return lines
+
+
+def _measures(found: Findings) -> Markup:
+    rows: list[tuple[list[str | Markup], str | None]] = [
+        ([f"{m.backend} against {m.against}", f"{spell_sign(m.holds)} {m.what}", spell_number(m.difference),
+          spell_number(m.limit), m.where], None if m.holds else "wrong")
+        for m in found.measures
+    ]  # fmt: skip
+    heading = ("of", "what", "off by", "limit", "largest at")
+    return table("Answers against the oracle's and each other's", heading, rows) if rows else Markup("")
+
+
+def _matrix(found: Findings) -> Markup:
+    """A row an invariance, a column a backend."""
+    backends = list(dict.fromkeys(row.backend for row in found.matrix))
+    cells: dict[tuple[str, str], dict[str, Markup]] = {}
+    broken: set[tuple[str, str]] = set()
+    for row in found.matrix:
+        size = f"{spell_sign(row.holds)} {spell_number(row.difference)} of {spell_number(row.limit)}"
+        place = Markup("") if row.holds or not row.where else tag("span", f" at {row.where}", class_="soft")
+        of_row = cells.setdefault((row.row, row.what), {})
+        of_row[row.backend] = join([*filter(None, [of_row.get(row.backend)]), tag("div", size, place)])
+        if not row.holds:
+            broken.add((row.row, row.what))
+    rows: list[tuple[list[str | Markup], str | None]] = [
+        ([key[0], key[1], *(of_row.get(backend, "-") for backend in backends)], "wrong" if key in broken else None)
+        for key, of_row in cells.items()
+    ]
+    told = "Two ways to one answer: the difference, of what is allowed"
+    return table(told, ("two ways", "of", *backends), rows) if rows else Markup("")
+
+
+def _ladder(found: Findings) -> Markup:
+    rows: list[tuple[list[str | Markup], str | None]] = [
+        ([f"{r.backend}, {r.rung}", spell_number(r.error), spell_number(r.kl), spell_percent(r.top1),
+          spell_percent(r.greedy), "-" if r.prompts is None else str(r.prompts)], None)
+        for r in found.ladder
+    ]  # fmt: skip
+    heading = ("of", "largest error", "KL, nats", "top-1 the same", "greedy the same", "prompts")
+    return table("How far each precision is from float64", heading, rows) if rows else Markup("")
+
+
+def _sensitivity(found: Findings) -> Markup:
+    """A row a mistake, a column a backend: caught or not, and what was said."""
+    backends = list(dict.fromkeys(planted.backend for planted in found.sensitivity))
+    cells: dict[str, dict[str, Markup]] = {}
+    expected: dict[str, str] = {}
+    missed: set[str] = set()
+    for planted in found.sensitivity:
+        told = tag("span", f" {planted.headline}", class_="soft") if planted.headline else Markup("")
+        of_row = cells.setdefault(planted.mutant, {})
+        sign = tag("strong", "✓ caught" if planted.caught else "✗ missed")
+        of_row[planted.backend] = join([*filter(None, [of_row.get(planted.backend)]), tag("div", sign, told)])
+        expected.setdefault(planted.mutant, planted.expected or "-")
+        if not planted.caught:
+            missed.add(planted.mutant)
+    caught = sum(planted.caught for planted in found.sensitivity)
+    rows: list[tuple[list[str | Markup], str | None]] = [
+        ([mutant, expected[mutant], *(of_row.get(backend, "-") for backend in backends)],
+         "wrong" if mutant in missed else None)
+        for mutant, of_row in cells.items()
+    ]  # fmt: skip
+    summary = f"{caught:,} of {len(found.sensitivity):,} mistakes that were put in on purpose were noticed"
+    return table(summary, ("mistake", "changes", *backends), rows) if rows else Markup("")

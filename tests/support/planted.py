@@ -1,0 +1,636 @@
+"""The mistakes of `mutants.MUTANTS`, and more, planted in a wing: its functions or weights replaced while it records.
+
+What is put in place of a wing's function is computed in NumPy, so each mistake is written once for all three. Flax runs
+without `jax.jit`, which would remember the right function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import re
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mutants import MUTANTS, Mutant, RotaryWithTable
+from numpy.typing import NDArray
+
+from gptj import GPTJConfig
+from gptj.checkpoint import write_checkpoint
+from gptj.dtypes import numpy_dtype
+from gptj.errors import InputError
+from gptj.parity.differences import compare_traces, spell_tap
+from gptj.parity.oracle import Oracle, positions_of_mask
+from gptj.parity.revealing import revealing_config, revealing_weights
+from gptj.parity.trace import TraceFacts, open_trace, write_trace
+from gptj.schema import schema
+
+Array = NDArray[Any]
+
+PAST = 8
+"""Tokens in the cache where a mistake is one of a cached step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """A mistake in a wing.
+
+    Attributes:
+        name: of the mistake.
+        where: block and operation that must be named, "block 0, rotated q"; or the config's field that is refused.
+        looks_like: the signature that must be named, None where the trace cannot tell.
+        plant: replaces a wing's functions; None where the weights or the config are other ones.
+        mutant: makes other weights or another config.
+        cached: whether it is seen in a cached step alone.
+    """
+
+    name: str
+    where: str
+    looks_like: str | None
+    plant: Callable[[Workbench], None] | None = None
+    mutant: Mutant | None = None
+    cached: bool = False
+
+
+class Workbench:
+    """A wing whose functions are replaced for a while.
+
+    Args:
+        name: of the wing.
+        patch: pytest's `MonkeyPatch`, which undoes it.
+    """
+
+    def __init__(self, name: str, patch: Any) -> None:
+        self.name, self.patch = name, patch
+        self.wing = importlib.import_module(f"gptj.{name}")
+        self.model, self.layers, self.arguments = (
+            importlib.import_module(f"gptj.{name}.{part}") for part in ("model", "layers", "arguments")
+        )
+        self.call = {"pt": "forward", "tf": "call", "flax": "__call__"}[name]
+
+    def numpy(self, x: Any) -> Array:
+        """The framework's array in NumPy."""
+        return np.asarray(self.wing.to_numpy(x))
+
+    def back(self, x: Array, like: Any) -> Any:
+        """A NumPy array as the framework's, in the dtype of another."""
+        if self.name == "pt":
+            import torch
+
+            return torch.tensor(np.ascontiguousarray(x)).to(like.dtype)
+        if self.name == "tf":
+            import tensorflow as tf
+
+            return tf.cast(tf.constant(x), like.dtype)
+        import jax.numpy as jnp
+
+        return jnp.asarray(x).astype(like.dtype)
+
+    def replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        """Put `make(original)` in place of a function or method."""
+        self.patch.setattr(owner, name, make(getattr(owner, name)))
+
+    def method(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        """The same of a module's method, which Flax wants to know of."""
+        made = make(getattr(owner, name))
+        if self.name == "flax":
+            from flax.linen.module import wrap_method_once
+
+            made = wrap_method_once(made)
+        self.patch.setattr(owner, name, made)
+
+    # ---- places
+
+    def table(self, change: Callable[[Array, Array, int], tuple[Array, Array]]) -> None:
+        """Another rotary table: `change` of sines, cosines and the width."""
+
+        def make(original: Any) -> Any:
+            return lambda n, width, dtype="float32": tuple(
+                np.ascontiguousarray(part).astype(dtype) for part in change(*original(n, width, "float64"), width)
+            )
+
+        self.replace(self.layers, "rotary_table", make)
+
+    def rotation(self, change: Callable[[Callable[[Array], Array], Array, int], Array]) -> None:
+        """Another rotation: `change` of the right one (a function of x), of x, and of how often it was called."""
+        calls = [0]
+
+        def make(original: Any) -> Any:
+            def rotate(x: Any, sin: Any, cos: Any) -> Any:
+                calls[0] += 1
+
+                def right(values: Array) -> Array:
+                    return self.numpy(original(self.back(values, x), sin, cos))
+
+                return self.back(change(right, self.numpy(x), calls[0] - 1), x)
+
+            return rotate
+
+        self.replace(self.model, "rotate_pairs", make)
+
+    def positions(self, change: Callable[[Array], Array]) -> None:
+        """Other positions in the table's call."""
+
+        def make(original: Any) -> Any:
+            def look_up(table: Any, positions: Any) -> Any:
+                return original(table, self.back(change(self.numpy(positions)), positions))
+
+            return look_up
+
+        self.replace(self.layers.RotaryTable, "__call__", make)
+
+    def scale(self, factor: Callable[[Array], float]) -> None:
+        """Another root."""
+        self.patch.setattr(self.model, "math", types.SimpleNamespace(sqrt=factor))
+
+    def mask(self, change: Callable[[Callable[..., Any], Any, Any, int], Any]) -> None:
+        """Another mask: `change` of the right function and its arguments."""
+        owner = self.arguments if self.name == "pt" else self.model
+        self.replace(
+            owner, "causal_mask", lambda original: lambda mask, slots, length: change(original, mask, slots, length)
+        )
+
+    def weights(self, change: Callable[[Array, Array], Array]) -> None:
+        """Other attention weights: `change` of scores and what is visible, both (b, h, t, s)."""
+
+        def make(_: Any) -> Any:
+            def attend(attention: Any, q: Any, k: Any, v: Any, mask: Any, *rest: Any, taps: Any = None) -> Any:
+                taps = rest[-1] if taps is None else taps
+                queries, keys, values = map(self.numpy, (q, k, v))
+                scores = queries @ np.swapaxes(keys, -1, -2) / np.float32(np.sqrt(queries.shape[-1]))
+                visible = np.broadcast_to(self.numpy(mask), (len(scores), 1, *scores.shape[2:]))
+                found = self.back(change(scores, np.broadcast_to(visible, scores.shape)).astype(values.dtype), v)
+                taps(scores=self.back(scores, v), visible=self.back(visible, mask), weights=found)
+                return self.back(self.numpy(found) @ values, v), found
+
+            return attend
+
+        self.replace(self.model.Attention, "_attend", make)
+
+    def block(self, change: Callable[[Any, Any, Callable[[Any], Any], Callable[[Any], Any]], Any]) -> None:
+        """Another sum: `change` of the block, x, the attention and the feed-forward as functions of their input."""
+
+        def put(block: Any, x: Any, taps: Any, attention: Callable[[Any], Any], feed: Callable[[Any], Any]) -> Any:
+            kept: list[Any] = []
+
+            def attend(h: Any) -> Any:
+                out, weights = attention(h)
+                kept.append(weights)
+                return out
+
+            def norm(values: Any) -> Any:
+                found = block.ln_1(values)
+                if not kept:
+                    taps(ln_1=found)
+                return found
+
+            y = change(norm, x, attend, feed)
+            taps(sum=y)
+            return y, kept[0]
+
+        def run(block: Any, x: Any, *arguments: Any, taps: Any = None) -> Any:
+            train = (arguments[-1],) if self.name == "flax" else ()
+            return put(block, x, taps, lambda h: block.attn(h, *arguments, taps=taps),
+                       lambda h: block.mlp(h, *train, taps=taps))  # fmt: skip
+
+        def run_in_keras(
+            block: Any, x: Any, rotation: Any, attention_mask: Any, update_cache: Any, head_mask: Any, seeds: Any,
+            taps: Any = None,
+        ) -> Any:  # fmt: skip
+            def attention(h: Any) -> Any:
+                return block.attn(h, rotation=rotation, attention_mask=attention_mask, update_cache=update_cache,
+                                  head_mask=head_mask, seeds=None, taps=taps)  # fmt: skip
+
+            return put(block, x, taps, attention, lambda h: block.mlp(h, seed=None, taps=taps))
+
+        self.method(self.model.Block, self.call, lambda _: run_in_keras if self.name == "tf" else run)
+
+    def norm(self, change: Callable[[Array, Array, Array, float], Array | None], *, last: bool = False) -> None:
+        """Another layer norm: `change` of x, scale, offset and epsilon; None leaves it. `last`: of ln_f alone."""
+        owner: Any = self.layers.LayerNorm if self.name != "pt" else importlib.import_module("torch").nn.LayerNorm
+        calls = [0]
+
+        def make(original: Any) -> Any:
+            def normalise(module: Any, x: Any) -> Any:
+                right = original(module, x)
+                calls[0] += 1
+                if last and calls[0] <= CONFIG.n_layer:
+                    return right
+                if self.name == "flax":
+                    scale, offset = (module.get_variable("params", kind) for kind in ("weight", "bias"))
+                else:
+                    scale, offset = module.weight, module.bias
+                epsilon = module.eps if self.name == "pt" else module.epsilon
+                return self.back(change(*map(self.numpy, (x, scale, offset)), epsilon), x)
+
+            return normalise
+
+        self.method(owner, self.call, make)
+
+    def result(self, owner: Any, change: Callable[[Array], Array], name: str | None = None) -> None:
+        """Another result of a module's call, or of a method by its name."""
+
+        def make(original: Any) -> Any:
+            def run(module: Any, *arguments: Any) -> Any:
+                right = original(module, *arguments)
+                return self.back(change(self.numpy(right)), right)
+
+            return run
+
+        (self.replace if name else self.method)(owner, name or self.call, make)
+
+    def cache(self, change: Callable[[Any, Any, Callable[[Any, Any], Any], Array], Any]) -> None:
+        """Another cache: `change` of new keys and values, the right update, and the keys before the rotation."""
+
+        def make(original: Any) -> Any:
+            def update_of(builder: Any, layer: int, use_cache: bool) -> Any:
+                right = original(builder, layer, use_cache)
+                return lambda k, v: change(k, v, right)
+
+            return update_of
+
+        self.replace(self.model.CacheBuilder, "update_of", make)
+
+
+# ---- the mistakes
+
+
+def _softmax(scores: Array, visible: Array, axis: int = -1) -> Array:
+    scores = np.where(visible, scores, np.finfo(scores.dtype).min)
+    exponentials = np.exp(scores - scores.max(axis, keepdims=True))
+    return np.where(visible, exponentials / exponentials.sum(axis, keepdims=True), 0)
+
+
+def _table_of(kind: type[RotaryWithTable]) -> Callable[[Array, Array, int], tuple[Array, Array]]:
+    """The table of one of the oracle's mutants."""
+
+    def change(sin: Array, cos: Array, width: int) -> tuple[Array, Array]:
+        mutant = kind(CONFIG, {})
+        found = mutant.rotary(np.arange(len(sin))[None])
+        return found[0][0, 0], found[1][0, 0]
+
+    return change
+
+
+def _rounded(x: Array, dtype: str) -> Array:
+    return x.astype(numpy_dtype(dtype)).astype(x.dtype)
+
+
+def _half_split(right: Callable[[Array], Array], x: Array, _: int) -> Array:
+    width = CONFIG.rotary_width
+    order = np.concatenate([np.arange(width).reshape(2, -1).T.reshape(-1), np.arange(width, x.shape[-1])])
+    return right(x[..., order])[..., np.argsort(order)]
+
+
+def _late(positions: Array) -> Array:
+    return np.arange(positions.shape[-1]) >= LENGTH // 2
+
+
+def _serial(norm: Any, x: Any, attend: Any, feed: Any) -> Any:
+    x = x + attend(norm(x))
+    return x + feed(norm(x))
+
+
+def _unfed(norm: Any, x: Any, attend: Any, feed: Any) -> Any:
+    h = norm(x)
+    out, _ = attend(h), feed(h)
+    return out + x
+
+
+def _parallel(mlp_reads_x: bool = False, residual: Callable[[Any, Any], Any] = lambda x, h: x) -> Any:
+    def change(norm: Any, x: Any, attend: Any, feed: Any) -> Any:
+        h = norm(x)
+        attended = attend(h)
+        y = attended + feed(x if mlp_reads_x else h)
+        kept = residual(x, h)
+        return y if kept is None else y + kept
+
+    return change
+
+
+def _no_mean(x: Array, scale: Array, offset: Array, epsilon: float) -> Array:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale + offset
+
+
+def _unbiased(x: Array, scale: Array, offset: Array, epsilon: float) -> Array:
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True, ddof=1) + epsilon) * scale + offset
+
+
+def _evenly(scores: Array, visible: Array) -> Array:
+    return np.where(visible.any(-1, keepdims=True), _softmax(scores, visible), 1 / scores.shape[-1])
+
+
+def _of_tensorflow(scores: Array, visible: Array) -> Array:
+    causal = np.tril(np.ones(visible.shape[-2:], bool))
+    keys = visible[:, :, -1:, :]
+    added = np.where(causal, 0, -1e9) + np.where(keys, 0, -1e4)
+    return _softmax((scores + added).astype(scores.dtype), np.ones_like(visible))
+
+
+def _quick(bench: Workbench) -> None:
+    silu = bench.model.ACTIVATIONS["silu"]
+    bench.patch.setitem(bench.model.ACTIVATIONS, CONFIG.activation_function, lambda x: silu(x * 1.702) / 1.702)
+
+
+def _interleaved(x: Array) -> Array:
+    b, h, t, d = x.shape
+    return np.swapaxes(x, 1, 2).reshape(b, t, d, h).transpose(0, 3, 1, 2)
+
+
+def _embedding(bench: Workbench) -> None:
+    owner: Any = bench.layers.Embedding if bench.name != "pt" else importlib.import_module("torch").nn.Embedding
+    bench.result(owner, lambda x: x * np.float32(CONFIG.n_embd**0.5))
+
+
+_COMPUTED: dict[str, tuple[str, str | None, Callable[[Workbench], None]]] = {
+    "rotary sign": ("block 0, rotated q", "rotary sign", lambda b: b.table(lambda sin, cos, _: (-sin, cos))),
+    "rotary half split": ("block 0, rotated q", "rotary half split", lambda b: b.rotation(_half_split)),
+    "rotary last dimensions": (
+        "block 0, rotated q", "rotary last dimensions",
+        lambda b: b.rotation(lambda right, x, _: right(x[..., ::-1])[..., ::-1]),
+    ),
+    "rotary only queries": (
+        "block 0, rotated k", "rotary none", lambda b: b.rotation(lambda right, x, n: x if n % 2 else right(x)),
+    ),
+    "rotary none": ("block 0, rotated q", "rotary none", lambda b: b.rotation(lambda right, x, _: x)),
+    "step position off by one": (
+        "block 0, rotated q", "step position off by one", lambda b: b.positions(lambda at: at + _late(at)),
+    ),
+    "step position restarts": (
+        "block 0, rotated q", "step position restarts", lambda b: b.positions(lambda at: at - LENGTH // 2 * _late(at)),
+    ),
+    "no scale": ("block 0, scores", "no scale", lambda b: b.scale(lambda d: 1.0)),
+    "scale of model width": (
+        "block 0, scores", "scale of model width", lambda b: b.scale(lambda d: (d * CONFIG.n_head) ** 0.5),
+    ),
+    "serial residual": ("block 0, fc_in", "serial residual", lambda b: b.block(_serial)),
+    "mlp reads the stream": ("block 0, fc_in", "MLP reads the stream", lambda b: b.block(_parallel(True))),
+    "no residual": ("block 0, sum", "no residual", lambda b: b.block(_parallel(residual=lambda x, h: None))),
+    "no final norm": ("ln_f", "no norm", lambda b: b.norm(lambda x, *_: x, last=True)),
+    "norm without mean": ("block 0, ln_1", "norm without mean", lambda b: b.norm(_no_mean)),
+    "norm unbiased variance": ("block 0, ln_1", "norm unbiased variance", lambda b: b.norm(_unbiased)),
+    "mask shows the next token": (
+        "block 0, visible", "mask shows the next token",
+        lambda b: b.mask(lambda right, mask, slots, length: right(mask, slots + 1, length)),
+    ),
+    "mask hides the token itself": (
+        "block 0, visible", "mask hides the token itself",
+        lambda b: b.mask(lambda right, mask, slots, length: right(mask, slots - 1, length)),
+    ),
+    "mask shows the future": (
+        "block 0, visible", "mask shows the future",
+        lambda b: b.mask(lambda right, mask, slots, length: right(mask, slots + length, length)),
+    ),
+    "mask shows padding": (
+        "block 0, visible", "mask shows padding",
+        lambda b: b.mask(lambda right, mask, slots, length: right(None, slots, length)),
+    ),
+    "mask of queries": (
+        "block 0, visible", "mask of queries",
+        lambda b: b.mask(
+            lambda right, mask, slots, length: right(None, slots, length) & (mask == 1)[:, None, :, None]
+        ),
+    ),
+    "mask too weak": (
+        "block 0, weights", "mask too weak",
+        lambda b: b.weights(lambda scores, seen: _softmax(np.where(seen, scores, scores - 10), np.ones_like(seen))),
+    ),
+    "masked row attends evenly": ("block 0, weights", "masked row attends evenly", lambda b: b.weights(_evenly)),
+    "softmax over queries": (
+        "block 0, weights", "softmax over queries", lambda b: b.weights(lambda s, seen: _softmax(s, seen, -2)),
+    ),
+    "heads interleaved": (
+        "block 0, q", "heads interleaved", lambda b: b.result(b.model.Attention, _interleaved, "_heads"),
+    ),
+    "embedding scaled": ("embedding", "embedding scaled", _embedding),
+    "quick gelu": ("block 0, activation", "activation quick gelu", _quick),
+}  # fmt: skip
+
+_TABLES = {
+    "rotary base": "rotary base 1,000", "rotary exponent of head": "rotary exponent of head",
+    "rotary table bfloat16": "rotary table bfloat16", "rotary table float16": "rotary table float16",
+    "rotary positions bfloat16": "rotary positions bfloat16",
+}  # fmt: skip
+
+_READ = {
+    "rotary of the whole head": ("config: rotary_width", None), "heads of another width": ("config: n_head", None),
+    "a layer too few": ("config: n_layer", None), "epsilon 1e-6": ("block 0, ln_1", "epsilon 1e-06"),
+    "epsilon 1e-12": ("block 0, ln_1", "epsilon 1e-12"), "exact GELU": ("block 0, activation", "exact GELU"),
+    ".ln_1.bias dropped": ("block 0, ln_1", "offset dropped"),
+    ".fc_in.bias dropped": ("block 0, fc_in", "bias dropped"),
+    ".fc_out.bias dropped": ("block 0, fc_out", "bias dropped"), ".ln_f.bias dropped": ("ln_f", "offset dropped"),
+    "lm_head.bias dropped": ("logits", "bias dropped"), ".ln_1.weight left at 1": ("block 0, ln_1", "scale left at 1"),
+    ".ln_f.weight left at 1": ("ln_f", "scale left at 1"), ".q_proj.weight transposed": ("block 0, q", "transposed"),
+    ".k_proj.weight transposed": ("block 0, k", "transposed"),
+    ".v_proj.weight transposed": ("block 0, v", "transposed"),
+    ".out_proj.weight transposed": ("block 0, out_proj", "transposed"),
+    "k and v swapped": ("block 0, k", "k and v swapped"), "q and k swapped": ("block 0, q", "q and k swapped"),
+    "layers in lexicographic order": ("block 2, ln_1", "layers in lexicographic order"),
+    "fc_out bias from one shard of two": ("block 0, fc_out", "bias from one shard of two"),
+    "fc_out bias added once a shard": ("block 0, fc_out", "bias added once a shard"),
+    "ln_1 scale as the mean of two shards": ("block 0, ln_1", "scale as the mean of two shards"),
+    "ln_1 offset as the mean of two shards": ("block 0, ln_1", "offset as the mean of two shards"),
+    "ln_f scale as the sum of two shards": ("ln_f", "scale as the sum of two shards"),
+    "lm_head tied": ("logits", "lm_head tied"),
+}  # fmt: skip
+
+
+def _made_in_bfloat16(sin: Array, cos: Array, width: int) -> tuple[Array, Array]:
+    """PyTorch's own way under a default dtype of bfloat16, without PyTorch."""
+    frequency = _rounded(
+        1 / _rounded(_rounded(np.asarray(1e4), "bfloat16") ** _rounded(np.arange(0, width, 2) / width, "bfloat16"),
+                     "bfloat16"), "bfloat16")  # fmt: skip
+    angle = (np.arange(len(sin), dtype=np.float32)[:, None] * frequency.astype(np.float32)).astype(float)
+    return _rounded(np.sin(angle), "bfloat16"), _rounded(np.cos(angle), "bfloat16")
+
+
+def _next_blocks(weights: dict[str, Array]) -> dict[str, Array]:
+    changed = dict(weights)
+    for name, value in weights.items():
+        if name.startswith("transformer.h."):
+            layer = int(name.split(".")[2])
+            changed[name.replace(f".h.{layer}.", f".h.{(layer - 1) % CONFIG.n_layer}.")] = value
+    return changed
+
+
+def _one_row(weights: dict[str, Array]) -> dict[str, Array]:
+    name = "transformer.h.1.mlp.fc_out.weight"
+    changed = weights[name].copy()
+    changed[5] *= 1.01
+    return {**weights, name: changed}
+
+
+def _reads(name: str, change: Callable[[dict[str, Array]], dict[str, Array]]) -> Mutant:
+    return Mutant(name, lambda config, weights: Oracle(config, change(weights)))
+
+
+_MORE = (
+    Planted("rotary table of transformers 4.28 to 4.57 in bfloat16", "block 0, rotated q",
+            "rotary table made in bfloat16, as by transformers 4.28 to 4.57", lambda b: b.table(_made_in_bfloat16)),
+    Planted("additive -1e4 padding", "block 0, weights", "additive -1e4 padding", lambda b: b.weights(_of_tensorflow)),
+    Planted("softmax in bfloat16", "block 0, weights", "computed in bfloat16",
+            lambda b: b.weights(lambda s, seen: _rounded(_softmax(s, seen), "bfloat16"))),
+    Planted("scale applied twice", "block 0, scores", "scale applied twice", lambda b: b.scale(lambda d: float(d))),
+    Planted("residual of ln_1", "block 0, sum", "residual of ln_1",
+            lambda b: b.block(_parallel(residual=lambda x, h: h))),
+    Planted("feed-forward left out", "block 0, sum", "feed-forward left out of the sum",
+            lambda b: b.block(_unfed)),
+    Planted("position one too high", "block 0, rotated q", "position off by one",
+            lambda b: b.positions(lambda at: np.minimum(at + 1, CONFIG.n_positions - 1))),
+    Planted("every block reads the next one's weights", "block 0, ln_1", "weights of the next block",
+            mutant=_reads("next", _next_blocks)),
+    Planted("one row of one weight off by 1%", "block 1, fc_out", "row 5 alone of its weight",
+            mutant=_reads("row", _one_row)),
+    Planted("lm_head's bias twice", "logits", "another bias", mutant=_reads(
+        "twice", lambda weights: {**weights, "lm_head.bias": 2 * weights["lm_head.bias"]})),
+    Planted("cache: keys of another rotation", "block 0, scores", None,
+            lambda b: b.cache(_other_rotation(b)), cached=True),
+    Planted("cache: the step counts from 0", "block 0, rotated q", f"positions off by -{PAST}",
+            lambda b: b.positions(lambda at: at - PAST * (at.shape[-1] < LENGTH - PAST + 1)), cached=True),
+    Planted("cache: values of the step not kept", "block 0, mixed", None, lambda b: b.cache(_no_new_values(b)),
+            cached=True),
+)  # fmt: skip
+
+
+def _other_rotation(bench: Workbench) -> Callable[..., Any]:
+    """The past's keys with their pairs in another order, as a cache that holds another rotation's keys would."""
+
+    def change(k: Any, v: Any, right: Any) -> Any:
+        keys, values = right(k, v)
+        old = keys.shape[-2] - k.shape[-2]
+        if old:
+            wrong = bench.numpy(keys).copy()
+            wrong[..., :old, : CONFIG.rotary_width] = wrong[..., :old, : CONFIG.rotary_width][..., ::-1]
+            keys = bench.back(wrong, keys)
+        return keys, values
+
+    return change
+
+
+def _no_new_values(bench: Workbench) -> Callable[..., Any]:
+    def change(k: Any, v: Any, right: Any) -> Any:
+        keys, values = right(k, v)
+        old = values.shape[-2] - v.shape[-2]
+        if old:
+            wrong = bench.numpy(values).copy()
+            wrong[..., old:, :] = 0
+            values = bench.back(wrong, values)
+        return keys, values
+
+    return change
+
+
+def _list() -> Iterator[Planted]:
+    for mutant in MUTANTS:
+        if mutant.name in _COMPUTED:
+            where, like, plant = _COMPUTED[mutant.name]
+            yield Planted(mutant.name, where, like, plant)
+        elif mutant.name in _TABLES:
+            kind: Any = mutant.plant
+            yield Planted(mutant.name, "block 0, rotated q", _TABLES[mutant.name],
+                          lambda b, kind=kind: b.table(_table_of(kind)))  # fmt: skip
+        else:
+            where, like = _READ[mutant.name]
+            yield Planted(mutant.name, where, like, mutant=mutant)
+    yield from _MORE
+
+
+CONFIG = revealing_config(n_layer=2)
+LAYERS = {"layers in lexicographic order": 11, "a layer too few": 3}
+LENGTH = 16
+PLANTED: tuple[Planted, ...] = tuple(_list())
+
+
+# ---- planting and recording
+
+
+def batch() -> dict[str, Array]:
+    """Three rows: whole, padded left, and padded right, at far positions."""
+    ids = np.random.Generator(np.random.Philox(7)).integers(0, CONFIG.vocab_size - 2, (3, LENGTH))
+    mask = np.ones((3, LENGTH), np.int64)
+    mask[1, :4] = 0
+    mask[2, -5:] = 0
+    positions = 1_900 + positions_of_mask(mask)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": ids}
+
+
+def headline(planted: Planted, name: str, folder: Path, patch: Any) -> tuple[str, str | None, str]:
+    """The place and the signature that a comparison of a wing with a mistake and the oracle names, and its sentence."""
+    config = revealing_config(n_layer=LAYERS.get(planted.name, CONFIG.n_layer))
+    weights = dict(revealing_weights(config))
+    bench, given = Workbench(name, patch), batch()
+    wrong_config, wrong_weights = config, weights
+    if planted.mutant is not None:
+        oracle = planted.mutant.plant(config, weights)
+        wrong_config = oracle.config
+        wrong_weights = {spec.name: np.asarray(oracle._read(spec.name)) for spec in schema(wrong_config)}
+    write_checkpoint(folder / "model", wrong_config, lambda spec: wrong_weights[spec.name])
+    if planted.plant is not None:
+        planted.plant(bench)
+    _record(bench, folder, wrong_config, given, cached=planted.cached)
+    _record_oracle(folder, config, weights, given, cached=planted.cached)
+    try:
+        found = compare_traces(
+            [open_trace(folder / "oracle"), open_trace(folder / name)],
+            lambda name, dtype: weights[name].astype(numpy_dtype(dtype)),
+        )
+    except InputError as error:
+        return str(error.where), None, str(error)
+    pair = found.pairs[0]
+    return ("nowhere" if pair.first is None else spell_tap(pair.first.tap)), pair.looks_like, pair.headline
+
+
+def shorten(sentence: str) -> str:
+    """A headline without the traces' names and the place within the tap."""
+    start = re.sub(r"^\w+ first differs from oracle in ", "", sentence)
+    return re.sub(r"; row [^;]*", "", start).replace("; looks like: ", ": ")
+
+
+def _record(bench: Workbench, folder: Path, config: GPTJConfig, given: dict[str, Array], *, cached: bool) -> None:
+    """The wing's trace, of a step over a cache where that is asked for."""
+    with _no_compilation(bench.name):
+        model = bench.wing.GPTJForCausalLM.from_pretrained(folder / "model")
+        if cached:
+            before = {name: value[:, :PAST] for name, value in given.items() if name != "labels"}
+            past = model(**before, use_cache=True).past_key_values
+            given = _step(given)
+            found = model.taps(**given, past_key_values=past)
+        else:
+            found = model.taps(**given)
+        taps = {name: np.asarray(bench.wing.to_numpy(value)) for name, value in found.items()}
+    write_trace(folder / bench.name, taps, TraceFacts(bench.name, "float32", config), inputs=given)
+
+
+def _step(given: dict[str, Array]) -> dict[str, Array]:
+    """The arguments of the step after the cache."""
+    return {name: value if name == "attention_mask" else value[:, PAST:] for name, value in given.items()}
+
+
+def _record_oracle(
+    folder: Path, config: GPTJConfig, weights: dict[str, Array], given: dict[str, Array], *, cached: bool
+) -> None:
+    taps = Oracle(config, weights).taps(**given)
+    if cached:
+        later = Oracle(config, weights).taps(**given)
+        taps = {name: value[..., PAST:, :] if value.ndim else value for name, value in later.items()}
+        taps.pop("loss")
+        given = _step(given)
+    write_trace(folder / "oracle", taps, TraceFacts("oracle", "float64", config), inputs=given)
+
+
+@contextlib.contextmanager
+def _no_compilation(name: str) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if name == "flax":
+            import jax
+
+            stack.enter_context(jax.disable_jit())
+        if name == "pt":
+            import torch
+
+            stack.enter_context(torch.no_grad())
+        yield
