@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adapter_samples import write_sample_adapter
+from served import Served
 
 PROMPT = "Once upon a time there was a little fox"
 
@@ -90,6 +92,33 @@ def test_a_prompts_scores_are_the_models_own(served, model, wing):
     assert answer["choices"][0]["logprobs"]["token_logprobs"][1:] == pytest.approx(expected, abs=1e-4)
 
 
+def test_adapters_are_models_of_their_own_names_at_the_same_time(wing, folder, tmp_path):
+    model = wing.model("causal_lm").from_pretrained(folder, param_dtype="float32")
+    model.prepare_for_inference()
+    model.to_numpy = wing.numpy
+    model.load_adapter(write_sample_adapter(tmp_path / "one", "all", config=model.config), "one")
+    prompt = [3 * n % 290 for n in range(20)]  # long enough for a prefix, which must not be another adapter's
+    with Served(model, adapters=("one",), use_adapter=model.set_adapter) as served:
+        asked = {"prompt": prompt, "max_tokens": 12, "temperature": 0, "return_token_ids": True}
+        found: dict[str, Any] = {}
+
+        def ask(name: str) -> None:
+            found[name] = [served.post(body={"model": name, **asked})[1]["choices"][0]["token_ids"] for _ in range(3)]
+
+        clients = [threading.Thread(target=ask, args=(name,)) for name in ("tiny", "one")]
+        for one in clients:
+            one.start()
+        for one in clients:
+            one.join()
+        assert [one["id"] for one in served.ask("GET", "/v1/models")[1]["data"]] == ["tiny", "one"]
+        expected = {}
+        for name, adapter in (("tiny", None), ("one", "one")):
+            model.set_adapter(adapter)
+            expected[name] = [served.lone(prompt, max_new_tokens=12)] * 3
+    assert found == expected
+    assert expected["tiny"] != expected["one"]
+
+
 def test_the_command_serves_and_ends_in_order(wing, folder):
     """One process: its line, an answer, and the end that waits for what was begun."""
     command = [sys.executable, "-m", "gptj", "serve", str(folder), "--backend", wing.name, "--port", "0"]
@@ -98,8 +127,6 @@ def test_the_command_serves_and_ends_in_order(wing, folder):
             line = process.stdout.readline()
             found = re.fullmatch(rf"tiny in {wing.name} at http://127\.0\.0\.1:(\d+)\n", line)
             assert found, line + process.stderr.read()
-            from served import Served
-
             client = Served.__new__(Served)
             client.port = int(found[1])
             assert len(client.tokens(prompt="Once", max_tokens=3, temperature=0)) == 3
