@@ -1,9 +1,10 @@
-"""Every example of docs/generation.md and of each framework's page runs, as doctests."""
+"""Every example of docs/generation.md, docs/finetune.md and of each framework's page runs, as doctests."""
 
 import doctest
 from pathlib import Path
 
 import pytest
+from finetune_samples import lines_file
 
 from gptj import GPTJConfig, GPTJTokenizer
 from gptj.checkpoint import write_checkpoint
@@ -48,3 +49,14 @@ def test_every_example_of_generation_runs(wing, folders, monkeypatch):
     monkeypatch.setenv("GPTJ_BACKEND", wing.name)
     found = doctest.testfile(str(DOCS / "generation.md"), module_relative=False)
     assert found.failed == 0 and found.attempted >= 9
+
+
+def test_the_recipe_of_fine_tuning_runs(wing, folders):
+    lines_file(Path.cwd(), [{"text": "The quick brown fox jumps over the lazy dog. " * 4}] * 12, "lines.jsonl")
+    page = (DOCS / "finetune.md").read_text()
+    data, *recipes = page[page.index("## In Python") :].split("\n### ")
+    name = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}[wing.name]
+    recipe = data + next(recipe for recipe in recipes if recipe.startswith(name))
+    test = doctest.DocTestParser().get_doctest(recipe, {}, name, "finetune.md", 0)
+    found = doctest.DocTestRunner().run(test)
+    assert found.failed == 0 and found.attempted >= 14

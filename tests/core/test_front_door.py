@@ -346,6 +346,41 @@ def test_doctor_says_what_the_machine_and_the_extras_are(monkeypatch):
     assert examine().lines()["[convert]"] == f"not installed: {install_line('convert')}"
 
 
+@pytest.mark.parametrize(
+    ("card", "shown"),
+    [
+        ("A, 80 MiB, 70 MiB, 9.0, 570.1", "A, 80 MiB (70 MiB free), driver 570.1, best in bfloat16"),
+        ("A, 80 MiB, 70 MiB, 8.0, 570.1", "A, 80 MiB (70 MiB free), driver 570.1, best in bfloat16"),
+        ("A, 80 MiB, 70 MiB, 7.5, 570.1", "A, 80 MiB (70 MiB free), driver 570.1, best in float16"),
+        ("A, 80 MiB, 70 MiB, 3.7, 470.1", "A, 80 MiB (70 MiB free), driver 470.1, best in float32"),
+        ("A, 80 MiB, 70 MiB, [N/A], 470.1", "A, 80 MiB (70 MiB free), driver 470.1"),
+        ("A, 80 MiB", "A, 80 MiB"),
+    ],
+)
+def test_doctor_says_which_card_how_much_memory_and_which_dtype(card, shown, tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    known = 'case "$1" in *compute_cap*) exit 2;; esac\n' if card == "A, 80 MiB" else ""  # an older one
+    program.write_text(f"#!/bin/sh\n{known}echo '{card}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    report = examine()
+    assert report.devices[0] == shown and report.lines()["devices"] == f"the CPU; {shown}"
+    version = importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cpu" if name == "torch" else version(name))
+    assert [one for one in examine().warnings if "a GPU is here, and PyTorch is installed without it" in one]
+
+
+def test_doctor_says_that_there_is_no_gpu(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
+    program.chmod(0o755)
+    for path in (str(tmp_path), "/bin"):
+        monkeypatch.setenv("PATH", path)
+        monkeypatch.setattr("gptj.command.doctor._nodes", lambda: iter(()))
+        assert examine().lines()["devices"] == "the CPU; no GPU that the system shows"
+        assert not [one for one in examine().warnings if "a GPU is here" in one]
+
+
 # ---- dtypes
 
 

@@ -17,12 +17,12 @@ from gptj.backends import BACKENDS
 from gptj.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
-FILES = ("__init__.py", "adapters.py", "arguments.py", "generate.py", "heads.py", "inference.py")
-FILES += ("layers.py", "model.py", "weights.py")
+FILES = ("__init__.py", "adapters.py", "arguments.py", "finetune.py", "generate.py", "heads.py", "inference.py")
+FILES += ("layers.py", "model.py", "parallel.py", "weights.py")
 
-OWN_FILES = {"pt": {"kernels.py"}, "tf": {"training.py"}, "flax": set()}
-"""Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, and Keras has a
-training loop of its own."""
+OWN_FILES = {"pt": {"export.py", "kernels.py"}, "tf": {"export.py", "training.py"}, "flax": set()}
+"""Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, Keras has a
+training loop of its own, and programs are exported in formats that are one framework's."""
 
 CORE = ROOT / "pretrained" / "base.py"
 """The methods that the wings inherit: `Pretrained`, with hooks that each of them fills."""
@@ -125,6 +125,7 @@ PARTS = {
     "adapters.py": ["LowRank", "AdapterMixin"],
     "layers.py": ["at_least_float32", "RotaryTable", "rotate_pairs"],
     "model.py": ["Attention", "MLP", "Block", "GPTJModel"],
+    "finetune.py": ["open_model", "trained_parameters", "TrainingStep"],
     "heads.py": ["cross_entropy", *(name for head, name in HEADS.items() if head != "base")],
 }
 """What every wing has in these files, by one name and in one order."""

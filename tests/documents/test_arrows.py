@@ -18,28 +18,35 @@ CONTRACT = frozenset(
 
 WINGS = frozenset({"pt", "tf", "flax"})
 _FILES = CONTRACT | {"reading", "writing"}
-_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "text"}
+_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "scoring", "text", "sharding"}
 
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACT, CONTRACT),
+    "sharding": CONTRACT,
     "reading": CONTRACT,
     "writing": CONTRACT | {"reading"},
     "checkpoint": _FILES,
     "adapters": _FILES | {"checkpoint"},
     "text": CONTRACT,
     "generation": CONTRACT | {"text"},
-    "parity": _FILES | {"adapters", "checkpoint", "generation"},
-    "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity"},
-    **dict.fromkeys(WINGS, _MODELS),
+    "scoring": CONTRACT | {"generation"},
+    "parity": _FILES | {"adapters", "checkpoint", "generation", "scoring"},
+    "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity", "sharding"},
+    "finetune": _FILES | {"adapters", "checkpoint", "generation", "text"},
+    **dict.fromkeys(WINGS, _MODELS | {"finetune"}),
     "conversion.common": _FILES,
     "conversion.mesh": _FILES | {"conversion.common"},
     "conversion.hf": _FILES | {"checkpoint", "conversion.common"},
     "conversion": _FILES
     | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
+    "harness": CONTRACT | {"scoring", "text"},
     "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
     "pytest_plugin": frozenset({"backends", "errors", "parity"}),
     "serving": CONTRACT | {"generation", "text"},
-    "command": _FILES | _MODELS | WINGS | {"serving", "parity", "demo", "conversion", "conversion.common"},
+    "command": _FILES
+    | _MODELS
+    | WINGS
+    | {"serving", "harness", "finetune", "parity", "demo", "conversion", "conversion.common"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
@@ -47,7 +54,8 @@ FRAMEWORKS = frozenset({"torch", "tensorflow", "keras", "jax", "flax", "optax"})
 LIBRARIES: dict[str, frozenset[str]] = {
     "pt": frozenset({"torch"}),
     "tf": frozenset({"tensorflow", "keras", "optree"}),
-    "flax": frozenset({"jax", "flax", "jaxlib"}),
+    "flax": frozenset({"jax", "flax", "jaxlib", "optax"}),
+    "finetune": frozenset({"filelock", "matplotlib"}),
     "writing": frozenset({"filelock", "safetensors"}),
     "hub": frozenset({"huggingface_hub"}),
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
@@ -55,6 +63,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "command": frozenset({"click", "rich"}),
     "pytest_plugin": frozenset({"pytest"}),
     "serving": frozenset({"starlette", "uvicorn", "h11", "jinja2"}),
+    "harness": frozenset({"lm_eval", "tqdm"}),
     "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),
     "conversion.hf": frozenset({"h5py"}),

@@ -24,6 +24,7 @@ FIXED_SIGNATURES = {
     "gptj.flax.model:GPTJModel.__call__": "transformers' page",
     "gptj.generation.mixin:Generates.generate": "transformers' generate",
     "gptj.generation.mixin:Generates.stream": "the arguments of generate",
+    "gptj.harness:GPTJLM.__init__": "lm-evaluation-harness' model arguments: each typed for its callers",
     "gptj.pretrained.base:Pretrained.from_pretrained": "transformers' page, and our options typed",
     "gptj.tf.heads:GPTJForCausalLM.call": "transformers' page",
     "gptj.tf.heads:GPTJForSequenceClassification.call": "transformers' page",

@@ -13,7 +13,10 @@ from wings import named_backends
 from gptj.checkpoint import write_checkpoint
 from gptj.parity.revealing import revealing_config, revealing_fill
 
-END_TO_END = ["test_demo.py", "test_end_to_end.py", "test_imports.py", "test_plugin.py", "test_training_agrees.py"]
+END_TO_END = [
+    *("test_demo.py", "test_end_to_end.py", "test_finetune_agrees.py", "test_imports.py", "test_plugin.py"),
+    "test_training_agrees.py",
+]
 
 collect_ignore = [] if named_backends() else [*END_TO_END]
 if {*named_backends()} != {"pt", "tf", "flax"}:

@@ -78,7 +78,7 @@ class Examination:
             "python": self.platform,
             "threads": ", ".join([f"{self.cores} cores", *(f"{name}={n}" for name, n in self.threads.items())]),
             "memory": memory,
-            "devices": "; ".join(("the CPU", *self.devices)),
+            "devices": "; ".join(("the CPU", *(self.devices or ("no GPU that the system shows",)))),
             **{name: version or "-" for name, version in self.versions.items()},
         }
         for name, frameworks in self.backends.items():
@@ -152,13 +152,12 @@ def _memory() -> tuple[int | None, int | None]:
 
 def _devices() -> Iterator[str]:
     """The accelerators of this machine, asked of the system and not of a framework."""
-    command = shutil.which("nvidia-smi")
-    if command is not None:
-        query = [command, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(query, capture_output=True, text=True, timeout=10)
-            if done.returncode == 0:
-                yield from filter(None, map(str.strip, done.stdout.splitlines()))
+    yield from _nvidia()
+    yield from _nodes()
+
+
+def _nodes() -> Iterator[str]:
+    """The accelerators that the system has a device node for, and Apple's."""
     if Path("/dev/kfd").exists():
         yield "an AMD GPU (/dev/kfd)"
     if any(Path("/dev").glob("accel[0-9]*")):
@@ -167,9 +166,65 @@ def _devices() -> Iterator[str]:
         yield "Apple's GPU (mps)"
 
 
+def _nvidia() -> Iterator[str]:
+    """NVIDIA's GPUs: name, memory, what the card computes in 16 bits, and the driver, as far as nvidia-smi says."""
+    command = shutil.which("nvidia-smi")
+    for fields in ("name,memory.total,memory.free,compute_cap,driver_version", "name,memory.total"):
+        if command is None:
+            return
+        query = [command, f"--query-gpu={fields}", "--format=csv,noheader"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(query, capture_output=True, text=True, timeout=10)
+            if done.returncode == 0:  # an older one does not know every field
+                yield from (describe_card(line) for line in done.stdout.splitlines() if line.strip())
+                return
+
+
+def describe_card(line: str) -> str:
+    """A line of nvidia-smi in words.
+
+    >>> describe_card("NVIDIA H100 80GB HBM3, 81559 MiB, 80995 MiB, 9.0, 570.86")
+    'NVIDIA H100 80GB HBM3, 81559 MiB (80995 MiB free), driver 570.86, best in bfloat16'
+    """
+    name, total, *more = (word.strip() for word in line.split(","))
+    if len(more) != 3:
+        return line.strip()
+    free, capability, driver = more
+    try:
+        best = next(dtype for least, dtype in _OF_CAPABILITY if float(capability) >= least)
+    except ValueError:  # such as [N/A]
+        return f"{name}, {total} ({free} free), driver {driver}"
+    return f"{name}, {total} ({free} free), driver {driver}, best in {best}"
+
+
+_OF_CAPABILITY = ((8.0, "bfloat16"), (5.3, "float16"), (0.0, "float32"))
+"""The least compute capability that multiplies in each dtype by itself."""
+
+_CPU_BUILDS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "jax"}
+
+
+def _built_for_cpus() -> Iterator[str]:
+    """The frameworks that are installed and built without GPUs, by their distributions; none is imported."""
+    torch = _version("torch")
+    if torch is not None and torch.endswith("+cpu"):
+        yield "pt"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("tensorflow-cpu")
+        yield "tf"
+    if _version("jax") is not None:
+        names = (one.metadata["Name"] or "" for one in importlib.metadata.distributions())
+        if not any(name.lower().replace("_", "-").startswith(("jax-cuda", "jax-rocm", "jax-metal")) for name in names):
+            yield "flax"
+
+
 def _warnings() -> list[str]:
-    """Settings of the environment that change a result, one sentence each."""
-    found = []
+    """Settings of the environment that change a result, or keep a GPU idle, one sentence each."""
+    found: list[str] = []
+    if any(_nvidia()):
+        found += (
+            f"a GPU is here, and {_CPU_BUILDS[name]} is installed without it: gptj.{name} runs on the CPU (docs/gpu.md)"
+            for name in _built_for_cpus()
+        )
     if _version("gptj") is not None and _version(DISTRIBUTION) is not None:
         found.append(
             f"another distribution, gptj, is installed over {DISTRIBUTION}: pip uninstall gptj, and install anew"

@@ -63,6 +63,11 @@ _OPTIONS = (
             "the framework can."),
     option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
             help="Where it runs; auto is a GPU where the framework sees one."),
+    option("Model", "--strategy", type=Names(("tp", "dp")), help="Cut the model across the processes that torchrun or "
+            "jax's launcher started; see gptj plan."),
+    option("Model", "--dp", type=click.IntRange(min=1), metavar="N", help="With --strategy: copies of the model."),
+    option("Model", "--tp", type=click.IntRange(min=1), metavar="N", help="With --strategy: devices a copy. [default: "
+            "all]"),
     option("Decoding", "--max-new-tokens", type=int, metavar="N", help="Tokens to add at most. [default: 40]"),
     option("Decoding", "--temperature", type=float, metavar="T", help="Sample; below 1 is bolder, above 1 more even, "
             "0 is greedy."),
@@ -99,17 +104,18 @@ def generate(directory: Path, prompt: str | None, **options: Any) -> None:
     """
     from gptj.command.continuation import continue_prompts, stream_prompts
     from gptj.command.converse import converse
+    from gptj.command.together import together
 
     said = GenerateOptions.of(options)
     said.check_together(prompt)
-    request = said.request(directory)
     prompts = said.read_prompts(prompt)
-    if said.interactive:
-        converse(request, prompts, write=write_text, note=lambda line: click.echo(line, err=True))
-    elif said.stream:
-        stream_prompts(request, prompts, write=write_text)
-    else:
-        continue_prompts(request, prompts, batch_size=said.batch_size, as_json=said.as_json, write=write_text)
+    with together(said.request(directory)) as request:
+        if said.interactive:
+            converse(request, prompts, write=write_text, note=lambda line: click.echo(line, err=True))
+        elif said.stream:
+            stream_prompts(request, prompts, write=write_text)
+        else:
+            continue_prompts(request, prompts, batch_size=said.batch_size, as_json=said.as_json, write=write_text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,6 +143,9 @@ class GenerateOptions:
     adapter: Path | None
     quantize: str | None
     device: str
+    strategy: str | None
+    dp: int | None
+    tp: int | None
     seed: int | None
     stop: tuple[str, ...]
     any_token: bool
@@ -168,6 +177,10 @@ class GenerateOptions:
             raise click.UsageError("--interactive reads text from stdin: leave out --token-ids, -, and --assistant.")
         if sum((self.stream, self.interactive, self.as_json)) > 1:
             raise click.UsageError("Choose one of --stream, --interactive and --json.")
+        if self.strategy is None and (self.dp or self.tp):
+            raise click.UsageError("--dp and --tp go with --strategy.")
+        if self.strategy is not None and (self.interactive or self.quantize or self.assistant):
+            raise click.UsageError("--strategy is for the model as it is: leave out -i, --quantize and --assistant.")
         if self.batch_size > 1 and (self.stream or self.interactive):
             raise click.UsageError("--batch-size is for whole texts: leave out --stream and --interactive.")
 
@@ -187,6 +200,9 @@ class GenerateOptions:
             adapter=self.adapter,
             quantize=self.quantize,
             device=self.device,
+            strategy=self.strategy,
+            dp=self.dp,
+            tp=self.tp,
             settings=settings | ({"stop_strings": self.stop} if self.stop else {}),
             seed=self.seed,
             truncate=self.truncate is not None,

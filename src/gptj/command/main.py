@@ -1,4 +1,4 @@
-"""The command line: adapter, convert, inspect, verify, parity, generate, serve, init, doctor, demo.
+"""The command line: adapter, convert, inspect, verify, parity, generate, serve, finetune, init, doctor, demo.
 
 The result goes to stdout, progress and errors to stderr. Exit status: 0 yes; 1 no (bad input, backends that
 disagree, nothing could be written); 2 misuse of the command line; 130 Ctrl-C. An error is one message without a
@@ -50,7 +50,12 @@ COMMANDS = {
     "adapter": "gptj.command.adapter",
     "generate": "gptj.command.generate",
     "serve": "gptj.command.serve",
+    "score": "gptj.command.score",
+    "eval": "gptj.command.evaluate",
+    "export": "gptj.command.export",
+    "finetune": "gptj.command.finetune",
     **dict.fromkeys(("parity", "init", "doctor", "demo"), "gptj.command.checks"),
+    "plan": "gptj.command.plan",
 }
 """Each command's module."""
 

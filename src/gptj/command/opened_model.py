@@ -36,6 +36,7 @@ from gptj.hub import locate
 from gptj.inputs import check_ids
 from gptj.paths import missing_folder
 from gptj.prepared import QUANTIZATIONS, check_quantize
+from gptj.sharding import Mesh
 from gptj.surroundings import check_surroundings
 from gptj.text.tokenizer import GPTJTokenizer
 
@@ -85,6 +86,8 @@ class Request:
         truncate: whether a prompt that is too long loses its beginning; otherwise it is refused.
         allow_special: whether `<|endoftext|>` in a text is that token.
         mmap: whether the weights files are mapped; else they are read, and may change while the model is in use.
+        strategy, dp, tp: how the model is cut across processes; None where it is not.
+        chosen_seed: whether the seed was asked for, and not drawn for all processes.
         any_token: whether tokens that the folder's tokenizer does not know may be chosen too.
     """
 
@@ -102,6 +105,10 @@ class Request:
     allow_special: bool = False
     mmap: bool = True
     any_token: bool = False
+    strategy: str | None = None
+    dp: int | None = None
+    tp: int | None = None
+    chosen_seed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +163,9 @@ class OpenedModel:
         pad = 0 if stored.padding_id is None else stored.padding_id
         unasked: dict[str, Any] = dict.fromkeys(_OF_THE_CALL, False)
         whole = stored.replace(**unasked, pad_token_id=pad)
-        return change_config(whole, self.request.settings, seeded=self.request.seed is not None)
+        return change_config(
+            whole, self.request.settings, seeded=self.request.seed is not None and self.request.chosen_seed
+        )
 
     @property
     def device(self) -> str:
@@ -173,6 +182,10 @@ class OpenedModel:
         check_surroundings(self.backend)
         with _interruptible_at_once(), _hide(UNUSED.get(self.backend, ())):
             wing = gptj.backend(self.backend)
+        if self.request.strategy is not None:  # the mesh says where
+            self._loading = contextlib.nullcontext()
+            yield
+            return
         with wing.on_device(self.device) as self._loading:
             yield
 
@@ -204,16 +217,25 @@ class OpenedModel:
             options["mmap"] = False
         if self.request.quantize is not None:
             options["quantize"] = self.request.quantize
+        if self.request.strategy is not None:
+            options |= {"strategy": self.request.strategy, "mesh": self._mesh()}
         packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)
+        packs = packs and self.request.strategy is None
         if packs or self.request.quantize is not None:
             options["inference"] = True
         doing = "loading and quantizing" if self.request.quantize else "loading"
         with waiting(f"{doing} {directory}"), self._loading:
             model = gptj.backend(self.backend).GPTJForCausalLM.from_pretrained(directory, **options)
             # For a CPU, Flax makes twice as many bytes of 16-bit weights; others it leaves as they are.
-            if self.backend == "flax" and model.dtype.itemsize >= 4 and model.fast_path is None:
+            alone = self.request.strategy is None
+            if alone and self.backend == "flax" and model.dtype.itemsize >= 4 and model.fast_path is None:
                 model.prepare_for_inference()
         return model
+
+    def _mesh(self) -> Mesh | None:
+        """The mesh that the command line names, None for the strategy's own."""
+        dp, tp = self.request.dp, self.request.tp
+        return None if dp is None and tp is None else Mesh(dp=dp or 1, tp=tp or 1)
 
     def tokens(self, jobs: Sequence[Job], batch_size: int = 1) -> int:
         """The most steps that continuing them takes, a batch at a time."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ from gptj.errors import GPTJError, InputError, LimitError, shown, warn_of
 from gptj.generation.config import UNSUPPORTED, GenerationConfig
 from gptj.json_file import parse_json_object, read_small_file
 
-__all__ = ["STDIN", "Prompt", "read_lines", "read_prompt"]
+__all__ = ["STDIN", "OfMembers", "Prompt", "check_text", "check_token_ids", "read_lines", "read_prompt"]
 
 STDIN = "-"
 """The name that stands for stdin."""
+
+OfMembers = Callable[[dict[str, Any], str, int], "Prompt"]
+"""From the members of a line's JSON object, the file's name and the line's number to the prompt."""
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(GenerationConfig)) - {"extra"}
 
@@ -69,8 +72,12 @@ def read_prompt(file: str) -> Prompt:
     return Prompt(_decode(data, name).removesuffix("\n").removesuffix("\r"))
 
 
-def read_lines(file: str) -> list[Prompt]:
+def read_lines(file: str, of_members: OfMembers | None = None) -> list[Prompt]:
     """The prompts in the lines of a file or of stdin.
+
+    Args:
+        file: its name.
+        of_members: makes a prompt of a JSON object, where its members are others than those of a prompt to continue.
 
     Raises:
         InputError: it cannot be read, is not UTF-8, or has no prompt; or a line is not what its first line promises.
@@ -85,7 +92,7 @@ def read_lines(file: str) -> list[Prompt]:
     if not filled:
         raise InputError("no prompt", file=name, expected="a prompt a line")
     if _beginning(filled[0][1]) == "{":
-        return [_from_json(line, name, number) for number, line in filled]
+        return [_from_json(line, name, number, of_members or _of_members) for number, line in filled]
     _check_text(text, filled, name)
     return [Prompt(line, file=name, line=number) for number, line in filled]
 
@@ -162,7 +169,7 @@ def _stdin_lines() -> Iterator[bytes]:
         yield line
 
 
-def _from_json(line: str, file: str, number: int) -> Prompt:
+def _from_json(line: str, file: str, number: int, of_members: OfMembers) -> Prompt:
     where = f"line {number}"
     try:
         members = parse_json_object(line.encode(), file=file, where=where, error=InputError)
@@ -170,19 +177,52 @@ def _from_json(line: str, file: str, number: int) -> Prompt:
         if _beginning(line) != "{":
             error.hint = "The first line begins with {, so that every line is a JSON object"
         raise
+    return of_members(members, file, number)
+
+
+def _of_members(members: dict[str, Any], file: str, number: int) -> Prompt:
+    where, given = f"line {number}", dict(members)
     text, ids, seed = (members.pop(key, None) for key in ("prompt", "token_ids", "seed"))
     if (text is None) == (ids is None):
-        raise InputError('neither "prompt" nor "token_ids", or both', file=file, where=where, found=shown(line))
+        problem = 'neither "prompt" nor "token_ids", or both'
+        raise InputError(problem, file=file, where=where, found=shown(json.dumps(given)))
     unknown = [key for key in members if key not in _FIELDS and key not in UNSUPPORTED]
     if unknown:
         expected = "prompt, token_ids, seed or a field of GenerationConfig"
         raise InputError("no such field", file=file, where=where, expected=expected, found=shown(unknown[0]))
-    if text is not None and not isinstance(text, str):
-        raise InputError("not text", file=file, where=f"{where}: prompt", expected="a string", found=shown(text))
-    if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
+    return Prompt(
+        check_text(text, file, f"{where}: prompt"),
+        check_token_ids(ids, file, f"{where}: token_ids"),
+        seed,
+        members,
+        file,
+        number,
+    )
+
+
+def check_text(value: Any, file: str, where: str) -> str | None:
+    """A member that is text, or None for one that is not there.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if value is not None and not isinstance(value, str):
+        raise InputError("not text", file=file, where=where, expected="a string", found=shown(value))
+    return value
+
+
+def check_token_ids(value: Any, file: str, where: str) -> tuple[int, ...] | None:
+    """A member that is a list of token ids, or None for one that is not there.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if value is None:
+        return None
+    if not (isinstance(value, list) and all(type(i) is int for i in value)):
         expected = "a list of whole numbers"
-        raise InputError("not token ids", file=file, where=f"{where}: token_ids", expected=expected, found=shown(ids))
-    return Prompt(text, None if ids is None else tuple(ids), seed, members, file, number)
+        raise InputError("not token ids", file=file, where=where, expected=expected, found=shown(value))
+    return tuple(value)
 
 
 def _read(file: str) -> tuple[str, bytes]:

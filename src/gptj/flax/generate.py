@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from gptj import generation
+from gptj import generation, scoring
 from gptj.flax.inference import FastPath
 from gptj.flax.weights import from_numpy, to_numpy
 from gptj.generation import PARTS, Columns, Selected, Step
@@ -58,9 +58,7 @@ class Decoder(generation.Decoder):
         super().__init__(model.config, batch, capacity)
         self.model = model
         self.slots = round_up_slots(model.config, capacity)
-        self.path = model.fast_path
-        if self.path is None:
-            self.path = FastPath(model.module, model.params, model.adapter_variables())
+        self.path = model._path()
         self.cache: KVCache = self.path.init_cache(batch, self.slots)
 
     def _run(
@@ -177,8 +175,8 @@ def is_typed_key(key: Any) -> bool:
     return isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
-class GenerationMixin(generation.Generates[jax.Array]):
-    """`generate` and `stream` for a Flax model."""
+class GenerationMixin(generation.Generates[jax.Array], scoring.Scores):
+    """`generate`, `stream` and `score` for a Flax model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         return Decoder(self, batch, capacity)
@@ -215,6 +213,23 @@ class GenerationMixin(generation.Generates[jax.Array]):
     def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         model: Any = self
         return to_numpy(model.get_input_embeddings()[token_ids])
+
+    def _last_states(self, token_ids: NDArray[np.int64]) -> Array:
+        # Differs: compiled for each shape, so few are met; what fills one is seen by no token that is scored.
+        b, t = token_ids.shape
+        excess = round_up(b, 2**62) - b, round_up_columns(t, self.config.n_positions) - t
+        return self._path().last_states(np.pad(token_ids, [(0, n) for n in excess]).astype(np.int32))
+
+    def _logits_at(self, states: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array:
+        excess = round_up(len(rows), 2**62) - len(rows)
+        places = (np.pad(place, (0, excess)).astype(np.int32) for place in (rows, columns))
+        return self._path().logits_at(states, *places)
+
+    def _path(self) -> FastPath:
+        model: Any = self
+        if model.fast_path is None:
+            return FastPath(model.module, model.params, model.adapter_variables())
+        return model.fast_path
 
     def _rows_of(self, array: Array, rows: NDArray[np.int64]) -> Array:
         return array[rows]

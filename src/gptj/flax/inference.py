@@ -252,6 +252,19 @@ class FastPath:
             attentions=tuple(attentions) if output_attentions else None,
         )
 
+    def last_states(self, ids: Array) -> Array:
+        """The last block's stream (b, t, m) after token ids (b, t), each row from position 0."""
+        enter = compiled_entrance(self.config, ids.shape[1], self.dtype)
+        x, attention_inputs = enter(self.embedding, ids, None, None, None, None, np.int32(0))
+        block = compiled_block(self.config, False, False, False, False)
+        for params in self.blocks:
+            x, _, _ = block(params, None, x, attention_inputs, None)
+        return x
+
+    def logits_at(self, states: Array, rows: Array, columns: Array) -> Array:
+        """The logits (n, v) of these places of `last_states`."""
+        return compiled_exit(self.module)(self.exit, states[rows, columns][None], None, None)[1][0]
+
     def init_cache(self, batch: int, slots: int) -> KVCache:
         """An empty cache for `step`: n_layer pairs of (b h, slots, d)."""
         config = self.config

@@ -21,6 +21,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 from jax import Array
+from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
 from gptj import inputs
@@ -40,6 +41,7 @@ from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.adapted import HeldAdapters
 from gptj.pretrained.base import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
+from gptj.sharding import Placement, ReadPart, Strategy
 from gptj.taps import TapCollector
 
 Params = Mapping[str, Any]
@@ -48,6 +50,8 @@ Params = Mapping[str, Any]
 
 def to_numpy(array: Any) -> NDArray[Any]:
     """The array's values as a NumPy array; bfloat16 as ml_dtypes'. Shares memory where the array is on the CPU."""
+    if isinstance(array, Array) and not array.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(array)
 
 
@@ -350,6 +354,18 @@ class PretrainedModel(AdapterMixin, Pretrained):
         kept = {} if self._params is None else flat(self._params)
         given = {spec.name: jax.block_until_ready(from_numpy(array)) for spec, array in arrays}
         self._params = nested((kept | given).items())
+
+    @classmethod
+    def _choose_placement(cls, mesh: Any, strategy: Strategy) -> Placement:
+        from gptj.flax.parallel import choose_placement
+
+        return choose_placement(mesh, strategy)
+
+    def _distribute(self, read_part: ReadPart, placement: Placement) -> None:
+        from gptj.flax.parallel import distribute
+
+        self._params = nested(distribute(self.config, self.head, read_part, placement).items())
+        self.placement = placement
 
     def _read(self, name: str) -> NDArray[Any]:
         return to_numpy(flat(self.params)[name])

@@ -143,6 +143,10 @@ class Generates(Generic[Array]):
         """Whether a compiler of the framework's is tracing what runs now."""
         return False
 
+    def _agree_on(self, seed: int | Sequence[int] | None) -> int | Sequence[int] | None:
+        """The seed, where several processes compute one model and none was given: the first one's."""
+        return seed
+
     def _seed_of(self, prng_key: Any) -> int:
         """The seed that a key of the framework's random numbers stands for."""
         raise InputError("a key of jax.random, in another framework", where="prng_key", hint="Pass seed=...")
@@ -349,7 +353,7 @@ class Generates(Generic[Array]):
             "unseen": unseen,
             "model_config": self.config,
             "attention_mask": self._numbers(attention_mask, "attention_mask"),
-            "seed": seed if prng_key is None else self._seed_of(prng_key),
+            "seed": self._agree_on(seed) if prng_key is None else self._seed_of(prng_key),
             "decode": decode_with(tokenizer),
             "allowed": prefix_allowed_tokens_fn,
             "assistant": None if assistant_model is None else assistant_model._decoder,

@@ -26,9 +26,13 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
-from gptj.inputs import IGNORED_LABEL, check_call
+from gptj.inputs import check_call
+from gptj.parity.losses import causal_lm_loss, classification_loss, question_answering_loss, token_losses
 from gptj.rotary import rotary_rows
 from gptj.schema import BASE_PREFIX
+from gptj.scoring import Score, windows_of
+from gptj.scoring.sequences import Prefix, sequences_of
+from gptj.scoring.windows import limits_of
 from gptj.taps import TapCollector, choose_taps
 
 __all__ = [
@@ -339,6 +343,36 @@ class Oracle:
         span = self.linear("qa_outputs", output.hidden_states[-1], bias=True)
         return span[..., 0], span[..., 1]
 
+    # ---- scoring
+
+    def score(
+        self,
+        texts: Any,
+        continuations: Any = None,
+        *,
+        tokenizer: Any = None,
+        prefix_token_id: Prefix = "bos",
+        max_length: int | None = None,
+        stride: int | None = None,
+    ) -> list[Score]:
+        """The log-likelihood of every token of each text, or of its continuation, window by window without padding.
+
+        The arguments are those of a model's `score` (see `gptj.scoring.Scores`).
+        """
+        limits = limits_of(self.config, max_length, stride)
+        scores = []
+        for one in sequences_of(self.config, texts, continuations, tokenizer, prefix_token_id):
+            values, greedy = [0.0][:0], [True][:0]
+            for window in windows_of(one.token_ids, one.first, limits):
+                logits = self.forward([window.token_ids]).logits
+                assert logits is not None
+                scored, targets = logits[0, -len(window.targets) :], np.array(window.targets)
+                values += (-token_losses(scored, targets)).tolist()
+                greedy += (scored.argmax(-1) == targets).tolist()
+            ids = np.array(one.token_ids[one.first :], np.int64)
+            scores.append(Score(ids, np.array(values, np.float64), np.array(greedy, bool), one.n_bytes))
+        return scores
+
     # ---- generation
 
     def generate(
@@ -432,69 +466,3 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": _silu,
     "tanh": _tanh,
 }
-
-
-# ---- losses
-
-
-def token_losses(logits: ArrayLike, labels: ArrayLike) -> Array:
-    """-log softmax(logits)[label] of every position, unshifted; 0 where the label is ignored (-100).
-
-    Args:
-        logits: (..., classes).
-        labels: (...,) class numbers.
-    """
-    logits, labels = np.asarray(logits), np.asarray(labels)
-    above = logits - logits.max(-1, keepdims=True)
-    log_sum = np.log(np.exp(above).sum(-1))
-    counted = labels != IGNORED_LABEL
-    chosen = np.take_along_axis(above, np.where(counted, labels, 0)[..., None], -1)[..., 0]
-    return np.where(counted, log_sum - chosen, np.zeros((), logits.dtype))
-
-
-def _mean_loss(logits: ArrayLike, labels: ArrayLike) -> float:
-    """The mean of `token_losses` over what is not ignored; 0 where everything is, in every backend, never NaN."""
-    counted = int((np.asarray(labels) != IGNORED_LABEL).sum())
-    return float(token_losses(logits, labels).sum()) / max(counted, 1)
-
-
-def causal_lm_loss(logits: ArrayLike, labels: ArrayLike) -> float:
-    """The mean loss of predicting each label from the position before it.
-
-    Args:
-        logits: (b, t, v).
-        labels: (b, t), as long as the inputs: the shift is done here. -100 is not counted.
-    """
-    logits, labels = np.asarray(logits), np.asarray(labels)
-    return _mean_loss(logits[:, :-1], labels[:, 1:])
-
-
-def classification_loss(logits: ArrayLike, labels: ArrayLike, *, problem_type: str) -> float:
-    """The mean loss of `Oracle.classify`'s logits (b, labels) under one of the config's problem types.
-
-    regression: squared error against (b,) or (b, labels); single_label_classification: cross entropy against
-    (b,); multi_label_classification: binary cross entropy against (b, labels) of 0 and 1.
-    """
-    logits, labels = np.asarray(logits), np.asarray(labels)
-    if problem_type == "regression":
-        return float(((logits - labels.reshape(logits.shape)) ** 2).mean())
-    if problem_type == "single_label_classification":
-        return _mean_loss(logits, labels.reshape(-1))
-    if problem_type == "multi_label_classification":
-        return float((np.maximum(logits, 0) - logits * labels + np.log1p(np.exp(-np.abs(logits)))).mean())
-    raise InputError("no such problem type", where="problem_type", found=problem_type)
-
-
-def question_answering_loss(start: ArrayLike, end: ArrayLike, starts: ArrayLike, ends: ArrayLike) -> float:
-    """The mean of the start's and the end's cross entropy; a place outside the t tokens is not counted.
-
-    Args:
-        start, end: (b, t) logits.
-        starts, ends: (b,) places. As in transformers, below 0 means 0, and t or above means "not in this text".
-    """
-    losses = []
-    for logits, places in ((np.asarray(start), np.asarray(starts)), (np.asarray(end), np.asarray(ends))):
-        t = logits.shape[1]
-        places = np.clip(places.reshape(-1), 0, t)
-        losses.append(_mean_loss(logits, np.where(places == t, IGNORED_LABEL, places)))
-    return sum(losses) / 2

@@ -26,9 +26,11 @@ from gptj.prepared import check_inference, refusal
 from gptj.pretrained.adapted import Adapted
 from gptj.pretrained.checks import check_output_embeddings, check_recomputation, check_same_build, new_vocabulary
 from gptj.pretrained.loading import Loading, one_dtype, prepare
+from gptj.pretrained.placing import place_model
 from gptj.pretrained.saving import check_rows, saving_options, side_files
 from gptj.pretrained.tapped import Tapped
 from gptj.schema import Head, TensorSpec, schema
+from gptj.sharding import Placement, ReadPart, Strategy
 
 
 class ArrayFacts(NamedTuple):
@@ -53,6 +55,7 @@ class Pretrained(Tapped, Adapted):
         main_input_name: the first argument of a call.
         base_model_prefix: where a head keeps the GPTJModel inside it.
         parameters_apart: whether the wing's parameters can be held outside of the model.
+        placement: which part of the model this process holds, None where it holds it whole.
     """
 
     head: ClassVar[Head]
@@ -60,6 +63,7 @@ class Pretrained(Tapped, Adapted):
     base_model_prefix: ClassVar[str] = "transformer"
     config_class: ClassVar[type[GPTJConfig]] = GPTJConfig
     parameters_apart: ClassVar[bool] = False
+    placement: Placement | None = None
     _own_config: GPTJConfig | None = None
     _inside = False  # whether it is a part of another model, whose head has rows of the vocabulary too
     _is_prepared = False
@@ -130,7 +134,7 @@ class Pretrained(Tapped, Adapted):
 
         None of a prepared model's can be trained.
         """
-        if self._is_prepared:
+        if self._is_prepared or (self.placement is not None and not only_trainable):
             added = sum(row.size for held in self._adapters.by_name.values() for row in held.rows)
             return 0 if only_trainable else added + sum(row.size for row in schema(self.config, self.head))
         return sum(held.size for held in self._list_arrays() if held.trainable or not only_trainable)
@@ -246,6 +250,8 @@ class Pretrained(Tapped, Adapted):
         inference: bool = False,
         quantize: str | None = None,
         attn_implementation: str | None = None,
+        mesh: Any = None,
+        strategy: str | None = None,
         _do_init: On = True,
         **overrides: Any,
     ) -> Any:
@@ -268,6 +274,9 @@ class Pretrained(Tapped, Adapted):
             inference: prepare the model for decoding alone; see `GPTJForCausalLM.prepare_for_inference`.
             quantize: with `inference`, the precision of the weights.
             attn_implementation: "eager", or in PyTorch "sdpa".
+            mesh: devices to cut the model across: a `gptj.sharding.Mesh`, or the framework's own with axes dp and tp.
+                Each process then reads its own part alone.
+            strategy: "tp" (for inference), "fsdp", "tp_fsdp" (for training) or "dp"; see `gptj.sharding`.
             _do_init: in Flax, False returns (model, params), the model without parameters of its own.
             overrides: config fields to change, such as num_labels; revision, cache_dir, token, local_files_only,
                 force_download and variant; see `gptj.pretrained.prepare`.
@@ -294,7 +303,11 @@ class Pretrained(Tapped, Adapted):
         )
         with cls._on_device(loading.place):
             model = cls._without_values(loading, dtype=computed, attn_implementation=attn_implementation)
-            model._fill(loading.arrays(mmap=mmap), inference=inference, quantize=quantize)
+            if mesh is None and strategy is None:
+                model._fill(loading.arrays(mmap=mmap), inference=inference, quantize=quantize)
+            else:
+                placement = place_model(cls, loading.config, mesh, strategy, inference=inference)
+                model._distribute(loading.read_part, placement)
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
         returned = (model,) if _do_init else model._take_apart()
@@ -341,6 +354,10 @@ class Pretrained(Tapped, Adapted):
         else:
             check_rows(self.config, self.head, {k: tuple(v.shape) for k, v in state_dict.items()})
             dtype = next(iter(state_dict.values())).dtype
+        if state_dict is None and self.placement is not None and any(self.placement.coordinates.values()):
+            for row in schema(self.config, self.head):
+                self._read(row.name)  # the first process writes, and each gives it its part
+            return Path(directory)
         return write_checkpoint(
             directory,
             self.config,
@@ -400,6 +417,19 @@ class Pretrained(Tapped, Adapted):
         self._assign(arrays)
         if inference:
             model.prepare_for_inference(quantize=quantize)
+
+    @classmethod
+    def _choose_placement(cls, mesh: Any, strategy: Strategy) -> Placement:
+        """This process' place among the devices of `mesh`; None means all that there are.
+
+        Raises:
+            InputError: no such devices, or processes that know nothing of each other.
+        """
+        raise NotImplementedError
+
+    def _distribute(self, read_part: ReadPart, placement: Placement) -> None:
+        """Cut a model without values as `placement` says, and read this process' parts."""
+        raise NotImplementedError
 
     def _take_apart(self) -> tuple[Any, Any]:
         """The model without parameters of its own, and the parameters; where `parameters_apart`."""

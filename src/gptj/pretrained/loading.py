@@ -72,6 +72,16 @@ class Loading:
             else:
                 yield spec, self.checkpoint.read(stored.name, self.dtype)
 
+    def read_part(self, spec: TensorSpec, part: tuple[slice, ...]) -> NDArray[Any]:
+        """A part of a row in `dtype`, one slice an axis; no other bytes are read."""
+        stored = self.plan.tensors.get(spec.name)
+        if spec.name in self.plan.zeros:
+            return np.zeros(tuple(cut.stop - cut.start for cut in part), numpy_dtype(self.dtype))
+        if stored is None:
+            whole = initial_tensor(spec, self.config, self.seed).astype(numpy_dtype(self.dtype))
+            return np.ascontiguousarray(whole[part])
+        return self.checkpoint.read_part(stored.name, part, self.dtype)
+
     @property
     def generation_config(self) -> GenerationConfig | None:
         """The folder's generation_config.json, None where it has none.

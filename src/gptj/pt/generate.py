@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from gptj import generation
+from gptj import generation, scoring
 from gptj.generation import PARTS, Columns, Selected, Step
 from gptj.outputs import KVCache
 from gptj.pt.arguments import host
 from gptj.pt.weights import from_numpy, to_numpy
+from gptj.sharding import check_decodes
 
 
 class Decoder(generation.Decoder):
@@ -134,11 +135,20 @@ def evaluating(model: Any) -> Iterator[None]:
             model.train()
 
 
-class GenerationMixin(generation.Generates[torch.Tensor]):
-    """`generate` and `stream` for a PyTorch model."""
+class GenerationMixin(generation.Generates[torch.Tensor], scoring.Scores):
+    """`generate`, `stream` and `score` for a PyTorch model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
+        check_decodes(self.placement)  # type: ignore[attr-defined]
         return Decoder(self, batch, capacity)
+
+    def _agree_on(self, seed: Any) -> Any:
+        placement = self.placement  # type: ignore[attr-defined]
+        if placement is None or seed is not None:
+            return seed
+        drawn = torch.randint(2**63 - 1, (1,), device=self.device)  # type: ignore[attr-defined]
+        torch.distributed.broadcast(drawn, 0)
+        return int(drawn)
 
     def _is_traced(self) -> bool:
         return torch.compiler.is_compiling() or torch.compiler.is_exporting()
@@ -158,6 +168,20 @@ class GenerationMixin(generation.Generates[torch.Tensor]):
     def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         model: Any = self
         return to_numpy(model.get_input_embeddings()(torch.from_numpy(token_ids).to(model.device)))
+
+    @torch.inference_mode()
+    def _last_states(self, token_ids: NDArray[np.int64]) -> torch.Tensor:
+        model: Any = self
+        with evaluating(model):
+            return model.transformer(
+                token_ids, use_cache=False, output_attentions=False, output_hidden_states=False, return_dict=True
+            ).last_hidden_state
+
+    @torch.inference_mode()
+    def _logits_at(self, states: torch.Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> torch.Tensor:
+        model: Any = self
+        places = (torch.from_numpy(place).to(states.device) for place in (rows, columns))
+        return model._logits(states[tuple(places)])
 
     def _rows_of(self, array: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
         return array[torch.from_numpy(rows).to(array.device)]

@@ -351,7 +351,7 @@ class GPTJModel(PretrainedModel):
             InputError: max_length is more than n_positions, or a size is below 1.
         """
         inputs.check_cache_size(self.config, batch_size, max_length)
-        shape = (batch_size, self.config.n_head, max_length, self.config.head_dim)
+        shape = (batch_size, self.h[0].attn.n_head, max_length, self.config.head_dim)
         weight = self.wte.weight
         keys, values = (tuple(weight.new_zeros(shape) for _ in self.h) for _ in range(2))
         return KVCache(keys, values, 0, fixed=True)

@@ -31,7 +31,8 @@ from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained
 from gptj.pretrained.base import ArrayFacts
 from gptj.pt.adapters import AdapterMixin
-from gptj.schema import Head, TensorSpec
+from gptj.schema import Head, TensorSpec, schema, schema_by_name
+from gptj.sharding import Placement, ReadPart, Strategy
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
@@ -135,6 +136,20 @@ class PretrainedModel(AdapterMixin, Pretrained, nn.Module):
         make: Any = cls
         return make(loading.config, attn_implementation=attn_implementation or "eager", _do_init=False)
 
+    @classmethod
+    def _choose_placement(cls, mesh: Any, strategy: Strategy) -> Placement:
+        from gptj.pt.parallel import choose_placement  # torch.distributed's tensors take a second to import
+
+        return choose_placement(mesh, strategy)
+
+    def _distribute(self, read_part: ReadPart, placement: Placement) -> None:
+        from gptj.pt.parallel import distribute
+
+        rows = schema(self.config, self.head)
+        distribute(self, ((row, from_numpy(read_part(row, placement.slices(row)))) for row in rows), placement)
+        self.placement = placement
+        self.eval()
+
     def _fill(
         self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]], *, inference: bool, quantize: str | None
     ) -> None:
@@ -157,7 +172,12 @@ class PretrainedModel(AdapterMixin, Pretrained, nn.Module):
         self.base_model._place_rotary()
 
     def _read(self, name: str) -> NDArray[Any]:
-        return to_numpy(self.get_parameter(name))
+        if self.placement is None:
+            return to_numpy(self.get_parameter(name))
+        from gptj.pt.parallel import whole
+
+        spec = schema_by_name(self.config, self.head)[name]
+        return to_numpy(whole(self.get_parameter(name), spec, self.placement))
 
     def _to_numpy(self, array: Any) -> NDArray[Any]:
         return to_numpy(array)

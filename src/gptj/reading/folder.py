@@ -74,6 +74,15 @@ class Checkpoint:
         file, tensor = self._find(name)
         return file.read_slice(tensor, axis, start, stop, dtype)
 
+    def read_part(self, name: str, parts: tuple[slice, ...], dtype: Any = None) -> NDArray[Any]:
+        """`read(name)[parts]`, without reading a byte of the rest.
+
+        Raises:
+            SchemaError: there is no such tensor; and what `read` raises.
+        """
+        file, tensor = self._find(name)
+        return file.read_part(tensor, parts, dtype)
+
     def map(self, name: str) -> NDArray[Any]:
         """The tensor as a writable view of the file, without a copy; writes stay in memory, the file never changes.
 

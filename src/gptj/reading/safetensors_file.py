@@ -385,6 +385,23 @@ class SafetensorsFile:
             )
         return self._gather(tensor, axis, start, stop, dtype)
 
+    def read_part(self, tensor: StoredTensor, parts: tuple[slice, ...], dtype: Any = None) -> NDArray[Any]:
+        """`read(tensor)[parts]` of a vector or matrix, of whose bytes no others are read.
+
+        Args:
+            parts: one slice an axis, of whole numbers, without a step.
+        """
+        if not parts:
+            return self.read(tensor, dtype)
+        first, *rest = parts
+        row = tensor.nbytes // max(tensor.shape[0], 1)
+        shape = (first.stop - first.start, *tensor.shape[1:])
+        rows = dataclasses.replace(tensor, shape=shape, offset=tensor.offset + first.start * row, nbytes=shape[0] * row)
+        if not rest:
+            return self._gather(rows, 0, 0, None, dtype)
+        (columns,) = rest
+        return self._gather(rows, 1, columns.start, columns.stop, dtype, sparing=True)
+
     def map(self, tensor: StoredTensor) -> NDArray[Any]:
         """The tensor as a view of the file, without a copy; what is written into it stays in memory.
 
@@ -428,8 +445,13 @@ class SafetensorsFile:
     def _gather_scalar(self, tensor: StoredTensor, dtype: Any) -> NDArray[Any]:
         return self._gather(dataclasses.replace(tensor, shape=(1,)), 0, 0, 1, dtype).reshape(())
 
-    def _gather(self, tensor: StoredTensor, axis: int, start: int, stop: int | None, dtype: Any) -> NDArray[Any]:
-        """The part of the tensor, as `outer` runs of neighbouring elements, each in a row of the same length."""
+    def _gather(
+        self, tensor: StoredTensor, axis: int, start: int, stop: int | None, dtype: Any, *, sparing: bool = False
+    ) -> NDArray[Any]:
+        """The part of the tensor, as `outer` runs of neighbouring elements, each in a row of the same length.
+
+        With `sparing` nothing between the runs is read, however short they are.
+        """
         stored = _DTYPES[tensor.dtype]
         wanted = stored if dtype is None else numpy_dtype(dtype)
         stop = tensor.shape[axis] if stop is None else stop
@@ -443,7 +465,8 @@ class SafetensorsFile:
             return out
         first = tensor.offset + start * inner * stored.itemsize
         with self._open() as stream:
-            if run == row or run * stored.itemsize >= _SHORT_RUN_BYTES or row * stored.itemsize > BLOCK_BYTES:
+            long = run * stored.itemsize >= _SHORT_RUN_BYTES or row * stored.itemsize > BLOCK_BYTES
+            if run == row or long or sparing:
                 for number, place in enumerate(out.reshape(outer, run)):
                     self._read_run(stream, place, first + number * row * stored.itemsize, stored, tensor)
             else:

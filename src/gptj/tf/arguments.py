@@ -238,7 +238,9 @@ def fill_with_nan(x: tf.Tensor, claims: list[Claim]) -> tf.Tensor:
     XLA drops assertions, and would take an id that is too high for the highest that there is.
     """
     for claim in claims:
+        # A mask is as long as the keys; where no size is known when it is traced, it may be longer than the tokens.
         of_tokens = len(claim.values.shape) == 2 and claim.values.shape[1] == x.shape[1]
+        of_tokens = of_tokens and (x.shape[1] is not None or not claim.rule.startswith("attention_mask"))
         holds = claim.holds[..., None] if of_tokens else tf.reduce_all(claim.holds)
         x = tf.where(holds, x, tf.constant(math.nan, x.dtype))
     return x

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from gptj import generation
+from gptj import generation, scoring
 from gptj.adapters import TARGETS
 from gptj.generation import PARTS, Columns, Selected, Step
 from gptj.generation.decoder import round_up_columns, round_up_slots
@@ -330,8 +330,8 @@ def on_host(logits: tf.Tensor) -> bool:
     return "CPU" in logits.device
 
 
-class GenerationMixin(generation.Generates[tf.Tensor]):
-    """`generate` and `stream` for a TensorFlow model."""
+class GenerationMixin(generation.Generates[tf.Tensor], scoring.Scores):
+    """`generate`, `stream` and `score` for a TensorFlow model."""
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         return Decoder(self, batch, capacity)
@@ -351,6 +351,21 @@ class GenerationMixin(generation.Generates[tf.Tensor]):
     def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         model: Any = self
         return to_numpy(model.get_input_embeddings()(tf.constant(token_ids)))
+
+    def _last_states(self, token_ids: NDArray[np.int64]) -> tf.Tensor:
+        model: Any = self
+        return model.transformer.call(
+            tf.constant(token_ids),
+            use_cache=False,
+            output_attentions=False,
+            output_hidden_states=False,
+            return_dict=True,
+            training=False,
+        ).last_hidden_state
+
+    def _logits_at(self, states: tf.Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> tf.Tensor:
+        model: Any = self
+        return at_least_float32(model.lm_head(tf.gather_nd(states, np.stack([rows, columns], axis=1))))
 
     def _rows_of(self, array: tf.Tensor, rows: NDArray[np.int64]) -> tf.Tensor:
         return tf.gather(array, rows)

@@ -36,8 +36,10 @@ from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.base import ArrayFacts
 from gptj.schema import Head, TensorSpec, schema
+from gptj.sharding import Placement, ReadPart, Strategy
 from gptj.tf.adapters import AdapterMixin
 from gptj.tf.arguments import as_ids, as_tensor, check_traced_ids, host
+from gptj.tf.parallel import choose_placement, refuse_distribution
 from gptj.tf.training import TrainableModel
 
 ALIGNMENT_BYTES = 64
@@ -122,6 +124,7 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
     head: ClassVar[Head]
 
     def __init__(self, config: GPTJConfig, *, dtype: Any, seed: int, name: str | None, param_dtype: Any = None) -> None:
+        refuse_distribution()
         super().__init__(name=name, dtype=settle_policy(dtype, param_dtype=param_dtype), autocast=False)
         self.config = config
         self.seed = seed
@@ -150,6 +153,13 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
     def _without_values(cls, loading: Loading, *, dtype: Any, attn_implementation: str | None) -> Any:
         make: Any = cls
         return make(loading.config, dtype=dtype or loading.dtype, seed=loading.seed, _do_init=False)
+
+    @classmethod
+    def _choose_placement(cls, mesh: Any, strategy: Strategy) -> Placement:
+        return choose_placement(mesh, strategy)
+
+    def _distribute(self, read_part: ReadPart, placement: Placement) -> None:
+        choose_placement(placement.native, placement.strategy)
 
     def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
         """Make each array, without a copy where it is aligned, the variable that its row names."""

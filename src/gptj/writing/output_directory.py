@@ -157,6 +157,11 @@ class OutputDirectory:
                 "not enough space", file=self.target.parent, expected=f"{nbytes} bytes free", found=f"{free} bytes"
             )
 
+    def sync_tree(self) -> None:
+        """Force to the disk what a library wrote into the stage by itself, in folders of it too."""
+        for path in sorted(self.stage.rglob("*")):
+            self._sync_folder(path)
+
     def commit(self) -> None:
         """Swap the stage in, durably; the old directory is then removed."""
         self._require_replaceable()  # it may have changed while the stage was written
@@ -405,6 +410,7 @@ class OutputDirectory:
             raise
 
     def _sync_folder(self, folder: Path) -> None:
+        """Force a folder, or a file, to the disk."""
         if os.name == "nt":  # folders cannot be opened there
             return
         descriptor = self.call(folder, self.fs.open, folder)

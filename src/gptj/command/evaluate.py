@@ -1,0 +1,92 @@
+"""`gptj eval`: a thin door to lm-evaluation-harness, with a model of ours in it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptj.command.options import (
+    BackendChoice,
+    DtypeChoice,
+    Inside,
+    ModelArgument,
+    Names,
+    PathArgument,
+    Sections,
+    apply_options,
+    option,
+    revision_option,
+)
+from gptj.command.printing import write_text
+from gptj.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
+from gptj.reading.weight_files import split_weights
+
+__all__ = ["eval"]
+
+_OPTIONS = (
+    option("Tasks", "--tasks", required=True, metavar="NAMES", help="Which, with commas between: names, patterns such "
+            "as arc_*, or YAML files."),
+    option("Tasks", "--include-path", type=PathArgument, metavar="FOLDER", help="A folder with tasks of yours."),
+    option("Tasks", "--num-fewshot", type=click.IntRange(min=0), metavar="N", help="Examples before each question. "
+            "[default: the task's]"),
+    option("Tasks", "--limit", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Of each task the first "
+            "N documents, or below 1 that part of them: to try it."),
+    option("Output", "--json", "as_json", is_flag=True, help="Print the harness' results as JSON."),
+    option("Output", "--samples", is_flag=True, help="With --json, also each document and what was answered."),
+    option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
+    option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
+            "several sets."),
+    revision_option(section="Model"),
+    option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
+    option("Model", "--batch-size", type=click.IntRange(min=1), metavar="N", help="Texts to read at once. [default: "
+            "2,048 tokens' worth]"),
+    option("Model", "--max-length", type=int, metavar="N", help="Tokens that are read together. [default: the "
+            "model's positions]"),
+    option("Model", "--quantize", type=Names(QUANTIZATIONS), help="Compute with weights of 8 or 4 bits, where "
+            "the framework can."),
+    option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
+            help="Where it runs; auto is a GPU where the framework sees one."),
+)  # fmt: skip
+
+
+@click.command(cls=Sections, short_help="Run lm-evaluation-harness' tasks on a model.")
+@click.argument("directory", type=ModelArgument, metavar="DIR")
+@apply_options(_OPTIONS)
+def eval(
+    directory: Path, tasks: str, include_path: Path | None, num_fewshot: int | None, limit: float | None,
+    as_json: bool, samples: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Run tasks of lm-evaluation-harness on the model in DIR; it is installed by gptj-multibackend[eval].
+
+    For all of the harness' own options, run it as: python -m gptj.harness --model gptj --model_args
+    pretrained=DIR,backend=pt --tasks ...
+    """
+    from gptj.backends import install_line
+    from gptj.errors import BackendError, InputError
+
+    if samples and not as_json:
+        raise click.UsageError("--samples is for --json.")
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise click.UsageError("--tasks names none.")
+    if include_path is not None and not include_path.is_dir():
+        raise InputError("no such folder", where="--include-path", found=str(include_path))
+    try:
+        from gptj import harness
+    except ImportError as error:
+        raise BackendError(f"lm_eval cannot be imported: {error}", hint=f"Run: {install_line('eval')}") from None
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    directory, weights = split_weights(directory, options.pop("weights"))
+    model = harness.GPTJLM(str(directory), weights=weights, **options)
+    results = harness.evaluate(
+        model,
+        names,
+        include_path=include_path,
+        num_fewshot=num_fewshot,
+        limit=limit if limit is None or limit < 1 else int(limit),
+        log_samples=samples,
+    )
+    write_text((harness.to_json(results) if as_json else harness.to_table(results)) + "\n")

@@ -1,0 +1,199 @@
+"""`gptj finetune`: its options, the lines while it works, and Ctrl-C, which saves."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gptj.adapters import TARGETS
+from gptj.command.options import (
+    BackendChoice,
+    FiniteRange,
+    ModelArgument,
+    Names,
+    PathArgument,
+    Sections,
+    apply_options,
+    option,
+    revision_option,
+)
+from gptj.command.printing import print_facts, print_json
+from gptj.dtypes import DTYPES_CALLED
+from gptj.errors import InputError
+from gptj.finetune.settings import DTYPES, SCHEDULES
+from gptj.prepared import DEVICES, DEVICES_CALLED
+
+if TYPE_CHECKING:
+    from gptj.finetune import Outcome, Report
+
+__all__ = ["finetune"]
+
+LINE_EVERY_S = 5.0
+"""Seconds between lines about updates, evaluations and checkpoints aside."""
+
+LORA_TARGETS = tuple(target.split(".")[1] for target in TARGETS)
+
+_WHOLE = click.IntRange(min=1)
+
+_OPTIONS = (
+    option("Run", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
+    option("Run", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
+           help="Where it runs; auto is a GPU where the framework sees one."),
+    option("Run", "--dtype", type=Names(DTYPES, called=DTYPES_CALLED), default="float32", show_default=True,
+           help="What is computed in; parameters stay float32."),
+    option("Run", "--checkpoint-gradients", is_flag=True, help="Compute each block again for its gradient: less "
+           "memory, a third more time."),
+    option("Run", "--resume", is_flag=True, help="Go on from the last checkpoint in OUT."),
+    revision_option(section="Run"),
+    option("Run", "--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    option("Data", "--length", type=click.IntRange(min=2), metavar="N", help="Tokens of a window. [default: the "
+           "model's n_positions]"),
+    option("Data", "--pack/--pad", "pack", default=True, help="Documents one after the other in full windows, or each "
+           "in a window of its own. [default: pack]"),
+    option("Data", "--eval", "evaluation", type=PathArgument, metavar="DATA", help="Measure this, and keep the best."),
+    option("Data", "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, metavar="N",
+           help="Of the order of the windows."),
+    option("Training", "--steps", type=_WHOLE, metavar="N", help="Updates. [default: one epoch]"),
+    option("Training", "--epochs", type=_WHOLE, metavar="N", help="How often all of DATA is seen."),
+    option("Training", "--batch", type=_WHOLE, default=4, show_default=True, metavar="N", help="Windows at once."),
+    option("Training", "--accumulate", type=_WHOLE, default=1, show_default=True, metavar="N", help="Batches of one "
+           "update."),
+    option("Training", "--lr", type=FiniteRange(min=0, min_open=True), metavar="X", help="Peak learning rate. "
+           "[default: 2e-5; with --lora 2e-4]"),
+    option("Training", "--schedule", type=Names(SCHEDULES), default="cosine", show_default=True, help="How the "
+           "learning rate falls after the warm-up."),
+    option("Training", "--warmup", type=FiniteRange(min=0), default=0.03, show_default=True, metavar="X",
+           help="Updates in which it climbs; below 1, their share of all."),
+    option("Training", "--weight-decay", type=FiniteRange(min=0), default=0.01, show_default=True, metavar="X",
+           help="Of matrices."),
+    option("Training", "--clip", type=FiniteRange(min=0), default=1.0, show_default=True, metavar="X", help="The "
+           "gradient's largest norm; 0 for none."),
+    option("Adapter", "--lora", type=_WHOLE, metavar="R", help="Train an adapter of this rank, and "
+           "nothing else; OUT is its folder."),
+    option("Adapter", "--lora-alpha", type=FiniteRange(min=0, min_open=True), metavar="X", help="Its scale is X / R. "
+           "[default: twice R]"),
+    option("Adapter", "--lora-targets", type=Names(LORA_TARGETS, several=True), help="The matrices it adds to. "
+           "[default: q_proj,v_proj]"),
+    option("Training", "--eval-every", type=_WHOLE, metavar="N", help="Updates between evaluations. [default: a "
+           "tenth]"),
+    option("Training", "--save-every", type=_WHOLE, metavar="N", help="Updates between checkpoints. [default: a "
+           "tenth]"),
+)  # fmt: skip
+
+
+@click.command(cls=Sections, short_help="Go on training a model on your own texts.")
+@click.argument("directory", type=ModelArgument, metavar="DIR")
+@click.argument("data", type=PathArgument, metavar="DATA")
+@click.argument("output", type=PathArgument, metavar="OUT")
+@apply_options(_OPTIONS)
+def finetune(
+    directory: Path, data: Path, output: Path, backend: str | None, device: str, resume: bool, as_json: bool,
+    evaluation: Path | None, **options: Any,
+) -> None:  # fmt: skip
+    """Fine-tune the model in DIR on DATA, and write OUT, a folder that every command opens.
+
+    DATA is text, or JSON lines: {"text": ...}, or {"prompt": ..., "completion": ...}, of which the completion is
+    learnt. The same seed gives the same loss curve in every framework.
+
+    OUT/checkpoints keeps the last and the best; Ctrl-C writes one, and --resume goes on. With --eval the weights in
+    OUT are the best evaluation's, else the last update's. OUT has its loss curve as loss.csv and loss.png.
+    """
+    from gptj.backends import choose_backend
+    from gptj.finetune import Settings
+    from gptj.finetune import finetune as run
+    from gptj.surroundings import check_surroundings
+
+    try:
+        settings = Settings(**options)
+    except InputError as error:
+        raise click.UsageError(str(error)) from None
+    backend = choose_backend(backend)
+    check_surroundings(backend)
+    with stopped_by_signals() as heard:
+        outcome = run(
+            directory, data, output, settings, backend=backend, device=device, evaluation=evaluation, resume=resume,
+            note=lambda sentence: click.echo(f"{sentence}", err=True), report=Lines(), stop=lambda: bool(heard),
+        )  # fmt: skip
+    if not outcome.finished:
+        again = shlex.join([*_command_line(), *([] if resume else ["--resume"])])
+        click.echo(f"stopped after update {outcome.step} of {outcome.steps}; {outcome.checkpoint} has it", err=True)
+        click.echo(f"to go on: {again}", err=True)
+        sys.exit(128 + heard[0])
+    if as_json:
+        print_json(outcome.to_dict())
+    else:
+        print_facts(_facts(outcome))
+
+
+def _command_line() -> list[str]:
+    return ["gptj", *sys.argv[1:]]
+
+
+def _facts(outcome: Outcome) -> dict[str, str]:
+    from gptj.finetune.curve import perplexity
+
+    facts = {"written": str(outcome.folder), "updates": f"{outcome.step:,}", "tokens": f"{outcome.tokens:,}"}
+    if outcome.loss is not None:
+        facts["last loss"] = f"{outcome.loss:.4f}"
+    if outcome.best_loss is not None:
+        measured = f"loss {outcome.best_loss:.4f}, perplexity {perplexity(outcome.best_loss):.4g}"
+        facts["best evaluation"] = f"{measured}, after update {outcome.best_step}"
+    if outcome.picture is not None:
+        facts["curve"] = str(outcome.picture)
+    return facts
+
+
+class Lines:
+    """A line on stderr every so often: an update's loss, rate and pace, and each evaluation."""
+
+    def __init__(self) -> None:
+        self._shown_s = 0.0
+        self._tokens, self._took_s = 0, 0.0
+
+    def __call__(self, report: Report) -> None:
+        """Print the line of an update, where it is time for one, it was measured, or it is the first or last."""
+        from gptj.finetune.curve import perplexity
+
+        row, now_s = report.row, time.monotonic()
+        self._tokens, self._took_s = self._tokens + report.tokens, self._took_s + report.took_s
+        ends = row.step == report.steps or not self._shown_s
+        if not (ends or row.eval_loss is not None or report.overflow or now_s - self._shown_s >= LINE_EVERY_S):
+            return
+        pace = f"{self._tokens / self._took_s:,.0f} tokens/s"
+        self._shown_s, self._tokens, self._took_s = now_s, 0, 0.0
+        place = f"{row.step:{len(str(report.steps))}}/{report.steps}"
+        line = f"{place}  loss {row.loss:.4f}  lr {row.learning_rate:.3g}  {pace}"
+        if row.eval_loss is not None:
+            line += f"  evaluation {row.eval_loss:.4f}, perplexity {perplexity(row.eval_loss):.4g}"
+        if report.overflow:
+            line += "  left out: the float16 gradient overflowed, and the loss is scaled by less from here"
+        click.echo(line, err=True)
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[list[int]]:
+    """A list to which the first Ctrl-C or SIGTERM adds its number; the second does what it always does."""
+    heard: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def hear(number: int, frame: Any) -> None:
+        heard.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+        click.echo("saving after this update; once more to leave at once", err=True)
+
+    for number, handler in before.items():
+        if callable(handler):  # neither ignored nor the system's
+            signal.signal(number, hear)
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,87 @@
+"""`gptj plan`: how much memory each device needs, per strategy, and the line that starts it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptj.command.options import Command, DtypeChoice, PathArgument, json_option
+from gptj.command.printing import open_console, print_json
+
+__all__ = ["plan"]
+
+
+@click.command(cls=Command, short_help="Say what fits on how many devices.")
+@click.argument("directory", type=PathArgument, metavar="DIR")
+@click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="How many there are.")
+@click.option("--memory", default="16GiB", show_default=True, help="Of each device, as 16GiB or 80GB.")
+@click.option("--training", is_flag=True, help="With gradients and AdamW's moments.")
+@click.option("--batch", type=click.IntRange(1), help="Rows, of all devices together. [default: one a device]")
+@click.option("--length", type=click.IntRange(1), help="Tokens a row. [default: n_positions]")
+@click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="Of weights, cache, activations.")
+@click.option("--recompute", is_flag=True, help="In training, keep only what enters each block.")
+@json_option
+def plan(
+    directory: Path, devices: int, memory: str, training: bool, batch: int | None, length: int | None, dtype: str,
+    recompute: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Print the memory that the model in DIR needs on each of N devices, for each strategy: arithmetic alone.
+
+    DIR is a model's folder, or a config.json.
+    """
+    from gptj.config import CONFIG_FILE, GPTJConfig
+    from gptj.pretrained.saving import shard_bytes
+    from gptj.sharding.plan import Work, list_meshes, plan_memory
+
+    config = GPTJConfig.from_file(directory / CONFIG_FILE if directory.is_dir() else directory)
+    work = Work(training, batch or devices, length or config.n_positions, dtype, recompute)
+    work.check(config)
+    room = shard_bytes(memory)
+    plans = [plan_memory(config, strategy, mesh, work) for strategy, mesh in list_meshes(devices, training=training)]
+    if as_json:
+        facts = [{**dataclasses.asdict(made), "total": made.total, "fits": made.fits(room)} for made in plans]
+        print_json({"devices": devices, "memory": room, "work": dataclasses.asdict(work), "plans": facts})
+        return
+    _print_plans(plans, work, room, directory)
+
+
+def _print_plans(plans: list[Any], work: Any, room: int, directory: Path) -> None:
+    from rich.table import Table
+
+    verb = "training" if work.training else "generating"
+    console = open_console()
+    console.print(f"GiB of the fullest device, {verb}: {work.batch} rows of {work.length} tokens, {work.dtype}")
+    kinds = (
+        ("weights", "gradients", "optimizer", "activations") if work.training else ("weights", "cache", "activations")
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("strategy", "dp", "tp", *kinds, "total", ""):
+        table.add_column(name, justify="left" if name in ("strategy", "") else "right")
+    for made in plans:
+        numbers = [f"{getattr(made, kind) / 2**30:.2f}" for kind in (*kinds, "total")]
+        if made.problem is not None:
+            numbers = ["-"] * len(numbers)
+        verdict = "cannot be cut so" if made.problem else "fits" if made.fits(room) else "too large"
+        table.add_row(made.strategy, str(made.mesh.dp), str(made.mesh.tp), *numbers, verdict)
+    console.print(table)
+    for made in plans:
+        if made.problem is not None:
+            console.print(f"{made.strategy} dp={made.mesh.dp} tp={made.mesh.tp}: {made.problem}", soft_wrap=True)
+    fitting = [made for made in plans if made.fits(room)]
+    if not fitting:
+        console.print(f"Nothing fits in {room / 2**30:.4g} GiB: more devices, fewer rows, or a narrower dtype.")
+        return
+    best = min(fitting, key=lambda made: made.total)
+    console.print(f"Start it: {_launch_line(best, directory, work.training)}", soft_wrap=True)
+
+
+def _launch_line(made: Any, directory: Path, training: bool) -> str:
+    """The command that starts one process a device on one host."""
+    verb = f"finetune {directory} DATA OUT" if training else f'generate {directory} "..."'
+    if made.mesh.size == 1:
+        return f"gptj {verb}"
+    mesh = f"--dp {made.mesh.dp} --tp {made.mesh.tp}"
+    return f"torchrun --nproc_per_node={made.mesh.size} -m gptj {verb} --backend pt --strategy {made.strategy} {mesh}"

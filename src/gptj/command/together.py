@@ -1,0 +1,54 @@
+"""A command that several processes run as one: they find each other, agree on the seed, and the first one speaks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from gptj.backends import choose_backend
+from gptj.errors import InputError
+
+__all__ = ["together"]
+
+
+@contextlib.contextmanager
+def together(request: Any) -> Iterator[Any]:
+    """The request as all processes agree on it; as it is, where it asks for no strategy.
+
+    Raises:
+        InputError: the framework cannot, or the launcher's variables are there in part.
+    """
+    if request.strategy is None:
+        yield request
+        return
+    backend = choose_backend(request.backend)
+    if backend == "tf":
+        raise InputError(
+            "not on the command line in TensorFlow",
+            where="--strategy",
+            expected="--backend pt or flax",
+            hint="In Python: gptj.tf, with MirroredStrategy or DTensor (docs/scale.md)",
+        )
+    parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
+    processes = parallel.join_processes()
+    try:
+        seed = parallel.share_number(secrets.randbits(62)) if request.seed is None else request.seed
+        with _silent(processes.rank > 0):
+            yield dataclasses.replace(request, backend=backend, seed=seed, chosen_seed=request.seed is not None)
+    finally:
+        parallel.leave_processes()
+
+
+@contextlib.contextmanager
+def _silent(silent: bool) -> Iterator[None]:
+    """While this is open, nothing is printed but errors, where `silent`."""
+    if not silent:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+        yield

@@ -1,0 +1,315 @@
+"""Checkpoints of a run: OUT/checkpoints/step-00000100, each a model's folder with the optimizer and place beside it.
+
+A checkpoint is written under a hidden name, forced to the disk, and renamed; so whatever has its plain name is whole,
+also after a kill at any moment. The last and the best are kept. A lock keeps a second run out of the same folder.
+
+    config.json, model.safetensors, tokenizer ...   a folder that every command opens
+    optimizer.safetensors                           AdamW's moments, "first.NAME" and "second.NAME"
+    loss.csv                                        the curve up to there
+    training.json                                   settings, data, and the place
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import filelock
+import numpy as np
+from numpy.typing import NDArray
+
+from gptj.errors import FormatError, InputError, WriteError, shown
+from gptj.finetune.curve import Row, read_curve, write_curve
+from gptj.finetune.loop import Progress
+from gptj.finetune.schedule import LossScale
+from gptj.finetune.settings import Settings
+from gptj.json_file import read_json_object
+from gptj.reading.safetensors_file import pack_header, read_safetensors
+from gptj.writing.file_system import write_error
+from gptj.writing.output_file import whole_file
+
+__all__ = ["CHECKPOINTS", "CURVE_FILE", "Identity", "RunFolder", "Saved"]
+
+CHECKPOINTS = "checkpoints"
+CURVE_FILE = "loss.csv"
+_TRAINING, _OPTIMIZER = "training.json", "optimizer.safetensors"
+_NAME = re.compile(r"step-(\d{8,})")
+_LOCK = ".gptj-finetune-lock"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Identity:
+    """All that a run is, beside its place: a resumed one must be the same.
+
+    Attributes:
+        backend: the framework.
+        settings: of the run.
+        steps: updates of the whole run.
+        model: facts of the model that is tuned, by name.
+        data, evaluation: facts of the windows.
+    """
+
+    backend: str
+    settings: Settings
+    steps: int
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    evaluation: Mapping[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {
+            "backend": self.backend, "settings": self.settings.to_dict(), "steps": self.steps,
+            "model": dict(self.model), "data": dict(self.data),
+            "evaluation": None if self.evaluation is None else dict(self.evaluation),
+        }  # fmt: skip
+
+    def require_same(self, stored: Mapping[str, Any], file: Path) -> None:
+        """Refuse to go on from a checkpoint of another run.
+
+        Raises:
+            InputError: naming the option, or the argument, that is another.
+        """
+        changed: list[tuple[str, Any, Any]]
+        changed = [] if stored.get("backend") == self.backend else [("--backend", stored.get("backend"), self.backend)]
+        settings = stored.get("settings")
+        changed += self.settings.changes(settings if isinstance(settings, Mapping) else {})
+        mine = self.to_dict()
+        for name, where in (("model", "DIR"), ("data", "DATA"), ("evaluation", "--eval")):
+            if stored.get(name) != mine[name]:
+                changed.append((where, *_difference(stored.get(name), mine[name])))
+        if stored.get("steps") != self.steps and not changed:
+            changed.append(("--steps", stored.get("steps"), self.steps))
+        if changed:
+            where, before, now = changed[0]
+            more = f"; and {len(changed) - 1} more: {', '.join(one[0] for one in changed[1:])}" if changed[1:] else ""
+            raise InputError(
+                f"another than the run that is to be resumed{more}", file=file, where=where, expected=shown(before),
+                found=shown(now), hint="Give what it was begun with, or another OUT",
+            )  # fmt: skip
+
+
+def _difference(before: Any, now: Any) -> tuple[Any, Any]:
+    """The first facts that differ."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
+        return f"{name} {before.get(name)}", f"{name} {now.get(name)}"
+    return "none" if before is None else "some", "none" if now is None else "some"
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A checkpoint on the disk.
+
+    Attributes:
+        folder: where it is.
+        step: updates that are over.
+        stored: its training.json.
+    """
+
+    folder: Path
+    step: int
+    stored: Mapping[str, Any]
+
+    @property
+    def progress(self) -> Progress:
+        """The place of the run.
+
+        Raises:
+            FormatError: training.json does not say.
+        """
+        found = self.stored.get("progress")
+        try:
+            members = dict(found)  # type: ignore[arg-type]
+            progress = Progress(**{**members, "scale": LossScale(**members["scale"])})
+            if progress.step != self.step:
+                raise ValueError(f"step {progress.step}")
+        except (TypeError, ValueError, KeyError) as error:
+            raise FormatError(
+                f"not the place of a run: {error}", file=self.folder / _TRAINING, where="progress"
+            ) from None
+        return progress
+
+    @property
+    def rows(self) -> list[Row]:
+        """The curve up to there."""
+        return read_curve(self.folder / CURVE_FILE)
+
+    def moments(self) -> dict[str, NDArray[np.float32]]:
+        """AdamW's moments by name."""
+        file = read_safetensors(self.folder / _OPTIMIZER)
+        return {name: file.read(tensor, "float32") for name, tensor in file.tensors.items()}
+
+
+class RunFolder:
+    """`with RunFolder(out, resume=...) as run:` the checkpoints of a run, which no other process writes meanwhile.
+
+    Args:
+        folder: OUT. It is made; its parent must exist.
+        resume: whether it may hold a run already.
+
+    Raises:
+        WriteError: there is something in it and `resume` is False, another process trains in it, or it cannot be made.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool) -> None:
+        self.folder = folder
+        self.checkpoints = folder / CHECKPOINTS
+        self.resume = resume
+
+    def __enter__(self) -> RunFolder:
+        self.require_usable()
+        try:
+            made = not self.folder.exists()
+            self.folder.mkdir(exist_ok=True)
+            self._held = filelock.FileLock(self.folder / _LOCK, timeout=0)
+            self._held.acquire()
+        except filelock.Timeout:
+            raise WriteError("another process fine-tunes into it", file=self.folder) from None
+        except OSError as error:
+            raise write_error(self.folder, error) from error
+        self._made = made
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+            self._clear_hidden()
+        except OSError as error:
+            raise write_error(self.checkpoints, error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            (self.folder / _LOCK).unlink()
+        self._held.release()
+        if kind is not None and self._made:  # nothing was written: leave nothing
+            with contextlib.suppress(OSError):
+                self.checkpoints.rmdir()
+                self.folder.rmdir()
+
+    def require_usable(self) -> None:
+        """Refuse a folder that a run cannot be in, before anything is made; `with` does too."""
+        try:
+            names = sorted(os.listdir(self.folder))  # noqa: PTH208 - names that are not UTF-8 stay what they are
+        except FileNotFoundError:
+            if not self.folder.parent.is_dir():
+                raise WriteError("no such folder", file=self.folder.parent, hint="Make it first") from None
+            return
+        except OSError as error:
+            raise write_error(self.folder, error) from error
+        others = [name for name in names if name != _LOCK]
+        begun = CHECKPOINTS in others
+        if others and not self.resume:
+            hint = "Give --resume to go on with it" if begun else "Give another OUT"
+            raise WriteError("is not empty", file=self.folder, found=shown(others[0]), hint=hint)
+        if others and not begun:
+            raise WriteError(
+                "no run was begun in it", file=self.folder, expected=f"{CHECKPOINTS}/", found=shown(others[0])
+            )
+
+    def _clear_hidden(self) -> None:
+        """Remove what a run that was killed had not finished."""
+        for path in self.checkpoints.iterdir():
+            if path.name.startswith("."):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    # ---- reading
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that there are, rising."""
+        found = (_NAME.fullmatch(path.name) for path in self.checkpoints.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def path_of(self, step: int) -> Path:
+        """The folder of a checkpoint."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def last(self) -> Saved | None:
+        """The last checkpoint, None before the first.
+
+        Raises:
+            FormatError: its training.json cannot be read.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        folder = self.path_of(steps[-1])
+        return Saved(folder, steps[-1], read_json_object(folder / _TRAINING))
+
+    # ---- writing
+
+    def save(
+        self,
+        progress: Progress,
+        identity: Identity,
+        rows: list[Row],
+        *,
+        write_model: Callable[[Path], object],
+        moments: Iterable[tuple[str, NDArray[Any]]],
+    ) -> Path:
+        """Write a checkpoint, then let go of all but it and the best; returns its folder.
+
+        Args:
+            write_model: makes the model's folder at a place where nothing is.
+            moments: AdamW's, by name.
+        """
+        final = self.path_of(progress.step)
+        if final.exists():  # of a resumed run that had nothing left to do
+            return final
+        stage = self.checkpoints / f".{final.name}"
+        try:
+            write_model(stage)
+            _write_tensors(stage / _OPTIMIZER, moments)
+            write_curve(stage / CURVE_FILE, rows)
+            stored = {"format": 1, **identity.to_dict(), "progress": dataclasses.asdict(progress)}
+            with whole_file(stage / _TRAINING) as write:
+                write((json.dumps(stored, indent=2) + "\n").encode())
+            _sync(stage)
+            stage.rename(final)
+            _sync(self.checkpoints)
+            self._prune({progress.step, progress.best_step})
+        except OSError as error:
+            if isinstance(error, WriteError):
+                raise
+            raise write_error(final, error) from error
+        return final
+
+    def _prune(self, kept: set[int | None]) -> None:
+        """Remove checkpoints but some, each under a hidden name, so that what has a plain name stays whole."""
+        for step in self.steps():
+            if step not in kept:
+                hidden = self.checkpoints / f".old-{step:08d}"
+                self.path_of(step).rename(hidden)
+                shutil.rmtree(hidden)
+
+
+def _write_tensors(path: Path, tensors: Iterable[tuple[str, NDArray[Any]]]) -> None:
+    """Write float32 arrays as safetensors, whole or not at all."""
+    arrays = dict(tensors)
+    with whole_file(path) as write:
+        write(pack_header([(name, "float32", array.shape) for name, array in arrays.items()], {"format": "pt"}))
+        for array in arrays.values():
+            write(np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8).data)
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder's names to the disk, where that can be asked."""
+    with _opened(folder) as descriptor, contextlib.suppress(OSError):
+        os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

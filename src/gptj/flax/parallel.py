@@ -1,0 +1,125 @@
+"""A Flax model on several devices: each holds its part of every tensor, as `gptj.sharding` cuts it.
+
+The parameters are jax arrays with a NamedSharding; XLA's partitioner does the rest in whatever is compiled over them,
+calls, gradients and generation, on the devices of one process or of many (jax.distributed).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh as JaxMesh
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gptj.config import GPTJConfig
+from gptj.errors import InputError, shown
+from gptj.schema import Head, TensorSpec, schema
+from gptj.sharding import (
+    Mesh,
+    Placement,
+    Processes,
+    ReadPart,
+    Strategy,
+    environment_place,
+    natural_mesh,
+    partition_of,
+)
+
+
+def choose_placement(mesh: Any, strategy: Strategy) -> Placement:
+    """The place of a model among jax's devices.
+
+    Args:
+        mesh: a `Mesh`, a jax Mesh whose axes are called dp and tp, or None: all devices along one axis.
+
+    Raises:
+        InputError: there are not so many devices.
+    """
+    if isinstance(mesh, JaxMesh):
+        named = dict(mesh.shape)
+        if not named or not set(named) <= {"dp", "tp"}:
+            raise InputError("its axes have other names", where="mesh", expected="dp, tp", found=shown(tuple(named)))
+        devices = mesh.devices if mesh.axis_names != ("tp", "dp") else mesh.devices.T
+        return _placement_of(Mesh(**named), np.asarray(devices), strategy)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise InputError(
+            "no mesh", where="mesh", expected="a gptj.sharding.Mesh or a jax Mesh", found=shown(type(mesh).__name__)
+        )
+    sizes = natural_mesh(strategy, jax.device_count()) if mesh is None else mesh
+    if sizes.size > jax.device_count() or (jax.process_count() > 1 and sizes.size != jax.device_count()):
+        raise InputError(
+            "not as many as there are devices", where="mesh", expected=jax.device_count(), found=sizes.size
+        )
+    return _placement_of(sizes, np.array(jax.devices()[: sizes.size]), strategy)
+
+
+def _placement_of(sizes: Mesh, devices: Any, strategy: Strategy) -> Placement:
+    native = JaxMesh(devices.reshape(sizes.dp, sizes.tp), ("dp", "tp"))
+    here = [index for index, device in np.ndenumerate(native.devices) if device.process_index == jax.process_index()]
+    if not here:
+        raise InputError("this process is not in it", where="mesh", expected="devices of every process")
+    return Placement(strategy, sizes, {"dp": here[0][0], "tp": here[0][1]}, native)
+
+
+def sharding_of(spec: TensorSpec, placement: Placement) -> NamedSharding:
+    """jax's sharding of the tensor, as the table says."""
+    cuts = partition_of(spec, placement.strategy)
+    return NamedSharding(placement.native, PartitionSpec(*(cut or None for cut in cuts)))
+
+
+def distribute(config: GPTJConfig, head: Head, read_part: ReadPart, placement: Placement) -> dict[str, jax.Array]:
+    """Every parameter by its name, of which this process reads the parts of its own devices."""
+
+    def make(spec: TensorSpec) -> jax.Array:
+        def read(index: tuple[slice, ...]) -> Any:
+            return read_part(
+                spec, tuple(slice(*cut.indices(size)[:2]) for cut, size in zip(index, spec.shape, strict=True))
+            )
+
+        return jax.make_array_from_callback(spec.shape, sharding_of(spec, placement), read)
+
+    return {spec.name: jax.block_until_ready(make(spec)) for spec in schema(config, head)}
+
+
+# ---- processes
+
+
+def join_processes() -> Processes:
+    """Make the processes that belong together know each other; a process that was started alone is alone.
+
+    jax finds them itself under Slurm, Open MPI and on Cloud TPUs. Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
+    and JAX_PROCESS_ID say it, or torchrun's own variables, beside whose port jax takes the next.
+
+    Raises:
+        InputError: the variables are there in part.
+    """
+    count, index = environment_place("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if count is None:
+        count, index = environment_place("WORLD_SIZE", "RANK")
+        if count is not None:
+            address = f"{os.environ['MASTER_ADDR']}:{int(os.environ['MASTER_PORT']) + 1}"
+    if count is not None and count > 1:
+        jax.distributed.initialize(address, count, index)
+    elif any(name in os.environ for name in ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES")):
+        jax.distributed.initialize()
+    return Processes(jax.process_index(), jax.process_count())
+
+
+def leave_processes() -> None:
+    """Let go of the others."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def share_number(number: int) -> int:
+    """The first process' number, 0 to 2**63 - 1."""
+    if jax.process_count() == 1:
+        return number
+    halves = np.array([number >> 32, number & 0xFFFFFFFF], np.uint32)
+    high, low = multihost_utils.broadcast_one_to_all(halves)
+    return int(high) << 32 | int(low)

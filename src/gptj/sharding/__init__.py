@@ -1,0 +1,45 @@
+"""A model on several devices: one table of what is cut where, and what each device then holds.
+
+table.py    strategies, meshes, the part of each tensor that a process holds    Mesh, Strategy, Placement
+processes.py which of how many processes this is                               Processes
+plan.py     memory of each device, per strategy: arithmetic alone               plan_memory
+"""
+
+from gptj.sharding.processes import Processes, environment_place
+from gptj.sharding.table import (
+    MESH_AXES,
+    STRATEGIES,
+    Mesh,
+    MeshAxis,
+    Partition,
+    Placement,
+    ReadPart,
+    Strategy,
+    check_decodes,
+    check_mesh,
+    check_strategy,
+    held_by_one,
+    natural_mesh,
+    partition_of,
+    slices,
+)
+
+__all__ = [
+    "MESH_AXES",
+    "STRATEGIES",
+    "Mesh",
+    "MeshAxis",
+    "Partition",
+    "Placement",
+    "Processes",
+    "ReadPart",
+    "Strategy",
+    "check_decodes",
+    "check_mesh",
+    "check_strategy",
+    "environment_place",
+    "held_by_one",
+    "natural_mesh",
+    "partition_of",
+    "slices",
+]

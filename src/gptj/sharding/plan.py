@@ -1,0 +1,161 @@
+"""Memory of each device under each strategy: arithmetic over the schema and the blocks, no device is asked.
+
+Weights, gradients and optimizer are exact. Activations are those that the blocks' own code keeps, counted array by
+array (`_kept_by_a_block`); what a framework's allocator holds back, and the framework itself, is not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from gptj.config import GPTJConfig
+from gptj.dtypes import numpy_dtype
+from gptj.errors import GPTJError, InputError
+from gptj.schema import schema
+from gptj.sharding.table import Mesh, Strategy, check_mesh, held_by_one, partition_of
+
+__all__ = ["MemoryPlan", "Work", "list_meshes", "plan_memory"]
+
+_STATE_BYTES = 8
+"""Of AdamW for each number: two moments in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The work that memory is planned for.
+
+    Attributes:
+        training: whether gradients and AdamW's moments are kept.
+        batch: rows, of all devices together.
+        length: tokens a row.
+        dtype: of parameters, cache and activations.
+        recompute: in training, keep only what enters each block.
+    """
+
+    training: bool = False
+    batch: int = 1
+    length: int = 2048
+    dtype: str = "float32"
+    recompute: bool = False
+
+    def check(self, config: GPTJConfig) -> None:
+        """Refuse sizes that no call can have.
+
+        Raises:
+            InputError: naming the first.
+        """
+        for name, most in (("batch", None), ("length", config.n_positions)):
+            value = getattr(self, name)
+            if value < 1 or (most is not None and value > most):
+                expected = "1 or more" if most is None else f"1 to {most} (n_positions)"
+                raise InputError("no call has that", where=name, expected=expected, found=value)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of the fullest device.
+
+    Attributes:
+        strategy, mesh: how the model is cut.
+        weights, gradients, optimizer, cache, activations: bytes each; activations with what is gathered for a moment.
+        problem: why the model cannot be cut so; None where it can. All bytes are 0 then.
+    """
+
+    strategy: Strategy
+    mesh: Mesh
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    cache: int = 0
+    activations: int = 0
+    problem: str | None = None
+
+    @property
+    def total(self) -> int:
+        """Bytes of all."""
+        return self.weights + self.gradients + self.optimizer + self.cache + self.activations
+
+    def fits(self, memory: int) -> bool:
+        """Whether a device of so many bytes has room for it."""
+        return self.problem is None and self.total <= memory
+
+
+def list_meshes(devices: int, *, training: bool) -> Iterator[tuple[Strategy, Mesh]]:
+    """Every strategy of that work with every mesh of so many devices that is worth a line."""
+    if devices < 1:
+        raise InputError("no mesh has that", where="devices", expected="1 or more", found=devices)
+    if devices == 1:
+        yield "dp", Mesh()
+        return
+    strategies: tuple[Strategy, ...] = ("dp", "fsdp", "tp_fsdp") if training else ("dp", "tp")
+    for strategy in strategies:
+        if strategy == "tp":
+            yield from (("tp", Mesh(dp=devices // n, tp=n)) for n in range(2, devices + 1) if devices % n == 0)
+        elif strategy == "tp_fsdp":
+            pairs = ((devices // n, n) for n in range(2, devices) if devices % n == 0)
+            yield from (("tp_fsdp", Mesh(dp=dp, tp=tp)) for dp, tp in pairs)
+        else:
+            yield strategy, Mesh(dp=devices)
+
+
+def plan_memory(config: GPTJConfig, strategy: Strategy, mesh: Mesh, work: Work) -> MemoryPlan:
+    """The memory of the fullest device, or why the model cannot be cut so."""
+    try:
+        check_mesh(config, strategy, mesh, batch=work.batch)
+    except GPTJError as error:
+        return MemoryPlan(strategy, mesh, problem=str(error))
+    width = numpy_dtype(work.dtype).itemsize
+    held = sum(held_by_one(row, strategy, mesh) for row in schema(config))
+    rows = work.batch // mesh.dp
+    split = mesh.tp if strategy in ("tp", "tp_fsdp") else 1
+    gathered = width * _gathered(config, strategy, mesh, work.training)
+    if work.training:
+        kept = _kept_in_training(config, work, rows, split, width)
+        return MemoryPlan(strategy, mesh, held * width, held * width, held * _STATE_BYTES, 0, kept + gathered)
+    cache = 2 * config.n_layer * rows * config.n_head // split * work.length * config.head_dim * width
+    moment = _moment_of_a_prompt(config, work, rows, split, width)
+    return MemoryPlan(strategy, mesh, held * width, 0, 0, cache, moment + gathered)
+
+
+def _kept_by_a_block(config: GPTJConfig, length: int, rows: int, split: int, width: int) -> int:
+    """Bytes that a block's gradient needs: its input and normed input; q, k, both rotated, v and what they mix to; the
+    feed-forward before and after its activation; and the attention's softmax, before and after the mask, in float32.
+    """
+    tokens, heads = rows * length, config.n_head // split
+    streams = tokens * (2 * config.n_embd + (6 * config.n_embd + 2 * config.inner_width) // split)
+    return streams * width + 2 * rows * heads * length * length * max(4, width)
+
+
+def _kept_in_training(config: GPTJConfig, work: Work, rows: int, split: int, width: int) -> int:
+    """Bytes at the top of a step, when the backward pass begins: every block's, and the logits with their gradient."""
+    block = _kept_by_a_block(config, work.length, rows, split, width)
+    entering = rows * work.length * config.n_embd * width
+    blocks = config.n_layer * entering + block if work.recompute else config.n_layer * block
+    return blocks + 2 * rows * work.length * config.vocab_size * max(4, width)
+
+
+def _moment_of_a_prompt(config: GPTJConfig, work: Work, rows: int, split: int, width: int) -> int:
+    """The most bytes that one block holds while a prompt of the whole length is read, and the last logits."""
+    tokens, heads = rows * work.length, config.n_head // split
+    stream = 2 * tokens * config.n_embd * width
+    attention = 5 * tokens * config.n_embd // split * width + 3 * rows * heads * work.length**2 * max(4, width)
+    feed_forward = 2 * tokens * config.inner_width // split * width
+    return stream + max(attention, feed_forward) + rows * config.vocab_size * max(4, width)
+
+
+def _gathered(config: GPTJConfig, strategy: Strategy, mesh: Mesh, training: bool) -> int:
+    """Numbers that FSDP gathers for a moment: what is no block's, two blocks, and in training a block's gradients."""
+    if mesh.dp == 1 or strategy not in ("fsdp", "tp_fsdp"):
+        return 0
+    along_tp: Strategy = "tp" if strategy == "tp_fsdp" else "dp"
+    block = rest = 0
+    for row in schema(config):
+        if not any("dp" in cut for cut in partition_of(row, strategy)):
+            continue
+        size = held_by_one(row, along_tp, mesh)
+        if ".h.0." in row.name:
+            block += size
+        elif ".h." not in row.name:
+            rest += size
+    return rest + block * (3 if training else 2)

@@ -1,0 +1,185 @@
+"""The table of shardings and the memory plan: arithmetic, which no framework is asked."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptj import GPTJConfig
+from gptj.command.main import gptj_command
+from gptj.errors import InputError
+from gptj.initial import initial_tensor
+from gptj.schema import schema, schema_by_name
+from gptj.sharding import STRATEGIES, Mesh, check_mesh, check_strategy, held_by_one, partition_of, slices
+from gptj.sharding.plan import MemoryPlan, Work, list_meshes, plan_memory
+from gptj.sharding.processes import environment_place
+
+SMALL = GPTJConfig(vocab_size=96, n_positions=32, n_embd=48, n_layer=2, n_head=4, rotary_dim=4)
+SIX = GPTJConfig()
+
+
+@settings(deadline=None)
+@given(strategy=st.sampled_from(STRATEGIES), dp=st.sampled_from((1, 2, 4)), tp=st.sampled_from((1, 2, 4)))
+def test_the_parts_of_a_mesh_are_the_tensor_and_nothing_twice_but_copies(strategy, dp, tp):
+    mesh = Mesh(dp=dp, tp=tp)
+    for spec in schema(SMALL):
+        seen = np.zeros(spec.shape, int)
+        for rank in range(mesh.size):
+            seen[slices(spec, strategy, mesh, mesh.coordinates(rank))] += 1
+        cut = {axis for axes in partition_of(spec, strategy) for axis in axes}
+        copies = mesh.size // mesh.along(cut)
+        assert (seen == copies).all(), (spec.name, strategy)
+
+
+def test_each_strategy_cuts_what_it_says():
+    rows = schema_by_name(SIX)
+    block = "transformer.h.0."
+    expected = {
+        ("tp", block + "attn.q_proj.weight"): (("tp",), ()),
+        ("tp", block + "attn.out_proj.weight"): ((), ("tp",)),
+        ("tp", block + "mlp.fc_in.bias"): (("tp",),),
+        ("tp", block + "mlp.fc_out.bias"): ((),),
+        ("tp", "transformer.wte.weight"): (("tp",), ()),
+        ("fsdp", block + "mlp.fc_out.weight"): (("dp",), ()),
+        ("fsdp", block + "mlp.fc_in.bias"): (("dp",),),
+        ("tp_fsdp", block + "mlp.fc_in.weight"): (("tp",), ("dp",)),
+        ("tp_fsdp", "lm_head.bias"): (("tp", "dp"),),
+        ("dp", "transformer.wte.weight"): ((), ()),
+    }
+    assert {key: partition_of(rows[key[1]], key[0]) for key in expected} == expected
+
+
+@pytest.mark.parametrize("strategy,mesh,most", [("tp", Mesh(tp=8), 1 / 8), ("fsdp", Mesh(dp=8), 1 / 8),
+                                                 ("tp_fsdp", Mesh(dp=4, tp=4), 1 / 16)])  # fmt: skip
+def test_a_device_holds_its_share_and_one_percent(strategy, mesh, most):
+    held = sum(held_by_one(row, strategy, mesh) for row in schema(SIX))
+    whole = sum(row.size for row in schema(SIX))
+    assert most <= held / whole <= most + 0.01
+
+
+@pytest.mark.parametrize(
+    "changes,strategy,mesh,batch,where",
+    [
+        ({}, "tp", Mesh(tp=8), None, "n_head"),
+        ({"vocab_size": 97}, "tp", Mesh(tp=2), None, "vocab_size"),
+        ({"n_inner": 98}, "tp", Mesh(tp=4), None, "n_inner"),
+        ({"n_embd": 44}, "fsdp", Mesh(dp=8), None, "vocab_size n_embd n_inner"),
+        ({}, "dp", Mesh(dp=4), 2, "batch"),
+        ({}, "dp", Mesh(dp=2, tp=2), None, "tp"),
+        ({}, "fsdp", Mesh(dp=2, tp=2), None, "tp"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_by_name(changes, strategy, mesh, batch, where):
+    config = SMALL.replace(**changes)
+    with pytest.raises(InputError) as caught:
+        check_mesh(config, strategy, mesh, batch=batch)
+    assert caught.value.where in where.split()
+    assert "multiple" in str(caught.value) or "cuts nothing" in str(caught.value)
+
+
+def test_names_and_numbers_that_are_none_are_refused():
+    with pytest.raises(InputError, match="Did you mean fsdp"):
+        check_strategy("fdsp")
+    for size in (0, -1, True, 1.0):
+        with pytest.raises(InputError, match="whole number"):
+            Mesh(dp=size)
+    with pytest.raises(InputError, match="0 to 3"):
+        Mesh(dp=2, tp=2).coordinates(4)
+
+
+def test_launch_variables_are_read_together_or_not_at_all(monkeypatch):
+    for name in ("N", "I"):
+        monkeypatch.delenv(name, raising=False)
+    assert environment_place("N", "I") == (None, None)
+    monkeypatch.setenv("N", "4")
+    with pytest.raises(InputError, match="I"):
+        environment_place("N", "I")
+    monkeypatch.setenv("I", "4")
+    with pytest.raises(InputError, match="below 4"):
+        environment_place("N", "I")
+    monkeypatch.setenv("I", "3")
+    assert environment_place("N", "I") == (4, 3)
+
+
+def test_a_plan_counts_weights_and_optimizer_exactly():
+    work = Work(training=True, batch=4, length=8)
+    whole = sum(row.size for row in schema(SMALL)) * 4
+    alone = plan_memory(SMALL, "dp", Mesh(), work)
+    assert (alone.weights, alone.gradients, alone.optimizer) == (whole, whole, 2 * whole)
+    cut = plan_memory(SMALL, "fsdp", Mesh(dp=4), work)
+    assert whole <= 4 * cut.weights <= 1.01 * whole + 4096
+    assert plan_memory(SMALL, "dp", Mesh(), Work(batch=2, length=8)).cache == 2 * 2 * 2 * 48 * 8 * 4
+
+
+def test_more_rows_tokens_and_devices_move_a_plan_as_they_should():
+    def total(**changes):
+        return plan_memory(
+            SIX, "fsdp", Mesh(dp=2), Work(**{"training": True, "batch": 4, "length": 512, **changes})
+        ).total
+
+    assert total(batch=8) > total() and total(length=1024) > total()
+    assert total(recompute=True) < total() and total(dtype="bfloat16") < total()
+    sizes = [plan_memory(SIX, "tp", Mesh(tp=n), Work(batch=1)).total for n in (1, 2, 4, 8)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_mesh_that_does_not_fit_is_a_line_of_the_plan():
+    plans = [
+        plan_memory(SMALL, strategy, mesh, Work(batch=8, length=8)) for strategy, mesh in list_meshes(8, training=False)
+    ]
+    problems = {(made.strategy, made.mesh.tp): made.problem for made in plans if made.problem}
+    assert list(problems) == [("tp", 8)] and "n_head" in problems["tp", 8]
+    assert not MemoryPlan("tp", Mesh(tp=8), problem="no").fits(10**15)
+
+
+def test_the_command_prints_a_plan_and_the_line_that_starts_it(tmp_path):
+    (tmp_path / "config.json").write_text(SIX.to_json())
+    run = CliRunner().invoke(gptj_command, ["plan", str(tmp_path), "--devices", "8", "--dtype", "bfloat16"])
+    assert run.exit_code == 0, run.output
+    assert max(map(len, run.output.splitlines()[:-1])) <= 80
+    assert "torchrun --nproc_per_node=8 -m gptj generate" in run.output and "--tp 8" in run.output
+    run = CliRunner().invoke(
+        gptj_command, ["plan", str(tmp_path / "config.json"), "--training", "--memory", "16GiB", "--json"]
+    )
+    (made,) = json.loads(run.output)["plans"]
+    assert made["fits"] is False and made["total"] > 90 * 2**30
+    for wrong in (["--memory", "many"], ["--devices", "0"], ["--length", "4096"]):
+        assert CliRunner().invoke(gptj_command, ["plan", str(tmp_path), *wrong]).exit_code != 0
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), data=st.data())
+def test_a_part_of_a_file_is_that_part_and_no_more_is_read(tmp_path_factory, rows, columns, data):
+    from safetensors.numpy import save_file
+
+    from gptj.reading import safetensors_file
+
+    whole = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+    path = tmp_path_factory.mktemp("part") / "x.safetensors"
+    save_file({"before": np.zeros(3, np.float32), "x": whole}, path)
+    part = tuple(slice(*sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))) for n in (rows, columns))
+    read, file = [], safetensors_file.read_safetensors(path)
+    real = safetensors_file.read_into
+
+    def count(stream, out, *rest, **named):
+        read.append(len(out))
+        real(stream, out, *rest, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(safetensors_file, "read_into", count)
+        found = file.read_part(file.tensors["x"], part)
+    assert np.array_equal(found, whole[part]) and sum(read) == found.nbytes
+
+
+def test_start_values_do_not_hang_on_the_mesh():
+    spec = schema(SMALL)[0]
+    whole = initial_tensor(spec, SMALL, 0)
+    parts = [whole[slices(spec, "tp", Mesh(tp=4), {"tp": n})] for n in range(4)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert len(list(itertools.chain(*parts))) == len(whole)

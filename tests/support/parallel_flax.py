@@ -1,0 +1,126 @@
+"""What each process does in tests/backends/test_flax_parallel.py; the first one prints JSON.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=4 python parallel_flax.py FOLDER strategy:dp:tp ...
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+import gptj.flax as gptj
+from gptj.flax import parallel
+from gptj.flax.weights import flat, to_numpy
+from gptj.reading import safetensors_file
+from gptj.schema import schema
+from gptj.sharding import Mesh, held_by_one
+
+IDS = np.random.default_rng(0).integers(0, 96, (4, 9)).astype(np.int32)
+
+
+def main(folder: str, saved: str, *meshes: str) -> None:
+    processes = parallel.join_processes()
+    read: list[int] = []
+    real = safetensors_file.read_into
+
+    def count(stream: Any, out: Any, *rest: Any, **named: Any) -> None:
+        read.append(len(out))
+        real(stream, out, *rest, **named)
+
+    safetensors_file.read_into = count
+    whole = gptj.GPTJForCausalLM.from_pretrained(folder)
+    expected = np.asarray(whole(IDS).logits)
+    expected_loss, expected_gradients = gradients(whole, whole.params)
+    found = {}
+    for words in meshes:
+        strategy, dp, tp = words.split(":")
+        read.clear()
+        mesh = Mesh(dp=int(dp), tp=int(tp))
+        model = gptj.GPTJForCausalLM.from_pretrained(folder, mesh=mesh, strategy=strategy)
+        rows = schema(model.config)
+        arrays = flat(model.params)
+        facts: dict[str, Any] = {
+            "read": sum(read),
+            "held": [arrays[row.name].addressable_shards[0].data.size for row in rows],
+            "table": [held_by_one(row, strategy, mesh) for row in rows],
+            "difference": float(np.abs(to_numpy(model(IDS).logits) - expected).max()),
+            "sums": count_sums(model),
+        }
+        loss, slopes = gradients(model, model.params)
+        pairs = zip(jax.tree.leaves(slopes), jax.tree.leaves(expected_gradients), strict=True)
+        worst = max(float(np.abs(to_numpy(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max()) for a, b in pairs)
+        facts |= {"loss": [float(loss), float(expected_loss)], "gradients": worst}
+        if strategy in ("tp", "dp"):
+            facts["tokens"] = [
+                bool(
+                    (
+                        to_numpy(model.generate(IDS, max_new_tokens=6, **s))
+                        == np.asarray(whole.generate(IDS, max_new_tokens=6, **s))
+                    ).all()
+                )
+                for s in ({}, {"do_sample": True, "seed": 3})
+            ]
+        else:
+            facts["restored"] = restore(model, slopes, Path(saved) / words.replace(":", "-"))
+        if processes.size == 1:
+            out = Path(saved) / f"folder {words}"
+            model.save_pretrained(out)
+            facts["folder"] = (out / "model.safetensors").read_bytes()[-1000:] == Path(
+                folder, "model.safetensors"
+            ).read_bytes()[-1000:]
+        found[words] = facts
+    if processes.rank == 0:
+        print(json.dumps(found))
+    parallel.leave_processes()
+
+
+def gradients(model: Any, params: Any) -> Any:
+    def loss(params: Any) -> Any:
+        logits = model.module.apply({"params": params}, IDS).logits[:, :-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, IDS[:, 1:]).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def count_sums(model: Any) -> dict[str, int]:
+    def logits(params: Any, ids: Any) -> Any:
+        return model.module.apply({"params": params}, ids).logits
+
+    text = jax.jit(logits).lower(model.params, IDS).compile().as_text()
+    return {
+        name: len(re.findall(rf"[\])}}] {name}(?:-start)?\(", text))
+        for name in ("all-reduce", "all-to-all", "collective-permute")
+    }
+
+
+def restore(model: Any, slopes: Any, place: Path) -> bool:
+    """Whether what orbax wrote on this mesh comes back bit for bit on another."""
+    other = (
+        Mesh(dp=model.placement.mesh.tp, tp=model.placement.mesh.dp)
+        if model.placement.strategy == "tp_fsdp"
+        else Mesh(dp=2)
+    )
+    cut = parallel.choose_placement(other, model.placement.strategy)
+    rows = {row.name: row for row in schema(model.config)}
+    wanted = {
+        name: jax.ShapeDtypeStruct(row.shape, np.float32, sharding=parallel.sharding_of(row, cut))
+        for name, row in rows.items()
+    }
+    arrays = flat(slopes)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(place, arrays)
+        checkpointer.wait_until_finished()
+        back = checkpointer.restore(place, wanted)
+    return all(np.array_equal(to_numpy(back[name]), to_numpy(arrays[name])) for name in rows)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

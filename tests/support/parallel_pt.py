@@ -1,0 +1,149 @@
+"""What each process that torchrun starts does in tests/backends/test_pt_parallel.py; the first one prints JSON.
+
+torchrun --standalone --nproc_per_node=2 parallel_pt.py FOLDER CHECKPOINTS strategy:dp:tp ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+import gptj.pt as gptj
+from gptj.pt import parallel
+from gptj.reading import safetensors_file
+from gptj.sharding import Mesh, held_by_one
+
+IDS = np.random.default_rng(0).integers(0, 96, (4, 9))
+
+
+def main(folder: str, checkpoints: str, *meshes: str) -> None:
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    processes = parallel.join_processes()
+    whole = gptj.GPTJForCausalLM.from_pretrained(folder)
+    found = {}
+    for words in meshes:
+        strategy, dp, tp = words.split(":")
+        mesh = Mesh(dp=int(dp), tp=int(tp))
+        read = count_reads()
+        model = gptj.GPTJForCausalLM.from_pretrained(folder, mesh=mesh, strategy=strategy)
+        facts: dict[str, Any] = {"read": sum(read), "held": held_numbers(model), "table": table_numbers(model)}
+        if strategy == "tp":
+            facts |= compute(model, whole)
+        else:
+            facts |= train(model, whole, Path(checkpoints), words)
+            facts["loaded"] = {place.name: load(model, place) for place in sorted(Path(checkpoints).glob("step *"))}
+        found[words] = facts
+    if processes.rank == 0:
+        print(json.dumps(found))
+    parallel.leave_processes()
+
+
+def load(model: Any, place: Path) -> str:
+    """The digest of a checkpoint, read over a model whose values are gone."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    assert parallel.load_training(place, model, optimizer) == 1
+    return digest(model, optimizer)
+
+
+def count_reads() -> list[int]:
+    read: list[int] = []
+    real = getattr(safetensors_file.read_into, "real", safetensors_file.read_into)
+
+    def count(stream: Any, out: Any, *rest: Any, **named: Any) -> None:
+        read.append(len(out))
+        real(stream, out, *rest, **named)
+
+    count.real = real  # type: ignore[attr-defined]
+    safetensors_file.read_into = count
+    return read
+
+
+def held_numbers(model: Any) -> list[int]:
+    return [(p.to_local() if isinstance(p, DTensor) else p).numel() for _, p in parallel.named_parts(model)]
+
+
+def table_numbers(model: Any) -> list[int]:
+    placement = model.placement
+    return [held_by_one(spec, placement.strategy, placement.mesh) for spec, _ in parallel.named_parts(model)]
+
+
+def compute(model: Any, whole: Any) -> dict[str, Any]:
+    with CommDebugMode() as counted, torch.inference_mode():
+        logits = model(IDS).logits
+    reduced = sum(n for op, n in counted.get_comm_counts().items() if "reduce" in str(op))
+    same = []
+    for settings in ({}, {"do_sample": True, "seed": 3}):
+        mine, theirs = (m.generate(IDS, max_new_tokens=8, **settings) for m in (model, whole))
+        same.append(bool((mine == theirs).all()))
+    drawn = model.generate(IDS, max_new_tokens=8, do_sample=True)
+    others = [torch.empty_like(drawn) for _ in range(dist.get_world_size())]
+    dist.all_gather(others, drawn)
+    attentions = model(IDS, output_attentions=True, head_mask=np.linspace(0, 1, 4)).attentions[0]
+    expected = whole(IDS, output_attentions=True, head_mask=np.linspace(0, 1, 4)).attentions[0]
+    return {
+        "difference": float((logits - whole(IDS).logits).abs().max()),
+        "all_reduces": reduced,
+        "tokens": same,
+        "one_draw": all(torch.equal(other, drawn) for other in others),
+        "attentions": float((attentions - expected).abs().max()),
+    }
+
+
+def train(model: Any, whole: Any, checkpoints: Path, words: str) -> dict[str, Any]:
+    for module in (*model.modules(), *whole.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    whole.zero_grad()
+    placement = model.placement
+    rows = np.split(IDS, placement.mesh.dp)[placement.coordinates["dp"]]
+    loss, expected = model(rows, labels=rows).loss, whole(IDS, labels=IDS).loss
+    (loss * 1.0).backward()
+    expected.backward()
+    norm = parallel.clip_grad_norm_(model, 1.0)
+    expected_norm = torch.nn.utils.clip_grad_norm_(whole.parameters(), 1.0)
+    worst = 0.0
+    for spec, parameter in parallel.named_parts(model):
+        gradient = parallel.whole(parameter.grad, spec, placement)
+        theirs = whole.get_parameter(spec.name).grad
+        worst = max(worst, float((gradient - theirs).abs().max() / theirs.abs().max()))
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer.step()
+    parallel.save_training(checkpoints / f"step {words.replace(':', ' ')}", model, optimizer, step=1)
+    model.save_pretrained(checkpoints / f"saved {words.replace(':', ' ')}")
+    dist.barrier()
+    return {
+        "loss": [float(total) / dist.get_world_size(), float(expected.detach())],
+        "norm": [float(norm), float(expected_norm)],
+        "gradients": worst,
+        "saved": digest(model, optimizer),
+    }
+
+
+def digest(model: Any, optimizer: Any) -> str:
+    """Of all parameters and moments, whole."""
+    made = hashlib.sha256()
+    for spec, parameter in parallel.named_parts(model):
+        made.update(parallel.whole(parameter, spec, model.placement).detach().numpy().tobytes())
+        for _, kept in sorted(optimizer.state[parameter].items()):
+            if kept.dim():
+                made.update(parallel.whole(kept, spec, model.placement).numpy().tobytes())
+    return made.hexdigest()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
