@@ -22,6 +22,7 @@ from gptj.generation.sampling import log_softmax
 from gptj.serving.chat import ChatTemplate
 from gptj.serving.continuation import Transcript
 from gptj.serving.service import servable
+from gptj.serving.warming import warm_up
 
 PROMPT = "Once upon a time there was"
 GREEDY: dict[str, Any] = {"temperature": 0}
@@ -444,6 +445,15 @@ def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
         assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 59}, (
             "all but the last, whose logits are new"
         )
+
+
+def test_warming_up_meets_all_sizes_and_leaves_no_trace():
+    model = ToyModel()
+    with Served(model, most_rows=6) as served:
+        warm_up(served.engine)
+        assert {1, 2, 4, 6} <= {decoder.batch for decoder in model.decoders}
+        assert "gptj_generated_tokens_total" not in served.engine.metrics.text()
+        assert served.is_empty(1) and served.post(prompt=PROMPT)[0] == 200
 
 
 def test_the_end_waits_for_what_was_begun_and_takes_no_more():

@@ -122,6 +122,7 @@ def test_adapters_are_models_of_their_own_names_at_the_same_time(wing, folder, t
 def test_the_command_serves_and_ends_in_order(wing, folder):
     """One process: its line, an answer, and the end that waits for what was begun."""
     command = [sys.executable, "-m", "gptj", "serve", str(folder), "--backend", wing.name, "--port", "0"]
+    command += ["--no-warm-up"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline()

@@ -42,6 +42,8 @@ _OPTIONS = (
             help="How many texts to continue at once."),
     option("Batch", "--queue", type=click.IntRange(1, 1_000_000), default=256, show_default=True, metavar="N",
             help="How many may wait; the next is told to come again (429)."),
+    option("Batch", "--no-warm-up", is_flag=True, help="Be ready before TensorFlow or Flax has compiled; the first "
+            "requests wait for it."),
     option("Batch", "--prefix-tokens", type=click.IntRange(min=0), default=8192, show_default=True, metavar="N",
             help="Tokens of prompts to keep for others that begin alike; 0 keeps none."),
     option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
@@ -85,6 +87,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     from gptj.adapters import read_adapter
     from gptj.command.opened_model import OpenedModel, Request
     from gptj.command.printing import write_text
+    from gptj.command.waiting import waiting
     from gptj.reading.weight_files import split_weights
     from gptj.serving.app import Access, Limits, make_app
     from gptj.serving.chat import ChatTemplate
@@ -92,6 +95,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     from gptj.serving.metrics import Metrics
     from gptj.serving.server import Server, listen
     from gptj.serving.service import Service, servable
+    from gptj.serving.warming import warm_up
 
     place, weights = split_weights(directory, options["weights"])
     request = Request(
@@ -143,6 +147,9 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
         app = make_app(service, limits=Limits(answer_s=options["timeout"]), access=access)
         server = Server(app, close=engine.close, drain_s=options["drain"])
         engine.start()
+        if opened.backend != "pt" and not options["no_warm_up"]:
+            with waiting(f"compiling for {options['max_batch']} rows"):
+                warm_up(engine)
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         write_text(f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n")
         server.serve_on(listener)

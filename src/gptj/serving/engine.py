@@ -104,6 +104,11 @@ class Engine:
         with self._changed:
             self._changed.notify()
 
+    def forget(self) -> None:
+        """Begin the counts and the prefixes anew; nobody may be there."""
+        self.metrics.clear()
+        self._prefixes = PrefixStore(self._prefixes.most_tokens)
+
     def close(self, timeout: float | None = None) -> bool:
         """Take no more, finish what there is, and return whether it was finished in time."""
         with self._changed:
