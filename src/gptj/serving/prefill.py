@@ -1,8 +1,8 @@
 """Prompts that enter a cache of their own, some columns at a time, so that a long one makes nobody else wait.
 
 Short prompts that wait together are read together, padded on the left, as `generate` reads a batch. How much is read
-between two steps of the running rows is measured: as much as takes one to two steps, so that a long prompt delays the next
-token of the others by two steps' time at most. Less would read the weights more often for as many tokens.
+between two steps of the running rows is measured: as much as takes one to two steps, so that a long prompt delays the
+next token of the others by two steps' time at most. With less, the weights would be read more often for as many tokens.
 """
 
 from __future__ import annotations
