@@ -331,6 +331,9 @@ def test_a_template_is_found_where_transformers_keeps_it(tmp_path: Path):
     (tmp_path / "chat_template.jinja").write_text("{% for %}")
     with pytest.raises(TokenizerError, match="jinja2"):
         render(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(TokenizerError, match="UTF-8"):
+        render(tmp_path)
 
 
 # ---- many at once
