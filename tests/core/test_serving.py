@@ -482,6 +482,8 @@ def test_the_second_signal_ends_at_once():
             served.server.handle_exit(2, None)
             served._thread.join(10)
             assert served.server.was_forced and time.monotonic() - begin < 3
+            *_, last = events
+            assert last["error"]["code"] == "shutting_down"
         served.engine.close(10)
 
 
