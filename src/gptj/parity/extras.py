@@ -30,7 +30,7 @@ _WHOLE = ("int64", "int32", "uint8", "bool")
 
 @dataclasses.dataclass(frozen=True)
 class Extras:
-    """What stands in a trace beside its taps.
+    """A trace's tensors beside its taps.
 
     Attributes:
         gradients: by their parameters' names.
