@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from gptj.command.options import (
+    DEBUG_HELP,
     Command,
     DtypeChoice,
     ModelArgument,
@@ -25,6 +26,7 @@ __all__ = ["adapter", "merge", "print_adapter"]
 
 
 @click.group(short_help="Merge a LoRA adapter into its base.")
+@click.option("--debug", is_flag=True, expose_value=False, help=DEBUG_HELP)
 def adapter() -> None:
     """LoRA adapters, in the folders that PEFT and save_adapter write: adapter_config.json and its weights.
 

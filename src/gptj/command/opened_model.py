@@ -204,6 +204,11 @@ class OpenedModel:
                 model.load_adapter(self.request.adapter)
         return model
 
+    def load_adapter(self, model: Any, directory: Path, name: str) -> None:
+        """Give the model one more adapter, where the model is."""
+        with self._loading:
+            model.load_adapter(directory, name)
+
     def load_assistant(self, tokens: float) -> Any:
         """The assistant model, None where none was asked for."""
         return None if self.request.assistant is None else self._load(locate(self.request.assistant), tokens)
