@@ -64,6 +64,7 @@ def record_matrix(
     folders: Mapping[str, str | os.PathLike[str]] | None = None,
     dtype: str = "float32",
     seed: int = 0,
+    rows: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[MatrixRow]:
     """Every row of a backend, computed in this process.
@@ -74,18 +75,19 @@ def record_matrix(
         folders: the same checkpoint after it was written in another format and converted back, by the format's name.
         dtype: what the parameters are loaded as: "float32" or "float64".
         seed: of the inputs.
+        rows: which of `rows_of`; None means all.
         progress: is told each row's name before it is computed.
 
     Raises:
         GPTJError: see `gptj.parity.record.record_backend`.
     """
     ways = _Ways(Path(directory), backend, dtype, seed, folders or {})
-    rows = []
-    for name in rows_of(backend, folders):
+    found = []
+    for name in rows_of(backend, folders) if rows is None else rows:
         if progress is not None:
             progress(name)
-        rows.append(judge(backend, name, ways.answer(name)))
-    return rows
+        found.append(judge(backend, name, ways.answer(name)))
+    return found
 
 
 class _Ways:

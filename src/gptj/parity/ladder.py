@@ -21,13 +21,22 @@ from gptj.config import GPTJConfig
 from gptj.errors import FormatError
 from gptj.parity.findings import Findings, LadderRung
 from gptj.parity.oracle import Oracle, positions_of_mask
-from gptj.parity.probe import make_probe
 from gptj.parity.record import library_versions
 from gptj.parity.run import open_oracle, run_in_process
+from gptj.parity.trace_record import batch_of_prompts
 from gptj.reading.npz import open_named_npz
 from gptj.writing.npz import write_npz
 
-__all__ = ["NEW_TOKENS", "RUNGS", "TRANSFORMERS", "LadderQuestion", "measure_rung", "run_ladder"]
+__all__ = [
+    "NEW_TOKENS",
+    "PROMPTS",
+    "RUNGS",
+    "TRANSFORMERS",
+    "LadderQuestion",
+    "measure_rung",
+    "random_prompts",
+    "run_ladder",
+]
 
 Array = NDArray[Any]
 
@@ -42,8 +51,8 @@ RUNGS: dict[str, tuple[str, ...]] = {
 TRANSFORMERS = "transformers"
 """transformers' own GPT-J in PyTorch, where both are installed."""
 
-NEW_TOKENS = 12
-"""Greedy tokens a prompt."""
+NEW_TOKENS, PROMPTS = 12, 8
+"""Greedy tokens a prompt, and how many prompts there are where none are given."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,8 +151,7 @@ def run_ladder(
     """
     oracle = open_oracle(directory)
     if prompts is None:
-        probe = make_probe(oracle.config, seed=seed)
-        prompts = {"input_ids": probe.prompt_ids, "attention_mask": probe.prompt_mask}
+        prompts = random_prompts(oracle.config, seed=seed)
     if progress is not None:
         progress("oracle")
     question = LadderQuestion.ask(oracle, prompts["input_ids"], prompts["attention_mask"])
@@ -160,6 +168,14 @@ def run_ladder(
                 run_in_process([*command, "--rungs", *names], backend, dtype=names[0])
                 rungs += [LadderRung(**rung) for rung in json.loads(out.read_text())]
     return _findings(rungs, directory, oracle.config, backends)
+
+
+def random_prompts(config: GPTJConfig, *, seed: int = 0) -> Mapping[str, Array]:
+    """`PROMPTS` prompts of random tokens, each of another length, padded left."""
+    random = np.random.default_rng(seed)
+    longest = max(1, min(PROMPTS + 8, config.n_positions - NEW_TOKENS))
+    lengths = (max(1, longest - number) for number in range(PROMPTS))
+    return batch_of_prompts([random.integers(0, config.vocab_size, length).tolist() for length in lengths])
 
 
 def _processes(backend: str) -> Iterator[tuple[str, ...]]:
