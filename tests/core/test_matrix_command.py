@@ -15,7 +15,7 @@ from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.parity.run import open_reference
 from gptj.schema import schema
 
-CONFIG = revealing_config(n_layer=1)
+CONFIG = revealing_config(n_layer=1, n_inner=192)  # that the TPU's format can hold
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def run(*arguments):
 def test_the_matrix_is_printed_and_its_verdict_is_the_exit_status(folder, monkeypatch, holds):
     row = MatrixRow("pt", "cached", "logits", 0.25, 1.0 if holds else 0.125, holds)
     found = Findings("holds" if holds else "differs", "headline", str(folder), matrix=(row,))
-    monkeypatch.setattr(invariance, "_through_formats", lambda *_: {})
+    monkeypatch.setattr(invariance, "_through_formats", lambda *_: ({}, []))
     monkeypatch.setattr("gptj.parity.matrix.run_matrix", lambda *_, **__: found)
     done = run("matrix", folder)
     assert done.exit_code == (0 if holds else 1)
@@ -61,6 +61,18 @@ def test_every_format_gives_the_weights_back(folder, monkeypatch):
     for name, tensors in seen.items():
         for tensor, values in tensors.items():
             assert (values == read(tensor, "float32")).all(), (name, tensor)
+
+
+def test_a_format_that_cannot_hold_the_model_is_named(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        "gptj.parity.matrix.run_matrix", lambda *_, **options: given.update(options) or Findings("holds", "headline")
+    )
+    folder = write_checkpoint(tmp_path / "model", revealing_config(n_layer=1), revealing_fill(0))
+    assert run("matrix", folder).exit_code == 0
+    assert {*given["folders"]} == {"safetensors", "bin", "flax", "tf"}
+    (note,) = given["notes"]
+    assert note.startswith("There is no row through mesh: n_inner")
 
 
 def test_the_ladder_is_printed(folder, monkeypatch):

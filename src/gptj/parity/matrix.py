@@ -21,6 +21,7 @@ def run_matrix(
     backends: Sequence[str],
     *,
     folders: Mapping[str, str | os.PathLike[str]] | None = None,
+    notes: Sequence[str] = (),
     dtype: str = "float32",
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -31,6 +32,7 @@ def run_matrix(
         directory: a checkpoint of a causal language model.
         backends: "pt", "tf" or "flax", each once.
         folders: see `gptj.parity.invariance_record.record_matrix`.
+        notes: on what there is no row of, for the reader.
         dtype: "float32" or "float64".
         seed: of the inputs.
         progress: is told each backend's name before it starts.
@@ -52,11 +54,16 @@ def run_matrix(
                 command += ["--folder", name, os.fspath(place)]
             run_in_process(command, backend, dtype=dtype)
             rows += [MatrixRow(**row) for row in json.loads(out.read_text())]
-    return findings_of_matrix(rows, directory, config, backends)
+    return findings_of_matrix(rows, directory, config, backends, notes=notes)
 
 
 def findings_of_matrix(
-    rows: Sequence[MatrixRow], directory: str | os.PathLike[str], config: GPTJConfig, backends: Sequence[str]
+    rows: Sequence[MatrixRow],
+    directory: str | os.PathLike[str],
+    config: GPTJConfig,
+    backends: Sequence[str],
+    *,
+    notes: Sequence[str] = (),
 ) -> Findings:
     """The findings that rows are."""
     wrong = [row for row in rows if not row.holds]
@@ -64,6 +71,7 @@ def findings_of_matrix(
     if wrong:
         headline = f"{len(wrong)} of {len(rows)} rows differ; first {wrong[0].backend}, {wrong[0].row}: {wrong[0].what}"
     versions = {backend: library_versions(backend) for backend in backends}
-    notes = ["int8 is PyTorch's alone."] if {"tf", "flax"} & {*backends} else []
+    if {"tf", "flax"} & {*backends}:
+        notes = [*notes, "There is a row int8 in PyTorch alone."]
     return Findings("differs" if wrong else "holds", headline, os.fspath(directory), config.to_dict(), versions,
                     tuple(notes), matrix=tuple(rows))  # fmt: skip
