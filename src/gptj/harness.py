@@ -55,6 +55,7 @@ class GPTJLM(TemplateLM):
         device: "cpu", "cuda", "mps", or "auto"; None is "auto".
         dtype: of the parameters; None or "auto": as stored.
         revision, weights, quantize: of `from_pretrained`.
+        adapter: a LoRA adapter's folder, to put to work.
         max_length: the most tokens that are read together; None: the model's positions.
         prefix_token_id: the token before a text; None: the tokenizer's bos, else its eos.
         add_bos_token: whether that token stands before every text, and not only where nothing else does.
@@ -76,6 +77,7 @@ class GPTJLM(TemplateLM):
         revision: str | None = None,
         weights: str | None = None,
         quantize: str | None = None,
+        adapter: str | Path | None = None,
         max_length: int | None = None,
         prefix_token_id: int | None = None,
         add_bos_token: bool = False,
@@ -99,6 +101,8 @@ class GPTJLM(TemplateLM):
             self.model = module.GPTJForCausalLM.from_pretrained(
                 self.directory, **{name: value for name, value in options.items() if value is not None}
             )
+            if adapter is not None:
+                self.model.load_adapter(adapter)
         self.tokenizer.check_fits(self.model.config)
         self._limits = limits_of(self.model.config, max_length)
         self._prefix, self._add_bos_token, self._seed = prefix_token_id, add_bos_token, seed
@@ -175,7 +179,7 @@ class GPTJLM(TemplateLM):
         for texts, context, continuation in requests:
             if not context or not continuation:
                 raise InputError("no token to score, or none before it", where="loglikelihood", found=shown(texts))
-            sequences.append(Sequenced([*context, *continuation], len(context), None))
+            sequences.append(Sequenced.of(context, continuation))
         answers = [(score.log_likelihood, score.is_greedy) for score in self._score(sequences, disable_tqdm)]
         for (texts, *_), answer in zip(requests, answers, strict=True):
             if texts is not None:
@@ -276,7 +280,7 @@ class GPTJLM(TemplateLM):
 
 _ARGUMENTS = (
     "pretrained", "backend", "batch_size", "max_batch_size", "device", "dtype", "revision", "weights", "quantize",
-    "max_length", "prefix_token_id", "add_bos_token", "seed",
+    "adapter", "max_length", "prefix_token_id", "add_bos_token", "seed",
 )  # fmt: skip
 
 

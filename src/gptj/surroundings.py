@@ -7,15 +7,17 @@ is gone.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from gptj.backends import BACKENDS
 from gptj.errors import BackendError, LimitError
 
-__all__ = ["address_limit", "check_surroundings", "require_current_folder"]
+__all__ = ["address_limit", "check_surroundings", "memory", "processors", "require_current_folder"]
 
 ENOUGH_BYTES = 8_000_000_000
 """Of address space, for any framework: they were loaded with 1 (PyTorch), 2 (Flax) and 3 GB (TensorFlow) on 2 cores,
@@ -33,6 +35,33 @@ def address_limit() -> int | None:
         return None
     soft: int = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def processors() -> int:
+    """Processors that this process may use, which a container or taskset may have made fewer."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def memory() -> tuple[int | None, int | None]:
+    """Bytes of memory in all, and of them free, as the kernel or the container's limit has it; None if unknown."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            found[name] = int(rest.split()[0]) * 1024
+    total, free = found.get("MemTotal"), found.get("MemAvailable")
+    if total is None:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            page = os.sysconf("SC_PAGE_SIZE")
+            total = page * os.sysconf("SC_PHYS_PAGES")
+            free = page * os.sysconf("SC_AVPHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError, TypeError):  # "max" is no number: no limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if total is not None and limit < total:
+            total, free = limit, min(limit - used, free if free is not None else limit)
+    return total, free
 
 
 def check_surroundings(backend: str) -> None:

@@ -1,9 +1,10 @@
-"""Every example of docs/generation.md, docs/finetune.md and of each framework's page runs, as doctests."""
+"""Every example of the pages on generation, fine-tuning and adapters, and of each framework's page, as doctests."""
 
 import doctest
 from pathlib import Path
 
 import pytest
+from adapter_samples import write_sample_adapter
 from finetune_samples import lines_file
 
 from gptj import GPTJConfig, GPTJTokenizer
@@ -49,6 +50,19 @@ def test_every_example_of_generation_runs(wing, folders, monkeypatch):
     monkeypatch.setenv("GPTJ_BACKEND", wing.name)
     found = doctest.testfile(str(DOCS / "generation.md"), module_relative=False)
     assert found.failed == 0 and found.attempted >= 9
+
+
+def test_the_recipes_of_adapters_run(wing, folders, monkeypatch):
+    monkeypatch.setenv("GPTJ_BACKEND", wing.name)
+    for name, seed in (("verse", 0), ("prose", 1)):
+        write_sample_adapter(Path(f"{name}-adapter"), config=GPTJConfig.from_file("gptj-tiny"), seed=seed)
+    page = (DOCS / "adapters.md").read_text()
+    loading, recipes = page.split("## Train")
+    name = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}[wing.name]
+    recipe = next(recipe for recipe in recipes.split("## PEFT")[0].split("\n### ") if recipe.startswith(name))
+    test = doctest.DocTestParser().get_doctest(loading + recipe, {}, name, "adapters.md", 0)
+    found = doctest.DocTestRunner().run(test)
+    assert found.failed == 0 and found.attempted >= 22
 
 
 def test_the_recipe_of_fine_tuning_runs(wing, folders):

@@ -16,7 +16,7 @@ import pytest
 from finetune_samples import TEXT, lines_file, text_file, tuned_model
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
-from gptj.errors import InputError
+from gptj.errors import CheckpointWarning, InputError
 from gptj.finetune import Settings, finetune
 from gptj.finetune.curve import read_curve
 from gptj.reading.safetensors_file import read_safetensors
@@ -105,11 +105,11 @@ def test_accumulated_gradients_are_the_sum_and_discarded_ones_leave_no_trace(win
 
 
 def test_recomputed_blocks_give_the_same_gradient(wing, model):
-    step = step_of(wing, model, dataclasses.replace(SETTINGS, checkpoint_gradients=True))
-    plain = step_of(wing, model)
+    step, plain = step_of(wing, model), step_of(wing, model)
+    step.model.gradient_checkpointing_enable()
+    step = type(step)(step.model, SETTINGS)
     for one in (step, plain):
         one.accumulate(IDS, LABELS, factor=1.0)
-    assert step.model.is_gradient_checkpointing
     assert step.gradient_norm() == pytest.approx(plain.gradient_norm(), rel=1e-6)
 
 
@@ -137,6 +137,17 @@ def test_a_run_learns_and_its_folder_opens(wing, whole, model):
     made = loaded.generate(np.array([tokenizer.encode("line 1")]), max_new_tokens=2)
     assert wing.numpy(made).shape[1] == len(tokenizer.encode("line 1")) + 2
     assert json.loads((whole / "manifest.json").read_text())["provenance"]["fine_tuned"]["backend"] == wing.name
+
+
+def test_what_lies_beside_the_weights_goes_along(wing, data, tmp_path):
+    model = tuned_model(tmp_path / "model", n_layer=1)
+    (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (model / "generation_config.json").write_text('{"max_new_tokens": 7}')
+    settings = dataclasses.replace(SETTINGS, steps=1)
+    with pytest.warns(CheckpointWarning, match="no chat template is applied to a text"):
+        finetune(model, data, tmp_path / "out", settings, backend=wing.name, device="cpu")
+    for name in ("chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
 
 
 def test_the_weights_are_the_best_evaluations(whole):

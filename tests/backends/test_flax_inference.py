@@ -94,7 +94,7 @@ def block_program(model, rows):
     rotation = (np.zeros((rows, 1, config.rotary_width // 2), np.float32),) * 2
     attention_inputs = np.array([5]), rotation, np.ones((rows, 1, 1, SLOTS), bool)
     return compiled_block(config, True, False, True, False).lower(
-        model.fast_path.blocks[0], layer, x, attention_inputs, None
+        model.fast_path.blocks[0], {}, layer, x, attention_inputs, None
     )
 
 

@@ -27,6 +27,7 @@ def written(folder, tmp_path_factory):
     return out
 
 
+@pytest.mark.feature("a step over a cache exported: ONNX, torch.export", "causal_lm")
 @torch.no_grad()
 def test_a_reloaded_program_steps_over_a_cache_of_any_length(written, oracle):
     program = torch.export.load(written / PROGRAM_FILE).module()

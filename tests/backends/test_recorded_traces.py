@@ -75,6 +75,7 @@ ABSENT = {
 ABSENT["int8"] = ABSENT["prepared"]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own call
 @pytest.mark.parametrize("way", ["prepared", "int8", "compiled", "sdpa"])
 def test_every_way_of_computing_is_within_what_rounding_explains(wing, folder, plain, tmp_path, way):
     if way not in PATHS[wing.name]:

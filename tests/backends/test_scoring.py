@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from adapter_samples import KINDS, sample_pairs, write_sample_adapter
 from tokenizer_samples import small
 from wings import FLOAT32_ABSOLUTE
 
+from gptj.adapters import AdapterConfig
 from gptj.errors import InputError
-from gptj.parity.revealing import revealing_config
+from gptj.parity.oracle import Oracle
+from gptj.parity.revealing import revealing_config, revealing_weights
 
 CONFIG = revealing_config()
 PREFIX = 7
@@ -36,6 +39,7 @@ def agree(found, expected, bound: float) -> bool:
     )
 
 
+@pytest.mark.feature("log-likelihoods: model.score", "causal_lm")
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", FLOAT32_ABSOLUTE)])
 def test_scores_are_the_oracles(wing, revealing, oracle, dtype, bound):
     expected = oracle().score(TEXTS, prefix_token_id=PREFIX)
@@ -115,6 +119,17 @@ def test_params_are_flaxs_alone(wing, revealing, oracle):
         return
     found = revealing(dtype="float64").score(TEXTS[:2], prefix_token_id=PREFIX, params=model.params)
     assert agree(found, oracle().score(TEXTS[:2], prefix_token_id=PREFIX), FLOAT32_ABSOLUTE)
+
+
+def test_an_adapter_at_work_counts(wing, folder, tmp_path):
+    path = write_sample_adapter(tmp_path / "adapter", "all")
+    model = wing.model("causal_lm").from_pretrained(folder())
+    plain = model.score(TEXTS[:2], prefix_token_id=PREFIX)
+    model.load_adapter(path)
+    pairs = sample_pairs(AdapterConfig(**KINDS["all"]))
+    adapted = Oracle(CONFIG, revealing_weights(CONFIG), adapter=pairs).score(TEXTS[:2], prefix_token_id=PREFIX)
+    found = model.score(TEXTS[:2], prefix_token_id=PREFIX)
+    assert agree(found, adapted, FLOAT32_ABSOLUTE) and not agree(found, plain, 0.01)
 
 
 def test_the_example_of_the_page_runs(wing, folder, tmp_path):

@@ -29,6 +29,7 @@ def arguments(ids, start, mask, past):
     return {name: tf.constant(value, tf.int64) for name, value in given.items()} | past
 
 
+@pytest.mark.feature("a step over a cache exported: SavedModel", "causal_lm")
 def test_a_reloaded_model_steps_over_a_cache_of_any_length(served, oracle):
     names = cache_names(CONFIG.n_layer, "past_key_values")
     for b, t in SIZES:

@@ -58,6 +58,7 @@ def test_schema_and_dataclasses_have_the_same_members():
     kinds = {
         "measure": module.MeasureFound, "pair": module.PairFound, "tap": module.TapFound, "text": module.TextFound,
         "row": module.MatrixRow, "rung": module.LadderRung, "planted": module.PlantedMistake,
+        "change": module.SmallestFound,
     }  # fmt: skip
     for name, kind in kinds.items():
         members = {field.name for field in dataclasses.fields(kind)}
@@ -153,6 +154,24 @@ def test_each_part_alone_contradicts_a_verdict(part):
     alone = dataclasses.replace(finding_samples.holding(), **{"measures": (), part: getattr(full, part)})
     with pytest.raises(FormatError, match="contradicts"):
         Findings.from_json(alone.to_json())
+
+
+@pytest.mark.parametrize("part", ["measures", "pairs", "texts", "matrix", "ladder", "sensitivity", "smallest"])
+def test_more_may_be_found_and_the_verdict_follows(part):
+    more = [module._plain(one) for one in getattr(finding_samples.full(), part)]
+    found = finding_samples.holding().extended(**{part: more})
+    assert len(getattr(found, part)) == len(more) + (2 if part == "measures" else 0)
+    assert found.passed == (part in ("ladder", "sensitivity", "smallest"))
+    assert found.passed or found.headline == next(found.wrong())
+    again = finding_samples.full().extended(**{part: more[:1] if part != "pairs" else []})
+    assert again.headline == finding_samples.full().headline and not again.passed
+
+
+def test_what_is_added_follows_the_schema():
+    with pytest.raises(FormatError, match=r"ladder\[0\]\.rung: is missing"):
+        finding_samples.holding().extended(ladder=[{"backend": "pt"}])
+    found = finding_samples.holding().extended(ladder=[{"backend": "pt", "rung": "int8", "kl": math.inf}])
+    assert found.ladder[0].kl == math.inf and found.passed
 
 
 def test_an_error_that_is_born_within_the_pairs_bound_is_wrong_too():

@@ -16,8 +16,10 @@ import pytest
 from finetune_samples import TEXT, TableStep, tuned_model
 from tokenizer_samples import small
 
+from gptj.backends import install_line
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
 from gptj.errors import CheckpointWarning, FormatError, InputError, WriteError
+from gptj.finetune import job
 from gptj.finetune.checkpoints import Identity, RunFolder
 from gptj.finetune.curve import Row, draw_curve, perplexity, read_curve, write_curve
 from gptj.finetune.data import Batches, Document, make_windows
@@ -47,7 +49,7 @@ def run(folder, settings=SETTINGS, *, resume=False, stop_at=None, evaluation=Fal
         if found is not None:
             found_identity = identity(settings)
             found_identity.require_same(found.stored, found.folder)
-            step.restore(found.moments(), updates=progress.updates)
+            step.restore(found.moments({"table": (300, 300)}), updates=progress.updates)
             step.table = np.load(found.folder / "table.npy")
 
         def write_model(path: Path) -> None:
@@ -288,16 +290,22 @@ def test_a_curve_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize("text", ["step,loss\n1,2\n", "step,epoch,loss\nx\n", '"', "step"])
 def test_a_damaged_curve_is_refused(tmp_path, text):
     (tmp_path / "loss.csv").write_text(text)
-    if text == "step":
-        assert read_curve(tmp_path / "loss.csv") == []
-    else:
-        with pytest.raises(FormatError, match=r"loss\.csv: no loss curve"):
-            read_curve(tmp_path / "loss.csv")
+    with pytest.raises(FormatError, match=r"loss\.csv: no loss curve"):
+        read_curve(tmp_path / "loss.csv")
 
 
 def test_a_curve_is_drawn():
     one = draw_curve([("", rows())], title="a curve")
     assert one.startswith(b"\x89PNG") and one != draw_curve([("", rows(3))], title="a curve")
+
+
+def test_where_matplotlib_is_missing_the_picture_is_left_out_with_a_word(monkeypatch):
+    training = Training(TableStep(300), SETTINGS, batches(), None, steps=1, progress=Progress(step=4), rows=rows())
+    said = []
+    assert job._picture(training, "out", said.append)[job.PICTURE].startswith(b"\x89PNG")
+    monkeypatch.setattr(job, "can_draw", lambda: False)
+    assert job._picture(training, "out", said.append) == {}
+    assert said == [f"the loss curve is not drawn, since matplotlib is not installed: {install_line('finetune')}"]
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ class TestJUnit:
         assert [case.get("name") for case in root.iter("testcase") if case.find("skipped") is not None] == [
             "pt: epsilon 1.1e-5"
         ]
-        assert len(root.findall(".//property")) == len(found.ladder)
+        assert len(root.findall(".//property")) == len(found.ladder) + len(found.smallest)
 
     def test_a_difference_that_no_part_shows_fails_all_the_same(self):
         found = dataclasses.replace(finding_samples.holding(), verdict="differs", headline="the weights are others")
@@ -250,7 +250,15 @@ class TestMarkdown:
     def test_it_has_every_section_the_map_and_the_headline(self):
         text = render_markdown(finding_samples.full())
         assert text.startswith("## ✗ differs: parity of models/tiny")
-        for heading in ("What does not hold", "Measures", "Invariances", "Texts", "Precisions", "Planted mistakes"):
+        for heading in (
+            "What does not hold",
+            "Measures",
+            "Invariances",
+            "Texts",
+            "Precisions",
+            "Planted mistakes",
+            "The smallest",
+        ):
             assert f"### {heading}" in text
         assert "| block 2 |" in text and "✗● 2e5×" in text and "Looks like: rotary sign" in html.unescape(text)
 
@@ -295,6 +303,7 @@ class TestText:
         [born] = [line for line in text.splitlines() if "●" in line and "born" not in line]
         assert born.split()[:6] == ["2", "5", "60", "<1", "5", "●"]
         assert "NaN" in text and "✗ pt: epsilon 1.1e-5" in text and "Planted mistakes: 2 of 3 noticed" in text
+        assert "pt  float32  one weight  3.0e-05  h.0.q" in text
         assert render_text(finding_samples.holding()).count("\n") == 1
 
     def test_nothing_in_it_steers_a_terminal(self):

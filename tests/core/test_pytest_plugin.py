@@ -19,6 +19,8 @@ import gptj.parity.reports.junit
 import gptj.parity.reports.markdown
 import gptj.parity.reports.page
 import gptj.parity.run
+import gptj.parity.trace
+import gptj.parity.two_folders
 from gptj.checkpoint import write_checkpoint
 from gptj.parity.findings import Findings
 from gptj.parity.report import Divergence, Measure, ParityReport, TextMatch
@@ -102,6 +104,26 @@ def test_the_frameworks_are_compared_as_the_options_say(pytester, monkeypatch):
     assert asked[2] == (None, {})
 
 
+def test_two_folders_are_compared(pytester, monkeypatch, traces):
+    asked = []
+
+    def compare_folders(*arguments, **options):
+        asked.append((arguments, options))
+        opened = [gptj.parity.trace.open_trace(pytester.path / name) for name in ("base", "wrong")]
+        return [gptj.parity.two_folders.compare_two("pt", *opened)]
+
+    monkeypatch.setattr(gptj.parity.two_folders, "compare_folders", compare_folders)
+    pytester.makepyfile("""
+        def test_it(gptj_parity):
+            found = gptj_parity("mine", "yours", backends=["pt"], way="int8")
+            assert not found.passed and found.ladder[0].rung == "wrong"
+    """)
+    done = pytester.runpytest_inprocess(*LOADED)
+    done.assert_outcomes(passed=1)
+    done.stdout.fnmatch_lines(["differs: yours: pt: wrong first differs from base in block 0, ln_1*"])
+    assert asked == [(("mine", "yours", ["pt"]), {"way": "int8"})]
+
+
 def test_a_difference_fails_the_test_that_asks_for_it(pytester, monkeypatch):
     monkeypatch.setattr(gptj.parity.run, "run_parity", lambda *a, **options: report(*a, wrong=True))
     write_checkpoint(pytester.path / "model", CONFIG, revealing_fill())
@@ -113,7 +135,7 @@ def test_a_difference_fails_the_test_that_asks_for_it(pytester, monkeypatch):
     """)
     done = pytester.runpytest_inprocess(*LOADED, "--gptj-report=f.json")
     done.assert_outcomes(failed=1)
-    done.stdout.fnmatch_lines(["differs: model: pt first leaves the oracle at block 2: 5.0e-01, of 1.0e-06 allowed*"])
+    done.stdout.fnmatch_lines(["differs: model: pt first differs in block 2: 5.0e-01 where rounding explains 1e-06*"])
     assert Findings.from_file(pytester.path / "f.json").measures[0].difference == float("inf")
 
 

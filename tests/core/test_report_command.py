@@ -76,6 +76,18 @@ def test_the_tap_that_an_error_was_born_in_is_told_with_its_own_size(traces):
     assert next(tap for tap in untold if not tap.holds).born is None
 
 
+def test_two_folders_are_reported_too(traces, tmp_path, monkeypatch):
+    from gptj.parity import two_folders
+    from gptj.parity.trace import open_trace
+
+    far = two_folders.compare_two("pt", open_trace(traces / "base"), open_trace(traces / "wrong"))
+    monkeypatch.setattr(two_folders, "compare_folders", lambda *arguments, **options: [far])
+    done = run(traces / "model", traces / "model", *asked(tmp_path))
+    assert done.exit_code == 1 and "pt: wrong first lies beyond rounding from base" in done.stdout
+    assert Findings.from_file(tmp_path / "r.json").ladder[0].kl == far.divergence[0]
+    assert "✗ differs" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 def test_saved_findings_make_the_same_reports_again(saved, tmp_path):
     (tmp_path / "again").mkdir()
     done = run("report", saved, *asked(tmp_path / "again"))

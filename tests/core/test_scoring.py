@@ -230,6 +230,23 @@ def test_a_long_text_is_scored_in_windows(monkeypatch):
     assert step.log_likelihoods[-1] == -token_losses(last, np.array(text[29]))
 
 
+def test_windows_are_made_as_they_are_needed(monkeypatch):
+    """A small stride reads each token many times, so that all windows at once would be many times the text."""
+    monkeypatch.setattr("gptj.scoring.likelihood.TOKENS_SORTED", 40)
+    made, read, model = [], [], OracleModel()
+
+    def windows():
+        for window in windows_of(rows(60)[0], 1, Limits(8, 1)):
+            made.append(len(window.token_ids))
+            yield window
+
+    for _ in score_windows(model, windows()):
+        read.append(sum(made))
+    assert len(read) == 52 and read[0] <= 40 + 8 and max(b - a for a, b in itertools.pairwise(read)) <= 40 + 8
+    found = OracleModel().score(rows(60, 3, 9), prefix_token_id=7, max_length=8, stride=1)
+    assert all(map(same, found, ORACLE.score(rows(60, 3, 9), prefix_token_id=7, max_length=8, stride=1)))
+
+
 def test_progress_is_told_after_every_batch():
     told = []
     OracleModel().score(rows(3, 1, 5), prefix_token_id=7, batch_size=2, progress=lambda *n: told.append(n))
@@ -359,6 +376,6 @@ def test_measures_of_nothing_and_of_the_impossible():
 
 
 def test_windows_that_score_nothing_are_none():
-    assert score_windows(OracleModel(), []) == []
+    assert [*score_windows(OracleModel(), [])] == []
     assert limits_of(CONFIG) == Limits(CONFIG.n_positions, CONFIG.n_positions)
     assert Window((1,), (2,)) == Window((1,), (2,))

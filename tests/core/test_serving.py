@@ -22,6 +22,7 @@ from gptj.generation.sampling import log_softmax
 from gptj.serving.chat import ChatTemplate
 from gptj.serving.continuation import Transcript
 from gptj.serving.service import servable
+from gptj.serving.warming import warm_up
 
 PROMPT = "Once upon a time there was"
 GREEDY: dict[str, Any] = {"temperature": 0}
@@ -330,6 +331,9 @@ def test_a_template_is_found_where_transformers_keeps_it(tmp_path: Path):
     (tmp_path / "chat_template.jinja").write_text("{% for %}")
     with pytest.raises(TokenizerError, match="jinja2"):
         render(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(TokenizerError, match="UTF-8"):
+        render(tmp_path)
 
 
 # ---- many at once
@@ -446,6 +450,15 @@ def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
         )
 
 
+def test_warming_up_meets_all_sizes_and_leaves_no_trace():
+    model = ToyModel()
+    with Served(model, most_rows=6) as served:
+        warm_up(served.engine)
+        assert {1, 2, 4, 6} <= {decoder.batch for decoder in model.decoders}
+        assert "gptj_generated_tokens_total" not in served.engine.metrics.text()
+        assert served.is_empty(1) and served.post(prompt=PROMPT)[0] == 200
+
+
 def test_the_end_waits_for_what_was_begun_and_takes_no_more():
     served = Served(ToyModel(slow_s=0.01), most_rows=1)
     with served:
@@ -469,6 +482,8 @@ def test_the_second_signal_ends_at_once():
             served.server.handle_exit(2, None)
             served._thread.join(10)
             assert served.server.was_forced and time.monotonic() - begin < 3
+            *_, last = events
+            assert last["error"]["code"] == "shutting_down"
         served.engine.close(10)
 
 

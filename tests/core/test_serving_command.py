@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from gptj import backends
-from gptj.command.serve import serve
+from gptj.command.serve import named_folders, serve
 from gptj.errors import BackendError, InputError
 from gptj.serving.server import listen
 
@@ -26,6 +28,13 @@ def test_it_says_what_to_install(monkeypatch, tmp_path):
 def test_a_key_that_nobody_can_send_is_refused(tmp_path, key):
     result = CliRunner().invoke(serve, [str(tmp_path), "--api-key", key])
     assert result.exit_code == 2 and "--api-key" in result.output
+
+
+@pytest.mark.parametrize("said", [["one"], ["=a"], ["one="], ["one=a", "one=b"]])
+def test_an_adapter_has_a_name_and_a_folder(tmp_path, said):
+    with pytest.raises(click.UsageError, match="NAME=DIR"):
+        named_folders(said)
+    assert named_folders(["one=a=b", "two=c"]) == {"one": Path("a=b"), "two": Path("c")}
 
 
 def test_the_key_may_come_by_a_variable_which_the_help_names():

@@ -107,10 +107,10 @@ def test_parity_of_a_folder_goes_on_as_it_was(folder, monkeypatch):
 
 
 def test_prompts_are_padded_left():
-    batch = batch_of_prompts([[5, 6, 7], [8]])
+    batch = batch_of_prompts([[5, 6, 7], [8, 9]])
     assert {name: values.tolist() for name, values in batch.items()} == {
-        "input_ids": [[5, 6, 7], [0, 0, 8]], "attention_mask": [[1, 1, 1], [0, 0, 1]],
-        "position_ids": [[0, 1, 2], [0, 0, 0]], "labels": [[5, 6, 7], [-100, -100, 8]],
+        "input_ids": [[5, 6, 7], [0, 8, 9]], "attention_mask": [[1, 1, 1], [0, 1, 1]],
+        "position_ids": [[0, 1, 2], [0, 0, 1]], "labels": [[-100, 6, 7], [-100, -100, 9]],
     }  # fmt: skip
     for none in ([], [[1], []]):
         with pytest.raises(InputError, match="no token"):

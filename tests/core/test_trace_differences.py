@@ -7,6 +7,7 @@ import gc
 import json
 import subprocess
 import sys
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -251,3 +252,19 @@ def test_a_weight_is_let_go_when_its_operation_is_done(tmp_path, config):
         assert compare_traces(traces, read).passed and len(given) > 20
     finally:
         gc.enable()
+
+
+def test_two_traces_are_compared_in_slices(tmp_path, config, monkeypatch):
+    """Of each tap some tokens are held, and of two traces together a fifth at most."""
+    batch = small_batch(config, rows=2, length=320)
+    traces = [write_sample(tmp_path / dtype, config, dtype, batch=batch) for dtype in ("float64", "float32")]
+    recorded = sum(trace.file.path.stat().st_size for trace in traces)
+    monkeypatch.setattr("gptj.parity.differences._SLICE", 2**14)
+    tracemalloc.start()
+    try:
+        found = compare_traces(traces)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.passed and recorded > 20e6
+    assert peak < recorded / 5, f"{peak / 1e6:.1f} MB of {recorded / 1e6:.1f}"

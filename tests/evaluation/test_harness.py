@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapter_samples import write_sample_adapter
 from lm_eval import simple_evaluate
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from gptj import GPTJConfig
 from gptj.command.main import gptj_command
 from gptj.errors import BackendError, InputError
 from gptj.harness import GPTJLM, evaluate
@@ -170,6 +172,13 @@ def test_what_cannot_be_answered_is_refused_by_name(folder: Path, tasks: Path) -
         run(model, tasks, ("local_continue",), apply_chat_template=True)
     with pytest.raises(InputError, match="max_gen_toks: leaves no room"):
         run(model, tasks, ("local_continue",), gen_kwargs="max_gen_toks=48")
+
+
+def test_an_adapter_is_put_to_work(folder: Path, tasks: Path, theirs: Any, tmp_path: Path) -> None:
+    path = write_sample_adapter(tmp_path / "adapter", config=GPTJConfig.from_file(folder))
+    results = run(GPTJLM(str(folder), "pt", adapter=path), tasks, ("local_perplexity",))
+    got, plain = (responses(one, "local_perplexity") for one in (results, theirs))
+    assert max(abs(a - b) for a, b in zip(got, plain, strict=True)) > 0.01
 
 
 def test_sampled_texts_follow_the_seed(folder: Path, tasks: Path) -> None:

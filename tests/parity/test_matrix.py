@@ -106,8 +106,7 @@ def test_a_format_that_changes_a_value_turns_its_row_red(folder, backend, tmp_pa
 def test_nan_turns_every_row_of_logits_red(folder, backend, monkeypatch):
     def call(original, self, *arguments, **options):
         output = original(self, *arguments, **options)
-        output["logits"] = output["logits"] * float("nan")
-        return output
+        return type(output)(**{**output, "logits": output["logits"] * float("nan")})
 
     plant(monkeypatch, backend, CALL[backend], call)
     rows = ("whole pass", "cached", "chunks", "embeddings", "padded left", "batch of 8")

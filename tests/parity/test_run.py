@@ -6,30 +6,44 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from mutants import MUTANTS
 from oracle_record import oracle_record
 from weight_choices import CHOICES, FOREIGN, chosen_weights, named, two_sets
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
-from gptj.errors import BackendError, FormatError, InputError, SchemaError, WriteError
+from gptj.errors import BackendError, FormatError, InputError, ParityError, SchemaError, WriteError
 from gptj.parity import run
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.parity.run import BackendProcessError, child_environment, open_oracle, record_in_process, run_parity
+from gptj.parity.trace import TraceFacts, write_trace
+from gptj.parity.trace_record import batch_of_probe
 
 
-def answering(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+def answering(command: list[str], *, plant: Any = None, **options: object) -> subprocess.CompletedProcess[str]:
     """In place of `subprocess.run`: a float32 oracle answers as the backend that was asked for."""
     told = dict(zip(command[5::2], command[6::2], strict=True))
     config = revealing_config()
     weights = chosen_weights() if "--weights" in told else revealing_weights(config)
-    oracle = Oracle(config, weights, dtype="float32")
-    oracle_record(oracle, Probe.load(told["--probe"]), backend=told["--backend"]).save(told["--out"])
+    planted = Oracle(config, weights) if plant is None else plant(config, weights)
+    oracle = type(planted)(planted.config, planted._read, dtype="float32")
+    probe = Probe.load(told["--probe"])
+    oracle_record(oracle, probe, backend=told["--backend"]).save(told["--out"])
+    write_answering_trace(oracle, probe, told["--trace"])
     return subprocess.CompletedProcess(command, 0, "", "")
+
+
+def write_answering_trace(oracle: Oracle, probe: Probe, path: str) -> None:
+    """The trace of a float32 oracle."""
+    batch = batch_of_probe(probe)
+    write_trace(path, oracle.taps(**batch), TraceFacts("oracle", "float32", oracle.config), inputs=batch)
 
 
 @pytest.fixture
@@ -44,9 +58,73 @@ class TestRunParity:
         told: list[str] = []
         report = run_parity(checkpoint, seed=3, keep=tmp_path / "kept", progress=told.append)
         assert report.passed and report.backends == ("pt", "tf")
-        assert told == ["pt", "tf", "oracle"]
-        assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["probe.npz", "pt", "tf"]
+        assert {*told[:2]} == {"pt", "tf"} and told[2:] == ["oracle"]
+        kept = sorted(p.relative_to(tmp_path / "kept").as_posix() for p in (tmp_path / "kept").rglob("*.*"))
+        records = [
+            f"{name}/{file}" for name in ("pt", "tf") for file in ("record.json", "record.npz", "trace.safetensors")
+        ]
+        assert kept == ["oracle.safetensors", "probe.npz", *records]
+        assert {measure.what for measure in report.measures if measure.against == "oracle"} >= {"every value between"}
+        assert report.inside is not None and report.inside.passed
         assert Probe.load(tmp_path / "kept" / "probe.npz").seed == 3
+
+    @pytest.mark.parametrize(
+        ("mutant", "stage", "looks_like"),
+        [
+            ("rotary sign", "block 0, rotated q", "rotary sign"),
+            ("masked row attends evenly", "block 0, weights", "masked row attends evenly"),
+            ("lm_head.bias dropped", "logits", "bias dropped"),
+        ],
+    )
+    def test_a_mistake_is_named_with_its_operation_block_and_name(
+        self, checkpoint, installed, monkeypatch, mutant, stage, looks_like
+    ):
+        wrong = next(one for one in MUTANTS if one.name == mutant)
+        monkeypatch.setattr(subprocess, "run", lambda command, **options: answering(command, plant=wrong.plant))
+        report = run_parity(checkpoint, ["pt"])
+        assert not report.passed
+        assert [(d.backend, d.stage, d.born, d.looks_like) for d in report.divergences] == [
+            ("pt", stage, True, looks_like)
+        ]
+        headline = report.divergences[0].headline
+        assert headline.startswith(f"pt first differs in {stage}: born there, ")
+        assert "where rounding explains" in headline and headline.endswith(f"; looks like: {looks_like}")
+        with pytest.raises(ParityError, match=f"looks like: {looks_like}"):
+            report.raise_if_failed()
+        assert report.as_dict()["divergences"][0]["headline"] == headline
+        assert "first differs" in "".join(map(str, [part.renderable for part in report.summary().renderables[5:]]))
+
+    def test_what_would_have_been_caught_is_said_where_it_is_asked(self, checkpoint, installed, monkeypatch):
+        monkeypatch.setattr(subprocess, "run", answering)
+        told: list[str] = []
+        report = run_parity(checkpoint, ["pt", "tf"], sensitivity=True, progress=told.append)
+        assert report.passed and told[-1] == "sensitivity"
+        assert [found.backend for found in report.sensitivity] == ["pt", "tf"]
+        assert all(found.planted and not found.missed for found in report.sensitivity)
+        facts = report.as_dict()
+        assert {row["backend"] for row in facts["sensitivity"]} == {"pt", "tf"}
+        assert {row["what"] for row in facts["smallest_changes"]} == {"one weight", "one rotary angle", "epsilon"}
+        json.loads(report.to_json())
+
+    def test_backends_run_side_by_side_where_memory_allows(self, checkpoint, installed, monkeypatch):
+        together = threading.Barrier(2, timeout=20)
+
+        def meeting(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+            together.wait()
+            return answering(command)
+
+        monkeypatch.setattr(subprocess, "run", meeting)
+        monkeypatch.setattr(run, "processors", lambda: 4)
+        monkeypatch.setattr(run, "memory", lambda: (2**34, 2**33))
+        assert run_parity(checkpoint, ["pt", "tf"]).passed
+
+    @pytest.mark.parametrize(("free", "processors", "at_once"), [
+        (2**33, 4, 3), (2**33, 2, 2), (2**33, 1, 1), (4_600_000_000, 4, 2), (2**30, 4, 1), (None, 4, 3),
+    ])  # fmt: skip
+    def test_how_many_run_at_once_follows_from_memory_and_processors(self, monkeypatch, free, processors, at_once):
+        monkeypatch.setattr(run, "processors", lambda: processors)
+        monkeypatch.setattr(run, "memory", lambda: (free, free))
+        assert run._at_once(revealing_config(), "float32", 3) == at_once
 
     def test_a_probe_of_ones_own_is_asked(self, checkpoint, installed, monkeypatch, tmp_path):
         monkeypatch.setattr(subprocess, "run", answering)
@@ -171,7 +249,7 @@ class TestArguments:
     def test_a_record_that_was_not_asked_for_is_refused(self, checkpoint, installed, monkeypatch):
         def other(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
             done = answering(command)
-            out = Path(command[-1])
+            out = Path(command[command.index("--out") + 1])
             facts = json.loads((out / "record.json").read_text())
             (out / "record.json").write_text(json.dumps(facts | {"backend": "flax"}))
             return done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from gptj import GPTJConfig
 from gptj.adapters import AdapterConfig, adapter_rows, write_adapter
 from gptj.parity.revealing import revealing_config
+from gptj.reading.safetensors_file import pack_header
 
 EVERY = ("k_proj", "v_proj", "q_proj", "out_proj", "fc_in", "fc_out")
 """All matrices of a block."""
@@ -68,3 +69,9 @@ def write_sample_adapter(
         change(members)
         path.write_text(json.dumps(members))
     return folder
+
+
+def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """A safetensors file of these arrays."""
+    header = pack_header([(name, array.dtype.name, array.shape) for name, array in arrays.items()], {})
+    path.write_bytes(header + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values()))

@@ -11,6 +11,7 @@ from gptj.parity.findings import (
     MeasureFound,
     PairFound,
     PlantedMistake,
+    SmallestFound,
     TapFound,
     TextFound,
 )
@@ -41,7 +42,7 @@ def pair(layers: int = 4, *, wrong: int | None = 2, b: str = "tf", dtype: str = 
     if wrong is not None:
         headline = (
             f"{b} first differs from oracle in block {wrong}, q_rotated: born there, 4.1e-01 where rounding explains "
-            "2e-06; token 10, head 3, channel 6; looks like: rotary sign"
+            "2e-06; token 10, head 3, channel 6"
         )
     return PairFound(
         "oracle float64", f"{b} {dtype}", tuple(taps), dtype, headline, None if wrong is None else "rotary sign"
@@ -92,6 +93,10 @@ def full() -> Findings:
             PlantedMistake("tf", "rotary sign", True, "tf first differs in block 0, q_rotated", "q_rotated"),
             PlantedMistake("pt", "epsilon 1.1e-5", False, "pt agrees", "ln_1"),
         ),
+        (
+            SmallestFound("pt", "float32", "one weight", 3e-5, "h.0.q", "q_proj[0, 3]"),
+            SmallestFound("pt", "float32", "epsilon", math.inf),
+        ),
     )  # fmt: skip
 
 
@@ -111,6 +116,7 @@ def hostile() -> Findings:
         (PairFound(h, h, (tap, in_block, TapFound("h.0.q", 0.0, 0.0, True, where=h)), h, h, h),),
         (TextFound(h, h, 0, 2, 1, errors=(1.0, 2.0)),), (MatrixRow(h, h, h, 1.0, 0.5, False, h),),
         (LadderRung(h, h, 1.0),), (PlantedMistake(h, h, False, h, h),),
+        (SmallestFound(h, h, h, 1.0, h, h),),
     )  # fmt: skip
 
 

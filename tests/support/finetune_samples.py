@@ -54,6 +54,7 @@ class TableStep:
         self.first, self.second = np.zeros((2, vocabulary, vocabulary), np.float32)
         self.updates, self.decay = 0, decay
         self.overflows: list[bool] = []
+        self.parameters = {"table": self.table}
         self.discard()
 
     def _losses(self, ids: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:

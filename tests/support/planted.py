@@ -27,6 +27,7 @@ from gptj.parity.differences import compare_traces, spell_tap
 from gptj.parity.oracle import Oracle, positions_of_mask
 from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.parity.trace import TraceFacts, open_trace, write_trace
+from gptj.parity.trace_record import record_trace
 from gptj.schema import schema
 
 Array = NDArray[Any]
@@ -46,6 +47,7 @@ class Planted:
         plant: replaces a wing's functions; None where the weights or the config are other ones.
         mutant: makes other weights or another config.
         cached: whether it is seen in a cached step alone.
+        gradient: whether it is seen in gradients alone; `where` is then the parameter that shows it first, backwards.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Planted:
     plant: Callable[[Workbench], None] | None = None
     mutant: Mutant | None = None
     cached: bool = False
+    gradient: bool = False
 
 
 class Workbench:
@@ -89,6 +92,18 @@ class Workbench:
         import jax.numpy as jnp
 
         return jnp.asarray(x).astype(like.dtype)
+
+    def stop(self, x: Any) -> Any:
+        """The same value, which hands no gradient on."""
+        if self.name == "pt":
+            return x.detach()
+        if self.name == "tf":
+            import tensorflow as tf
+
+            return tf.stop_gradient(x)
+        import jax
+
+        return jax.lax.stop_gradient(x)
 
     def replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """Put `make(original)` in place of a function or method."""
@@ -468,6 +483,28 @@ def _reads(name: str, change: Callable[[dict[str, Array]], dict[str, Array]]) ->
     return Mutant(name, lambda config, weights: Oracle(config, change(weights)))
 
 
+def _double_slope_of_rotation(bench: Workbench) -> None:
+    def make(right: Any) -> Any:
+        def rotate(x: Any, sin: Any, cos: Any) -> Any:
+            y = right(x, sin, cos)
+            return 2 * y - bench.stop(y)
+
+        return rotate
+
+    bench.replace(bench.model, "rotate_pairs", make)
+
+
+def _activation_with(change: Callable[[Workbench, Any, Any], Any]) -> Callable[[Workbench], None]:
+    """Another slope of the activation: `change` of x and of its value, equal to the value."""
+
+    def plant(bench: Workbench) -> None:
+        right = bench.model.ACTIVATIONS[CONFIG.activation_function]
+        changed = lambda x: change(bench, x, right(x))  # noqa: E731
+        bench.patch.setitem(bench.model.ACTIVATIONS, CONFIG.activation_function, changed)
+
+    return plant
+
+
 _MORE = (
     Planted("rotary table of transformers 4.28 to 4.57 in bfloat16", "block 0, rotated q",
             "rotary table made in bfloat16, as by transformers 4.28 to 4.57", lambda b: b.table(_made_in_bfloat16)),
@@ -493,6 +530,12 @@ _MORE = (
             lambda b: b.positions(lambda at: at - PAST * (at.shape[-1] < LENGTH - PAST + 1)), cached=True),
     Planted("cache: values of the step not kept", "block 0, mixed", None, lambda b: b.cache(_no_new_values(b)),
             cached=True),
+    Planted("gradient: the rotation's slope is doubled", "h.1.attn.k_proj.weight", None, _double_slope_of_rotation,
+            gradient=True),
+    Planted("gradient: the activation's slope is 1", "h.1.mlp.fc_in.bias", None,
+            _activation_with(lambda b, x, y: x + b.stop(y - x)), gradient=True),
+    Planted("gradient: the activation's slope is doubled", "h.1.mlp.fc_in.bias", None,
+            _activation_with(lambda b, x, y: 2 * y - b.stop(y)), gradient=True),
 )  # fmt: skip
 
 
@@ -571,6 +614,8 @@ def headline(planted: Planted, name: str, folder: Path, patch: Any) -> tuple[str
     write_checkpoint(folder / "model", wrong_config, lambda spec: wrong_weights[spec.name])
     if planted.plant is not None:
         planted.plant(bench)
+    if planted.gradient:
+        return _gradient_headline(bench, folder, config, weights, given)
     _record(bench, folder, wrong_config, given, cached=planted.cached)
     _record_oracle(folder, config, weights, given, cached=planted.cached)
     try:
@@ -582,6 +627,27 @@ def headline(planted: Planted, name: str, folder: Path, patch: Any) -> tuple[str
         return str(error.where), None, str(error)
     pair = found.pairs[0]
     return ("nowhere" if pair.first is None else spell_tap(pair.first.tap)), pair.looks_like, pair.headline
+
+
+def _gradient_headline(
+    bench: Workbench, folder: Path, config: GPTJConfig, weights: dict[str, Array], given: dict[str, Array]
+) -> tuple[str, str | None, str]:
+    """The first parameter, backwards, whose gradient is wrong, and what is said of it."""
+    with contextlib.ExitStack() as stack:
+        if bench.name == "flax":
+            import jax
+
+            stack.enter_context(jax.disable_jit())
+        record_trace(folder / "model", bench.name, folder / bench.name, batch=given, gradients=True)
+    _record_oracle(folder, config, weights, given, cached=False)
+    found = compare_traces(
+        [open_trace(folder / "oracle"), open_trace(folder / bench.name)],
+        lambda name, dtype: weights[name].astype(numpy_dtype(dtype)),
+    )
+    assert all(pair.first is None for pair in found.pairs), [*found.lines()]  # forward it is right
+    [first, *_] = [line for line in found.lines() if ": the gradient of " in line]
+    name = first.partition("the gradient of transformer.")[2].partition(" ")[0]
+    return name, None, re.sub(r"; \[.*", "", first.partition(": ")[2])
 
 
 def shorten(sentence: str) -> str:

@@ -86,12 +86,13 @@ class Served:
         tokenizer = options.pop("tokenizer", "small")
         self.tokenizer = small_tokenizer() if tokenizer == "small" else tokenizer
         base = options.pop("base", None) or GenerationConfig.from_model_config(model.config)
+        adapters = options.pop("adapters", ())
         self.engine = Engine(model, **options)
         self.service = Service(
             engine=self.engine,
             model_config=model.config,
             tokenizer=self.tokenizer,
-            names={"tiny": None},
+            names={"tiny": None, **{one: one for one in adapters}},
             base=base.replace(pad_token_id=0, max_new_tokens=40),
             processors=self.processors,
             template=template,

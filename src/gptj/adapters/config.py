@@ -114,7 +114,7 @@ class AdapterConfig:
                 _require(f"{field}[{shown(name)}]", value, isinstance(name, str) and fits(value), expected)
                 _compiled(name, field)
         pattern = self.layers_pattern
-        known = pattern in (None, "", "h") or (not isinstance(pattern, str | bytes) and [*pattern] in ([], ["h"]))
+        known = pattern in (None, "", "h") or (isinstance(pattern, list | tuple) and [*pattern] in ([], ["h"]))
         _require("layers_pattern", pattern, known, '"h", the blocks of a GPT-J, or nothing')
         for field in ("task_type", "base_model_name_or_path", "revision"):
             value = getattr(self, field)

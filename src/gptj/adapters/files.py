@@ -19,7 +19,7 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import FormatError, MissingFileError, SchemaError, naming_file, shown, warn_of
 from gptj.json_file import read_json_object
-from gptj.paths import missing_folder
+from gptj.paths import likely_folder
 from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor, pack_header, read_safetensors
 from gptj.schema import BASE_PREFIX, TensorSpec
 from gptj.writing.containers import Entry
@@ -135,7 +135,8 @@ def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
     """
     folder = Path(directory)
     if not folder.is_dir():
-        raise missing_folder(folder, "no such adapter's folder")
+        expected = f"a folder with {ADAPTER_CONFIG_FILE} and {ADAPTER_WEIGHTS_FILE}"
+        raise MissingFileError("no such adapter", file=folder, expected=expected, hint=likely_folder(folder))
     if (folder / MLX_FILE).exists() and not (folder / ADAPTER_WEIGHTS_FILE).exists():
         raise FormatError(
             "an adapter of mlx_lm's, whose matrices lie the other way round under other names",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gptj.command.options import (
+    DEBUG_HELP,
     Command,
     DtypeChoice,
     ModelArgument,
@@ -24,6 +26,7 @@ __all__ = ["adapter", "merge", "print_adapter"]
 
 
 @click.group(short_help="Merge a LoRA adapter into its base.")
+@click.option("--debug", is_flag=True, expose_value=False, help=DEBUG_HELP)
 def adapter() -> None:
     """LoRA adapters, in the folders that PEFT and save_adapter write: adapter_config.json and its weights.
 
@@ -78,18 +81,20 @@ def describe_adapter(directory: Path) -> dict[str, Any]:
 
     found = read_adapter(directory)
     config, tensors = found.config, [*found.stored.values()]
-    blocks = sorted({int(name.split(".")[1]) for name in found.stored if name.startswith("h.")})
+    modules = [re.fullmatch(r"h\.(\d{1,9})\.(\w+\.\w+)\.lora_[AB]\.weight", name) for name in found.stored]
+    places = sorted({(int(module[1]), module[2]) for module in modules if module is not None})
+    blocks, scales = sorted({n for n, _ in places}), sorted({config.scale(*place) for place in places})
     return {
         "format": "LoRA adapter, as PEFT writes it",
         "base": config.base_model_name_or_path,
         "task": config.task_type,
         "r": config.r,
         "lora_alpha": config.lora_alpha,
-        "scale": config.scale(blocks[0] if blocks else 0, "attn.q_proj"),
+        "scale": scales[0] if len(scales) == 1 else scales,
         "use_rslora": config.use_rslora,
         "lora_dropout": config.lora_dropout,
-        "matrices": sorted({name.split(".")[3] for name in found.stored if name.count(".") >= 3}),
-        "blocks": f"{len(blocks)}: {blocks[0]} to {blocks[-1]}" if blocks else "0",
+        "matrices": sorted({target.split(".")[1] for _, target in places}),
+        "blocks": blocks,
         "rank_pattern": dict(config.rank_pattern) or None,
         "alpha_pattern": dict(config.alpha_pattern) or None,
         "dtype": ", ".join(sorted({tensor.dtype for tensor in tensors})),
@@ -107,5 +112,4 @@ def print_adapter(directory: Path, as_json: bool) -> None:
         return
     told = {key.replace("_", " "): spell(value) for key, value in facts.items() if value is not None}
     told["bytes"] = spell_size(facts["bytes"])
-    told["matrices"] = ", ".join(facts["matrices"])
     print_facts(told)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gptj.backends import choose_backend, installed_backends
-from gptj.command.folders import compare_two_folders, refuse_for_one_folder, two_folders_options
+from gptj.command.folders import ForTwoFolders, compare_two_folders, two_folders_options
 from gptj.command.options import (
     Command,
     DtypeChoice,
@@ -67,12 +67,13 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @revision_option()
 @adapter_option
 @click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
+@click.option("--sensitivity", is_flag=True, help="Also plant every known mistake, and say which would be caught.")
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @report_options
 def parity(
-    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, way: str | None,
-    prompts: Path | None, seed: int, weights: str | None, adapter: Path | None,
-    skip_manifest: bool, verbose: bool, destinations: Destinations, as_json: bool,
+    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, asked: ForTwoFolders,
+    seed: int, weights: str | None, adapter: Path | None, skip_manifest: bool, sensitivity: bool, verbose: bool,
+    destinations: Destinations,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -82,32 +83,36 @@ def parity(
     With DIR2, say how far its model lies from that in DIR, in each framework: 0 is equal within rounding, 1 differs.
     """
     if other is not None:
-        one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest}
-        compare_two_folders(directory, other, backends, dtype=dtype, way=way, prompts=prompts, seed=seed,
-                            verbose=verbose, destinations=destinations, as_json=as_json,
-                            unused=one_folders)  # fmt: skip
-    refuse_for_one_folder({"--path": way, "--prompts": prompts})
-    from gptj.parity import run_parity
+        one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest,
+                       "--sensitivity": sensitivity}  # fmt: skip
+        compare_two_folders(directory, other, backends, asked=asked, dtype=dtype, seed=seed, verbose=verbose,
+                            destinations=destinations, unused=one_folders)  # fmt: skip
+    asked.refuse()
+    from gptj.parity import findings_of_report, run_parity
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
-    given = (directory, names)
-    with waiting(f"comparing {', '.join(names)}"):
-        report = run_parity(
-            *given, dtype=dtype, seed=seed, weights=weights, adapter=adapter, check_manifest=not skip_manifest
-        )
-    try:
-        if destinations:
-            from gptj.parity.gather import findings_of_report
+    running: list[str] = []
+    with waiting(f"comparing {', '.join(names)}") as say:
 
-            destinations.write(findings_of_report(report))
-    finally:  # whatever becomes of the files
-        if as_json:
-            print_json(report.as_dict())
-        else:
-            console = open_console()
-            console.print(report.summary(), soft_wrap=False)
-            if verbose:
-                console.print("", report.table(), sep="\n", soft_wrap=False)
+        def tell(name: str) -> None:
+            running.append(name)
+            later = {"oracle": "comparing with the oracle", "sensitivity": "planting mistakes"}
+            say(later.get(name, f"running {', '.join(running)}"))
+
+        report = run_parity(
+            directory, names, dtype=dtype, seed=seed, weights=weights, adapter=adapter,
+            check_manifest=not skip_manifest, sensitivity=sensitivity, progress=tell,
+        )  # fmt: skip
+
+    def show() -> None:
+        console = open_console()
+        console.print(report.summary(), soft_wrap=False)
+        if verbose:
+            console.print("", report.table(), sep="\n", soft_wrap=False)
+            for found in report.sensitivity:
+                console.print("", *found.lines(every=True), sep="\n", soft_wrap=False)
+
+    destinations.finish(lambda: findings_of_report(report), report.as_dict, show)
     if not report.passed:
         sys.exit(1)
 

@@ -27,6 +27,7 @@ from gptj.backends import (
     missing_from,
 )
 from gptj.errors import BackendError
+from gptj.surroundings import memory, processors
 
 __all__ = ["Examination", "examine"]
 
@@ -96,12 +97,12 @@ def _describe_versions(versions: dict[str, str | None], extra: str) -> str:
 
 def examine() -> Examination:
     """Look around without importing a framework."""
-    memory, free = _memory()
+    total, free = memory()
     return Examination(
         platform=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        cores=_cores(),
+        cores=processors(),
         threads={name: os.environ[name] for name in _THREADS if os.environ.get(name)},
-        memory_bytes=memory,
+        memory_bytes=total,
         free_memory_bytes=free,
         devices=tuple(_devices()),
         versions={"gptj": gptj.__version__, **{name: _version(name) for name in _CORE}},
@@ -121,33 +122,6 @@ def _version(module: str) -> str | None:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
     return None
-
-
-def _cores() -> int:
-    """Cores that this process may use, which a container or taskset may have made fewer."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-
-
-def _memory() -> tuple[int | None, int | None]:
-    """Bytes of memory in all, and of them free, as the kernel or the container's limit has it; None if unknown."""
-    found: dict[str, int] = {}
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            found[name] = int(rest.split()[0]) * 1024
-    total, free = found.get("MemTotal"), found.get("MemAvailable")
-    if total is None:
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            page = os.sysconf("SC_PAGE_SIZE")
-            total = page * os.sysconf("SC_PHYS_PAGES")
-            free = page * os.sysconf("SC_AVPHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError, TypeError):  # "max" is no number: no limit
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if total is not None and limit < total:
-            total, free = limit, min(limit - used, free if free is not None else limit)
-    return total, free
 
 
 def _devices() -> Iterator[str]:

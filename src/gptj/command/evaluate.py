@@ -40,6 +40,7 @@ _OPTIONS = (
     option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
             "several sets."),
     revision_option(section="Model"),
+    option("Model", "--adapter", type=PathArgument, metavar="DIR", help="A LoRA adapter's folder, to put to work."),
     option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
     option("Model", "--batch-size", type=click.IntRange(min=1), metavar="N", help="Texts to read at once. [default: "
             "2,048 tokens' worth]"),

@@ -23,6 +23,7 @@ import numpy as np
 
 import gptj
 from gptj.adapters import read_adapter
+from gptj.adapters.files import is_adapter
 from gptj.backends import choose_backend
 from gptj.command.prompts import Prompt
 from gptj.command.waiting import waiting
@@ -139,6 +140,9 @@ class OpenedModel:
         self.directory = locate(request.directory)
         if not os.path.lexists(self.directory):
             raise missing_folder(self.directory, "no such directory")
+        if is_adapter(self.directory):
+            hint = f"Give its base, and this with --adapter {self.directory}"
+            raise InputError("a LoRA adapter without its base model", where=str(self.directory), hint=hint)
         self.model_config = GPTJConfig.from_file(self.directory)
         if self.request.adapter is not None:
             read_adapter(self.request.adapter).rows(self.model_config)
@@ -199,6 +203,11 @@ class OpenedModel:
             with self._loading:
                 model.load_adapter(self.request.adapter)
         return model
+
+    def load_adapter(self, model: Any, directory: Path, name: str) -> None:
+        """Give the model one more adapter, where the model is."""
+        with self._loading:
+            model.load_adapter(directory, name)
 
     def load_assistant(self, tokens: float) -> Any:
         """The assistant model, None where none was asked for."""

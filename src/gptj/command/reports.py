@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptj.command.options import Command, PathArgument, apply_options, overwrite_option
+from gptj.command.printing import print_json
 
 if TYPE_CHECKING:
     from gptj.parity.findings import Findings
@@ -44,10 +45,11 @@ class TakesJsonFile(Command):
 
 
 class Destinations:
-    """The files that reports are written into.
+    """The files that reports are written into, and whether the result is printed as JSON.
 
     Args:
         files: each by its kind, None where none is asked for.
+        as_json: whether to print JSON.
         overwrite: whether to replace what is there.
 
     Raises:
@@ -55,9 +57,10 @@ class Destinations:
         WriteError: something is there already, or its folder is not.
     """
 
-    def __init__(self, files: Mapping[str, Path | None], *, overwrite: bool) -> None:
+    def __init__(self, files: Mapping[str, Path | None], *, as_json: bool, overwrite: bool) -> None:
         from gptj.parity.reports.output import require_free
 
+        self.as_json = as_json
         self.files = {kind: path for kind, path in files.items() if path is not None}
         self.overwrite = overwrite
         places = [path.absolute() for path in self.files.values()]
@@ -67,8 +70,22 @@ class Destinations:
         for path in self.files.values():
             require_free(path, overwrite=overwrite)
 
-    def __bool__(self) -> bool:
-        return bool(self.files)
+    def finish(self, gather: Callable[[], Findings], document: Callable[[], Any], show: Callable[[], object]) -> None:
+        """Write the reports; then, whatever has become of them, print the result.
+
+        Args:
+            gather: gives the findings, and is called where a file is asked for.
+            document: gives what is printed as JSON.
+            show: prints the result otherwise.
+        """
+        try:
+            if self.files:
+                self.write(gather())
+        finally:
+            if self.as_json:
+                print_json(document())
+            else:
+                show()
 
     def write(self, findings: Findings) -> None:
         """Write each report, and say so on stderr."""
@@ -80,7 +97,7 @@ class Destinations:
 
 
 def report_options(function: Any) -> Any:
-    """--html, --junit, --markdown and --json [FILE], --overwrite: the command gets `destinations` and `as_json`."""
+    """--html, --junit, --markdown and --json [FILE], --overwrite: the command gets `destinations`."""
     names = {kind: click.option(f"--{kind}", type=PathArgument, metavar="FILE", help=f"Write {said}.")
              for kind, said in _KINDS.items()}  # fmt: skip
     json = click.option(
@@ -96,7 +113,8 @@ def report_options(function: Any) -> Any:
         as_json = files["json"] == Path(STDOUT)
         if as_json:
             files["json"] = None
-        return function(*arguments, destinations=Destinations(files, overwrite=overwrite), as_json=as_json, **options)
+        destinations = Destinations(files, as_json=as_json, overwrite=overwrite)
+        return function(*arguments, destinations=destinations, **options)
 
     decorate: Callable[[Any], Any] = apply_options([*names.values(), json, overwrite_option])
     return decorate(with_destinations)
@@ -105,7 +123,7 @@ def report_options(function: Any) -> Any:
 @click.command(cls=TakesJsonFile, short_help="Print findings that were saved, and make reports of them.")
 @click.argument("findings", type=PathArgument, metavar="FINDINGS.json")
 @report_options
-def report(findings: Path, destinations: Destinations, as_json: bool) -> None:
+def report(findings: Path, destinations: Destinations) -> None:
     """Print findings that --json FILE saved, and make reports of them.
 
     No framework and no model is needed. The exit status is that of the comparison: 1 where it differs.
@@ -114,7 +132,7 @@ def report(findings: Path, destinations: Destinations, as_json: bool) -> None:
 
     found = Findings.from_file(findings)
     destinations.write(found)
-    if as_json:
+    if destinations.as_json:
         click.echo(found.to_json(), nl=False)
     else:
         from gptj.parity.reports.text import render_text

@@ -17,6 +17,7 @@ from gptj.command.options import (
     Inside,
     ModelArgument,
     Names,
+    PathArgument,
     Sections,
     apply_options,
     option,
@@ -48,6 +49,7 @@ _OPTIONS = (
     option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
             "several sets."),
     revision_option(section="Model"),
+    option("Model", "--adapter", type=PathArgument, metavar="DIR", help="A LoRA adapter's folder, to put to work."),
     option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
     option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them."),
     option("Model", "--batch-size", type=click.IntRange(min=1), metavar="N", help="Texts to read at once. [default: "
@@ -83,7 +85,7 @@ def score(directory: Path, file: str, **options: Any) -> None:
     directory, weights = split_weights(directory, said.weights)
     request = Request(
         directory=directory, weights=weights, mmap=not said.no_mmap, backend=said.backend, dtype=said.dtype,
-        quantize=said.quantize, device=said.device, allow_special=said.allow_special,
+        quantize=said.quantize, device=said.device, allow_special=said.allow_special, adapter=said.adapter,
     )  # fmt: skip
     opened = OpenedModel(request, needs_tokenizer=any(document.text is not None for document in documents))
     limits = limits_of(opened.model_config, said.max_length, said.stride)
@@ -109,6 +111,7 @@ class ScoreOptions:
     tokens: bool
     backend: str | None
     weights: str | None
+    adapter: Path | None
     dtype: str | None
     no_mmap: bool
     batch_size: int | None

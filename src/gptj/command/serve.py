@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from gptj.command.options import (
 )
 from gptj.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
 
-__all__ = ["serve"]
+__all__ = ["named_folders", "serve"]
 
 _OPTIONS = (
     option("Server", "--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 is everywhere."),
@@ -41,6 +42,8 @@ _OPTIONS = (
             help="How many texts to continue at once."),
     option("Batch", "--queue", type=click.IntRange(1, 1_000_000), default=256, show_default=True, metavar="N",
             help="How many may wait; the next is told to come again (429)."),
+    option("Batch", "--no-warm-up", is_flag=True, help="Be ready before TensorFlow or Flax has compiled; the first "
+            "requests wait for it."),
     option("Batch", "--prefix-tokens", type=click.IntRange(min=0), default=8192, show_default=True, metavar="N",
             help="Tokens of prompts to keep for others that begin alike; 0 keeps none."),
     option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
@@ -53,6 +56,8 @@ _OPTIONS = (
             "the framework can."),
     option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
             help="Where it runs; auto is a GPU where the framework sees one."),
+    option("Model", "--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="A LoRA adapter's folder, served "
+            "as a model of this name beside the base. May be given several times."),
     option("Model", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
     option("Model", "--any-token", is_flag=True, help="Let it choose ids that the tokenizer does not know, too."),
 )  # fmt: skip
@@ -79,8 +84,10 @@ def serve(directory: Path, **options: Any) -> None:
 
 def _serve(directory: Path, options: dict[str, Any]) -> None:
     import gptj
+    from gptj.adapters import read_adapter
     from gptj.command.opened_model import OpenedModel, Request
     from gptj.command.printing import write_text
+    from gptj.command.waiting import waiting
     from gptj.reading.weight_files import split_weights
     from gptj.serving.app import Access, Limits, make_app
     from gptj.serving.chat import ChatTemplate
@@ -88,6 +95,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     from gptj.serving.metrics import Metrics
     from gptj.serving.server import Server, listen
     from gptj.serving.service import Service, servable
+    from gptj.serving.warming import warm_up
 
     place, weights = split_weights(directory, options["weights"])
     request = Request(
@@ -98,8 +106,13 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     )
     opened = OpenedModel(request, needs_tokenizer=False)
     base = servable(opened.config)
+    adapters = named_folders(options["adapters"])
+    for folder in adapters.values():
+        read_adapter(folder).rows(opened.model_config)
     template = ChatTemplate.of_folder(opened.directory, opened.tokenizer)
     name = options["name"] or place.name or opened.directory.resolve().name
+    if name in adapters:
+        raise click.UsageError(f"--adapter: {name} is what the base is called; see --name.")
     loopback = _is_loopback(options["host"])
     if not loopback and options["api_key"] is None:
         click.echo("warning: whoever reaches this machine may ask; --api-key keeps others out", err=True)
@@ -107,19 +120,23 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     if opened.backend == "tf":  # it warns of every size that is compiled
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with opened.at_work():
+        model = opened.load(float("inf"))
+        for adapter, folder in adapters.items():
+            opened.load_adapter(model, folder, adapter)
         engine = Engine(
-            opened.load(float("inf")),
+            model,
             most_rows=options["max_batch"],
             most_waiting=options["queue"],
             prefix_tokens=options["prefix_tokens"],
             metrics=Metrics(),
             within=lambda: gptj.backend(opened.backend).on_device(opened.device),
+            use_adapter=model.set_adapter if adapters else None,
         )
         service = Service(
             engine=engine,
             model_config=opened.model_config,
             tokenizer=opened.tokenizer,
-            names={name: None},
+            names={name: None, **{adapter: adapter for adapter in adapters}},
             base=base,
             processors=opened.processors,
             template=template,
@@ -130,11 +147,25 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
         app = make_app(service, limits=Limits(answer_s=options["timeout"]), access=access)
         server = Server(app, close=engine.close, drain_s=options["drain"])
         engine.start()
+        if opened.backend != "pt" and not options["no_warm_up"]:
+            with waiting(f"compiling for {options['max_batch']} rows"):
+                warm_up(engine)
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         write_text(f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n")
         server.serve_on(listener)
         if server.was_forced:
             raise KeyboardInterrupt
+
+
+def named_folders(said: Iterable[str]) -> dict[str, Path]:
+    """The folders of --adapter NAME=DIR by name."""
+    folders: dict[str, Path] = {}
+    for one in said:
+        name, equals, folder = one.partition("=")
+        if not (name and equals and folder) or name in folders:
+            raise click.UsageError(f"--adapter: expected NAME=DIR, each name once; found {one}.")
+        folders[name] = Path(folder)
+    return folders
 
 
 def _is_loopback(host: str) -> bool:

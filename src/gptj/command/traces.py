@@ -21,7 +21,6 @@ from gptj.command.options import (
     revision_option,
     weights_option,
 )
-from gptj.command.printing import print_json
 from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
 from gptj.errors import InputError, WriteError
@@ -118,13 +117,14 @@ def _encode(tokenizer: object, text: str | None) -> list[int]:
 @report_options
 def compare(
     traces: tuple[Path, ...], reference: Path | None, names: tuple[str, ...], weights: str | None, verbose: bool,
-    destinations: Destinations, as_json: bool,
+    destinations: Destinations,
 ) -> None:  # fmt: skip
     """Compare traces of one model on the same inputs with the most exact of them, tap by tap.
 
     No framework is needed. The exit status is 1 where rounding does not explain a difference.
     """
     from gptj.parity.differences import compare_traces
+    from gptj.parity.gather import findings_of_comparison
     from gptj.parity.run import open_reference
     from gptj.parity.tap_names import TapNames
     from gptj.parity.trace import open_trace
@@ -141,16 +141,11 @@ def compare(
         opened[0].require_model(config, file=reference)
     with waiting(f"comparing {len(opened)} traces"):
         found = compare_traces(opened, read)
-    try:
-        if destinations:
-            from gptj.parity.gather import findings_of_comparison
 
-            destinations.write(findings_of_comparison(found, opened, folder=reference))
-    finally:  # whatever becomes of the files
-        if as_json:
-            print_json(found.as_dict())
-        else:
-            for line in found.lines(every=verbose):
-                click.echo(line)
+    def show() -> None:
+        for line in found.lines(every=verbose):
+            click.echo(line)
+
+    destinations.finish(lambda: findings_of_comparison(found, opened, folder=reference), found.as_dict, show)
     if not found.passed:
         sys.exit(1)

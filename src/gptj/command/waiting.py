@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,8 +21,10 @@ QUICK_S = 2.0
 
 
 @contextlib.contextmanager
-def waiting(doing: str, console: Console | None = None, *, after_s: float = QUICK_S) -> Iterator[None]:
+def waiting(doing: str, console: Console | None = None, *, after_s: float = QUICK_S) -> Iterator[Callable[[str], None]]:
     """Show on a terminal, from `after_s` on, what is being done and for how long already.
+
+    What it gives is told, from any thread, what is being done instead.
 
     Args:
         doing: such as "loading gpt-j-6b".
@@ -34,7 +36,7 @@ def waiting(doing: str, console: Console | None = None, *, after_s: float = QUIC
 
     console = console or Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield
+        yield lambda doing: None
         return
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
     bar = Progress(*columns, console=console, transient=True)
@@ -51,7 +53,7 @@ def waiting(doing: str, console: Console | None = None, *, after_s: float = QUIC
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield lambda doing: bar.update(task, description=doing)
     finally:
         timer.cancel()
         with lock:

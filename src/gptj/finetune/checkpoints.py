@@ -26,7 +26,7 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.errors import FormatError, InputError, WriteError, shown
+from gptj.errors import FormatError, InputError, SchemaError, WriteError, shown
 from gptj.finetune.curve import Row, read_curve, write_curve
 from gptj.finetune.loop import Progress
 from gptj.finetune.schedule import LossScale
@@ -40,6 +40,9 @@ __all__ = ["CHECKPOINTS", "CURVE_FILE", "Identity", "RunFolder", "Saved"]
 
 CHECKPOINTS = "checkpoints"
 CURVE_FILE = "loss.csv"
+FORMAT = 1
+"""Of training.json."""
+
 _TRAINING, _OPTIMIZER = "training.json", "optimizer.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
 _LOCK = ".gptj-finetune-lock"
@@ -130,8 +133,7 @@ class Saved:
         try:
             members = dict(found)  # type: ignore[arg-type]
             progress = Progress(**{**members, "scale": LossScale(**members["scale"])})
-            if progress.step != self.step:
-                raise ValueError(f"step {progress.step}")
+            progress.check(self.step)
         except (TypeError, ValueError, KeyError) as error:
             raise FormatError(
                 f"not the place of a run: {error}", file=self.folder / _TRAINING, where="progress"
@@ -140,13 +142,41 @@ class Saved:
 
     @property
     def rows(self) -> list[Row]:
-        """The curve up to there."""
-        return read_curve(self.folder / CURVE_FILE)
+        """The curve up to there.
 
-    def moments(self) -> dict[str, NDArray[np.float32]]:
-        """AdamW's moments by name."""
+        Raises:
+            FormatError: it is none, or has other updates.
+        """
+        rows = read_curve(self.folder / CURVE_FILE)
+        if [row.step for row in rows] != list(range(1, self.step + 1)):
+            expected, found = f"updates 1 to {self.step}", f"{len(rows)} rows"
+            raise FormatError("another run's curve", file=self.folder / CURVE_FILE, expected=expected, found=found)
+        return rows
+
+    def moments(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+        """AdamW's moments by name.
+
+        Args:
+            shapes: of the parameters that are trained.
+
+        Raises:
+            SchemaError: they are not those of these parameters, or not finite.
+            FormatError: the file is damaged.
+        """
         file = read_safetensors(self.folder / _OPTIMIZER)
-        return {name: file.read(tensor, "float32") for name, tensor in file.tensors.items()}
+        expected = {f"{moment}.{name}": shape for name, shape in shapes.items() for moment in ("first", "second")}
+        stored = {name: tensor.shape for name, tensor in file.tensors.items()}
+        odd = [name for name in {**expected, **stored} if expected.get(name) != stored.get(name)]
+        if odd:
+            raise SchemaError(
+                "not the moments of what is trained", file=file.path, where=shown(odd[0]),
+                expected=expected.get(odd[0]), found=stored.get(odd[0]),
+            )  # fmt: skip
+        found = {name: file.read(tensor, "float32") for name, tensor in file.tensors.items()}
+        for name, values in found.items():
+            if not np.isfinite(values).all():
+                raise SchemaError("not finite", file=file.path, where=name, hint="Go on from another checkpoint")
+        return found
 
 
 class RunFolder:
@@ -242,7 +272,13 @@ class RunFolder:
         if not steps:
             return None
         folder = self.path_of(steps[-1])
-        return Saved(folder, steps[-1], read_json_object(folder / _TRAINING))
+        stored = read_json_object(folder / _TRAINING)
+        if stored.get("format") != FORMAT:
+            raise FormatError(
+                "another format of checkpoints", file=folder / _TRAINING, where="format", expected=FORMAT,
+                found=shown(stored.get("format")), hint="Resume it with the release that began it",
+            )  # fmt: skip
+        return Saved(folder, steps[-1], stored)
 
     # ---- writing
 
@@ -269,7 +305,7 @@ class RunFolder:
             write_model(stage)
             _write_tensors(stage / _OPTIMIZER, moments)
             write_curve(stage / CURVE_FILE, rows)
-            stored = {"format": 1, **identity.to_dict(), "progress": dataclasses.asdict(progress)}
+            stored = {"format": FORMAT, **identity.to_dict(), "progress": dataclasses.asdict(progress)}
             with whole_file(stage / _TRAINING) as write:
                 write((json.dumps(stored, indent=2) + "\n").encode())
             _sync(stage)

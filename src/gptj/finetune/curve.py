@@ -52,15 +52,16 @@ def perplexity(loss: float) -> float:
 
 
 _COLUMNS = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "tokens", "seconds", "eval_loss")
+_LAST = "eval_perplexity"
 
 
 def curve_text(rows: Iterable[Row]) -> bytes:
     """Rows as CSV, every digit of each number, so that reading gives the same rows."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*_COLUMNS, "eval_perplexity"))
+    writer.writerow((*_COLUMNS, _LAST))
     for row in rows:
-        values = [getattr(row, name) for name in (*_COLUMNS, "eval_perplexity")]
+        values = [getattr(row, name) for name in (*_COLUMNS, _LAST)]
         writer.writerow(["" if value is None else repr(value) for value in values])
     return text.getvalue().encode()
 
@@ -79,7 +80,10 @@ def read_curve(path: Path) -> list[Row]:
     """
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            records = list(csv.DictReader(stream, strict=True))
+            head, *lines = csv.reader(stream, strict=True)
+        if head != [*_COLUMNS, _LAST]:
+            raise ValueError(f"columns {', '.join(head)}")
+        records = [dict(zip(head, line, strict=True)) for line in lines]
         return [
             Row(
                 step=int(record["step"]), tokens=int(record["tokens"]), epoch=float(record["epoch"]),

@@ -12,6 +12,7 @@ from typing import Any
 
 import gptj
 from gptj.adapters import Adapter, read_adapter, write_adapter
+from gptj.adapters.merge import COMPANIONS, LARGEST_COMPANION_BYTES
 from gptj.backends import choose_backend, install_line
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
@@ -21,7 +22,6 @@ from gptj.finetune.curve import can_draw, curve_text, draw_curve, perplexity, wr
 from gptj.finetune.data import Batches, Windows, describe, make_windows, read_documents
 from gptj.finetune.loop import Progress, Report, Training, TrainingStep
 from gptj.finetune.settings import Settings
-from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.hub import locate
 from gptj.json_file import read_small_file
 from gptj.paths import missing_folder
@@ -172,9 +172,11 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
     measured = None if evaluation is None else windows_of(evaluation)
     batches = Batches(training, settings.batch, settings.accumulate, settings.seed)
     steps = settings.steps or (settings.epochs or 1) * batches.per_epoch
-    files = dict(tokenizer.files())
-    if os.path.lexists(directory / GENERATION_CONFIG_FILE):
-        files[GENERATION_CONFIG_FILE] = read_small_file(directory / GENERATION_CONFIG_FILE)
+    files = {
+        name: read_small_file(directory / name, limit_bytes=LARGEST_COMPANION_BYTES)
+        for name in COMPANIONS
+        if os.path.lexists(directory / name)
+    }
     model = {"config_sha256": config.architecture_sha256}
     if settings.lora:  # whose base is read again, and must be the same
         model["weights_sha256"] = _hash_weights(directory)
@@ -214,7 +216,8 @@ def _train(
         with loading:
             step = room.TrainingStep(_open(job, room, saved), job.settings)
         if saved is not None:
-            step.restore(saved.moments(), updates=progress.updates)
+            shapes = {name: tuple(parameter.shape) for name, parameter in step.parameters.items()}
+            step.restore(saved.moments(shapes), updates=progress.updates)
         training = Training(
             step, job.settings, job.batches, job.evaluation, steps=job.steps, progress=progress, rows=rows
         )

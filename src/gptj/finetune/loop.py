@@ -32,7 +32,12 @@ class TrainingStep(Protocol):
         p = p - r (m / (1 - b1^n) / (sqrt(v / (1 - b2^n)) + epsilon) + decay p)
 
     where decay is that of the settings for matrices, and 0 for biases and layer norms.
+
+    Attributes:
+        parameters: the framework's own that are trained, by their names in files.
     """
+
+    parameters: Mapping[str, Any]
 
     def accumulate(self, ids: NDArray[Any], labels: NDArray[Any], *, factor: float) -> float:
         """Add `factor` times the gradient of a batch's mean loss to the gradient; returns that mean loss."""
@@ -82,6 +87,25 @@ class Progress:
     best_step: int | None = None
     best_loss: float | None = None
     scale: LossScale = dataclasses.field(default_factory=LossScale)
+
+    def check(self, step: int) -> None:
+        """Refuse what no run of so many updates can have.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        whole = {"step": self.step, "updates": self.updates, "tokens": self.tokens, "good": self.scale.good}
+        numbers = {"seconds": self.seconds, "scale": self.scale.scale}
+        if self.best_step is not None or self.best_loss is not None:
+            whole["best_step"], numbers["best_loss"] = self.best_step, self.best_loss  # type: ignore[assignment]
+        for name, value in whole.items():
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} is {value!r}")
+        for name, number in numbers.items():
+            if type(number) not in (int, float) or not math.isfinite(number):
+                raise ValueError(f"{name} is {number!r}")
+        if self.step != step or self.updates > step or (self.best_step or 0) > step or self.scale.scale <= 0:
+            raise ValueError(f"step {self.step}, updates {self.updates}, best_step {self.best_step} after {step}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -257,8 +257,8 @@ class FastPath:
         enter = compiled_entrance(self.config, ids.shape[1], self.dtype)
         x, attention_inputs = enter(self.embedding, ids, None, None, None, None, np.int32(0))
         block = compiled_block(self.config, False, False, False, False)
-        for params in self.blocks:
-            x, _, _ = block(params, None, x, attention_inputs, None)
+        for params, added in zip(self.blocks, self.added, strict=True):
+            x, _, _ = block(params, added, None, x, attention_inputs, None)
         return x
 
     def logits_at(self, states: Array, rows: Array, columns: Array) -> Array:

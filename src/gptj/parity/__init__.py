@@ -7,6 +7,7 @@
     tolerance.py   how far two right answers may lie apart, and why             tolerance_of
     compare.py     records against the oracle and each other, by NumPy alone    compare_records
     report.py      measures, limits and the verdict, and how they are shown     ParityReport
+    versions.py    versions of what a backend computes with
     run.py         all of it: a process a backend, then the judgement           run_parity
 
     trace.py         every intermediate value of a call in a file, and who computed it   Trace, open_trace, write_trace
@@ -17,6 +18,7 @@
     operations.py    each value again in float64, from the inputs that were recorded
     mistaken.py      an operation with one step put otherwise
     mutants.py       known mistakes, each such an operation                              MISTAKES
+    sensitivity.py   which mistakes a trace would have shown                             measure_sensitivity
     signatures.py    the known mistake that explains a wrong value
     extras.py        gradients and greedy texts beside the taps
     oracle_gradients.py  the oracle's backward pass
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from gptj.parity.report import Divergence, Measure, ParityReport
     from gptj.parity.revealing import revealing_config, revealing_fill, revealing_tensor, revealing_weights
     from gptj.parity.run import BackendProcessError, open_oracle, run_parity
+    from gptj.parity.sensitivity import Sensitivity, measure_sensitivity
     from gptj.parity.tap_names import TapNames
     from gptj.parity.tolerance import Tolerance, tolerance_of
     from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
@@ -63,6 +66,7 @@ _ROOMS = {
     "probe": ("Probe", "make_probe"),
     "record": ("Record", "record_backend"),
     "revealing": ("revealing_config", "revealing_fill", "revealing_tensor", "revealing_weights"),
+    "sensitivity": ("Sensitivity", "measure_sensitivity"),
     "run": ("BackendProcessError", "open_oracle", "run_parity"),
     "tap_names": ("TapNames",),
     "tolerance": ("Tolerance", "tolerance_of"),
@@ -82,6 +86,7 @@ __all__ = [
     "ParityReport",
     "Probe",
     "Record",
+    "Sensitivity",
     "TapNames",
     "Tolerance",
     "Trace",
@@ -91,6 +96,7 @@ __all__ = [
     "findings_of_comparison",
     "findings_of_report",
     "make_probe",
+    "measure_sensitivity",
     "open_oracle",
     "open_trace",
     "record_backend",

@@ -1,9 +1,9 @@
 """Judging records: each backend against the oracle, then each against each other, by NumPy alone.
 
 The oracle answers the same probe in float64 on the same rounded weights. Every difference is measured, whether it
-is within its bound or not; a report says all of them, and where a backend is off it says which layer was the first
-to be. Nothing is raised for a disagreement: it is the answer, not an error (`ParityReport.raise_if_failed` turns it
-into one).
+is within its bound or not; a report says all of them, and where a backend is off its trace says which value was the
+first to be (`gptj.parity.differences`). Nothing is raised for a disagreement: it is the answer, not an error
+(`ParityReport.raise_if_failed` turns it into one).
 
 Chosen tokens are not compared with the oracle's own choice, which a tie within rounding may turn. Each token is
 judged on the text that the backend itself had written so far: was it, within the tolerance, the best one (greedy),
@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +23,17 @@ from numpy.typing import NDArray
 from gptj.backends import BACKENDS
 from gptj.errors import InputError, shown
 from gptj.generation.sampling import uniforms
+from gptj.parity.comparison import Comparison, PairDifferences, spell_tap
 from gptj.parity.oracle import Oracle, causal_lm_loss, positions_of_mask, token_losses
 from gptj.parity.probe import Probe
 from gptj.parity.record import ANSWERS, Record
 from gptj.parity.report import Divergence, ManifestCheck, Measure, ParityReport, TextMatch
 from gptj.parity.tolerance import Tolerance, tolerance_of
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
     "Expected",
     "compare_records",
     "expect",
-    "first_divergence",
 ]
 
 Array = NDArray[Any]
@@ -73,6 +70,7 @@ def compare_records(
     records: Sequence[Record],
     oracle: Oracle,
     *,
+    inside: Comparison | None = None,
     checkpoint: str | None = None,
     manifest: ManifestCheck = "skipped",
 ) -> ParityReport:
@@ -81,6 +79,7 @@ def compare_records(
     Args:
         records: at least one; of one dtype, asked the same.
         oracle: on the checkpoint's weights, rounded to that dtype.
+        inside: the comparison of the backends' traces, by their names, with the oracle's; None looks at answers alone.
         checkpoint: what the report calls them.
         manifest: what the report says of the check against the manifest.
 
@@ -94,18 +93,39 @@ def compare_records(
     measures = [m for record in records for m in _against_oracle(record, expected, oracle, bounds, largest)]
     for one, other in itertools.combinations(records, 2):
         measures += _against_each_other(one, other, bounds.of_logits(largest))
-    found = (first_divergence(record, expected, bounds) for record in records)
+    pairs = {} if inside is None else {pair.other: pair for pair in inside.pairs}
+    for record in records:
+        if inside is not None:
+            measures.append(_inside(pairs[record.backend], inside))
     return ParityReport(
         dtype=records[0].dtype,
         backends=tuple(record.backend for record in records),
         measures=tuple(measures),
-        divergences=tuple(divergence for divergence in found if divergence is not None),
+        divergences=tuple(_divergence(pair) for pair in pairs.values() if pair.first is not None),
         texts=tuple(_texts(records)),
         largest_logit=largest,
         versions={record.backend: dict(record.facts.get("versions", {})) for record in records},
         checkpoint=checkpoint,
         manifest=manifest,
+        inside=inside,
     )
+
+
+def _divergence(pair: PairDifferences) -> Divergence:
+    """The first value of a backend's trace that rounding does not explain: its own error where it was born there."""
+    assert pair.first is not None
+    own = next((origin.own for origin in pair.origins if origin.trace == pair.other and origin.own is not None), None)
+    born = any(origin.verdict == "born there" and origin.trace == pair.other for origin in pair.origins)
+    size = own if born and own is not None else pair.first
+    return Divergence(pair.other, spell_tap(pair.first.tap), size.difference, size.bound, size.where, born=born,
+                      looks_like=pair.looks_like)  # fmt: skip
+
+
+def _inside(pair: PairDifferences, inside: Comparison) -> Measure:
+    """The value between embedding and loss that is the largest share of what rounding explains."""
+    worst = max(inside.born.get(pair.other) or pair.taps, key=lambda tap: _share(tap.difference, tap.bound))
+    what = "every value between"
+    return Measure(pair.other, ORACLE, what, worst.difference, worst.bound, f"{spell_tap(worst.tap)}, {worst.where}")
 
 
 def _common(records: Sequence[Record]) -> tuple[Probe, Tolerance]:
@@ -161,51 +181,32 @@ def _against_oracle(
         with np.errstate(invalid="ignore"):  # a backend's infinite logit gives NaN, which no limit lets pass
             found, wanted = (token_losses(x[:, :-1], probe.labels[:, 1:]) for x in (answers["logits"], expected.logits))
         yield measure("loss of each token", found, wanted, "bt", limit=bounds.of_loss(largest))
-    worst = max(_stages(record, expected, bounds), key=_severity)
-    where = f"{worst.stage}, {worst.where}"
-    yield Measure(record.backend, ORACLE, "every layer", worst.difference, worst.limit, where)
+    yield _largest_of_layers(record, "hidden_states", expected.hidden_states, "btm", bounds.of_hidden)
+    yield _largest_of_layers(record, "attentions", expected.attentions, "bhts", lambda _: limit)
     yield _judged_tokens(record, oracle, "greedy", 2 * limit)
     yield _judged_tokens(record, oracle, "sampled", 2 * limit)
 
 
-def _severity(stage: Divergence) -> float:
-    """A stage's difference as a share of its limit, infinite where it is beyond a limit that is zero or not finite."""
-    if not stage.difference <= stage.limit:
-        return stage.difference / stage.limit if 0 < stage.limit < np.inf else np.inf
-    return stage.difference / stage.limit if stage.limit else 0.0
+def _largest_of_layers(
+    record: Record, answer: str, wanted: Sequence[Array], axes: str, limit_of: Callable[[float], float]
+) -> Measure:
+    """The layer's difference that is the largest share of its limit."""
+    found, mask = record.answers[answer], record.probe.attention_mask
+    measures = []
+    for layer, values in enumerate(wanted):
+        limit = limit_of(float(np.abs(values).max()))
+        of_layer = found[layer] if layer < len(found) else np.empty(0)
+        difference, limit, where = _largest_difference(of_layer, values, axes, mask, limit)
+        what = answer.replace("_", " ")
+        measures.append(Measure(record.backend, ORACLE, what, difference, limit, f"layer {layer}, {where}"))
+    return max(measures, key=lambda measure: _share(measure.difference, measure.limit))
 
 
-def first_divergence(record: Record, expected: Expected, bounds: Tolerance) -> Divergence | None:
-    """The first stage of the model at which a record is beyond the tolerance, or None.
-
-    A stage's input was right, so the mistake is in the stage: "block 2, attention weights" is in ln_1, q, k, the
-    rotary embedding, the mask or the softmax of that block; "block 2" alone, in its v, out_proj, mlp or residual.
-    """
-    return next((stage for stage in _stages(record, expected, bounds) if not stage.difference <= stage.limit), None)
-
-
-def _stages(record: Record, expected: Expected, bounds: Tolerance) -> Iterator[Divergence]:
-    """Every stage of the model in the order of computation, with its difference, beyond the limit or not."""
-    mask = record.probe.attention_mask
-    hidden, attentions = record.answers["hidden_states"], record.answers["attentions"]
-    layers = len(expected.attentions)
-    on_logits = bounds.of_logits(float(np.abs(expected.logits).max()))
-
-    def stage(name: str, found: Array, wanted: Array, axes: str, limit: float) -> Divergence:
-        return Divergence(record.backend, name, *_largest_difference(found, wanted, axes, mask, limit))
-
-    def states(name: str, layer: int) -> Divergence:
-        wanted = expected.hidden_states[layer]
-        found = hidden[layer] if layer < len(hidden) else np.empty(0)
-        return stage(name, found, wanted, "btm", bounds.of_hidden(float(np.abs(wanted).max())))
-
-    yield states("embedding", 0)
-    for layer in range(layers):
-        weights = attentions[layer] if layer < len(attentions) else np.empty(0)
-        yield stage(f"block {layer}, attention weights", weights, expected.attentions[layer], "bhts", on_logits)
-        last = layer == layers - 1
-        yield states(f"block {layer} and ln_f" if last else f"block {layer}", layer + 1)
-    yield stage("lm_head", record.answers["logits"], expected.logits, "btv", on_logits)
+def _share(difference: float, limit: float) -> float:
+    """A difference as a share of its limit, infinite where it is beyond a limit that is zero or not finite."""
+    if not difference <= limit:
+        return difference / limit if 0 < limit < np.inf else np.inf
+    return difference / limit if limit else 0.0
 
 
 _AXES = {"b": "row", "t": "token", "v": "vocabulary", "m": "channel", "h": "head", "s": "key"}

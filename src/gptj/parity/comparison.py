@@ -1,4 +1,4 @@
-"""What a comparison of traces finds: each tap's difference, where it was born, and what is said of it."""
+"""The findings of a comparison of traces: each tap's difference, where it was born, and the words for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from gptj.parity.extra_differences import GradientDifference, TextDifference
+from gptj.parity.extra_differences import GradientDifference, TextDifference, backward_rank
 from gptj.taps import split_tap
 
 __all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "spell_tap"]
@@ -179,9 +179,9 @@ class Comparison:
                 yield from (f"{pair.other}  {tap.tap}  {_size(tap)}" for tap in pair.taps)
 
     def _lines_of_extras(self, *, every: bool) -> Iterator[str]:
-        """The gradients, the largest first, and the texts."""
+        """The gradients, the wrong ones as they are computed, from the head back, and the texts."""
         worst = sorted(self.gradients, key=lambda one: -one.difference / one.bound)
-        beyond = [one for one in worst if not one.holds]
+        beyond = sorted((one for one in self.gradients if not one.holds), key=lambda one: backward_rank(one.parameter))
         yield from map(str, worst if every else beyond[:3])
         if len(beyond) > 3 and not every:
             yield f"and {len(beyond) - 3} gradients more"

@@ -28,16 +28,13 @@ from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
 from gptj.parity.oracle import Oracle
 from gptj.parity.oracle_gradients import loss_gradients
 from gptj.parity.signatures import find_signature
-from gptj.parity.trace import INPUTS, Trace, rotary_sha256
+from gptj.parity.trace import INPUTS, Trace, rotary_sha256, slices_of
 from gptj.schema import schema
 from gptj.taps import split_tap
 
-__all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap", "token_slices"]
+__all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap"]
 
 Array = NDArray[Any]
-
-_SLICE = 2**19
-"""Elements of a tap that are read at a time, of each trace: 4 MB in float64, of which some ten are held."""
 
 _MOST_EXACT = 2**27
 """Parameters of a model whose gradients are computed in float64: 1 GB of them."""
@@ -179,14 +176,6 @@ def _rounding(trace: Trace) -> Rounding:
     return rounding.quantized() if trace.facts.path == "int8" else rounding
 
 
-def token_slices(trace: Trace, tap: str) -> Iterator[slice]:
-    """All tokens, some at a time."""
-    shape, t = trace.shape(tap), max(1, trace.sizes.get("t", 1))
-    step = max(1, _SLICE * t // max(1, math.prod(shape)))
-    whole = t if "t" in trace.places[tap].axes else 1
-    return (slice(start, min(start + step, whole)) for start in range(0, whole, step))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Largest:
     """The largest differences: of each token (b, t), or () where there are none, with their places.
@@ -267,7 +256,7 @@ def _differences(base: Trace, others: Sequence[Trace], tap: str) -> tuple[TokenS
     sizes: list[TokenSizes] = []
     found: list[tuple[list[_Largest], list[_Largest]]] = [([], []) for _ in others]
     padding = _padding(base, *others)
-    for tokens in token_slices(base, tap):
+    for tokens in slices_of(base, tap):
         wanted = _float64(base.read(tap, tokens))
         sizes.append(TokenSizes.of(wanted, axes))
         out = _at_padding(padding, tap, axes, tokens, wanted.shape)
@@ -305,7 +294,7 @@ def _origin(trace: Trace, tap: str, weights: ReadWeight | None, tried: set[str])
     axes, padding = trace.places[tap].axes, _padding(trace)
     parts: list[tuple[float, TapDifference]] = []
     try:
-        for tokens in token_slices(trace, tap):
+        for tokens in slices_of(trace, tap):
             expected, found = operation.expect(tokens), _float64(trace.read(tap, tokens))
             out = _at_padding(padding, tap, axes, tokens, found.shape)
             parts.extend(_judge_part(tap, found, expected, axes, tokens.start, out))
@@ -316,7 +305,7 @@ def _origin(trace: Trace, tap: str, weights: ReadWeight | None, tried: set[str])
     if worst.holds:
         return Origin(trace.name, "came in", worst)
     inner = split_tap(tap)[1]
-    like = None if inner in tried else find_signature(trace, tap, weights, token_slices)
+    like = None if inner in tried else find_signature(trace, tap, weights)
     tried.add(inner)
     return Origin(trace.name, "born there", worst, looks_like=like)
 

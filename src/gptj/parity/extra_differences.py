@@ -11,11 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.errors import InputError
+from gptj.errors import InputError, SchemaError
 from gptj.parity.bounds import Rounding
 from gptj.parity.trace import Trace
+from gptj.schema import BASE_PREFIX
 
-__all__ = ["GradientDifference", "TextDifference", "compare_gradients", "compare_texts", "gradient_share"]
+__all__ = [
+    "GradientDifference",
+    "TextDifference",
+    "backward_rank",
+    "compare_gradients",
+    "compare_texts",
+    "gradient_share",
+]
 
 Array = NDArray[Any]
 ReadGradient = Callable[[str, slice], Array]
@@ -62,6 +70,23 @@ class GradientDifference:
             f"{self.other}: the gradient of {self.parameter} differs from {self.base}'s by {self.difference:.1e} "
             f"of its largest, where rounding explains {self.bound:.0e}; {list(self.where)}"
         )
+
+
+_BACKWARD = ("fc_out", "fc_in", "out_proj", "v_proj", "k_proj", "q_proj", "ln_1")
+
+
+def backward_rank(parameter: str) -> tuple[int, int, int, str]:
+    """The place of a parameter in the order in which gradients are computed: the head, the blocks from the last, wte.
+
+    >>> sorted(["wte.weight", "h.0.ln_1.bias", "h.1.ln_1.bias", "lm_head.bias"], key=backward_rank)
+    ['lm_head.bias', 'h.1.ln_1.bias', 'h.0.ln_1.bias', 'wte.weight']
+    """
+    name = parameter.removeprefix(BASE_PREFIX)
+    if name.startswith("h."):
+        _, block, *_, operation, _ = name.split(".")
+        return 2, -int(block), _BACKWARD.index(operation), name
+    outer = {"ln_f": 1, "wte": 3}.get(name.partition(".")[0], 0)
+    return outer, 0, 0, name
 
 
 def gradient_share(config: GPTJConfig, rounding: Rounding) -> float:
@@ -159,7 +184,9 @@ class TextDifference:
     @property
     def tie(self) -> bool:
         """Whether rounding explains the first difference: both margins are within what it may move two logits."""
-        return self.margins is not None and self.bound is not None and max(self.margins) <= 2 * self.bound
+        if self.margins is None or self.bound is None:
+            return False
+        return all(margin <= 2 * self.bound for margin in self.margins)  # NaN is no tie
 
     @property
     def holds(self) -> bool:
@@ -198,8 +225,7 @@ def compare_texts(base: Trace, other: Trace, bound: float | None) -> Iterator[Te
     """
     if not base.extras.generated or not other.extras.generated:
         return
-    ours, theirs = ({name: trace.file.read(tensor) for name, tensor in trace.extras.generated.items()}
-                    for trace in (base, other))  # fmt: skip
+    ours, theirs = _texts(base), _texts(other)
     for name in ("prompt_ids", "prompt_mask"):
         if not np.array_equal(ours[name], theirs[name]):
             raise InputError("was given something else", file=other.file.path, where=f"generated.{name}",
@@ -216,6 +242,32 @@ def compare_texts(base: Trace, other: Trace, bound: float | None) -> Iterator[Te
             chosen = int(a[first]), int(b[first])
             margins = _margin(ours, prompt, first), _margin(theirs, prompt, first)
         yield TextDifference(base.name, other.name, prompt, tokens, first, chosen, margins, bound, errors)
+
+
+def _texts(trace: Trace) -> dict[str, Array]:
+    """The tensors of a trace's texts, without `generated.`.
+
+    Raises:
+        SchemaError: a value is none that a text has.
+    """
+    texts = {name: trace.file.read(tensor) for name, tensor in trace.extras.generated.items()}
+    vocabulary = trace.facts.config.vocab_size - 1
+    for name, most in {
+        "prompt_ids": vocabulary,
+        "prompt_mask": 1,
+        "token_ids": vocabulary,
+        "top_ids": vocabulary,
+    }.items():
+        texts[name] = values = texts[name].astype(np.int64)
+        wrong = (values < 0) | (values > most)
+        if wrong.any():
+            raise SchemaError("a value that no text has", file=trace.file.path, where=f"generated.{name}",
+                              expected=f"0 to {most}", found=int(values[wrong][0]))  # fmt: skip
+    top = texts["top_logits"].astype(np.float64)
+    if (top[..., 0] < top[..., 1]).any():
+        raise SchemaError("not in their order", file=trace.file.path, where="generated.top_logits",
+                          expected="the larger first")  # fmt: skip
+    return texts
 
 
 def _margin(texts: Mapping[str, Array], prompt: int, step: int) -> float:

@@ -30,7 +30,7 @@ _WHOLE = ("int64", "int32", "uint8", "bool")
 
 @dataclasses.dataclass(frozen=True)
 class Extras:
-    """What stands in a trace beside its taps.
+    """A trace's tensors beside its taps.
 
     Attributes:
         gradients: by their parameters' names.
@@ -95,6 +95,8 @@ def _require_texts(generated: Mapping[str, StoredTensor]) -> None:
         if tensor.dtype not in dtypes:
             raise SchemaError("of another dtype", where=where, expected=" or ".join(dtypes), found=tensor.dtype)
         known = [sizes.get(axis, "?") for axis in axes]
+        if 0 in tensor.shape:
+            raise SchemaError("holds nothing", where=where, found=list(tensor.shape))
         fits = len(tensor.shape) == len(axes) and all(
             sizes.setdefault(axis, length) == length for axis, length in zip(axes, tensor.shape, strict=False)
         )

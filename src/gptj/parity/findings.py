@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ __all__ = [
     "MeasureFound",
     "PairFound",
     "PlantedMistake",
+    "SmallestFound",
     "TapFound",
     "TextFound",
     "findings_schema",
@@ -183,6 +184,18 @@ class PlantedMistake:
     expected: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class SmallestFound:
+    """The smallest relative change of one number (`of`, of the kind `what`) that a value, `tap`, would have shown."""
+
+    backend: str
+    dtype: str
+    what: str
+    change: float | None
+    tap: str | None = None
+    of: str | None = None
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Findings:
     """The whole document.
@@ -194,7 +207,7 @@ class Findings:
         config: its config.json.
         versions: of each backend's libraries.
         notes: what a reader should know, a sentence each.
-        measures, pairs, texts, matrix, ladder, sensitivity: what was found, each empty where nobody looked.
+        measures, pairs, texts, matrix, ladder, sensitivity, smallest: what was found, each empty where nobody looked.
     """
 
     verdict: Verdict
@@ -209,6 +222,7 @@ class Findings:
     matrix: tuple[MatrixRow, ...] = ()
     ladder: tuple[LadderRung, ...] = ()
     sensitivity: tuple[PlantedMistake, ...] = ()
+    smallest: tuple[SmallestFound, ...] = ()
 
     def __repr__(self) -> str:
         return f"Findings({self.verdict}: {self.headline})"
@@ -246,6 +260,28 @@ class Findings:
         others = [sentence for sentence in self.wrong() if sentence != self.headline]
         some = "; ".join(others[:3]) + (f"; and {len(others) - 3} more" if len(others) > 3 else "")
         raise ParityError(self.headline, file=self.folder, hint=some or None)
+
+    def extended(self, **parts: Iterable[Mapping[str, Any]]) -> Findings:
+        """These findings and more, in the schema's shapes, by the names of its lists; the verdict follows.
+
+        Args:
+            parts: measures, pairs, texts, matrix, ladder, sensitivity, smallest. Numbers may be infinite or NaN.
+
+        Raises:
+            FormatError: one breaks the schema.
+
+        >>> row = {"backend": "pt", "row": "cached against whole", "what": "logits", "difference": 1.0, "limit": 0.1}
+        >>> Findings("holds", "all agree").extended(matrix=[row | {"holds": False}])
+        Findings(differs: pt, cached against whole: logits: 1, of 0.1 allowed)
+        """
+        document = self.as_dict() | {"verdict": "differs"}
+        for name, more in parts.items():
+            document[name] = [*document.get(name, ()), *map(_plain, more)]
+        found = Findings.from_dict(document)
+        wrong = next(found.wrong(), None)
+        if self.passed and wrong is not None:
+            return dataclasses.replace(found, headline=wrong)
+        return dataclasses.replace(found, verdict=self.verdict)
 
     def as_dict(self) -> dict[str, Any]:
         """The document as JSON takes it."""
@@ -318,10 +354,11 @@ class Findings:
 
 _PARTS: dict[str, Any] = {
     "measures": MeasureFound, "pairs": PairFound, "texts": TextFound, "matrix": MatrixRow, "ladder": LadderRung,
-    "sensitivity": PlantedMistake,
+    "sensitivity": PlantedMistake, "smallest": SmallestFound,
 }  # fmt: skip
 _NUMBERS = frozenset(
     {"difference", "limit", "bound", "local", "local_bound", "margin_a", "margin_b", "error", "kl", "top1", "greedy"}
+    | {"change"}
 )
 _COUNTS = frozenset({"prompt", "tokens", "first_difference", "prompts"})
 

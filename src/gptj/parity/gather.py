@@ -55,9 +55,15 @@ def findings_of_report(report: ParityReport) -> Findings:
     notes += [f"{text.backend} and {text.against} wrote {text.same} of {text.tokens} {text.answer} tokens alike."
               for text in report.texts]  # fmt: skip
     versions = {backend: dict(libraries) for backend, libraries in report.versions.items()}
-    return Findings(
-        _verdict(report.passed), _headline(report), report.checkpoint, config, versions, tuple(notes), measures
-    )
+    inside = report.inside
+    pairs = () if inside is None else tuple(_pair(pair, inside, report.dtype) for pair in inside.pairs)
+    right = report.passed and all(pair.right for pair in pairs)
+    headline = _headline(report)
+    if report.passed and not right:
+        headline = next(pair.headline for pair in pairs if not pair.right)
+    found = Findings(_verdict(right), headline, report.checkpoint, config, versions, tuple(notes), measures, pairs)
+    return found.extended(sensitivity=[row for one in report.sensitivity for row in one.as_dict()],
+                          smallest=[row for one in report.sensitivity for row in one.smallest_as_dict()])  # fmt: skip
 
 
 def _headline(report: ParityReport) -> str:
@@ -68,9 +74,7 @@ def _headline(report: ParityReport) -> str:
         return f"{who} in {report.dtype}: all {len(report.measures)} measures within their limits"
     size = f"{len(report.failures)} of {len(report.measures)} measures fail"
     if report.divergences:
-        d = report.divergences[0]
-        return (f"{d.backend} first leaves the oracle at {d.stage}: {d.difference:.1e}, of {d.limit:.1e} allowed, "
-                f"at {d.where}; {size} in {report.dtype}")  # fmt: skip
+        return f"{report.divergences[0].headline}; {size} in {report.dtype}"
     m = report.failures[0]
     return (f"{m.backend} and {m.against} disagree on {m.what}: {m.difference:.1e}, of {m.limit:.1e} allowed"
             f"{m.where and ', at '}{m.where}; {size} in {report.dtype}")  # fmt: skip

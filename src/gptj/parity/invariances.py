@@ -217,10 +217,12 @@ def quantised(oracle: Oracle) -> Oracle:
 
     def scale(*parts: Array) -> Array:
         peak = np.max([np.abs(part).max(1, keepdims=True) for part in parts], 0).astype(np.float32)
-        return np.maximum(peak, np.finfo(np.float32).tiny) / np.float32(127)
+        scales: Array = np.maximum(peak, np.finfo(np.float32).tiny) / np.float32(127)
+        return scales
 
     def rounded(values: Array, scales: Array) -> Array:
-        return np.rint(values.astype(np.float32) / scales).astype(np.float64) * scales.astype(np.float64)
+        whole: Array = np.rint(values.astype(np.float32) / scales)
+        return whole.astype(np.float64) * scales.astype(np.float64)
 
     def of_name(name: str) -> Array:
         if name == "lm_head.weight":

@@ -273,6 +273,8 @@ def _epsilon(epsilon: float) -> Mistake:
 
 
 _NORMS = ("ln_1", "ln_f")
+_SAME = ("swish", "gelu_pytorch_tanh", "gelu_fast")
+"""Other names of silu and gelu_new, the last within 1e-10."""
 
 _STREAM = (
     Mistake("embedding scaled", ("embedding",), _factor(lambda config: config.n_embd**0.5)),
@@ -288,7 +290,7 @@ _STREAM = (
     *map(_epsilon, (1e-3, 1e-5, 1e-6, 1e-8, 1e-12)),
     *(
         Mistake("exact GELU" if name == "gelu" else f"activation {name}", ("activation",), _activated(name))
-        for name in (*(known for known in ACTIVATIONS if known != "swish"), "quick gelu", "linear")
+        for name in (*(known for known in ACTIVATIONS if known not in _SAME), "quick gelu", "linear")
     ),
 )
 

@@ -206,7 +206,7 @@ class OperationOf:
         return products.value, products.bound
 
     def _seen(self, tokens: slice) -> Array:
-        """What is visible, by the mask where the trace does not have it."""
+        """The keys that are visible, by the mask where the trace does not say."""
         recorded = self._block + "visible" in self._trace.places
         return self._near("visible", tokens) if recorded else self._visible(tokens).value
 

@@ -304,7 +304,7 @@ class Oracle:
         return self.scaled(scale, x @ np.asarray(a, self.dtype).T @ np.asarray(b, self.dtype).T)
 
     def scaled(self, scale: float, added: Array) -> Array:
-        """What an adapter's matrices give, times its scale."""
+        """The product of an adapter's matrices, times its scale."""
         return scale * added
 
     def read(self, name: str) -> Array:

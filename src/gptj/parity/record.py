@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
 import os
 import platform
@@ -31,6 +30,8 @@ from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import FormatError, GPTJError, InputError, LimitError, naming_file, shown
 from gptj.json_file import read_json_object
 from gptj.parity.probe import Probe, make_probe
+from gptj.parity.trace_record import batch_of_probe, record_trace
+from gptj.parity.versions import library_versions
 from gptj.reading.npz import NpyArray, open_named_npz
 from gptj.writing.file_system import write_error
 from gptj.writing.npz import write_npz
@@ -58,11 +59,6 @@ LARGEST_RECORD_BYTES = 2**32
 _PROBE_PREFIX = "probe."
 _TOKENS = ("greedy", "sampled")
 
-_DISTRIBUTIONS = {
-    "pt": ("torch",),
-    "tf": ("tensorflow", "tensorflow-cpu", "keras"),
-    "flax": ("jax", "jaxlib", "flax"),
-}
 _VARIABLES = ("CUDA_", "GPTJ_", "JAX_", "KERAS_", "MKL_", "NVIDIA_", "OMP_", "OPENBLAS_", "PYTORCH_", "TF_", "XLA_")
 
 
@@ -197,6 +193,7 @@ def record_backend(
     dtype: str = "float32",
     probe: Probe | None = None,
     weights: str | None = None,
+    trace: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
 ) -> Record:
     """The answers of one backend, computed in this process.
@@ -207,10 +204,12 @@ def record_backend(
         dtype: what the parameters are loaded as.
         probe: what to ask; None makes one of the model's config.
         weights: which weights file, where the directory holds several sets.
+        trace: where to write the batch's trace too; None writes none.
         adapter: the folder of a LoRA adapter to put to work.
 
     Raises:
         BackendError: there is no such backend, or its framework is not installed.
+        WriteError: the trace could not be written.
         GPTJError: the checkpoint, the probe or the model's call breaks a rule.
     """
     started = time.monotonic()
@@ -227,6 +226,9 @@ def record_backend(
             probe.prompt_ids, attention_mask=probe.prompt_mask, max_new_tokens=probe.new_tokens, **options
         )
         answers[name] = np.asarray(wing.to_numpy(getattr(made, "sequences", made)), np.int64)
+    if trace is not None:
+        batch = batch_of_probe(probe)
+        record_trace(directory, backend, trace, dtype=dtype, batch=batch, seed=probe.seed, weights=weights, model=model)
     facts = _facts(backend) | {"seconds": round(time.monotonic() - started, 3)}
     return Record(backend, dtype, probe, answers, facts)
 
@@ -283,17 +285,6 @@ def _to_storable(wing: ModuleType, value: Any) -> NDArray[Any]:
     return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
-def library_versions(backend: str) -> dict[str, str]:
-    """The versions of what a backend computes with, by distribution."""
-    versions = {"gptj": gptj.__version__, "python": platform.python_version()}
-    for name in ("numpy", "ml_dtypes", *_DISTRIBUTIONS[backend]):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def _facts(backend: str) -> dict[str, Any]:
     """Who computed: versions, the variables that change a framework's arithmetic or threads, the machine."""
     variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)}
@@ -314,12 +305,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=PARAMETER_DTYPES)
     parser.add_argument("--probe", help="an .npz of what to ask; without it, one is made of the model's config")
     parser.add_argument("--weights", help="which weights file, where there are several sets")
+    parser.add_argument("--trace", help="where to write every value between embedding and loss")
     parser.add_argument("--adapter", help="the folder of a LoRA adapter")
     parser.add_argument("--out", required=True, help="the folder for record.npz and record.json")
     options = parser.parse_args(arguments)
     try:
         probe = None if options.probe is None else Probe.load(options.probe)
-        chosen = {"dtype": options.dtype, "weights": options.weights, "adapter": options.adapter}
+        chosen = {name: getattr(options, name) for name in ("dtype", "weights", "adapter", "trace")}
         record_backend(options.directory, options.backend, probe=probe, **chosen).save(options.out)
     except GPTJError as error:
         print(f"{error.code}: {error}", file=sys.stderr)

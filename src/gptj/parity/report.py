@@ -23,6 +23,8 @@ from rich.text import Text
 
 from gptj.brief import html_table
 from gptj.errors import ParityError
+from gptj.parity.comparison import Comparison
+from gptj.parity.sensitivity import Sensitivity
 
 __all__ = ["Divergence", "ManifestCheck", "Measure", "ParityReport", "TextMatch"]
 
@@ -68,9 +70,11 @@ class Divergence:
 
     Attributes:
         backend: whose.
-        stage: "embedding", "block 2, attention weights", "block 2", "ln_f" or "lm_head".
-        difference, limit: at that stage.
-        where: the place of the largest difference there.
+        stage: the value, "block 3, rotated q".
+        difference, limit: there; of the operation alone, on the inputs that it was given, where it was born there.
+        where: the place of the largest difference.
+        born: whether it was born there, and did not come in.
+        looks_like: the known mistake that explains it; None where none does.
     """
 
     backend: str
@@ -78,6 +82,15 @@ class Divergence:
     difference: float
     limit: float
     where: str
+    born: bool = False
+    looks_like: str | None = None
+
+    @property
+    def headline(self) -> str:
+        """It in a sentence."""
+        start = f"{self.backend} first differs in {self.stage}: {'born there, ' if self.born else ''}"
+        end = "" if self.looks_like is None else f"; looks like: {self.looks_like}"
+        return f"{start}{self.difference:.1e} where rounding explains {self.limit:.0e}; {self.where}{end}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +119,15 @@ class ParityReport:
         dtype: of the parameters.
         backends: who was asked.
         measures: all comparisons, those with the oracle first.
-        divergences: the first divergent stage of each backend that has one.
+        divergences: where each backend that does first differs from the oracle.
         texts: how much of their continuations each two backends share.
         largest_logit: of the oracle, which the limits follow.
         versions: of each backend's process.
         checkpoint: the directory, where it is known.
         manifest: whether the weights were first checked against the directory's manifest.json, or there is none, or it
             is of other weights in the directory than those that were chosen.
+        inside: every value between embedding and loss, compared with the oracle's.
+        sensitivity: of each backend, where it was asked for: which mistakes would have been caught.
     """
 
     dtype: str
@@ -124,6 +139,8 @@ class ParityReport:
     versions: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     checkpoint: str | None = None
     manifest: ManifestCheck = "skipped"
+    inside: Comparison | None = None
+    sensitivity: tuple[Sensitivity, ...] = ()
 
     def __repr__(self) -> str:
         return f"ParityReport({', '.join(self.backends)} in {self.dtype}: {self.verdict})"
@@ -156,12 +173,12 @@ class ParityReport:
         """Return quietly where all agree.
 
         Raises:
-            ParityError: naming the first failure, how many there are, and each backend's first divergent stage.
+            ParityError: naming the first failure, how many there are, and where each backend first differs.
         """
         if self.passed:
             return
         first = self.failures[0]
-        stages = "; ".join(f"{d.backend} first leaves the oracle at {d.stage}" for d in self.divergences)
+        stages = ". ".join(d.headline for d in self.divergences)
         raise ParityError(
             f"{first.backend} and {first.against} disagree on {first.what}{first.where and ' at '}{first.where}"
             f" ({len(self.failures)} of {len(self.measures)} measures fail)",
@@ -188,7 +205,9 @@ class ParityReport:
             "backends": list(self.backends),
             "largest_logit": self.largest_logit,
             "measures": [plain(measure) | {"holds": measure.holds} for measure in self.measures],
-            "divergences": [plain(divergence) for divergence in self.divergences],
+            "divergences": [plain(found) | {"headline": found.headline} for found in self.divergences],
+            "sensitivity": [row for found in self.sensitivity for row in found.as_dict()],
+            "smallest_changes": [row for found in self.sensitivity for row in found.smallest_as_dict()],
             "texts": [dataclasses.asdict(text) for text in self.texts],
             "versions": {backend: dict(versions) for backend, versions in self.versions.items()},
         }
@@ -220,13 +239,11 @@ def _summary_of(report: ParityReport) -> Group:
         Text(""),
         _lines(report),
     ]
-    wrong = [
-        f"{d.backend} first leaves the oracle at {d.stage}: {d.difference:.1e}, of {d.limit:.1e} allowed, at {d.where}"
-        for d in report.divergences
-    ]
+    wrong = [d.headline for d in report.divergences]
     wrong += [_fact(measure) for measure in report.failures[:_MOST_FAILURES]]
     if (more := len(report.failures) - _MOST_FAILURES) > 0:
         wrong.append(f"and {more} more, which --verbose and --json show")
+    wrong += [line for found in report.sensitivity for line in found.lines()]
     if wrong:
         parts.append(Text(""))
     return Group(*parts, *(Padding(Text(line), (0, 0, 0, 2)) for line in wrong))

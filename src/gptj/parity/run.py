@@ -1,4 +1,4 @@
-"""The whole proof: one process a backend, then the judgement.
+"""The whole proof: one process a backend, side by side where memory allows, then the judgement.
 
 A backend's process gets the same Python and an environment of its own: quiet, threads that do not spin, no 16-bit or
 TF32 matrix products behind the back, and 64-bit numbers in JAX where they are asked for. The variables are set for
@@ -7,12 +7,14 @@ the child alone, and a variable that the caller had set stays.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,19 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import BackendError, FormatError, GPTJError, InputError, SchemaError, shown
 from gptj.parity.compare import compare_records
+from gptj.parity.comparison import Comparison
+from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe, require_seed
 from gptj.parity.record import Record, make_folder
 from gptj.parity.report import ManifestCheck, ParityReport
+from gptj.parity.sensitivity import measure_sensitivity
+from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
+from gptj.parity.trace_record import batch_of_probe
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.reading.weight_files import open_weights, split_weights
-from gptj.surroundings import address_limit, require_current_folder
+from gptj.schema import schema
+from gptj.surroundings import address_limit, memory, processors, require_current_folder
 from gptj.writing.file_system import write_error
 
 __all__ = [
@@ -47,6 +55,10 @@ __all__ = [
 ]
 
 PROCESS_TIMEOUT_S = 3600.0
+TRACE_FILE = "trace.safetensors"
+
+_FRAMEWORK_BYTES = 1.5e9
+"""Of a framework that has been imported and has compiled something."""
 
 
 class BackendProcessError(GPTJError, RuntimeError):
@@ -65,6 +77,7 @@ def run_parity(
     keep: str | os.PathLike[str] | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
     check_manifest: bool = True,
+    sensitivity: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
     """Run backends on one checkpoint, and compare their answers with the oracle's and with each other's.
@@ -76,12 +89,13 @@ def run_parity(
         probe: what to ask; None makes one of `seed`.
         weights: which weights file, where the directory holds several sets.
         adapter: the folder of a LoRA adapter to put to work, in the backends and in the oracle.
-        keep: a folder for the probe and the records, one folder a backend; None keeps nothing.
+        keep: a folder for the probe, the oracle's trace, and each backend's record and trace; None keeps nothing.
         timeout_s: how long one backend's process may take.
         check_manifest: first compare the files and tensors with the hashes in the directory's manifest.json, where
             there is one: the backends may agree on weights that are not those that were written. Where `weights`
             chooses a set that the manifest does not list, the report says so.
-        progress: told the name of each backend before it starts, and "oracle".
+        sensitivity: also plant every known mistake into each backend's trace, and say which would have been caught.
+        progress: told the name of each backend before it starts, from a thread of its own, "oracle", and "sensitivity".
 
     Raises:
         BackendError: a backend is unknown or not installed, or none is. Nothing has been run.
@@ -102,19 +116,48 @@ def run_parity(
     probe.check(oracle.config)
     with _folder(keep) as folder:
         probe.save(folder / "probe.npz")
-        records = []
-        for name in names:
+
+        def record(name: str) -> Record:
             if progress is not None:
                 progress(name)
-            record = record_in_process(
+            found = record_in_process(
                 directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name, config=oracle.config,
-                weights=weights, adapter=adapter, timeout_s=timeout_s,
+                weights=weights, adapter=adapter, timeout_s=timeout_s, trace=folder / name / TRACE_FILE,
             )  # fmt: skip
-            _require_asked(record, name, dtype, probe, folder / name)
-            records.append(record)
-    if progress is not None:
-        progress("oracle")
-    return compare_records(records, oracle, checkpoint=os.fspath(directory), manifest=manifest)
+            _require_asked(found, name, dtype, probe, folder / name)
+            return found
+
+        with ThreadPoolExecutor(_at_once(oracle.config, dtype, len(names))) as pool:
+            records = [*pool.map(record, names)]
+        if progress is not None:
+            progress("oracle")
+        traces, inside = _compare_inside(folder, names, oracle, probe)
+        report = compare_records(records, oracle, inside=inside, checkpoint=os.fspath(directory), manifest=manifest)
+        if not sensitivity:
+            return report
+        if progress is not None:
+            progress("sensitivity")
+        found = [measure_sensitivity(trace, lambda name, _: oracle.read(name)) for trace in traces[1:]]
+        return dataclasses.replace(report, sensitivity=tuple(found))
+
+
+def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: Probe) -> tuple[list[Trace], Comparison]:
+    """The oracle's trace and the backends', and how they compare: every value between embedding and loss."""
+    batch = batch_of_probe(probe)
+    write_trace(folder / "oracle.safetensors", oracle.taps(**batch), TraceFacts("oracle", "float64", oracle.config),
+                inputs=batch)  # fmt: skip
+    paths = {"oracle": folder / "oracle.safetensors", **{name: folder / name / TRACE_FILE for name in names}}
+    traces = [dataclasses.replace(open_trace(path), name=name) for name, path in paths.items()]
+    return traces, compare_traces(traces, lambda name, _: oracle.read(name))
+
+
+def _at_once(config: GPTJConfig, dtype: str, wanted: int) -> int:
+    """How many backends may run side by side: one a processor, as far as two thirds of the free memory reach."""
+    values = sum(math.prod(spec.shape) for spec in schema(config))
+    needed = _FRAMEWORK_BYTES + 2.5 * values * numpy_dtype(dtype).itemsize
+    free = memory()[1]
+    room = wanted if free is None else int(free * 2 / 3 // needed)
+    return max(1, min(wanted, processors(), room))
 
 
 def _check_manifest(directory: Path, weights: str | None, *, wanted: bool) -> ManifestCheck:
@@ -146,8 +189,9 @@ def record_in_process(
     weights: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     timeout_s: float = PROCESS_TIMEOUT_S,
+    trace: Path | None = None,
 ) -> Record:
-    """The record that a new Python process makes of one backend and leaves in `out`.
+    """The record that a new Python process makes of one backend and leaves in `out`, and the trace where asked for.
 
     Raises:
         BackendProcessError: the process failed, was ended by a signal, or took longer than `timeout_s`.
@@ -156,6 +200,9 @@ def record_in_process(
     command += ["--probe", os.fspath(probe), "--out", os.fspath(out)]
     if weights is not None:
         command += ["--weights", weights]
+    if trace is not None:
+        make_folder(trace.parent)
+        command += ["--trace", os.fspath(trace)]
     if adapter is not None:
         command += ["--adapter", os.fspath(adapter)]
     run_in_process(command, backend, dtype=dtype, timeout_s=timeout_s)

@@ -19,7 +19,7 @@ from gptj.dtypes import numpy_dtype
 from gptj.parity.mistaken import Expect, MistakenOperation, rotary
 from gptj.parity.mutants import mistakes_at
 from gptj.parity.operations import PRODUCTS, Expected, Missing, ReadWeight
-from gptj.parity.trace import Trace
+from gptj.parity.trace import Trace, slices_of
 from gptj.taps import split_tap
 
 __all__ = ["find_signature"]
@@ -35,7 +35,7 @@ _MOST = 3
 
 
 def find_signature(
-    trace: Trace, tap: str, weights: ReadWeight | None, slices: Callable[[Trace, str], Iterator[slice]]
+    trace: Trace, tap: str, weights: ReadWeight | None, slices: Callable[[Trace, str], Iterator[slice]] = slices_of
 ) -> str | None:
     """The mistakes that explain a tap, "rotary sign" or "scale left at 1 or no norm"; None where none does.
 

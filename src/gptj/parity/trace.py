@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from gptj.rotary import rotary_table
 from gptj.taps import list_taps, split_tap
 from gptj.writing.output_file import whole_file
 
-__all__ = ["INPUTS", "Trace", "TraceFacts", "open_trace", "rotary_sha256", "write_trace"]
+__all__ = ["INPUTS", "Trace", "TraceFacts", "open_trace", "rotary_sha256", "slices_of", "write_trace"]
 
 FORMAT = "1"
 
@@ -43,6 +44,9 @@ INPUTS = {"input_ids": "bt", "attention_mask": "bs", "position_ids": "bt", "labe
 
 SHAPES = ("n_layer", "n_head", "n_embd", "inner_width", "vocab_size", "rotary_width")
 """The config's sizes in which traces that are compared must agree."""
+
+_SLICE = 2**19
+"""Elements of a tap that are read at a time, of each trace: 4 MB in float64, of which some ten are held."""
 
 _NUMBERS = ("seed", "threads")
 _HASHES = ("weights_sha256", "rotary_sha256")
@@ -246,6 +250,14 @@ class Trace:
         axis = place.layout.axis_of("b")
         once = axis is not None and place.tensor.shape[axis] == 1  # checked: only where one may stand for all
         return {**self.sizes, "1": 1, "b": 1} if once else {**self.sizes, "1": 1}
+
+
+def slices_of(trace: Trace, tap: str) -> Iterator[slice]:
+    """All tokens, some at a time."""
+    shape, t = trace.shape(tap), max(1, trace.sizes.get("t", 1))
+    step = max(1, _SLICE * t // max(1, math.prod(shape)))
+    whole = t if "t" in trace.places[tap].axes else 1
+    return (slice(start, min(start + step, whole)) for start in range(0, whole, step))
 
 
 # ---- opening

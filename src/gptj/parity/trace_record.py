@@ -23,14 +23,23 @@ from gptj.dtypes import dtype_name
 from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL, check_call
 from gptj.parity.oracle import positions_of_mask
-from gptj.parity.probe import make_probe
-from gptj.parity.record import library_versions
+from gptj.parity.probe import Probe, make_probe
 from gptj.parity.trace import TraceFacts, rotary_sha256, write_trace
+from gptj.parity.versions import library_versions
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.schema import schema
 from gptj.taps import choose_taps, split_tap
 
-__all__ = ["PATHS", "Batch", "batch_of_prompts", "probe_batch", "record_trace", "require_way", "weights_sha256"]
+__all__ = [
+    "PATHS",
+    "Batch",
+    "batch_of_probe",
+    "batch_of_prompts",
+    "probe_batch",
+    "record_trace",
+    "require_way",
+    "weights_sha256",
+]
 
 Batch = dict[str, NDArray[np.int64]]
 
@@ -58,6 +67,7 @@ def record_trace(
     generate: int = 0,
     seed: int | None = None,
     weights: str | None = None,
+    model: Any = None,
 ) -> TraceFacts:
     """Write the trace that a backend makes of a batch.
 
@@ -73,6 +83,7 @@ def record_trace(
         generate: how many tokens to add, greedily, to each prompt: the batch's rows, or of `seed` where there is none.
         seed: of the inputs, as the trace says.
         weights: which weights file, where the directory holds several sets.
+        model: of the directory, loaded so already; None loads it.
 
     Raises:
         BackendError: there is no such backend, or its framework is not installed.
@@ -87,7 +98,8 @@ def record_trace(
         "prepared": {"inference": True}, "int8": {"inference": True, "quantize": "int8"},
         "sdpa": {"attn_implementation": "sdpa"},
     }  # fmt: skip
-    model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights, **ways.get(way, {}))
+    if model is None:
+        model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights, **ways.get(way, {}))
     seed = (0 if seed is None else seed) if batch is None else seed
     prompts = None
     if generate:
@@ -213,16 +225,22 @@ def weights_sha256(directory: str | os.PathLike[str], *, weights: str | None = N
 
 
 def probe_batch(config: GPTJConfig, *, seed: int = 0) -> Batch:
-    """The batch that `gptj parity` asks every backend: rows whole, padded left, right and within."""
-    probe = make_probe(config, seed=seed)
+    """The batch that `gptj parity` asks every backend: rows whole, padded left, right and within, at far positions."""
+    return batch_of_probe(make_probe(config, seed=seed))
+
+
+def batch_of_probe(probe: Probe) -> Batch:
+    """A probe's batch, at its far positions, where a rotary table of 16 bits shows."""
     return {
-        "input_ids": probe.input_ids, "attention_mask": probe.attention_mask, "position_ids": probe.position_ids,
-        "labels": probe.labels,
+        "input_ids": probe.input_ids, "attention_mask": probe.attention_mask,
+        "position_ids": probe.far_position_ids, "labels": probe.labels,
     }  # fmt: skip
 
 
 def batch_of_prompts(prompts: Sequence[Sequence[int]], *, pad: int = 0) -> Batch:
     """Prompts of token ids as one batch, padded left, with positions that count from each one's first token.
+
+    A label is each token that another comes before: what padding predicts is of no prompt, and differs among programs.
 
     Raises:
         InputError: there is none, or one is empty.
@@ -238,5 +256,6 @@ def batch_of_prompts(prompts: Sequence[Sequence[int]], *, pad: int = 0) -> Batch
     for row, prompt in enumerate(prompts):
         ids[row, t - len(prompt) :] = prompt
         mask[row, t - len(prompt) :] = 1
-    labels = np.where(mask == 1, ids, IGNORED_LABEL)
+    labels = np.full_like(ids, IGNORED_LABEL)
+    labels[:, 1:] = np.where(mask[:, :-1] == 1, ids[:, 1:], IGNORED_LABEL)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of_mask(mask), "labels": labels}

@@ -21,9 +21,9 @@ from gptj.backends import choose_backend, installed_backends
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name
 from gptj.errors import InputError
-from gptj.parity.differences import Comparison, compare_traces, spell_tap, token_slices
+from gptj.parity.differences import Comparison, compare_traces, spell_tap
 from gptj.parity.run import open_reference, run_in_process
-from gptj.parity.trace import SHAPES, Trace, open_trace
+from gptj.parity.trace import SHAPES, Trace, open_trace, slices_of
 from gptj.parity.trace_record import require_way
 
 __all__ = ["FolderDifference", "compare_folders", "compare_two", "require_one_shape"]
@@ -134,7 +134,7 @@ def compare_two(backend: str, first: Trace, second: Trace) -> FolderDifference:
 def _relative(first: Trace, second: Trace, tap: str) -> float:
     """The root of the mean square of the difference over that of the first's values; NaN and infinity stay."""
     off, size = 0.0, 0.0
-    for tokens in token_slices(first, tap):
+    for tokens in slices_of(first, tap):
         with np.errstate(invalid="ignore", over="ignore"):
             a, b = (trace.read(tap, tokens).astype(np.float64) for trace in (first, second))
             off, size = off + float(((b - a) ** 2).sum()), size + float((a * a).sum())
@@ -148,7 +148,7 @@ def _next_tokens(first: Trace, second: Trace) -> tuple[tuple[float, float], floa
     mask = first.read_input("attention_mask")
     divergences: list[Array] = []
     same: list[Array] = []
-    for tokens in token_slices(first, "logits"):
+    for tokens in slices_of(first, "logits"):
         a, b = (trace.read("logits", tokens).astype(np.float64) for trace in (first, second))
         shape, t = a.shape[:2], first.sizes["t"]
         counted = np.ones(shape, bool) if mask is None else mask[:, -t:][:, tokens].astype(bool)

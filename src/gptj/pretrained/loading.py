@@ -203,7 +203,7 @@ def one_dtype(default: str = "auto", /, **spellings: Any) -> Any:
 
 LOADING_ARGUMENTS = (
     *("config", "dtype", "param_dtype", "torch_dtype", "device_map", "weights", "variant", "ignore_mismatched_sizes"),
-    *("output_loading_info", "mmap", "verify", "seed", "inference", "quantize", "_do_init"),
+    *("mesh", "strategy", "output_loading_info", "mmap", "verify", "seed", "inference", "quantize", "_do_init"),
     *(*HUB_ARGUMENTS, *FOREIGN_ARGUMENTS),
 )
 """Arguments of `from_pretrained` in any wing, besides the config's fields."""

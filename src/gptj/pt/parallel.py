@@ -119,7 +119,7 @@ class ParallelEmbedding(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """What a block is made of, with this process' heads and feed-forward columns, and one sum over all processes."""
+    """A block's own parts, with this process' heads and feed-forward columns, and one sum over all processes."""
 
     def __init__(self, block: Any, peers: Peers) -> None:
         super().__init__()

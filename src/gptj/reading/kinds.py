@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["HEAD_BYTES", "describe_file", "describe_folder"]
+__all__ = ["HEAD_BYTES", "describe_file", "describe_folder", "describe_no_safetensors"]
 
 HEAD_BYTES = 512
 """The number of a file's first bytes that `describe_file` looks at."""
@@ -32,7 +32,7 @@ _OTHERS = (
     (b"{", "a JSON file (a download that answered with an error?)"),
 )
 
-_MERGE = "Load it with PEFT over its base model, call merge_and_unload(), and save the model that this gives"
+_MERGE = "Merge it into its base: gptj adapter merge BASE ADAPTER OUT; or with PEFT, merge_and_unload(), and save"
 _ONE_WAY = "It is converted one way only: take the original model"
 
 # A sign among the folder's names, what that makes of it, and what to do.
@@ -123,3 +123,27 @@ def describe_folder(directory: Path) -> tuple[str, str] | None:
             hint = hint.replace("DIR", str(directory)).replace("{dir}", str(directory)).replace("{name}", found)
             return kind.format(found), hint
     return None
+
+
+def describe_no_safetensors(head: bytes, file_bytes: int) -> str | None:
+    """A name for a file of safetensors' name that is none, by its first bytes and its size; None where it may be one."""
+    if file_bytes == 0:
+        return "an empty file"
+    beginnings = {
+        b"version https://git-lfs": "a git-lfs pointer (fetch the file itself with `git lfs pull`)",
+        b"\x1f\x8b": "a gzip file",
+        b"PK\x03\x04": "a zip archive (a PyTorch .bin, a Keras model or an .npz?)",
+        b"\x89HDF\r\n": "an HDF5 file",
+        b"\x28\xb5\x2f\xfd": "a zstandard file",
+        b"\x80\x02": "a pickle",
+        b"\x80\x03": "a pickle",
+        b"\x80\x04": "a pickle",
+        b"\x80\x05": "a pickle",
+    }
+    for beginning, kind in beginnings.items():
+        if head.startswith(beginning):
+            return kind
+    text = head[:512].lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page (a download that answered with an error?)"
+    return "an XML page (a download that answered with an error?)" if text.startswith(b"<?xml") else None

@@ -37,6 +37,7 @@ from gptj.reading.files import (
     read_into,
     read_up_to,
 )
+from gptj.reading.kinds import describe_no_safetensors
 
 __all__ = [
     "WEIGHT_DTYPES",
@@ -209,7 +210,7 @@ def _header_members(head: bytes, *, file: str | os.PathLike[str], file_bytes: in
     """The header's JSON object, after its length has been found to be possible."""
 
     def refuse(problem: str, error: type[GPTJError] = FormatError, **facts: Any) -> NoReturn:
-        if kind := _what_it_is(head, file_bytes):
+        if kind := describe_no_safetensors(head, file_bytes):
             raise FormatError(f"this is {kind}, not a safetensors file", file=file)
         raise error(problem, file=file, **facts)
 
@@ -228,30 +229,6 @@ def _header_members(head: bytes, *, file: str | os.PathLike[str], file_bytes: in
     if head[8:9] != b"{":
         refuse("the header does not begin with {", found=shown(head[8:16]))
     return parse_json_object(head[8 : 8 + length], file=file, where="header")
-
-
-def _what_it_is(head: bytes, file_bytes: int) -> str | None:
-    """A name for a file that is no safetensors file, or None."""
-    if file_bytes == 0:
-        return "an empty file"
-    beginnings = {
-        b"version https://git-lfs": "a git-lfs pointer (fetch the file itself with `git lfs pull`)",
-        b"\x1f\x8b": "a gzip file",
-        b"PK\x03\x04": "a zip archive (a PyTorch .bin, a Keras model or an .npz?)",
-        b"\x89HDF\r\n": "an HDF5 file",
-        b"\x28\xb5\x2f\xfd": "a zstandard file",
-        b"\x80\x02": "a pickle",
-        b"\x80\x03": "a pickle",
-        b"\x80\x04": "a pickle",
-        b"\x80\x05": "a pickle",
-    }
-    for beginning, kind in beginnings.items():
-        if head.startswith(beginning):
-            return kind
-    text = head[:512].lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page (a download that answered with an error?)"
-    return "an XML page (a download that answered with an error?)" if text.startswith(b"<?xml") else None
 
 
 def _stored_tensor(name: str, entry: Any, file: Path, data_start: int, data_bytes: int) -> StoredTensor:

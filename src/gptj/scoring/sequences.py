@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
@@ -18,19 +19,24 @@ Prefix: TypeAlias = int | Literal["bos"] | None
 """The token that stands before a text: an id, "bos" for the config's bos or else its eos, None for none."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sequenced:
     """Tokens of which those from one place on are scored.
 
     Attributes:
-        token_ids: what is read before, and what is scored.
+        token_ids: int64 (n,), what is read before, and what is scored.
         first: the place of the first token that is scored, at least 1.
         n_bytes: of the text that is scored, in UTF-8; None where it is not known.
     """
 
-    token_ids: list[int]
+    token_ids: NDArray[np.int64]
     first: int
     n_bytes: int | None
+
+    @classmethod
+    def of(cls, before: Sequence[int], scored: Sequence[int], n_bytes: int | None = None) -> Sequenced:
+        """The sequence of these tokens, the second of which are scored: without their first, where none is before."""
+        return cls(np.array([*before, *scored], np.int64), max(1, len(before)), n_bytes)
 
 
 def sequences_of(
@@ -112,8 +118,8 @@ def _items(value: Any, where: str) -> list[Any]:
 def _of_text(config: GPTJConfig, text: Any, where: str, tokenizer: Any, prefix: int | None) -> Sequenced:
     ids = _encode(config, text, where, tokenizer)
     if prefix is None:  # the first token is context alone
-        return Sequenced(ids, 1, _spelt(ids[1:], tokenizer))
-    return Sequenced([prefix, *ids], 1, len(text.encode()) if isinstance(text, str) else _spelt(ids, tokenizer))
+        return Sequenced.of([], ids, _spelt(ids[1:], tokenizer))
+    return Sequenced.of([prefix], ids, len(text.encode()) if isinstance(text, str) else _spelt(ids, tokenizer))
 
 
 def _of_pair(config: GPTJConfig, pair: tuple[Any, Any], where: str, tokenizer: Any, prefix: int | None) -> Sequenced:
@@ -135,7 +141,7 @@ def _of_pair(config: GPTJConfig, pair: tuple[Any, Any], where: str, tokenizer: A
             context, scored = scored[:1], scored[1:]
         else:
             raise InputError("nothing but the token that stands before a text", where=where, found=scored)
-    return Sequenced([*context, *scored], len(context), _spelt(scored, tokenizer))
+    return Sequenced.of(context, scored, _spelt(scored, tokenizer))
 
 
 def _spelt(ids: Sequence[int], tokenizer: Any) -> int | None:

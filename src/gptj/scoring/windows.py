@@ -10,6 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
 
@@ -61,7 +64,7 @@ def _whole(value: int | None, where: str, most: int, said: str) -> int:
     return value
 
 
-def windows_of(sequence: Sequence[int], first: int, limits: Limits) -> Iterator[Window]:
+def windows_of(sequence: Sequence[int] | NDArray[np.int64], first: int, limits: Limits) -> Iterator[Window]:
     """The windows that score the tokens of a sequence from place `first` on.
 
     Args:
@@ -77,5 +80,6 @@ def windows_of(sequence: Sequence[int], first: int, limits: Limits) -> Iterator[
     scored, end = first, min(len(sequence), first + limits.max_length)
     while scored < end:
         begin = max(0, end - 1 - limits.max_length)
-        yield Window(tuple(sequence[begin : end - 1]), tuple(sequence[scored:end]))
+        read = np.asarray(sequence[begin:end]).tolist()
+        yield Window(tuple(read[:-1]), tuple(read[scored - begin :]))
         scored, end = end, min(len(sequence), end + limits.stride)

@@ -6,6 +6,7 @@ Table of contents:
     Continuation, Piece                one text that is being made               continuation
     RunningBatch                       rows that join and leave between steps    batch
     Prefill, Pace                      prompts that are read in pieces           prefill
+    warm_up                            what is compiled, before others ask      warming
     PrefixStore                        what many prompts begin with, once        prefixes
                                        a request's fields, each with its rule    requests, fields
                                        what is answered, whole or piece by piece answers

@@ -128,6 +128,10 @@ def _answer_any(request: Request, error: Exception) -> Response:
     return _error(refusal_of(error))
 
 
+def _stopped() -> Refusal:
+    return Refusal(503, "the server was stopped", code="shutting_down")
+
+
 class _Left(Exception):
     """The client has left."""
 
@@ -224,6 +228,8 @@ class _Doors:
         try:
             self._check_access(request)
             response = await self._answer(request, read, begin)
+        except asyncio.CancelledError:  # the end was asked for twice, or took too long
+            response = _error(_stopped())
         except Exception as error:
             refusal = refusal_of(error)
             if refusal.status == 500:
@@ -355,6 +361,8 @@ class _Making:
                     await send(one)
         except _Left:
             return
+        except asyncio.CancelledError:
+            await self._send_error(send, _stopped())
         except TimeoutError:
             await self._send_error(send, Refusal(504, "the answer took too long", code="timeout"))
         except Exception as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj.errors import TokenizerError
-from gptj.json_file import read_json_object
+from gptj.json_file import read_json_object, read_small_file
 from gptj.serving.refusals import Refusal
 
 __all__ = ["CHAT_TEMPLATE_FILE", "ChatTemplate"]
@@ -59,7 +59,10 @@ class ChatTemplate:
         """
         path, source = directory / CHAT_TEMPLATE_FILE, None
         if path.exists():
-            source = path.read_text(encoding="utf-8")
+            try:
+                source = read_small_file(path).decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise TokenizerError(f"the chat template is not UTF-8: {error.reason}", file=path) from error
         elif (path := directory / _CONFIG_FILE).exists():
             source = _stored(read_json_object(path).get("chat_template"), path)
         if source is None:

@@ -18,7 +18,17 @@ from gptj.generation import Step
 from gptj.generation.sampling import best, log_softmax
 from gptj.generation.session import Session
 
-__all__ = ["Continuation", "Failed", "Listener", "Piece", "Scored", "TextDecoder", "TokenScores", "Transcript"]
+__all__ = [
+    "Continuation",
+    "Failed",
+    "Listener",
+    "Piece",
+    "Scored",
+    "TextDecoder",
+    "TokenScores",
+    "Transcript",
+    "no_decoder",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +82,11 @@ class Failed:
     """The error that ended a continuation."""
 
     error: BaseException
+
+
+def no_decoder(batch: int, capacity: int) -> Any:
+    """The decoder of a continuation's session, which has none: the engine has them."""
+    raise NotImplementedError("the engine has the decoders")
 
 
 Listener = Callable[[Piece | Scored | Failed], None]

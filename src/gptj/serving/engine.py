@@ -62,6 +62,7 @@ class Engine:
         self.most_rows, self.most_waiting = most_rows, most_waiting
         self.metrics = metrics or Metrics()
         self._within, self._use_adapter = within, use_adapter
+        self._adapter_in_use: str | None = "?"
         self._prefixes = PrefixStore(prefix_tokens)
         self._pace = Pace()
         self._changed = threading.Condition()
@@ -102,6 +103,11 @@ class Engine:
         """Look at once whether somebody has left."""
         with self._changed:
             self._changed.notify()
+
+    def forget(self) -> None:
+        """Begin the counts and the prefixes anew; nobody may be there."""
+        self.metrics.clear()
+        self._prefixes = PrefixStore(self._prefixes.most_tokens)
 
     def close(self, timeout: float | None = None) -> bool:
         """Take no more, finish what there is, and return whether it was finished in time."""
@@ -306,5 +312,7 @@ class Engine:
         return make
 
     def _select_adapter(self, adapter: str | None) -> None:
-        if self._use_adapter is not None:
+        if self._use_adapter is not None and adapter != self._adapter_in_use:
+            self._adapter_in_use = "?"  # not known, should the next line fail
             self._use_adapter(adapter)
+            self._adapter_in_use = adapter

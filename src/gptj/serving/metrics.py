@@ -53,6 +53,12 @@ class Metrics:
             counts[bisect.bisect_left(_BOUNDS, value)] += 1
             counts[-1] += value
 
+    def clear(self) -> None:
+        """Begin anew."""
+        with self._lock:
+            self._counters.clear()
+            self._histograms.clear()
+
     def value(self, name: str, **labels: str) -> float:
         """The count so far."""
         return self._counters.get((name, tuple(sorted(labels.items()))), 0)

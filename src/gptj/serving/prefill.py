@@ -1,8 +1,8 @@
 """Prompts that enter a cache of their own, some columns at a time, so that a long one makes nobody else wait.
 
 Short prompts that wait together are read together, padded on the left, as `generate` reads a batch. How much is read
-between two steps of the running rows is measured: about as much as a step takes, so that the next token of the others
-comes after two steps' time at most.
+between two steps of the running rows is measured: as much as takes one to two steps, so that a long prompt delays the
+next token of the others by two steps' time at most. With less, the weights would be read more often for as many tokens.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self.tokens = FEWEST
+        self.tokens = 32
         self._step_s: float | None = None
         self._seen: set[Any] = set()
 
@@ -51,9 +51,9 @@ class Pace:
         """Learn what it took to read so many tokens while others waited."""
         if not self._is_known(shape) or self._step_s is None:
             return
-        if seconds > self._step_s:
+        if seconds > 1.75 * self._step_s:
             self.tokens = max(min(self.tokens, tokens) // 2, FEWEST)
-        elif seconds < 0.4 * self._step_s and tokens >= self.tokens:
+        elif seconds < 0.8 * self._step_s and tokens >= self.tokens:
             self.tokens = min(2 * self.tokens, MOST)
 
     def _is_known(self, shape: Any) -> bool:

@@ -22,7 +22,7 @@ from gptj.generation.session import LogitsProcessor, Session, prepare
 from gptj.generation.stopping import decode_with
 from gptj.inputs import check_ids
 from gptj.serving.chat import ChatTemplate
-from gptj.serving.continuation import Continuation, Listener, TextDecoder, Transcript
+from gptj.serving.continuation import Continuation, Listener, TextDecoder, Transcript, no_decoder
 from gptj.serving.engine import Engine
 from gptj.serving.refusals import Refusal
 from gptj.serving.requests import CompletionRequest, Prompt, Sampling
@@ -267,7 +267,7 @@ class Service:
         self, request: CompletionRequest, choice: Choice, config: GenerationConfig, seed: list[int] | None, copy: int
     ) -> Session:
         session = prepare(
-            _no_decoder,
+            no_decoder,
             np.array([choice.ids], np.int64),
             model_config=self.model_config,
             generation_config=config,
@@ -282,7 +282,3 @@ class Service:
         if presence:
             session.add_processor(FewTokens(lambda row: decline(np.unique(row.ids[row.prompt :]), presence)))
         return session
-
-
-def _no_decoder(batch: int, capacity: int) -> Any:
-    raise NotImplementedError("the engine has the decoders")

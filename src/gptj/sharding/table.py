@@ -197,7 +197,7 @@ def check_mesh(config: GPTJConfig, strategy: Strategy, mesh: Mesh, *, batch: int
 
 
 def _fitting(name: str, count: int, parts: int) -> str:
-    """What would fit in place of so many parts."""
+    """The numbers that would fit in place of so many parts."""
     if name == "batch":
         return f"a batch of {-(-count // parts) * parts}, or a smaller dp"
     axis = "tp" if name == "n_head" else "dp x tp"

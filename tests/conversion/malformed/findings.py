@@ -37,6 +37,8 @@ def document() -> dict[str, Any]:
                     "prompts": 8}],
         "sensitivity": [{"backend": "pt", "mutant": "rotary sign", "caught": True, "headline": "pt differs",
                          "expected": "q_rotated"}],
+        "smallest": [{"backend": "pt", "dtype": "float32", "what": "one weight", "change": 0.1, "tap": "h.0.q",
+                      "of": "q_proj"}],
     }  # fmt: skip
 
 
@@ -102,7 +104,8 @@ MISSING = [
     for place, name in [
         *(((), name) for name in SCHEMA["required"]),
         *(((part, 0), name) for part, kind in (("measures", "measure"), ("pairs", "pair"), ("texts", "text"),
-                                               ("matrix", "row"), ("ladder", "rung"), ("sensitivity", "planted"))
+                                               ("matrix", "row"), ("ladder", "rung"), ("sensitivity", "planted"),
+                                               ("smallest", "change"))
           for name in SCHEMA["$defs"][kind]["required"]),
         *((("pairs", 0, "taps", 0), name) for name in SCHEMA["$defs"]["tap"]["required"]),
     ]

@@ -245,4 +245,57 @@ MAPPINGS = [
     )
 ]  # fmt: skip
 
-CASES = [*FACTS, *CONFIGS, *SHAPES, *DTYPES, *NAMES, *VALUES, *BYTES, *MAPPINGS]
+
+def _texts() -> Arrays:
+    ids = np.ones((2, 3), np.int64)
+    top = np.stack([np.full((2, 3), 2.0), np.full((2, 3), 1.0)], -1).astype(np.float32)
+    names = {"prompt_ids": ids, "prompt_mask": ids, "token_ids": ids, "top_ids": np.ones((2, 3, 2), np.int64)}
+    return {f"generated.{name}": values for name, values in (names | {"top_logits": top}).items()}
+
+
+def _with_texts(**changes: np.ndarray[Any, Any] | None) -> Callable[[Path], None]:
+    def change(arrays: Arrays) -> None:
+        arrays.update(_texts())
+        for name, values in changes.items():
+            del arrays[f"generated.{name}"]
+            if values is not None:
+                arrays[f"generated.{name}"] = values
+
+    return spoilt(change)
+
+
+def compare_texts(folder: Path) -> object:
+    """Compare with a trace of good texts."""
+    save_file(_arrays() | _texts(), folder / "good.safetensors", metadata=_metadata())
+    return compare_traces([open_trace(folder / "good.safetensors"), open_trace(folder / NAME)])
+
+
+EXTRAS = [
+    *(Malformed(f"texts without {name}", _with_texts(**{name: None}), door, name)
+      for name in ("prompt_ids", "prompt_mask", "token_ids", "top_ids", "top_logits")),
+    *(Malformed(f"texts with {name} of shape {list(shape)}", _with_texts(**{name: np.ones(shape, dtype)}), door, named)
+      for name, shape, dtype, named in (
+          ("prompt_mask", (2, 4), "int64", "prompt_mask"), ("token_ids", (3, 3), "int64", "token_ids"),
+          ("token_ids", (2, 0), "int64", "token_ids"), ("token_ids", (2, 3, 1), "int64", "token_ids"),
+          ("top_ids", (2, 3, 1), "int64", "top_ids"), ("top_ids", (2, 3, 3), "int64", "top_ids"),
+          ("top_ids", (2, 4, 2), "int64", "top_ids"), ("top_logits", (2, 3), "float32", "top_logits"),
+          ("prompt_ids", (0, 3), "int64", "prompt_ids"))),
+    *(Malformed(f"texts with {name} as {dtype}", _with_texts(**{name: _texts()[f"generated.{name}"].astype(dtype)}),
+                door, name)
+      for name, dtype in (("token_ids", "float32"), ("top_logits", "int64"), ("top_ids", "float64"))),
+    *(Malformed(f"texts with {name} of {value}", _with_texts(**{name: np.full((2, 3), value)}), compare_texts, name)
+      for name, value in (("token_ids", 216), ("token_ids", -1), ("prompt_ids", 216), ("prompt_mask", 2))),
+    Malformed("texts of other prompts", _with_texts(prompt_ids=np.full((2, 3), 5)), compare_texts, "prompt_ids"),
+    Malformed("texts whose second logit is the larger",
+              _with_texts(top_logits=_texts()["generated.top_logits"][..., ::-1].copy()), compare_texts, "top_logits"),
+    *(Malformed(f"a tensor called {name!r}"[:60], _array(name, _f(48)), door, name[:40])
+      for name in ("generated.", "generated.tokens", "generated", "grad.", "grad", "grad.ln_f.weight", "grad.loss",
+                   "grad.transformer.h.3.ln_1.weight", "grad.transformer.h.00.ln_1.weight", "Grad.lm_head.bias",
+                   "sgd.transformer.ln_f.weight")),
+    *(Malformed(f"a gradient of shape {list(shape)}", _array("grad.transformer.ln_f.weight", _f(*shape)), door, "ln_f")
+      for shape in ((), (47,), (48, 1), (1, 48), (0,))),
+    *(Malformed(f"a gradient as {dtype}", _array("grad.transformer.ln_f.weight", np.ones(48, dtype)), door, "ln_f")
+      for dtype in ("int64", "bool", "uint8")),
+]  # fmt: skip
+
+CASES = [*EXTRAS, *FACTS, *CONFIGS, *SHAPES, *DTYPES, *NAMES, *VALUES, *BYTES, *MAPPINGS]

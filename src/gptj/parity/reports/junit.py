@@ -67,7 +67,8 @@ def _measures(found: Findings) -> Iterator[Case]:
 def _pair(pair: PairFound) -> Case:
     wrong = [tap for tap in pair.taps if not tap.right]
     lines = [pair.headline] if pair.headline else []
-    lines += [f"looks like: {pair.looks_like}"] if pair.looks_like else []
+    told = pair.looks_like is None or pair.looks_like in pair.headline
+    lines += [] if told else [f"looks like: {pair.looks_like}"]
     for tap in wrong[:_MOST_TAPS]:
         line = f"{tap.tap}: {spell_number(tap.difference)} of {spell_number(tap.bound)}"
         line += f", born there ({spell_number(tap.local)} of {spell_number(tap.local_bound)})" if tap.born else ""
@@ -110,8 +111,8 @@ def _sensitivity(found: Findings) -> tuple[list[Case], list[Case]]:
 
 
 def _ladder(root: ET.Element, found: Findings) -> None:
-    """The ladder judges nothing: properties of a suite without cases."""
-    if not found.ladder:
+    """The ladder and the smallest changes judge nothing: properties of a suite without cases."""
+    if not found.ladder and not found.smallest:
         return
     name = _text(f"{found.folder or 'parity'}: ladder")
     suite = ET.SubElement(root, "testsuite", name=name, tests="0", failures="0", errors="0", skipped="0", time="0")
@@ -120,3 +121,6 @@ def _ladder(root: ET.Element, found: Findings) -> None:
         value = f"error {spell_number(rung.error)}, KL {spell_number(rung.kl)}, top-1 {spell_percent(rung.top1)}, "
         value += f"greedy {spell_percent(rung.greedy)}"
         ET.SubElement(properties, "property", name=_text(f"{rung.backend} {rung.rung}"), value=value)
+    for small in found.smallest:
+        name = _text(f"{small.backend} {small.dtype}: smallest change of {small.what}")
+        ET.SubElement(properties, "property", name=name, value=spell_number(small.change))

@@ -120,21 +120,27 @@ def _sections(found: Findings) -> Iterator[_Section]:
         rows = [["✓ caught" if p.caught else "✗ missed", _plain(p.backend), _plain(p.mutant), _plain(p.expected or "-"),
                  _plain(p.headline)] for p in found.sensitivity]  # fmt: skip
         yield _Section("### Planted mistakes", (), ("", "backend", "mistake", "changes", "what was said"), rows)
+    if found.smallest:
+        rows = [[_plain(s.backend), _plain(s.dtype), _plain(s.what), spell_number(s.change), _plain(s.tap or "-"),
+                 _plain(s.of or "-")] for s in found.smallest]  # fmt: skip
+        small = ("backend", "precision", "a change of", "relative", "shown by", "the number")
+        yield _Section("### The smallest changes that would have been noticed", (), small, rows)
 
 
 def _pair(pair: PairFound) -> Iterator[_Section]:
     """The map of a pair as a table, and the values that are wrong."""
     sentences = [_plain(pair.headline)] if pair.headline else []
-    sentences += [f"Looks like: {_plain(pair.looks_like)}"] if pair.looks_like else []
+    told = pair.looks_like is None or pair.looks_like in pair.headline
+    sentences += [] if told else [f"Looks like: {_plain(str(pair.looks_like))}"]
     columns, blocks = operations_of(pair)
     blocks.pop(None, None)
     rows = [[f"block {block}",
              *(share_of(blocks[block][name]).text if name in blocks[block] else "" for name in columns)]
             for block in sorted(blocks, key=lambda number: -1 if number is None else number)]  # fmt: skip
     dtype = f" in {_plain(pair.dtype)}" if pair.dtype and pair.dtype not in pair.b else ""
-    told = "Percent of what rounding explains; ✗ beyond it, ● born there."
+    key = "Percent of what rounding explains; ✗ beyond it, ● born there."
     yield _Section(f"### {spell_sign(pair.right)} {_plain(pair.b)}{dtype} against {_plain(pair.a)}",
-                   (*sentences, told), ("", *map(_plain, columns)), rows)  # fmt: skip
+                   (*sentences, key), ("", *map(_plain, columns)), rows)  # fmt: skip
     shown = [tap for tap in pair.taps if not tap.right or place_of(tap.tap)[0] is None]
     values = [[spell_sign(tap.right), _plain(tap.tap), *_size(tap.difference, tap.bound),
                "-" if tap.born is None else "yes" if tap.born else "no", *_size(tap.local, tap.local_bound),

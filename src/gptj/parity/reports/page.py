@@ -94,7 +94,7 @@ def _sections(found: Findings) -> Iterator[_Section]:
     yield _Section("measures", "Measures", _measures(found))
     yield _Section("matrix", "Invariances", _matrix(found))
     yield _Section("ladder", "Precisions against float64", _ladder(found))
-    yield _Section("sensitivity", "Planted mistakes", _sensitivity(found))
+    yield _Section("sensitivity", "Planted mistakes", join([_sensitivity(found), _smallest(found)]))
 
 
 def _pair(pair: PairFound) -> Markup:
@@ -107,7 +107,8 @@ def _pair(pair: PairFound) -> Markup:
     )  # fmt: skip
     said = [tag("h3", f"{spell_sign(pair.right)} {pair.b}{dtype} against {pair.a}")]
     said += [tag("p", pair.headline)] if pair.headline else []
-    said += [tag("p", "Looks like: ", tag("strong", pair.looks_like))] if pair.looks_like else []
+    if pair.looks_like and pair.looks_like not in pair.headline:
+        said.append(tag("p", "Looks like: ", tag("strong", pair.looks_like)))
     rows = [_value_row(tap) for tap in pair.taps]
     heading = ("value", "share of the bound", "off by", "bound", "born there", "on its inputs", "bound", "largest at")
     values = table(f"Values of {pair.b} against {pair.a}", heading, rows) if rows else Markup("")
@@ -200,6 +201,15 @@ def _ladder(found: Findings) -> Markup:
     ]  # fmt: skip
     heading = ("of", "largest error", "KL, nats", "top-1 the same", "greedy the same", "prompts")
     return table("How far each precision is from float64", heading, rows) if rows else Markup("")
+
+
+def _smallest(found: Findings) -> Markup:
+    rows: list[tuple[list[str | Markup], str | None]] = [
+        ([f"{s.backend}, {s.dtype}", s.what, spell_number(s.change), s.tap or "-", s.of or "-"], None)
+        for s in found.smallest
+    ]
+    heading = ("of", "a change of", "relative", "shown by", "the number")
+    return table("The smallest change that would have been noticed", heading, rows) if rows else Markup("")
 
 
 def _sensitivity(found: Findings) -> Markup:

@@ -35,7 +35,7 @@ def _lines(found: Findings, width: int) -> Iterator[str]:
         if len(others) > _LONGEST_LIST:
             yield f"  and {len(others) - _LONGEST_LIST} more"
     for pair in found.pairs:
-        yield from ("", *_pair(pair, found.headline, width))
+        yield from ("", *_pair(pair, width))
     yield from _table("Invariances: off by, of the limit", [
         (spell_sign(row.holds), row.backend, f"{row.row}: {row.what}", spell_number(row.difference),
          spell_number(row.limit)) for row in found.matrix], width)  # fmt: skip
@@ -52,6 +52,8 @@ def _lines(found: Findings, width: int) -> Iterator[str]:
         yield from ("", f"Planted mistakes: {caught} of {len(found.sensitivity)} noticed")
         for planted in missed:
             yield from _wrapped(f"✗ {planted.backend}: {planted.mutant}", width, "  ")
+    yield from _table("Smallest relative changes that would have been noticed", [
+        (s.backend, s.dtype, s.what, spell_number(s.change), s.tap or "-") for s in found.smallest], width)  # fmt: skip
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
@@ -59,17 +61,15 @@ def _wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
                              subsequent_indent=f"{indent}  ", break_on_hyphens=False)  # fmt: skip
 
 
-def _pair(pair: PairFound, headline: str, width: int) -> Iterator[str]:
-    """A line where all holds; else the map, with ✗ beyond a bound and ● where it was born."""
+def _pair(pair: PairFound, width: int) -> Iterator[str]:
+    """A line where all holds; else the map. Its headline stands above, under what does not hold."""
     dtype = f" in {pair.dtype}" if pair.dtype and pair.dtype not in pair.b else ""
     name = f"{spell_sign(pair.right)} {pair.b}{dtype} against {pair.a}"
     if pair.right:
         yield from _wrapped(f"{name}: all {len(pair.taps)} values within what rounding explains", width)
         return
     yield from _wrapped(name, width)
-    if pair.headline != headline:
-        yield from _wrapped(pair.headline, width, "  ")
-    if pair.looks_like:
+    if pair.looks_like and pair.looks_like not in pair.headline:
         yield from _wrapped(f"looks like: {pair.looks_like}", width, "  ")
     columns, blocks = operations_of(pair)
     outside = blocks.pop(None, {})
