@@ -18,7 +18,7 @@ from gptj.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
 FILES = ("__init__.py", "adapters.py", "arguments.py", "finetune.py", "generate.py", "heads.py", "inference.py")
-FILES += ("layers.py", "model.py", "parallel.py", "weights.py")
+FILES += ("layers.py", "model.py", "one_step.py", "parallel.py", "weights.py")
 
 OWN_FILES = {"pt": {"export.py", "kernels.py"}, "tf": {"export.py", "training.py"}, "flax": set()}
 """Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, Keras has a

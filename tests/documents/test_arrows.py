@@ -59,7 +59,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "writing": frozenset({"filelock", "safetensors"}),
     "hub": frozenset({"huggingface_hub"}),
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
-    "parity": frozenset({"rich"}),
+    "parity": frozenset({"rich", "transformers"}),  # transformers for its own rungs of the ladder, in a function alone
     "command": frozenset({"click", "rich"}),
     "pytest_plugin": frozenset({"pytest"}),
     "serving": frozenset({"starlette", "uvicorn", "h11", "jinja2"}),

@@ -14,7 +14,14 @@ from gptj.checkpoint import write_checkpoint
 from gptj.parity.revealing import revealing_config, revealing_fill
 
 END_TO_END = [
-    *("test_demo.py", "test_end_to_end.py", "test_finetune_agrees.py", "test_imports.py", "test_plugin.py"),
+    *(
+        "test_demo.py",
+        "test_end_to_end.py",
+        "test_finetune_agrees.py",
+        "test_imports.py",
+        "test_matrix.py",
+        "test_plugin.py",
+    ),
     "test_training_agrees.py",
 ]
 

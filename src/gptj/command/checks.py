@@ -39,11 +39,16 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 
 @click.command(
     cls=ParityCommand,
-    modules={"record": "gptj.command.traces", "compare": "gptj.command.traces", "report": "gptj.command.reports"},
+    modules={
+        **dict.fromkeys(("record", "compare"), "gptj.command.traces"),
+        **dict.fromkeys(("matrix", "ladder"), "gptj.command.invariance"),
+        "report": "gptj.command.reports",
+    },
     short_help="Compare the frameworks on a model, and with an oracle.",
     epilog="To record and to compare apart: gptj parity record --help, gptj parity compare --help; "
+    "each backend's ways to one answer, and its precisions: gptj parity matrix --help, gptj parity ladder --help; "
     "to make reports of what was found: gptj parity report --help. "
-    "A folder of one of these names is ./record, ./compare, ./report.",
+    "A folder of one of these names is ./record, ./compare, ./matrix, ./ladder, ./report.",
 )
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @click.argument("other", type=ModelArgument, metavar="[DIR2]", required=False)

@@ -1,0 +1,122 @@
+"""`gptj parity matrix` and `gptj parity ladder`: each backend's ways to one answer, and its precisions."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gptj.backends import choose_backend, installed_backends
+from gptj.command.options import ModelArgument, PathArgument, backends_option, revision_option
+from gptj.command.reports import Destinations, TakesJsonFile, report_options
+from gptj.command.waiting import waiting
+from gptj.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gptj.parity.findings import Findings
+
+__all__ = ["ladder", "matrix"]
+
+SeedOption = click.IntRange(0, 2**63 - 1)
+
+
+@click.command(cls=TakesJsonFile, short_help="Hold each backend's ways to one answer together.")
+@click.argument("directory", type=ModelArgument, metavar="DIR")
+@backends_option
+@click.option(
+    "--dtype", type=click.Choice(("float32", "float64")), default="float32", show_default=True, help="To compute in."
+)
+@click.option("--seed", type=SeedOption, default=0, show_default=True, metavar="N", help="Of the random tokens.")
+@revision_option()
+@report_options
+def matrix(
+    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, destinations: Destinations,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Check that each framework's ways to one answer agree, for the model in DIR.
+
+    Gradients, a step of SGD and of AdamW, over the cache, in pieces, prepared, in 8 bits, compiled, in a batch, padded,
+    by embeddings, saved and opened again, through each file format. The exit status is 1 where rounding does not
+    explain a difference.
+    """
+    from gptj.parity.matrix import run_matrix
+
+    names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
+    with tempfile.TemporaryDirectory(prefix="gptj-parity-") as kept:
+        with waiting("converting to each format and back"):
+            folders, notes = _through_formats(directory, Path(kept))
+        found = run_matrix(directory, names, folders=folders, notes=notes, dtype=dtype, seed=seed, progress=_say)
+    _print(found, destinations, as_json)
+
+
+def _through_formats(directory: Path, kept: Path) -> tuple[dict[str, Path], list[str]]:
+    """The model after it was written in each format and converted back, by the format's name; what had to be left out.
+
+    mesh-transformer-jax computes fewer models than a config can describe, so its format cannot hold every one.
+    """
+    from gptj_conversion.convert import convert, target_formats
+
+    back, notes = {}, []
+    for name in target_formats():
+        shards = 1 if name == "mesh" else None
+        try:
+            there = convert(directory, kept / f"{name}-there", to=name, shards=shards, fingerprint=False)
+        except ConfigError as error:
+            if name != "mesh":
+                raise
+            notes.append(f"There is no row through {name}: {error}.")
+        else:
+            back[name] = convert(there, kept / f"{name}-back", fingerprint=False)
+    return back, notes
+
+
+def _say(backend: str) -> None:
+    """Say on a terminal who is at work."""
+    if sys.stderr.isatty():
+        click.echo(f"{backend} ...", err=True)
+
+
+@click.command(cls=TakesJsonFile, short_help="Measure each precision against float64.")
+@click.argument("directory", type=ModelArgument, metavar="DIR")
+@backends_option
+@click.option("--prompts", type=PathArgument, metavar="FILE", help="A prompt a line. [default: random tokens]")
+@click.option("--seed", type=SeedOption, default=0, show_default=True, metavar="N", help="Of the random tokens.")
+@revision_option()
+@report_options
+def ladder(
+    directory: Path, backends: tuple[str, ...] | None, prompts: Path | None, seed: int, destinations: Destinations,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Measure each framework in float64, float32, bfloat16, float16 and int8 against float64, for the model in DIR.
+
+    The largest error of any logit, the divergence of the next token's distribution, and the shares of best tokens and
+    of greedy tokens that are the same. transformers' own GPT-J is measured too where it is installed with PyTorch and
+    no --backends are named.
+    """
+    from gptj.command.traces import read_batch
+    from gptj.parity.ladder import TRANSFORMERS, run_ladder
+
+    names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
+    if backends is None and "pt" in names and importlib.util.find_spec(TRANSFORMERS) is not None:
+        names = (*names, TRANSFORMERS)
+    batch = None if prompts is None else read_batch(directory, prompts)
+    found = run_ladder(directory, names, prompts=batch, seed=seed, progress=_say)
+    _print(found, destinations, as_json)
+
+
+def _print(found: Findings, destinations: Destinations, as_json: bool) -> None:
+    """Print and write what was found, and exit with 1 where it differs."""
+    from gptj.parity.reports.text import render_text
+
+    try:
+        destinations.write(found)
+    finally:  # whatever becomes of the files
+        text = found.to_json() if as_json else render_text(found, width=shutil.get_terminal_size().columns)
+        click.echo(text, nl=False)
+    if not found.passed:
+        sys.exit(1)

@@ -1,0 +1,77 @@
+"""The ladders of docs/parity.md: the demo's model and the revealing checkpoint, as `gptj parity ladder` prints them.
+
+python tests/documents/ladder_table.py          print them; it takes a minute, and all three frameworks
+python tests/documents/ladder_table.py --write  put them into docs/parity.md
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from feature_table import ROOT
+
+from gptj.parity.findings import Findings, LadderRung
+from gptj.parity.ladder import RUNGS, run_ladder
+from gptj.parity.reports.text import render_text
+
+PAGE = ROOT / "docs" / "parity.md"
+BEGIN, END = "<!-- ladder: made by tests/documents/ladder_table.py -->", "<!-- ladder end -->"
+WINGS = ("pt", "tf", "flax")
+MODELS = ("demo", "revealing")
+
+
+def block(name: str, rungs: tuple[LadderRung, ...]) -> str:
+    """The lines that the command prints of one checkpoint, below their headline."""
+    printed = render_text(Findings("holds", "", ladder=rungs), width=80)
+    return f"{name}:\n" + printed.split("\n", 1)[1].strip("\n")
+
+
+def text(ladders: dict[str, tuple[LadderRung, ...]]) -> str:
+    """What stands between the page's two marks."""
+    return "```text\n" + "\n\n".join(block(name, rungs) for name, rungs in ladders.items()) + "\n```"
+
+
+def placed(page: str, text: str) -> str:
+    """The page with the ladders between its two marks."""
+    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
+    return f"{page[:start]}\n\n{text}\n\n{page[end:]}"
+
+
+def rows_of_page(page: str) -> dict[str, list[list[str]]]:
+    """The cells of each checkpoint's rows on the page."""
+    between = page[page.index(BEGIN) + len(BEGIN) : page.index(END)].replace("```text", "").replace("```", "")
+    found: dict[str, list[list[str]]] = {}
+    for line in between.strip().splitlines():
+        if line.removesuffix(":") in MODELS:
+            found[line.removesuffix(":")] = []
+        elif line.startswith("  "):
+            found[[*found][-1]].append(line.split())
+    return found
+
+
+def expected_rows() -> list[list[str]]:
+    """Backend and precision of each row."""
+    return [[wing, rung] for wing in WINGS for rung in RUNGS[wing]]
+
+
+def _measure() -> dict[str, tuple[LadderRung, ...]]:
+    from gptj_conversion.convert import convert
+
+    from gptj.checkpoint import write_checkpoint
+    from gptj.demo.journey import SHAKESPEARE
+    from gptj.parity.revealing import revealing_config, revealing_fill
+
+    with tempfile.TemporaryDirectory() as folder:
+        revealing = write_checkpoint(Path(folder) / "revealing", revealing_config(), revealing_fill())
+        places = {"demo": convert(SHAKESPEARE, Path(folder) / "demo", dtype="float32"), "revealing": revealing}
+        return {name: run_ladder(place, WINGS).ladder for name, place in places.items()}
+
+
+if __name__ == "__main__":
+    made = text(_measure())
+    if "--write" in sys.argv[1:]:
+        PAGE.write_text(placed(PAGE.read_text(), made))
+    else:
+        print(made)
