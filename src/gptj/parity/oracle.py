@@ -298,10 +298,15 @@ class Oracle:
 
     def adapted(self, name: str, x: Array) -> Any:
         """The adapter's part of a layer's output, scale B (A x), Hu et al. 2021 (arXiv:2106.09685), equation 3."""
-        if name not in self._adapter:
+        pair = self.adapter_of(name)
+        if pair is None:
             return 0
-        scale, a, b = self._adapter[name]
+        scale, a, b = pair
         return self.scaled(scale, x @ np.asarray(a, self.dtype).T @ np.asarray(b, self.dtype).T)
+
+    def adapter_of(self, name: str) -> tuple[float, Any, Any] | None:
+        """The adapter's scale, A and B beside a layer, None where there are none."""
+        return self._adapter.get(name.removeprefix(self._prefix))
 
     def scaled(self, scale: float, added: Array) -> Array:
         """The product of an adapter's matrices, times its scale."""

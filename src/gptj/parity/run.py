@@ -137,7 +137,7 @@ def run_parity(
             return report
         if progress is not None:
             progress("sensitivity")
-        found = [measure_sensitivity(trace, lambda name, _: oracle.read(name)) for trace in traces[1:]]
+        found = [measure_sensitivity(trace, lambda name, _: _whole_weight(oracle, name)) for trace in traces[1:]]
         return dataclasses.replace(report, sensitivity=tuple(found))
 
 
@@ -148,7 +148,16 @@ def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: P
                 inputs=batch)  # fmt: skip
     paths = {"oracle": folder / "oracle.safetensors", **{name: folder / name / TRACE_FILE for name in names}}
     traces = [dataclasses.replace(open_trace(path), name=name) for name, path in paths.items()]
-    return traces, compare_traces(traces, lambda name, _: oracle.read(name))
+    return traces, compare_traces(traces, lambda name, _: _whole_weight(oracle, name))
+
+
+def _whole_weight(oracle: Oracle, name: str) -> NDArray[Any]:
+    """A weight of the oracle's, with what its adapter adds: the steps between are judged by one matrix each."""
+    weight, pair = oracle.read(name), oracle.adapter_of(name.removesuffix(".weight"))
+    if pair is None:
+        return weight
+    scale, a, b = pair
+    return weight + scale * (np.asarray(b, np.float64) @ np.asarray(a, np.float64))
 
 
 def _at_once(config: GPTJConfig, dtype: str, wanted: int) -> int:
