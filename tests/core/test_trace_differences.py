@@ -259,7 +259,7 @@ def test_two_traces_are_compared_in_slices(tmp_path, config, monkeypatch):
     batch = small_batch(config, rows=2, length=320)
     traces = [write_sample(tmp_path / dtype, config, dtype, batch=batch) for dtype in ("float64", "float32")]
     recorded = sum(trace.file.path.stat().st_size for trace in traces)
-    monkeypatch.setattr("gptj.parity.differences._SLICE", 2**14)
+    monkeypatch.setattr("gptj.parity.trace._SLICE", 2**14)
     tracemalloc.start()
     try:
         found = compare_traces(traces)

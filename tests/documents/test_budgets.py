@@ -10,14 +10,13 @@ import house
 import pytest
 from budgets import Over, clauses, complexity, count_arguments, functions, over, over_in
 
-PRODUCT_LINES = 56_900
+PRODUCT_LINES = 56_800
 """The most lines of product; it falls, but for a new room, whose commit says what it takes. The aim is 24,000."""
 
 CLAUSE_DOCSTRINGS = 0
 """The most docstrings that begin with a clause."""
 
 FIXED_SIGNATURES = {
-    "gptj.command.checks:parity": "an argument an option, as click calls it",
     "gptj.config.gptj_config:GPTJConfig.__init__": "the order of transformers' GPTJConfig",
     "gptj.flax.heads:GPTJForCausalLM.__call__": "transformers' page",
     "gptj.flax.heads:GPTJForQuestionAnswering.__call__": "transformers' page",

@@ -35,7 +35,7 @@ SeedOption = click.IntRange(0, 2**63 - 1)
 @revision_option()
 @report_options
 def matrix(
-    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, destinations: Destinations,
+    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, destinations: Destinations
 ) -> None:  # fmt: skip
     """Check that each framework's ways to one answer agree, for the model in DIR.
 
@@ -88,7 +88,7 @@ def _say(backend: str) -> None:
 @revision_option()
 @report_options
 def ladder(
-    directory: Path, backends: tuple[str, ...] | None, prompts: Path | None, seed: int, destinations: Destinations,
+    directory: Path, backends: tuple[str, ...] | None, prompts: Path | None, seed: int, destinations: Destinations
 ) -> None:  # fmt: skip
     """Measure each framework in float64, float32, bfloat16, float16 and int8 against float64, for the model in DIR.
 
@@ -111,10 +111,9 @@ def _print(found: Findings, destinations: Destinations) -> None:
     """Print and write what was found, and exit with 1 where it differs."""
     from gptj.parity.reports.text import render_text
 
-    try:
-        destinations.write(found)
-    finally:  # whatever becomes of the files
-        text = found.to_json() if destinations.as_json else render_text(found, width=shutil.get_terminal_size().columns)
-        click.echo(text, nl=False)
+    def show() -> None:
+        click.echo(render_text(found, width=shutil.get_terminal_size().columns), nl=False)
+
+    destinations.finish(lambda: found, found.as_dict, show)
     if not found.passed:
         sys.exit(1)

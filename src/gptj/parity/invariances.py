@@ -82,7 +82,7 @@ def through(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
-    """What a backend answered, and what it should have.
+    """An answer of a backend, and the right one.
 
     Attributes:
         what: logits, or a parameter's name.
@@ -138,7 +138,7 @@ def _judge_one(backend: str, row: str, answer: Answer) -> tuple[float, MatrixRow
 
 
 class Reference:
-    """What the oracle answers, and how far rounding takes a backend from it.
+    """The answers of the oracle, and how far rounding takes a backend from them.
 
     Args:
         oracle: in float64, on the weights as the backend has them.

@@ -126,7 +126,7 @@ def describe_folder(directory: Path) -> tuple[str, str] | None:
 
 
 def describe_no_safetensors(head: bytes, file_bytes: int) -> str | None:
-    """A name for a file of safetensors' name that is none, by its first bytes and its size; None where it may be one."""
+    """A name for a file that should be safetensors and is not, by its first bytes and its size, or None."""
     if file_bytes == 0:
         return "an empty file"
     beginnings = {

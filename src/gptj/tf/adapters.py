@@ -81,8 +81,10 @@ class LowRanks(keras.layers.Layer):
     def drop(self, name: str) -> None:
         """Let an adapter go."""
         if self.held.pop(name, None) is not None:
-            delattr(self, f"{name} a")
-            delattr(self, f"{name} b")
+            for leaf in ("a", "b"):
+                # Differs: Keras' own way collects all garbage once a variable, seconds for an adapter of many.
+                self._untrack_variable(getattr(self, f"{name} {leaf}"))
+                super(keras.layers.Layer, self).__delattr__(f"{name} {leaf}")
 
 
 class AdapterMixin:
