@@ -45,6 +45,7 @@ def plant(monkeypatch, backend, method, change):
     monkeypatch.setattr(model, method, changed)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own call
 def test_every_row_holds(folder, backend):
     rows = record_matrix(folder, backend, folders={"copy": folder})
     assert [row.row for row in rows] == rows_of(backend, {"copy": folder})
