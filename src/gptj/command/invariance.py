@@ -35,8 +35,7 @@ SeedOption = click.IntRange(0, 2**63 - 1)
 @revision_option()
 @report_options
 def matrix(
-    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, destinations: Destinations,
-    as_json: bool,
+    directory: Path, backends: tuple[str, ...] | None, dtype: str, seed: int, destinations: Destinations
 ) -> None:  # fmt: skip
     """Check that each framework's ways to one answer agree, for the model in DIR.
 
@@ -51,7 +50,7 @@ def matrix(
         with waiting("converting to each format and back"):
             folders, notes = _through_formats(directory, Path(kept))
         found = run_matrix(directory, names, folders=folders, notes=notes, dtype=dtype, seed=seed, progress=_say)
-    _print(found, destinations, as_json)
+    _print(found, destinations)
 
 
 def _through_formats(directory: Path, kept: Path) -> tuple[dict[str, Path], list[str]]:
@@ -89,8 +88,7 @@ def _say(backend: str) -> None:
 @revision_option()
 @report_options
 def ladder(
-    directory: Path, backends: tuple[str, ...] | None, prompts: Path | None, seed: int, destinations: Destinations,
-    as_json: bool,
+    directory: Path, backends: tuple[str, ...] | None, prompts: Path | None, seed: int, destinations: Destinations
 ) -> None:  # fmt: skip
     """Measure each framework in float64, float32, bfloat16, float16 and int8 against float64, for the model in DIR.
 
@@ -106,17 +104,17 @@ def ladder(
         names = (*names, TRANSFORMERS)
     batch = None if prompts is None else read_batch(directory, prompts)
     found = run_ladder(directory, names, prompts=batch, seed=seed, progress=_say)
-    _print(found, destinations, as_json)
+    _print(found, destinations)
 
 
-def _print(found: Findings, destinations: Destinations, as_json: bool) -> None:
+def _print(found: Findings, destinations: Destinations) -> None:
     """Print and write what was found, and exit with 1 where it differs."""
     from gptj.parity.reports.text import render_text
 
     try:
         destinations.write(found)
     finally:  # whatever becomes of the files
-        text = found.to_json() if as_json else render_text(found, width=shutil.get_terminal_size().columns)
+        text = found.to_json() if destinations.as_json else render_text(found, width=shutil.get_terminal_size().columns)
         click.echo(text, nl=False)
     if not found.passed:
         sys.exit(1)
