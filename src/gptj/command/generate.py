@@ -34,19 +34,28 @@ if TYPE_CHECKING:
     from gptj.command.opened_model import Request
     from gptj.command.prompts import Prompt
 
-__all__ = ["generate", "read_settings"]
+__all__ = ["HOW_OPTIONS", "GenerateOptions", "generate", "read_settings"]
 
 _OPTIONS = (
     option("Prompts", "--prompts", type=FileName(), metavar="FILE", help="A prompt a line, or JSON lines as above; - "
             "is stdin."),
     option("Prompts", "--token-ids", metavar="IDS", help='The prompt as token ids: "1 2 3".'),
-    option("Prompts", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
-    option("Prompts", "--truncate", type=click.Choice(("left",)), help="Cut the beginning of a prompt that is too "
-            "long for the model. [default: refuse it]"),
     option("Output", "--stream", is_flag=True, help="Print the text as it is made."),
     option("Output", "-i", "--interactive", is_flag=True, help="Continue what you type, turn by turn."),
     option("Output", "--json", "as_json", is_flag=True, help="Print token ids and text as JSON; for several prompts, "
             "an object a line."),
+    option("Model", "--strategy", type=Names(("tp", "dp")), help="Cut the model across the processes that torchrun or "
+            "jax's launcher started; see gptj plan."),
+    option("Model", "--dp", type=click.IntRange(min=1), metavar="N", help="With --strategy: copies of the model."),
+    option("Model", "--tp", type=click.IntRange(min=1), metavar="N", help="With --strategy: devices a copy. [default: "
+            "all]"),
+)  # fmt: skip
+"""Options of `gptj generate` alone."""
+
+HOW_OPTIONS = (
+    option("Prompts", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
+    option("Prompts", "--truncate", type=click.Choice(("left",)), help="Cut the beginning of a prompt that is too "
+            "long for the model. [default: refuse it]"),
     option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
     option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
             "several sets."),
@@ -63,11 +72,6 @@ _OPTIONS = (
             "the framework can."),
     option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
             help="Where it runs; auto is a GPU where the framework sees one."),
-    option("Model", "--strategy", type=Names(("tp", "dp")), help="Cut the model across the processes that torchrun or "
-            "jax's launcher started; see gptj plan."),
-    option("Model", "--dp", type=click.IntRange(min=1), metavar="N", help="With --strategy: copies of the model."),
-    option("Model", "--tp", type=click.IntRange(min=1), metavar="N", help="With --strategy: devices a copy. [default: "
-            "all]"),
     option("Decoding", "--max-new-tokens", type=int, metavar="N", help="Tokens to add at most. [default: 40]"),
     option("Decoding", "--temperature", type=float, metavar="T", help="Sample; below 1 is bolder, above 1 more even, "
             "0 is greedy."),
@@ -87,12 +91,13 @@ _OPTIONS = (
     option("Decoding", "--set", "fields", multiple=True, metavar="NAME=VALUE", help="Any other field of "
             "GenerationConfig, as in --set no_repeat_ngram_size=3."),
 )  # fmt: skip
+"""Which model is opened, and how it continues a prompt: what every command that does so takes."""
 
 
 @click.command(cls=Sections, short_help="Continue a prompt, or many, or turn by turn.")
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @click.argument("prompt", required=False)
-@apply_options(_OPTIONS)
+@apply_options((*_OPTIONS, *HOW_OPTIONS))
 def generate(directory: Path, prompt: str | None, **options: Any) -> None:
     """Continue PROMPT with the model in DIR; a PROMPT of - is all of stdin.
 

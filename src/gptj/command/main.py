@@ -1,4 +1,4 @@
-"""The command line: adapter, convert, inspect, verify, parity, generate, serve, finetune, init, doctor, demo.
+"""The command line: adapter, batch, convert, inspect, verify, parity, generate, serve, finetune, init, doctor, demo.
 
 The result goes to stdout, progress and errors to stderr. Exit status: 0 yes; 1 no (bad input, backends that
 disagree, nothing could be written); 2 misuse of the command line; 130 Ctrl-C. An error is one message without a
@@ -48,6 +48,7 @@ ENVIRONMENT = {
 COMMANDS = {
     **dict.fromkeys(("convert", "inspect", "verify"), "gptj.command.convert"),
     "adapter": "gptj.command.adapter",
+    "batch": "gptj.command.batch",
     "generate": "gptj.command.generate",
     "serve": "gptj.command.serve",
     "score": "gptj.command.score",
