@@ -25,7 +25,7 @@ _NOT_GIVEN = {
 """The options of `gptj generate` alone, as it has them where they are not given."""
 
 
-class Share(click.ParamType):  # type: ignore[type-arg]
+class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A share of the files: I/N, counted from 1."""
 
     name = "share"
