@@ -61,10 +61,10 @@ def record(
     from gptj.parity.run import child_environment
     from gptj.parity.trace_record import record_trace, require_way
 
-    require_way(choose_backend(backend), way, gradients=gradients)
     if os.path.lexists(output) and not overwrite:
         raise WriteError("is there already", file=output, hint="Give --overwrite to replace it")
     batch = None if prompts is None else read_batch(directory, prompts)
+    require_way(choose_backend(backend), way, gradients=gradients)
     os.environ.update(child_environment(dtype))  # before the framework is imported, which reads it once
     with waiting(f"recording {backend}"):
         record_trace(directory, backend, output, dtype=dtype, way=way, batch=batch, gradients=gradients,
