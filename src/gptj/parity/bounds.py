@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
+from gptj.taps import split_tap
 
 __all__ = [
     "LAMBDA",
@@ -247,6 +248,14 @@ class TokenSizes:
         return cls(*(np.concatenate([getattr(part, name) for part in parts], -1) for name in names))
 
 
+MOST = 0.25
+"""The largest share of a token's peak that is ever put down to rounding. The estimate grows with each block and would pass
+the value itself in a deep model; what is measured is 1.3e-2 in bfloat16 at 28 blocks (`gptj.parity.tolerance`)."""
+
+_CANCEL = frozenset({"scores", "loss"})
+"""Taps whose terms cancel, so that a value may lie near 0 with errors of its terms' size."""
+
+
 def accumulated(
     sizes: Mapping[str, TokenSizes], config: GPTJConfig, rounding: Rounding, *, keys: int
 ) -> dict[str, Array]:
@@ -262,8 +271,14 @@ def accumulated(
         Bounds of the largest absolute difference, (b, t) or ().
     """
     walk = _Walk(sizes, config, rounding, keys)
+
+    def bound(tap: str, size: TokenSizes) -> Array:
+        share = SAFETY * walk.enter(tap)
+        free = split_tap(tap)[1] in _CANCEL
+        return np.asarray((share if free else np.minimum(share, MOST)) * size.peak)  # NaN stays
+
     with np.errstate(invalid="ignore", over="ignore"):  # a bound that is no number lets nothing pass
-        return {tap: SAFETY * walk.enter(tap) * size.peak for tap, size in sizes.items()}
+        return {tap: bound(tap, size) for tap, size in sizes.items()}
 
 
 class _Walk:

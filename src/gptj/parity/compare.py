@@ -204,8 +204,8 @@ def _largest_of_layers(
 
 def _share(difference: float, limit: float) -> float:
     """A difference as a share of its limit, infinite where it is beyond a limit that is zero or not finite."""
-    if not difference <= limit:
-        return difference / limit if 0 < limit < np.inf else np.inf
+    if not (np.isfinite(difference) and difference <= limit):
+        return difference / limit if 0 < limit < np.inf and np.isfinite(difference) else np.inf
     return difference / limit if limit else 0.0
 
 

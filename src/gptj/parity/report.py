@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -60,8 +61,8 @@ class Measure:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is within its limit."""
-        return self.difference <= self.limit
+        """Whether the difference is within its limit; what is not finite never is, whatever the limit."""
+        return math.isfinite(self.difference) and self.difference <= self.limit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -227,7 +227,7 @@ def _variance(tried: _Tried, inner: str, among: Array | None) -> str | None:
     close = (np.abs(found - fitted) <= right.bound).all()
     wrong = (np.abs(found - right.value) > right.bound).any(-1)
     large = square >= 64 * x.var(-1)  # only there does one pass lose what two keep
-    explained = close and one_pass.all() and large[wrong].all()
+    explained = wrong.any() and close and one_pass.all() and large[wrong].all()
     return "variance in one pass, as by Flax's fast variance" if explained else None
 
 
