@@ -41,7 +41,11 @@ def torchrun(processes: int, *words: Any, **options: Any) -> Any:
 def found(model_folder, tmp_path_factory) -> dict[str, Any]:
     """Four processes first, so that two, and one, read what they wrote."""
     place, facts = tmp_path_factory.mktemp("checkpoints"), {}
-    for processes, meshes in ((4, ("tp:1:4", "tp_fsdp:2:2")), (2, ("tp:1:2", "fsdp:2:1")), (1, ("fsdp:1:1",))):
+    for processes, meshes in (
+        (4, ("tp:1:4", "tp_fsdp:2:2")),
+        (2, ("tp:1:2", "fsdp:2:1", "dp:2:1")),
+        (1, ("fsdp:1:1",)),
+    ):
         done = torchrun(processes, WORKER, model_folder, place, *meshes)
         assert done.returncode == 0, done.stderr[-3000:]
         facts |= json.loads(done.stdout.splitlines()[-1])
@@ -72,7 +76,7 @@ def test_answers_and_tokens_are_the_whole_models_after_one_sum_a_block(found, wo
     assert facts["all_reduces"] == CONFIG.n_layer + 1
 
 
-@pytest.mark.parametrize("words", ("tp_fsdp:2:2", "fsdp:2:1", "fsdp:1:1"))
+@pytest.mark.parametrize("words", ("tp_fsdp:2:2", "fsdp:2:1", "fsdp:1:1", "dp:2:1"))
 def test_training_is_that_of_one_process(found, words):
     facts = found[words]
     for name in ("loss", "norm"):
@@ -88,6 +92,10 @@ def test_a_checkpoint_is_bit_for_bit_the_same_on_every_mesh(found):
         loaded = found[words]["loaded"]
         assert "step tp_fsdp 2 2" in loaded
         assert loaded == {name: saved[name] for name in loaded}
+
+
+def test_a_folder_that_cannot_be_written_ends_every_process_wait(found):
+    assert found["tp_fsdp:2:2"]["refused"] and found["fsdp:2:1"]["refused"]
 
 
 def test_a_folder_is_written_without_any_process_holding_the_model(found):

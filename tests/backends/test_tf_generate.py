@@ -83,6 +83,7 @@ def compiled_text(model, name: str, stage: str) -> str:
     arguments = {
         "_block": (
             parameters,
+            {},
             decoder.keys[0],
             decoder.values[0],
             x,
@@ -92,7 +93,10 @@ def compiled_text(model, name: str, stage: str) -> str:
         ),
         "_head": (x, number),
     }
-    return program(model, name, 1, 1).experimental_get_compiler_ir(*arguments[name])(stage=stage)
+    functions = CompiledModel.of(model).functions
+    key = next(key for key in functions if key[:3] == (name, 1, 1))
+    options = dict(option for option in key if isinstance(option, tuple))
+    return functions[key].experimental_get_compiler_ir(*arguments[name], **options)(stage=stage)
 
 
 def test_a_step_is_not_compiled_anew_for_another_token_or_slot(model):

@@ -149,6 +149,8 @@ def test_the_command_prints_a_plan_and_the_line_that_starts_it(tmp_path):
     )
     (made,) = json.loads(run.output)["plans"]
     assert made["fits"] is False and made["total"] > 90 * 2**30
+    done = CliRunner().invoke(gptj_command, ["plan", str(tmp_path), "--memory", "many"])
+    assert "--memory" in str(done.exception)
     for wrong in (["--memory", "many"], ["--devices", "0"], ["--length", "4096"]):
         assert CliRunner().invoke(gptj_command, ["plan", str(tmp_path), *wrong]).exit_code != 0
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 import gptj.pt as gptj
+from gptj.errors import WriteError
 from gptj.pt import parallel
 from gptj.reading import safetensors_file
 from gptj.sharding import Mesh, held_by_one
@@ -41,7 +42,11 @@ def main(folder: str, checkpoints: str, *meshes: str) -> None:
             facts |= compute(model, whole)
         else:
             facts |= train(model, whole, Path(checkpoints), words)
-            facts["loaded"] = {place.name: load(model, place) for place in sorted(Path(checkpoints).glob("step *"))}
+            facts["loaded"] = (
+                {}
+                if strategy == "dp"
+                else {place.name: load(model, place) for place in sorted(Path(checkpoints).glob("step *"))}
+            )
         found[words] = facts
     if processes.rank == 0:
         print(json.dumps(found))
@@ -123,14 +128,25 @@ def train(model: Any, whole: Any, checkpoints: Path, words: str) -> dict[str, An
     dist.all_reduce(total)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     optimizer.step()
+    if placement.strategy == "dp":
+        return {"loss": [float(total) / dist.get_world_size(), float(expected.detach())],
+                "norm": [float(norm), float(expected_norm)], "gradients": worst}  # fmt: skip
     parallel.save_training(checkpoints / f"step {words.replace(':', ' ')}", model, optimizer, step=1)
-    model.save_pretrained(checkpoints / f"saved {words.replace(':', ' ')}")
+    saved = checkpoints / f"saved {words.replace(':', ' ')}"
+    model.save_pretrained(saved, is_main_process=dist.get_rank() == 0)
+    dist.barrier()
+    refused = False
+    try:  # what keeps the first from writing keeps nobody waiting
+        model.save_pretrained(saved)
+    except WriteError:
+        refused = True
     dist.barrier()
     return {
         "loss": [float(total) / dist.get_world_size(), float(expected.detach())],
         "norm": [float(norm), float(expected_norm)],
         "gradients": worst,
         "saved": digest(model, optimizer),
+        "refused": refused,
     }
 
 

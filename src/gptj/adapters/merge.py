@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gptj.adapters.files import read_adapter
 from gptj.adapters.rows import AdapterRow
 from gptj.checkpoint import open_checkpoint, plan_load, write_checkpoint
+from gptj.dtypes import numpy_dtype
 from gptj.errors import SchemaError, shown
 from gptj.json_file import read_small_file
 from gptj.schema import BASE_PREFIX, TensorSpec
@@ -31,21 +32,23 @@ BLOCK_ROWS = 1024
 """Rows of W that are merged at a time, so that the float64 in between is small."""
 
 
-def merged_kernel(kernel: NDArray[Any], row: AdapterRow, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """W + scale B A (out, in), computed in float64 and rounded once to W's dtype.
+def merged_kernel(
+    kernel: NDArray[Any], row: AdapterRow, a: NDArray[Any], b: NDArray[Any], *, dtype: str | None = None
+) -> NDArray[Any]:
+    """W + scale B A (out, in), computed in float64 and rounded once, to `dtype` or to W's own.
 
     Raises:
         SchemaError: a sum does not fit that dtype.
     """
-    merged, wide = np.empty(kernel.shape, kernel.dtype), a.astype(np.float64)
+    target = kernel.dtype if dtype is None else numpy_dtype(dtype)
+    merged, wide = np.empty(kernel.shape, target), a.astype(np.float64)
     for start in range(0, len(kernel), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         addition = row.scale * (b[rows].astype(np.float64) @ wide)
         with np.errstate(over="ignore"):
-            merged[rows] = (kernel[rows].astype(np.float64) + addition).astype(kernel.dtype)
+            merged[rows] = (kernel[rows].astype(np.float64) + addition).astype(target)
     if not np.isfinite(merged.astype(np.float32)).all():
-        name = kernel.dtype.name
-        raise SchemaError(f"the sum does not fit {name}", where=row.kernel, hint="Merge it in a wider dtype")
+        raise SchemaError(f"the sum does not fit {target.name}", where=row.kernel, hint="Merge it in a wider dtype")
     return merged
 
 
@@ -89,9 +92,11 @@ def merge_folder(
     def read(spec: TensorSpec) -> NDArray[Any]:
         if spec.name in plan.zeros:
             return np.zeros(spec.shape, np.float32)
-        values = checkpoint.read(plan.tensors[spec.name].name, dtype)
+        stored = plan.tensors[spec.name].name
         row = rows.get(spec.name.removeprefix(BASE_PREFIX))
-        return values if row is None else merged_kernel(values, row, *opened.read(row))
+        if row is None:
+            return checkpoint.read(stored, dtype)
+        return merged_kernel(checkpoint.read(stored), row, *opened.read(row), dtype=dtype)
 
     origin = {"base": os.fspath(directory), "adapter": os.fspath(adapter), "r": opened.config.r}
     return write_checkpoint(

@@ -79,6 +79,8 @@ def list_tasks(files: Sequence[Path], output: Path, part: int, parts: int) -> li
     targets: dict[Path, Path] = {}
     for source in sorted(files, key=os.fspath):
         target = output / f"{source.name.removesuffix('.jsonl').removesuffix('.txt')}.jsonl"
+        if os.path.realpath(target) == os.path.realpath(source):
+            raise InputError("would be its own output", file=source, hint="Give another OUT")
         if target in targets:
             raise InputError("would be written where another is", file=source, found=os.fspath(targets[target]))
         targets[target] = source

@@ -184,8 +184,11 @@ class GenerateOptions:
             raise click.UsageError("Choose one of --stream, --interactive and --json.")
         if self.strategy is None and (self.dp or self.tp):
             raise click.UsageError("--dp and --tp go with --strategy.")
-        if self.strategy is not None and (self.interactive or self.quantize or self.assistant):
-            raise click.UsageError("--strategy is for the model as it is: leave out -i, --quantize and --assistant.")
+        if self.strategy is not None and (self.interactive or self.quantize or self.assistant or self.adapter):
+            others = "-i, --quantize, --assistant and --adapter"
+            raise click.UsageError(f"--strategy is for the model as it is: leave out {others}.")
+        if self.strategy is not None and self.device != "auto":
+            raise click.UsageError("With --strategy the processes say where it runs: leave out --device.")
         if self.batch_size > 1 and (self.stream or self.interactive):
             raise click.UsageError("--batch-size is for whole texts: leave out --stream and --interactive.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def plan(
     config = GPTJConfig.from_file(directory / CONFIG_FILE if directory.is_dir() else directory)
     work = Work(training, batch or devices, length or config.n_positions, dtype, recompute)
     work.check(config)
-    room = shard_bytes(memory)
+    room = shard_bytes(memory, where="--memory")
     plans = [plan_memory(config, strategy, mesh, work) for strategy, mesh in list_meshes(devices, training=training)]
     if as_json:
         facts = [{**dataclasses.asdict(made), "total": made.total, "fits": made.fits(room)} for made in plans]
@@ -80,8 +81,13 @@ def _print_plans(plans: list[Any], work: Any, room: int, directory: Path) -> Non
 
 def _launch_line(made: Any, directory: Path, training: bool) -> str:
     """The command that starts one process a device on one host."""
-    verb = f"finetune {directory} DATA OUT" if training else f'generate {directory} "..."'
+    folder = shlex.quote(str(directory))
+    verb = f"finetune {folder} DATA OUT" if training else f'generate {folder} "..."'
     if made.mesh.size == 1:
         return f"gptj {verb}"
+    if training:  # in a loop of one's own
+        placed = f'strategy="{made.strategy}", mesh=Mesh(dp={made.mesh.dp}, tp={made.mesh.tp})'
+        loop = f"a loop of your own (docs/scale.md) over from_pretrained({folder}, {placed})"
+        return f"torchrun --nproc_per_node={made.mesh.size} LOOP.py, {loop}"
     mesh = f"--dp {made.mesh.dp} --tp {made.mesh.tp}"
     return f"torchrun --nproc_per_node={made.mesh.size} -m gptj {verb} --backend pt --strategy {made.strategy} {mesh}"

@@ -32,16 +32,25 @@ def together(request: Any) -> Iterator[Any]:
             "not on the command line in TensorFlow",
             where="--strategy",
             expected="--backend pt or flax",
-            hint="In Python: gptj.tf, with MirroredStrategy or DTensor (docs/scale.md)",
+            hint="Open the same folder there (docs/scale.md)",
         )
     parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
     processes = parallel.join_processes()
     try:
         seed = parallel.share_number(secrets.randbits(62)) if request.seed is None else request.seed
         with _silent(processes.rank > 0):
-            yield dataclasses.replace(request, backend=backend, seed=seed, chosen_seed=request.seed is not None)
+            dp, tp = _complete(request.dp, request.tp, parallel.count_devices())
+            chosen = request.seed is not None
+            yield dataclasses.replace(request, backend=backend, seed=seed, chosen_seed=chosen, dp=dp, tp=tp)
     finally:
         parallel.leave_processes()
+
+
+def _complete(dp: int | None, tp: int | None, devices: int) -> tuple[int | None, int | None]:
+    """Both axes of the mesh where one is named: the other takes all devices that are left."""
+    if dp is None and tp is None:
+        return None, None
+    return dp or devices // (tp or 1) or 1, tp or devices // (dp or 1) or 1
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import secrets
 from typing import Any, Self
 
 import jax
@@ -180,6 +181,13 @@ class GenerationMixin(generation.Generates[jax.Array], scoring.Scores):
 
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         return Decoder(self, batch, capacity)
+
+    def _agree_on(self, seed: Any) -> Any:
+        if self.placement is None or seed is not None:  # type: ignore[attr-defined]
+            return seed
+        from gptj.flax.parallel import share_number
+
+        return share_number(secrets.randbits(62))
 
     def _is_traced(self) -> bool:
         return isinstance(jnp.zeros(()), jax.core.Tracer)

@@ -336,6 +336,7 @@ class InferenceMixin:
         """
         model: Any = self
         model._refuse_prepared("prepare_for_inference")
+        model._refuse_cut("prepare_for_inference")
         check_quantize(quantize, ())
         model._require_values("prepare_for_inference")
         dtype = model.dtype

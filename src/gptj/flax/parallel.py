@@ -98,16 +98,32 @@ def join_processes() -> Processes:
         InputError: the variables are there in part.
     """
     count, index = environment_place("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    address: str | None = None
     if count is None:
         count, index = environment_place("WORLD_SIZE", "RANK")
         if count is not None:
-            address = f"{os.environ['MASTER_ADDR']}:{int(os.environ['MASTER_PORT']) + 1}"
+            address = f"{_said('MASTER_ADDR')}:{int(_said('MASTER_PORT')) + 1}"
+    else:
+        address = _said("JAX_COORDINATOR_ADDRESS")
     if count is not None and count > 1:
         jax.distributed.initialize(address, count, index)
     elif any(name in os.environ for name in ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES")):
         jax.distributed.initialize()
     return Processes(jax.process_index(), jax.process_count())
+
+
+def _said(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value or (name == "MASTER_PORT" and not value.isdecimal()):
+        raise InputError(
+            "is missing", where=f"environment: {name}", expected="beside the processes' numbers", found=value
+        )
+    return value
+
+
+def count_devices() -> int:
+    """How many devices there are for a model, of all processes together."""
+    return jax.device_count()
 
 
 def leave_processes() -> None:

@@ -214,7 +214,7 @@ class PretrainedModel(AdapterMixin, Pretrained):
         model = self.base_class(self.config, dtype=self.module.dtype, param_dtype=self.param_dtype, _do_init=False)
         model.module = model.module.clone(gradient_checkpointing=self.gradient_checkpointing)
         model._params = None if self._params is None else self._params["transformer"]
-        model._inside, model._is_prepared = True, self._is_prepared
+        model._inside, model._is_prepared, model.placement = True, self._is_prepared, self.placement
         model._held_adapters = self._held_adapters
         return model
 

@@ -249,8 +249,8 @@ class TokenSizes:
 
 
 MOST = 0.25
-"""The largest share of a token's peak that is ever put down to rounding. The estimate grows with each block and would pass
-the value itself in a deep model; what is measured is 1.3e-2 in bfloat16 at 28 blocks (`gptj.parity.tolerance`)."""
+"""The largest share of a token's peak that is ever put down to rounding. The estimate grows with each block and would
+pass the value itself in a deep model; measured is 1.3e-2 in bfloat16 at 28 blocks (`gptj.parity.tolerance`)."""
 
 _CANCEL = frozenset({"scores", "loss"})
 """Taps whose terms cancel, so that a value may lie near 0 with errors of its terms' size."""

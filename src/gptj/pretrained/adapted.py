@@ -155,7 +155,7 @@ class Adapted:
         """
         model: Any = self
         model._refuse_prepared("add_adapter")
-        self._refuse_cut("add_adapter")
+        model._refuse_cut("add_adapter")
         if not model.parameters_apart:
             model._require_values("add_adapter")
         if isinstance(adapter_config, str):
@@ -188,7 +188,7 @@ class Adapted:
             GPTJError: see `gptj.adapters.read_adapter` and `Adapter.rows`.
         """
         model: Any = self
-        self._refuse_cut("load_adapter")
+        model._refuse_cut("load_adapter")
         if not model.parameters_apart:
             model._require_values("load_adapter")
         if is_trainable:
@@ -303,17 +303,6 @@ class Adapted:
             row = rows.get(spec.name.removeprefix(BASE_PREFIX))
             if row is not None:
                 yield spec, merged_kernel(model._read(spec.name), row, *self._read_adapter(name, row))
-
-    def _refuse_cut(self, act: str) -> None:
-        """Refuse an adapter where a process holds a part of the model alone, and would have to hold one of it.
-
-        Raises:
-            InputError: with the way.
-        """
-        model: Any = self
-        if model.placement is not None:
-            hint = "Merge the adapter first: gptj adapter merge DIR ADAPTER OUT, then open OUT on the mesh"
-            raise InputError("a model that is cut across processes takes no adapter", where=act, hint=hint)
 
     def _find_adapter(self, name: Any) -> str:
         """The name, which is one of the adapters'.

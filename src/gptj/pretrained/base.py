@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 
 from numpy.typing import NDArray
 
-from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import ConfigError, InputError
@@ -27,7 +26,7 @@ from gptj.pretrained.adapted import Adapted
 from gptj.pretrained.checks import check_output_embeddings, check_recomputation, check_same_build, new_vocabulary
 from gptj.pretrained.loading import Loading, one_dtype, prepare
 from gptj.pretrained.placing import place_model
-from gptj.pretrained.saving import check_rows, saving_options, side_files
+from gptj.pretrained.saving import check_rows, saving_options, write_model
 from gptj.pretrained.tapped import Tapped
 from gptj.schema import Head, TensorSpec, schema
 from gptj.sharding import Placement, ReadPart, Strategy
@@ -173,6 +172,7 @@ class Pretrained(Tapped, Adapted):
     def set_input_embeddings(self, embeddings: Any) -> None:
         """Use another token embedding of the same size; lm_head follows where the config ties them."""
         self._refuse_prepared("set_input_embeddings")
+        self._refuse_cut("set_input_embeddings")
         check_embeddings(self.config, self._shape_of(embeddings))
         self._use_input_embeddings(embeddings)
 
@@ -183,6 +183,7 @@ class Pretrained(Tapped, Adapted):
     def set_output_embeddings(self, embeddings: Any) -> None:
         """Use another lm_head of the same size; it stays tied to wte where the config ties them."""
         self._refuse_prepared("set_output_embeddings")
+        self._refuse_cut("set_output_embeddings")
         check_output_embeddings(self.config, self.head, type(self).__name__, self._shape_of(embeddings))
         self._use_output_embeddings(embeddings)
 
@@ -205,6 +206,7 @@ class Pretrained(Tapped, Adapted):
             seed: of the new rows.
         """
         self._refuse_prepared("resize_token_embeddings")
+        self._refuse_cut("resize_token_embeddings")
         new_num_tokens = new_vocabulary(self.config, new_num_tokens, pad_to_multiple_of, mean_resizing)
         if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
             if self._inside:
@@ -225,6 +227,7 @@ class Pretrained(Tapped, Adapted):
     def initialise(self, *, dtype: Any = "float32", seed: int = 0) -> None:
         """Give every parameter its start value, the same in all three backends for the same seed."""
         self._refuse_prepared("initialise")
+        self._refuse_cut("initialise")
         target = numpy_dtype(self._initial_dtype(dtype))
         rows = schema(self.config, self.head)
         self._assign((row, initial_tensor(row, self.config, seed).astype(target, copy=False)) for row in rows)
@@ -306,7 +309,7 @@ class Pretrained(Tapped, Adapted):
             if mesh is None and strategy is None:
                 model._fill(loading.arrays(mmap=mmap), inference=inference, quantize=quantize)
             else:
-                placement = place_model(cls, loading.config, mesh, strategy, inference=inference)
+                placement = place_model(cls, loading.config, mesh, strategy, inference=inference, device_map=device_map)
                 model._distribute(loading.read_part, placement)
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
@@ -345,7 +348,8 @@ class Pretrained(Tapped, Adapted):
         """
         self._refuse_prepared("save_pretrained")
         options = saving_options(max_shard_bytes, others)
-        if not is_main_process:
+        cut = self.placement is not None
+        if not is_main_process and not (cut and (state_dict is None or self.parameters_apart)):
             return Path(directory)
         self._say_left(directory)
         if state_dict is None:
@@ -354,21 +358,10 @@ class Pretrained(Tapped, Adapted):
         else:
             check_rows(self.config, self.head, {k: tuple(v.shape) for k, v in state_dict.items()})
             dtype = next(iter(state_dict.values())).dtype
-        if state_dict is None and self.placement is not None and any(self.placement.coordinates.values()):
-            for row in schema(self.config, self.head):
-                self._read(row.name)  # the first process writes, and each gives it its part
-            return Path(directory)
-        return write_checkpoint(
-            directory,
-            self.config,
-            lambda row: self._read(row.name) if state_dict is None else self._to_numpy(state_dict[row.name]),
-            head=self.head,
-            dtype=dtype_name(dtype),
-            max_shard_bytes=options,
-            overwrite=overwrite,
-            beside_others=True,
-            extra_files=side_files(self),
-        )
+        given = None if state_dict is None else (lambda row: self._to_numpy(state_dict[row.name]))
+        read = (lambda row: self._read(row.name)) if given is None else given
+        facts = {"dtype": dtype_name(dtype), "max_shard_bytes": options, "overwrite": overwrite}
+        return write_model(self, directory, read, **facts)
 
     # ---- states
 
@@ -376,6 +369,17 @@ class Pretrained(Tapped, Adapted):
         """Refuse what needs the parameters as the file has them, by name, once `prepare_for_inference` was called."""
         if self._is_prepared:
             raise refusal(act)
+
+    def _refuse_cut(self, act: str) -> None:
+        """Refuse what needs the whole model, by name, where this process holds a part of it.
+
+        Raises:
+            InputError: with the way.
+        """
+        if self.placement is not None:
+            adapters = "gptj adapter merge DIR ADAPTER OUT" if "adapter" in act else "open it whole, change it, save it"
+            hint = f"Do it before: {adapters}, then open that on the mesh"
+            raise InputError("this process holds a part of the model alone", where=act, hint=hint)
 
     def _require_values(self, act: str) -> None:
         """Refuse what needs values, by name, where the model was made with `_do_init=False` and given none."""

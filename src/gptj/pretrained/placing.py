@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from numpy.typing import NDArray
+
 from gptj.config import GPTJConfig
-from gptj.errors import InputError
+from gptj.errors import InputError, shown
+from gptj.schema import TensorSpec
 from gptj.sharding import Placement, check_mesh, check_strategy
 
 
-def place_model(cls: Any, config: GPTJConfig, mesh: Any, strategy: str | None, *, inference: bool) -> Placement:
+def place_model(
+    cls: Any, config: GPTJConfig, mesh: Any, strategy: str | None, *, inference: bool, device_map: Any = None
+) -> Placement:
     """This process' part of a model of `config`, checked.
 
     Args:
         cls: the model's class, whose `_choose_placement` knows the framework's devices.
-        mesh, strategy, inference: as `from_pretrained` was given them.
+        mesh, strategy, inference, device_map: as `from_pretrained` was given them.
 
     Raises:
         InputError: one of the two is missing, there is no such strategy or mesh, or the model cannot be cut so.
@@ -24,6 +30,41 @@ def place_model(cls: Any, config: GPTJConfig, mesh: Any, strategy: str | None, *
     if inference:
         hint = "Leave inference=True out; tp is for inference already"
         raise InputError("a model on several devices cannot be prepared", where="inference", found=True, hint=hint)
+    if device_map is not None:
+        hint = "Leave it out: a mesh of the framework's own names its devices"
+        raise InputError("the mesh says where", where="device_map", found=shown(device_map), hint=hint)
+    dropped = [name for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop") if getattr(config, name) > 0]
+    if strategy == "tp_fsdp" and dropped:
+        raise InputError(
+            "processes that share a token would drop other elements of it",
+            where=dropped[0],
+            expected=0,
+            found=getattr(config, dropped[0]),
+            hint=f"Pass {dropped[0]}=0.0, or use fsdp",
+        )
     placement: Placement = cls._choose_placement(mesh, check_strategy(strategy))
     check_mesh(config, placement.strategy, placement.mesh)
     return placement
+
+
+class ReadTogether:
+    """Reads rows of a model that processes hold in parts: every process must read the same ones, in one order.
+
+    Args:
+        rows: all of them.
+        read: gives a row's values; the others wait for each call.
+    """
+
+    def __init__(self, rows: Iterable[TensorSpec], read: Callable[[TensorSpec], NDArray[Any]]) -> None:
+        self._left = {row.name: row for row in rows}
+        self._read = read
+
+    def __call__(self, row: TensorSpec) -> NDArray[Any]:
+        """The row's values."""
+        del self._left[row.name]
+        return self._read(row)
+
+    def finish(self) -> None:
+        """Read what is left, whatever became of the first: the other processes wait for it."""
+        for row in [*self._left.values()]:
+            self(row)

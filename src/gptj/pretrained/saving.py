@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
+from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, SchemaError, shown
 from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.generation.mixin import Generates
-from gptj.schema import Head, schema
+from gptj.pretrained.placing import ReadTogether
+from gptj.schema import Head, TensorSpec, schema
+
+
+def write_model(
+    model: Any, directory: str | os.PathLike[str], read: Callable[[TensorSpec], NDArray[Any]], **options: Any
+) -> Path:
+    """Write a model's folder; of processes that hold parts of it the first writes, and the others read along.
+
+    Args:
+        model: whose.
+        directory: the folder.
+        read: a row's values; where the model is cut, every process must be asked for the same rows in one order.
+        options: of `write_checkpoint`.
+    """
+    together = ReadTogether(schema(model.config, model.head), read)
+    try:
+        if model.placement is not None and any(model.placement.coordinates.values()):
+            return Path(directory)
+        return write_checkpoint(
+            directory,
+            model.config,
+            together,
+            head=model.head,
+            beside_others=True,
+            extra_files=side_files(model),
+            **options,
+        )
+    finally:
+        if model.placement is not None:
+            together.finish()
 
 
 def side_files(model: Any) -> dict[str, bytes]:
@@ -24,7 +59,7 @@ def side_files(model: Any) -> dict[str, bytes]:
     return {GENERATION_CONFIG_FILE: settled.to_json().encode()}
 
 
-def shard_bytes(size: int | str) -> int:
+def shard_bytes(size: int | str, *, where: str = "max_shard_size") -> int:
     """The bytes of "5GB", "200MB" or "1GiB", or of a number.
 
     >>> shard_bytes("5GB"), shard_bytes("1KiB"), shard_bytes(7)
@@ -35,7 +70,7 @@ def shard_bytes(size: int | str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B|B)?", str(size), re.IGNORECASE)
     if isinstance(size, bool) or found is None or float(found[1]) <= 0:
-        raise InputError("no size", where="max_shard_size", expected='bytes, or such as "5GB"', found=shown(size))
+        raise InputError("no size", where=where, expected='bytes, or such as "5GB"', found=shown(size))
     power = " KMGT".index((found[2] or " ").upper())
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 

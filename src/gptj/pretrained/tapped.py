@@ -46,6 +46,7 @@ class Tapped:
         """The taps asked for of the arguments in `given`."""
         model: Any = self
         model._refuse_prepared("taps")
+        model._refuse_cut("taps")
         if given.get("params") is None:
             model._require_values("taps")
         if model.head != "causal_lm" and labels is not None:

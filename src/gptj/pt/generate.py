@@ -147,7 +147,8 @@ class GenerationMixin(generation.Generates[torch.Tensor], scoring.Scores):
         if placement is None or seed is not None:
             return seed
         drawn = torch.randint(2**63 - 1, (1,), device=self.device)  # type: ignore[attr-defined]
-        torch.distributed.broadcast(drawn, 0)
+        group = placement.native.get_group("tp")
+        torch.distributed.broadcast(drawn, torch.distributed.get_global_rank(group, 0), group=group)
         return int(drawn)
 
     def _is_traced(self) -> bool:
@@ -172,6 +173,7 @@ class GenerationMixin(generation.Generates[torch.Tensor], scoring.Scores):
     @torch.inference_mode()
     def _last_states(self, token_ids: NDArray[np.int64]) -> torch.Tensor:
         model: Any = self
+        check_decodes(model.placement)
         with evaluating(model):
             return model.transformer(
                 token_ids, use_cache=False, output_attentions=False, output_hidden_states=False, return_dict=True

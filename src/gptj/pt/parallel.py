@@ -193,7 +193,8 @@ def _placement_of(mesh: DeviceMesh, strategy: Strategy) -> Placement:
         raise InputError("its axes have other names", where="mesh", expected="dp, tp", found=shown(names))
     if names != ("dp", "tp"):  # one axis of the two: the other has one device
         sizes = Mesh(**{name: mesh.size(n) for n, name in enumerate(names)})
-        mesh = DeviceMesh(mesh.device_type, mesh.mesh.reshape(sizes.dp, sizes.tp), mesh_dim_names=("dp", "tp"))
+        devices = mesh.mesh.T if names == ("tp", "dp") else mesh.mesh
+        mesh = DeviceMesh(mesh.device_type, devices.reshape(sizes.dp, sizes.tp), mesh_dim_names=("dp", "tp"))
     sizes = Mesh(dp=mesh.size(0), tp=mesh.size(1))
     place = mesh.get_coordinate()
     if place is None:
@@ -233,6 +234,8 @@ def distribute(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], placement
     if not trains:
         _assign_local(model, parts, device)
         model.requires_grad_(placement.strategy == "dp")
+        if placement.strategy == "dp":
+            _average_gradients(model, placement)
         return
     _assign_shapes(model, rows, placement)
     mesh = placement.native["dp"]
@@ -247,6 +250,19 @@ def distribute(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], placement
         for spec, tensor in parts:
             model.get_parameter(spec.name).to_local().copy_(tensor)
     model.base_model._place_rotary()
+
+
+def _average_gradients(model: Any, placement: Placement) -> None:
+    """Let each parameter's gradient be the mean of the copies', as soon as it is there."""
+    group, count = placement.native.get_group("dp"), placement.mesh.dp
+
+    def average(parameter: nn.Parameter) -> None:
+        dist.all_reduce(parameter.grad, group=group)
+        assert parameter.grad is not None
+        parameter.grad.div_(count)
+
+    for parameter in model.parameters() if count > 1 else ():
+        parameter.register_post_accumulate_grad_hook(average)
 
 
 def _device_of(mesh: DeviceMesh) -> torch.device:
@@ -346,6 +362,11 @@ def join_processes() -> Processes:
     elif not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     return Processes(index or 0, count or 1)
+
+
+def count_devices() -> int:
+    """How many devices there are for a model: one a process."""
+    return dist.get_world_size()
 
 
 def leave_processes() -> None:

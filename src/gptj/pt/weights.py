@@ -147,7 +147,7 @@ class PretrainedModel(AdapterMixin, Pretrained, nn.Module):
 
         rows = schema(self.config, self.head)
         distribute(self, ((row, from_numpy(read_part(row, placement.slices(row)))) for row in rows), placement)
-        self.placement = placement
+        self.placement = self.base_model.placement = placement
         self.eval()
 
     def _fill(

@@ -36,6 +36,7 @@ class InferenceMixin:
         # Differs: nothing is packed anew and no other precision is had; the programs read what the file's map holds.
         model: Any = self
         model._refuse_prepared("prepare_for_inference")
+        model._refuse_cut("prepare_for_inference")
         check_quantize(quantize, ())
         model._require_values("prepare_for_inference")
         for part in (model, model.transformer):
