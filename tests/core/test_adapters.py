@@ -198,7 +198,7 @@ def test_a_merged_folder_computes_what_base_and_adapter_do(base, tmp_path):
 def test_each_sum_is_rounded_once(base, tmp_path, dtype):
     folder = write_sample_adapter(tmp_path / "a")
     merged = open_checkpoint(merge_folder(base, folder, tmp_path / "out", dtype=dtype))
-    kernel = open_checkpoint(base).read("transformer.h.1.mlp.fc_in.weight", dtype).astype(np.float64)
+    kernel = open_checkpoint(base).read("transformer.h.1.mlp.fc_in.weight").astype(np.float64)
     scale, a, b = sample_pairs(AdapterConfig(**KINDS["all"]))["h.1.mlp.fc_in"]
     expected = kernel + scale * (b.astype(np.float64) @ a.astype(np.float64))
     found = merged.read("transformer.h.1.mlp.fc_in.weight")

@@ -11,14 +11,16 @@ from mutants import Batch
 from numpy.typing import NDArray
 from recorded import facts_of, inputs_of, recorded_taps, small_batch, write_sample
 
+from gptj import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.parity import bounds
-from gptj.parity.bounds import Rounding
+from gptj.parity.bounds import Rounding, TokenSizes, accumulated
 from gptj.parity.differences import compare_traces
 from gptj.parity.operations import OperationOf
 from gptj.parity.oracle import Oracle, activation, causal_lm_loss
 from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.parity.trace import open_trace, write_trace
+from gptj.taps import list_taps
 
 Array = NDArray[Any]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -199,3 +201,14 @@ def test_the_unit_is_the_coarsest_dtypes():
     assert Rounding.of("float64").unit == 2.0**-53
     assert Rounding.of("float16", "float32").unit == 2.0**-11
     assert Rounding.of("bfloat16").summing == 2.0**-24
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_bound_of_a_deep_model_reaches_its_value(dtype):
+    config = GPTJConfig(n_layer=28, n_embd=64, n_head=4, rotary_dim=8, vocab_size=64, n_positions=64)
+    one = np.ones((1, 3))
+    sizes = {tap: TokenSizes(one, 4 * one, one) for tap in list_taps(28) if tap != "loss"}
+    sizes |= {tap: TokenSizes(5 * one, 20 * one, 5 * one) for tap in sizes if tap.endswith(".scores")}
+    bounds = accumulated(sizes, config, Rounding.of(dtype), keys=3)
+    assert (2 * bounds["logits"] < 4).all() and (2 * bounds["h.27.sum"] < 4).all()
+    assert (bounds["h.0.sum"] <= bounds["h.27.sum"]).all() and (bounds["h.0.sum"] > 0).all()
