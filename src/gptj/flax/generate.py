@@ -36,14 +36,14 @@ def gather_rows(cache: KVCache, rows: Array) -> KVCache:
 @functools.partial(jax.jit, static_argnames=("heads", "width"))
 def read_slots(slots: Array, row: Array, start: Array, *, heads: int, width: int) -> Array:
     """`width` slots (h, width, d) of a row of (b h, s, d), from `start` on."""
-    return lax.dynamic_slice(slots, (row * heads, start, 0), (heads, width, slots.shape[2]))
+    return lax.dynamic_slice(slots, (row * heads, start, jnp.zeros_like(start)), (heads, width, slots.shape[2]))
 
 
 @functools.partial(jax.jit, static_argnames="width", donate_argnums=0)
 def write_slots(slots: Array, new: Array, row: Array, first: Array, roll: Array, start: Array, *, width: int) -> Array:
     """The slots (b h, s, d) with `width` of `new` (h, n, d) from `first` on, moved round by `roll`, from `start` on."""
     part = jnp.roll(lax.dynamic_slice_in_dim(new, first, width, 1), roll, 1)
-    return lax.dynamic_update_slice(slots, part, (row * len(new), start, 0))
+    return lax.dynamic_update_slice(slots, part, (row * len(new), start, jnp.zeros_like(start)))
 
 
 class Decoder(generation.Decoder):
