@@ -1,8 +1,6 @@
 """A trace's tensors that are no taps: the gradient of every parameter, and the texts that were generated.
 
 grad.<parameter>        of the parameter's shape, under its name in the schema: the gradient of the tap `loss`
-sgd.<parameter>         the parameter after one step of SGD from that gradient
-adamw.<parameter>       the parameter after one step of AdamW
 generated.prompt_ids    (prompts, l), whole numbers
 generated.prompt_mask   (prompts, l), whole numbers
 generated.token_ids     (prompts, n): the tokens that were chosen, greedily
