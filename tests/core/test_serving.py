@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 from served import Served, ToyModel
+from toy_decoder import ToyDecoder, toy_config
 
 from gptj.errors import CheckpointWarning, TokenizerError
-from gptj.generation import GenerationConfig
+from gptj.generation import Columns, GenerationConfig
 from gptj.generation.sampling import log_softmax
 from gptj.serving.chat import ChatTemplate
-from gptj.serving.continuation import Transcript
-from gptj.serving.service import servable
+from gptj.serving.continuation import Continuation, Transcript
+from gptj.serving.prefill import Prefill, Prompt
+from gptj.serving.prefixes import PrefixStore
+from gptj.serving.service import Numbers, servable
 from gptj.serving.warming import warm_up
 
 PROMPT = "Once upon a time there was"
@@ -448,6 +451,36 @@ def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
         assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 59}, (
             "all but the last, whose logits are new"
         )
+
+
+def test_the_pieces_of_a_prompt_are_widths_that_are_compiled_once():
+    config = toy_config(n_positions=300)
+    for begin in (0, 130, 203):
+        prompt = Prompt(Continuation(np.arange(297) % 23, None, Transcript(Numbers()), print), None)
+        prefill = Prefill(lambda batch, capacity: ToyDecoder(config, batch, capacity), config, [prompt])
+        prefill._decoder.restart(begin)
+        while not prefill.is_done:
+            room = prefill._decoder.slots - prefill._decoder.length
+            shape, _ = prefill.advance(512)
+            assert shape[2] <= max(room, 8), "no piece is cut at the cache's end to an odd width"
+
+
+def columns(held: int, count: int) -> Columns:
+    array = np.zeros((1, held, 2), np.float32)
+    return Columns((array,), (array,), 0, count)
+
+
+def test_kept_prompts_are_counted_by_the_columns_that_are_held():
+    store = PrefixStore(128)
+    first, second, third = (np.full(20, n) for n in range(3))
+    store.keep(first, columns(64, 20))
+    store.keep(second, columns(64, 20))
+    assert store.tokens == 128
+    store.keep(third, columns(192, 20))
+    assert store.find(np.append(third, 5)) is None, "alone above the limit"
+    store.keep(third, columns(64, 20))
+    assert store.tokens == 128 and store.find(np.append(first, 5)) is None
+    assert store.find(np.append(second, 5)) is not None
 
 
 def test_warming_up_meets_all_sizes_and_leaves_no_trace():

@@ -26,7 +26,7 @@ class PrefixStore:
     """Keys and values of prompts that were read.
 
     Args:
-        most_tokens: of all prompts together; 0 keeps none. A token takes n_layer * n_embd * 2 numbers.
+        most_tokens: columns held of all prompts together; 0 keeps none. A column takes n_layer * n_embd * 2 numbers.
     """
 
     def __init__(self, most_tokens: int) -> None:
@@ -50,18 +50,18 @@ class PrefixStore:
 
     def keep(self, ids: Ids, columns: Columns, adapter: str | None = None) -> None:
         """Keep a prompt's columns, in place of those that are its beginning."""
-        if not LEAST <= len(ids) <= self.most_tokens:
+        if len(ids) < LEAST or columns.held > self.most_tokens:
             return
         for key, (kept, _) in list(self._kept.items()):
             if key[0] == adapter and len(kept) <= len(ids) and _in_common(kept, ids) == len(kept):
                 self._drop(key)
         self._kept[adapter, ids.tobytes()] = ids, columns
-        self.tokens += len(ids)
+        self.tokens += columns.held
         while self.tokens > self.most_tokens:
             self._drop(next(iter(self._kept)))
 
     def _drop(self, key: tuple[str | None, bytes]) -> None:
-        self.tokens -= len(self._kept.pop(key)[0])
+        self.tokens -= self._kept.pop(key)[1].held
 
 
 def _in_common(kept: Ids, ids: Ids) -> int:
