@@ -40,9 +40,16 @@ class PrefixStore:
         The last of `ids` is never among them: its logits must be computed.
         """
         found, longest = None, LEAST - 1
+        ids = ids[:-1]
+        if len(ids) < LEAST:
+            return None
+        better = ids[:LEAST].tobytes()  # a prompt that has more in common begins so: bytes are compared fast
         for key, (kept, _) in self._kept.items():
-            if key[0] == adapter and (shared := _in_common(kept, ids[:-1])) > longest:
-                found, longest = key, shared
+            if key[0] == adapter and key[1].startswith(better):
+                found, longest = key, _in_common(kept, ids)
+                if longest == len(ids):
+                    break
+                better = ids[: longest + 1].tobytes()
         if found is None:
             return None
         self._kept.move_to_end(found)
