@@ -13,6 +13,7 @@ import click
 from gptj.command.options import (
     BackendChoice,
     DtypeChoice,
+    FiniteRange,
     Inside,
     ModelArgument,
     Names,
@@ -34,9 +35,9 @@ _OPTIONS = (
             "better given by the variable, since others see a command line."),
     option("Server", "--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin ask, * for all. May be "
             "given several times."),
-    option("Server", "--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True,
+    option("Server", "--timeout", type=FiniteRange(min=0, min_open=True), default=600.0, show_default=True,
             metavar="S", help="Seconds that an answer may take."),
-    option("Server", "--drain", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Seconds that answers "
+    option("Server", "--drain", type=FiniteRange(min=0, min_open=True), metavar="S", help="Seconds that answers "
             "have to finish after Ctrl-C. [default: as long as they need]"),
     option("Batch", "--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
             help="How many texts to continue at once."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import socket
 import threading
@@ -131,7 +132,7 @@ class Server(uvicorn.Server):
             log_config=None,
             server_header=False,
             h11_max_incomplete_event_size=_HEADER_BYTES,
-            timeout_graceful_shutdown=None if drain_s is None else int(drain_s) or 1,
+            timeout_graceful_shutdown=None if drain_s is None else max(math.ceil(drain_s), 1),
         )
         super().__init__(config)
         self._close = close
