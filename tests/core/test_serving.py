@@ -20,10 +20,13 @@ from toy_decoder import ToyDecoder, toy_config
 from gptj.errors import CheckpointWarning, TokenizerError
 from gptj.generation import Columns, GenerationConfig
 from gptj.generation.sampling import log_softmax
+from gptj.serving import prefixes
 from gptj.serving.chat import ChatTemplate
 from gptj.serving.continuation import Continuation, Transcript
 from gptj.serving.prefill import Prefill, Prompt
 from gptj.serving.prefixes import PrefixStore
+from gptj.serving.prefixes import _in_common as in_common
+from gptj.serving.requests import read_chat
 from gptj.serving.service import Numbers, servable
 from gptj.serving.warming import warm_up
 
@@ -80,6 +83,16 @@ def test_prompts_are_texts_or_token_ids_one_or_several(served):
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert answer["choices"][1]["text"] == one
     assert answer["usage"]["prompt_tokens"] == sum(len(ids_of(served, text)) for text in ("a fox", PROMPT, "hello"))
+
+
+def test_a_top_p_of_0_is_greedy(served):
+    assert served.tokens(prompt=PROMPT, top_p=0) == served.tokens(prompt=PROMPT, temperature=0)
+
+
+def test_null_in_a_message_is_left_out():
+    message = {"role": "assistant", "content": "hi"}
+    asked = {"model": "tiny", "messages": [{**message, "refusal": None, "tool_calls": None, "name": None}]}
+    assert read_chat(asked).messages == (message,)
 
 
 def test_several_choices_are_the_sequences_of_generate_and_prompts_count_the_seed_up(served):
@@ -481,6 +494,19 @@ def test_kept_prompts_are_counted_by_the_columns_that_are_held():
     store.keep(third, columns(64, 20))
     assert store.tokens == 128 and store.find(np.append(first, 5)) is None
     assert store.find(np.append(second, 5)) is not None
+
+
+def test_only_prompts_that_may_have_more_in_common_are_compared(monkeypatch):
+    store, compared = PrefixStore(10_000), []
+    monkeypatch.setattr(prefixes, "_in_common", lambda a, b: compared.append(a) or in_common(a, b))
+    for n in range(50):
+        store.keep(np.array([n, *range(30)]), columns(31, 31))
+    store.keep(np.array([7, *range(20), 99, 99]), columns(23, 23))
+    compared.clear()
+    found = store.find(np.array([7, *range(25), 1, 2]))
+    assert found is not None and found[1] == 26
+    assert store.find(np.array([90, *range(30)])) is None
+    assert len(compared) == 1
 
 
 def test_warming_up_meets_all_sizes_and_leaves_no_trace():
