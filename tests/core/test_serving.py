@@ -327,6 +327,20 @@ def test_a_template_stays_in_its_sandbox(source):
     assert status == 400 and "class" not in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}!", "hé!"),
+        ("{{ tools is none and documents is none }}", "True"),
+        ("{{ {'b': messages[0].content, 'a': 1} | tojson(ensure_ascii=True, sort_keys=True, separators=(',', ':')) }}",
+         '{"a":1,"b":"h\\u00e9"}'),
+        ("{{ {'b': 1} | tojson(indent=1) }}", '{\n "b": 1\n}'),
+    ],
+)  # fmt: skip
+def test_a_template_has_what_transformers_gives_it(source, expected):
+    assert ChatTemplate(source, {}).render([{"role": "user", "content": "hé"}]) == expected
+
+
 def test_a_template_is_found_where_transformers_keeps_it(tmp_path: Path):
     class Tokens:
         bos_token = eos_token = pad_token = unk_token = "<end>"
