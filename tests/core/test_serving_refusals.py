@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -249,8 +250,19 @@ def test_a_half_closed_socket_takes_no_row(served):
     check_alive(served)
 
 
+def test_a_client_who_leaves_before_its_body_is_there_is_no_error(served, caplog):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.sendall(head + b"{")
+    until = time.monotonic() + 5
+    while 'status="499"' not in served.engine.metrics.text() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert 'status="499"' in served.engine.metrics.text()
+    assert not [one for one in caplog.records if one.exc_info]
+
+
 def test_the_key_is_needed_where_there_is_one():
-    with Served(ToyModel(), access=Access(api_key="sécret")) as served:
+    with Served(ToyModel(), access=Access(api_key=" sécret")) as served:
         for headers in (
             {},
             {"Authorization": "Bearer wrong"},
@@ -273,6 +285,8 @@ def test_pages_of_others_may_not_ask_unless_they_are_named():
     with Served(ToyModel()) as served:
         own = {"Origin": f"http://127.0.0.1:{served.port}"}
         assert served.post(prompt="a", headers=own)[0] == 200
+        assert served.post(prompt="a", headers={"Origin": "http://127.0.0.2:1"})[0] == 200
+        assert served.post(prompt="a", headers={"Origin": "http://127.0.0.1.evil.example"})[0] == 403
         assert served.post(prompt="a", headers=evil)[0] == 403
         assert served.post(prompt="a", headers={"Origin": "null"})[0] == 403
         assert "access-control-allow-origin" not in served.last_headers
@@ -280,7 +294,8 @@ def test_pages_of_others_may_not_ask_unless_they_are_named():
         assert served.post(prompt="a", headers=friend)[0] == 200
         assert served.last_headers["access-control-allow-origin"] == "http://friend.example"
         assert served.post(prompt="a", headers=evil)[0] == 403
-        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        names = "authorization,content-type,x-stainless-os"
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": names}
         assert served.ask("OPTIONS", "/v1/completions", headers=friend | asked)[0] == 200
         assert served.ask("OPTIONS", "/v1/completions", headers=evil | asked)[0] == 400
 

@@ -90,7 +90,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     from gptj.command.printing import write_text
     from gptj.command.waiting import waiting
     from gptj.reading.weight_files import split_weights
-    from gptj.serving.app import Access, Limits, make_app
+    from gptj.serving.app import Access, Limits, is_loopback, make_app
     from gptj.serving.chat import ChatTemplate
     from gptj.serving.engine import Engine
     from gptj.serving.metrics import Metrics
@@ -114,7 +114,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     name = options["name"] or place.name or opened.directory.resolve().name
     if name in adapters:
         raise click.UsageError(f"--adapter: {name} is what the base is called; see --name.")
-    loopback = _is_loopback(options["host"])
+    loopback = is_loopback(options["host"])
     if not loopback and options["api_key"] is None:
         click.echo("warning: whoever reaches this machine may ask; --api-key keeps others out", err=True)
     listener = listen(options["host"], options["port"])
@@ -167,7 +167,3 @@ def named_folders(said: Iterable[str]) -> dict[str, Path]:
             raise click.UsageError(f"--adapter: expected NAME=DIR, each name once; found {one}.")
         folders[name] = Path(folder)
     return folders
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
