@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -259,6 +260,22 @@ def test_a_client_who_leaves_before_its_body_is_there_is_no_error(served, caplog
         time.sleep(0.01)
     assert 'status="499"' in served.engine.metrics.text()
     assert not [one for one in caplog.records if one.exc_info]
+
+
+def test_a_client_that_does_not_read_is_left(monkeypatch):
+    monkeypatch.setattr(Protocol, "unread_s", 0.3)
+    with Served(ToyModel()) as served, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", served.port))
+        connection.settimeout(5)
+        begin = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - begin < 10:
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+        while served.server.server_state.connections and time.monotonic() - begin < 10:
+            time.sleep(0.01)
+        assert not served.server.server_state.connections
+        assert served.ask("GET", "/health")[0] == 200
 
 
 def test_the_key_is_needed_where_there_is_one():
