@@ -95,7 +95,6 @@ FIELDS: dict[str, tuple[dict[str, Any], str | None]] = {
     "temperature as text": ({"temperature": "hot"}, "temperature"),
     "temperature as a list": ({"temperature": [1]}, "temperature"),
     "temperature that vanishes": ({"temperature": 1e-9}, "temperature"),
-    "top_p of 0": ({"top_p": 0}, "top_p"),
     "top_p above 1": ({"top_p": 1.1}, "top_p"),
     "top_k below 0": ({"top_k": -1}, "top_k"),
     "presence_penalty of 3": ({"presence_penalty": 3}, "presence_penalty"),
