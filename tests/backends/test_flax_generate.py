@@ -7,6 +7,7 @@ import pytest
 from wings import FLOAT32_ABSOLUTE
 
 from gptj.flax import Decoder, GPTJForCausalLM
+from gptj.flax.generate import read_slots, write_slots
 from gptj.flax.inference import compiled_block
 from gptj.flax.weights import flat
 
@@ -53,6 +54,19 @@ def test_a_prompt_that_fills_the_cache_to_its_last_slot_fits(folder, oracle):
     last = decoder.step(np.array([5, 6])).logits
     ids = np.concatenate((prompt(69), prompt(2), [[5], [6]]), axis=1)
     assert np.abs(last - oracle(**changes).forward(ids).logits[:, -1]).max() <= FLOAT32_ABSOLUTE
+
+
+def test_columns_of_many_counts_are_moved_by_few_programs(model):
+    first, second = Decoder(model, 1, 60), Decoder(model, 1, 60)
+    for decoder in (first, second):
+        decoder.restart(60)
+    before = read_slots._cache_size(), write_slots._cache_size()
+    for count in (1, 5, 20, 40, 60):
+        columns = first.read(0, 0, count)
+        for some in {1, count // 2 + 1, count}:
+            second.write(0, 60 - some, columns, some)
+    assert read_slots._cache_size() - before[0] <= 1
+    assert write_slots._cache_size() - before[1] <= 1
 
 
 def test_a_step_writes_the_cache_in_place(model):

@@ -133,6 +133,16 @@ def test_a_float16_gradient_that_overflows_is_left_out(tmp_path):
     assert training.progress.scale.scale == 65536 / 4
 
 
+def test_a_float16_gradient_that_always_overflows_ends_the_run():
+    step = TableStep(300)
+    step.overflows = [True] * 40
+    settings = dataclasses.replace(SETTINGS, dtype="float16")
+    training = Training(step, settings, batches(), None, steps=40, progress=Progress(), rows=[])
+    with pytest.raises(InputError, match=r"--dtype.*bfloat16"):
+        training.run(save=lambda training: None, report=lambda report: None, stop=lambda: False)
+    assert training.progress.step == 16, "halved from 65,536 to 1"
+
+
 def test_a_gradient_that_is_no_number_ends_the_run(tmp_path):
     step = TableStep(300)
     step.overflows = [False, True]

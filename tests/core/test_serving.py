@@ -15,13 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 from served import Served, ToyModel
+from toy_decoder import ToyDecoder, toy_config
 
 from gptj.errors import CheckpointWarning, TokenizerError
-from gptj.generation import GenerationConfig
+from gptj.generation import Columns, GenerationConfig
 from gptj.generation.sampling import log_softmax
+from gptj.serving import prefixes
 from gptj.serving.chat import ChatTemplate
-from gptj.serving.continuation import Transcript
-from gptj.serving.service import servable
+from gptj.serving.continuation import Continuation, Transcript
+from gptj.serving.prefill import Prefill, Prompt
+from gptj.serving.prefixes import PrefixStore
+from gptj.serving.prefixes import _in_common as in_common
+from gptj.serving.requests import read_chat
+from gptj.serving.service import Numbers, servable
 from gptj.serving.warming import warm_up
 
 PROMPT = "Once upon a time there was"
@@ -77,6 +83,16 @@ def test_prompts_are_texts_or_token_ids_one_or_several(served):
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert answer["choices"][1]["text"] == one
     assert answer["usage"]["prompt_tokens"] == sum(len(ids_of(served, text)) for text in ("a fox", PROMPT, "hello"))
+
+
+def test_a_top_p_of_0_is_greedy(served):
+    assert served.tokens(prompt=PROMPT, top_p=0) == served.tokens(prompt=PROMPT, temperature=0)
+
+
+def test_null_in_a_message_is_left_out():
+    message = {"role": "assistant", "content": "hi"}
+    asked = {"model": "tiny", "messages": [{**message, "refusal": None, "tool_calls": None, "name": None}]}
+    assert read_chat(asked).messages == (message,)
 
 
 def test_several_choices_are_the_sequences_of_generate_and_prompts_count_the_seed_up(served):
@@ -311,6 +327,20 @@ def test_a_template_stays_in_its_sandbox(source):
     assert status == 400 and "class" not in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}!", "hé!"),
+        ("{{ tools is none and documents is none }}", "True"),
+        ("{{ {'b': messages[0].content, 'a': 1} | tojson(ensure_ascii=True, sort_keys=True, separators=(',', ':')) }}",
+         '{"a":1,"b":"h\\u00e9"}'),
+        ("{{ {'b': 1} | tojson(indent=1) }}", '{\n "b": 1\n}'),
+    ],
+)  # fmt: skip
+def test_a_template_has_what_transformers_gives_it(source, expected):
+    assert ChatTemplate(source, {}).render([{"role": "user", "content": "hé"}]) == expected
+
+
 def test_a_template_is_found_where_transformers_keeps_it(tmp_path: Path):
     class Tokens:
         bos_token = eos_token = pad_token = unk_token = "<end>"
@@ -448,6 +478,49 @@ def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
         assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 59}, (
             "all but the last, whose logits are new"
         )
+
+
+def test_the_pieces_of_a_prompt_are_widths_that_are_compiled_once():
+    config = toy_config(n_positions=300)
+    for begin in (0, 130, 203):
+        prompt = Prompt(Continuation(np.arange(297) % 23, None, Transcript(Numbers()), print), None)
+        prefill = Prefill(lambda batch, capacity: ToyDecoder(config, batch, capacity), config, [prompt])
+        prefill._decoder.restart(begin)
+        while not prefill.is_done:
+            room = prefill._decoder.slots - prefill._decoder.length
+            shape, _ = prefill.advance(512)
+            assert shape[2] <= max(room, 8), "no piece is cut at the cache's end to an odd width"
+
+
+def columns(held: int, count: int) -> Columns:
+    array = np.zeros((1, held, 2), np.float32)
+    return Columns((array,), (array,), 0, count)
+
+
+def test_kept_prompts_are_counted_by_the_columns_that_are_held():
+    store = PrefixStore(128)
+    first, second, third = (np.full(20, n) for n in range(3))
+    store.keep(first, columns(64, 20))
+    store.keep(second, columns(64, 20))
+    assert store.tokens == 128
+    store.keep(third, columns(192, 20))
+    assert store.find(np.append(third, 5)) is None, "alone above the limit"
+    store.keep(third, columns(64, 20))
+    assert store.tokens == 128 and store.find(np.append(first, 5)) is None
+    assert store.find(np.append(second, 5)) is not None
+
+
+def test_only_prompts_that_may_have_more_in_common_are_compared(monkeypatch):
+    store, compared = PrefixStore(10_000), []
+    monkeypatch.setattr(prefixes, "_in_common", lambda a, b: compared.append(a) or in_common(a, b))
+    for n in range(50):
+        store.keep(np.array([n, *range(30)]), columns(31, 31))
+    store.keep(np.array([7, *range(20), 99, 99]), columns(23, 23))
+    compared.clear()
+    found = store.find(np.array([7, *range(25), 1, 2]))
+    assert found is not None and found[1] == 26
+    assert store.find(np.array([90, *range(30)])) is None
+    assert len(compared) == 1
 
 
 def test_warming_up_meets_all_sizes_and_leaves_no_trace():

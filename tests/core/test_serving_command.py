@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from gptj import backends
 from gptj.command.serve import named_folders, serve
 from gptj.errors import BackendError, InputError
-from gptj.serving.server import listen
+from gptj.serving.server import Server, listen
 
 
 def test_it_says_what_to_install(monkeypatch, tmp_path):
@@ -35,6 +35,17 @@ def test_an_adapter_has_a_name_and_a_folder(tmp_path, said):
     with pytest.raises(click.UsageError, match="NAME=DIR"):
         named_folders(said)
     assert named_folders(["one=a=b", "two=c"]) == {"one": Path("a=b"), "two": Path("c")}
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--drain"])
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0"])
+def test_seconds_are_finite(tmp_path, option, seconds):
+    result = CliRunner().invoke(serve, [str(tmp_path), option, seconds])
+    assert result.exit_code == 2 and option in result.output
+
+
+def test_the_drain_is_rounded_up():
+    assert Server(None, close=print, drain_s=1.5).config.timeout_graceful_shutdown == 2
 
 
 def test_the_key_may_come_by_a_variable_which_the_help_names():

@@ -72,13 +72,14 @@ class ToyDecoder(Decoder):
 
     def _read(self, row: int, start: int, count: int) -> Columns:
         part = slice(start, start + count)
-        return Columns((self.tokens[row, part].copy(),), (self.positions[row, part].copy(),), 0, count)
+        keys, values = (kept[row, part][None, :, None].copy() for kept in (self.tokens, self.positions))
+        return Columns((keys,), (values,), 0, count)
 
     def _write(self, row: int, start: int, columns: Columns) -> None:
         place = slice(start, start + columns.count)
         self.tokens[row] = self.positions[row] = -1
-        self.tokens[row, place] = columns.keys[0][columns.first :][: columns.count]
-        self.positions[row, place] = columns.values[0][columns.first :][: columns.count]
+        self.tokens[row, place] = columns.keys[0][0, columns.first :, 0][: columns.count]
+        self.positions[row, place] = columns.values[0][0, columns.first :, 0][: columns.count]
 
     def _forget(self, length: int) -> None:
         self.tokens[:, length:] = -1

@@ -13,6 +13,7 @@ import click
 from gptj.command.options import (
     BackendChoice,
     DtypeChoice,
+    FiniteRange,
     Inside,
     ModelArgument,
     Names,
@@ -34,9 +35,9 @@ _OPTIONS = (
             "better given by the variable, since others see a command line."),
     option("Server", "--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin ask, * for all. May be "
             "given several times."),
-    option("Server", "--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True,
+    option("Server", "--timeout", type=FiniteRange(min=0, min_open=True), default=600.0, show_default=True,
             metavar="S", help="Seconds that an answer may take."),
-    option("Server", "--drain", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Seconds that answers "
+    option("Server", "--drain", type=FiniteRange(min=0, min_open=True), metavar="S", help="Seconds that answers "
             "have to finish after Ctrl-C. [default: as long as they need]"),
     option("Batch", "--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
             help="How many texts to continue at once."),
@@ -89,7 +90,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     from gptj.command.printing import write_text
     from gptj.command.waiting import waiting
     from gptj.reading.weight_files import split_weights
-    from gptj.serving.app import Access, Limits, make_app
+    from gptj.serving.app import Access, Limits, is_loopback, make_app
     from gptj.serving.chat import ChatTemplate
     from gptj.serving.engine import Engine
     from gptj.serving.metrics import Metrics
@@ -113,7 +114,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     name = options["name"] or place.name or opened.directory.resolve().name
     if name in adapters:
         raise click.UsageError(f"--adapter: {name} is what the base is called; see --name.")
-    loopback = _is_loopback(options["host"])
+    loopback = is_loopback(options["host"])
     if not loopback and options["api_key"] is None:
         click.echo("warning: whoever reaches this machine may ask; --api-key keeps others out", err=True)
     listener = listen(options["host"], options["port"])
@@ -166,7 +167,3 @@ def named_folders(said: Iterable[str]) -> dict[str, Path]:
             raise click.UsageError(f"--adapter: expected NAME=DIR, each name once; found {one}.")
         folders[name] = Path(folder)
     return folders
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

@@ -222,6 +222,14 @@ class Training:
                 found=f"loss {loss}, norm {norm}",
                 hint="Lower --lr or --clip, or lengthen --warmup; --resume goes on from the last checkpoint",
             )
+        if not finite and scale <= 1:
+            self.step.discard()
+            raise InputError(
+                f"the gradient of update {progress.step + 1} overflows float16, however small the loss is made",
+                where="--dtype",
+                found=f"loss {loss}, norm {norm}, scale {scale}",
+                hint="Take --dtype bfloat16, or lower --lr; --resume goes on from the last checkpoint",
+            )
         rate = learning_rate(settings, progress.step, self.steps)
         if finite:
             self.step.update(rate, factor=clip_factor(norm, settings.clip) / scale)

@@ -25,6 +25,9 @@ from gptj.generation import PARTS, Columns, Selected, Step
 from gptj.generation.decoder import round_up, round_up_columns, round_up_slots
 from gptj.outputs import KVCache
 
+_FEWEST_MOVED = 64
+"""Columns that are copied between caches at least: a program is compiled for each width."""
+
 
 @jax.jit
 def gather_rows(cache: KVCache, rows: Array) -> KVCache:
@@ -36,14 +39,14 @@ def gather_rows(cache: KVCache, rows: Array) -> KVCache:
 @functools.partial(jax.jit, static_argnames=("heads", "width"))
 def read_slots(slots: Array, row: Array, start: Array, *, heads: int, width: int) -> Array:
     """`width` slots (h, width, d) of a row of (b h, s, d), from `start` on."""
-    return lax.dynamic_slice(slots, (row * heads, start, jnp.zeros_like(start)), (heads, width, slots.shape[2]))
+    return lax.dynamic_slice(slots, (row * heads, start, np.int32(0)), (heads, width, slots.shape[2]))
 
 
 @functools.partial(jax.jit, static_argnames="width", donate_argnums=0)
 def write_slots(slots: Array, new: Array, row: Array, first: Array, roll: Array, start: Array, *, width: int) -> Array:
     """The slots (b h, s, d) with `width` of `new` (h, n, d) from `first` on, moved round by `roll`, from `start` on."""
     part = jnp.roll(lax.dynamic_slice_in_dim(new, first, width, 1), roll, 1)
-    return lax.dynamic_update_slice(slots, part, (row * len(new), start, jnp.zeros_like(start)))
+    return lax.dynamic_update_slice(slots, part, (row * len(new), start, np.int32(0)))
 
 
 class Decoder(generation.Decoder):
@@ -103,7 +106,7 @@ class Decoder(generation.Decoder):
 
     def _read(self, row: int, start: int, count: int) -> Columns:
         # Differs: widths are rounded up, so that few programs are compiled: more is copied, and what counts is named.
-        width = round_up(count, self.slots)
+        width = round_up(count, self.slots, fewest=_FEWEST_MOVED)
         begin = min(start, self.slots - width)
         place = np.int32(row), np.int32(begin)
         keys, values = (
@@ -114,7 +117,7 @@ class Decoder(generation.Decoder):
 
     def _write(self, row: int, start: int, columns: Columns) -> None:
         copied = columns.keys[0].shape[1]
-        width = min(round_up(columns.count, self.slots), copied)
+        width = min(round_up(columns.count, self.slots, fewest=_FEWEST_MOVED), copied)
         first = min(columns.first, copied - width)
         begin = min(max(start - (columns.first - first), 0), self.slots - width)
         roll = start - (columns.first - first) - begin

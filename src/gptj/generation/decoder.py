@@ -132,6 +132,11 @@ class Columns:
     first: int
     count: int
 
+    @property
+    def held(self) -> int:
+        """How many columns there are, those that do not count included."""
+        return int(self.keys[0].shape[1])
+
 
 class Decoder(abc.ABC):
     """A model with a cache of `capacity` slots for each of `batch` rows; slot s of a row holds its column s.

@@ -15,6 +15,7 @@ import base64
 import dataclasses
 import hashlib
 import hmac
+import ipaddress
 import logging
 import re
 import time
@@ -27,7 +28,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -37,10 +38,9 @@ from gptj.serving.refusals import Refusal, refusal_of
 from gptj.serving.requests import CompletionRequest, read_chat, read_completion, read_json
 from gptj.serving.service import Service
 
-__all__ = ["Access", "Limits", "make_app"]
+__all__ = ["Access", "Limits", "is_loopback", "make_app"]
 
 PAGE = Path(__file__).with_name("page.html")
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _log = logging.getLogger("gptj.serving")
 
 
@@ -74,6 +74,14 @@ class Access:
     loopback: bool = True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is reached by this name or address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def make_app(service: Service, *, limits: Limits | None = None, access: Access | None = None) -> Starlette:
     """The application.
 
@@ -88,7 +96,7 @@ def make_app(service: Service, *, limits: Limits | None = None, access: Access |
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_headers=["*"],  # OpenAI's client in a browser sends x-stainless-* of its own
     )
     return Starlette(
         routes=[
@@ -228,6 +236,8 @@ class _Doors:
         try:
             self._check_access(request)
             response = await self._answer(request, read, begin)
+        except ClientDisconnect:  # before its body was there
+            response = Response(status_code=499)
         except asyncio.CancelledError:  # the end was asked for twice, or took too long
             response = _error(_stopped())
         except Exception as error:
@@ -247,7 +257,7 @@ class _Doors:
         key = self.access.api_key
         if key is not None:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            same = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+            same = hmac.compare_digest(given.strip().encode("latin-1"), key.strip().encode())
             if scheme.lower() != "bearer" or not same:
                 headers = {"WWW-Authenticate": "Bearer"}
                 raise Refusal(401, "a wrong API key, or none", code="invalid_api_key", headers=headers)
@@ -259,7 +269,7 @@ class _Doors:
             host, own = urlsplit(origin).hostname, urlsplit(f"//{request.headers.get('host', '')}").hostname
         except ValueError:
             host = own = None
-        if host is None or (host not in _LOOPBACK if self.access.loopback else host != own):
+        if host is None or (not is_loopback(host) if self.access.loopback else host != own):
             raise Refusal(403, "pages of other origins may not ask; --cors lets them", code="origin_not_allowed")
 
     async def _answer(

@@ -10,7 +10,7 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gptj.errors import TokenizerError
 from gptj.json_file import read_json_object, read_small_file
@@ -39,7 +39,7 @@ class ChatTemplate:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_blocks()]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
@@ -80,7 +80,9 @@ class ChatTemplate:
         """
         given = [dict(message) for message in messages]
         try:
-            return self._template.render(messages=given, add_generation_prompt=True, **self._tokens)
+            return self._template.render(
+                messages=given, tools=None, documents=None, add_generation_prompt=True, **self._tokens
+            )
         except Refusal:
             raise
         except Exception as error:  # whatever a template does
@@ -98,8 +100,33 @@ def _stored(value: Any, path: Path) -> str | None:
     raise TokenizerError("not a template", file=path, where="chat_template", expected="a text")
 
 
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _generation_blocks() -> Any:
+    """The extension for {% generation %} ... {% endgeneration %}, which mark what is learnt, and change no prompt."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+        def _body(self, caller: Any) -> Any:
+            return caller()
+
+    return Generation
 
 
 def _refuse(message: str) -> Any:

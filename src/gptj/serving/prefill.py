@@ -129,7 +129,11 @@ class Prefill:
         """Read some more columns, `tokens` at most in all rows, and return the shape of the call and its tokens."""
         decoder = self._decoder
         width = max(power_of_two(tokens // decoder.batch + 1, MOST) // 2, FEWEST)
-        start, end = decoder.length, min(decoder.length + width, self.columns)
+        start, left = decoder.length, self.columns - decoder.length
+        # A width that is rounded up beyond the cache's end would be cut to what is left there, and compiled for that.
+        while width > FEWEST and power_of_two(min(width, left), MOST) > decoder.slots - start:
+            width //= 2
+        end = min(start + width, self.columns)
         scored = self.prompts[0].scores
         step = decoder.extend(self._ids[:, start:end], self._there[:, start:end], last_only=scored is None)
         if scored is not None:

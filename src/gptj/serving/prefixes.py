@@ -26,7 +26,7 @@ class PrefixStore:
     """Keys and values of prompts that were read.
 
     Args:
-        most_tokens: of all prompts together; 0 keeps none. A token takes n_layer * n_embd * 2 numbers.
+        most_tokens: columns held of all prompts together; 0 keeps none. A column takes n_layer * n_embd * 2 numbers.
     """
 
     def __init__(self, most_tokens: int) -> None:
@@ -40,9 +40,16 @@ class PrefixStore:
         The last of `ids` is never among them: its logits must be computed.
         """
         found, longest = None, LEAST - 1
+        ids = ids[:-1]
+        if len(ids) < LEAST:
+            return None
+        better = ids[:LEAST].tobytes()  # a prompt that has more in common begins so: bytes are compared fast
         for key, (kept, _) in self._kept.items():
-            if key[0] == adapter and (shared := _in_common(kept, ids[:-1])) > longest:
-                found, longest = key, shared
+            if key[0] == adapter and key[1].startswith(better):
+                found, longest = key, _in_common(kept, ids)
+                if longest == len(ids):
+                    break
+                better = ids[: longest + 1].tobytes()
         if found is None:
             return None
         self._kept.move_to_end(found)
@@ -50,18 +57,18 @@ class PrefixStore:
 
     def keep(self, ids: Ids, columns: Columns, adapter: str | None = None) -> None:
         """Keep a prompt's columns, in place of those that are its beginning."""
-        if not LEAST <= len(ids) <= self.most_tokens:
+        if len(ids) < LEAST or columns.held > self.most_tokens:
             return
         for key, (kept, _) in list(self._kept.items()):
             if key[0] == adapter and len(kept) <= len(ids) and _in_common(kept, ids) == len(kept):
                 self._drop(key)
         self._kept[adapter, ids.tobytes()] = ids, columns
-        self.tokens += len(ids)
+        self.tokens += columns.held
         while self.tokens > self.most_tokens:
             self._drop(next(iter(self._kept)))
 
     def _drop(self, key: tuple[str | None, bytes]) -> None:
-        self.tokens -= len(self._kept.pop(key)[0])
+        self.tokens -= self._kept.pop(key)[1].held
 
 
 def _in_common(kept: Ids, ids: Ids) -> int:

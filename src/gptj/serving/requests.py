@@ -345,7 +345,10 @@ def _messages(value: Any) -> tuple[dict[str, str], ...] | None:
 
 def _message(value: Any) -> dict[str, str]:
     """A message's role and text, its name too; ValueError where it is another."""
-    known = isinstance(value, dict) and value.keys() <= {"role", "content", "name"}
+    if not isinstance(value, dict):
+        raise ValueError
+    value = {name: member for name, member in value.items() if member is not None}
+    known = value.keys() <= {"role", "content", "name"}
     if not known or value.get("role") not in _ROLES:
         raise ValueError
     content = value.get("content")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import socket
 import threading
@@ -25,6 +26,9 @@ __all__ = ["HEADERS_S", "Server", "listen"]
 
 HEADERS_S = 20.0
 """Seconds until a connection's first request must have begun."""
+
+UNREAD_S = 30.0
+"""Seconds for which a client may read nothing of what waits for it."""
 
 _HEADER_BYTES = 64 * 1024
 
@@ -55,18 +59,49 @@ class Protocol(H11Protocol):
     uvicorn waits between two requests, but not while the lines of one come byte by byte, or a body that was not read.
     """
 
-    headers_s, rest_s = HEADERS_S, 2.0
+    headers_s, rest_s, unread_s = HEADERS_S, 2.0, UNREAD_S
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for a request."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # whatever the system does not take is waited for
         self._late = self.loop.call_later(self.headers_s, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
         self._stop_waiting()
+        self._stop_watching()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Watch whether the client reads what waits for it."""
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Watch no more."""
+        self._stop_watching()
+        super().resume_writing()
+
+    def _watch(self, waiting: int) -> None:
+        self._stop_watching()
+        self._unread = self.loop.call_later(self.unread_s, self._leave_unread, waiting)
+
+    def _leave_unread(self, before: int) -> None:
+        """Leave a client that has read nothing since so many bytes waited for it."""
+        self._unread = None
+        waiting = self.transport.get_write_buffer_size()
+        if waiting < before:
+            self._watch(waiting)
+        else:
+            self.transport.abort()
+
+    def _stop_watching(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         """Read on; wait for the rest of a request that has begun."""
@@ -131,7 +166,7 @@ class Server(uvicorn.Server):
             log_config=None,
             server_header=False,
             h11_max_incomplete_event_size=_HEADER_BYTES,
-            timeout_graceful_shutdown=None if drain_s is None else int(drain_s) or 1,
+            timeout_graceful_shutdown=None if drain_s is None else max(math.ceil(drain_s), 1),
         )
         super().__init__(config)
         self._close = close

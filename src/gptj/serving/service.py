@@ -261,7 +261,8 @@ class Service:
             defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": None}
         chosen = {name: defaults[name] if value is None else value for name, value in asked.items()}
         # The best token is the best whatever else is cut, so a greedy request may name the cuts.
-        return {"do_sample": False} if chosen["temperature"] == 0 else {"do_sample": True, **chosen}
+        greedy = 0 in (chosen["temperature"], chosen["top_p"])
+        return {"do_sample": False} if greedy else {"do_sample": True, **chosen}
 
     def _session(
         self, request: CompletionRequest, choice: Choice, config: GenerationConfig, seed: list[int] | None, copy: int
