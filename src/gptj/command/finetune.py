@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -187,7 +188,9 @@ def stopped_by_signals() -> Iterator[list[int]]:
     def hear(number: int, frame: Any) -> None:
         heard.append(number)
         signal.signal(number, before[signal.Signals(number)])
-        click.echo("saving after this update; once more to leave at once", err=True)
+        # Past Python's stream, which may be in the middle of a line: a signal falls in anywhere.
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), b"saving after this update; once more to leave at once\n")
 
     for number, handler in before.items():
         if callable(handler):  # neither ignored nor the system's
