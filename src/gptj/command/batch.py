@@ -14,7 +14,7 @@ import click
 
 from gptj.command.generate import HOW_OPTIONS, GenerateOptions
 from gptj.command.options import ModelArgument, PathArgument, Sections, apply_options, option
-from gptj.errors import InputError, WriteError
+from gptj.errors import InputError
 
 __all__ = ["batch"]
 
@@ -97,12 +97,13 @@ def work_through(said: GenerateOptions, directory: Path, tasks: Sequence[Task]) 
     from gptj.command.continuation import batches, continue_batch
     from gptj.command.opened_model import OpenedModel
     from gptj.command.prompts import read_lines
+    from gptj.writing.file_system import make_folder
     from gptj.writing.output_file import whole_file
 
     read = [read_lines(os.fspath(task.source)) for task in tasks]
     opened = OpenedModel(said.request(directory), needs_tokenizer=any(p.text is not None for one in read for p in one))
     jobs = [opened.jobs(prompts) for prompts in read]
-    _make_folder(tasks[0].target.parent)
+    make_folder(tasks[0].target.parent)
     steps = sum(opened.tokens(one, said.batch_size) for one in jobs)
     with opened.at_work():
         model, assistant = opened.load(steps), opened.load_assistant(steps)
@@ -112,10 +113,3 @@ def work_through(said: GenerateOptions, directory: Path, tasks: Sequence[Task]) 
                     for record in continue_batch(opened, model, assistant, group):
                         write(f"{json.dumps(record)}\n".encode())
             click.echo(f"{task.target}: written", err=True)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"cannot be made: {error.strerror}", file=path) from None

@@ -33,7 +33,7 @@ from gptj.parity.probe import Probe, make_probe
 from gptj.parity.trace_record import batch_of_probe, record_trace
 from gptj.parity.versions import library_versions
 from gptj.reading.npz import NpyArray, open_named_npz
-from gptj.writing.file_system import write_error
+from gptj.writing.file_system import make_folder
 from gptj.writing.npz import write_npz
 from gptj.writing.output_file import whole_file
 
@@ -123,18 +123,6 @@ class Record:
             _check_answers(answered, probe, config)
         answers = {name: file.read(array) for name, array in answered.items()}
         return cls(facts.pop("backend"), facts.pop("dtype"), probe, answers, facts)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, unless it is there.
-
-    Raises:
-        WriteError: it could not be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:

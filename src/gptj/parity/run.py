@@ -33,7 +33,7 @@ from gptj.parity.comparison import Comparison
 from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe, require_seed
-from gptj.parity.record import Record, make_folder
+from gptj.parity.record import Record
 from gptj.parity.report import ManifestCheck, ParityReport
 from gptj.parity.sensitivity import measure_sensitivity
 from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
@@ -42,7 +42,7 @@ from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.reading.weight_files import open_weights, split_weights
 from gptj.schema import schema
 from gptj.surroundings import address_limit, memory, processors, require_current_folder
-from gptj.writing.file_system import write_error
+from gptj.writing.file_system import make_folder, write_error
 
 __all__ = [
     "BackendProcessError",

@@ -257,8 +257,8 @@ def _average_gradients(model: Any, placement: Placement) -> None:
     group, count = placement.native.get_group("dp"), placement.mesh.dp
 
     def average(parameter: nn.Parameter) -> None:
-        dist.all_reduce(parameter.grad, group=group)
         assert parameter.grad is not None
+        dist.all_reduce(parameter.grad, group=group)
         parameter.grad.div_(count)
 
     for parameter in model.parameters() if count > 1 else ():

@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from gptj.errors import WriteError
 
-__all__ = ["FileSystem", "call_at", "write_error"]
+__all__ = ["FileSystem", "call_at", "make_folder", "write_error"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -133,5 +133,17 @@ def call_at(path: Path, function: Callable[_P, _T], *arguments: _P.args, **named
     """`function(*arguments)`, an OSError of which becomes a WriteError that names `path`."""
     try:
         return function(*arguments, **named)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        WriteError: it could not be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
