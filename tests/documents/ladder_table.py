@@ -70,11 +70,12 @@ def merged(
     old: dict[str, tuple[LadderRung, ...]], new: dict[str, tuple[LadderRung, ...]]
 ) -> dict[str, tuple[LadderRung, ...]]:
     """The new rungs, and the old ones of backends that were not measured, in the order of the page."""
-    return {
-        name: tuple(sorted((*new[name], *(rung for rung in old[name] if rung.backend not in {n.backend for n in new[name]})),
-                           key=lambda rung: BACKENDS.index(rung.backend)))
-        for name in MODELS
-    }  # fmt: skip
+    found = {}
+    for name in MODELS:
+        again = {rung.backend for rung in new[name]}
+        rungs = (*new[name], *(rung for rung in old[name] if rung.backend not in again))
+        found[name] = tuple(sorted(rungs, key=lambda rung: BACKENDS.index(rung.backend)))
+    return found
 
 
 def _measure(backends: list[str]) -> dict[str, tuple[LadderRung, ...]]:
