@@ -210,8 +210,8 @@ def test_several_traces_are_compared_with_the_most_exact(tmp_path, config):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"n_layer": 3}, "n_layer"), ({"n_head": 2}, "n_head"), ({"n_inner": 80}, "inner_width"),
-        ({"vocab_size": 216 + 8}, "vocab_size"), ({"rotary_dim": 6}, "rotary_width"),
+        ({"n_layer": 3}, "n_layer"), ({"n_head": 2}, "n_head"), ({"n_inner": 80}, "n_inner"),
+        ({"vocab_size": 216 + 8}, "vocab_size"), ({"rotary_dim": 6}, "rotary_dim"),
     ],
 )  # fmt: skip
 def test_traces_of_other_models_are_not_compared(tmp_path, config, change, named):

@@ -31,7 +31,7 @@ from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
 from gptj.parity.oracle import Oracle
 from gptj.parity.oracle_gradients import loss_gradients
 from gptj.parity.signatures import find_signature
-from gptj.parity.trace import INPUTS, Trace, rotary_sha256, slices_of
+from gptj.parity.trace import INPUTS, MEANINGS, Trace, rotary_sha256, slices_of
 from gptj.schema import schema
 from gptj.taps import list_taps, split_tap
 
@@ -106,7 +106,7 @@ def compare_traces(
         pairs,
         born={name: tuple(one.own for _, one in of_trace if one.verdict == "born there" and one.own is not None)
               for name, of_trace in by_trace.items()},
-        facts=tuple(_facts(first, [trace for trace in traces if trace is not first])),
+        facts=tuple(_facts(config, first, [trace for trace in traces if trace is not first])),
         looks_like={name: {tap: one.looks_like for tap, one in of_trace if one.looks_like is not None}
                     for name, of_trace in by_trace.items()},
         gradients=tuple(_gradients(traces, pairings, weights)),
@@ -468,18 +468,19 @@ def _padding(*traces: Trace) -> Array | None:
     return padding
 
 
-def _facts(base: Trace, others: Sequence[Trace]) -> Iterator[str]:
-    """Facts that the traces do not share, and a rotary table that is not the paper's."""
+def _facts(config: GPTJConfig, base: Trace, others: Sequence[Trace]) -> Iterator[str]:
+    """Facts that the traces do not share, a rotary table that is not its config's, a config that is not the judge's."""
     for trace in (base, *others):
-        said, config = trace.facts.rotary_sha256, trace.facts.config
-        if said is not None and said not in {rotary_sha256(config, dtype) for dtype in ("float32", "float64")}:
+        said, own = trace.facts.rotary_sha256, trace.facts.config
+        if said is not None and said not in {rotary_sha256(own, dtype) for dtype in ("float32", "float64")}:
             yield f"{trace.name}: its rotary table is neither the float32 nor the float64 one of its config"
     for other in others:
         for name in _FACTS:
             ours, theirs = getattr(base.facts, name), getattr(other.facts, name)
             if ours is not None and theirs is not None and ours != theirs:
                 yield f"{name} differs: {shown(ours)} in {base.name}, {shown(theirs)} in {other.name}"
-        for name in ("layer_norm_epsilon", "activation_function", "tie_word_embeddings"):
-            ours, theirs = getattr(base.facts.config, name), getattr(other.facts.config, name)
+    for trace in (base, *others):
+        for name in MEANINGS:
+            ours, theirs = getattr(config, name), getattr(trace.facts.config, name)
             if ours != theirs:
-                yield f"config's {name} differs: {shown(ours)} in {base.name}, {shown(theirs)} in {other.name}"
+                yield f"config's {name} differs: {shown(theirs)} in {trace.name}, judged by {shown(ours)}"

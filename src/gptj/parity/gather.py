@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
+from gptj.config import GPTJConfig
 from gptj.json_file import read_json_object
 from gptj.parity.findings import (
     Findings,
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from gptj.parity.trace import Trace
     from gptj.parity.two_folders import FolderDifference
 
-__all__ = ["compare_files", "findings_of_comparison", "findings_of_folders", "findings_of_report"]
+__all__ = ["compare_files", "findings_of_comparison", "findings_of_folders", "findings_of_report", "read_reference"]
 
 _MANIFEST = {
     "checked": "The weights were checked against manifest.json.",
@@ -161,6 +164,32 @@ def _gradient(one: GradientDifference) -> MatrixRow:
                      float(one.bound), one.holds, str(list(one.where)))  # fmt: skip
 
 
+def read_reference(
+    reference: str | os.PathLike[str], traces: Sequence[Trace], *, weights: str | None = None
+) -> tuple[GPTJConfig, Callable[[str, str], NDArray[Any]]]:
+    """The config and weights of the folder by which traces are judged.
+
+    Args:
+        reference: the folder.
+        traces: opened.
+        weights: which weights file, where the folder holds several sets.
+
+    Raises:
+        InputError: it is the folder of no trace: every field of the config in which it is another is named. One trace
+            may be of another epsilon, activation or tie: its values then tell.
+        GPTJError: the folder cannot be opened.
+    """
+    from gptj.parity.run import open_reference
+    from gptj.parity.trace import MEANINGS, SHAPES
+
+    config, read = open_reference(reference, weights=weights)
+    fields = (*SHAPES, *MEANINGS)
+    if not any(all(getattr(trace.facts.config, field) == getattr(config, field) for field in fields)
+               for trace in traces):  # fmt: skip
+        traces[0].require_model(config, file=Path(reference) / "config.json", fields=fields)
+    return config, read
+
+
 def compare_files(
     traces: Sequence[str | os.PathLike[str]],
     *,
@@ -179,17 +208,13 @@ def compare_files(
         GPTJError: a file is not what it should be.
     """
     from gptj.parity.differences import compare_traces
-    from gptj.parity.run import open_reference
     from gptj.parity.tap_names import TapNames
     from gptj.parity.trace import open_trace
 
     mapping = TapNames.find(*names)
     opened = [open_trace(path, mapping) for path in traces]
-    read = None
-    if reference is not None and opened:
-        config, read = open_reference(reference)
-        opened[0].require_model(config, file=reference)
-    return findings_of_comparison(compare_traces(opened, read), opened, folder=reference)
+    config, read = (None, None) if reference is None or not opened else read_reference(reference, opened)
+    return findings_of_comparison(compare_traces(opened, read, config=config), opened, folder=reference)
 
 
 def _pair(pair: PairDifferences, comparison: Comparison, dtype: str | None) -> PairFound:
