@@ -1,10 +1,10 @@
 """The command line: adapter, batch, convert, inspect, verify, parity, generate, serve, finetune, init, doctor, demo.
 
-The result goes to stdout, progress and errors to stderr. Exit status: 0 yes; 1 no (bad input, backends that
-disagree, nothing could be written); 2 misuse of the command line; 130 Ctrl-C. Of `gptj parity` and its commands 1 is
-that something differs, and nothing else: where that could not be judged, the status is 2. An error is one message
-without a traceback, unless `--debug` asks for it. Each command lies in a module that is imported when it is asked for,
-and imports what it needs when it runs, so `gptj --help` is quick and convert, inspect and verify never load a framework.
+The result goes to stdout, progress and errors to stderr. Exit status: 0 yes; 1 no (bad input, backends that disagree,
+nothing could be written); 2 misuse of the command line; 130 Ctrl-C. Of `gptj parity` and its commands 1 is that
+something differs, and nothing else: where that could not be judged, the status is 2. An error is one message without a
+traceback, unless `--debug` asks for it. Each command lies in a module that is imported when it is asked for, and
+imports what it needs when it runs, so `gptj --help` is quick and convert, inspect and verify never load a framework.
 """
 
 from __future__ import annotations
