@@ -46,6 +46,7 @@ __all__ = [
     "rounding_of_rotation",
     "rounding_of_softmax",
     "rounding_of_sum",
+    "shifted",
 ]
 
 Array = NDArray[np.float64]
@@ -154,6 +155,21 @@ def rounding_of_softmax(
     share = own + (weights * own).sum(-1, keepdims=True) + rounding.sum_of(scores.shape[-1])
     bound: Array = np.where(visible, weights * np.expm1(share) + rounding.smallest, 0)
     return bound
+
+
+def shifted(probability: Array, off: Array | float) -> tuple[Array, Array]:
+    """Between which two a probability lies whose softmax' scores are each off by `off` at most.
+
+    The lowest is where what it is of fell by that and all else rose, the highest the other way round.
+
+    >>> shifted(np.asarray(0.5), 0.0), [round(float(end), 3) for end in shifted(np.asarray(0.5), 0.1)]
+    ((np.float64(0.5), np.float64(0.5)), [0.45, 0.55])
+    """
+    with np.errstate(over="ignore"):
+        odds = np.exp(-2 * np.asarray(off, np.float64))
+    return probability * odds / (probability * odds + (1 - probability)), probability / (
+        probability + (1 - probability) * odds
+    )
 
 
 def rounding_of_activation(name: str, x: Array, rounding: Rounding) -> Array:

@@ -5,30 +5,35 @@ is within its bound or not; a report says all of them, and where a backend is of
 first to be (`gptj.parity.differences`). Nothing is raised for a disagreement: it is the answer, not an error
 (`ParityReport.raise_if_failed` turns it into one).
 
+How far an answer may lie from the oracle's is derived, a token at a time: from the dtype, the lengths of the sums and
+what errors of that size do to the oracle's own answer (`gptj.parity.perturbed`). No number is chosen.
+
 Chosen tokens are not compared with the oracle's own choice, which a tie within rounding may turn. Each token is
-judged on the text that the backend itself had written so far: was it, within the tolerance, the best one (greedy),
-or the one at the drawn number (sampled)?
+judged on the text that the backend itself had written so far: was it, within what rounding explains, the best one
+(greedy), or the one at the drawn number (sampled)?
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptj.backends import BACKENDS
+from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import InputError, shown
 from gptj.generation.sampling import uniforms
+from gptj.parity.bounds import Rounding, shifted
 from gptj.parity.comparison import Comparison, PairDifferences, spell_tap
-from gptj.parity.oracle import Oracle, causal_lm_loss, positions_of_mask, token_losses
+from gptj.parity.oracle import Oracle, positions_of_mask, token_losses
+from gptj.parity.perturbed import Bounded, PerturbedPass
 from gptj.parity.probe import Probe
 from gptj.parity.record import ANSWERS, Record
 from gptj.parity.report import Divergence, ManifestCheck, Measure, ParityReport, TextMatch
-from gptj.parity.tolerance import Tolerance, tolerance_of
 
 __all__ = [
     "Expected",
@@ -45,24 +50,29 @@ ORACLE = "oracle"
 class Expected:
     """The oracle's answers to a probe, float64. Names as in `gptj.parity.record.ANSWERS`."""
 
-    logits: Array
-    loss: float
-    hidden_states: tuple[Array, ...]
-    attentions: tuple[Array, ...]
-    far_logits: Array
-    plain_logits: Array
+    logits: Bounded
+    loss: Bounded
+    token_losses: Bounded
+    hidden_states: tuple[Bounded, ...]
+    attentions: tuple[Bounded, ...]
+    far_logits: Bounded
+    plain_logits: Bounded
 
 
-def expect(oracle: Oracle, probe: Probe) -> Expected:
-    """The oracle's answers to the probe."""
-    batch = oracle.forward(probe.input_ids, probe.attention_mask, probe.position_ids, attentions=True)
+def expect(oracle: Oracle, probe: Probe, rounding: Rounding) -> Expected:
+    """The oracle's answers to the probe, with the bounds of an arithmetic."""
+    ids, mask, layers = probe.input_ids, probe.attention_mask, oracle.config.n_layer
+    batch = PerturbedPass(oracle, rounding, ids, mask, probe.position_ids)
+    losses, loss = batch.losses(probe.labels)
+    states = ("embedding", *(f"h.{block}.sum" for block in range(layers - 1)), "ln_f")
     return Expected(
-        logits=_logits(batch.logits),
-        loss=causal_lm_loss(_logits(batch.logits), probe.labels),
-        hidden_states=batch.hidden_states,
-        attentions=batch.attentions,
-        far_logits=_logits(oracle.forward(probe.input_ids, probe.attention_mask, probe.far_position_ids).logits),
-        plain_logits=_logits(oracle.forward(probe.input_ids).logits),
+        logits=batch.of("logits"),
+        loss=loss,
+        token_losses=losses,
+        hidden_states=tuple(map(batch.of, states)),
+        attentions=tuple(map(batch.attention, range(layers))),
+        far_logits=PerturbedPass(oracle, rounding, ids, mask, probe.far_position_ids).of("logits"),
+        plain_logits=PerturbedPass(oracle, rounding, ids).of("logits"),
     )
 
 
@@ -87,12 +97,13 @@ def compare_records(
         InputError: no record, or one of an unknown backend or without an answer; or records of different dtypes or
             probes, which prove nothing about each other.
     """
-    probe, bounds = _common(records)
-    expected = expect(oracle, probe)
-    largest = float(np.abs(expected.logits).max())
-    measures = [m for record in records for m in _against_oracle(record, expected, oracle, bounds, largest)]
+    probe, rounding = _common(records)
+    expected = expect(oracle, probe, rounding)
+    largest = float(np.abs(expected.logits.value).max())
+    judged = _JudgedTexts(oracle, probe, rounding)
+    measures = [m for record in records for m in _against_oracle(record, expected, judged)]
     for one, other in itertools.combinations(records, 2):
-        measures += _against_each_other(one, other, bounds.of_logits(largest))
+        measures += _against_each_other(one, other, expected)
     pairs = {} if inside is None else {pair.other: pair for pair in inside.pairs}
     for record in records:
         if inside is not None:
@@ -128,8 +139,8 @@ def _inside(pair: PairDifferences, inside: Comparison) -> Measure:
     return Measure(pair.other, ORACLE, what, worst.difference, worst.bound, f"{spell_tap(worst.tap)}, {worst.where}")
 
 
-def _common(records: Sequence[Record]) -> tuple[Probe, Tolerance]:
-    """The probe and the tolerance that all records share."""
+def _common(records: Sequence[Record]) -> tuple[Probe, Rounding]:
+    """The probe and the arithmetic that all records share."""
     if not records:
         raise InputError("nothing to compare", where="records", expected="at least one record", found=0)
     for record in records:
@@ -149,54 +160,44 @@ def _common(records: Sequence[Record]) -> tuple[Probe, Tolerance]:
         for name, value in first.probe.as_arrays().items():
             if not np.array_equal(value, asked[name]):
                 raise InputError("was asked something else", where=f"{other.backend}: {name}")
-    return first.probe, tolerance_of(first.dtype)
-
-
-def _logits(logits: Array | None) -> Array:
-    assert logits is not None  # forward was not told to leave them out
-    return logits
+    if first.dtype not in PARAMETER_DTYPES:
+        raise InputError("no bounds", where="dtype", expected=" or ".join(PARAMETER_DTYPES), found=shown(first.dtype))
+    return first.probe, Rounding.of(first.dtype)
 
 
 # ---- against the oracle
 
 
-def _against_oracle(
-    record: Record, expected: Expected, oracle: Oracle, bounds: Tolerance, largest: float
-) -> Iterator[Measure]:
+def _against_oracle(record: Record, expected: Expected, judged: _JudgedTexts) -> Iterator[Measure]:
     """Every measure of one backend against the oracle."""
-    answers, probe, limit = record.answers, record.probe, bounds.of_logits(largest)
+    answers, probe = record.answers, record.probe
 
-    def measure(
-        what: str, found: Array, wanted: Array, axes: str, *, limit: float = limit, masked: bool = True
-    ) -> Measure:
+    def measure(what: str, found: Array, wanted: Bounded, axes: str, *, masked: bool = True) -> Measure:
         mask = probe.attention_mask[:, -found.shape[1] :] if masked and found.ndim > 1 else None
-        return Measure(record.backend, ORACLE, what, *_largest_difference(found, wanted, axes, mask, limit))
+        return Measure(record.backend, ORACLE, what, *_largest_difference(found, wanted, axes, mask))
 
     yield measure("logits", answers["logits"], expected.logits, "btv")
     yield measure("logits at far positions", answers["far_logits"], expected.far_logits, "btv")
     yield measure("logits without a mask", answers["plain_logits"], expected.plain_logits, "btv", masked=False)
     yield measure("logits over the cache", answers["cached_logits"], expected.logits, "btv")
-    yield measure("loss", answers["loss"], np.asarray(expected.loss), "", limit=bounds.of_loss(largest))
-    if answers["logits"].shape == expected.logits.shape and answers["logits"].dtype.kind == "f":
+    yield measure("loss", answers["loss"], expected.loss, "")
+    if answers["logits"].shape == expected.logits.value.shape and answers["logits"].dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # a backend's infinite logit gives NaN, which no limit lets pass
-            found, wanted = (token_losses(x[:, :-1], probe.labels[:, 1:]) for x in (answers["logits"], expected.logits))
-        yield measure("loss of each token", found, wanted, "bt", limit=bounds.of_loss(largest))
-    yield _largest_of_layers(record, "hidden_states", expected.hidden_states, "btm", bounds.of_hidden)
-    yield _largest_of_layers(record, "attentions", expected.attentions, "bhts", lambda _: limit)
-    yield _judged_tokens(record, oracle, "greedy", 2 * limit)
-    yield _judged_tokens(record, oracle, "sampled", 2 * limit)
+            found = token_losses(answers["logits"][:, :-1].astype(np.float64), probe.labels[:, 1:])
+        yield measure("loss of each token", found, expected.token_losses, "bt")
+    yield _largest_of_layers(record, "hidden_states", expected.hidden_states, "btm")
+    yield _largest_of_layers(record, "attentions", expected.attentions, "bhts")
+    yield judged.judge(record, "greedy")
+    yield judged.judge(record, "sampled")
 
 
-def _largest_of_layers(
-    record: Record, answer: str, wanted: Sequence[Array], axes: str, limit_of: Callable[[float], float]
-) -> Measure:
+def _largest_of_layers(record: Record, answer: str, wanted: Sequence[Bounded], axes: str) -> Measure:
     """The layer's difference that is the largest share of its limit."""
     found, mask = record.answers[answer], record.probe.attention_mask
     measures = []
     for layer, values in enumerate(wanted):
-        limit = limit_of(float(np.abs(values).max()))
         of_layer = found[layer] if layer < len(found) else np.empty(0)
-        difference, limit, where = _largest_difference(of_layer, values, axes, mask, limit)
+        difference, limit, where = _largest_difference(of_layer, values, axes, mask)
         what = answer.replace("_", " ")
         measures.append(Measure(record.backend, ORACLE, what, difference, limit, f"layer {layer}, {where}"))
     return max(measures, key=lambda measure: _share(measure.difference, measure.limit))
@@ -212,97 +213,128 @@ def _share(difference: float, limit: float) -> float:
 _AXES = {"b": "row", "t": "token", "v": "vocabulary", "m": "channel", "h": "head", "s": "key"}
 
 
-def _largest_difference(
-    found: Array, wanted: Array, axes: str, mask: Array | None, limit: float
-) -> tuple[float, float, str]:
-    """The largest absolute difference, the limit as given, and the difference's place in words.
+def _largest_difference(found: Array, wanted: Bounded, axes: str, mask: Array | None) -> tuple[float, float, str]:
+    """The absolute difference that is the largest share of its bound, that bound, and its place in words.
 
     Infinity where the shapes differ or a value is not finite. A place in the padding is called that.
     """
-    if found.shape != wanted.shape:
-        return np.inf, limit, f"shape {found.shape}, expected {wanted.shape}"
+    if found.shape != wanted.value.shape:
+        return np.inf, float(wanted.bound.max()), f"shape {found.shape}, expected {wanted.value.shape}"
     if found.dtype.kind != "f":
-        return np.inf, limit, f"dtype {found.dtype}, expected a floating-point one"
-    difference = np.abs(found.astype(np.float64) - wanted)
-    difference = np.where(np.isfinite(difference), difference, np.inf)
-    place = np.unravel_index(int(difference.argmax()), difference.shape)
+        return np.inf, float(wanted.bound.max()), f"dtype {found.dtype}, expected a floating-point one"
+    with np.errstate(invalid="ignore", divide="ignore"):
+        difference = np.abs(found.astype(np.float64) - wanted.value)
+        bound = np.broadcast_to(wanted.bound, difference.shape)
+        difference = np.where(np.isfinite(difference), difference, np.inf)
+        share = np.where(difference > 0, difference / bound, 0)  # beyond a bound of 0: infinity
+    share = np.where(np.isnan(share), np.inf, share)
+    place = np.unravel_index(int(share.argmax()), difference.shape)
     words = [f"{_AXES[axis]} {int(index)}" for axis, index in zip(axes, place, strict=True)]
     if mask is not None and "t" in axes and not mask[place[0], place[axes.index("t")]]:
         words.append("(padding)")
-    return float(difference[place]), limit, ", ".join(words).replace(", (", " (")
+    return float(difference[place]), float(bound[place]), ", ".join(words).replace(", (", " (")
 
 
 # ---- chosen tokens
 
 
-def _judged_tokens(record: Record, oracle: Oracle, answer: str, tie: float) -> Measure:
-    """How wrong the most wrong chosen token is, given the text before it.
+class _JudgedTexts:
+    """The chosen tokens, each judged on the text before it.
 
-    Greedy: by how much the oracle's best logit is above the chosen one's. Sampled: by how much probability the
-    number drawn lies outside the chosen token's part of the distribution. Two logits within `tie` may stand in
-    either order, which makes that part wider; a probability moves by less than `tie`.
+    Greedy: by how much the oracle's best logit is above the chosen one's, which rounding may do to two logits. Sampled:
+    by how much probability the number drawn lies outside the chosen token's part of the distribution, as wide as
+    rounding may make it: two logits within twice their bound may stand in either order, and a probability moves as
+    `gptj.parity.bounds.shifted` says. What lies outside of that is no more than the sums' own rounding.
+
+    Args:
+        oracle: that judges.
+        probe: what was asked.
+        rounding: the backends' arithmetic.
     """
-    probe, ids = record.probe, record.answers[answer]
-    what = f"{answer} tokens"
 
-    def broken(problem: str) -> Measure:
-        return Measure(record.backend, ORACLE, what, np.inf, tie, problem)
+    def __init__(self, oracle: Oracle, probe: Probe, rounding: Rounding) -> None:
+        self._oracle, self._probe, self._rounding = oracle, probe, rounding
+        self._passes: dict[bytes, Bounded] = {}  # backends mostly write the same
 
-    rows, start = probe.prompt_ids.shape
-    stop = start + probe.new_tokens
-    if ids.dtype.kind not in "iu":
-        return broken(f"dtype {ids.dtype}, expected whole numbers")
-    if ids.ndim != 2 or len(ids) != rows or not start < ids.shape[1] <= stop:
-        return broken(f"shape {ids.shape}, expected {(rows, stop)}")
-    if not np.array_equal(ids[:, :start], probe.prompt_ids):
-        return broken("does not begin with the prompt")
-    if ((ids < 0) | (ids >= oracle.config.vocab_size)).any():
-        return broken("a token that the vocabulary does not have")
-    mask = np.concatenate([probe.prompt_mask, np.ones((rows, ids.shape[1] - start), np.int64)], 1)
-    logits = _logits(oracle.forward(ids, mask, positions_of_mask(mask)).logits)
+    def judge(self, record: Record, answer: str) -> Measure:
+        """How wrong the token is that is wrong by the largest share of its limit."""
+        probe, ids = self._probe, record.answers[answer]
 
-    worst, where = 0.0, ""
-    for row in range(rows):
-        for column in range(start, stop):
-            if column >= ids.shape[1]:
-                return broken(f"row {row} stops after {column - start} tokens")
-            step, token = column - start, int(ids[row, column])
-            if answer == "greedy":
-                wrong = float(logits[row, column - 1].max() - logits[row, column - 1, token])
-            else:
-                uniform = float(uniforms(probe.seed, step, row)[0])
-                wrong = _outside(logits[row, column - 1], token, uniform, tie)
-            wrong = wrong if np.isfinite(wrong) else np.inf  # the oracle's own logits are not finite: nothing is proven
-            if wrong > worst:
-                worst, where = wrong, f"row {row}, step {step}"
-            if token in oracle.config.eos_token_ids:
-                break
-    return Measure(record.backend, ORACLE, what, worst, tie, where)
+        def measure(difference: float, limit: float, where: str) -> Measure:
+            return Measure(record.backend, ORACLE, f"{answer} tokens", difference, limit, where)
+
+        rows, start = probe.prompt_ids.shape
+        stop = start + probe.new_tokens
+        if ids.dtype.kind not in "iu":
+            return measure(np.inf, 0.0, f"dtype {ids.dtype}, expected whole numbers")
+        if ids.ndim != 2 or len(ids) != rows or not start < ids.shape[1] <= stop:
+            return measure(np.inf, 0.0, f"shape {ids.shape}, expected {(rows, stop)}")
+        if not np.array_equal(ids[:, :start], probe.prompt_ids):
+            return measure(np.inf, 0.0, "does not begin with the prompt")
+        if ((ids < 0) | (ids >= self._oracle.config.vocab_size)).any():
+            return measure(np.inf, 0.0, "a token that the vocabulary does not have")
+        found = self._pass(ids)
+        worst: tuple[float, float, str] = (0.0, 0.0, "")
+        for row in range(rows):
+            for column in range(start, stop):
+                if column >= ids.shape[1]:
+                    return measure(np.inf, 0.0, f"row {row} stops after {column - start} tokens")
+                step, token = column - start, int(ids[row, column])
+                logits, off = found.value[row, column - 1], float(found.bound[row, column - 1, 0])
+                if answer == "greedy":
+                    wrong, limit = float(logits.max() - logits[token]), 2 * off
+                else:
+                    limit = self._rounding.sum_of(len(logits)) + 8 * self._rounding.summing
+                    wrong = _outside(logits, token, float(uniforms(probe.seed, step, row)[0]), off)
+                wrong = wrong if np.isfinite(wrong) else np.inf  # the oracle's own are not finite: nothing is proven
+                if not worst[2] or _share(wrong, limit) > _share(worst[0], worst[1]):
+                    worst = wrong, limit, f"row {row}, step {step}"
+                if token in self._oracle.config.eos_token_ids:
+                    break
+        return measure(*worst)
+
+    def _pass(self, ids: Array) -> Bounded:
+        """The oracle's logits of some texts."""
+        key = ids.astype(np.int64).tobytes()
+        if key not in self._passes:
+            mask = self._probe.prompt_mask
+            mask = np.concatenate([mask, np.ones((len(ids), ids.shape[1] - mask.shape[1]), np.int64)], 1)
+            found = PerturbedPass(self._oracle, self._rounding, ids, mask, positions_of_mask(mask))
+            self._passes[key] = found.of("logits")
+        return self._passes[key]
 
 
-def _outside(logits: Array, token: int, uniform: float, tie: float) -> float:
-    """How far `uniform` lies outside the part of the distribution, in descending order, that `token` can have."""
+def _outside(logits: Array, token: int, uniform: float, off: float) -> float:
+    """How far `uniform` lies outside the part of the distribution, in descending order, that `token` can have.
+
+    Args:
+        logits: (v,), float64.
+        token: that was chosen.
+        uniform: the number that was drawn.
+        off: how far rounding may move each logit.
+    """
     weights = np.exp(logits - logits.max())
-    before = weights[logits > logits[token] + tie].sum() / weights.sum()
-    up_to = weights[logits >= logits[token] - tie].sum() / weights.sum()
-    return float(max(before - uniform, uniform - up_to, 0.0))
+    before = weights[logits > logits[token] + 2 * off].sum() / weights.sum()
+    up_to = weights[logits >= logits[token] - 2 * off].sum() / weights.sum()
+    low, high = float(shifted(before, off)[0]), float(shifted(up_to, off)[1])
+    return max(low - uniform, uniform - high, 0.0)
 
 
 # ---- against each other
 
 
-def _against_each_other(one: Record, other: Record, limit: float) -> Iterator[Measure]:
-    """The measures between two backends, under the limit that each has with the oracle."""
+def _against_each_other(one: Record, other: Record, expected: Expected) -> Iterator[Measure]:
+    """The measures between two backends, each of which may lie as far from the oracle as rounding takes it."""
     mask = one.probe.attention_mask
-    for what, answer in (
-        ("logits", "logits"),
-        ("logits at far positions", "far_logits"),
-        ("logits without a mask", "plain_logits"),
-        ("logits over the cache", "cached_logits"),
+    for what, answer, bounds in (
+        ("logits", "logits", expected.logits),
+        ("logits at far positions", "far_logits", expected.far_logits),
+        ("logits without a mask", "plain_logits", expected.plain_logits),
+        ("logits over the cache", "cached_logits", expected.logits),
     ):
-        found, wanted = one.answers[answer], other.answers[answer]
+        found, wanted = one.answers[answer], Bounded(other.answers[answer].astype(np.float64), 2 * bounds.bound)
         masked = None if answer == "plain_logits" else mask
-        yield Measure(one.backend, other.backend, what, *_largest_difference(found, wanted, "btv", masked, limit))
+        yield Measure(one.backend, other.backend, what, *_largest_difference(found, wanted, "btv", masked))
 
 
 def _texts(records: Sequence[Record]) -> Iterator[TextMatch]:

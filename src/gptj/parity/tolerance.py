@@ -1,5 +1,7 @@
 """How far two right answers may lie apart, a dtype at a time: named numbers, and where each comes from.
 
+For a test of one's own, which has no oracle at hand; `gptj parity` derives its limits (`gptj.parity.perturbed`).
+
 All are bounds on the largest absolute difference of logits between a backend and the float64 oracle on the same
 (already rounded) weights. They were set on the revealing checkpoint, on which each classic mistake moves some logit
 by 5.8e-4 or more (`tests/support/mutants.py`), and they follow the logits' size, since rounding errors do: measured on
