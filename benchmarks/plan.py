@@ -154,7 +154,8 @@ def work(folder: Path, case: Case) -> None:
     taken: list[int] = [0] * dist.get_world_size()
     dist.all_gather_object(taken, peak_bytes() - before)
     if dist.get_rank() == 0:
-        print(json.dumps({"bytes": max(taken), "each": taken}))
+        print(json.dumps({"bytes": max(taken), "each": taken}), flush=True)
+    dist.barrier()
     parallel.leave_processes()
 
 
