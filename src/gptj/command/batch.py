@@ -60,7 +60,8 @@ def batch(directory: Path, output: Path, files: Sequence[Path], shard: tuple[int
 
     A FILE has a prompt a line, or JSON lines, as for gptj generate. What is written is there whole or not at all, and a
     FILE whose output is there is passed over: start the same line again after a fault, or on another machine with
-    another --shard. Each FILE draws with the seed, the seed + 1, and so on.
+    another --shard; two that are given one share do some of its work twice. Each FILE draws with the seed, the seed + 1,
+    and so on.
     """
     said = GenerateOptions.of({**options, **_NOT_GIVEN})
     tasks = list_tasks(files, output, *shard)
@@ -108,6 +109,9 @@ def work_through(said: GenerateOptions, directory: Path, tasks: Sequence[Task]) 
     with opened.at_work():
         model, assistant = opened.load(steps), opened.load_assistant(steps)
         for task, one in zip(tasks, jobs, strict=True):
+            if os.path.lexists(task.target):
+                click.echo(f"{task.target}: written by another process meanwhile", err=True)
+                continue
             with whole_file(task.target) as write:
                 for group in batches(one, said.batch_size):
                     for record in continue_batch(opened, model, assistant, group):
