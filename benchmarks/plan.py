@@ -4,10 +4,10 @@
     python -m benchmarks.plan --directory weights --only fsdp --dtype bfloat16
 
 A case is generating (dp on one process, tp on several) or training (AdamW, two steps; dp on one, fsdp on several). What
-a process takes is the most that it ever held, mapped files included, over what it held when it had imported all and
-done the same with a tiny model; of several processes the fullest counts. Freed memory goes back to the system at once
-(MALLOC_MMAP_THRESHOLD_), so that the most that was held is the most that was needed. A case that the machine has no room
-for is said and left out. Each line of the output is a case: planned and measured GiB, and their ratio.
+a process takes is the most that it ever held, over what it held when it had imported all and done the same with a tiny
+model; of several processes the fullest counts. Freed memory goes back to the system at once (MALLOC_MMAP_THRESHOLD_),
+so that the most that was held is the most that was needed. A case that the machine has no room for is said and left
+out. Each line of the output is a case: planned and measured GiB, and by how much the plan is off.
 """
 
 from __future__ import annotations

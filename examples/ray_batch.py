@@ -3,10 +3,10 @@
     pip install "gptj-multibackend[pt,ray]"
     python examples/ray_batch.py MODEL OUT part-*.jsonl --actors 2 --max-new-tokens 64 --seed 0
 
-A line of a file is {"token_ids": [...]} or {"prompt": "..."}. Each file's texts go into OUT as JSON lines, whole or not at
-all, with the tokens that `gptj batch` writes for it: each file draws with the seed, the seed + 1, and so on. Ray Data hands
-the files out, starts an actor that died again, and hands its file to another; a file whose output is there is passed
-over.
+A line of a file is {"token_ids": [...]} or {"prompt": "..."}. Each file's texts go into OUT as JSON lines, whole or not
+at all, with the tokens that `gptj batch` writes for it: each file draws with the seed, the seed + 1, and so on. Ray
+Data hands the files out, starts an actor that died again, and hands its file to another; a file whose output is there is
+passed over.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Continue:
 
 
 def main() -> None:
+    """Continue the files that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
@@ -68,14 +69,15 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--gpus", type=float, default=0, help="of each actor")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, help="sample; else the likeliest token")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    settings = {"max_new_tokens": asked.max_new_tokens, "do_sample": asked.temperature is not None}
-    if asked.temperature is not None:
+    settings: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "do_sample": asked.temperature > 0}
+    if asked.temperature > 0:
         settings["temperature"] = asked.temperature
-    files = ray.data.from_items([{"file": str(path.resolve())} for path in asked.files], override_num_blocks=len(asked.files))
+    items = [{"file": str(path.resolve())} for path in asked.files]
+    files = ray.data.from_items(items, override_num_blocks=len(items))  # one file at a time to whom is free
     arguments = (str(asked.model.resolve()), str(asked.out.resolve()), settings, asked.seed)
     done = files.map(Continue, fn_constructor_args=arguments, num_cpus=1, num_gpus=asked.gpus,
                      compute=ray.data.ActorPoolStrategy(size=asked.actors))  # fmt: skip

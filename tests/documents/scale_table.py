@@ -35,14 +35,15 @@ def meshes(devices: int) -> Iterator[tuple[Strategy, Mesh, Work]]:
 
 def table() -> str:
     """The table in Markdown."""
-    lines = ["| devices | for | strategy | dp x tp | memory, GiB | all-reduced | gathered | scattered | sent, GiB | to a "
-             "token, MiB |", "|" + "---|" * 10]  # fmt: skip
+    columns = ("devices", "for", "strategy", "dp x tp", "memory, GiB", "all-reduced", "gathered", "scattered",
+               "sent, GiB", "to a token, MiB")  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     config = GPTJConfig()
     for devices in DEVICES:
         for strategy, mesh, work in meshes(devices):
             plan = plan_memory(config, strategy, mesh, work)
             assert plan.problem is None, plan.problem
-            crossing = {kind: 0 for kind in ("all-reduce", "all-gather", "reduce-scatter")}
+            crossing = dict.fromkeys(("all-reduce", "all-gather", "reduce-scatter"), 0)
             for one in list_collectives(config, strategy, mesh, work):
                 crossing[one.kind] += one.nbytes
             sent = sent_bytes(config, strategy, mesh, work)

@@ -60,8 +60,7 @@ def batch(directory: Path, output: Path, files: Sequence[Path], shard: tuple[int
 
     A FILE has a prompt a line, or JSON lines, as for gptj generate. What is written is there whole or not at all, and a
     FILE whose output is there is passed over: start the same line again after a fault, or on another machine with
-    another --shard; two that are given one share do some of its work twice. Each FILE draws with the seed, the seed + 1,
-    and so on.
+    another --shard. Each FILE draws with the seed, the seed + 1, and so on.
     """
     said = GenerateOptions.of({**options, **_NOT_GIVEN})
     tasks = list_tasks(files, output, *shard)

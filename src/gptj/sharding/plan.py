@@ -14,7 +14,7 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import GPTJError, InputError
 from gptj.schema import schema
-from gptj.sharding.table import Mesh, Strategy, check_mesh, held_by_one, partition_of
+from gptj.sharding.table import Mesh, Strategy, check_mesh, held_by_one
 
 __all__ = ["MemoryPlan", "Work", "list_meshes", "plan_memory"]
 

@@ -1,8 +1,8 @@
 """Bytes that cross between devices under each strategy: arithmetic over the schema, as `plan` is for memory.
 
 Counted is what PyTorch's engine hands to its collectives in a pass, whole tensors: what an all-reduce sums, what an
-all-gather makes and what a reduce-scatter takes. XLA makes the same sums along tp of a model in Flax. Sent is what a ring
-makes of them, which no schedule undercuts: (n - 1) / n of the bytes, and twice that for an all-reduce.
+all-gather makes and what a reduce-scatter takes. XLA makes the same sums along tp of a model in Flax. Sent is what a
+ring makes of them, which no schedule undercuts: (n - 1) / n of the bytes, and twice that for an all-reduce.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Collective:
 
     def sent(self, mesh: Mesh) -> float:
         """Bytes that one device sends for it around a ring."""
-        devices = getattr(mesh, self.axis)
+        devices = mesh.along((self.axis,))
         return (2 if self.kind == "all-reduce" else 1) * (devices - 1) / devices * self.nbytes
 
 
@@ -51,10 +51,9 @@ def sent_bytes(config: GPTJConfig, strategy: Strategy, mesh: Mesh, work: Work) -
 
 
 def list_collectives(config: GPTJConfig, strategy: Strategy, mesh: Mesh, work: Work) -> Iterator[Collective]:
-    """The collectives of a pass over a batch: forward, and in training back; those that mean something, none of scalars.
+    """The collectives of a pass over a batch: forward, and in training back.
 
-    A forward pass is one over whole rows, as of a prompt, with the logits of each token; a decoded token is one of length
-    1, of the same formulas.
+    A forward pass is one over whole rows with the logits of each token; a decoded token is one of length 1.
     """
     width = numpy_dtype(work.dtype).itemsize
     tokens = work.batch // mesh.dp * work.length
@@ -76,7 +75,7 @@ def list_collectives(config: GPTJConfig, strategy: Strategy, mesh: Mesh, work: W
 
 def _along_tp(config: GPTJConfig, tokens: int, width: int, work: Work) -> Iterator[Collective]:
     stream = tokens * config.n_embd * width
-    sums = config.n_layer + 1  # no more where blocks are computed again: that ends before the sum, which is needed no more
+    sums = config.n_layer + 1  # no more where blocks are computed again: nobody needs a block's sum then
     yield Collective("all-reduce", "tp", "the stream: each block's sum, and the embedding's", sums, sums * stream)
     yield Collective("all-gather", "tp", "logits", 1, tokens * config.vocab_size * width)
     if work.training:
