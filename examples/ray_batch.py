@@ -5,8 +5,8 @@
 
 A line of a file is {"token_ids": [...]} or {"prompt": "..."}. Each file's texts go into OUT as JSON lines, whole or not
 at all, with the tokens that `gptj batch` writes for it: each file draws with the seed, the seed + 1, and so on. Ray
-Data hands the files out, starts an actor that died again, and hands its file to another; a file whose output is there is
-passed over.
+Data hands the files out, starts an actor that died again, and hands its file to another; a file whose output is there
+is passed over.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,27 @@ def test_a_tpu_checkpoint_is_opened_by_its_shards_and_computes_the_same(found):
     cut = sum(size for name, size in parameters.items() if name not in whole)
     assert facts["read"] == 4 * (cut // 2 + copies)
     assert facts["difference"] <= 2e-5 and facts["tokens"]
+
+
+def test_no_block_keeps_attention_weights_that_nobody_asks_for():
+    """They would outgrow all else of a long prompt, and on several processes those of all heads would be gathered."""
+    import gptj.pt as gptj
+
+    model, kept = gptj.GPTJForCausalLM(CONFIG), []
+    for block in model.transformer.h:
+        block.register_forward_hook(lambda module, given, made: kept.append(made[1]))
+    assert model([[1, 2, 3]]).attentions is None and kept == [None] * CONFIG.n_layer
+    assert [a.shape for a in model([[1, 2, 3]], output_attentions=True).attentions] == [(1, 4, 3, 3)] * CONFIG.n_layer
+
+
+def test_the_plan_is_measured(tmp_path):
+    """The benchmark's way alone: what a tiny model takes is lost in what torch does."""
+    options = ["--shape", "tiny", "--processes", "2", "--dtype", "float32", "--only", "training fsdp", "--row", "8"]
+    command = [sys.executable, "-m", "benchmarks.plan", "--directory", tmp_path, *options]
+    done = subprocess.run(command, cwd=WORKER.parents[2], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert all(re.match(r"training fsdp dp=2 tp=1 float32 2 x 8.* planned, .* measured", line) for line in lines[:-1])
+    assert len(lines) == 3 and lines[-1].startswith("worst"), done.stderr
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "tp_fsdp"])
