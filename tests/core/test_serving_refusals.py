@@ -387,10 +387,10 @@ def test_an_error_of_the_model_is_said_without_its_traceback_and_the_rest_goes_o
     model = ToyModel()
     with Served(model) as served:
         make, model._decoder = model._decoder, lambda *_: 1 / 0  # type: ignore[method-assign]
-        served.engine._make_decoder = model._decoder
+        served.engine.make_decoder = model._decoder
         status, answer = served.post(prompt="Once")
         assert (status, check_error(answer)["code"]) == (500, "internal_error")
-        served.engine._make_decoder = make
+        served.engine.make_decoder = make
         check_alive(served)
         admit, served.engine._admit = served.engine._admit, lambda: 1 / 0  # type: ignore[method-assign]
         assert served.post(prompt="Once")[0] == 500, "a mistake of the engine's own"
