@@ -28,7 +28,7 @@ from gptj.serving.prefixes import PrefixStore
 from gptj.serving.prefixes import _in_common as in_common
 from gptj.serving.requests import read_chat
 from gptj.serving.service import Numbers, servable
-from gptj.serving.warming import warm_up
+from gptj.serving.warming import sizes, warm_up, warm_up_behind
 
 PROMPT = "Once upon a time there was"
 GREEDY: dict[str, Any] = {"temperature": 0}
@@ -530,6 +530,37 @@ def test_warming_up_meets_all_sizes_and_leaves_no_trace():
         assert {1, 2, 4, 6} <= {decoder.batch for decoder in model.decoders}
         assert "gptj_generated_tokens_total" not in served.engine.metrics.text()
         assert served.is_empty(1) and served.post(prompt=PROMPT)[0] == 200
+
+
+def test_who_needs_what_is_not_compiled_yet_waits_without_the_others():
+    """A prompt whose cache has not been met is left while rows run, and taken once it is, or when nobody runs."""
+    long, short = [1 + n % 280 for n in range(300)], [5] * 9
+    endless = {"prompt": "Once", "max_tokens": 400, "temperature": 0, "logit_bias": {"289": -100}}
+    with Served(ToyModel(n_positions=512, slow_s=0.005), most_rows=4) as served:
+        served.engine.met_slots = 256
+        assert served.post(prompt=long, max_tokens=2)[0] == 200, "nobody else is there"
+        with served.streamed(**endless) as events:
+            next(events)
+            answered = threading.Event()
+            asker = threading.Thread(target=lambda: (served.post(prompt=long, max_tokens=2), answered.set()))
+            asker.start()
+            for _ in range(3):
+                assert served.post(prompt=short, max_tokens=3)[0] == 200
+            assert not answered.is_set() and served.engine.waiting == 1
+            served.engine.met_slots = None
+            assert answered.wait(10), "while the first is still being answered"
+            next(events)
+        asker.join()
+
+
+def test_larger_caches_are_met_behind_the_engine():
+    model = ToyModel(n_positions=1024)
+    with Served(model, most_rows=2) as served:
+        thread = warm_up_behind(served.engine)
+        assert served.post(prompt=PROMPT)[0] == 200
+        thread.join(30)
+        assert served.engine.met_slots is None and not thread.is_alive()
+        assert {(decoder.batch, decoder.slots) for decoder in model.decoders} >= set(sizes(model.config, 2))
 
 
 def test_the_end_waits_for_what_was_begun_and_takes_no_more():

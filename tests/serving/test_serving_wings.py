@@ -15,6 +15,9 @@ import pytest
 from adapter_samples import write_sample_adapter
 from served import Served
 
+from gptj.serving import engine, prefill, warming
+from gptj.serving.warming import warm_up
+
 PROMPT = "Once upon a time there was a little fox"
 
 
@@ -81,6 +84,39 @@ def test_a_long_prompt_while_another_is_answered(served):
         *parts, done = events
     assert made == served.lone(long, max_new_tokens=20)
     assert done == "[DONE]" and len(parts) > 20
+
+
+def test_nothing_is_compiled_after_the_warm_up(wing, model, monkeypatch):
+    """Prompts of many lengths, with prefixes in common, that join and leave: XLA has met all their sizes."""
+    if wing.name == "pt":
+        return  # compiles nothing
+    for room in (engine, prefill, warming):
+        monkeypatch.setattr(room, "MOST", 32)  # fewer widths, to be quick
+    made = programs(wing, model)
+    with Served(model, most_rows=2) as served:
+        warm_up(served.engine)
+        before = len(made())
+        assert before > 20
+        prompts = [[(seed + n) % 290 for n in range(length)] for seed, length in ((0, 3), (1, 240), (2, 100), (0, 60))]
+        with served.streamed(prompt=PROMPT, max_tokens=200, temperature=0, logit_bias={"289": -100}) as events:
+            next(events)
+            for prompt in [*prompts, [*prompts[1][:200], 3, 4]]:
+                assert served.post(prompt=prompt, max_tokens=5, logprobs=2, echo=len(prompt) == 100)[0] == 200
+        assert served.post(prompt=prompts[0], n=2, max_tokens=5)[0] == 200
+        assert made()[before:] == []
+
+
+def programs(wing, model):
+    """Gives what has been compiled since for the model, in order."""
+    if wing.name == "tf":
+        return lambda: [key for compiled in getattr(model, "_compiled", {}).values() for key in compiled.functions]
+    import jax
+
+    names: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **more: names.append(str(more)) if event.endswith("backend_compile_duration") else None
+    )
+    return lambda: names
 
 
 def test_a_prompts_scores_are_the_models_own(served, model, wing):

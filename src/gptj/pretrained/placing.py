@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
-
-from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
-from gptj.schema import TensorSpec
 from gptj.sharding import Placement, ReadPart, check_mesh, check_strategy
 
 
@@ -64,26 +60,3 @@ def cut_model(
     model = cls(config, param_dtype=dtype, _do_init=False)
     model._distribute(read_part, place_model(cls, config, mesh, strategy, inference=False))
     return model
-
-
-class ReadTogether:
-    """Reads rows of a model that processes hold in parts: every process must read the same ones, in one order.
-
-    Args:
-        rows: all of them.
-        read: gives a row's values; the others wait for each call.
-    """
-
-    def __init__(self, rows: Iterable[TensorSpec], read: Callable[[TensorSpec], NDArray[Any]]) -> None:
-        self._left = {row.name: row for row in rows}
-        self._read = read
-
-    def __call__(self, row: TensorSpec) -> NDArray[Any]:
-        """The row's values."""
-        del self._left[row.name]
-        return self._read(row)
-
-    def finish(self) -> None:
-        """Read what is left, whatever became of the first: the other processes wait for it."""
-        for row in [*self._left.values()]:
-            self(row)

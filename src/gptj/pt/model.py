@@ -339,6 +339,9 @@ class GPTJModel(PretrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
+    def _rotation_of(self, position_ids: Any) -> tuple[Tensor, Tensor]:
+        return self.rotary(torch.as_tensor(position_ids, device=self.rotary.sin.device))
+
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> Tensor:
         """The hidden states (b, t, m); a hook."""
         nothing = {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}

@@ -99,7 +99,9 @@ class Prefill:
     def __init__(self, make_decoder: DecoderFactory, config: GPTJConfig, prompts: Sequence[Prompt]) -> None:
         self.prompts, self.adapter = list(prompts), prompts[0].adapter
         self.columns = max(len(prompt.ids) for prompt in prompts)
-        self._decoder = make_decoder(power_of_two(len(prompts), MOST_PROMPTS), choose_slots(config, self.columns))
+        # With room for the last piece's rounded width, but at the end of the model's positions.
+        slots = choose_slots(config, self.columns + FEWEST)
+        self._decoder = make_decoder(power_of_two(len(prompts), MOST_PROMPTS), slots)
         self._ids = np.zeros((self._decoder.batch, self.columns), np.int64)
         self._there = np.zeros(self._ids.shape, bool)
         self.scores: list[TokenScores] = []

@@ -38,6 +38,7 @@ __all__ = [
     "Strategy",
     "check_decodes",
     "check_mesh",
+    "check_rows",
     "check_strategy",
     "held_by_one",
     "natural_mesh",
@@ -233,6 +234,23 @@ def check_decodes(placement: Placement | None) -> None:
             where=f"strategy {placement.strategy}",
             expected="tp",
             hint='Save it, and open it with strategy="tp"',
+        )
+
+
+def check_rows(rows: int, placement: Placement) -> None:
+    """Refuse a batch that cannot be cut evenly along dp.
+
+    Raises:
+        InputError: naming how many would.
+    """
+    dp = placement.mesh.dp
+    if rows % dp:
+        raise InputError(
+            f"cannot be cut into {dp} equal parts (strategy {placement.strategy}, dp={dp}, tp={placement.mesh.tp})",
+            where="batch",
+            expected=f"a multiple of {dp}",
+            found=rows,
+            hint=f"Choose {_fitting('batch', rows, dp)}",
         )
 
 
