@@ -99,7 +99,7 @@ class Prefill:
     def __init__(self, make_decoder: DecoderFactory, config: GPTJConfig, prompts: Sequence[Prompt]) -> None:
         self.prompts, self.adapter = list(prompts), prompts[0].adapter
         longest, unread = (max(counts) for counts in zip(*((len(one.ids), one.unread) for one in prompts), strict=True))
-        # Padded on the left, so that few numbers of rows are met: XLA compiles for each, oneDNN keeps products for each.
+        # Padded on the left, so that few numbers of rows are met: XLA compiles for each, oneDNN keeps its products.
         self.columns = min(_rounded(longest), config.n_positions)
         self._decoder = make_decoder(power_of_two(len(prompts), MOST_PROMPTS), choose_slots(config, self.columns))
         self._ids = np.zeros((self._decoder.batch, self.columns), np.int64)
