@@ -118,7 +118,7 @@ def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("limit", ["nan", "inf", "1.5", "1e30", "-1", "0"])
 def test_a_limit_of_documents_is_whole_or_a_part(tmp_path: Path, limit: str) -> None:
-    with pytest.raises(click.UsageError, match="limit|not in the range"):
+    with pytest.raises(click.UsageError, match=r"limit|not in the range"):
         gptj_command.main(["eval", str(tmp_path), "--tasks", "a", "--limit", limit], standalone_mode=False)
 
 
