@@ -1,4 +1,4 @@
-"""`gptj batch` under fault: killed, started again, and started twice on one share; in one wing, since it is before all."""
+"""`gptj batch` under fault: killed, started again, and twice on one share. In one wing: it is before all of them."""
 
 from __future__ import annotations
 
