@@ -129,30 +129,41 @@ def test_a_prompts_scores_are_the_models_own(served, model, wing):
 
 
 def test_adapters_are_models_of_their_own_names_at_the_same_time(wing, folder, tmp_path):
+    """Base and two adapters, greedy and drawn, mixed: each answer is the lone run's with its adapter and its seed."""
     model = wing.model("causal_lm").from_pretrained(folder, param_dtype="float32")
     model.prepare_for_inference()
     model.to_numpy = wing.numpy
-    model.load_adapter(write_sample_adapter(tmp_path / "one", "all", config=model.config), "one")
+    names = {"tiny": None, "one": "one", "two": "two"}
+    for name, kind in (("one", "all"), ("two", "patterns")):
+        model.load_adapter(write_sample_adapter(tmp_path / name, kind, config=model.config), name)
     prompt = [3 * n % 290 for n in range(20)]  # long enough for a prefix, which must not be another adapter's
-    with Served(model, adapters=("one",), use_adapter=model.set_adapter) as served:
-        asked = {"prompt": prompt, "max_tokens": 12, "temperature": 0, "return_token_ids": True}
+    draws = [{"temperature": 0}, {"seed": 3}, {"seed": 2**63, "n": 2, "top_p": 0.9}]
+    with Served(model, adapters=("one", "two"), use_adapter=model.set_adapter) as served:
         found: dict[str, Any] = {}
 
         def ask(name: str) -> None:
-            found[name] = [served.post(body={"model": name, **asked})[1]["choices"][0]["token_ids"] for _ in range(3)]
+            asked = {"model": name, "prompt": prompt, "max_tokens": 12, "return_token_ids": True}
+            answers = [served.post(body={**asked, **draw})[1] for draw in draws]
+            found[name] = [choice["token_ids"] for answer in answers for choice in answer["choices"]]
 
-        clients = [threading.Thread(target=ask, args=(name,)) for name in ("tiny", "one")]
+        clients = [threading.Thread(target=ask, args=(name,)) for name in names]
         for one in clients:
             one.start()
         for one in clients:
             one.join()
-        assert [one["id"] for one in served.ask("GET", "/v1/models")[1]["data"]] == ["tiny", "one"]
+        assert [one["id"] for one in served.ask("GET", "/v1/models")[1]["data"]] == [*names]
         expected = {}
-        for name, adapter in (("tiny", None), ("one", "one")):
+        for name, adapter in names.items():
             model.set_adapter(adapter)
-            expected[name] = [served.lone(prompt, max_new_tokens=12)] * 3
+            drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "max_new_tokens": 12}
+            expected[name] = [
+                served.lone(prompt, max_new_tokens=12, do_sample=False),
+                served.lone(prompt, seed=3, **drawn),
+                *(served.lone(prompt, seed=2**63, copy=copy, top_p=0.9, **drawn) for copy in range(2)),
+            ]
     assert found == expected
-    assert expected["tiny"] != expected["one"]
+    for n in range(len(expected["tiny"])):
+        assert len({tuple(texts[n]) for texts in expected.values()}) == 3, "three models"
 
 
 def test_the_command_serves_and_ends_in_order(wing, folder):

@@ -137,6 +137,7 @@ def compare(
     from gptj.parity.differences import compare_traces
     from gptj.parity.gather import findings_of_comparison, read_reference
     from gptj.parity.tap_names import TapNames
+    from gptj.parity.threads import few_threads
     from gptj.parity.trace import open_trace
 
     if weights is not None and reference is None:
@@ -146,7 +147,7 @@ def compare(
     mapping = TapNames.find(*names)
     opened = [open_trace(path, mapping) for path in traces]
     config, read = (None, None) if reference is None else read_reference(reference, opened, weights=weights)
-    with waiting(f"comparing {len(opened)} traces"):
+    with waiting(f"comparing {len(opened)} traces"), few_threads(opened[0].facts.config):
         found = compare_traces(opened, read, config=config)
 
     def show() -> None:

@@ -36,6 +36,7 @@ from gptj.parity.probe import Probe, make_probe, require_no_seed, require_seed
 from gptj.parity.record import Record
 from gptj.parity.report import ManifestCheck, ParityReport
 from gptj.parity.sensitivity import measure_sensitivity
+from gptj.parity.threads import few_threads
 from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
 from gptj.parity.trace_record import batch_of_probe
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
@@ -132,14 +133,15 @@ def run_parity(
             records = [*pool.map(record, names)]
         if progress is not None:
             progress("oracle")
-        traces, inside = _compare_inside(folder, names, oracle, probe)
-        report = compare_records(records, oracle, inside=inside, checkpoint=os.fspath(directory), manifest=manifest)
-        if not sensitivity:
-            return report
-        if progress is not None:
-            progress("sensitivity")
-        found = [measure_sensitivity(trace, lambda name, _: _whole_weight(oracle, name)) for trace in traces[1:]]
-        return dataclasses.replace(report, sensitivity=tuple(found))
+        with few_threads(oracle.config):
+            traces, inside = _compare_inside(folder, names, oracle, probe)
+            report = compare_records(records, oracle, inside=inside, checkpoint=os.fspath(directory), manifest=manifest)
+            if not sensitivity:
+                return report
+            if progress is not None:
+                progress("sensitivity")
+            found = [measure_sensitivity(trace, lambda name, _: _whole_weight(oracle, name)) for trace in traces[1:]]
+            return dataclasses.replace(report, sensitivity=tuple(found))
 
 
 def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: Probe) -> tuple[list[Trace], Comparison]:
@@ -279,6 +281,7 @@ def child_environment(dtype: str) -> dict[str, str]:
         "KERAS_BACKEND": "tensorflow",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "NVIDIA_TF32_OVERRIDE": "0",
+        "OPENBLAS_NUM_THREADS": "1",  # of NumPy, which the frameworks do not compute with: see gptj.parity.threads
     }
     environment = defaults | os.environ
     if dtype == "float64":
