@@ -330,7 +330,7 @@ def test_the_command_line_decodes_with_quantised_weights(folder, capsys, monkeyp
 @pytest.mark.parametrize("kind", ["all", "rslora", "patterns"])
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_an_adapter_stands_beside_rounded_weights(quantize, kind, tmp_path):
-    """Each product is the rounded layer's own and scale B A x; loaded before the rounding or after it, the same bits."""
+    """A product is the rounded layer's own and scale B A x; loaded before the rounding or after it, the same bits."""
     config = revealing_config(**SIZES)
     write_checkpoint(tmp_path / "base", config, revealing_fill(0))
     adapter = write_sample_adapter(tmp_path / "adapter", kind, config=config)
