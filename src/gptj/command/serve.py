@@ -10,19 +10,14 @@ from typing import Any
 
 import click
 
+from gptj.command.model_options import MODEL_OPTIONS, no_mmap_option
 from gptj.command.options import (
-    BackendChoice,
-    DtypeChoice,
     FiniteRange,
-    Inside,
     ModelArgument,
-    Names,
     Sections,
     apply_options,
     option,
-    revision_option,
 )
-from gptj.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
 
 __all__ = ["named_folders", "serve"]
 
@@ -47,16 +42,8 @@ _OPTIONS = (
             "requests wait for it."),
     option("Batch", "--prefix-tokens", type=click.IntRange(min=0), default=8192, show_default=True, metavar="N",
             help="Tokens of prompts to keep for others that begin alike; 0 keeps none."),
-    option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
-    option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
-            "several sets."),
-    revision_option(section="Model"),
-    option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
-    option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them."),
-    option("Model", "--quantize", type=Names(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
-            "the framework can."),
-    option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
-            help="Where it runs; auto is a GPU where the framework sees one."),
+    *MODEL_OPTIONS,
+    no_mmap_option,
     option("Model", "--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="A LoRA adapter's folder, served "
             "as a model of this name beside the base. May be given several times."),
     option("Model", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
