@@ -172,6 +172,7 @@ def test_a_gradient_that_is_no_number_ends_the_run(tmp_path):
     ("changes", "words"),
     [
         ({"settings": dataclasses.replace(SETTINGS, lr=0.2)}, "--lr: another than the run.*expected 0.1, found 0.2"),
+        ({"settings": dataclasses.replace(SETTINGS, steps=None, epochs=2)}, "--epochs.*and 1 more: --steps|--steps.*"),
         ({"settings": dataclasses.replace(SETTINGS, seed=1, batch=3)}, "--batch.*and 1 more: --seed"),
         ({"backend": "tf"}, "--backend.*expected 'pt', found 'tf'"),
         ({"model": {"n": 2}}, "DIR.*expected 'n 1', found 'n 2'"),
