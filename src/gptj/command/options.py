@@ -250,7 +250,7 @@ class Judging(Command):
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """What the command returns; all that it printed has reached its reader."""
+        """The command's own value; all that it printed has reached its reader."""
         with _unjudged():
             try:
                 return super().invoke(ctx)
