@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,17 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from gptj.errors import InputError, MissingFileError, SchemaError, WriteError, shown
 from gptj.pt.kernels import Linear
 from gptj.schema import TensorSpec, schema
-from gptj.sharding import Mesh, MeshAxis, Placement, Processes, Strategy, environment_place, natural_mesh, partition_of
+from gptj.sharding import (
+    Mesh,
+    MeshAxis,
+    Placement,
+    Processes,
+    Strategy,
+    environment_place,
+    join_seconds,
+    natural_mesh,
+    partition_of,
+)
 
 TRAINING = frozenset({"fsdp", "tp_fsdp"})
 """Strategies under which FSDP2 holds the parameters."""
@@ -369,6 +380,9 @@ def gradient_norm(model: Any) -> Tensor:
 
 # ---- processes
 
+_WORK = timedelta(minutes=30)
+"""How long a process waits for what others do. One that is no more is noticed at once."""
+
 
 def join_processes() -> Processes:
     """Make the processes that torchrun started know each other; a process that was started alone is alone.
@@ -380,7 +394,9 @@ def join_processes() -> Processes:
     if count is not None and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        limit = timedelta(seconds=join_seconds())
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+        dist.distributed_c10d._set_pg_timeout(_WORK)  # a process may write for longer than it may take to come
     elif not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     return Processes(index or 0, count or 1)
@@ -405,12 +421,12 @@ def is_of_processes(error: BaseException) -> bool:
     )
 
 
-def speaks_first() -> bool:
-    """Whether no other process failed before this one: for the first to say why."""
+def speaks_first() -> bool | None:
+    """Whether no other process failed before this one: for the first to say why. None where that is not known."""
     try:
         return int(dist.distributed_c10d._get_default_store().add("gptj.failed", 1)) == 1
     except (RuntimeError, ValueError):  # with the process that kept the count
-        return True
+        return None
 
 
 def share_number(number: int) -> int:
@@ -418,6 +434,16 @@ def share_number(number: int) -> int:
     numbers = [number]
     dist.broadcast_object_list(numbers, 0)
     return int(numbers[0])
+
+
+def copy_of(model: Any) -> tuple[int, int]:
+    """Which of how many copies of the model this process has a part of: each may read other rows."""
+    return model.placement.coordinates["dp"], model.placement.mesh.dp
+
+
+def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
+    """The mesh that the processes of one command open a model on."""
+    return mesh
 
 
 def gather_texts(text: str) -> list[str]:
