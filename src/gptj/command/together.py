@@ -73,7 +73,8 @@ class Copies:
         if model.placement is None:
             return cls()
         parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
-        return cls(*parallel.copy_of(model), parallel)
+        mine, count = parallel.copy_of(model)
+        return cls(mine, count, parallel)
 
     def check(self, pieces: int, where: str) -> None:
         """Refuse so little work that a copy would have none.

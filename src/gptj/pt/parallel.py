@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,10 @@ from torch.distributed.tensor.placement_types import Placement as TorchPlacement
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from gptj.errors import InputError, MissingFileError, SchemaError, WriteError, shown
+from gptj.inputs import IGNORED_LABEL
+from gptj.pt.crossing import CopyToPeers, JoinedColumns, LossOfColumns, Peers, SumOfPeers
 from gptj.pt.kernels import Linear
+from gptj.pt.layers import at_least_float32
 from gptj.schema import TensorSpec, schema
 from gptj.sharding import (
     Mesh,
@@ -46,68 +49,6 @@ from gptj.sharding import (
 
 TRAINING = frozenset({"fsdp", "tp_fsdp"})
 """Strategies under which FSDP2 holds the parameters."""
-
-
-class Peers(NamedTuple):
-    """The processes along `tp` that compute one model together.
-
-    Attributes:
-        group: torch's process group of them.
-        rank: this process' number among them.
-        size: how many.
-    """
-
-    group: Any
-    rank: int
-    size: int
-
-
-# ---- what crosses from process to process, and its gradient
-
-
-class _CopyToPeers(torch.autograd.Function):
-    """The same values, used by every process in its own way: the gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return _sum(slopes[0].contiguous().clone(), ctx.group), None
-
-
-class _SumOfPeers(torch.autograd.Function):
-    """The sum of every process' values: the gradient of each is the sum's."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        return _sum(x.contiguous().clone(), group)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0], None
-
-
-class _JoinedColumns(torch.autograd.Function):
-    """Every process' columns, side by side; what is computed of them is the same everywhere."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
-        ctx.peers, ctx.columns = peers, x.shape[-1]
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(peers.size)]
-        dist.all_gather(parts, x.contiguous(), group=peers.group)
-        return torch.cat(parts, dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0].narrow(-1, ctx.peers.rank * ctx.columns, ctx.columns), None
-
-
-def _sum(x: Tensor, group: Any) -> Tensor:
-    dist.all_reduce(x, group=group)
-    return x
 
 
 # ---- the parts of the model
@@ -126,7 +67,7 @@ class ParallelEmbedding(nn.Module):
         places = token_ids - self.peers.rank * rows
         held = (places >= 0) & (places < rows)
         x = F.embedding(torch.where(held, places, 0), self.weight) * held[..., None].to(self.weight.dtype)
-        return _SumOfPeers.apply(x, self.peers.group)
+        return SumOfPeers.apply(x, self.peers.group)
 
 
 class ParallelBlock(nn.Module):
@@ -143,13 +84,13 @@ class ParallelBlock(nn.Module):
         peers, heads = self.peers, self.attn.n_head
         if head_mask is not None:
             head_mask = head_mask[peers.rank * heads : (peers.rank + 1) * heads]
-        h = _CopyToPeers.apply(self.ln_1(x), peers.group)
+        h = CopyToPeers.apply(self.ln_1(x), peers.group)
         attended, weights = self.attn(h, rotation, mask, update_cache, head_mask, output_attentions)
         mlp = self.mlp
         partial = attended + F.linear(mlp.activation(mlp.fc_in(h)), mlp.fc_out.weight)
-        x = mlp.resid_dropout(_SumOfPeers.apply(partial, peers.group) + mlp.fc_out.bias) + x
+        x = mlp.resid_dropout(SumOfPeers.apply(partial, peers.group) + mlp.fc_out.bias) + x
         if weights is not None:
-            weights = _JoinedColumns.apply(weights.movedim(1, -1), peers).movedim(-1, 1)
+            weights = JoinedColumns.apply(weights.movedim(1, -1), peers).movedim(-1, 1)
         return x, weights
 
 
@@ -162,7 +103,15 @@ class ParallelHead(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., m) to (..., v)."""
-        return _JoinedColumns.apply(super().forward(_CopyToPeers.apply(x, self.peers.group)), self.peers)
+        return JoinedColumns.apply(self._own(x), self.peers)
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross entropy of the labels (n,) that count, after x (n, m): no process sees other logits."""
+        total = LossOfColumns.apply(at_least_float32(self._own(x)), labels, self.peers).sum()
+        return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+
+    def _own(self, x: Tensor) -> Tensor:
+        return super().forward(CopyToPeers.apply(x, self.peers.group))
 
 
 # ---- placing
