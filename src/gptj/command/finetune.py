@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptj.adapters import TARGETS
+from gptj.command.model_options import place_options
 from gptj.command.options import (
-    BackendChoice,
     FiniteRange,
     ModelArgument,
     Names,
@@ -31,7 +31,6 @@ from gptj.command.together import complete, joined, mesh_of, strategy_options
 from gptj.dtypes import DTYPES_CALLED
 from gptj.errors import InputError
 from gptj.finetune.settings import DTYPES, SCHEDULES
-from gptj.prepared import DEVICES, DEVICES_CALLED
 from gptj.sharding import STRATEGIES
 
 if TYPE_CHECKING:
@@ -48,9 +47,7 @@ LORA_TARGETS = tuple(target.split(".")[1] for target in TARGETS)
 _WHOLE = click.IntRange(min=1)
 
 _OPTIONS = (
-    option("Run", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
-    option("Run", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
-           help="Where it runs; auto is a GPU where the framework sees one."),
+    *place_options("Run"),
     option("Run", "--dtype", type=Names(DTYPES, called=DTYPES_CALLED), default="float32", show_default=True,
            help="What is computed in; parameters stay float32."),
     option("Run", "--checkpoint-gradients", is_flag=True, help="Compute each block again for its gradient: less "

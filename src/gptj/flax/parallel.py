@@ -68,9 +68,13 @@ def _placement_of(sizes: Mesh, devices: Any, strategy: Strategy) -> Placement:
 
 
 def sharding_of(spec: TensorSpec, placement: Placement) -> NamedSharding:
-    """jax's sharding of the tensor, as the table says."""
-    cuts = partition_of(spec, placement.strategy)
-    return NamedSharding(placement.native, PartitionSpec(*(cut or None for cut in cuts)))
+    """jax's sharding of the tensor, as the table says, but that jax cuts into equal parts alone.
+
+    A mesh axis that would leave a rest of the head's bias, or of a classifier's labels, does not cut it.
+    """
+    cuts = zip(partition_of(spec, placement.strategy), spec.shape, strict=True)
+    even = [cut if size % placement.mesh.along(cut) == 0 else cut[: cut.index("dp")] for cut, size in cuts]
+    return NamedSharding(placement.native, PartitionSpec(*(cut or None for cut in even)))
 
 
 def distribute(config: GPTJConfig, head: Head, read_part: ReadPart, placement: Placement) -> dict[str, jax.Array]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
-from gptj.sharding import Placement, check_mesh, check_strategy
+from gptj.sharding import Placement, ReadPart, check_mesh, check_strategy
 
 
 def place_model(
@@ -41,3 +41,22 @@ def place_model(
     placement: Placement = cls._choose_placement(mesh, check_strategy(strategy))
     check_mesh(config, placement.strategy, placement.mesh)
     return placement
+
+
+def cut_model(
+    cls: Any, config: GPTJConfig, read_part: ReadPart, *, strategy: str, mesh: Any = None, dtype: str = "float32"
+) -> Any:
+    """A model of which this process has its part, as `read_part` gives it: `from_pretrained` for any other format.
+
+    Args:
+        cls: a model's class, of any wing.
+        config: the model's.
+        read_part: reads a row's slices in `dtype`, as a reader of gptj_conversion does, and nothing else.
+        strategy, mesh, dtype: as `from_pretrained` takes them.
+
+    Raises:
+        InputError: see `place_model`; and what `read_part` raises.
+    """
+    model = cls(config, param_dtype=dtype, _do_init=False)
+    model._distribute(read_part, place_model(cls, config, mesh, strategy, inference=False))
+    return model

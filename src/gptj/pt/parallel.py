@@ -11,6 +11,7 @@ since eager DTensors cost several times a decoded token's time.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -197,7 +198,9 @@ def distribute(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], placement
         if placement.strategy == "dp":
             learn_all(model, placement)
         return
-    _assign_shapes(model, rows, placement)
+    parts = iter(parts)
+    first = next(parts)
+    _assign_shapes(model, rows, placement, first[1].dtype)
     mesh = placement.native["dp"]
     dims = {
         parameter: next(n for n, cut in enumerate(partition_of(rows[name], placement.strategy)) if "dp" in cut)
@@ -211,7 +214,7 @@ def distribute(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], placement
         )
     model.to_empty(device=device)
     with torch.no_grad():
-        for spec, tensor in parts:
+        for spec, tensor in itertools.chain([first], parts):
             model.get_parameter(spec.name).to_local().copy_(tensor)
     model.base_model._place_rotary()
 
@@ -246,7 +249,7 @@ def _assign_local(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], device
     model.base_model._place_rotary()
 
 
-def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placement) -> None:
+def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placement, dtype: torch.dtype) -> None:
     """Give every parameter the shape that this process' share along tp alone has."""
     whole_rows: dict[MeshAxis, int] = {"tp": placement.coordinates["tp"], "dp": 0}
     along_tp = Placement("tp" if placement.strategy == "tp_fsdp" else "dp", placement.mesh, whole_rows)
@@ -254,7 +257,6 @@ def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placem
         shape = tuple(part.stop - part.start for part in along_tp.slices(spec))
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
-        dtype = getattr(module, leaf).dtype
         setattr(module, leaf, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")))
     model.tie_weights()
 
