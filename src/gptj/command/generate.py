@@ -14,7 +14,6 @@ from gptj.command.model_options import MODEL_OPTIONS, adapter_option, no_mmap_op
 from gptj.command.options import (
     FileName,
     ModelArgument,
-    Names,
     Sections,
     apply_options,
     option,

@@ -87,9 +87,5 @@ def _launch_line(made: Any, directory: Path, training: bool) -> str:
     verb = f"finetune {folder} DATA OUT" if training else f'generate {folder} "..."'
     if made.mesh.size == 1:
         return f"gptj {verb}"
-    if training:  # in a loop of one's own
-        placed = f'strategy="{made.strategy}", mesh=Mesh(dp={made.mesh.dp}, tp={made.mesh.tp})'
-        loop = f"a loop of your own (docs/scale.md) over from_pretrained({folder}, {placed})"
-        return f"torchrun --nproc_per_node={made.mesh.size} LOOP.py, {loop}"
     mesh = f"--dp {made.mesh.dp} --tp {made.mesh.tp}"
     return f"torchrun --nproc_per_node={made.mesh.size} -m gptj {verb} --backend pt --strategy {made.strategy} {mesh}"

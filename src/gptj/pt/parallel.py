@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import checkpoint
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement as TorchPlacement
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -207,11 +207,7 @@ def distribute(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], placement
         for name, parameter in model.named_parameters()
     }
     for module in (*base.h, model):
-        # Of the whole model, too: else a call without a gradient leaves its parameters whole, and what saves them
-        # would take those for this process' part.
-        fully_shard(
-            module, mesh=mesh, shard_placement_fn=lambda parameter: Shard(dims[parameter]), reshard_after_forward=True
-        )
+        fully_shard(module, mesh=mesh, shard_placement_fn=lambda parameter: Shard(dims[parameter]))
     model.to_empty(device=device)
     with torch.no_grad():
         for spec, tensor in itertools.chain([first], parts):
@@ -289,8 +285,15 @@ def as_dtensor(tensor: Tensor, spec: TensorSpec, placement: Placement) -> DTenso
     )
 
 
+def cut_again(model: Any) -> None:
+    """Let go of what FSDP2 holds whole after a call without a gradient: it would be taken for this process' part."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def named_parts(model: Any) -> Iterator[tuple[TensorSpec, nn.Parameter]]:
     """Each row of the schema with this process' part of its parameter."""
+    cut_again(model)
     for spec in schema(model.config, model.head):
         yield spec, model.get_parameter(spec.name)
 
