@@ -21,7 +21,7 @@ FILES = ("__init__.py", "adapters.py", "arguments.py", "finetune.py", "generate.
 FILES += ("layers.py", "model.py", "one_step.py", "parallel.py", "weights.py")
 
 OWN_FILES = {
-    "pt": {"export.py", "kernels.py", "parallel_training.py"},
+    "pt": {"crossing.py", "export.py", "kernels.py", "parallel_training.py"},
     "tf": {"export.py", "training.py"},
     "flax": {"parallel_training.py"},
 }
