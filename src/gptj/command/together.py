@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from gptj.backends import choose_backend
-from gptj.errors import InputError
 
 __all__ = ["together"]
 
@@ -27,13 +26,6 @@ def together(request: Any) -> Iterator[Any]:
         yield request
         return
     backend = choose_backend(request.backend)
-    if backend == "tf":
-        raise InputError(
-            "not on the command line in TensorFlow",
-            where="--strategy",
-            expected="--backend pt or flax",
-            hint="Open the same folder there (docs/scale.md)",
-        )
     parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
     processes = parallel.join_processes()
     try:
