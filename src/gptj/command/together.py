@@ -30,7 +30,10 @@ def together(request: Any) -> Iterator[Any]:
     processes = parallel.join_processes()
     try:
         seed = parallel.share_number(secrets.randbits(62)) if request.seed is None else request.seed
-        with _silent(processes.rank > 0):
+        ending = (
+            parallel.ending_together() if backend == "tf" else contextlib.nullcontext()
+        )  # the launcher's, elsewhere
+        with _silent(processes.rank > 0), ending:
             dp, tp = _complete(request.dp, request.tp, parallel.count_devices())
             chosen = request.seed is not None
             yield dataclasses.replace(request, backend=backend, seed=seed, chosen_seed=chosen, dp=dp, tp=tp)

@@ -1,9 +1,9 @@
 """A TensorFlow model on several devices: each holds its part of every tensor, as `gptj.sharding` cuts it.
 
 Inference runs on tf.experimental.dtensor: the parameters are DTensors, and a graph over them is cut by it, on the
-devices of one process or of many. It knows no partial sums, so a block makes two all-reduces, its attention's and its
-feed-forward's. Training copies the whole model: `tf.distribute`'s strategies, under which the losses here are those of
-the whole batch.
+devices of one process or of many; a forward pass of n blocks makes n + 1 all-reduces, a block's of two buffers, its
+attention's and its feed-forward's. Training copies the whole model under a strategy of `tf.distribute`, where the losses
+here are those of the whole batch.
 
 Differs: Keras cuts no model on TensorFlow: `keras.distribution` does nothing there, without a word, so a model is not
 made while one is set; and what DTensor cannot do is refused by name.
@@ -15,6 +15,7 @@ import contextlib
 import functools
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -455,8 +456,8 @@ def count_devices() -> int:
 
 
 def leave_processes() -> None:
-    """Let go of the others; the first, which the others report to, goes last."""
-    if dtensor.num_clients() > 1:
+    """Let go of the others; the first, which the others report to, goes last, unless an error is on its way."""
+    if dtensor.num_clients() > 1 and sys.exc_info()[0] is None:
         share_number(0)
         if dtensor.client_id() == 0:
             time.sleep(1)
