@@ -82,7 +82,11 @@ def test_its_logits_are_the_oracles(found, words):
     rows = {row.name: row for row in schema(CONFIG)}
     mask = np.ones(IDS.shape, int)
     mask[1, :4] = 0
-    expected = Oracle(CONFIG, lambda name: fill(rows[name])).forward(IDS, attention_mask=mask).logits
+    expected = (
+        Oracle(CONFIG, lambda name: fill(rows[name]))
+        .forward(IDS, attention_mask=mask, head_mask=np.linspace(0, 1, 4))
+        .logits
+    )
     assert np.abs(np.array(found[words]["logits"]) - expected).max() <= 2e-5
 
 

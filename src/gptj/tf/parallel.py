@@ -307,7 +307,11 @@ class ParallelDecoder(generation.Decoder):
         seen = np.asarray(causal_mask(tf.constant(visible), tf.range(offset, offset + width), slots))
         last = np.zeros((1, width, 1), np.float32)
         last[0, columns - 1] = 1
-        asked = {"last_only": last_only, "weigh": "attentions" in want, "trace": "hidden_states" in want}
+        asked: dict[str, Any] = {
+            "last_only": last_only,
+            "weigh": "attentions" in want,
+            "trace": "hidden_states" in want,
+        }
         key = ("decode", self.batch, width, slots, *asked.items())
         arguments = (np.pad(token_ids, padding), np.pad(position_ids, padding), seen, chosen, last)
         run = functools.partial(_decode, self.model, self.layout, **asked)
