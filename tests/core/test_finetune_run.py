@@ -143,6 +143,19 @@ def test_a_float16_gradient_that_always_overflows_ends_the_run():
     assert training.progress.step == 16, "halved from 65,536 to 1"
 
 
+@pytest.mark.parametrize("steps", [1, 2, 16])
+def test_a_run_without_one_update_is_an_error(tmp_path, steps):
+    saved = []
+    for progress in (Progress(), Progress(step=steps)):  # the second: resumed, where an earlier run let it pass
+        step = TableStep(300)
+        step.overflows = [True] * steps
+        settings = dataclasses.replace(SETTINGS, dtype="float16", save_every=100, eval_every=100)
+        training = Training(step, settings, batches(), None, steps=steps, progress=progress, rows=[])
+        with pytest.raises(InputError, match=rf"--dtype.*nothing was learnt.*{steps} left out.*bfloat16"):
+            training.run(save=saved.append, report=lambda report: None, stop=lambda: False)
+    assert saved == [], "the end of such a run is no checkpoint"
+
+
 def test_a_gradient_that_is_no_number_ends_the_run(tmp_path):
     step = TableStep(300)
     step.overflows = [False, True]

@@ -56,22 +56,23 @@ def two_folders_options(function: Any) -> Any:
 
 
 def compare_two_folders(
-    first: Path, second: Path, backends: Sequence[str] | None, *, asked: ForTwoFolders, dtype: str, seed: int,
+    first: Path, second: Path, backends: Sequence[str] | None, *, asked: ForTwoFolders, dtype: str, seed: int | None,
     verbose: bool, destinations: Destinations, unused: Mapping[str, Any],
 ) -> NoReturn:  # fmt: skip
     """Print how far the second lies from the first, and end: 0 where all is equal within rounding, 1 where not.
 
     Raises:
-        click.UsageError: an option of `unused` is given, which is for one folder.
+        click.UsageError: an option of `unused` is given, which is for one folder, or a seed beside prompts.
         GPTJError: see `gptj.parity.two_folders.compare_folders`.
     """
-    from gptj.command.traces import read_batch
+    from gptj.command.traces import read_batch, refuse_seed
     from gptj.parity.gather import findings_of_folders
     from gptj.parity.two_folders import compare_folders
 
     for option, value in unused.items():
         if value:
             raise click.UsageError(f"{option} is for one folder.")
+    refuse_seed(seed, asked.prompts)
     ids = None
     if asked.prompts is not None:
         batch = read_batch(first, asked.prompts)

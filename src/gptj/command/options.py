@@ -5,12 +5,14 @@ At the end, the options and the types of arguments that several commands take.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +33,7 @@ __all__ = [
     "FileName",
     "FiniteRange",
     "Inside",
+    "Judging",
     "LazyGroup",
     "ModelArgument",
     "Names",
@@ -234,6 +237,39 @@ class Command(click.Command):
         *own, last = super().get_params(ctx)
         debug = click.Option(["--debug"], is_flag=True, expose_value=False, help=DEBUG_HELP)
         return [*own, debug, last]
+
+
+class Judging(Command):
+    """A command whose status 1 is a verdict: what keeps it from judging, of any kind, ends with `UNJUDGED`."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context, with the arguments parsed."""
+        with _unjudged():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """What the command returns; all that it printed has reached its reader."""
+        with _unjudged():
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+
+
+UNJUDGED = 2
+"""The status where nothing could be judged: a file that cannot be read, a wrong folder, a wrong argument."""
+
+
+@contextlib.contextmanager
+def _unjudged() -> Iterator[None]:
+    """Mark an error, for `main`, with the status that it ends with."""
+    try:
+        yield
+    except Exception as error:
+        error.exit_status = UNJUDGED  # type: ignore[attr-defined]
+        raise
 
 
 class WithSubcommands(Command):

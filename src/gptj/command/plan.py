@@ -59,7 +59,7 @@ def _print_plans(plans: list[Any], work: Any, room: int, directory: Path) -> Non
         ("weights", "gradients", "optimizer", "activations") if work.training else ("weights", "cache", "activations")
     )
     table = Table(box=None, pad_edge=False)
-    for name in ("strategy", "dp", "tp", *kinds, "total", ""):
+    for name in ("strategy", "dp", "tp", *kinds, "peak", ""):
         table.add_column(name, justify="left" if name in ("strategy", "") else "right")
     for made in plans:
         numbers = [f"{getattr(made, kind) / 2**30:.2f}" for kind in (*kinds, "total")]
@@ -68,6 +68,8 @@ def _print_plans(plans: list[Any], work: Any, room: int, directory: Path) -> Non
         verdict = "cannot be cut so" if made.problem else "fits" if made.fits(room) else "too large"
         table.add_row(made.strategy, str(made.mesh.dp), str(made.mesh.tp), *numbers, verdict)
     console.print(table)
+    if work.training:
+        console.print("Gradients come as activations go: the peak has the larger of both, and what passes beside it.")
     for made in plans:
         if made.problem is not None:
             console.print(f"{made.strategy} dp={made.mesh.dp} tp={made.mesh.tp}: {made.problem}", soft_wrap=True)

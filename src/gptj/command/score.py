@@ -10,21 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptj.command.model_options import MODEL_OPTIONS, adapter_option, batch_size_option, no_mmap_option
 from gptj.command.options import (
-    BackendChoice,
-    DtypeChoice,
     FileName,
-    Inside,
     ModelArgument,
-    Names,
-    PathArgument,
     Sections,
     apply_options,
     option,
-    revision_option,
 )
 from gptj.command.printing import print_json, write_text
-from gptj.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
 from gptj.reading.weight_files import split_weights
 
 if TYPE_CHECKING:
@@ -45,19 +39,10 @@ _OPTIONS = (
             "fewer give each more context. [default: all]"),
     option("Output", "--json", "as_json", is_flag=True, help="Print the result as JSON."),
     option("Output", "--tokens", is_flag=True, help="With --json, also each token and its log-likelihood."),
-    option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
-    option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
-            "several sets."),
-    revision_option(section="Model"),
-    option("Model", "--adapter", type=PathArgument, metavar="DIR", help="A LoRA adapter's folder, to put to work."),
-    option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
-    option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them."),
-    option("Model", "--batch-size", type=click.IntRange(min=1), metavar="N", help="Texts to read at once. [default: "
-            "2,048 tokens' worth]"),
-    option("Model", "--quantize", type=Names(QUANTIZATIONS), help="Compute with weights of 8 or 4 bits, where "
-            "the framework can."),
-    option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
-            help="Where it runs; auto is a GPU where the framework sees one."),
+    *MODEL_OPTIONS,
+    adapter_option,
+    no_mmap_option,
+    batch_size_option,
 )  # fmt: skip
 
 

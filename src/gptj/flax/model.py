@@ -367,6 +367,9 @@ class GPTJModel(PretrainedModel):
         flags = choose_flags(self.config, use_cache, output_attentions, output_hidden_states, train)
         return compute(self, arguments, flags, return_dict=return_dict, params=params, dropout_rng=dropout_rng)
 
+    def _rotation_of(self, position_ids: Any) -> tuple[Array, Array]:
+        return RotaryTable(self.config, self.dtype)(jnp.asarray(position_ids))
+
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> None:
         params, nothing = given["params"], {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}
         given = {name: value for name, value in given.items() if name != "params"}

@@ -24,6 +24,7 @@ from gptj.sharding import (
     Processes,
     ReadPart,
     Strategy,
+    check_rows,
     environment_place,
     natural_mesh,
     partition_of,
@@ -66,9 +67,13 @@ def _placement_of(sizes: Mesh, devices: Any, strategy: Strategy) -> Placement:
 
 
 def sharding_of(spec: TensorSpec, placement: Placement) -> NamedSharding:
-    """jax's sharding of the tensor, as the table says."""
-    cuts = partition_of(spec, placement.strategy)
-    return NamedSharding(placement.native, PartitionSpec(*(cut or None for cut in cuts)))
+    """jax's sharding of the tensor, as the table says, but that jax cuts into equal parts alone.
+
+    A mesh axis that would leave a rest of the head's bias, or of a classifier's labels, does not cut it.
+    """
+    cuts = zip(partition_of(spec, placement.strategy), spec.shape, strict=True)
+    even = [cut if size % placement.mesh.along(cut) == 0 else cut[: cut.index("dp")] for cut, size in cuts]
+    return NamedSharding(placement.native, PartitionSpec(*(cut or None for cut in even)))
 
 
 def distribute(config: GPTJConfig, head: Head, read_part: ReadPart, placement: Placement) -> dict[str, jax.Array]:
@@ -85,7 +90,28 @@ def distribute(config: GPTJConfig, head: Head, read_part: ReadPart, placement: P
     return {spec.name: jax.block_until_ready(make(spec)) for spec in schema(config, head)}
 
 
+def cut_rows(array: Any, placement: Placement) -> jax.Array:
+    """Rows of a batch, the same array in every process, of which each device gets its own along dp.
+
+    Raises:
+        InputError: there are not as many for each.
+    """
+    host = np.asarray(array)
+    check_rows(len(host), placement)
+    return jax.make_array_from_callback(host.shape, rows_sharding(placement), lambda index: host[index])
+
+
+def rows_sharding(placement: Placement) -> NamedSharding:
+    """The sharding of whatever has a batch's rows on its first axis."""
+    return NamedSharding(placement.native, PartitionSpec("dp"))
+
+
 # ---- processes
+
+_BOUNDS_S = {"initialization_timeout": 55, "heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 30}
+"""How long a process waits for others that do not come, are silent, or do not leave; jax's own are 300, 100 and 300."""
+
+_TEXT_BYTES = 256
 
 
 def join_processes() -> Processes:
@@ -105,10 +131,12 @@ def join_processes() -> Processes:
             address = f"{_said('MASTER_ADDR')}:{int(_said('MASTER_PORT')) + 1}"
     else:
         address = _said("JAX_COORDINATOR_ADDRESS")
-    if count is not None and count > 1:
-        jax.distributed.initialize(address, count, index)
+    if jax.distributed.is_initialized():
+        pass
+    elif count is not None and count > 1:
+        jax.distributed.initialize(address, count, index, **_BOUNDS_S)
     elif any(name in os.environ for name in ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES")):
-        jax.distributed.initialize()
+        jax.distributed.initialize(**_BOUNDS_S)
     return Processes(jax.process_index(), jax.process_count())
 
 
@@ -130,6 +158,34 @@ def leave_processes() -> None:
     """Let go of the others."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
+
+
+def is_of_processes(error: BaseException) -> bool:
+    """Whether it tells of another process that is no more: gloo's, nccl's and the coordination service's own words."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Gloo", "gloo", "NCCL", "DEADLINE_EXCEEDED",
+             "UNAVAILABLE", "heartbeat", "coordination service", "Barrier")  # fmt: skip
+    return isinstance(error, RuntimeError | ValueError | OSError) and any(word in str(error) for word in words)
+
+
+def speaks_first() -> bool:
+    """Whether no other process failed before this one: for the first to say why."""
+    from jax._src import distributed  # which has no public door to the service that every process knows
+
+    client = distributed.global_state.client
+    try:
+        return client is None or int(client.key_value_increment("gptj.failed", 1)) == 1
+    except (RuntimeError, ValueError):  # with the process that kept the count
+        return True
+
+
+def gather_texts(text: str) -> list[str]:
+    """Every process' text of a few words, in their order: all wait for each other."""
+    said = text.encode()[:_TEXT_BYTES]
+    if jax.process_count() == 1:
+        return [text]
+    padded = np.frombuffer(said.ljust(_TEXT_BYTES, b"\0"), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(jax.process_count(), _TEXT_BYTES)
+    return [row.tobytes().rstrip(b"\0").decode() for row in rows]
 
 
 def share_number(number: int) -> int:

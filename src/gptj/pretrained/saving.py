@@ -16,8 +16,8 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError, SchemaError, shown
 from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.generation.mixin import Generates
-from gptj.pretrained.placing import ReadTogether
 from gptj.schema import Head, TensorSpec, schema
+from gptj.sharding import ReadTogether
 
 
 def write_model(

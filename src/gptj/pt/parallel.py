@@ -11,6 +11,7 @@ since eager DTensors cost several times a decoded token's time.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -229,31 +230,40 @@ def distribute(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], placement
             if model.head == "causal_lm":
                 model.lm_head = ParallelHead(model.lm_head, peers)
     trains = placement.strategy in TRAINING
-    device = _device_of(placement.native)
+    device = device_of(placement)
     rows = {spec.name: spec for spec in schema(model.config, model.head)}
     if not trains:
         _assign_local(model, parts, device)
-        model.requires_grad_(placement.strategy == "dp")
+        model.requires_grad_(False)
         if placement.strategy == "dp":
-            _average_gradients(model, placement)
+            learn_all(model, placement)
         return
-    _assign_shapes(model, rows, placement)
+    parts = iter(parts)
+    first = next(parts)
+    _assign_shapes(model, rows, placement, first[1].dtype)
     mesh = placement.native["dp"]
     dims = {
         parameter: next(n for n, cut in enumerate(partition_of(rows[name], placement.strategy)) if "dp" in cut)
         for name, parameter in model.named_parameters()
     }
     for module in (*base.h, model):
-        fully_shard(module, mesh=mesh, shard_placement_fn=lambda parameter: Shard(dims[parameter]))
+        # Of the whole model, too: else a call without a gradient leaves its parameters whole, and what saves them
+        # would take those for this process' part.
+        fully_shard(
+            module, mesh=mesh, shard_placement_fn=lambda parameter: Shard(dims[parameter]), reshard_after_forward=True
+        )
     model.to_empty(device=device)
     with torch.no_grad():
-        for spec, tensor in parts:
+        for spec, tensor in itertools.chain([first], parts):
             model.get_parameter(spec.name).to_local().copy_(tensor)
     model.base_model._place_rotary()
 
 
-def _average_gradients(model: Any, placement: Placement) -> None:
-    """Let each parameter's gradient be the mean of the copies', as soon as it is there."""
+def learn_all(model: Any, placement: Placement) -> None:
+    """Give every parameter a gradient, which is the mean of the copies' as soon as it is there."""
+    if next(model.parameters()).requires_grad:  # FSDP's are so, and what it has been done to
+        return
+    model.requires_grad_(True)
     group, count = placement.native.get_group("dp"), placement.mesh.dp
 
     def average(parameter: nn.Parameter) -> None:
@@ -265,8 +275,9 @@ def _average_gradients(model: Any, placement: Placement) -> None:
         parameter.register_post_accumulate_grad_hook(average)
 
 
-def _device_of(mesh: DeviceMesh) -> torch.device:
-    kind = mesh.device_type
+def device_of(placement: Placement) -> torch.device:
+    """This process' device of the mesh."""
+    kind = placement.native.device_type
     return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
@@ -278,7 +289,7 @@ def _assign_local(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], device
     model.base_model._place_rotary()
 
 
-def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placement) -> None:
+def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placement, dtype: torch.dtype) -> None:
     """Give every parameter the shape that this process' share along tp alone has."""
     whole_rows: dict[MeshAxis, int] = {"tp": placement.coordinates["tp"], "dp": 0}
     along_tp = Placement("tp" if placement.strategy == "tp_fsdp" else "dp", placement.mesh, whole_rows)
@@ -286,7 +297,6 @@ def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placem
         shape = tuple(part.stop - part.start for part in along_tp.slices(spec))
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
-        dtype = getattr(module, leaf).dtype
         setattr(module, leaf, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")))
     model.tie_weights()
 
@@ -296,7 +306,13 @@ def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placem
 
 def whole(tensor: Tensor, spec: TensorSpec, placement: Placement) -> Tensor:
     """The whole of a tensor of which this process has a part; every process calls it, for the same tensor."""
-    return as_dtensor(tensor, spec, placement).full_tensor()
+    cut = as_dtensor(tensor, spec, placement)
+    along_dp, along_tp = cut.placements
+    if isinstance(along_dp, _StridedShard):  # one axis twice, which torch would warn of: the inner cut first
+        inner = DTensor.from_local(cut.to_local(), placement.native["dp"], [Shard(along_dp.dim)], run_check=False)
+        outer = DTensor.from_local(inner.full_tensor(), placement.native["tp"], [along_tp], run_check=False)
+        return outer.full_tensor()
+    return cut.full_tensor()
 
 
 def as_dtensor(tensor: Tensor, spec: TensorSpec, placement: Placement) -> DTensor:
@@ -324,25 +340,33 @@ def clip_grad_norm_(model: Any, max_norm: float) -> Tensor:
 
     torch's own function knows one mesh alone. Returns the norm before, the same in every process.
     """
-    placement: Placement = model.placement
-    total, grads = torch.zeros((), dtype=torch.float64), []
-    for spec, parameter in named_parts(model):
-        if parameter.grad is None:
-            continue
-        grad = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
-        grads.append(grad)
-        cut = {axis for axes in partition_of(spec, placement.strategy) for axis in axes}
-        first = all(axis in cut or placement.coordinates[axis] == 0 for axis in ("dp", "tp"))
-        if first:  # what several processes hold alike counts once
-            total = total + grad.double().square().sum().cpu()
-    total = total.to(_device_of(placement.native))
-    for axis in ("dp", "tp"):
-        dist.all_reduce(total, group=placement.native.get_group(axis))
-    norm = total.sqrt()
+    norm = gradient_norm(model)
     scale = float(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-    for grad in grads:
+    for grad in local_gradients(model):
         grad.mul_(scale)
     return norm
+
+
+def local_gradients(model: Any) -> list[Tensor]:
+    """This process' part of each gradient that there is."""
+    grads = (parameter.grad for _, parameter in named_parts(model))
+    return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads if grad is not None]
+
+
+def gradient_norm(model: Any) -> Tensor:
+    """The norm of the whole gradient, over all processes; a scalar in float64, the same in every one."""
+    placement: Placement = model.placement
+    total = torch.zeros((), dtype=torch.float64)
+    for spec, parameter in named_parts(model):
+        cut = {axis for axes in partition_of(spec, placement.strategy) for axis in axes}
+        first = all(axis in cut or placement.coordinates[axis] == 0 for axis in ("dp", "tp"))
+        if first and parameter.grad is not None:  # what several processes hold alike counts once
+            grad = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
+            total = total + grad.double().square().sum().cpu()
+    total = total.to(device_of(placement))
+    for axis in ("dp", "tp"):
+        dist.all_reduce(total, group=placement.native.get_group(axis))
+    return total.sqrt()
 
 
 # ---- processes
@@ -375,11 +399,34 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
+def is_of_processes(error: BaseException) -> bool:
+    """Whether it tells of another process that is no more: gloo's, nccl's and the store's own words."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "TCPStore")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def speaks_first() -> bool:
+    """Whether no other process failed before this one: for the first to say why."""
+    try:
+        return int(dist.distributed_c10d._get_default_store().add("gptj.failed", 1)) == 1
+    except (RuntimeError, ValueError):  # with the process that kept the count
+        return True
+
+
 def share_number(number: int) -> int:
     """The first process' number, 0 to 2**63 - 1."""
     numbers = [number]
     dist.broadcast_object_list(numbers, 0)
     return int(numbers[0])
+
+
+def gather_texts(text: str) -> list[str]:
+    """Every process' text, in their order: all wait for each other."""
+    texts = [""] * dist.get_world_size()
+    dist.all_gather_object(texts, text)
+    return texts
 
 
 # ---- checkpoints of a training run
@@ -394,7 +441,7 @@ def save_training(directory: str | os.PathLike[str], model: Any, optimizer: Any,
     if place.exists():
         raise WriteError("is there already", file=place, hint="Name each step's checkpoint anew")
     partial = place.with_name(f"{place.name}.partial")
-    checkpoint.save(_training_state(model, optimizer, {"step": step}), checkpoint_id=partial)
+    checkpoint.save(training_state(model, optimizer, {"step": step}), checkpoint_id=partial)
     dist.barrier()
     if dist.get_rank() == 0:
         partial.rename(place)
@@ -423,12 +470,12 @@ def load_training(directory: str | os.PathLike[str], model: Any, optimizer: Any)
             if name not in held:
                 whole_one = tuple(stored[prefix + name].size) == spec.shape
                 held[name] = torch.zeros_like(parameter) if whole_one else torch.zeros(())
-    state = _training_state(model, optimizer, {"step": 0})
+    state = training_state(model, optimizer, {"step": 0})
     checkpoint.load(state, checkpoint_id=place)
     return int(state["step"])
 
 
-def _training_state(model: Any, optimizer: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+def training_state(model: Any, optimizer: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters and what the optimizer keeps of each, by names, as DTensors that share their memory."""
     state: dict[str, Any] = dict(facts)
     for spec, parameter in named_parts(model):

@@ -344,6 +344,9 @@ class GPTJModel(PretrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
+    def _rotation_of(self, position_ids: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.rotary(tf.convert_to_tensor(position_ids))
+
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> tf.Tensor:
         """The hidden states (b, t, m); a hook."""
         settled = self._settle_arguments((), given)

@@ -2,8 +2,8 @@
 
 Inference runs on tf.experimental.dtensor: the parameters are DTensors, and a graph over them is cut by it, on the
 devices of one process or of many; a forward pass of n blocks makes n + 1 all-reduces, a block's of two buffers, its
-attention's and its feed-forward's. Training copies the whole model under a strategy of `tf.distribute`, where the losses
-here are those of the whole batch.
+attention's and its feed-forward's. Training copies the whole model under a strategy of `tf.distribute`, where losses
+are those of the whole batch.
 
 Differs: Keras cuts no model on TensorFlow: `keras.distribution` does nothing there, without a word, so a model is not
 made while one is set; and what DTensor cannot do is refused by name.
@@ -15,7 +15,6 @@ import contextlib
 import functools
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -26,9 +25,10 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.dtensor.python.accelerator_util import is_initialized
 from tensorflow.experimental import dtensor
+from tensorflow.python.eager import context
 
 from gptj import generation
-from gptj.errors import InputError, shown
+from gptj.errors import InputError, ProcessError, shown
 from gptj.generation import Step
 from gptj.generation.decoder import round_up_columns, round_up_slots
 from gptj.outputs import KVCache, object_or_tuple
@@ -39,7 +39,7 @@ from gptj.sharding import (
     Processes,
     ReadPart,
     Strategy,
-    check_mesh,
+    check_rows,
     environment_place,
     natural_mesh,
     partition_of,
@@ -228,7 +228,7 @@ def call_over_mesh(model: Any, given: Mapping[str, Any]) -> Any:
     flags = {name: value for name, value in given.items() if not tf.is_tensor(value) and name != "use_cache"}
     returned = flags.pop("return_dict", None)
     batch = next(iter(tensors.values())).shape[0]
-    check_mesh(model.config, placement.strategy, placement.mesh, batch=batch)
+    check_rows(batch, placement)
     cached = {} if model.head == "question_answering" else {"use_cache": False}
     of_output: list[type] = []
 
@@ -279,7 +279,7 @@ class ParallelDecoder(generation.Decoder):
     def __init__(self, model: Any, batch: int, capacity: int) -> None:
         super().__init__(model.config, batch, capacity)
         placement: Placement = model.placement
-        check_mesh(model.config, placement.strategy, placement.mesh, batch=batch)
+        check_rows(batch, placement)
         self.model, self.placement = model, placement
         self.slots = round_up_slots(model.config, capacity)
         shape = (batch, model.config.n_head, self.slots, model.config.head_dim)
@@ -331,7 +331,7 @@ class ParallelDecoder(generation.Decoder):
         return (whole(x, self.placement).numpy() for x in arrays)
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
-        check_mesh(self.config, self.placement.strategy, self.placement.mesh, batch=len(rows))
+        check_rows(len(rows), self.placement)
         taken = np.zeros((len(rows), self.batch), np.float32)
         taken[np.arange(len(rows)), rows] = 1
 
@@ -364,15 +364,15 @@ def _decode(
     chosen: Any,
     last: Any,
     *,
+    attentions: bool,
+    hidden_states: bool,
     last_only: bool,
-    weigh: bool,
-    trace: bool,
 ) -> tuple[Any, ...]:
     """The next cache, of the layout, the logits, and where asked the hidden states and attentions."""
     base = model.transformer
     cache = MaskedCache(KVCache(keys, values, 0, fixed=True), chosen)
     rotation = base.rotary(position_ids)
-    hidden, attentions = [base.wte(token_ids)], []
+    hidden, weighed = [base.wte(token_ids)], []
     for n, block in enumerate(base.h):
         x, weights = block(
             hidden[-1],
@@ -383,13 +383,13 @@ def _decode(
             seeds=None,
         )
         hidden.append(x)
-        attentions.append(weights)
+        weighed.append(weights)
     x = hidden[-1] = base.ln_f(hidden[-1])
     if last_only:  # of the column `last`, which DTensor would not gather
         x = tf.reduce_sum(x * tf.cast(last, x.dtype), 1)
     logits = at_least_float32(model.lm_head(x))
     keys, values = (tuple(dtensor.relayout(x, layout) for x in side) for side in (cache.keys, cache.values))
-    return keys, values, logits, tuple(hidden) if trace else None, tuple(attentions) if weigh else None
+    return keys, values, logits, tuple(hidden) if hidden_states else None, tuple(weighed) if attentions else None
 
 
 # ---- processes
@@ -460,11 +460,28 @@ def count_devices() -> int:
 
 
 def leave_processes() -> None:
-    """Let go of the others; the first, which the others report to, goes last, unless an error is on its way."""
-    if dtensor.num_clients() > 1 and sys.exc_info()[0] is None:
+    """Let go of the others; the first, which the others report to, goes last."""
+    if dtensor.num_clients() > 1:
         share_number(0)
         if dtensor.client_id() == 0:
             time.sleep(1)
+
+
+def is_of_processes(error: BaseException) -> bool:
+    """Whether it tells of another process that is no more: TensorFlow's own kinds of errors that do."""
+    kinds = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
+    return isinstance(error, (*kinds, tf.errors.DeadlineExceededError))
+
+
+def speaks_first() -> bool:
+    """Whether no other process failed before this one: for the first to say why."""
+    try:
+        context.context().set_config_key_value("gptj.failed", "1")
+    except tf.errors.AlreadyExistsError:
+        return False
+    except Exception:  # with the process that kept the keys
+        return True
+    return True
 
 
 def share_number(number: int) -> int:
@@ -492,13 +509,14 @@ def ending_together() -> Iterator[None]:
     """While this is open, a process that dies ends this one with one line, and not with TensorFlow's account of it.
 
     Raises:
-        InputError: another process is gone.
+        ProcessError: another process is gone.
     """
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
-            tf.errors.DeadlineExceededError) as error:  # fmt: skip
-        raise InputError(
+    except tf.errors.OpError as error:
+        if not is_of_processes(error):
+            raise
+        raise ProcessError(
             "another process is gone, and nothing can be computed without it",
             where="processes",
             found=type(error).__name__,

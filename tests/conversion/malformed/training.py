@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizer_samples import small
 
-from gptj.finetune.checkpoints import Identity, RunFolder
+from gptj.finetune.checkpoints import Identity, RunFolder, write_moments
 from gptj.finetune.curve import Row
 from gptj.finetune.data import make_windows, read_documents
 from gptj.finetune.loop import Progress
@@ -117,7 +117,12 @@ def checkpoint(folder: Path) -> Path:
     moments = {f"{m}.{name}": np.ones(shape, np.float32) for name, shape in SHAPES.items() for m in ("first", "second")}
     with RunFolder(folder / "run", resume=False) as run:
         progress = Progress(step=2, updates=2, tokens=2, seconds=0.2)
-        return run.save(progress, IDENTITY, ROWS, write_model=Path.mkdir, moments=moments.items())
+
+        def write(place: Path) -> None:
+            place.mkdir()
+            write_moments(place, moments.items())
+
+        return run.save(progress, IDENTITY, ROWS, write=write)
 
 
 def resume(folder: Path) -> object:
