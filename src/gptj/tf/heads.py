@@ -28,7 +28,7 @@ from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin
 from gptj.tf.layers import Linear, at_least_float32
 from gptj.tf.model import GPTJModel
-from gptj.tf.parallel import count_copies, count_over_copies
+from gptj.tf.parallel_training import count_copies, count_over_copies
 from gptj.tf.weights import PretrainedModel
 
 

@@ -21,7 +21,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.outputs import BaseModelOutputWithPast, ModelOutput, QuestionAnsweringModelOutput
 from gptj.tf.arguments import assert_arguments
-from gptj.tf.parallel import check_fit, count_copies
+from gptj.tf.parallel_training import check_fit, count_copies
 
 
 def check_data_first(run: Callable[..., Any]) -> Callable[..., Any]:
