@@ -320,7 +320,7 @@ def leave_processes() -> None:
 
 def is_of_processes(error: BaseException) -> bool:
     """Whether it tells of another process that is no more: TensorFlow's own kinds of errors that do."""
-    kinds = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
+    kinds = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
     return isinstance(error, (*kinds, tf.errors.DeadlineExceededError))
 
 

@@ -1,6 +1,6 @@
 """Generation with a cut TensorFlow model, whose cache is cut as it is.
 
-Differs: XLA compiles nothing over DTensors, and no slice of one can be written, so a cut model has a decoder of its own.
+Differs: XLA compiles nothing over DTensors, no slice of which can be written, so a cut model has its own decoder.
 """
 
 from __future__ import annotations
