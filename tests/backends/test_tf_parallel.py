@@ -67,6 +67,16 @@ def found(model_folder, tmp_path_factory) -> dict[str, Any]:
     return facts
 
 
+@pytest.fixture(scope="module")
+def copied(model_folder) -> dict[str, Any]:
+    """What a process that trains copies found."""
+    process = start((WORKER, "copies", model_folder))
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-3000:]
+    facts: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return facts
+
+
 @pytest.mark.parametrize("words", CUT)
 def test_a_model_on_several_devices_is_the_whole_one(found, words):
     facts, parts = found[words], int(words[-1])
@@ -113,8 +123,8 @@ def test_rows_that_dp_does_not_divide_are_refused(found):
 
 
 @pytest.mark.parametrize("kind", ("causal_lm", "regression"))
-def test_fit_over_copies_takes_the_step_of_one_device(found, kind):
-    copies = found["copies"][kind]
+def test_fit_over_copies_takes_the_step_of_one_device(copied, kind):
+    copies = copied[kind]
     one, two = copies["results"]
     assert np.allclose(two, one, rtol=1e-5, atol=0) and copies["gradients"] <= 1e-5 and copies["moved"] > 10
 
@@ -145,7 +155,7 @@ def test_the_command_says_the_same_on_two_processes_and_says_it_once(model_folde
     assert [process.returncode for process in running] == [0, 0]
 
 
-def test_the_pages_loop_over_processes_is_one_processes_and_ends_with_the_first_that_dies(found, model_folder):
+def test_the_pages_loop_over_processes_is_one_processes_and_ends_with_the_first_that_dies(copied, model_folder):
     task = {"cluster": {"worker": free_addresses(2)}}
     running = [
         start((WORKER, "workers", model_folder, ROOT / "docs" / "scale.md"),
@@ -159,8 +169,8 @@ def test_the_pages_loop_over_processes_is_one_processes_and_ends_with_the_first_
     lines = [line for line in err.splitlines() if "another process is gone" in line]
     assert len(lines) == 1, err[-3000:]
     step, fit = map(json.loads, out.splitlines()[:2])
-    assert step["loss"] == pytest.approx(found["one"]["loss"], rel=1e-5)
-    assert step["weights"] == pytest.approx(found["one"]["weights"], rel=1e-5)
+    assert step["loss"] == pytest.approx(copied["one"]["loss"], rel=1e-5)
+    assert step["weights"] == pytest.approx(copied["one"]["weights"], rel=1e-5)
     assert "MultiWorkerMirroredStrategy" in fit
 
 

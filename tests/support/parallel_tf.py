@@ -1,6 +1,7 @@
 """What each process does in tests/backends/test_tf_parallel.py; it prints JSON.
 
-parallel_tf.py cut FOLDER SAVED strategy:dp:tp ...   a model that is cut, and where the process is alone, copies of it
+parallel_tf.py cut FOLDER SAVED strategy:dp:tp ...   a model that is cut
+parallel_tf.py copies FOLDER                         copies of it that Keras' own loop trains
 parallel_tf.py workers FOLDER PAGE                   the page's loop over processes, after which the second one dies
 """
 
@@ -37,10 +38,6 @@ def cut(folder: str, saved: str, *meshes: str) -> None:
     with parallel.ending_together():
         for words in meshes:
             found[words] = facts(folder, Path(saved), words, alone=processes.size == 1)
-        if processes.size == 1:
-            copies = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])  # TensorFlow confuses the sums of two of them
-            found["copies"] = {kind: fit_copies(folder, kind, copies) for kind in ("causal_lm", "regression")}
-            found["one"] = step_alone(folder)
     print(json.dumps(found))
     parallel.leave_processes()
 
@@ -166,6 +163,15 @@ def said(act: Any) -> str:
 # ---- copies
 
 
+def copies(folder: str) -> None:
+    """In a process of its own: TensorFlow confuses the sums of two strategies, and of DTensor, in one."""
+    one = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(one, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    found: dict[str, Any] = {kind: fit_copies(folder, kind, strategy) for kind in ("causal_lm", "regression")}
+    print(json.dumps(found | {"one": step_alone(folder)}))
+
+
 def fit_copies(folder: str, kind: str, copies: Any) -> dict[str, Any]:
     """Keras' fit on one device and on two: what it says, and how far apart the weights are after a step."""
     import gptj.tf as gptj
@@ -247,4 +253,4 @@ def said_of_fit(model: Any) -> str:
 
 
 if __name__ == "__main__":
-    {"cut": cut, "workers": workers}[sys.argv[1]](*sys.argv[2:])
+    {"cut": cut, "copies": copies, "workers": workers}[sys.argv[1]](*sys.argv[2:])
