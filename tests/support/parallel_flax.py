@@ -96,7 +96,8 @@ def count_sums(model: Any) -> dict[str, int]:
         return model.module.apply({"params": params}, ids).logits
 
     text = jax.jit(logits).lower(model.params, IDS).compile().as_text()
-    return {
+    operands = [len(one.split(",")) for one in re.findall(r"all-reduce(?:-start)?\(([^)]*)\)", text)]
+    return {"most operands": max(operands, default=0)} | {
         name: len(re.findall(rf"[\])}}] {name}(?:-start)?\(", text))
         for name in ("all-reduce", "all-to-all", "collective-permute")
     }
