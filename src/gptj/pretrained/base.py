@@ -348,11 +348,10 @@ class Pretrained(Tapped, Adapted):
             SchemaError: `state_dict` lacks a row, or has one of another shape.
         """
         self._refuse_prepared("save_pretrained")
-        require_path(directory)
+        directory = require_path(directory)
         options = saving_options(max_shard_bytes, others)
-        cut = self.placement is not None
-        if not is_main_process and not (cut and (state_dict is None or self.parameters_apart)):
-            return Path(directory)
+        if not is_main_process and not (self.placement is not None and (state_dict is None or self.parameters_apart)):
+            return directory
         self._say_left(directory)
         if state_dict is None:
             self._require_values("save_pretrained")

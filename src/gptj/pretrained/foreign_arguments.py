@@ -32,8 +32,8 @@ class ForeignArgument:
 
 _CONVERT = "Convert the folder first: gptj convert SRC DST, then open DST"
 _QUANTIZE = 'In PyTorch, pass inference=True, quantize="int8"'
-_ONE_DEVICE = 'Pass device_map="auto", "cpu" or "cuda"; for several devices, mesh= and strategy= in PyTorch and Flax'
-_PARALLEL = 'In PyTorch and Flax, pass mesh= and strategy="tp"'
+_ONE_DEVICE = 'Pass device_map="auto", "cpu" or "cuda"; for several devices, mesh= and strategy='
+_PARALLEL = 'Pass mesh= and strategy="tp"'
 
 FOREIGN_ARGUMENTS: dict[str, ForeignArgument] = {
     "from_pt": ForeignArgument((False,), "one folder serves all three backends", _CONVERT),
