@@ -3,14 +3,16 @@
     def test_the_frameworks_agree(gptj_parity):
         gptj_parity("model", backends=["pt", "flax"], dtype="bfloat16").raise_if_failed()
 
-What was compared stands in a section of the terminal's summary, and with `--gptj-report FILE` in a file. Who asks for
-none of it pays for this module alone: it imports nothing but pytest, which is there.
+What was compared stands in a section of the terminal's summary, and with `--gptj-report FILE` in a file: holds,
+differs, or not judged, where an error kept a comparison from being one. Who
+asks for none of it pays for this module alone: it imports nothing but pytest, which is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,6 +36,7 @@ class Parity:
     def __init__(self, backends: tuple[str, ...] | None) -> None:
         self.backends = backends
         self.found: list[Findings] = []
+        self.unjudged: list[str] = []
 
     def __call__(
         self, directory: str | os.PathLike[str], other: str | os.PathLike[str] | None = None, *,
@@ -55,10 +58,11 @@ class Parity:
         from gptj.parity.two_folders import compare_folders
 
         names = self.backends if backends is None else backends
-        if other is not None:
+        with self._named(directory):
+            if other is None:
+                return self._keep(findings_of_report(run_parity(directory, names, **options)))
             found = compare_folders(directory, other, names, **options)
             return self._keep(findings_of_folders(found, os.fspath(directory), os.fspath(other)))
-        return self._keep(findings_of_report(run_parity(directory, names, **options)))
 
     def compare(
         self, *traces: str | os.PathLike[str], reference: str | os.PathLike[str] | None = None,
@@ -76,7 +80,19 @@ class Parity:
         """
         from gptj.parity.gather import compare_files
 
-        return self._keep(compare_files(traces, reference=reference, names=names))
+        with self._named(*traces):
+            return self._keep(compare_files(traces, reference=reference, names=names))
+
+    @contextlib.contextmanager
+    def _named(self, *places: str | os.PathLike[str]) -> Iterator[None]:
+        """Keep an error, which is no verdict, for the summary."""
+        from gptj.errors import GPTJError
+
+        try:
+            yield
+        except GPTJError as error:
+            self.unjudged.append(f"{', '.join(os.fspath(place) for place in places)}: {error}")
+            raise
 
     def _keep(self, found: Findings) -> Findings:
         self.found.append(found)
@@ -131,11 +147,13 @@ def _check_options(names: tuple[str, ...], reports: list[str]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """Take over what a worker of pytest-xdist compared."""
-    sent = getattr(node, "workeroutput", {}).get(_SENT, ())
+    sent, unjudged = getattr(node, "workeroutput", {}).get(_SENT, ((), ()))
+    parity = node.config.stash[_parity]
+    parity.unjudged += unjudged
     if sent:
         from gptj.parity.findings import Findings
 
-        node.config.stash[_parity].found += [Findings.from_json(text) for text in sent]
+        parity.found += [Findings.from_json(text) for text in sent]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -143,8 +161,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     found, reports = config.stash[_parity].found, config.getoption("--gptj-report")
     if hasattr(config, "workeroutput"):
-        if found:
-            config.workeroutput[_SENT] = [one.to_json() for one in found]
+        config.workeroutput[_SENT] = [one.to_json() for one in found], config.stash[_parity].unjudged
         return
     if not found:
         config.stash[_reports] += [f"not written: {path}: nothing was compared" for path in reports]
@@ -164,8 +181,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """A line for each comparison and for each report."""
-    found, reports = config.stash[_parity].found, config.stash[_reports]
-    if not found and not reports:
+    found, reports, unjudged = config.stash[_parity].found, config.stash[_reports], config.stash[_parity].unjudged
+    if not found and not reports and not unjudged:
         return
     from gptj.errors import harmless
 
@@ -173,5 +190,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for one in found:
         line = f"{one.verdict}: {one.folder}: {one.headline}" if one.folder else f"{one.verdict}: {one.headline}"
         terminalreporter.write_line(harmless(line), green=one.passed, red=not one.passed)
+    for line in unjudged:
+        terminalreporter.write_line(harmless(f"not judged: {line}"), red=True)
     for line in reports:
         terminalreporter.write_line(harmless(line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.parity.run import open_reference
-from gptj.parity.trace import TraceFacts, open_trace, rotary_sha256, write_trace
+from gptj.parity.trace import TraceFacts, open_trace, rotary_sha256, table_sha256, write_trace
 from gptj.parity.trace_record import PATHS, probe_batch, record_trace, weights_sha256
+from gptj.rotary import rotary_table
 from gptj.schema import schema
 from gptj.taps import IN_BLOCK, list_taps
 
@@ -36,6 +38,23 @@ def exact(folder) -> Path:
     path = folder.parent / "oracle"
     write_trace(path, taps, TraceFacts("oracle", "float64", CONFIG), inputs=batch)
     return path
+
+
+def test_the_tables_hash_is_of_the_one_that_turned(wing, folder, tmp_path, monkeypatch):
+    """A wing whose table is another says so by its hash, and the comparison names it."""
+    layers = importlib.import_module(f"gptj.{wing.name}.layers")
+
+    def coarse(n_positions, width, dtype="float32"):
+        return tuple(part.astype("float16").astype(dtype) for part in rotary_table(n_positions, width, "float64"))
+
+    record_trace(folder, wing.name, tmp_path / "right")
+    monkeypatch.setattr(layers, "rotary_table", coarse)
+    facts = record_trace(folder, wing.name, tmp_path / "wrong")
+    assert facts.rotary_sha256 == table_sha256(*coarse(CONFIG.n_positions, CONFIG.rotary_width))
+    found = compare_traces([open_trace(tmp_path / name) for name in ("right", "wrong")])
+    assert [fact for fact in found.facts if "rotary table" in fact] == [
+        "wrong: its rotary table is neither the float32 nor the float64 one of its config"
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])

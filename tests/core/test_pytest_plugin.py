@@ -69,6 +69,22 @@ def traces(pytester):
     return pytester.path
 
 
+def test_what_could_not_be_judged_is_told_from_what_differs(pytester, traces):
+    pytester.makepyfile("""
+        def test_lost(gptj_parity):
+            gptj_parity.compare("base", "nothing").raise_if_failed()
+
+        def test_other(gptj_parity):
+            gptj_parity("nowhere", backends=["pt"])
+    """)  # fmt: skip
+    done = pytester.runpytest_inprocess(*LOADED)
+    done.assert_outcomes(failed=2)
+    done.stdout.fnmatch_lines(
+        ["*= gptj parity =*", "not judged: base, nothing: *no such file*", "not judged: nowhere: *"]
+    )
+    done.stdout.no_fnmatch_line("differs: *")
+
+
 def test_traces_are_compared_and_the_summary_says_how_it_ended(pytester, traces):
     done = pytester.runpytest_inprocess(*LOADED, "--gptj-report", "r.html", "--gptj-report", "r.xml")
     done.assert_outcomes(passed=1, failed=1)

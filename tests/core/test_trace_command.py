@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from recorded import facts_of, inputs_of, recorded_taps, small_batch, write_samp
 from gptj.checkpoint import write_checkpoint
 from gptj.command.main import gptj_command
 from gptj.errors import GPTJError, InputError, WriteError
-from gptj.parity.revealing import revealing_config, revealing_fill
+from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.parity.tap_names import TapNames
 from gptj.parity.trace import open_trace, write_trace
 from gptj.parity.trace_record import batch_of_prompts, probe_batch, weights_sha256
@@ -80,9 +82,87 @@ def test_misuse_ends_with_2(folder, arguments):
     assert run(*arguments).exit_code == 2
 
 
-def test_a_reference_of_another_model_is_refused(folder):
-    done = run("compare", folder / "base", folder / "right", "--reference", folder / "other")
-    assert isinstance(done.exception, InputError) and "n_layer" in str(done.exception)
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"n_layer": 1}, "n_layer"), ({"rotary_dim": 6}, "rotary_dim"), ({"n_inner": 80}, "n_inner"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"), ({"activation_function": "relu"}, "activation_function"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"), ({"n_positions": 256}, "n_positions"),
+        ({"n_head": 2, "rotary_dim": 6, "layer_norm_epsilon": 1e-3}, "n_head, rotary_dim, layer_norm_epsilon"),
+    ],
+)  # fmt: skip
+def test_a_reference_of_another_model_is_refused(folder, tmp_path, change, named):
+    other = revealing_config(**{"n_layer": 2, "n_positions": 512} | change)
+    write_checkpoint(tmp_path / "other", other, revealing_fill())
+    done = run("compare", folder / "base", folder / "right", "--reference", tmp_path / "other")
+    assert isinstance(done.exception, InputError) and f"config: {named}: of another model" in str(done.exception)
+    assert done.exception.exit_status == 2
+
+
+def test_a_trace_of_another_epsilon_than_the_references_is_judged_by_the_references(folder, tmp_path):
+    """In either order, and whichever trace is the more exact: the config of the weights is the judge."""
+    config = revealing_config(n_layer=2, n_positions=512, layer_norm_epsilon=1e-6)
+    write_sample(tmp_path / "ported", config, weights=revealing_weights(CONFIG))
+    for order in (["ported", "right"], ["right", "ported"]):
+        paths = [(tmp_path if name == "ported" else folder) / name for name in order]
+        done = run("compare", *paths, "--reference", folder / "model")
+        assert done.exit_code == 1
+        assert "ported: block 0, ln_1 is not what its inputs give" in done.output
+        assert "; looks like: epsilon 1e-06" in done.output
+        assert "config's layer_norm_epsilon differs: 1e-06 in ported, judged by 1e-05" in done.output
+
+
+UNJUDGED = [
+    ["compare", "base", "nothing"], ["compare", "base", "model"], ["compare", "base", "broken"],
+    ["compare", "base", "base"], ["compare", "base", "right", "--reference", "other"],
+    ["compare", "base", "right", "--reference", "nothing"], ["compare", "base", "right", "--names", "nothing.toml"],
+    ["compare", "base", "right", "--html", "nothing/page.html"], ["report", "nothing"], ["report", "broken"],
+    ["record", "nothing", "--backend", "pt", "-o", "out"], ["record", "model", "--backend", "pt", "-o", "base"],
+    ["ladder", "nothing"], ["matrix", "nothing"], ["nothing"], ["model", "nothing"], ["model", "other"],
+    ["compare", "base"], ["compare", "base", "right", "--what"], ["model", "--path", "int8"],
+    ["record", "model", "--backend", "pt", "-o", "out", "--prompts", "prompts", "--seed", "1"],
+    ["ladder", "model", "--prompts", "prompts", "--seed", "0"],
+    ["model", "model", "--prompts", "prompts", "--seed", "0"], ["model", "other", "--sensitivity"],
+    ["compare", "base", "right", "--overwrite"], ["matrix", "model", "--overwrite"], ["model", "--overwrite"],
+]  # fmt: skip
+"""Calls that can tell nothing, each by its own fault."""
+
+
+@pytest.mark.parametrize("arguments", UNJUDGED, ids=" ".join)
+def test_what_cannot_be_judged_ends_with_2(folder, monkeypatch, arguments):
+    monkeypatch.setattr("gptj.backends.Backend.missing", ())  # as where every framework is installed
+    monkeypatch.chdir(folder)
+    (folder / "broken").write_bytes(b"x" * 100)
+    (folder / "prompts").write_text('{"token_ids": [1]}\n')
+    done = run(*arguments)
+    assert isinstance(done.exception, GPTJError | SystemExit)
+    assert getattr(done.exception, "exit_status", done.exit_code) == 2, done.output
+    if "--seed" in arguments:
+        assert "--seed is of random tokens, and --prompts leaves none to draw" in done.output
+    if arguments[-1] == "--overwrite":
+        assert "--overwrite is for --html FILE" in done.output
+
+
+def test_the_processes_end_so(folder):
+    """Of 0, 1 and 2, as a shell sees them, a broken program and a reader that has left included."""
+    program = [sys.executable, "-c", "import sys; from gptj.command.main import main; sys.exit(main())"]
+    broken = "import gptj.parity.trace as t; t.open_trace = None; from gptj.command.main import main; main()"
+    cases = [
+        (program, "right", 0),
+        (program, "wrong", 1),
+        (program, "nothing", 2),
+        ([sys.executable, "-c", broken], "wrong", 2),
+    ]
+    for command, other, status in cases:
+        done = subprocess.run([*command, "parity", "compare", folder / "base", folder / other], capture_output=True)
+        assert done.returncode == status, done.stderr
+
+
+@pytest.mark.parametrize("command", [(), ("compare",), ("record",), ("matrix",), ("ladder",), ("report",)])
+def test_the_help_says_how_it_ends(command, monkeypatch):
+    monkeypatch.setattr("gptj.backends.Backend.missing", ())
+    said = " ".join(run(*command, "--help").output.split())
+    assert re.search(r"exit status is .*\b2 where", said), said
 
 
 def test_record_replaces_nothing_unasked(folder):

@@ -18,6 +18,8 @@ from recorded import facts_of, inputs_of, recorded_taps, small_batch, write_samp
 from gptj.dtypes import numpy_dtype
 from gptj.errors import InputError
 from gptj.parity.differences import compare_traces
+from gptj.parity.gather import findings_of_comparison
+from gptj.parity.reports.output import render
 from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.parity.trace import open_trace, write_trace
 
@@ -136,7 +138,65 @@ def test_taps_that_one_trace_lacks_are_named(tmp_path, config):
     found = compare_traces([base, few])
     assert [tap.tap for tap in found.pairs[0].taps] == ["h.0.sum", "h.1.sum"]
     assert {"embedding", "h.0.ln_1", "logits"} <= {*found.left_out}
-    assert found.passed and any("not in every trace" in line for line in found.lines())
+    assert found.passed and any(
+        "base and wrong: not in both, and not compared: embedding" in line for line in found.lines()
+    )
+
+
+def keeping(*ends):
+    return lambda taps: [taps.pop(tap) for tap in [*taps] if not tap.endswith(ends)]
+
+
+def test_a_further_trace_takes_nothing_from_a_pair(tmp_path, config):
+    """Each pair is compared by what its two have, and what the base lacks among the others."""
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "rotary sign")
+    base = write_sample(tmp_path / "base", config)
+    full = write_sample(tmp_path / "full", config, "float32")
+    wrong = write_sample(tmp_path / "wrong", config, "float32", mutant=mutant)
+    few = planted(tmp_path, config, keeping("sum"), "few")
+    alone, beside = compare_traces([base, wrong]), compare_traces([base, wrong, few, full])
+    assert beside.pairs[0] == alone.pairs[0] and beside.pairs[2].taps == compare_traces([base, full]).pairs[0].taps
+    assert [tap.tap for tap in beside.pairs[1].taps] == ["h.0.sum", "h.1.sum"]
+    assert beside.pairs[0].left_out == () and "h.0.q" in beside.pairs[1].left_out
+
+    exact = planted(tmp_path, config, keeping("ln_f"), "exact", dtype="float64")
+    found = compare_traces([exact, full, wrong])
+    assert [(pair.base, pair.other) for pair in found.pairs] == [
+        ("exact", "full"),
+        ("exact", "wrong"),
+        ("full", "wrong"),
+    ]
+    assert [tap.tap for tap in found.pairs[0].taps] == ["ln_f"] and len(found.pairs[2].taps) == 33
+    assert found.pairs[2].first.tap == "h.0.q_rotated" and found.pairs[2].looks_like == "rotary sign"
+    # What is born in a value that the other lacks is the headline of this pair too.
+    assert found.pairs[0].right and found.pairs[1].alone.own.tap == "h.0.q_rotated"
+    assert "wrong is wrong in block 0, rotated q, which exact does not hold: born there, " in found.pairs[1].headline
+
+
+def test_a_trace_that_shares_nothing_is_refused(tmp_path, config):
+    traces = [write_sample(tmp_path / "base", config), planted(tmp_path, config, keeping("ln_f"), "a")]
+    assert compare_traces(traces).passed
+    with pytest.raises(InputError, match=r"^b: no tap in common"):
+        compare_traces([traces[1], planted(tmp_path, config, keeping("ln_f"), "c"),
+                        planted(tmp_path, config, keeping("loss"), "b")])  # fmt: skip
+
+
+def test_what_could_not_be_computed_again_is_named_and_told_from_what_was_right(tmp_path, config):
+    traces = [write_sample(tmp_path / "base", config), write_sample(tmp_path / "right", config, "float32")]
+    bare = compare_traces(traces)
+    assert {inner for tap in bare.untold["right"] for inner in [tap.rpartition(".")[2]]} == NEED_WEIGHTS
+    assert {*bare.untold["right"].values()} == {"weights"} and json.loads(json.dumps(bare.as_dict()))["untold"]["right"]
+    [line] = [line for line in bare.lines() if line.startswith("right: not computed again, for want of weights: ")]
+    assert "embedding, h.0.ln_1 to h.1.ln_1, h.0.q to h.1.q" in line
+    weights = revealing_weights(config)
+    told = compare_traces(traces, lambda name, dtype: weights[name].astype(numpy_dtype(dtype)))
+    assert told.untold == {"base": {}, "right": {}} and told.passed
+    found = {name: {tap.tap: (tap.born, tap.needs) for tap in findings_of_comparison(one, traces).pairs[0].taps}
+             for name, one in (("bare", bare), ("told", told))}  # fmt: skip
+    assert {*found["told"].values()} == {(False, None)}
+    assert found["bare"]["h.0.q"] == (None, "weights") and found["bare"]["h.0.q_rotated"] == (False, None)
+    page = render("html", findings_of_comparison(bare, traces))
+    assert "not told: needs weights" in page and "right: not computed again, for want of weights: embedding" in page
 
 
 def test_several_traces_are_compared_with_the_most_exact(tmp_path, config):
@@ -150,8 +210,8 @@ def test_several_traces_are_compared_with_the_most_exact(tmp_path, config):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"n_layer": 3}, "n_layer"), ({"n_head": 2}, "n_head"), ({"n_inner": 80}, "inner_width"),
-        ({"vocab_size": 216 + 8}, "vocab_size"), ({"rotary_dim": 6}, "rotary_width"),
+        ({"n_layer": 3}, "n_layer"), ({"n_head": 2}, "n_head"), ({"n_inner": 80}, "n_inner"),
+        ({"vocab_size": 216 + 8}, "vocab_size"), ({"rotary_dim": 6}, "rotary_dim"),
     ],
 )  # fmt: skip
 def test_traces_of_other_models_are_not_compared(tmp_path, config, change, named):

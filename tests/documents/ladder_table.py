@@ -1,7 +1,8 @@
 """The ladders of docs/parity.md: the demo's model and the revealing checkpoint, as `gptj parity ladder` prints them.
 
-python tests/documents/ladder_table.py          print them; it takes a minute, and all three frameworks
-python tests/documents/ladder_table.py --write  put them into docs/parity.md
+python tests/documents/ladder_table.py pt tf flax         print them; it takes a minute, and the frameworks named
+python tests/documents/ladder_table.py --write pt         put them into docs/parity.md; rows of others stay
+python tests/documents/ladder_table.py --write transformers    where transformers is installed, which not all are
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from pathlib import Path
 from feature_table import ROOT
 
 from gptj.parity.findings import Findings, LadderRung
-from gptj.parity.ladder import RUNGS, run_ladder
+from gptj.parity.ladder import RUNGS, TRANSFORMERS, run_ladder
 from gptj.parity.reports.text import render_text
 
 PAGE = ROOT / "docs" / "parity.md"
 BEGIN, END = "<!-- ladder: made by tests/documents/ladder_table.py -->", "<!-- ladder end -->"
-WINGS = ("pt", "tf", "flax")
+BACKENDS = ("pt", "tf", "flax", TRANSFORMERS)
 MODELS = ("demo", "revealing")
 
 
@@ -53,10 +54,31 @@ def rows_of_page(page: str) -> dict[str, list[list[str]]]:
 
 def expected_rows() -> list[list[str]]:
     """Backend and precision of each row."""
-    return [[wing, rung] for wing in WINGS for rung in RUNGS[wing]]
+    return [[backend, rung] for backend in BACKENDS for rung in RUNGS[backend]]
 
 
-def _measure() -> dict[str, tuple[LadderRung, ...]]:
+def rungs_of_page(page: str) -> dict[str, tuple[LadderRung, ...]]:
+    """Each checkpoint's rungs, as far as the page's digits say them."""
+    return {
+        name: tuple(LadderRung(*row[:2], *map(float, row[2:4]), *(float(n.rstrip("%")) / 100 for n in row[4:]))
+                    for row in rows)
+        for name, rows in rows_of_page(page).items()
+    }  # fmt: skip
+
+
+def merged(
+    old: dict[str, tuple[LadderRung, ...]], new: dict[str, tuple[LadderRung, ...]]
+) -> dict[str, tuple[LadderRung, ...]]:
+    """The new rungs, and the old ones of backends that were not measured, in the order of the page."""
+    found = {}
+    for name in MODELS:
+        again = {rung.backend for rung in new[name]}
+        rungs = (*new[name], *(rung for rung in old[name] if rung.backend not in again))
+        found[name] = tuple(sorted(rungs, key=lambda rung: BACKENDS.index(rung.backend)))
+    return found
+
+
+def _measure(backends: list[str]) -> dict[str, tuple[LadderRung, ...]]:
     from gptj_conversion.convert import convert
 
     from gptj.checkpoint import write_checkpoint
@@ -66,12 +88,13 @@ def _measure() -> dict[str, tuple[LadderRung, ...]]:
     with tempfile.TemporaryDirectory() as folder:
         revealing = write_checkpoint(Path(folder) / "revealing", revealing_config(), revealing_fill())
         places = {"demo": convert(SHAKESPEARE, Path(folder) / "demo", dtype="float32"), "revealing": revealing}
-        return {name: run_ladder(place, WINGS).ladder for name, place in places.items()}
+        return {name: run_ladder(place, backends).ladder for name, place in places.items()}
 
 
 if __name__ == "__main__":
-    made = text(_measure())
+    page = PAGE.read_text()
+    made = text(merged(rungs_of_page(page), _measure([name for name in sys.argv[1:] if name != "--write"])))
     if "--write" in sys.argv[1:]:
-        PAGE.write_text(placed(PAGE.read_text(), made))
+        PAGE.write_text(placed(page, made))
     else:
         print(made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ladder_table import BEGIN, MODELS, PAGE, expected_rows, placed, rows_of_page, text
+from ladder_table import BEGIN, MODELS, PAGE, expected_rows, merged, placed, rows_of_page, rungs_of_page, text
 
 from gptj.parity.findings import LadderRung
 
@@ -26,3 +26,12 @@ def test_a_page_is_read_as_it_is_printed() -> None:
     page = placed(PAGE.read_text(), text(dict.fromkeys(MODELS, rungs)))
     assert [row[:2] for row in rows_of_page(page)["revealing"]] == expected_rows()
     assert all(len(line) <= 80 for line in page[page.index(BEGIN) :].splitlines() if line.startswith("  "))
+
+
+def test_rows_that_were_not_measured_again_stay() -> None:
+    page = PAGE.read_text()
+    old = rungs_of_page(page)
+    new = {name: (LadderRung("pt", "float64", 1.0, 1.0, 1.0, 1.0),) for name in MODELS}
+    assert placed(page, text(old)) == page
+    kept = merged(old, new)["demo"]
+    assert kept == (*new["demo"], *(rung for rung in old["demo"] if rung.backend != "pt"))

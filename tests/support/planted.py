@@ -432,7 +432,7 @@ _TABLES = {
 }  # fmt: skip
 
 _READ = {
-    "rotary of the whole head": ("config: rotary_width", None), "heads of another width": ("config: n_head", None),
+    "rotary of the whole head": ("config: rotary_dim", None), "heads of another width": ("config: n_head", None),
     "a layer too few": ("config: n_layer", None), "epsilon 1e-6": ("block 0, ln_1", "epsilon 1e-06"),
     "epsilon 1e-12": ("block 0, ln_1", "epsilon 1e-12"), "exact GELU": ("block 0, activation", "exact GELU"),
     ".ln_1.bias dropped": ("block 0, ln_1", "offset dropped"),

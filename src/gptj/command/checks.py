@@ -58,10 +58,8 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
     metavar="N",
-    help="Of the prompts and sampled text.",
+    help="Of the prompts and sampled text. [default: 0]",
 )
 @weights_option
 @revision_option()
@@ -72,13 +70,14 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @report_options
 def parity(
     directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, asked: ForTwoFolders,
-    seed: int, weights: str | None, adapter: Path | None, skip_manifest: bool, sensitivity: bool, verbose: bool,
+    seed: int | None, weights: str | None, adapter: Path | None, skip_manifest: bool, sensitivity: bool, verbose: bool,
     destinations: Destinations,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
     The weights are first checked against the manifest.json in DIR, if there is one. Each framework runs in a process
-    of its own. The exit status is 1 where any two are too far apart, or the weights are not those of the manifest.
+    of its own. The exit status is 0 where all agree, 1 where any two are too far apart, and 2 where that could not be
+    judged: DIR cannot be opened, or the weights are not those of the manifest.
 
     With DIR2, say how far its model lies from that in DIR, in each framework: 0 is equal within rounding, 1 differs.
     """
@@ -100,7 +99,7 @@ def parity(
             say(later.get(name, f"running {', '.join(running)}"))
 
         report = run_parity(
-            directory, names, dtype=dtype, seed=seed, weights=weights, adapter=adapter,
+            directory, names, dtype=dtype, seed=seed or 0, weights=weights, adapter=adapter,
             check_manifest=not skip_manifest, sensitivity=sensitivity, progress=tell,
         )  # fmt: skip
 

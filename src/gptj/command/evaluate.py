@@ -56,6 +56,8 @@ def eval(
 
     if samples and not as_json:
         raise click.UsageError("--samples is for --json.")
+    if limit is not None and not (0 < limit < 1 or (limit < 2**31 and limit.is_integer())):
+        raise click.UsageError(f"--limit: expected a whole number, or a part below 1; found {limit}.")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise click.UsageError("--tasks names none.")
@@ -67,9 +69,8 @@ def eval(
         raise BackendError(f"lm_eval cannot be imported: {error}", hint=f"Run: {install_line('eval')}") from None
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     directory, weights = split_weights(directory, options.pop("weights"))
-    model = harness.GPTJLM(str(directory), weights=weights, **options)
     results = harness.evaluate(
-        model,
+        lambda: harness.GPTJLM(str(directory), weights=weights, **options),
         names,
         include_path=include_path,
         num_fewshot=num_fewshot,

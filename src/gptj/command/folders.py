@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from gptj.command.options import PathArgument
+from gptj.command.options import Names, PathArgument
 from gptj.command.reports import Destinations
 from gptj.command.waiting import waiting
 
@@ -51,27 +51,28 @@ def two_folders_options(function: Any) -> Any:
         return function(*arguments, asked=ForTwoFolders(way, prompts), **options)
 
     file = click.option("--prompts", type=PathArgument, metavar="FILE", help="With DIR2: a prompt a line.")
-    path = click.option("--path", "way", type=click.Choice(WAYS), help="With DIR2: how its model computes.")
+    path = click.option("--path", "way", type=Names(WAYS), help="With DIR2: how its model computes.")
     return path(file(with_asked))
 
 
 def compare_two_folders(
-    first: Path, second: Path, backends: Sequence[str] | None, *, asked: ForTwoFolders, dtype: str, seed: int,
+    first: Path, second: Path, backends: Sequence[str] | None, *, asked: ForTwoFolders, dtype: str, seed: int | None,
     verbose: bool, destinations: Destinations, unused: Mapping[str, Any],
 ) -> NoReturn:  # fmt: skip
     """Print how far the second lies from the first, and end: 0 where all is equal within rounding, 1 where not.
 
     Raises:
-        click.UsageError: an option of `unused` is given, which is for one folder.
+        click.UsageError: an option of `unused` is given, which is for one folder, or a seed beside prompts.
         GPTJError: see `gptj.parity.two_folders.compare_folders`.
     """
-    from gptj.command.traces import read_batch
+    from gptj.command.traces import read_batch, refuse_seed
     from gptj.parity.gather import findings_of_folders
     from gptj.parity.two_folders import compare_folders
 
     for option, value in unused.items():
         if value:
             raise click.UsageError(f"{option} is for one folder.")
+    refuse_seed(seed, asked.prompts)
     ids = None
     if asked.prompts is not None:
         batch = read_batch(first, asked.prompts)

@@ -1,7 +1,8 @@
 """The command line: adapter, batch, convert, inspect, verify, parity, generate, serve, finetune, init, doctor, demo.
 
-The result goes to stdout, progress and errors to stderr. Exit status: 0 yes; 1 no (bad input, backends that
-disagree, nothing could be written); 2 misuse of the command line; 130 Ctrl-C. An error is one message without a
+The result goes to stdout, progress and errors to stderr. Exit status: 0 yes; 1 no (bad input, backends that disagree,
+nothing could be written); 2 misuse of the command line; 130 Ctrl-C. Of `gptj parity` and its commands 1 is that
+something differs, and nothing else: where that could not be judged, the status is 2. An error is one message without a
 traceback, unless `--debug` asks for it. Each command lies in a module that is imported when it is asked for, and
 imports what it needs when it runs, so `gptj --help` is quick and convert, inspect and verify never load a framework.
 """
@@ -93,7 +94,7 @@ def main() -> None:
     except StdoutError as error:
         abandon_stdout()
         click.echo(f"gptj: WriteError: stdout: cannot be written: {error}", err=True)
-        sys.exit(1)
+        sys.exit(_status_of(error))
     except GPTJError as error:
         if debug:
             traceback.print_exc()
@@ -103,19 +104,27 @@ def main() -> None:
             except (StdoutError, BrokenPipeError):  # stderr still says it
                 abandon_stdout()
         click.echo(f"gptj: {error.code}: {error}", err=True)
-        sys.exit(1)
-    except BrokenPipeError:
+        sys.exit(_status_of(error))
+    except BrokenPipeError as error:
         # The reader of our output has left, as `| head` does: nobody is there to be told.
         abandon_stdout()
-        sys.exit(1)
+        sys.exit(_status_of(error))
     except MemoryError as error:
         click.echo(f"gptj: LimitError: out of memory: {error}", err=True)
-        sys.exit(1)
-    except Exception:
+        sys.exit(_status_of(error))
+    except Exception as error:
         if heard:  # a library that was being imported made another error of it
             _leave(heard[0])
-        raise
+        if _status_of(error) == 1:  # as Python ends with
+            raise
+        traceback.print_exc()
+        sys.exit(_status_of(error))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _status_of(error: Exception) -> int:
+    """The status that an error ends with: 1, or what its command says (`gptj.command.options.Judging`)."""
+    return getattr(error, "exit_status", 1)
 
 
 def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:

@@ -5,12 +5,14 @@ At the end, the options and the types of arguments that several commands take.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +21,7 @@ from click.shell_completion import CompletionItem
 
 from gptj.backends import BACKENDS, likely_backend
 from gptj.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
-from gptj.errors import InputError, shown
+from gptj.errors import InputError, did_you_mean, shown
 from gptj.hub import HubPlace, is_repository_id, locate, locate_source
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "FileName",
     "FiniteRange",
     "Inside",
+    "Judging",
     "LazyGroup",
     "ModelArgument",
     "Names",
@@ -236,6 +239,39 @@ class Command(click.Command):
         return [*own, debug, last]
 
 
+class Judging(Command):
+    """A command whose status 1 is a verdict: what keeps it from judging, of any kind, ends with `UNJUDGED`."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context, with the arguments parsed."""
+        with _unjudged():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """The command's own value; all that it printed has reached its reader."""
+        with _unjudged():
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+
+
+UNJUDGED = 2
+"""The status where nothing could be judged: a file that cannot be read, a wrong folder, a wrong argument."""
+
+
+@contextlib.contextmanager
+def _unjudged() -> Iterator[None]:
+    """Mark an error, for `main`, with the status that it ends with."""
+    try:
+        yield
+    except Exception as error:
+        error.exit_status = UNJUDGED  # type: ignore[attr-defined]
+        raise
+
+
 class WithSubcommands(Command):
     """A command that is another one where its first argument is that one's name.
 
@@ -253,7 +289,12 @@ class WithSubcommands(Command):
     ) -> click.Context:
         """The context of the command that is meant, with its arguments parsed."""
         if not args or args[0] not in self._modules:
-            return super().make_context(info_name, args, parent, **extra)
+            context = super().make_context(info_name, args, parent, **extra)
+            # Said where it is no folder either: a folder may have any name.
+            meant = did_you_mean(args[0], self._modules) if args and not context.resilient_parsing else None
+            if meant and not os.path.lexists(args[0]):
+                context.fail(f"No such command or folder {args[0]!r}. {meant}")
+            return context
         name, *rest = args
         command: click.Command = getattr(importlib.import_module(self._modules[name]), name)
         return command.make_context(f"{info_name} {name}", rest, parent, **extra)
@@ -296,6 +337,15 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(self._modules[cmd_name]), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command and its arguments; click's own search for a near miss sees no command that is not loaded."""
+        meant = did_you_mean(args[0], self._modules) if args[0] not in self._modules else None
+        if meant and not args[0].startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. {meant}")
+        return super().resolve_command(ctx, args)
 
 
 class _Option(click.Option):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptj.command.options import Command, PathArgument, apply_options, overwrite_option
+from gptj.command.options import Judging, PathArgument, apply_options, overwrite_option
 from gptj.command.printing import print_json
+from gptj.errors import WriteError
 
 if TYPE_CHECKING:
     from gptj.parity.findings import Findings
@@ -23,7 +24,7 @@ STDOUT = "-"
 _KINDS = {"html": "one page", "junit": "JUnit XML", "markdown": "Markdown for a job's summary"}
 
 
-class TakesJsonFile(Command):
+class TakesJsonFile(Judging):
     """A command whose --json takes a file too: `--json=FILE`, or `--json FILE` where FILE ends in .json.
 
     Without one --json prints, as it does in every command, and what follows it is an argument.
@@ -53,7 +54,7 @@ class Destinations:
         overwrite: whether to replace what is there.
 
     Raises:
-        click.UsageError: two reports would be one file.
+        click.UsageError: two reports would be one file, or there is none to overwrite.
         WriteError: something is there already, or its folder is not.
     """
 
@@ -63,7 +64,13 @@ class Destinations:
         self.as_json = as_json
         self.files = {kind: path for kind, path in files.items() if path is not None}
         self.overwrite = overwrite
-        places = [path.absolute() for path in self.files.values()]
+        if overwrite and not self.files:
+            raise click.UsageError(f"--overwrite is for {', '.join(f'--{kind} FILE' for kind in files)}.")
+        try:
+            places = [path.absolute() for path in self.files.values()]
+        except FileNotFoundError:
+            hint = "Change to a folder that is there, or give a whole path"
+            raise WriteError("the current folder, which the reports' paths begin in, is gone", hint=hint) from None
         if len({*places}) < len(places):
             twice = next(path for path in places if places.count(path) > 1)
             raise click.UsageError(f"Two reports would be one file: {twice}.")
@@ -126,7 +133,8 @@ def report_options(function: Any) -> Any:
 def report(findings: Path, destinations: Destinations) -> None:
     """Print findings that --json FILE saved, and make reports of them.
 
-    No framework and no model is needed. The exit status is that of the comparison: 1 where it differs.
+    No framework and no model is needed. The exit status is that of the comparison: 0 where it holds, 1 where it
+    differs; 2 where FINDINGS.json cannot be read.
     """
     from gptj.parity.findings import Findings
 

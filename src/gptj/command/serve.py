@@ -83,7 +83,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     from gptj.serving.metrics import Metrics
     from gptj.serving.server import Server, listen
     from gptj.serving.service import Service, servable
-    from gptj.serving.warming import warm_up
+    from gptj.serving.warming import warm_up, warm_up_behind
 
     place, weights = split_weights(directory, options["weights"])
     request = Request(
@@ -136,8 +136,11 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
         server = Server(app, close=engine.close, drain_s=options["drain"])
         engine.start()
         if opened.backend != "pt" and not options["no_warm_up"]:
-            with waiting(f"compiling for {options['max_batch']} rows"):
-                warm_up(engine)
+            with waiting(f"compiling for {options['max_batch']} rows") as say:
+                for one in (None, *adapters):
+                    warm_up(engine, say, adapter=one)
+            if not adapters:
+                warm_up_behind(engine)
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         write_text(f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n")
         server.serve_on(listener)

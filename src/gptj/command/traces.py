@@ -12,9 +12,10 @@ import click
 from gptj.backends import choose_backend
 from gptj.command.options import (
     BackendChoice,
-    Command,
     DtypeChoice,
+    Judging,
     ModelArgument,
+    Names,
     PathArgument,
     Repository,
     overwrite_option,
@@ -29,38 +30,38 @@ from gptj.hub import locate
 if TYPE_CHECKING:
     from gptj.parity.trace_record import Batch
 
-__all__ = ["compare", "read_batch", "record"]
+__all__ = ["compare", "read_batch", "record", "refuse_seed"]
 
 
-@click.command(cls=Command, short_help="Write down every intermediate value of a backend.")
+@click.command(cls=Judging, short_help="Write down every intermediate value of a backend.")
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @click.option("--backend", type=BackendChoice, required=True, help="Which framework computes.")
 @click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="To compute in.")
 @click.option(
-    "--path", "way", type=click.Choice(("plain", "prepared", "int8", "compiled", "sdpa")), default="plain",
+    "--path", "way", type=Names(("plain", "prepared", "int8", "compiled", "sdpa")), default="plain",
     show_default=True, help="The way of computing.",
 )  # fmt: skip
 @click.option("--prompts", type=PathArgument, metavar="FILE", help="A prompt a line. [default: random tokens]")
 @click.option("--gradients", is_flag=True, help="Also the loss' gradient by every parameter.")
 @click.option("--generate", type=click.IntRange(min=0), default=0, metavar="N", help="Also N greedy tokens a prompt.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Of random tokens."
-)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Of random tokens. [default: 0]")
 @click.option("--output", "-o", type=PathArgument, required=True, metavar="TRACE", help="The file to write.")
 @overwrite_option
 @weights_option
 @revision_option()
 def record(
     directory: Path, backend: str, dtype: str, way: str, prompts: Path | None, gradients: bool, generate: int,
-    seed: int, output: Path, overwrite: bool, weights: str | None,
+    seed: int | None, output: Path, overwrite: bool, weights: str | None,
 ) -> None:  # fmt: skip
     """Run the model in DIR in one framework, and write every intermediate value, by name, into the file TRACE.
 
-    The file is a safetensors file; docs/traces.md says what is in it. `gptj parity compare` needs no framework.
+    The file is a safetensors file; docs/traces.md says what is in it. `gptj parity compare` needs no framework. The
+    exit status is 0 where TRACE is written, and 2 where it could not be.
     """
     from gptj.parity.run import child_environment
     from gptj.parity.trace_record import record_trace, require_way
 
+    refuse_seed(seed, prompts)
     if os.path.lexists(output) and not overwrite:
         raise WriteError("is there already", file=output, hint="Give --overwrite to replace it")
     batch = None if prompts is None else read_batch(directory, prompts)
@@ -68,8 +69,18 @@ def record(
     os.environ.update(child_environment(dtype))  # before the framework is imported, which reads it once
     with waiting(f"recording {backend}"):
         record_trace(directory, backend, output, dtype=dtype, way=way, batch=batch, gradients=gradients,
-                     generate=generate, seed=None if batch else seed, weights=weights)  # fmt: skip
+                     generate=generate, seed=None if batch else seed or 0, weights=weights)  # fmt: skip
     click.echo(f"{output}: written")
+
+
+def refuse_seed(seed: int | None, prompts: Path | None) -> None:
+    """Refuse a seed of random tokens where there are prompts.
+
+    Raises:
+        click.UsageError: both are given.
+    """
+    if seed is not None and prompts is not None:
+        raise click.UsageError("--seed is of random tokens, and --prompts leaves none to draw.")
 
 
 def read_batch(directory: Path, prompts: Path) -> Batch:
@@ -121,12 +132,13 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare traces of one model on the same inputs with the most exact of them, tap by tap.
 
-    No framework is needed. The exit status is 1 where rounding does not explain a difference.
+    No framework is needed. The exit status is 0 where rounding explains every difference, 1 where it does not, and 2
+    where that could not be judged: a file cannot be read, or is of another model or other inputs.
     """
     from gptj.parity.differences import compare_traces
-    from gptj.parity.gather import findings_of_comparison
-    from gptj.parity.run import open_reference
+    from gptj.parity.gather import findings_of_comparison, read_reference
     from gptj.parity.tap_names import TapNames
+    from gptj.parity.threads import few_threads
     from gptj.parity.trace import open_trace
 
     if weights is not None and reference is None:
@@ -135,12 +147,9 @@ def compare(
         raise click.UsageError("Two traces or more are compared; one was given.")
     mapping = TapNames.find(*names)
     opened = [open_trace(path, mapping) for path in traces]
-    read = None
-    if reference is not None:
-        config, read = open_reference(reference, weights=weights)
-        opened[0].require_model(config, file=reference)
-    with waiting(f"comparing {len(opened)} traces"):
-        found = compare_traces(opened, read)
+    config, read = (None, None) if reference is None else read_reference(reference, opened, weights=weights)
+    with waiting(f"comparing {len(opened)} traces"), few_threads(opened[0].facts.config):
+        found = compare_traces(opened, read, config=config)
 
     def show() -> None:
         for line in found.lines(every=verbose):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from gptj.parity.extra_differences import GradientDifference, TextDifference, backward_rank
 from gptj.taps import split_tap
 
-__all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "spell_tap"]
+__all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "spell_tap", "spell_taps"]
 
 Verdict = Literal["born there", "came in", "cannot be told"]
 
@@ -81,6 +81,8 @@ class PairDifferences:
         first: that leaves its bound, or is not what its operation gives in one of the two; None where there is none.
             One that does so at padding alone is only where no other does.
         origins: of `first`, in the base and in the other.
+        left_out: what one of the two has and the other lacks: taps, gradients (`grad.` and the parameter), "generated".
+        alone: a tap before `first` that one of the two has alone, and that is not what its operation gives.
     """
 
     base: str
@@ -88,10 +90,16 @@ class PairDifferences:
     taps: tuple[TapDifference, ...]
     first: TapDifference | None
     origins: tuple[Origin, ...]
+    left_out: tuple[str, ...] = ()
+    alone: Origin | None = None
 
     @property
     def headline(self) -> str:
         """The result in a sentence."""
+        if self.alone is not None:
+            return self._headline_of_alone(self.alone)
+        if not self.taps:
+            return f"{self.other} and {self.base} have no tap in common, and are held together by gradients or texts"
         if self.first is None:
             return f"{self.other} agrees with {self.base}: all {len(self.taps)} taps within what rounding explains"
         first, born = self.first, [origin for origin in self.origins if origin.verdict == "born there"]
@@ -110,9 +118,25 @@ class PairDifferences:
             return f"{start}: born there, in one of the two, whose inputs agree; {size}. Which needs the weights"
         return f"{start}: {size}. Whether it was born there needs {needs}"
 
+    def _headline_of_alone(self, alone: Origin) -> str:
+        """The same where what is wrong first stands in one of the two alone."""
+        assert alone.own is not None
+        lacking = self.base if alone.trace == self.other else self.other
+        said = f"{spell_tap(alone.own.tap)}, which {lacking} does not hold: born there, {_own(alone)}"
+        if self.first is None:
+            return f"{alone.trace} agrees with {lacking} in all {len(self.taps)} taps that both hold, but not in {said}"
+        return f"{alone.trace} is wrong in {said}; first seen in {spell_tap(self.first.tap)}, {_size(self.first)}"
+
+    @property
+    def right(self) -> bool:
+        """Whether rounding explains every difference, and what each computed of its own inputs."""
+        return self.first is None and self.alone is None
+
     @property
     def looks_like(self) -> str | None:
-        """The known mistakes that explain `first`; None where none does, or it was not born there."""
+        """The known mistakes that explain what is wrong first; None where none does, or it was not born there."""
+        if self.alone is not None:
+            return self.alone.looks_like
         return next((origin.looks_like for origin in self.origins if origin.looks_like is not None), None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,6 +148,8 @@ class PairDifferences:
             "looks_like": self.looks_like,
             "first": None if self.first is None else self.first.as_dict(),
             "origins": [origin.as_dict() for origin in self.origins],
+            "alone": None if self.alone is None else self.alone.as_dict(),
+            "left_out": list(self.left_out),
             "taps": [tap.as_dict() for tap in self.taps],
         }
 
@@ -133,29 +159,34 @@ class Comparison:
     """Some traces compared.
 
     Attributes:
-        pairs: each trace but the base, against the base.
+        pairs: each trace but the most exact against that one; and by what that one lacks, the others likewise.
         born: of each trace, by name, every tap that is not what its operation gives.
-        left_out: taps that not all traces have.
         facts: what differs between the traces' facts, in words.
         looks_like: of each trace, by name, the known mistakes that explain a tap: of each operation the first block's
             that is wrong.
         gradients: of every parameter that two traces have, and against the oracle's where the weights are given.
         texts: each prompt's greedy continuation, of each trace but the base against the base.
+        untold: of each trace, by name, every tap that could not be computed again, and the input that was not there.
     """
 
     pairs: tuple[PairDifferences, ...]
     born: dict[str, tuple[TapDifference, ...]]
-    left_out: tuple[str, ...]
     facts: tuple[str, ...]
     looks_like: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     gradients: tuple[GradientDifference, ...] = ()
     texts: tuple[TextDifference, ...] = ()
+    untold: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The taps that some pair did not compare, since one of its two lacks them."""
+        return tuple(dict.fromkeys(name for pair in self.pairs for name in pair.left_out))
 
     @property
     def passed(self) -> bool:
         """Whether rounding explains every difference, and every tap that was computed again."""
         extras = all(one.holds for one in self.gradients) and all(one.holds for one in self.texts)
-        return extras and all(pair.first is None for pair in self.pairs) and not any(self.born.values())
+        return extras and all(pair.right for pair in self.pairs) and not any(self.born.values())
 
     def lines(self, *, every: bool = False) -> Iterator[str]:
         """The report: headlines, errors that were born, what was left out; with `every`, each tap."""
@@ -170,13 +201,20 @@ class Comparison:
                 yield f"{trace}: and {len(taps) - 3} taps more"
         yield from self._lines_of_extras(every=every)
         yield from self.facts
-        if self.left_out:
-            some = ", ".join(self.left_out[:4])
-            more = f" and {len(self.left_out) - 4} more" if len(self.left_out) > 4 else ""
-            yield f"not in every trace, and not compared: {some}{more}"
+        yield from self.notes()
         if every:
             for pair in self.pairs:
                 yield from (f"{pair.other}  {tap.tap}  {_size(tap)}" for tap in pair.taps)
+
+    def notes(self) -> Iterator[str]:
+        """The taps not compared, and those not computed again, by name and with the reason."""
+        for pair in self.pairs:
+            if pair.left_out:
+                yield f"{pair.base} and {pair.other}: not in both, and not compared: {spell_taps(pair.left_out)}"
+        for trace, taps in self.untold.items():
+            for needs in dict.fromkeys(taps.values()):
+                names = spell_taps([tap for tap in taps if taps[tap] == needs])
+                yield f"{trace}: not computed again, for want of {needs}: {names}"
 
     def _lines_of_extras(self, *, every: bool) -> Iterator[str]:
         """The gradients, the wrong ones as they are computed, from the head back, and the texts."""
@@ -199,6 +237,7 @@ class Comparison:
             "born": {trace: [tap.as_dict() for tap in taps] for trace, taps in self.born.items()},
             "looks_like": self.looks_like,
             "left_out": list(self.left_out),
+            "untold": self.untold,
             "facts": list(self.facts),
             "gradients": [one.as_dict() for one in self.gradients],
             "texts": [one.to_json() for one in self.texts],
@@ -214,6 +253,27 @@ def spell_tap(tap: str) -> str:
     block, inner = split_tap(tap)
     name = f"rotated {inner[0]}" if inner in ("q_rotated", "k_rotated") else inner
     return name if block is None else f"block {block}, {name}"
+
+
+def spell_taps(taps: Iterable[str]) -> str:
+    """Names of taps, those of blocks that follow each other as a range; of gradients and texts as they are.
+
+    >>> spell_taps(["embedding", "h.0.q", "h.0.k", "h.1.q", "h.2.q"])
+    'embedding, h.0.q to h.2.q, h.0.k'
+    """
+    spelt: list[str] = []
+    runs: dict[str, list[int]] = {}  # by inner name, the first and last block of the run, and where it is spelt
+    for tap in taps:
+        block, inner = (None, tap) if tap.startswith(("grad.", "generated")) else split_tap(tap)
+        run = runs.get(inner)
+        if block is not None and run is not None and block == run[1] + 1:
+            run[1] = block
+            spelt[run[2]] = f"h.{run[0]}.{inner} to {tap}"
+            continue
+        if block is not None:
+            runs[inner] = [block, block, len(spelt)]
+        spelt.append(tap)
+    return ", ".join(spelt)
 
 
 def _size(tap: TapDifference) -> str:

@@ -1,7 +1,8 @@
 """Traces compared tap by tap: where two part, by how much, and whether the error was born there or came in.
 
 NumPy alone, some tokens at a time: what is held of two traces is a slice of each, the sizes of their tokens, and one
-operation's other inputs (keys, values, a weight). The most exact trace is the base; each other is compared with it.
+operation's other inputs (keys, values, a weight). The most exact trace is the base; each other is compared with it by
+what the two have, and what the base lacks is compared among the others.
 
 Each tap gets two judgements. Between two traces: is the difference within what rounding explains up to there
 (`gptj.parity.bounds.accumulated`)? Of one trace alone: is the tap what its operation gives, computed again in float64
@@ -12,6 +13,7 @@ without a reference, wherever an operation needs no weights or these are given.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,18 +21,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL
 from gptj.parity.bounds import Rounding, TokenSizes, accumulated
 from gptj.parity.comparison import Comparison, Origin, PairDifferences, TapDifference, spell_tap
-from gptj.parity.extra_differences import GradientDifference, compare_gradients, compare_texts
+from gptj.parity.extra_differences import GradientDifference, compare_gradients, compare_texts, compare_with_exact
 from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
 from gptj.parity.oracle import Oracle
 from gptj.parity.oracle_gradients import loss_gradients
 from gptj.parity.signatures import find_signature
-from gptj.parity.trace import INPUTS, Trace, rotary_sha256, slices_of
+from gptj.parity.trace import INPUTS, MEANINGS, Trace, rotary_sha256, slices_of
 from gptj.schema import schema
-from gptj.taps import split_tap
+from gptj.taps import list_taps, split_tap
 
 __all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap"]
 
@@ -48,101 +51,158 @@ _AXES = {"b": "row", "h": "head", "t": "token", "s": "key", "d": "channel", "m":
 
 
 def compare_traces(
-    traces: Sequence[Trace], weights: ReadWeight | None = None, *, progress: Callable[[str], None] | None = None
-) -> Comparison:
-    """The judgement on two or more traces of one model on the same inputs.
+    traces: Sequence[Trace], weights: ReadWeight | None = None, *, config: GPTJConfig | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:  # fmt: skip
+    """The judgement on two or more traces of one model on the same inputs, each against the most exact one.
+
+    A pair is judged by what its two have, whatever a third lacks; and each value of each trace by its own inputs.
 
     Args:
         traces: opened.
         weights: reads a weight of the model by its name, rounded to a dtype; None leaves operations that have
             weights to the comparison between the traces.
+        config: of the weights, by which each operation is computed again; None is the most exact trace's.
         progress: told the name of each tap before it is compared.
 
     Raises:
-        InputError: fewer than two, or of models or inputs that differ.
+        InputError: fewer than two, of models or inputs that differ, or one with nothing in common with another.
         FormatError: a file changed while it was read.
     """
     traces = _named_apart(traces)
     _require_comparable(traces)
-    base = min(traces, key=lambda trace: _rounding(trace).unit)
-    others = [trace for trace in traces if trace is not base]
-    common = [tap for tap in base.places if all(tap in other.places for other in others)]
-    every = list(dict.fromkeys(tap for trace in traces for tap in trace.places))
-    gradients = tuple(dict.fromkeys(found for other in others for found in _gradients(base, other, weights)))
-    if not common and not gradients and not all(trace.extras.generated for trace in traces):
-        raise InputError("no tap in common", where=_names(traces))
-    sizes: dict[str, TokenSizes] = {}
-    found: list[dict[str, tuple[_Largest, _Largest]]] = [{} for _ in others]
-    origins: dict[str, tuple[Origin, ...]] = {}
+    pairings = _pair_up(traces)
+    first = min(traces, key=_unit)
+    # By one epsilon and activation: a trace that says others computed something else.
+    config = first.facts.config if config is None else config
+    judged = [dataclasses.replace(trace, facts=dataclasses.replace(trace.facts, config=config)) for trace in traces]
+    bases = {pairing.base.name: pairing.base for pairing in pairings}
+    padding = _padding(*traces)
+    sizes: dict[str, dict[str, TokenSizes]] = {name: {} for name in bases}
+    found: list[dict[str, tuple[_Largest, _Largest]]] = [{} for _ in pairings]
+    origins: dict[str, dict[str, Origin]] = {}
     tried: dict[str, set[str]] = {trace.name: set() for trace in traces}
-    # By the base's epsilon and activation: a trace that says others computed something else.
-    judged = [dataclasses.replace(trace, facts=dataclasses.replace(trace.facts, config=base.facts.config))
-              for trace in traces]  # fmt: skip
-    for tap in common:
+    for tap in (tap for tap in list_taps(first.facts.config.n_layer) if any(tap in trace.places for trace in traces)):
         if progress is not None:
             progress(tap)
-        sizes[tap], differences = _differences(base, others, tap)
-        for of_one, difference in zip(found, differences, strict=True):
-            of_one[tap] = difference
-        origins[tap] = tuple(_origin(trace, tap, weights, tried[trace.name]) for trace in judged)
-    pairs = tuple(
-        _pair(base, other, sizes, difference, origins) for other, difference in zip(others, found, strict=True)
-    )
-    born = {
-        trace.name: tuple(
-            of_tap[number].own for of_tap in origins.values() if of_tap[number].verdict == "born there"
-        )
-        for number, trace in enumerate(traces)
-    }  # fmt: skip
-    left_out = (*(tap for tap in every if tap not in common), *_lone_extras(traces))
-    looks_like = {
-        trace.name: {
-            tap: of_tap[number].looks_like for tap, of_tap in origins.items() if of_tap[number].looks_like is not None
+        for name, base in bases.items():
+            if tap not in base.places:
+                continue
+            having = [n for n, one in enumerate(pairings) if one.base is base and tap in one.shared]
+            sizes[name][tap], differences = _differences(base, [pairings[n].other for n in having], tap, padding)
+            for number, difference in zip(having, differences, strict=True):
+                found[number][tap] = difference
+        origins[tap] = {
+            trace.name: _origin(trace, tap, weights, tried[trace.name]) for trace in judged if tap in trace.places
         }
-        for number, trace in enumerate(traces)
-    }
-    texts = tuple(text for other in others for text in compare_texts(base, other, _logit_bound(base, other, sizes)))
-    facts = tuple(_facts(base, others))
-    return Comparison(pairs, born, left_out, facts, looks_like, gradients, texts)  # type: ignore[arg-type]
+    by_trace = {trace.name: [(tap, of_tap[trace.name]) for tap, of_tap in origins.items() if trace.name in of_tap]
+                for trace in traces}  # fmt: skip
+    pairs = tuple(
+        _pair(one, sizes[one.base.name], differences, origins) for one, differences in zip(pairings, found, strict=True)
+    )
+    texts = [text for one in pairings if "generated" in one.shared
+             for text in compare_texts(one.base, one.other, _logit_bound(one, sizes[one.base.name]))]  # fmt: skip
+    return Comparison(
+        pairs,
+        born={name: tuple(one.own for _, one in of_trace if one.verdict == "born there" and one.own is not None)
+              for name, of_trace in by_trace.items()},
+        facts=tuple(_facts(config, first, [trace for trace in traces if trace is not first])),
+        looks_like={name: {tap: one.looks_like for tap, one in of_trace if one.looks_like is not None}
+                    for name, of_trace in by_trace.items()},
+        gradients=tuple(_gradients(traces, pairings, weights)),
+        texts=tuple(texts),
+        untold={name: {tap: one.needs for tap, one in of_trace if one.needs is not None}
+                for name, of_trace in by_trace.items()},
+    )  # fmt: skip
 
 
-def _lone_extras(traces: Sequence[Trace]) -> Iterator[str]:
-    """Gradients and texts that some traces have and others lack."""
-    names = dict.fromkeys(name for trace in traces for name in trace.extras.gradients)
-    yield from (f"grad.{name}" for name in names if not all(name in trace.extras.gradients for trace in traces))
-    having = [bool(trace.extras.generated) for trace in traces]
-    if any(having) and not all(having):
-        yield "generated"
+@dataclasses.dataclass(frozen=True)
+class _Pairing:
+    """Two traces that are compared.
+
+    Attributes:
+        base, other: the more exact one, and the other.
+        shared: the names of what both have: taps, `grad.` and a parameter, "generated".
+        left_out: of what one of the two lacks.
+    """
+
+    base: Trace
+    other: Trace
+    shared: frozenset[str]
+    left_out: tuple[str, ...]
 
 
-def _gradients(base: Trace, other: Trace, weights: ReadWeight | None) -> list[GradientDifference]:
-    """The gradients that the two have, with the oracle's where there are weights and few enough to differentiate."""
-    exact = None
-    inputs = {name: base.read_input(name) for name in INPUTS}
-    size = sum(math.prod(row.shape) for row in schema(base.facts.config))
-    if weights is not None and size <= _MOST_EXACT and inputs["input_ids"] is not None and inputs["labels"] is not None:
-        ids, labels = inputs["input_ids"], inputs["labels"]
-        exact = {}
-        for trace in (base, other):
-            if trace.extras.gradients and trace.facts.dtype not in exact:
-                oracle = Oracle(trace.facts.config, _rounded(weights, trace.facts.dtype))
-                _, exact[trace.facts.dtype] = loss_gradients(
-                    oracle, ids, inputs["attention_mask"], inputs["position_ids"], labels=labels
-                )
-    return compare_gradients(base, other, (_rounding(base), _rounding(other)), exact)
+def _pair_up(traces: Sequence[Trace]) -> list[_Pairing]:
+    """Each trace with the most exact one; what that one lacks is compared among the others, in the same way.
+
+    Raises:
+        InputError: a trace has nothing in common with any other.
+    """
+    pairings: list[_Pairing] = []
+    among, done = [*traces], frozenset[str]()
+    while len(among) > 1:
+        base = min(among, key=_unit)
+        among = [trace for trace in among if trace is not base]
+        ours = _contents(base)
+        for other in among:
+            theirs = _contents(other)
+            shared = (ours.keys() & theirs.keys()) - done
+            lacking = tuple(name for name in ours | theirs if name not in done and (name in ours) != (name in theirs))
+            if shared:
+                pairings.append(_Pairing(base, other, frozenset(shared), lacking))
+        done |= ours.keys()
+    paired = {id(trace) for one in pairings for trace in (one.base, one.other)}
+    if lone := [trace for trace in traces if id(trace) not in paired]:
+        raise InputError("no tap in common", where=_names(lone), expected="what another trace has too")
+    return pairings
+
+
+def _contents(trace: Trace) -> dict[str, None]:
+    """The names of all that a trace holds, in the order of the computation."""
+    gradients = (f"grad.{name}" for name in trace.extras.gradients)
+    return dict.fromkeys((*trace.places, *gradients, *(["generated"] if trace.extras.generated else [])))
+
+
+def _unit(trace: Trace) -> float:
+    return _rounding(trace).unit
+
+
+def _gradients(
+    traces: Sequence[Trace], pairings: Sequence[_Pairing], weights: ReadWeight | None
+) -> Iterator[GradientDifference]:
+    """The gradients that two traces share; and each against the oracle's, of weights few enough to differentiate."""
+    for one in pairings:
+        names = [name for name in one.base.extras.gradients if f"grad.{name}" in one.shared]
+        yield from compare_gradients(one.base, one.other, names, (_rounding(one.base), _rounding(one.other)))
+    config = traces[0].facts.config
+    if weights is None or sum(math.prod(row.shape) for row in schema(config)) > _MOST_EXACT:
+        return
+    exact: dict[str, dict[str, Array]] = {}
+    inputs = {name: next((x for trace in traces if (x := trace.read_input(name)) is not None), None) for name in INPUTS}
+    ids, labels = inputs["input_ids"], inputs["labels"]
+    for trace in traces if ids is not None and labels is not None else ():
+        if not trace.extras.gradients:
+            continue
+        assert ids is not None and labels is not None
+        if trace.facts.dtype not in exact:
+            oracle = Oracle(config, _rounded(weights, trace.facts.dtype))
+            _, exact[trace.facts.dtype] = loss_gradients(
+                oracle, ids, inputs["attention_mask"], inputs["position_ids"], labels=labels
+            )
+        yield from compare_with_exact(trace, _rounding(trace), exact[trace.facts.dtype])
 
 
 def _rounded(weights: ReadWeight, dtype: str) -> Callable[[str], Array]:
     return lambda name: weights(name, dtype)
 
 
-def _logit_bound(base: Trace, other: Trace, sizes: dict[str, TokenSizes]) -> float | None:
-    """How far rounding may move a logit of any token, in the two together; None where they have no logits."""
+def _logit_bound(pairing: _Pairing, sizes: dict[str, TokenSizes]) -> float | None:
+    """How far rounding may move a logit of any token, in the two together; None where the base has no logits."""
     if "logits" not in sizes:
         return None
-    config, keys = base.facts.config, base.sizes["s"]
+    config, keys = pairing.base.facts.config, pairing.base.sizes["s"]
     return sum(float(accumulated(sizes, config, _rounding(trace), keys=keys)["logits"].max())
-               for trace in (base, other))  # fmt: skip
+               for trace in (pairing.base, pairing.other))  # fmt: skip
 
 
 def _named_apart(traces: Sequence[Trace]) -> list[Trace]:
@@ -162,11 +222,10 @@ def _require_comparable(traces: Sequence[Trace]) -> None:
     """Make sure that traces are of one model's shape, asked the same."""
     if len(traces) < 2:
         raise InputError("nothing to compare", where="traces", expected="at least two", found=len(traces))
-    first = traces[0]
     names = [trace.name for trace in traces]
     if twice := sorted(name for name in set(names) if names.count(name) > 1):
         raise InputError("the same file twice", where=twice[0])
-    for other in traces[1:]:
+    for first, other in itertools.combinations(traces, 2):
         first.require_model(other.facts.config, file=other.file.path)
         for letter in "bts":
             if first.sizes.get(letter) != other.sizes.get(letter):
@@ -259,12 +318,13 @@ def _float64(values: Array) -> Array:
     return np.asarray(values, np.float64)
 
 
-def _differences(base: Trace, others: Sequence[Trace], tap: str) -> tuple[TokenSizes, list[tuple[_Largest, _Largest]]]:
+def _differences(
+    base: Trace, others: Sequence[Trace], tap: str, padding: Array | None
+) -> tuple[TokenSizes, list[tuple[_Largest, _Largest]]]:
     """The sizes of the base's tokens, and each other trace's differences from it: of all, and of all but padding."""
     axes = base.places[tap].axes
     sizes: list[TokenSizes] = []
     found: list[tuple[list[_Largest], list[_Largest]]] = [([], []) for _ in others]
-    padding = _padding(base, *others)
     for tokens in slices_of(base, tap):
         wanted = _float64(base.read(tap, tokens))
         sizes.append(TokenSizes.of(wanted, axes))
@@ -359,16 +419,17 @@ def _judge_part(
 
 
 def _pair(
-    base: Trace, other: Trace, sizes: dict[str, TokenSizes], found: dict[str, tuple[_Largest, _Largest]],
-    origins: dict[str, tuple[Origin, ...]],
+    pairing: _Pairing, sizes: dict[str, TokenSizes], found: dict[str, tuple[_Largest, _Largest]],
+    origins: dict[str, dict[str, Origin]],
 ) -> PairDifferences:  # fmt: skip
-    """The judgement on one trace against the base."""
+    """The judgement on one trace against its base."""
+    base, other = pairing.base, pairing.other
     config, keys = base.facts.config, base.sizes.get("s", 1)
     ours, theirs = (accumulated(sizes, config, _rounding(trace), keys=keys) for trace in (base, other))
     taps = tuple(_judge(tap, ours[tap] + theirs[tap], *largest) for tap, largest in found.items())
 
     def of_pair(tap: str) -> tuple[Origin, ...]:
-        return tuple(origin for origin in origins[tap] if origin.trace in (base.name, other.name))
+        return tuple(origins[tap][name] for name in (base.name, other.name) if name in origins[tap])
 
     def born(tap: str) -> list[TapDifference]:
         return [origin.own for origin in of_pair(tap) if origin.verdict == "born there" and origin.own is not None]
@@ -376,7 +437,11 @@ def _pair(
     beyond = [tap for tap in taps if not tap.holds or born(tap.tap)]
     first = min(beyond, key=lambda tap: all(own.padding for own in born(tap.tap)) and (tap.holds or tap.padding),
                 default=None)  # fmt: skip
-    return PairDifferences(base.name, other.name, taps, first, () if first is None else of_pair(first.tap))
+    order = [*origins]
+    alone = next((origin for tap in pairing.left_out if tap in origins and born(tap) for origin in of_pair(tap)
+                  if first is None or order.index(tap) < order.index(first.tap)), None)  # fmt: skip
+    shown = () if first is None else of_pair(first.tap)
+    return PairDifferences(base.name, other.name, taps, first, shown, pairing.left_out, alone)
 
 
 def _judge(tap: str, bounds: Array, every: _Largest, but_padding: _Largest) -> TapDifference:
@@ -403,18 +468,19 @@ def _padding(*traces: Trace) -> Array | None:
     return padding
 
 
-def _facts(base: Trace, others: Sequence[Trace]) -> Iterator[str]:
-    """Facts that the traces do not share, and a rotary table that is not the paper's."""
+def _facts(config: GPTJConfig, base: Trace, others: Sequence[Trace]) -> Iterator[str]:
+    """Facts that the traces do not share, a rotary table that is not its config's, a config that is not the judge's."""
     for trace in (base, *others):
-        said, config = trace.facts.rotary_sha256, trace.facts.config
-        if said is not None and said not in {rotary_sha256(config, dtype) for dtype in ("float32", "float64")}:
+        said, own = trace.facts.rotary_sha256, trace.facts.config
+        if said is not None and said not in {rotary_sha256(own, dtype) for dtype in ("float32", "float64")}:
             yield f"{trace.name}: its rotary table is neither the float32 nor the float64 one of its config"
     for other in others:
         for name in _FACTS:
             ours, theirs = getattr(base.facts, name), getattr(other.facts, name)
             if ours is not None and theirs is not None and ours != theirs:
                 yield f"{name} differs: {shown(ours)} in {base.name}, {shown(theirs)} in {other.name}"
-        for name in ("layer_norm_epsilon", "activation_function", "tie_word_embeddings"):
-            ours, theirs = getattr(base.facts.config, name), getattr(other.facts.config, name)
+    for trace in (base, *others):
+        for name in MEANINGS:
+            ours, theirs = getattr(config, name), getattr(trace.facts.config, name)
             if ours != theirs:
-                yield f"config's {name} differs: {shown(ours)} in {base.name}, {shown(theirs)} in {other.name}"
+                yield f"config's {name} differs: {shown(theirs)} in {trace.name}, judged by {shown(ours)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "backward_rank",
     "compare_gradients",
     "compare_texts",
+    "compare_with_exact",
     "gradient_share",
 ]
 
@@ -105,31 +106,27 @@ def gradient_share(config: GPTJConfig, rounding: Rounding) -> float:
 
 
 def compare_gradients(
-    base: Trace,
-    other: Trace,
-    roundings: tuple[Rounding, Rounding],
-    exact: Mapping[str, Mapping[str, Array]] | None = None,
-) -> list[GradientDifference]:
-    """The gradients of the parameters that both traces have, and of each against the oracle's where these are given.
+    base: Trace, other: Trace, names: Sequence[str], roundings: tuple[Rounding, Rounding]
+) -> Iterator[GradientDifference]:
+    """The gradients of some parameters that both traces have.
 
     Args:
         base, other: opened traces.
+        names: of the parameters.
         roundings: of each.
-        exact: of each dtype that the weights are rounded to, the float64 gradients by parameter.
     """
-    shares = [gradient_share(base.facts.config, rounding) for rounding in roundings]
-    found = []
-    for name in base.extras.gradients:
-        if name in other.extras.gradients:
-            reads = (_reader(base, name), _reader(other, name))
-            shape = base.extras.gradients[name].shape
-            found.append(_compare((base.name, other.name), name, shape, reads, sum(shares)))
-    for trace, share in zip((base, other), shares, strict=True):
-        for name, tensor in trace.extras.gradients.items() if exact is not None else ():
-            assert exact is not None
-            reads = (exact[trace.facts.dtype][name].__getitem__, _reader(trace, name))
-            found.append(_compare(("oracle", trace.name), name, tensor.shape, reads, share))
-    return found
+    share = sum(gradient_share(base.facts.config, rounding) for rounding in roundings)
+    for name in names:
+        reads = (_reader(base, name), _reader(other, name))
+        yield _compare((base.name, other.name), name, base.extras.gradients[name].shape, reads, share)
+
+
+def compare_with_exact(trace: Trace, rounding: Rounding, exact: Mapping[str, Array]) -> Iterator[GradientDifference]:
+    """The gradients of a trace against the oracle's, which are float64, by parameter."""
+    share = gradient_share(trace.facts.config, rounding)
+    for name, tensor in trace.extras.gradients.items():
+        reads = (exact[name].__getitem__, _reader(trace, name))
+        yield _compare(("oracle", trace.name), name, tensor.shape, reads, share)
 
 
 def _reader(trace: Trace, name: str) -> Callable[[slice], Array]:

@@ -62,9 +62,11 @@ class TapFound:
         difference: absolute, at the place where it is the largest share of its bound.
         bound: how much of it rounding explains.
         holds: whether rounding explains it.
-        born: whether an error was born in this operation; None where that cannot be told.
+        born: whether an error was born in this operation; False where it is what its inputs give, in both; None where
+            that cannot be told.
         local, local_bound: the difference from the operation in float64, on the inputs that were recorded.
         where: row, head, token, channel.
+        needs: what a trace lacks to compute it again, where `born` cannot be told.
     """
 
     tap: str
@@ -75,6 +77,7 @@ class TapFound:
     local: float | None = None
     local_bound: float | None = None
     where: str = ""
+    needs: str | None = None
 
     @property
     def right(self) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
+from gptj.config import GPTJConfig
 from gptj.json_file import read_json_object
 from gptj.parity.findings import (
     Findings,
@@ -19,6 +22,7 @@ from gptj.parity.findings import (
     TextFound,
     Verdict,
 )
+from gptj.taps import list_taps, split_tap
 
 if TYPE_CHECKING:
     from gptj.parity.comparison import Comparison, PairDifferences, TapDifference
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from gptj.parity.trace import Trace
     from gptj.parity.two_folders import FolderDifference
 
-__all__ = ["compare_files", "findings_of_comparison", "findings_of_folders", "findings_of_report"]
+__all__ = ["compare_files", "findings_of_comparison", "findings_of_folders", "findings_of_report", "read_reference"]
 
 _MANIFEST = {
     "checked": "The weights were checked against manifest.json.",
@@ -54,6 +58,7 @@ def findings_of_report(report: ParityReport) -> Findings:
     notes = [_MANIFEST[report.manifest]]
     notes += [f"{text.backend} and {text.against} wrote {text.same} of {text.tokens} {text.answer} tokens alike."
               for text in report.texts]  # fmt: skip
+    notes += [] if report.inside is None else _notes(report.inside)
     versions = {backend: dict(libraries) for backend, libraries in report.versions.items()}
     inside = report.inside
     pairs = () if inside is None else tuple(_pair(pair, inside, report.dtype) for pair in inside.pairs)
@@ -135,7 +140,7 @@ def _verdict(right: bool) -> Verdict:
 
 def _sentences(comparison: Comparison) -> Iterator[str]:
     """Sentences, one for each thing that rounding does not explain."""
-    yield from (pair.headline for pair in comparison.pairs if pair.first is not None)
+    yield from (pair.headline for pair in comparison.pairs if not pair.right)
     yield from (
         f"{trace}: {taps[0].tap} is not what its inputs give" for trace, taps in comparison.born.items() if taps
     )
@@ -145,10 +150,7 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
 
 def _notes(comparison: Comparison) -> Iterator[str]:
     yield from comparison.facts
-    if comparison.left_out:
-        some = ", ".join(comparison.left_out[:8])
-        more = f" and {len(comparison.left_out) - 8} more" if len(comparison.left_out) > 8 else ""
-        yield f"Not in every trace, and not compared: {some}{more}."
+    yield from (f"{note}." for note in comparison.notes())
 
 
 def _text(text: TextDifference) -> TextFound:
@@ -160,6 +162,32 @@ def _text(text: TextDifference) -> TextFound:
 def _gradient(one: GradientDifference) -> MatrixRow:
     return MatrixRow(one.other, f"gradient against {one.base}", one.parameter, float(one.difference),
                      float(one.bound), one.holds, str(list(one.where)))  # fmt: skip
+
+
+def read_reference(
+    reference: str | os.PathLike[str], traces: Sequence[Trace], *, weights: str | None = None
+) -> tuple[GPTJConfig, Callable[[str, str], NDArray[Any]]]:
+    """The config and weights of the folder by which traces are judged.
+
+    Args:
+        reference: the folder.
+        traces: opened.
+        weights: which weights file, where the folder holds several sets.
+
+    Raises:
+        InputError: it is the folder of no trace: every field of the config in which it is another is named. One trace
+            may be of another epsilon, activation or tie: its values then tell.
+        GPTJError: the folder cannot be opened.
+    """
+    from gptj.parity.run import open_reference
+    from gptj.parity.trace import MEANINGS, SHAPES
+
+    config, read = open_reference(reference, weights=weights)
+    fields = (*SHAPES, *MEANINGS)
+    if not any(all(getattr(trace.facts.config, field) == getattr(config, field) for field in fields)
+               for trace in traces):  # fmt: skip
+        traces[0].require_model(config, file=Path(reference) / "config.json", fields=fields)
+    return config, read
 
 
 def compare_files(
@@ -180,34 +208,39 @@ def compare_files(
         GPTJError: a file is not what it should be.
     """
     from gptj.parity.differences import compare_traces
-    from gptj.parity.run import open_reference
     from gptj.parity.tap_names import TapNames
     from gptj.parity.trace import open_trace
 
     mapping = TapNames.find(*names)
     opened = [open_trace(path, mapping) for path in traces]
-    read = None
-    if reference is not None and opened:
-        config, read = open_reference(reference)
-        opened[0].require_model(config, file=reference)
-    return findings_of_comparison(compare_traces(opened, read), opened, folder=reference)
+    config, read = (None, None) if reference is None or not opened else read_reference(reference, opened)
+    return findings_of_comparison(compare_traces(opened, read, config=config), opened, folder=reference)
 
 
 def _pair(pair: PairDifferences, comparison: Comparison, dtype: str | None) -> PairFound:
-    """A pair with what was born in either of its traces."""
+    """A pair with what was born in either of its traces, and in what one of the two has alone."""
     born: dict[str, list[tuple[str, TapDifference]]] = {}
     for name in (pair.other, pair.base):
         for wrong in comparison.born.get(name, ()):
             born.setdefault(wrong.tap, []).append((name, wrong))
-    told = {} if pair.first is None else {pair.first.tap: any(origin.own is not None for origin in pair.origins)}
     taps = []
     for tap in pair.taps:
         known = born.get(tap.tap, [])
         own: TapDifference | None = known[0][1] if known else None
-        answer = True if known else False if told.get(tap.tap) else None
+        needs = dict.fromkeys(needed for name in (pair.base, pair.other)
+                              if (needed := comparison.untold.get(name, {}).get(tap.tap)) is not None)  # fmt: skip
+        answer = True if known else None if needs else False
         where = f"{tap.where}, at padding alone" if tap.padding else tap.where
         where = where if own is None else f"{where}; on its inputs in {known[0][0]}: {own.where}"
         taps.append(TapFound(tap.tap, float(tap.difference), float(tap.bound), tap.holds, answer,
                              None if own is None else float(own.difference),
-                             None if own is None else float(own.bound), where))  # fmt: skip
+                             None if own is None else float(own.bound), where, ", ".join(needs) or None))  # fmt: skip
+    for name, known in born.items():
+        if name in pair.left_out:
+            trace, own = known[0]
+            taps.append(TapFound(name, None, None, True, True, float(own.difference), float(own.bound),
+                                 f"on its inputs in {trace}, which alone has it: {own.where}"))  # fmt: skip
+    if pair.alone is not None:
+        order = [*list_taps(1 + max((split_tap(tap.tap)[0] or 0 for tap in taps), default=0))]
+        taps.sort(key=lambda tap: order.index(tap.tap))
     return PairFound(pair.base, pair.other, tuple(taps), dtype, pair.headline, pair.looks_like)

@@ -21,6 +21,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import FormatError
 from gptj.parity.findings import Findings, LadderRung
 from gptj.parity.oracle import Oracle, positions_of_mask
+from gptj.parity.probe import require_no_seed
 from gptj.parity.record import library_versions
 from gptj.parity.run import open_oracle, run_in_process
 from gptj.parity.trace_record import batch_of_prompts
@@ -133,7 +134,7 @@ def run_ladder(
     backends: Sequence[str],
     *,
     prompts: Mapping[str, Array] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Findings:
     """The ladder of a checkpoint.
@@ -142,16 +143,18 @@ def run_ladder(
         directory: a checkpoint of a causal language model.
         backends: of `RUNGS`, each once.
         prompts: input_ids and attention_mask, padded left; None makes some of `seed`.
-        seed: of the prompts.
+        seed: of the prompts that are made; None is 0.
         progress: is told each backend's name before it starts.
 
     Raises:
+        InputError: a seed is given beside prompts.
         BackendProcessError: a backend's process failed.
         GPTJError: the checkpoint cannot be opened.
     """
+    require_no_seed(seed, prompts)
     oracle = open_oracle(directory)
     if prompts is None:
-        prompts = random_prompts(oracle.config, seed=seed)
+        prompts = random_prompts(oracle.config, seed=seed or 0)
     if progress is not None:
         progress("oracle")
     question = LadderQuestion.ask(oracle, prompts["input_ids"], prompts["attention_mask"])

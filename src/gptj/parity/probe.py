@@ -170,6 +170,13 @@ def require_seed(seed: int) -> None:
         raise InputError("breaks its rule", where="seed", expected=expected, found=shown(seed))
 
 
+def require_no_seed(seed: int | None, given: object) -> None:
+    """Raise InputError where a seed is given beside what would be drawn with it."""
+    if seed is not None and given is not None:
+        raise InputError("is of what is drawn, and nothing is", where="seed", expected="prompts or a seed",
+                         found=shown(seed))  # fmt: skip
+
+
 def make_probe(config: GPTJConfig, *, seed: int = 0) -> Probe:
     """A probe for a model of this config: random tokens, four rows of 24 and two prompts, or shorter ones that fit.
 

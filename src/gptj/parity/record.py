@@ -251,9 +251,12 @@ def _model_calls(wing: ModuleType, model: Any, probe: Probe) -> dict[str, NDArra
 
 
 def _cached_logits(wing: ModuleType, model: Any, probe: Probe) -> NDArray[Any]:
-    """The batch's logits once more, by a prefill of `probe.prefill` tokens and then one token a call."""
-    t = probe.input_ids.shape[1]
-    past, parts = None, []
+    """The batch's logits once more, by a prefill of `probe.prefill` tokens and then one token a call.
+
+    Over a cache of fixed capacity, of which every step has one shape: a compiler makes two programs, not one a step.
+    """
+    rows, t = probe.input_ids.shape
+    past, parts = model.init_cache(rows, t), []
     for start, stop in [(0, probe.prefill), *((n, n + 1) for n in range(probe.prefill, t))]:
         output = model(
             probe.input_ids[:, start:stop],

@@ -32,10 +32,11 @@ from gptj.parity.compare import compare_records
 from gptj.parity.comparison import Comparison
 from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle
-from gptj.parity.probe import Probe, make_probe, require_seed
+from gptj.parity.probe import Probe, make_probe, require_no_seed, require_seed
 from gptj.parity.record import Record
 from gptj.parity.report import ManifestCheck, ParityReport
 from gptj.parity.sensitivity import measure_sensitivity
+from gptj.parity.threads import few_threads
 from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
 from gptj.parity.trace_record import batch_of_probe
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
@@ -71,7 +72,7 @@ def run_parity(
     *,
     dtype: str = "float32",
     probe: Probe | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     weights: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     keep: str | os.PathLike[str] | None = None,
@@ -86,7 +87,7 @@ def run_parity(
         directory: the checkpoint, of a causal language model.
         backends: their names; None is all that are installed.
         dtype: what the weights are loaded as, in the backends and, rounded the same, in the oracle.
-        probe: what to ask; None makes one of `seed`.
+        probe: what to ask; None makes one of `seed`, of which None is 0.
         weights: which weights file, where the directory holds several sets.
         adapter: the folder of a LoRA adapter to put to work, in the backends and in the oracle.
         keep: a folder for the probe, the oracle's trace, and each backend's record and trace; None keeps nothing.
@@ -106,8 +107,9 @@ def run_parity(
     dtype = dtype_name(dtype)
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
         raise InputError("breaks its rule", where="timeout_s", expected="seconds above 0", found=shown(timeout_s))
-    if probe is None:
-        require_seed(seed)
+    require_no_seed(seed, probe)
+    seed = 0 if seed is None else seed
+    require_seed(seed)
     directory, weights = split_weights(directory, weights)
     manifest = _check_manifest(Path(directory), weights, wanted=check_manifest)
     names = _settle_backends(backends)
@@ -131,14 +133,15 @@ def run_parity(
             records = [*pool.map(record, names)]
         if progress is not None:
             progress("oracle")
-        traces, inside = _compare_inside(folder, names, oracle, probe)
-        report = compare_records(records, oracle, inside=inside, checkpoint=os.fspath(directory), manifest=manifest)
-        if not sensitivity:
-            return report
-        if progress is not None:
-            progress("sensitivity")
-        found = [measure_sensitivity(trace, lambda name, _: _whole_weight(oracle, name)) for trace in traces[1:]]
-        return dataclasses.replace(report, sensitivity=tuple(found))
+        with few_threads(oracle.config):
+            traces, inside = _compare_inside(folder, names, oracle, probe)
+            report = compare_records(records, oracle, inside=inside, checkpoint=os.fspath(directory), manifest=manifest)
+            if not sensitivity:
+                return report
+            if progress is not None:
+                progress("sensitivity")
+            found = [measure_sensitivity(trace, lambda name, _: _whole_weight(oracle, name)) for trace in traces[1:]]
+            return dataclasses.replace(report, sensitivity=tuple(found))
 
 
 def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: Probe) -> tuple[list[Trace], Comparison]:
@@ -278,6 +281,7 @@ def child_environment(dtype: str) -> dict[str, str]:
         "KERAS_BACKEND": "tensorflow",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "NVIDIA_TF32_OVERRIDE": "0",
+        "OPENBLAS_NUM_THREADS": "1",  # of NumPy, which the frameworks do not compute with: see gptj.parity.threads
     }
     environment = defaults | os.environ
     if dtype == "float64":

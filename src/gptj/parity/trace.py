@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,17 @@ from gptj.rotary import rotary_table
 from gptj.taps import list_taps, split_tap
 from gptj.writing.output_file import whole_file
 
-__all__ = ["INPUTS", "Trace", "TraceFacts", "open_trace", "rotary_sha256", "slices_of", "write_trace"]
+__all__ = [
+    "INPUTS",
+    "Trace",
+    "TraceFacts",
+    "open_trace",
+    "require_same",
+    "rotary_sha256",
+    "slices_of",
+    "table_sha256",
+    "write_trace",
+]
 
 FORMAT = "1"
 
@@ -44,6 +54,12 @@ INPUTS = {"input_ids": "bt", "attention_mask": "bs", "position_ids": "bt", "labe
 
 SHAPES = ("n_layer", "n_head", "n_embd", "inner_width", "vocab_size", "rotary_width")
 """The config's sizes in which traces that are compared must agree."""
+
+MEANINGS = ("n_positions", "layer_norm_epsilon", "activation_function", "tie_word_embeddings")
+"""Those of a config's fields that change what its model computes from the same weights."""
+
+_CALLED = {"inner_width": "n_inner", "rotary_width": "rotary_dim"}
+"""The names in config.json of sizes that it may leave out."""
 
 _SLICE = 2**19
 """Elements of a tap that are read at a time, of each trace: 4 MB in float64, of which some ten are held."""
@@ -187,16 +203,15 @@ class Trace:
     sizes: Mapping[str, int]
     extras: Extras = dataclasses.field(default_factory=Extras)
 
-    def require_model(self, config: GPTJConfig, *, file: str | os.PathLike[str]) -> None:
-        """Make sure that a config's model is of this trace's shape.
+    def require_model(
+        self, config: GPTJConfig, *, file: str | os.PathLike[str], fields: Sequence[str] = SHAPES
+    ) -> None:  # fmt: skip
+        """Make sure that a config's model is this trace's, as far as some fields tell.
 
         Raises:
-            InputError: it is of another; naming the config's file or the other trace.
+            InputError: see `require_same`.
         """
-        for field in SHAPES:
-            wanted, found = getattr(self.facts.config, field), getattr(config, field)
-            if wanted != found:
-                raise InputError("of another model", file=file, where=f"config: {field}", expected=wanted, found=found)
+        require_same(self.facts.config, config, file=file, fields=fields)
 
     def shape(self, tap: str) -> tuple[int, ...]:
         """The tap's own shape, however it is stored."""
@@ -250,6 +265,23 @@ class Trace:
         axis = place.layout.axis_of("b")
         once = axis is not None and place.tensor.shape[axis] == 1  # checked: only where one may stand for all
         return {**self.sizes, "1": 1, "b": 1} if once else {**self.sizes, "1": 1}
+
+
+def require_same(
+    ours: GPTJConfig, config: GPTJConfig, *, file: str | os.PathLike[str], fields: Sequence[str]
+) -> None:  # fmt: skip
+    """Make sure that two configs agree in some fields.
+
+    Raises:
+        InputError: they do not; naming the second's file, or its trace's, and every field that differs.
+    """
+    apart = [field for field in fields if getattr(ours, field) != getattr(config, field)]
+    if apart:
+        raise InputError(
+            "of another model", file=file, where=f"config: {', '.join(_CALLED.get(field, field) for field in apart)}",
+            expected=", ".join(shown(getattr(ours, field)) for field in apart),
+            found=", ".join(shown(getattr(config, field)) for field in apart),
+        )  # fmt: skip
 
 
 def slices_of(trace: Trace, tap: str) -> Iterator[slice]:
@@ -429,6 +461,10 @@ def _write_blocks(array: NDArray[Any], write: Callable[[bytes | memoryview], obj
 
 
 def rotary_sha256(config: GPTJConfig, dtype: str = "float32") -> str:
+    """The hash of the rotary table that a config's model should have."""
+    return table_sha256(*rotary_table(config.n_positions, config.rotary_width, dtype))
+
+
+def table_sha256(sin: NDArray[Any], cos: NDArray[Any]) -> str:
     """The hash of a rotary table: all sines, then all cosines, (n_positions, rotary_width / 2) each, in C order."""
-    sin, cos = rotary_table(config.n_positions, config.rotary_width, dtype)
     return hashlib.sha256(sin.tobytes() + cos.tobytes()).hexdigest()

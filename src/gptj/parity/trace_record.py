@@ -24,7 +24,7 @@ from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL, check_call
 from gptj.parity.oracle import positions_of_mask
 from gptj.parity.probe import Probe, make_probe
-from gptj.parity.trace import TraceFacts, rotary_sha256, write_trace
+from gptj.parity.trace import TraceFacts, table_sha256, write_trace
 from gptj.parity.versions import library_versions
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.schema import schema
@@ -117,7 +117,7 @@ def record_trace(
         extras |= _generate(wing, model, *prompts, generate)
     facts = TraceFacts(
         backend, dtype, model.config, library_versions(backend), way, seed, _threads(),
-        weights_sha256(directory, weights=weights), rotary_sha256(model.config, _table_dtype(dtype)),
+        weights_sha256(directory, weights=weights), _rotary_sha256(wing, model),
     )  # fmt: skip
     write_trace(path, taps, facts, inputs=batch, extras=extras)
     return facts
@@ -197,9 +197,10 @@ def _generate(wing: Any, model: Any, ids: NDArray[np.int64], mask: NDArray[np.in
     }  # fmt: skip
 
 
-def _table_dtype(dtype: str) -> str:
-    """The rotary table's: never 16 bits."""
-    return "float64" if dtype == "float64" else "float32"
+def _rotary_sha256(wing: Any, model: Any) -> str:
+    """The hash of the sines and cosines that the model itself turns its positions by."""
+    sin, cos = model._rotation_of(np.arange(model.config.n_positions)[None])
+    return table_sha256(np.asarray(wing.to_numpy(sin)), np.asarray(wing.to_numpy(cos)))
 
 
 def _threads() -> int:

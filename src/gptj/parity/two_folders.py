@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from gptj.backends import choose_backend, installed_backends
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name
-from gptj.errors import InputError
 from gptj.parity.differences import Comparison, compare_traces, spell_tap
+from gptj.parity.probe import require_no_seed
 from gptj.parity.run import open_reference, run_in_process
-from gptj.parity.trace import SHAPES, Trace, open_trace, slices_of
+from gptj.parity.trace import SHAPES, Trace, open_trace, require_same, slices_of
 from gptj.parity.trace_record import require_way
 
 __all__ = ["FolderDifference", "compare_folders", "compare_two", "require_one_shape"]
@@ -105,12 +105,9 @@ def require_one_shape(first: GPTJConfig, second: GPTJConfig, *, file: str | os.P
     """Make sure that two configs are of models that can be compared value by value.
 
     Raises:
-        InputError: naming the field and the second's file.
+        InputError: naming every field that differs and the second's file.
     """
-    for field in _SAME:
-        wanted, found = getattr(first, field), getattr(second, field)
-        if wanted != found:
-            raise InputError("of another model", file=file, where=f"config: {field}", expected=wanted, found=found)
+    require_same(first, second, file=file, fields=_SAME)
 
 
 def compare_two(backend: str, first: Trace, second: Trace) -> FolderDifference:
@@ -171,7 +168,7 @@ def compare_folders(
     way: str = "plain",
     prompts: Sequence[Sequence[int]] | None = None,
     generate: int = 32,
-    seed: int = 0,
+    seed: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[FolderDifference]:
     """Run both folders in each backend, each in a process of its own, and compare what they compute.
@@ -183,26 +180,30 @@ def compare_folders(
         way: how the second computes, see `gptj.parity.trace_record.PATHS`; the first computes plainly.
         prompts: token ids; None makes some of `seed`.
         generate: how many tokens to add to each prompt, as far as the positions go.
-        seed: of the prompts.
+        seed: of the prompts that are made; None is 0.
         progress: told each backend and folder before it runs.
 
     Raises:
-        InputError: the models are of other shapes, or a backend cannot compute so. Nothing has been run.
+        InputError: the models are of other shapes, a seed is given beside prompts, or a backend cannot compute so.
+            Nothing has been run.
         BackendProcessError: a backend's process failed.
     """
     dtype = dtype_name(dtype)
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
+    require_no_seed(seed, prompts)
     for name in names:
         require_way(name, way)
     (config, _), (other, _) = (open_reference(folder) for folder in (first, second))
     require_one_shape(config, other, file=Path(second) / "config.json")
     found = []
     with tempfile.TemporaryDirectory(prefix="gptj-") as place:
-        options = ["--dtype", dtype, "--seed", str(seed), "--generate", str(_room(config, prompts, generate))]
+        options = ["--dtype", dtype, "--generate", str(_room(config, prompts, generate))]
         if prompts is not None:
             file = Path(place) / "prompts.jsonl"
             file.write_text("".join(json.dumps({"token_ids": [*map(int, ids)]}) + "\n" for ids in prompts))
             options += ["--prompts", os.fspath(file)]
+        else:
+            options += ["--seed", str(seed or 0)]
         for name in names:
             traces = []
             for number, (folder, path) in enumerate(((first, "plain"), (second, way)), 1):

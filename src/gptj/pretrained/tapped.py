@@ -77,6 +77,12 @@ class Tapped:
         found: tuple[Any, dict[str, Any]] = model._differentiate(given, labels)
         return found
 
+    def _rotation_of(self, position_ids: Any) -> tuple[Any, Any]:
+        """The sines and cosines (b, t, pairs) by which positions are turned; a hook. Heads leave it to the base."""
+        model: Any = self
+        found: tuple[Any, Any] = model.base_model._rotation_of(position_ids)
+        return found
+
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> Any:
         """Run the forward pass of `given` and hand its values over; a hook. Heads without taps leave it to the base."""
         model: Any = self

@@ -10,7 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from gptj.parity.findings import Findings, PairFound
 from gptj.parity.reports.heat_map import operations_of
-from gptj.parity.reports.spelling import legible, place_of, share_of, spell_number, spell_percent, spell_sign
+from gptj.parity.reports.spelling import (
+    legible,
+    place_of,
+    share_of,
+    spell_born,
+    spell_number,
+    spell_percent,
+    spell_sign,
+)
 
 __all__ = ["SUMMARY_BYTES", "render_markdown"]
 
@@ -143,7 +151,7 @@ def _pair(pair: PairFound) -> Iterator[_Section]:
                    (*sentences, key), ("", *map(_plain, columns)), rows)  # fmt: skip
     shown = [tap for tap in pair.taps if not tap.right or place_of(tap.tap)[0] is None]
     values = [[spell_sign(tap.right), _plain(tap.tap), *_size(tap.difference, tap.bound),
-               "-" if tap.born is None else "yes" if tap.born else "no", *_size(tap.local, tap.local_bound),
+               _plain(spell_born(tap)), *_size(tap.local, tap.local_bound),
                _plain(tap.where)] for tap in shown[:_MOST_FAILING]]  # fmt: skip
     more = len(shown) - len(values)
     left = (f"And {more:,} values more, which the page and the JSON have.",) if more else ()

@@ -17,7 +17,7 @@ from gptj.parity.findings import Findings, PairFound, TapFound, TextFound
 from gptj.parity.reports.heat_map import heat_map
 from gptj.parity.reports.line_chart import Line, line_chart
 from gptj.parity.reports.markup import Markup, join, table, tag
-from gptj.parity.reports.spelling import place_of, share_of, spell_number, spell_percent, spell_sign
+from gptj.parity.reports.spelling import place_of, share_of, spell_born, spell_number, spell_percent, spell_sign
 
 __all__ = ["render_page"]
 
@@ -118,10 +118,9 @@ def _pair(pair: PairFound) -> Markup:
 
 
 def _value_row(tap: TapFound) -> tuple[list[str | Markup], str | None]:
-    born = "-" if tap.born is None else "yes" if tap.born else "no"
     numbers = [tag("span", spell_number(n), class_="number")
                for n in (tap.difference, tap.bound, tap.local, tap.local_bound)]  # fmt: skip
-    cells = [tap.tap, share_of(tap).text, numbers[0], numbers[1], born, numbers[2], numbers[3], tap.where]
+    cells = [tap.tap, share_of(tap).text, numbers[0], numbers[1], spell_born(tap), numbers[2], numbers[3], tap.where]
     return cells, None if tap.right else "wrong"
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "legible",
     "place_of",
     "share_of",
+    "spell_born",
     "spell_number",
     "spell_percent",
     "spell_sign",
@@ -65,6 +66,13 @@ def spell_percent(share: float | None) -> str:
     percent = math.floor(share * 1e4 + 1e-9) / 100
     percent = min(percent, 99.99) if share < 1 else percent
     return f"{percent:g}%"
+
+
+def spell_born(tap: TapFound) -> str:
+    """Whether the error was born in a value: yes, no, or what is lacking to tell."""
+    if tap.born is not None:
+        return "yes" if tap.born else "no"
+    return "-" if tap.needs is None else f"not told: needs {tap.needs}"
 
 
 def spell_sign(right: bool | None) -> str:
