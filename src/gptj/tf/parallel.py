@@ -176,7 +176,7 @@ def whole(x: Any, placement: Placement) -> tf.Tensor:
 
 
 def run_over_mesh(model: Any, key: Any, function: Callable[..., Any], *trees: Any, batch: int | None = None) -> Any:
-    """What `function` makes of tensors, computed by all devices, as tensors of this process.
+    """The results of `function`, computed by all devices, as DTensors.
 
     Args:
         model: a cut one, which keeps the graph.
