@@ -22,7 +22,7 @@ FILES += ("layers.py", "model.py", "one_step.py", "parallel.py", "weights.py")
 
 OWN_FILES = {
     "pt": {"crossing.py", "export.py", "kernels.py", "parallel_training.py"},
-    "tf": {"export.py", "training.py"},
+    "tf": {"export.py", "parallel_generate.py", "parallel_training.py", "training.py"},
     "flax": {"parallel_training.py"},
 }
 """Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, Keras has a

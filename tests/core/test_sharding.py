@@ -208,6 +208,14 @@ def test_the_command_prints_a_plan_and_the_line_that_starts_it(tmp_path):
         gptj_command, ["plan", str(tmp_path / "config.json"), "--training", "--memory", "16GiB", "--json"]
     )
     (made,) = json.loads(run.output)["plans"]
+    for words, line in (
+        (["--devices", "2"], "torchrun --nproc_per_node=2 -m gptj finetune"),
+        (["--devices", "2", "--recompute"], "DATA OUT --checkpoint-gradients --backend pt --strategy"),
+        (["--devices", "2", "--dtype", "bfloat16"], 'dtype="bfloat16"'),
+        ([], "gptj finetune"),
+    ):
+        words = ["plan", str(tmp_path), "--training", "--memory", "999GiB", *words]
+        assert line in CliRunner().invoke(gptj_command, words).output
     assert made["fits"] is False and made["total"] > 90 * 2**30
     done = CliRunner().invoke(gptj_command, ["plan", str(tmp_path), "--memory", "many"])
     assert "--memory" in str(done.exception)

@@ -127,17 +127,10 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
     one that is no more.
 
     Raises:
-        InputError: the framework cannot, or the launcher's variables are there in part.
+        InputError: the launcher's variables are there in part.
         ProcessError: another process ended.
     """
     backend = choose_backend(backend)
-    if backend == "tf":
-        raise InputError(
-            "not on the command line in TensorFlow",
-            where="--strategy",
-            expected="--backend pt or flax",
-            hint="Open the same folder there (docs/scale.md)",
-        )
     parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
     try:
         processes = parallel.join_processes()

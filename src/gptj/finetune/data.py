@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def read_documents(path: Path) -> list[Document]:
     """The documents of a file.
 
     .jsonl, .ndjson and .json are JSON lines, .txt and .md are text; any other is JSON lines where its first filled
-    line is a JSON object.
+    line begins as one does.
 
     Raises:
         InputError: there is nothing in it, or a line is not what it should be; it names the line.
@@ -69,7 +70,7 @@ def read_documents(path: Path) -> list[Document]:
     if not lines:
         raise InputError("nothing to learn", file=path, expected=f"text, or JSON lines: {_FORMS}", found="no text")
     suffix = path.suffix.lower()
-    if suffix in _JSON_SUFFIXES or (suffix not in _TEXT_SUFFIXES and _is_object(lines[0][1])):
+    if suffix in _JSON_SUFFIXES or (suffix not in _TEXT_SUFFIXES and _is_meant_as_json(text, lines[0][1])):
         return _from_json(lines, path)
     return [Document(text.replace("\r\n", "\n"))]
 
@@ -88,9 +89,18 @@ def _decode(data: bytes, path: Path) -> str:
     return text
 
 
-def _is_object(line: str) -> bool:
+def _is_meant_as_json(text: str, first: str) -> bool:
+    """Whether the first filled line begins as an object with a name does, or all of it is an array of objects.
+
+    What is wrong with it is then for the reader of JSON lines to say: text that is learnt in its place is a model
+    that writes JSON.
+    """
+    if re.match(r"\s*\{\s*[\"}]", first):
+        return True
+    if not re.match(r"\s*\[\s*\{", text):
+        return False
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(json.loads(text), list)
     except (ValueError, RecursionError):
         return False
 

@@ -98,9 +98,9 @@ def finetune(
         evaluation: data that is measured and never learnt. The weights in `output` are then those of the best
             evaluation, else the last.
         resume: go on from the last checkpoint in `output`; from the beginning where there is none.
-        cut: the strategy by which the processes that the launcher started share the model, each of which calls this, and
-            how many along each axis, None for all along the strategy's own. The losses are those of one process, and a
-            run may go on with another strategy, and on another number of processes.
+        cut: the strategy by which the processes that the launcher started share the model, each of which calls this,
+            and how many along each axis, None for all along the strategy's own. The losses are those of one process;
+            a run may go on with another strategy, and on another number of processes.
         note: told what a user may want to know, a sentence each.
         report: told of every update.
         stop: asked after every update; on True a checkpoint is written and the run ends.
