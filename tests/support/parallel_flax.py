@@ -69,6 +69,8 @@ def main(folder: str, saved: str, *meshes: str) -> None:
                 )
                 for s in ({}, {"do_sample": True, "seed": 3})
             ]
+            drawn = to_numpy(model.generate(IDS, max_new_tokens=6, do_sample=True))
+            facts["one_draw"] = len(set(parallel.gather_texts(str(drawn.tolist())))) == 1
         else:
             facts["restored"] = restore(model, slopes, Path(saved) / words.replace(":", "-"))
         if processes.size == 1:

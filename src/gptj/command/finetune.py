@@ -139,7 +139,8 @@ def finetune(
         heard = several.enter_context(stopped_by_signals(aloud=first))
         outcome = run(
             directory, data, output, settings, backend=backend, device=device, evaluation=evaluation, resume=resume,
-            strategy=strategy, mesh=mesh, note=lambda sentence: click.echo(f"{sentence}", err=True), report=Lines(),
+            cut=None if strategy is None else (strategy, mesh),
+            note=lambda sentence: click.echo(f"{sentence}", err=True), report=Lines(),
             stop=lambda: bool(heard),
         )  # fmt: skip
         if not outcome.finished:
