@@ -324,15 +324,28 @@ def is_of_processes(error: BaseException) -> bool:
     return isinstance(error, (*kinds, tf.errors.DeadlineExceededError))
 
 
-def speaks_first() -> bool:
-    """Whether no other process failed before this one: for the first to say why."""
+def speaks_first() -> bool | None:
+    """Whether no other process failed before this one: for the first to say why. None where that is not known."""
     try:
         context.context().set_config_key_value("gptj.failed", "1")
     except tf.errors.AlreadyExistsError:
         return False
     except Exception:  # with the process that kept the keys
-        return True
+        return None
     return True
+
+
+def copy_of(model: Any) -> tuple[int, int]:
+    """Which of how many copies of the model this process has alone.
+
+    Differs: one, since what runs over a mesh is one program of all processes, which cuts the rows itself.
+    """
+    return 0, 1
+
+
+def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
+    """The mesh that the processes of one command open a model on."""
+    return mesh
 
 
 def share_number(number: int) -> int:
