@@ -17,7 +17,6 @@ from gptj.checkpoint import open_checkpoint
 from gptj.errors import InputError
 from gptj.finetune import Settings, finetune
 from gptj.finetune.curve import read_curve
-from gptj.sharding import Mesh
 
 WORKER = Path(__file__).parents[1] / "support" / "finetune_together.py"
 SETTINGS: dict[str, Any] = {"steps": 7, "batch": 4, "lr": 0.01, "pack": False, "seed": 3, "clip": 0.5,
@@ -103,10 +102,11 @@ def test_what_cannot_be_trained_so_is_said_once_and_ends_all(place, wing):
     if wing.name == "tf":
         pytest.skip("TensorFlow trains whole models")
     with pytest.raises(InputError, match="lora"):
-        finetune(place / "m", place / "data.jsonl", place / "no", Settings(lora=2), backend=wing.name, strategy="fsdp")
+        finetune(
+            place / "m", place / "data.jsonl", place / "no", Settings(lora=2), backend=wing.name, cut=("fsdp", None)
+        )
     with pytest.raises(InputError, match="device"):
-        finetune(place / "m", place / "data.jsonl", place / "no", backend=wing.name, device="cpu", strategy="fsdp",
-                 mesh=Mesh())  # fmt: skip
+        finetune(place / "m", place / "data.jsonl", place / "no", backend=wing.name, device="cpu", cut=("fsdp", None))
     leave(wing)
     said = launched.run(
         2, "-m", "gptj", "finetune", place / "m", place / "data.jsonl", place / "no", "--batch", 3, "--backend",

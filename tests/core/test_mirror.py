@@ -21,8 +21,8 @@ FILES = ("__init__.py", "adapters.py", "arguments.py", "finetune.py", "generate.
 FILES += ("layers.py", "model.py", "one_step.py", "parallel.py", "weights.py")
 
 OWN_FILES = {
-    "pt": {"export.py", "kernels.py", "parallel_training.py"},
-    "tf": {"export.py", "training.py"},
+    "pt": {"crossing.py", "export.py", "kernels.py", "parallel_training.py"},
+    "tf": {"export.py", "parallel_generate.py", "parallel_training.py", "training.py"},
     "flax": {"parallel_training.py"},
 }
 """Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, Keras has a

@@ -19,7 +19,7 @@ def main(backend: str, model: str, data: str, out: str, updates: str, words: str
     cut: dict[str, Any] = {}
     if words != "alone":
         strategy, dp, tp = words.split(":")
-        cut = {"strategy": strategy, "mesh": Mesh(dp=int(dp), tp=int(tp))}
+        cut = {"cut": (strategy, Mesh(dp=int(dp), tp=int(tp)))}
     asked = _rows(out)
 
     def stop() -> bool:

@@ -69,6 +69,8 @@ def main(folder: str, saved: str, *meshes: str) -> None:
                 )
                 for s in ({}, {"do_sample": True, "seed": 3})
             ]
+            drawn = to_numpy(model.generate(IDS, max_new_tokens=6, do_sample=True))
+            facts["one_draw"] = len(set(parallel.gather_texts(str(drawn.tolist())))) == 1
         else:
             facts["restored"] = restore(model, slopes, Path(saved) / words.replace(":", "-"))
         if processes.size == 1:
@@ -96,7 +98,8 @@ def count_sums(model: Any) -> dict[str, int]:
         return model.module.apply({"params": params}, ids).logits
 
     text = jax.jit(logits).lower(model.params, IDS).compile().as_text()
-    return {
+    operands = [len(one.split(",")) for one in re.findall(r"all-reduce(?:-start)?\(([^)]*)\)", text)]
+    return {"most operands": max(operands, default=0)} | {
         name: len(re.findall(rf"[\])}}] {name}(?:-start)?\(", text))
         for name in ("all-reduce", "all-to-all", "collective-permute")
     }

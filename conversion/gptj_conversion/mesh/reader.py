@@ -110,7 +110,7 @@ def open_mesh_folder(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Headers:
-    """What the headers of a step directory's files say, found to agree: of a whole checkpoint.
+    """The headers of a step directory's files, found to agree: a whole checkpoint's.
 
     Attributes:
         archives: the .npz files, by shard and number.

@@ -127,12 +127,20 @@ def finetune(
     with contextlib.ExitStack() as several:
         mesh, first = None, True
         if strategy is not None:
+            if backend == "tf":
+                raise InputError(
+                    "nothing trains cut in TensorFlow",
+                    where="--strategy",
+                    expected="--backend pt or flax",
+                    hint="Train the same folder there; docs/scale.md has a loop of TensorFlow's own over copies",
+                )
             backend, parallel = several.enter_context(joined(backend))
             mesh, first = mesh_of(*complete(dp, tp, parallel.count_devices())), parallel.join_processes().rank == 0
         heard = several.enter_context(stopped_by_signals(aloud=first))
         outcome = run(
             directory, data, output, settings, backend=backend, device=device, evaluation=evaluation, resume=resume,
-            strategy=strategy, mesh=mesh, note=lambda sentence: click.echo(f"{sentence}", err=True), report=Lines(),
+            cut=None if strategy is None else (strategy, mesh),
+            note=lambda sentence: click.echo(f"{sentence}", err=True), report=Lines(),
             stop=lambda: bool(heard),
         )  # fmt: skip
         if not outcome.finished:

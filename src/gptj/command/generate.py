@@ -14,14 +14,12 @@ from gptj.command.model_options import MODEL_OPTIONS, adapter_option, no_mmap_op
 from gptj.command.options import (
     FileName,
     ModelArgument,
-    Names,
     Sections,
     apply_options,
     option,
 )
-from gptj.command.printing import (
-    write_text,
-)
+from gptj.command.printing import write_text
+from gptj.command.together import check_strategy_options, strategy_options
 from gptj.errors import shown
 from gptj.reading.weight_files import split_weights
 
@@ -39,11 +37,7 @@ _OPTIONS = (
     option("Output", "-i", "--interactive", is_flag=True, help="Continue what you type, turn by turn."),
     option("Output", "--json", "as_json", is_flag=True, help="Print token ids and text as JSON; for several prompts, "
             "an object a line."),
-    option("Model", "--strategy", type=Names(("tp", "dp")), help="Cut the model across the processes that torchrun or "
-            "jax's launcher started; see gptj plan."),
-    option("Model", "--dp", type=click.IntRange(min=1), metavar="N", help="With --strategy: copies of the model."),
-    option("Model", "--tp", type=click.IntRange(min=1), metavar="N", help="With --strategy: devices a copy. [default: "
-            "all]"),
+    *strategy_options("Model", ("tp", "dp")),
 )  # fmt: skip
 """Options of `gptj generate` alone."""
 
@@ -168,13 +162,9 @@ class GenerateOptions:
             raise click.UsageError("--interactive reads text from stdin: leave out --token-ids, -, and --assistant.")
         if sum((self.stream, self.interactive, self.as_json)) > 1:
             raise click.UsageError("Choose one of --stream, --interactive and --json.")
-        if self.strategy is None and (self.dp or self.tp):
-            raise click.UsageError("--dp and --tp go with --strategy.")
-        if self.strategy is not None and (self.interactive or self.quantize or self.assistant or self.adapter):
-            others = "-i, --quantize, --assistant and --adapter"
-            raise click.UsageError(f"--strategy is for the model as it is: leave out {others}.")
-        if self.strategy is not None and self.device != "auto":
-            raise click.UsageError("With --strategy the processes say where it runs: leave out --device.")
+        check_strategy_options(self)
+        if self.strategy is not None and (self.interactive or self.assistant):
+            raise click.UsageError("--strategy is for one model and whole texts: leave out -i and --assistant.")
         if self.batch_size > 1 and (self.stream or self.interactive):
             raise click.UsageError("--batch-size is for whole texts: leave out --stream and --interactive.")
 

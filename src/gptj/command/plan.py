@@ -11,6 +11,7 @@ import click
 
 from gptj.command.options import Command, DtypeChoice, PathArgument, json_option
 from gptj.command.printing import open_console, print_json
+from gptj.paths import missing_folder
 
 __all__ = ["plan"]
 
@@ -37,6 +38,8 @@ def plan(
     from gptj.pretrained.saving import shard_bytes
     from gptj.sharding.plan import Work, list_meshes, plan_memory
 
+    if not directory.exists():
+        raise missing_folder(directory, "no such file or folder")
     config = GPTJConfig.from_file(directory / CONFIG_FILE if directory.is_dir() else directory)
     work = Work(training, batch or devices, length or config.n_positions, dtype, recompute)
     work.check(config)

@@ -6,20 +6,22 @@ import atexit
 import contextlib
 import dataclasses
 import importlib
+import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from gptj.backends import choose_backend
 from gptj.command.options import Names, option
+from gptj.command.standard_streams import stdout_apart
 from gptj.errors import GPTJError, InputError, ProcessError
 from gptj.sharding import Mesh
 
-__all__ = ["joined", "mesh_of", "strategy_options", "together"]
+__all__ = ["Copies", "check_strategy_options", "complete", "joined", "mesh_of", "strategy_options", "together"]
 
 
 def strategy_options(section: str, strategies: tuple[str, ...]) -> tuple[Any, ...]:
@@ -33,9 +35,71 @@ def strategy_options(section: str, strategies: tuple[str, ...]) -> tuple[Any, ..
     )  # fmt: skip
 
 
+def check_strategy_options(said: Any) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        click.UsageError: naming them.
+    """
+    if said.strategy is None and (said.dp or said.tp):
+        raise click.UsageError("--dp and --tp go with --strategy.")
+    if said.strategy is not None and (said.quantize or said.adapter):
+        raise click.UsageError("--strategy is for the model as it is: leave out --quantize and --adapter.")
+    if said.strategy is not None and said.device != "auto":
+        raise click.UsageError("With --strategy the processes say where it runs: leave out --device.")
+
+
 def mesh_of(dp: int | None, tp: int | None) -> Mesh | None:
     """The mesh that the command line names, None for the strategy's own."""
     return None if dp is None and tp is None else Mesh(dp=dp or 1, tp=tp or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """The copies of a model among which a command's rows of work are dealt out: piece n is copy n % count's.
+
+    Attributes:
+        mine, count: which of how many this process has.
+        parallel: the wing's module of that name, None where one process does all.
+    """
+
+    mine: int = 0
+    count: int = 1
+    parallel: Any = None
+
+    @classmethod
+    def of(cls, model: Any, backend: str) -> Copies:
+        """Those of a model that was opened with a strategy, or without one."""
+        if model.placement is None:
+            return cls()
+        parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
+        mine, count = parallel.copy_of(model)
+        return cls(mine, count, parallel)
+
+    def check(self, pieces: int, where: str) -> None:
+        """Refuse so little work that a copy would have none.
+
+        Raises:
+            InputError: naming it.
+        """
+        if pieces < self.count:
+            raise InputError(
+                f"fewer than the {self.count} copies of the model", where=where, expected=f"{self.count} or more",
+                found=pieces, hint="Use a smaller --dp, or --strategy tp",
+            )  # fmt: skip
+
+    def is_mine(self, number: int) -> bool:
+        """Whether the piece of that number is this process' to do."""
+        return number % self.count == self.mine
+
+    def gather(self, done: Mapping[int, Any]) -> list[Any]:
+        """The results of all pieces, in their order; a result is what JSON can hold."""
+        if self.count == 1:
+            return [done[number] for number in sorted(done)]
+        found: dict[int, Any] = {}
+        for text in self.parallel.gather_texts(json.dumps([*done.items()])):
+            found |= dict(json.loads(text))
+        return [found[number] for number in sorted(found)]
 
 
 @contextlib.contextmanager
@@ -63,28 +127,27 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
     one that is no more.
 
     Raises:
-        InputError: the framework cannot, or the launcher's variables are there in part.
+        InputError: the launcher's variables are there in part.
         ProcessError: another process ended.
     """
     backend = choose_backend(backend)
-    if backend == "tf":
-        raise InputError(
-            "not on the command line in TensorFlow",
-            where="--strategy",
-            expected="--backend pt or flax",
-            hint="Open the same folder there (docs/scale.md)",
-        )
     parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
-    processes = parallel.join_processes()
     try:
-        with _silent(processes.rank > 0):
+        processes = parallel.join_processes()
+    except RuntimeError as error:
+        atexit.register(_end_at_once, error)
+        cause = str(error).splitlines()[0]
+        raise ProcessError(f"the other processes did not come: {cause}", where="--strategy") from None
+    try:
+        with stdout_apart(), _silent(processes.rank > 0):
             yield backend, parallel
     except (Exception, SystemExit) as error:
         atexit.register(_end_at_once, error)
         if isinstance(error, SystemExit):
             raise
         ended = not isinstance(error, GPTJError) and parallel.is_of_processes(error)
-        if processes.size > 1 and not parallel.speaks_first():
+        first = parallel.speaks_first() if processes.size > 1 else True
+        if not (ended if first is None else first):
             raise SystemExit(1) from None
         if ended:
             raise ProcessError(

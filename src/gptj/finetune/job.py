@@ -82,8 +82,7 @@ def finetune(
     device: str = "auto",
     evaluation: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    strategy: Strategy | None = None,
-    mesh: Mesh | None = None,
+    cut: tuple[Strategy, Mesh | None] | None = None,
     note: Callable[[str], None] | None = None,
     report: Callable[[Report], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -99,9 +98,9 @@ def finetune(
         evaluation: data that is measured and never learnt. The weights in `output` are then those of the best
             evaluation, else the last.
         resume: go on from the last checkpoint in `output`; from the beginning where there is none.
-        strategy, mesh: cut the model across the processes that the launcher started, each of which calls this: "fsdp",
-            "tp_fsdp", "tp" or "dp", and how many along each axis; None for all along the strategy's own. The losses are
-            those of one process, and a run may go on with another strategy, and on another number of processes.
+        cut: the strategy by which the processes that the launcher started share the model, each of which calls this,
+            and how many along each axis, None for all along the strategy's own. The losses are those of one process;
+            a run may go on with another strategy, and on another number of processes.
         note: told what a user may want to know, a sentence each.
         report: told of every update.
         stop: asked after every update; on True a checkpoint is written and the run ends.
@@ -112,15 +111,15 @@ def finetune(
     """
     settings, place = settings or Settings(), Path(output)
     note, report = note or (lambda sentence: None), report or (lambda line: None)
-    if strategy is None and resume and _is_in_parts(place):
-        strategy, mesh = "fsdp", Mesh()
+    if cut is None and resume and _is_in_parts(place):
+        cut = "fsdp", Mesh()
         note("several processes wrote the last checkpoint: this one goes on as they did (--strategy fsdp)")
-    team = None if strategy is None else Team.of(choose_backend(backend))
+    team = None if cut is None else Team.of(choose_backend(backend))
     if team is not None and not team.first:
         note, report = (lambda sentence: None), (lambda line: None)
 
     def prepare() -> _Job:
-        if strategy is not None:
+        if cut is not None:
             _check_cut(settings, device)
         if team is None or team.first:
             RunFolder(place, resume=resume).require_usable()
@@ -128,7 +127,7 @@ def finetune(
             Path(directory), Path(data), None if evaluation is None else Path(evaluation), settings, backend
         )
 
-    if team is None or strategy is None:
+    if team is None or cut is None:
         job = prepare()
         with RunFolder(place, resume=resume) as run:
             saved = _begin(job, run, resume, note)
@@ -137,7 +136,7 @@ def finetune(
     shared = SharedRunFolder(place, resume=resume, team=team)
     with shared:
         saved = _begin(job, shared, resume, note)
-        return _train_cut(job, shared, saved, (strategy, mesh), note, report, stop or (lambda: False))
+        return _train_cut(job, shared, saved, cut, note, report, stop or (lambda: False))
 
 
 def _begin(job: _Job, run: RunFolder, resume: bool, note: Callable[[str], None]) -> Saved | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from gptj.errors import GPTJError
+from gptj.errors import GPTJError, InputError
 from gptj.finetune.checkpoints import Identity, RunFolder
 from gptj.finetune.curve import Row
 from gptj.finetune.loop import Progress
@@ -35,6 +35,8 @@ class Team:
     @classmethod
     def of(cls, backend: str) -> Team:
         """The processes that the launcher started for that framework."""
+        if backend == "tf":
+            raise InputError("TensorFlow trains whole models", where="cut", expected="backend pt or flax")
         parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
         return cls(parallel, parallel.join_processes())
 

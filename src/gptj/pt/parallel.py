@@ -14,8 +14,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,80 +25,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import checkpoint
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement as TorchPlacement
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from gptj.errors import InputError, MissingFileError, SchemaError, WriteError, shown
+from gptj.inputs import IGNORED_LABEL
+from gptj.pt.crossing import CopyToPeers, JoinedColumns, LossOfColumns, Peers, SumOfPeers
 from gptj.pt.kernels import Linear
+from gptj.pt.layers import at_least_float32
 from gptj.schema import TensorSpec, schema
-from gptj.sharding import Mesh, MeshAxis, Placement, Processes, Strategy, environment_place, natural_mesh, partition_of
+from gptj.sharding import (
+    Mesh,
+    MeshAxis,
+    Placement,
+    Processes,
+    Strategy,
+    environment_place,
+    join_seconds,
+    natural_mesh,
+    partition_of,
+)
 
 TRAINING = frozenset({"fsdp", "tp_fsdp"})
 """Strategies under which FSDP2 holds the parameters."""
-
-
-class Peers(NamedTuple):
-    """The processes along `tp` that compute one model together.
-
-    Attributes:
-        group: torch's process group of them.
-        rank: this process' number among them.
-        size: how many.
-    """
-
-    group: Any
-    rank: int
-    size: int
-
-
-# ---- what crosses from process to process, and its gradient
-
-
-class _CopyToPeers(torch.autograd.Function):
-    """The same values, used by every process in its own way: the gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return _sum(slopes[0].contiguous().clone(), ctx.group), None
-
-
-class _SumOfPeers(torch.autograd.Function):
-    """The sum of every process' values: the gradient of each is the sum's."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        return _sum(x.contiguous().clone(), group)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0], None
-
-
-class _JoinedColumns(torch.autograd.Function):
-    """Every process' columns, side by side; what is computed of them is the same everywhere."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
-        ctx.peers, ctx.columns = peers, x.shape[-1]
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(peers.size)]
-        dist.all_gather(parts, x.contiguous(), group=peers.group)
-        return torch.cat(parts, dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0].narrow(-1, ctx.peers.rank * ctx.columns, ctx.columns), None
-
-
-def _sum(x: Tensor, group: Any) -> Tensor:
-    dist.all_reduce(x, group=group)
-    return x
 
 
 # ---- the parts of the model
@@ -116,7 +68,7 @@ class ParallelEmbedding(nn.Module):
         places = token_ids - self.peers.rank * rows
         held = (places >= 0) & (places < rows)
         x = F.embedding(torch.where(held, places, 0), self.weight) * held[..., None].to(self.weight.dtype)
-        return _SumOfPeers.apply(x, self.peers.group)
+        return SumOfPeers.apply(x, self.peers.group)
 
 
 class ParallelBlock(nn.Module):
@@ -133,13 +85,13 @@ class ParallelBlock(nn.Module):
         peers, heads = self.peers, self.attn.n_head
         if head_mask is not None:
             head_mask = head_mask[peers.rank * heads : (peers.rank + 1) * heads]
-        h = _CopyToPeers.apply(self.ln_1(x), peers.group)
+        h = CopyToPeers.apply(self.ln_1(x), peers.group)
         attended, weights = self.attn(h, rotation, mask, update_cache, head_mask, output_attentions)
         mlp = self.mlp
         partial = attended + F.linear(mlp.activation(mlp.fc_in(h)), mlp.fc_out.weight)
-        x = mlp.resid_dropout(_SumOfPeers.apply(partial, peers.group) + mlp.fc_out.bias) + x
+        x = mlp.resid_dropout(SumOfPeers.apply(partial, peers.group) + mlp.fc_out.bias) + x
         if weights is not None:
-            weights = _JoinedColumns.apply(weights.movedim(1, -1), peers).movedim(-1, 1)
+            weights = JoinedColumns.apply(weights.movedim(1, -1), peers).movedim(-1, 1)
         return x, weights
 
 
@@ -152,7 +104,15 @@ class ParallelHead(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., m) to (..., v)."""
-        return _JoinedColumns.apply(super().forward(_CopyToPeers.apply(x, self.peers.group)), self.peers)
+        return JoinedColumns.apply(self._own(x), self.peers)
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross entropy of the labels (n,) that count, after x (n, m): no process sees other logits."""
+        total = LossOfColumns.apply(at_least_float32(self._own(x)), labels, self.peers).sum()
+        return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+
+    def _own(self, x: Tensor) -> Tensor:
+        return super().forward(CopyToPeers.apply(x, self.peers.group))
 
 
 # ---- placing
@@ -247,11 +207,7 @@ def distribute(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], placement
         for name, parameter in model.named_parameters()
     }
     for module in (*base.h, model):
-        # Of the whole model, too: else a call without a gradient leaves its parameters whole, and what saves them
-        # would take those for this process' part.
-        fully_shard(
-            module, mesh=mesh, shard_placement_fn=lambda parameter: Shard(dims[parameter]), reshard_after_forward=True
-        )
+        fully_shard(module, mesh=mesh, shard_placement_fn=lambda parameter: Shard(dims[parameter]))
     model.to_empty(device=device)
     with torch.no_grad():
         for spec, tensor in itertools.chain([first], parts):
@@ -329,8 +285,15 @@ def as_dtensor(tensor: Tensor, spec: TensorSpec, placement: Placement) -> DTenso
     )
 
 
+def cut_again(model: Any) -> None:
+    """Let go of what FSDP2 holds whole after a call without a gradient: it would be taken for this process' part."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def named_parts(model: Any) -> Iterator[tuple[TensorSpec, nn.Parameter]]:
     """Each row of the schema with this process' part of its parameter."""
+    cut_again(model)
     for spec in schema(model.config, model.head):
         yield spec, model.get_parameter(spec.name)
 
@@ -371,6 +334,9 @@ def gradient_norm(model: Any) -> Tensor:
 
 # ---- processes
 
+_WORK = timedelta(minutes=30)
+"""How long a process waits for what others do. One that is no more is noticed at once."""
+
 
 def join_processes() -> Processes:
     """Make the processes that torchrun started know each other; a process that was started alone is alone.
@@ -382,7 +348,9 @@ def join_processes() -> Processes:
     if count is not None and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        limit = timedelta(seconds=join_seconds())
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+        dist.distributed_c10d._set_pg_timeout(_WORK)  # a process may write for longer than it may take to come
     elif not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     return Processes(index or 0, count or 1)
@@ -407,12 +375,12 @@ def is_of_processes(error: BaseException) -> bool:
     )
 
 
-def speaks_first() -> bool:
-    """Whether no other process failed before this one: for the first to say why."""
+def speaks_first() -> bool | None:
+    """Whether no other process failed before this one: for the first to say why. None where that is not known."""
     try:
         return int(dist.distributed_c10d._get_default_store().add("gptj.failed", 1)) == 1
     except (RuntimeError, ValueError):  # with the process that kept the count
-        return True
+        return None
 
 
 def share_number(number: int) -> int:
@@ -420,6 +388,16 @@ def share_number(number: int) -> int:
     numbers = [number]
     dist.broadcast_object_list(numbers, 0)
     return int(numbers[0])
+
+
+def copy_of(model: Any) -> tuple[int, int]:
+    """Which of how many copies of the model this process has a part of: each may read other rows."""
+    return model.placement.coordinates["dp"], model.placement.mesh.dp
+
+
+def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
+    """The mesh that the processes of one command open a model on."""
+    return mesh
 
 
 def gather_texts(text: str) -> list[str]:

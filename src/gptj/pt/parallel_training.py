@@ -24,6 +24,7 @@ from gptj.pt import finetune
 from gptj.pt.heads import GPTJForCausalLM
 from gptj.pt.parallel import (
     choose_placement,
+    cut_again,
     device_of,
     gradient_norm,
     learn_all,
@@ -99,6 +100,7 @@ class TrainingStep(finetune.TrainingStep):
 
     def read(self, name: str) -> NDArray[Any]:
         """A trained parameter by its name, in float32, whole; every process calls it."""
+        cut_again(self.model)
         spec = schema_by_name(self.model.config, self.model.head)[name]
         return to_numpy(whole(self.parameters[name], spec, self.placement))
 

@@ -120,7 +120,7 @@ class Engine:
         self._prefixes = PrefixStore(self._prefixes.most_tokens)
 
     def rehearse(self, run: Callable[[DecoderFactory], Iterable[T]], adapter: str | None) -> Iterator[T]:
-        """What `run` gives one after another, computed in the engine's thread with an adapter's decoders.
+        """The items of `run`, one after another, computed in the engine's thread with an adapter's decoders.
 
         Raises:
             Exception: what `run` raises.

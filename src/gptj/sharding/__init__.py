@@ -5,7 +5,7 @@ processes.py which of how many processes this is                               P
 plan.py     memory of each device, per strategy: arithmetic alone               plan_memory
 """
 
-from gptj.sharding.processes import Processes, ReadTogether, environment_place
+from gptj.sharding.processes import Processes, ReadTogether, environment_place, join_seconds
 from gptj.sharding.table import (
     MESH_AXES,
     STRATEGIES,
@@ -42,6 +42,7 @@ __all__ = [
     "check_strategy",
     "environment_place",
     "held_by_one",
+    "join_seconds",
     "natural_mesh",
     "partition_of",
     "slices",

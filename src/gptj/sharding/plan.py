@@ -12,11 +12,14 @@ from collections.abc import Iterator
 
 from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
-from gptj.errors import GPTJError, InputError
+from gptj.errors import GPTJError, InputError, shown
 from gptj.schema import schema
 from gptj.sharding.table import Mesh, Strategy, check_mesh, held_by_one
 
 __all__ = ["MemoryPlan", "Work", "list_meshes", "plan_memory"]
+
+
+_MOST_DEVICES, _MOST_ROWS = 2**20, 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +46,10 @@ class Work:
         Raises:
             InputError: naming the first.
         """
-        for name, most in (("batch", None), ("length", config.n_positions)):
+        for name, most, why in (("batch", _MOST_ROWS, ""), ("length", config.n_positions, " (n_positions)")):
             value = getattr(self, name)
-            if value < 1 or (most is not None and value > most):
-                expected = "1 or more" if most is None else f"1 to {most} (n_positions)"
-                raise InputError("no call has that", where=name, expected=expected, found=value)
+            if not 1 <= value <= most:
+                raise InputError("no call has that", where=name, expected=f"1 to {most}{why}", found=shown(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +86,8 @@ class MemoryPlan:
 
 def list_meshes(devices: int, *, training: bool) -> Iterator[tuple[Strategy, Mesh]]:
     """Every strategy of that work with every mesh of so many devices that is worth a line."""
-    if devices < 1:
-        raise InputError("no mesh has that", where="devices", expected="1 or more", found=devices)
+    if not 1 <= devices <= _MOST_DEVICES:
+        raise InputError("no mesh has that", where="devices", expected=f"1 to {_MOST_DEVICES}", found=shown(devices))
     if devices == 1:
         yield "dp", Mesh()
         return

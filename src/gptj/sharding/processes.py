@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gptj.errors import InputError, shown
 from gptj.schema import TensorSpec
 
-__all__ = ["Processes", "ReadTogether", "environment_place"]
+__all__ = ["Processes", "ReadTogether", "environment_place", "join_seconds"]
 
 
 class Processes(NamedTuple):
@@ -47,6 +47,18 @@ def environment_place(count_name: str, index_name: str) -> tuple[int | None, int
     if index >= count:
         raise InputError("not among them", where=f"environment: {index_name}", expected=f"below {count}", found=index)
     return count, index
+
+
+def join_seconds() -> int:
+    """How long a process waits for the others to come: GPTJ_JOIN_SECONDS, or 30.
+
+    Raises:
+        InputError: it is no such number.
+    """
+    said = os.environ.get("GPTJ_JOIN_SECONDS", "30")
+    if not said.isdecimal() or int(said) < 1:
+        raise InputError("no number", where="environment: GPTJ_JOIN_SECONDS", expected="1 or more", found=shown(said))
+    return int(said)
 
 
 class ReadTogether:

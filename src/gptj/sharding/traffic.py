@@ -77,6 +77,8 @@ def _along_tp(config: GPTJConfig, tokens: int, width: int, work: Work) -> Iterat
     stream = tokens * config.n_embd * width
     sums = config.n_layer + 1  # no more where blocks are computed again: nobody needs a block's sum then
     yield Collective("all-reduce", "tp", "the stream: each block's sum, and the embedding's", sums, sums * stream)
-    yield Collective("all-gather", "tp", "logits", 1, tokens * config.vocab_size * width)
-    if work.training:
+    if not work.training:
+        yield Collective("all-gather", "tp", "logits", 1, tokens * config.vocab_size * width)
+    else:
+        yield Collective("all-reduce", "tp", "the loss: three numbers a token", 2, 3 * tokens * max(4, width))
         yield Collective("all-reduce", "tp", "the stream's gradient: each block's, and the head's", sums, sums * stream)

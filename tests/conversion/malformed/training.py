@@ -20,6 +20,7 @@ from malformed import Malformed
 
 TITLE = "training data and checkpoints"
 
+DIGITS = "9" * 5000
 NOT_TEXT: dict[str, Any] = {
     "null": None, "a number": 1, "a fraction": 0.5, "true": True, "a list": ["a"], "an empty list": [],
     "an object": {"text": "a"}, "bytes as numbers": [97, 98],
@@ -70,6 +71,16 @@ def spoilt_lines() -> Iterator[tuple[str, str, str]]:
 
 
 def data_cases() -> Iterator[Malformed]:
+    for said, line in {
+        "a comma behind the last member": '{"text": "a",}', "no end": '{"text": "a"',
+        "a long number": '{"n": ' + DIGITS,
+        "nested objects": '{"text":' * 50_000, "nesting": '{"text": "a", "n":' + "[" * 50_000,
+        "a space first": ' { "a"',
+        "no member": "{}", "a byte order mark first": '\ufeff{"text": "a",}', "an array": '[{"text": "a"}]',
+        "an array over lines": '[\n  {"text": "a"},\n  {"text": "b"}\n]',
+    }.items():  # fmt: skip
+        for name in ("data", "data.dat"):
+            yield Malformed(f"JSON lines in {name}: {said}", written(line + "\n", name), learn, "line 1")
     good = '{"text": "one line"}'
     for said, line, word in spoilt_lines():
         for place, lines in {
