@@ -162,7 +162,7 @@ def test_the_pages_loop_over_processes_is_one_processes_and_ends_with_the_first_
               TF_CONFIG=json.dumps(task | {"task": {"type": "worker", "index": n}}))
         for n in range(2)
     ]  # fmt: skip
-    running[1].wait(timeout=400)
+    running[1].communicate(timeout=400)
     begin = time.monotonic()
     out, err = running[0].communicate(timeout=120)
     assert time.monotonic() - begin < 60 and running[0].returncode not in (0, None)

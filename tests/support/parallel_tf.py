@@ -85,11 +85,11 @@ def facts(folder: str, saved: Path, words: str, *, alone: bool) -> dict[str, Any
         "layouts": layouts,
         "cuts": [[cut[0] if cut else None for cut in partition_of(row, strategy)] for row in rows],
         "difference": max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs),
-        "logits": np.asarray(mine.logits).tolist(),
         "tokens": [bool(np.all(generate(model, **way) == generate(whole, **way))) for way in ways],
         "drawn": generate(model, do_sample=True).tolist(),
     }
-    if alone:
+    if alone:  # of several processes none may say more than a pipe holds: they wait for each other
+        made["logits"] = np.asarray(mine.logits).tolist()
         cached = model._decoder(4, 16)
         made["cache"] = [str(cut) for cut in cached.layout.sharding_specs]
         made["sums"] = count_sums(model, saved / f"profile {words}")
