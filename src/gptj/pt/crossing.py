@@ -1,4 +1,4 @@
-"""What crosses from process to process while PyTorch computes one model in several, and its gradient."""
+"""Tensors from process to process while PyTorch computes one model in several, and their gradients."""
 
 from __future__ import annotations
 
