@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -20,14 +20,15 @@ from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, weight_sets
 from gptj.writing.checkpoint_writer import write_checkpoint
 from gptj.writing.containers import NamedContainer
 from gptj_conversion.common.dialects import Dialect
-from gptj_conversion.common.foreign import ForeignCheckpoint
+from gptj_conversion.common.foreign import open_named
 from gptj_conversion.common.foreign_writer import plan_foreign, write_foreign
 from gptj_conversion.common.plan import PlannedFile, plan_files
 from gptj_conversion.common.source import Facts, Source
+from gptj_conversion.common.stored_array import StoredArray
 from gptj_conversion.hf.canonical import describe_safetensors, open_safetensors
-from gptj_conversion.hf.flax_msgpack import FLAX_FILE, FLAX_INDEX, MsgpackWriter, open_flax
-from gptj_conversion.hf.keras_h5 import H5_FILE, H5_INDEX, H5Writer, model_prefix, open_h5
-from gptj_conversion.hf.torch_bin import BIN_FILE, BIN_INDEX, BinWriter, open_bin
+from gptj_conversion.hf.flax_msgpack import FLAX_FILE, FLAX_INDEX, MsgpackWriter, read_msgpack
+from gptj_conversion.hf.keras_h5 import H5_FILE, H5_INDEX, H5Writer, model_prefix, read_h5_files
+from gptj_conversion.hf.torch_bin import BIN_FILE, BIN_INDEX, BinWriter, read_bin
 from gptj_conversion.job import Job, Reopen
 from gptj_conversion.mesh.folder import DiskFolder, looks_like_mesh
 from gptj_conversion.mesh.reader import open_mesh
@@ -248,16 +249,30 @@ class _NamedTarget:
         )
 
 
-def _make_named(name: str, index: str, opener: Callable[..., ForeignCheckpoint], target: _NamedTarget) -> Format:
+def _make_named(
+    name: str, index: str, read: Callable[[Iterable[Path]], Iterable[StoredArray]], target: _NamedTarget
+) -> Format:
     """The row of a format that is known by the names of its weights file and its index."""
     files = (Path(target.file_name).stem, Path(target.file_name).suffix)
 
     def open_it(path: Path, opening: Opening) -> Source:
-        weights = opening.weights or target.file_name
-        return opener(path, config=opening.model_config, weights=weights, follow_links=opening.follow_links)
+        return open_named(
+            path,
+            read,
+            name=target.file_name,
+            dialect=target.dialect,
+            config=opening.model_config,
+            weights=opening.weights,
+            follow_links=opening.follow_links,
+        )
 
     sign = f"{target.file_name} or {index}"
     return Format(name, sign, lambda path: bool(weight_sets(path, *files)), open_it, target, files)
+
+
+def _each(read: Callable[[Path], list[StoredArray]]) -> Callable[[Iterable[Path]], list[StoredArray]]:
+    """A reader of one file as one of several."""
+    return lambda paths: [array for path in paths for array in read(path)]
 
 
 # ---- the table
@@ -286,9 +301,9 @@ FORMATS = (
         lambda path: path.is_file() and (is_tar_name(path) or is_tar(*read_start(path))),
         _open_tar,
     ),
-    _make_named("bin", BIN_INDEX, open_bin, _NamedTarget(BIN_FILE, "pt", BinWriter)),
-    _make_named("flax", FLAX_INDEX, open_flax, _NamedTarget(FLAX_FILE, "flax", MsgpackWriter)),
-    _make_named("tf", H5_INDEX, open_h5, _NamedTarget(H5_FILE, "tf", H5Writer, model_prefix, lacks="bfloat16")),
+    _make_named("bin", BIN_INDEX, _each(read_bin), _NamedTarget(BIN_FILE, "pt", BinWriter)),
+    _make_named("flax", FLAX_INDEX, _each(read_msgpack), _NamedTarget(FLAX_FILE, "flax", MsgpackWriter)),
+    _make_named("tf", H5_INDEX, read_h5_files, _NamedTarget(H5_FILE, "tf", H5Writer, model_prefix, lacks="bfloat16")),
 )
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "LimitError",
     "MissingFileError",
     "ParityError",
+    "ProcessError",
     "SchemaError",
     "TokenizerError",
     "UnsafeFileError",
@@ -220,6 +221,10 @@ class ParityError(GPTJError, AssertionError):
 
 class BackendError(GPTJError, ImportError):
     """The backend asked for is unknown, or its framework is not installed."""
+
+
+class ProcessError(GPTJError, RuntimeError):
+    """Another of the processes that compute one model together ended, or could not be reached."""
 
 
 class BackendAttributeError(GPTJError, AttributeError):

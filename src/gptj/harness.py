@@ -16,7 +16,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -314,11 +314,13 @@ def _on_device(module: Any, name: str | None) -> Any:
     return module.on_device(asked)
 
 
-def evaluate(model: GPTJLM, tasks: Iterable[str], *, include_path: Path | None = None, **options: Any) -> Any:
+def evaluate(
+    model: GPTJLM | Callable[[], GPTJLM], tasks: Iterable[str], *, include_path: Path | None = None, **options: Any
+) -> Any:
     """The harness' results for these tasks.
 
     Args:
-        model: the model.
+        model: the model, or what opens it, once the tasks are found.
         tasks: names, patterns, or paths of YAML files.
         include_path: a folder with further tasks.
         options: of `lm_eval.simple_evaluate`.
@@ -339,7 +341,8 @@ def evaluate(model: GPTJLM, tasks: Iterable[str], *, include_path: Path | None =
             hint = "lm_eval ls tasks names them; --include-path DIR adds yours"
             raise InputError("no such task", where="tasks", found=shown(name), hint=hint)
         chosen += found
-    return simple_evaluate(model=model, tasks=chosen, task_manager=manager, **options)
+    opened = model if isinstance(model, GPTJLM) else model()
+    return simple_evaluate(model=opened, tasks=chosen, task_manager=manager, **options)
 
 
 def _matches(manager: Any, name: str) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from gptj.backends import install_line
 from gptj.errors import InputError, MissingFileError, shown
-from gptj.paths import likely_folder
+from gptj.paths import likely_folder, require_path
 
 __all__ = ["HUB_ARGUMENTS", "HubPlace", "is_repository_id", "locate", "locate_source", "split_hub_arguments"]
 
@@ -57,9 +57,9 @@ class HubPlace:
 
         Raises:
             MissingFileError: no such folder, and the hub's client is not installed, or neither it nor its cache has it.
-            InputError: two revisions.
+            InputError: it is no path at all, such as None; or two revisions.
         """
-        path = Path(name_or_path)
+        path = require_path(name_or_path)
         if not is_repository_id(name_or_path):
             return path
         if importlib.util.find_spec("huggingface_hub") is None:
@@ -110,9 +110,14 @@ def split_hub_arguments(arguments: Mapping[str, Any]) -> tuple[HubPlace, dict[st
 
 
 def is_repository_id(name_or_path: str | os.PathLike[str]) -> bool:
-    """Whether this is no path that exists but could be a repository of the hub: owner/name, or owner/name@revision."""
+    """Whether this is no path that exists but could be a repository of the hub: owner/name, or owner/name@revision.
+
+    Raises:
+        InputError: it is no path at all.
+    """
+    require_path(name_or_path)
     text = os.fspath(name_or_path)
-    return isinstance(text, str) and bool(_REPOSITORY.fullmatch(text)) and not os.path.lexists(text)
+    return bool(_REPOSITORY.fullmatch(text)) and not os.path.lexists(text)
 
 
 def locate(name_or_path: str | os.PathLike[str], *, place: HubPlace = HubPlace()) -> Path:

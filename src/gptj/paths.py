@@ -7,9 +7,9 @@ import itertools
 import os
 from pathlib import Path
 
-from gptj.errors import MissingFileError, shown
+from gptj.errors import InputError, MissingFileError, shown
 
-__all__ = ["is_folder", "likely_folder", "missing_folder"]
+__all__ = ["is_folder", "likely_folder", "missing_folder", "require_path"]
 
 _MOST_NAMES = 10_000
 """Names beside a missing folder that are looked through for the one that is meant."""
@@ -39,3 +39,14 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return Path(path).is_dir()
     except (OSError, ValueError):
         return False
+
+
+def require_path(value: str | os.PathLike[str], where: str = "directory") -> Path:
+    """The path that a caller gave.
+
+    Raises:
+        InputError: it is none, such as None, bytes, or the empty text, which would mean the current folder.
+    """
+    if isinstance(value, str | os.PathLike) and isinstance(text := os.fspath(value), str) and text:
+        return Path(text)
+    raise InputError("not a path", where=where, expected="a text that is not empty, or a Path", found=shown(value))

@@ -29,11 +29,15 @@ from gptj.schema import Head
 
 _others = set(BACKENDS) - set(named_backends())
 collect_ignore_glob = [f"test_{name}_*.py" for name in _others] if named_backends() else ["*.py"]
+if named_backends() == ("tf",):  # TensorFlow trains whole models: test_tf_parallel.py has what it does across processes
+    collect_ignore_glob.append("test_*_together.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "wing" in metafunc.fixturenames:
-        metafunc.parametrize("wing", named_backends(), indirect=True, scope="session")
+        chosen = getattr(metafunc.module, "WINGS", BACKENDS)
+        names = [name for name in named_backends() if name in chosen]
+        metafunc.parametrize("wing", names, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -331,6 +331,15 @@ def test_what_cannot_be_meant_is_refused_by_name_and_changes_nothing(wing, fresh
     assert close(logits(wing, model), expected_logits("all"), "float32")
 
 
+def test_a_cut_model_takes_no_adapter_and_says_the_way(fresh, adapter, monkeypatch):
+    model = fresh()
+    monkeypatch.setattr(type(model), "placement", "a part", raising=False)
+    for act in (lambda: model.load_adapter(adapter()), lambda: model.add_adapter(r=2)):
+        with pytest.raises(InputError, match=r"_adapter: this process holds a part.*adapter merge DIR ADAPTER OUT"):
+            act()
+    assert model.adapters == {}
+
+
 def test_an_adapter_of_another_model_is_refused(fresh, tmp_path):
     write_sample_adapter(tmp_path / "wide", config=revealing_config(n_embd=64, rotary_dim=8))
     model = fresh()

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from finetune_samples import TEXT, lines_file, text_file, tuned_model
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
+from gptj.command.main import gptj_command
 from gptj.errors import CheckpointWarning, InputError
 from gptj.finetune import Settings, finetune
 from gptj.finetune.curve import read_curve
@@ -185,6 +187,19 @@ def test_mixed_precision_keeps_float32_parameters_and_learns_alike(wing, whole, 
     assert narrow != wide, "computed in float32"
     assert np.abs(np.array(narrow) - wide).max() <= 0.02
     assert weights(tmp_path / "out")["lm_head.weight"].dtype == np.float32
+
+
+def test_a_float16_run_that_only_overflows_is_an_error(wing, data, tmp_path):
+    """A head's bias beyond float16 makes every logit infinite; the weights are never moved, and status 0 would lie."""
+    model = tuned_model(tmp_path / "model", n_layer=1, biases={"lm_head.bias": 1e5})
+    arguments = ["finetune", model, data, tmp_path / "out", "--backend", wing.name, "--device", "cpu"]
+    done = CliRunner().invoke(
+        gptj_command, [*map(str, arguments), "--dtype", "float16", "--steps", "3", "--batch", "2"]
+    )
+    said = str(done.exception)
+    assert isinstance(done.exception, InputError), done.output
+    assert "--dtype: every gradient overflowed float16, so nothing was learnt" in said and "bfloat16" in said
+    assert not (tmp_path / "out" / "config.json").exists(), "no model is left that looks trained"
 
 
 def test_prompts_are_masked_and_windows_padded(wing, model, tmp_path):

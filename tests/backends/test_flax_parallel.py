@@ -18,6 +18,8 @@ from gptj.errors import InputError
 from gptj.parity.revealing import revealing_fill
 from gptj.schema import schema
 from gptj.sharding import Mesh
+from gptj.sharding.plan import Work
+from gptj.sharding.traffic import list_collectives
 
 WORKER = Path(__file__).parents[1] / "support" / "parallel_flax.py"
 CONFIG = GPTJConfig(vocab_size=96, n_positions=32, n_embd=64, n_layer=3, n_head=4, rotary_dim=8,
@@ -64,7 +66,18 @@ def test_a_model_on_four_devices_is_the_whole_one(found, words):
 
 @pytest.mark.parametrize("words", ("tp:1:4", "tp:2:2"))
 def test_a_forward_pass_sums_once_a_block(found, words):
-    assert found[words]["sums"] == {"all-reduce": CONFIG.n_layer + 1, "all-to-all": 0, "collective-permute": 0}
+    sums = {"all-reduce": CONFIG.n_layer + 1, "all-to-all": 0, "collective-permute": 0, "most operands": 1}
+    assert found[words]["sums"] == sums
+
+
+@pytest.mark.parametrize("words", ("tp:1:4", "tp:2:2"))
+def test_each_sum_is_of_the_bytes_that_the_formulas_say(found, words):
+    """What attention and feed-forward made is added before it is summed: one buffer."""
+    work = Work(batch=4, length=9)
+    sums = next(iter(list_collectives(CONFIG, "tp", Mesh(tp=int(words[-1])), work)))  # whole rows were given
+    buffers = found[words]["summed"]
+    assert len(buffers) == sums.count and {size for one in buffers for size in one} == {sums.nbytes // sums.count}
+    assert all(len(one) == 1 for one in buffers)
 
 
 def test_two_processes_read_half_each_and_agree(model_folder, tmp_path):
@@ -88,7 +101,7 @@ def test_two_processes_read_half_each_and_agree(model_folder, tmp_path):
     for found in facts.values():
         assert found["difference"] <= 2e-5 and found["gradients"] <= 1e-5
         assert found["read"] == 4 * sum(found["table"])
-    assert facts["tp:1:2"]["tokens"] == [True, True]
+    assert facts["tp:1:2"]["tokens"] == [True, True] and facts["tp:1:2"]["one_draw"]
 
 
 def test_more_devices_than_there_are_and_what_cannot_be_cut_are_refused(model_folder):

@@ -8,12 +8,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from adapter_samples import KINDS, sample_pairs, write_sample_adapter
 from mutants import revealing_batch
 from wings import close
 
+from gptj.adapters import AdapterConfig
+from gptj.checkpoint import write_checkpoint
 from gptj.command.main import gptj_command
 from gptj.errors import InputError
-from gptj.parity.revealing import revealing_config
+from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.pt import Decoder, GPTJForCausalLM
 from gptj.pt.kernels import (
     Int4Linear,
@@ -322,3 +325,31 @@ def test_the_command_line_decodes_with_quantised_weights(folder, capsys, monkeyp
     assert json.loads(capsys.readouterr().out)["token_ids"] == expected
     with pytest.raises(InputError, match="inputs of 32"):
         gptj_command.main([*words, "--quantize", "int4"], standalone_mode=False)
+
+
+@pytest.mark.parametrize("kind", ["all", "rslora", "patterns"])
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_an_adapter_stands_beside_rounded_weights(quantize, kind, tmp_path):
+    """A product is the rounded layer's own and scale B A x; loaded before the rounding or after it, the same bits."""
+    config = revealing_config(**SIZES)
+    write_checkpoint(tmp_path / "base", config, revealing_fill(0))
+    adapter = write_sample_adapter(tmp_path / "adapter", kind, config=config)
+    rounded, before = (GPTJForCausalLM.from_pretrained(tmp_path / "base") for _ in range(2))
+    rounded.prepare_for_inference(quantize=quantize)
+    block = rounded.transformer.h[0]
+    x = torch.linspace(-1, 1, 2 * config.n_embd).reshape(1, 2, -1)
+    with torch.inference_mode():
+        base = block.into(x, block.beside)[0]
+    rounded.load_adapter(adapter)
+    before.load_adapter(adapter)
+    before.prepare_for_inference(quantize=quantize)
+    scale, a, b = sample_pairs(AdapterConfig(**KINDS[kind]), config).get("h.0.attn.q_proj", (0.0, [[0.0]], [[0.0]]))
+    with torch.inference_mode():
+        added = (block.into(x, block.beside)[0] - base)[..., : config.n_embd].double().numpy()
+    expected = scale * (x.double().numpy() @ np.array(a).T @ np.array(b).T) if scale else np.zeros_like(added)
+    assert np.abs(added - expected).max() <= 2e-5
+    ids = BATCH.input_ids % config.vocab_size
+    found = logits(rounded, ids)
+    assert np.array_equal(logits(before, ids), found)
+    rounded.set_adapter(None)
+    assert np.abs(found - logits(rounded, ids)).max() > 1

@@ -85,6 +85,12 @@ def test_training_is_that_of_one_process(found, words):
     assert facts["gradients"] <= 1e-5  # of the largest of each tensor
 
 
+def test_a_loss_is_made_of_parts_of_the_vocabulary(found):
+    facts = found["tp_fsdp:2:2"]
+    assert facts["no_logits"] and not facts["logits_gathered"]
+    assert facts["loss_in_float64"] <= 1e-9
+
+
 def test_a_checkpoint_is_bit_for_bit_the_same_on_every_mesh(found):
     trained = ("tp_fsdp:2:2", "fsdp:2:1", "fsdp:1:1")
     saved = {f"step {words.replace(':', ' ')}": found[words]["saved"] for words in trained}

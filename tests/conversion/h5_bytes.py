@@ -23,17 +23,17 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import h5py
 import numpy as np
-from gptj_conversion.common.foreign import read_model_config
+from gptj_conversion.common.foreign import open_named, read_model_config
+from gptj_conversion.common.stored_array import StoredArray
 from gptj_conversion.hf import h5_process, h5_survey
-from gptj_conversion.hf import keras_h5 as hf_tf
 from gptj_conversion.hf.h5_process import H5Process
+from gptj_conversion.hf.keras_h5 import H5_FILE, H5_INDEX, read_h5
 
 from gptj.errors import CheckpointWarning, GPTJError
 from gptj.schema import schema
@@ -106,7 +106,7 @@ def one_layer(folder: Path) -> Path:
     config = json.loads((BASE / "config.json").read_text())
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**config, "n_layer": 1}))
-    with h5py.File(BASE / hf_tf.H5_FILE, "r") as source, h5py.File(folder / hf_tf.H5_FILE, "w") as file:
+    with h5py.File(BASE / H5_FILE, "r") as source, h5py.File(folder / H5_FILE, "w") as file:
         group, old = file.create_group("transformer"), source["transformer"]
         names = [name for name in old.attrs["weight_names"] if "/h_._1/" not in name]
         file.attrs["layer_names"] = ["transformer"]
@@ -138,13 +138,17 @@ class Door:
 
     def read(self) -> dict[str, tuple[str, bytes]]:
         """Every tensor's dtype and bytes, by name."""
-        with mock.patch.object(hf_tf, "H5Process", lambda: contextlib.nullcontext(self.process)):
-            opened = hf_tf.open_h5(self.folder, config=self.config, weights=self.weights)
+        opened = open_named(
+            self.folder, self._read_files, name=H5_FILE, dialect="tf", config=self.config, weights=self.weights
+        )
         found = {}
         for row in schema(opened.config, opened.head):
             array = opened.read(row)
             found[row.name] = (str(array.dtype), array.tobytes())
         return found
+
+    def _read_files(self, paths: Iterable[Path]) -> list[StoredArray]:
+        return [array for path in paths for array in read_h5(path, process=self.process)]
 
     def outcome(self, path: Path, data: bytes) -> tuple[Outcome, str]:
         """What comes of the folder with `data` at `path`, and what was said."""
@@ -205,7 +209,7 @@ def try_all(source: Path, *, share: float = 1.0, longest_s: float = 1e9) -> tupl
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as made, H5Process() as process:
         folder = Path(shutil.copytree(source, Path(made) / "in"))
-        weights = hf_tf.H5_INDEX if (source / hf_tf.H5_INDEX).exists() else hf_tf.H5_FILE
+        weights = H5_INDEX if (source / H5_INDEX).exists() else H5_FILE
         path = min(folder.glob("*.h5"), key=lambda file: file.stat().st_size)
         good, listed = path.read_bytes(), [*mutants(path)]
         random.Random(0).shuffle(listed)  # so that a part is spread evenly

@@ -6,20 +6,24 @@ import json
 import shutil
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from gptj_conversion.common import dialects
 from gptj_conversion.convert import convert, describe
 from gptj_conversion.mesh.leaves import pieces
 from gptj_conversion.mesh.reader import open_mesh
+from gptj_conversion.mesh.training_config import TrainingConfig
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 
 from gptj.checkpoint import open_checkpoint
-from gptj.errors import GPTJError, SchemaError
+from gptj.errors import GPTJError, InputError, SchemaError
+from gptj.reading import npz
 from gptj.reading.manifest import Manifest
 from gptj.schema import schema, schema_by_name
+from gptj.sharding import Mesh, partition_of, slices
 
 DATA = Path(__file__).parent.parent / "data"
 MP2 = DATA / "mesh_mp2"
@@ -214,3 +218,56 @@ def test_a_destination_inside_the_source_is_refused_and_nothing_is_written(tmp_p
     with pytest.raises(GPTJError, match="lies in what is being converted"):
         convert(sample.path, sample.path / "out", config=sample.config_file)
     assert sorted(sample.path.rglob("*")) == before
+
+
+def count_bytes(patch, read: list[int]) -> None:
+    real = npz.read_into
+
+    def count(stream, out, *rest, **named):
+        read.append(len(out))
+        real(stream, out, *rest, **named)
+
+    patch.setattr(npz, "read_into", count)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_each_process_reads_its_own_shards_and_what_all_hold(tmp_path, monkeypatch, processes, dtype):
+    sample = write_mesh_sample(tmp_path / "run", shards=4, heads=4, dtype=dtype)
+    source = open_mesh(sample.path, config=sample.config_file)
+    mesh, rows = Mesh(tp=processes), schema(source.config)
+    width = np.dtype(dtype).itemsize
+    cut = [row for row in rows if any(partition_of(row, "tp"))]
+    copies = sum(row.size * (4 if row.name.endswith("fc_out.bias") else 1) for row in rows if row not in cut)
+    most = width * (sum(row.size for row in cut) // processes + copies + 4 * source.config.n_embd)  # wte's summed bias
+    for rank in range(processes):
+        read: list[int] = []
+        with monkeypatch.context() as patch:
+            count_bytes(patch, read)
+            parts = {row.name: source.read_part(row, slices(row, "tp", mesh, {"tp": rank})) for row in rows}
+        for row in rows:
+            expected = source.read(row)[slices(row, "tp", mesh, {"tp": rank})]
+            assert parts[row.name].dtype == expected.dtype and np.array_equal(parts[row.name], expected), row.name
+        assert sum(read) == most
+
+
+@pytest.mark.parametrize("strategy,mesh", [("tp", Mesh(tp=4)), ("fsdp", Mesh(dp=2)), ("tp_fsdp", Mesh(dp=2, tp=2))])
+def test_parts_that_are_no_whole_shards_are_refused_by_name(tmp_path, monkeypatch, strategy, mesh):
+    sample = write_mesh_sample(tmp_path / "run", shards=2, heads=4, vocab_per_shard=8)
+    source = open_mesh(sample.path, config=sample.config_file)
+    row = schema_by_name(source.config)["transformer.h.0.attn.q_proj.weight"]
+    read: list[int] = []
+    count_bytes(monkeypatch, read)
+    with pytest.raises(InputError, match="no whole number of the checkpoint's shards") as caught:
+        source.read_part(row, slices(row, strategy, mesh, mesh.coordinates(1)))
+    assert caught.value.where == row.name and "gptj convert" in str(caught.value) and not read
+
+
+def test_a_padded_vocabulary_is_read_whole_or_refused(tmp_path):
+    sample = write_mesh_sample(tmp_path / "run", shards=2, vocab_per_shard=6)
+    padded = {**sample.training_config, "n_vocab": 8, "n_vocab_padding": 4}
+    source = open_mesh(sample.path, config=TrainingConfig.from_dict(padded))
+    row = schema_by_name(source.config)["transformer.wte.weight"]
+    assert np.array_equal(source.read_part(row, (slice(0, 8), slice(0, row.shape[1]))), source.read(row))
+    with pytest.raises(InputError, match="shards"):
+        source.read_part(row, slices(row, "tp", Mesh(tp=2), {"tp": 1}))

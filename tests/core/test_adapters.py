@@ -296,3 +296,18 @@ def test_merge_refuses_a_folder_that_is_no_adapters(base, tmp_path):
     (tmp_path / "empty").mkdir()
     status, _, error = run("adapter", "merge", base, tmp_path / "empty", tmp_path / "out")
     assert status == 1 and "adapter_config.json" in error
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*\.(q_proj|v_proj)",
+        r".*decoder.*(SelfAttention|EncDecAttention).*(q|v)$",
+        r"(transformer\.)?h\.(\d+)\.attn\.(q|v)_proj",
+        r"^(?!.*lm_head).*$",
+        r"h\.([0-9]|1[0-9]|2[0-7])\..*_proj",
+        r"^(?:.*?(?:language|text).*?(?:attn|mlp).*?(?:q_proj|k_proj).*?)$|^(?:model\.layers\.[\d]{1,}\.(?:attn|mlp))$",
+    ],
+)
+def test_patterns_that_others_write_are_taken(pattern):
+    AdapterConfig(r=4, target_modules=pattern, rank_pattern={pattern: 2})

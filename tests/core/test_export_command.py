@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
 import pytest
+from adapter_samples import write_sample_adapter
 
 from gptj.command.export import ELSEWHERE, FORMATS, write
 from gptj.command.main import gptj_command
-from gptj.errors import BackendError, InputError, WriteError
+from gptj.errors import BackendError, InputError, MissingFileError, WriteError
 
 
 def export(*words: object) -> None:
@@ -92,13 +94,37 @@ def test_what_stands_there_is_not_replaced(tmp_path: Path, wing: Any) -> None:
     wing.write = lambda model, folder: pytest.fail("written")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    with pytest.raises(WriteError, match="is not empty"):
+    with pytest.raises(WriteError, match=r"is not empty .*Name another"):
         run(tmp_path, tmp_path / "out")
     with pytest.raises(WriteError, match="no such folder"):
         run(tmp_path, tmp_path / "nowhere" / "out")
+
+
+@pytest.mark.parametrize("target", ["torch-export", "ctranslate2", "vllm"])
+def test_a_folder_that_is_no_models_is_refused_before_a_way_is_said(tmp_path: Path, target: str) -> None:
+    """ "vLLM opens this folder as it is" would be a lie of one that is not there, or an adapter's."""
+    with pytest.raises(MissingFileError, match="no such directory"):
+        export(tmp_path / "nothing", tmp_path / "out", "--to", target)
+    adapter = write_sample_adapter(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"adapter: a LoRA adapter without its base model\. Merge it"):
+        export(adapter, tmp_path / "out", "--to", target)
 
 
 def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"onnx and onnxscript cannot be imported\. Run: pip install"):
         write(tmp_path, tmp_path / "out", FORMATS["onnx"], dtype=None, weights=None)
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "1.5", "1e30", "-1", "0"])
+def test_a_limit_of_documents_is_whole_or_a_part(tmp_path: Path, limit: str) -> None:
+    with pytest.raises(click.UsageError, match=r"limit|not in the range"):
+        gptj_command.main(["eval", str(tmp_path), "--tasks", "a", "--limit", limit], standalone_mode=False)
+
+
+def test_evaluation_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "gptj.harness", raising=False)
+    for limit in ("3", "0.5"):
+        with pytest.raises(BackendError, match=r'lm_eval cannot be imported.*pip install "gptj-multibackend\[eval\]"'):
+            gptj_command.main(["eval", str(tmp_path), "--tasks", "a", "--limit", limit], standalone_mode=False)

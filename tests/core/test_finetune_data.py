@@ -84,7 +84,7 @@ def test_a_malformed_line_is_refused_by_file_and_line(tmp_path, line, words):
         (b"", InputError, "nothing to learn"),
         (b" \n\n", InputError, "nothing to learn"),
         (b"a\nb\xff\n", FormatError, "line 2: not UTF-8"),
-        (b"a\n\nb\0\n", FormatError, "line 3: a NUL"),
+        (b"a\n\nb\0\n", FormatError, "line 3: not UTF-8 .*NUL at offset 4"),
         (b'[{"text": "a"}]', InputError, "line 1: a JSON array"),
     ],
 )

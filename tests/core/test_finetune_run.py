@@ -20,7 +20,7 @@ from gptj.backends import install_line
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
 from gptj.errors import CheckpointWarning, FormatError, InputError, WriteError
 from gptj.finetune import job
-from gptj.finetune.checkpoints import Identity, RunFolder
+from gptj.finetune.checkpoints import Identity, RunFolder, write_moments
 from gptj.finetune.curve import Row, draw_curve, perplexity, read_curve, write_curve
 from gptj.finetune.data import Batches, Document, make_windows
 from gptj.finetune.loop import Progress, Training
@@ -58,12 +58,11 @@ def run(folder, settings=SETTINGS, *, resume=False, stop_at=None, evaluation=Fal
             else:
                 tuned_model(path)
             np.save(path / "table.npy", step.table)
+            write_moments(path, step.moments())
 
         def save(training: Training) -> None:
             saved_at.append(training.progress.step)
-            place.save(
-                training.progress, identity(settings), training.rows, write_model=write_model, moments=step.moments()
-            )
+            place.save(training.progress, identity(settings), training.rows, write=write_model)
 
         measured = batches(text=TEXT[::-1]) if evaluation else None
         training = Training(
@@ -143,6 +142,19 @@ def test_a_float16_gradient_that_always_overflows_ends_the_run():
     assert training.progress.step == 16, "halved from 65,536 to 1"
 
 
+@pytest.mark.parametrize("steps", [1, 2, 16])
+def test_a_run_without_one_update_is_an_error(tmp_path, steps):
+    saved = []
+    for progress in (Progress(), Progress(step=steps)):  # the second: resumed, where an earlier run let it pass
+        step = TableStep(300)
+        step.overflows = [True] * steps
+        settings = dataclasses.replace(SETTINGS, dtype="float16", save_every=100, eval_every=100)
+        training = Training(step, settings, batches(), None, steps=steps, progress=progress, rows=[])
+        with pytest.raises(InputError, match=rf"--dtype.*nothing was learnt.*{steps} left out.*bfloat16"):
+            training.run(save=saved.append, report=lambda report: None, stop=lambda: False)
+    assert saved == [], "the end of such a run is no checkpoint"
+
+
 def test_a_gradient_that_is_no_number_ends_the_run(tmp_path):
     step = TableStep(300)
     step.overflows = [False, True]
@@ -159,6 +171,7 @@ def test_a_gradient_that_is_no_number_ends_the_run(tmp_path):
     ("changes", "words"),
     [
         ({"settings": dataclasses.replace(SETTINGS, lr=0.2)}, "--lr: another than the run.*expected 0.1, found 0.2"),
+        ({"settings": dataclasses.replace(SETTINGS, steps=None, epochs=2)}, "--epochs.*and 1 more: --steps|--steps.*"),
         ({"settings": dataclasses.replace(SETTINGS, seed=1, batch=3)}, "--batch.*and 1 more: --seed"),
         ({"backend": "tf"}, "--backend.*expected 'pt', found 'tf'"),
         ({"model": {"n": 2}}, "DIR.*expected 'n 1', found 'n 2'"),

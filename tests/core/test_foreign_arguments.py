@@ -20,6 +20,15 @@ def test_each_is_accepted_with_what_is_so_anyway_and_else_refused_with_a_way_to_
 
 
 @pytest.mark.parametrize(
+    ("name", "way"),
+    [("tp_plan", "strategy="), ("device_mesh", "mesh="), ("max_memory", "mesh="), ("torchscript", "gptj export"),
+     ("adapter_kwargs", "model.load_adapter"), ("use_fast", "Leave it out")],
+)  # fmt: skip
+def test_the_way_to_go_is_what_the_wings_have(name, way):
+    assert way in FOREIGN_ARGUMENTS[name].hint
+
+
+@pytest.mark.parametrize(
     ("given", "place"),
     [(None, None), ("auto", "auto"), ("cpu", "cpu"), ("cuda", "cuda"), (1, "cuda:1"), ({"": "cpu"}, "cpu"),
      ({"": 0}, "cuda:0"), ({"transformer": "cuda:1", "lm_head": "cuda:1"}, "cuda:1"), ("gpu:0", "cuda:0")],

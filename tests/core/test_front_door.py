@@ -242,6 +242,12 @@ def completions(*words: str, incomplete: str = "") -> list[str]:
         (("init", "x", "--dtype", "flaot32"), "Did you mean float32?"),
         (("convert", "a", "b", "--layout", "slm"), "Did you mean slim?"),
         (("generate", "x", "hi", "--quantize", "int-8"), "Did you mean int8?"),
+        (("parity", "x", "y", "--path", "prepard"), "Did you mean prepared?"),
+        (("parity", "record", "x", "--path", "compild"), "Did you mean compiled?"),
+        (("parity", "matrix", "x", "--dtype", "double"), "Did you mean float64?"),
+        (("generat", "x"), "No such command 'generat'. Did you mean generate?"),
+        (("finetun",), "Did you mean finetune?"),
+        (("parity", "recrod", "x"), "No such command or folder 'recrod'. Did you mean record?"),
     ],
 )
 def test_a_name_that_people_type_gets_the_one_that_is_meant(words, said):

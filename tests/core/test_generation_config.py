@@ -82,6 +82,14 @@ def test_a_field_that_is_not_honoured_is_refused_with_its_reason(field: str) -> 
         assert make({field: None}) == GenerationConfig()
 
 
+def test_what_recipes_pass_to_generate_is_accepted_where_it_asks_for_nothing() -> None:
+    """Also an array, whose comparison is no truth value, is refused by name."""
+    idle = {"synced_gpus": False, "negative_prompt_ids": None, "custom_generate": None}
+    assert GenerationConfig().replace(**idle) == GenerationConfig()
+    with pytest.raises(ConfigError, match="negative_prompt_ids: not supported: classifier-free"):
+        GenerationConfig().replace(negative_prompt_ids=np.ones((1, 2), int))
+
+
 # ---- rules
 
 NOT_NUMBERS: list[Any] = [math.nan, math.inf, "1", True, [1]]

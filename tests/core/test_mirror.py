@@ -20,7 +20,11 @@ ROOT = Path(gptj.__file__).parent
 FILES = ("__init__.py", "adapters.py", "arguments.py", "finetune.py", "generate.py", "heads.py", "inference.py")
 FILES += ("layers.py", "model.py", "one_step.py", "parallel.py", "weights.py")
 
-OWN_FILES = {"pt": {"export.py", "kernels.py"}, "tf": {"export.py", "training.py"}, "flax": set()}
+OWN_FILES = {
+    "pt": {"crossing.py", "export.py", "kernels.py", "parallel_training.py"},
+    "tf": {"export.py", "parallel_generate.py", "parallel_training.py", "training.py"},
+    "flax": {"parallel_training.py"},
+}
 """Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, Keras has a
 training loop of its own, and programs are exported in formats that are one framework's."""
 

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 import gptj
 from gptj import backends, pretrained
+from gptj.adapters import AdapterConfig
+from gptj.adapters.files import read_adapter, write_adapter
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.command import main as cli
 from gptj.config import GPTJConfig
@@ -24,6 +26,7 @@ from gptj.parity.revealing import revealing_fill
 from gptj.pretrained.loading import LOADING_ARGUMENTS
 from gptj.text import tokenizer_calls
 from gptj.text.tokenizer_calls import set_from_pretrained, take_call_arguments
+from gptj.text.tokenizer_files import write_tokenizer_files
 
 # ---- a folder that is not there
 
@@ -48,7 +51,7 @@ def opened(kind: str, path: Path) -> None:
         raise done.exception
 
 
-KINDS = ("config", "generation config", "tokenizer", "weights", "hub", "inspect", "verify", "generate")
+KINDS = ("config", "generation config", "tokenizer", "weights", "hub", "inspect", "verify", "generate", "plan")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,6 +71,28 @@ def test_a_folder_that_is_not_there_says_what_can_be_given(kind, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingFileError, match=r"gpt-j-6b: no such .*folder, or a repository .* as OWNER/NAME"):
         opened(kind, Path("gpt-j-6b"))
+
+
+TAKE_A_PATH = {
+    "config": GPTJConfig.from_pretrained,
+    "generation config": GenerationConfig.from_pretrained,
+    "tokenizer": gptj.GPTJTokenizer.from_pretrained,
+    "model": HubPlace().locate,
+    "adapter": read_adapter,
+    "config saved": GPTJConfig().save_pretrained,
+    "generation config saved": GenerationConfig().save_pretrained,
+    "tokenizer saved": lambda path: write_tokenizer_files(None, path),  # type: ignore[arg-type]
+    "adapter saved": lambda path: write_adapter(path, AdapterConfig(), (), lambda row: row),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("door", TAKE_A_PATH)
+@pytest.mark.parametrize("given", [None, "", b"verse", 3, ["verse"]])
+def test_what_is_no_path_is_refused_by_name_at_every_door(door, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="directory: not a path"):
+        TAKE_A_PATH[door](given)
+    assert not [*tmp_path.iterdir()]
 
 
 # ---- arguments that are misspelt

@@ -379,3 +379,8 @@ def test_windows_that_score_nothing_are_none():
     assert [*score_windows(OracleModel(), [])] == []
     assert limits_of(CONFIG) == Limits(CONFIG.n_positions, CONFIG.n_positions)
     assert Window((1,), (2,)) == Window((1,), (2,))
+
+
+def test_a_score_of_a_long_text_is_shown_in_a_line() -> None:
+    score = Score(np.arange(900), np.full(900, -0.5), np.zeros(900, bool), 3000)
+    assert repr(score) == "Score(token_ids=int64 (900,), log_likelihood=-450.0, n_bytes=3000)"

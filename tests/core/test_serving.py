@@ -28,7 +28,7 @@ from gptj.serving.prefixes import PrefixStore
 from gptj.serving.prefixes import _in_common as in_common
 from gptj.serving.requests import read_chat
 from gptj.serving.service import Numbers, servable
-from gptj.serving.warming import warm_up
+from gptj.serving.warming import sizes, warm_up, warm_up_behind
 
 PROMPT = "Once upon a time there was"
 GREEDY: dict[str, Any] = {"temperature": 0}
@@ -472,10 +472,12 @@ def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
         served.tokens(prompt=first, **GREEDY)
         longer = [*first[:50], 7, 8, 9]
         _, answer = served.post(prompt=longer, return_token_ids=True, **GREEDY)
-        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 50}
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 45}, (
+            "53 but for the 8 that are read at least"
+        )
         assert answer["choices"][0]["token_ids"] == served.lone(longer, max_new_tokens=16)
         _, answer = served.post(prompt=first, n=3, seed=1)
-        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 59}, (
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 52}, (
             "all but the last, whose logits are new"
         )
 
@@ -490,6 +492,24 @@ def test_the_pieces_of_a_prompt_are_widths_that_are_compiled_once():
             room = prefill._decoder.slots - prefill._decoder.length
             shape, _ = prefill.advance(512)
             assert shape[2] <= max(room, 8), "no piece is cut at the cache's end to an odd width"
+
+
+def test_few_numbers_of_rows_are_met_whatever_the_lengths():
+    """oneDNN keeps what it prepared for each number of rows: of odd ones, hundreds of megabytes."""
+    model, met = ToyModel(n_positions=256), set()
+    with Served(model, most_rows=4, prefix_tokens=0) as served:
+        extend = ToyDecoder._run
+
+        def watch(decoder: ToyDecoder, ids: np.ndarray, *arguments: Any, **options: Any) -> Any:
+            met.add(ids.size)
+            return extend(decoder, ids, *arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ToyDecoder, "_run", watch)
+            for length in range(1, 200, 3):
+                assert served.post(prompt=[5 + length] * length, max_tokens=2)[0] == 200
+                assert served.post(prompt=[5] * length, max_tokens=1, echo=True, logprobs=1)[0] == 200
+    assert met <= {1, 2, 4, *range(8, 513, 8)} and len(met) > 20
 
 
 def columns(held: int, count: int) -> Columns:
@@ -530,6 +550,37 @@ def test_warming_up_meets_all_sizes_and_leaves_no_trace():
         assert {1, 2, 4, 6} <= {decoder.batch for decoder in model.decoders}
         assert "gptj_generated_tokens_total" not in served.engine.metrics.text()
         assert served.is_empty(1) and served.post(prompt=PROMPT)[0] == 200
+
+
+def test_who_needs_what_is_not_compiled_yet_waits_without_the_others():
+    """A prompt whose cache has not been met is left while rows run, and taken once it is, or when nobody runs."""
+    long, short = [1 + n % 280 for n in range(300)], [5] * 9
+    endless = {"prompt": "Once", "max_tokens": 400, "temperature": 0, "logit_bias": {"289": -100}}
+    with Served(ToyModel(n_positions=512, slow_s=0.005), most_rows=4) as served:
+        served.engine.met_slots = 256
+        assert served.post(prompt=long, max_tokens=2)[0] == 200, "nobody else is there"
+        with served.streamed(**endless) as events:
+            next(events)
+            answered = threading.Event()
+            asker = threading.Thread(target=lambda: (served.post(prompt=long, max_tokens=2), answered.set()))
+            asker.start()
+            for _ in range(3):
+                assert served.post(prompt=short, max_tokens=3)[0] == 200
+            assert not answered.is_set() and served.engine.waiting == 1
+            served.engine.met_slots = None
+            assert answered.wait(10), "while the first is still being answered"
+            next(events)
+        asker.join()
+
+
+def test_larger_caches_are_met_behind_the_engine():
+    model = ToyModel(n_positions=1024)
+    with Served(model, most_rows=2) as served:
+        thread = warm_up_behind(served.engine)
+        assert served.post(prompt=PROMPT)[0] == 200
+        thread.join(30)
+        assert served.engine.met_slots is None and not thread.is_alive()
+        assert {(decoder.batch, decoder.slots) for decoder in model.decoders} >= set(sizes(model.config, 2))
 
 
 def test_the_end_waits_for_what_was_begun_and_takes_no_more():

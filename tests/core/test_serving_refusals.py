@@ -242,6 +242,52 @@ def test_what_is_no_http_is_refused_in_json(served, sent):
     check_alive(served)
 
 
+_POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+_CHUNKED = _POST + b"Transfer-Encoding: chunked\r\n\r\n"
+_BODY = b'{"model": "tiny", "prompt": "a", "max_tokens": 1}'
+_SIZED = b"Content-Length: %d\r\n" % len(_BODY)
+_CHUNK = b"%x\r\n%s\r\n" % (len(_BODY), _BODY)
+
+LIES: dict[str, tuple[bytes, int]] = {
+    "a chunk longer than it says": (_CHUNKED + b"5\r\n" + _BODY + b"\r\n0\r\n\r\n", 400),
+    "a chunk shorter than it says": (_CHUNKED + b"ff\r\n" + _BODY + b"\r\n0\r\n\r\n", 408),
+    "a chunk's size in words": (_CHUNKED + b"ten\r\n" + _BODY + b"\r\n0\r\n\r\n", 400),
+    "a chunk's size below 0": (_CHUNKED + b"-5\r\n" + _BODY + b"\r\n0\r\n\r\n", 400),
+    "a chunk beyond 64 bits": (_CHUNKED + b"f" * 22 + b"\r\n" + _BODY + b"\r\n0\r\n\r\n", 400),
+    "chunks that never end": (_CHUNKED + _CHUNK, 408),
+    "a chunk's extension without end": (_CHUNKED + b"2;" + b"a" * 200_000 + b"\r\n", 400),
+    "trailers without end": (_CHUNKED + _CHUNK + b"0\r\n" + b"X: y\r\n" * 40_000, 400),
+    "chunks of a byte": (_CHUNKED + b"".join(b"1\r\n%c\r\n" % c for c in _BODY) + b"0\r\n\r\n", 200),
+    "a coding of the transfer": (_POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+    "a coding of the body": (_POST + _SIZED + b"Content-Encoding: gzip\r\n\r\n" + _BODY, 415),
+    "two sizes that differ": (_POST + b"Content-Length: 3\r\nContent-Length: 5\r\n\r\n" + _BODY, 400),
+    "a size in words": (_POST + b"Content-Length: ten\r\n\r\n" + _BODY, 400),
+    "a size beyond all": (_POST + b"Content-Length: %s\r\n\r\n" % (b"9" * 30) + _BODY, 400),
+    "a size too small": (_POST + b"Content-Length: 5\r\n\r\n" + _BODY, 400),
+    "a size too large": (_POST + b"Content-Length: 100\r\n\r\n" + _BODY, 408),
+    "no size": (_POST + b"\r\n" + _BODY, 400),
+    "a name of a header with a space": (_POST + b"X A: b\r\n" + _SIZED + b"\r\n" + _BODY, 400),
+    "a header with a zero": (_POST + b"X-A: \x00\r\n" + _SIZED + b"\r\n" + _BODY, 400),
+    "5,000 headers": (_POST + b"X-A: b\r\n" * 5000 + _SIZED + b"\r\n" + _BODY, 200),
+    "20,000 headers": (_POST + b"X-A: b\r\n" * 20_000 + _SIZED + b"\r\n" + _BODY, 400),
+    "a websocket": (b"GET /v1 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n", 404),
+    "a tunnel": (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    "the beginning of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404),
+    "a path that is no text": (b"GET /v1/models/%ff%00%zz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    "no host": (b"GET /health HTTP/1.1\r\n\r\n", 400),
+}
+
+
+def test_a_request_that_lies_about_itself_is_answered_in_json(served):
+    for name, (sent, status) in LIES.items():
+        answer = served.raw(sent)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.split(b"\r\n")[0].startswith(b"HTTP/1.1 %d" % status), (name, answer[:200])
+        if status != 200:
+            check_error(json.JSONDecoder().raw_decode(body.decode())[0])
+    check_alive(served)
+
+
 def test_a_half_closed_socket_takes_no_row(served):
     body = json.dumps({"model": "tiny", "prompt": "Once", "max_tokens": 60}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -341,10 +387,10 @@ def test_an_error_of_the_model_is_said_without_its_traceback_and_the_rest_goes_o
     model = ToyModel()
     with Served(model) as served:
         make, model._decoder = model._decoder, lambda *_: 1 / 0  # type: ignore[method-assign]
-        served.engine._make_decoder = model._decoder
+        served.engine.make_decoder = model._decoder
         status, answer = served.post(prompt="Once")
         assert (status, check_error(answer)["code"]) == (500, "internal_error")
-        served.engine._make_decoder = make
+        served.engine.make_decoder = make
         check_alive(served)
         admit, served.engine._admit = served.engine._admit, lambda: 1 / 0  # type: ignore[method-assign]
         assert served.post(prompt="Once")[0] == 500, "a mistake of the engine's own"

@@ -37,6 +37,62 @@ def test_the_parts_of_a_mesh_are_the_tensor_and_nothing_twice_but_copies(strateg
         assert (seen == copies).all(), (spec.name, strategy)
 
 
+@st.composite
+def models(draw):
+    """Sizes of every kind: heads, widths, vocabularies and labels that meshes divide, and some that they do not."""
+    size = st.sampled_from((6, 7, 8, 12, 16, 24, 36, 48, 50, 60))
+    heads, head_dim = draw(st.sampled_from((1, 2, 3, 4, 6, 8, 12))), 2 * draw(st.integers(1, 6))
+    return GPTJConfig(
+        vocab_size=draw(size), n_positions=8, n_embd=heads * head_dim, n_layer=draw(st.integers(1, 2)),
+        n_head=heads, rotary_dim=2, n_inner=draw(st.none() | size), num_labels=draw(st.integers(1, 5)),
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
+    )  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(config=models(), strategy=st.sampled_from(STRATEGIES), dp=st.sampled_from((1, 2, 3, 4, 6, 8)),
+       tp=st.sampled_from((1, 2, 3, 4, 6, 8)), data=st.data())  # fmt: skip
+def test_slices_of_any_model_on_any_mesh_that_is_allowed_cover_each_tensor_once(config, strategy, dp, tp, data):
+    """Every number of every tensor is in as many processes as have copies; what is refused is what does not divide."""
+    mesh, batch = Mesh(dp=dp, tp=tp), data.draw(st.integers(1, 12))
+    cuts_tp, cuts_all = strategy in ("tp", "tp_fsdp"), strategy in ("fsdp", "tp_fsdp")
+    divides = {
+        "tp": cuts_tp or tp == 1,
+        "n_head": not cuts_tp or config.n_head % tp == 0,
+        "vocab_size": not cuts_tp or config.vocab_size % tp == 0,
+        "n_inner": config.inner_width % ((tp if cuts_tp else 1) * (dp if cuts_all else 1)) == 0,
+        "n_embd": not cuts_all or config.n_embd % dp == 0,
+        "batch": batch % dp == 0,
+    }
+    broken = [name for name, fits in divides.items() if not fits]
+    if broken:
+        with pytest.raises(InputError) as caught:
+            check_mesh(config, strategy, mesh, batch=batch)
+        assert caught.value.where == broken[0] and caught.value.hint
+        return
+    check_mesh(config, strategy, mesh, batch=batch)
+    for head in ("causal_lm", "sequence_classification"):
+        for spec in schema(config, head):
+            cut = {axis for axes in partition_of(spec, strategy) for axis in axes}
+            seen = np.zeros(spec.shape, int)
+            largest = 0
+            for rank in range(mesh.size):
+                part = slices(spec, strategy, mesh, mesh.coordinates(rank))
+                assert all(0 <= one.start <= one.stop <= size for one, size in zip(part, spec.shape, strict=True))
+                seen[part] += 1
+                largest = max(largest, seen[part].size)
+            assert (seen == mesh.size // mesh.along(cut)).all(), (spec.name, strategy)
+            assert largest == held_by_one(spec, strategy, mesh), "the first process is the fullest"
+
+
+def test_six_b_is_cut_for_as_many_devices_as_there_are():
+    """50,400 tokens are no multiple of 64, and nothing but the head's bias is cut along dp by them."""
+    for strategy, mesh in (("fsdp", Mesh(dp=64)), ("tp_fsdp", Mesh(dp=32, tp=8)), ("fsdp", Mesh(dp=256))):
+        check_mesh(SIX, strategy, mesh)
+        held = sum(held_by_one(row, strategy, mesh) for row in schema(SIX))
+        assert held <= sum(row.size for row in schema(SIX)) / mesh.size * 1.01
+
+
 def test_each_strategy_cuts_what_it_says():
     rows = schema_by_name(SIX)
     block = "transformer.h.0."
@@ -112,6 +168,10 @@ def test_a_plan_counts_weights_and_optimizer_exactly():
     whole = sum(row.size for row in schema(SMALL)) * 4
     alone = plan_memory(SMALL, "dp", Mesh(), work)
     assert (alone.weights, alone.gradients, alone.optimizer) == (whole, whole, 2 * whole)
+    half = plan_memory(SMALL, "dp", Mesh(), Work(training=True, batch=4, length=8, dtype="bfloat16"))
+    assert half.optimizer == whole  # torch keeps moments in the parameters' dtype
+    assert alone.passing == 2 * 4 * 48 * 48 * 4  # AdamW works on the largest tensor in two copies
+    assert alone.total == 3 * whole + max(whole + alone.passing, alone.activations)
     cut = plan_memory(SMALL, "fsdp", Mesh(dp=4), work)
     assert whole <= 4 * cut.weights <= 1.01 * whole + 4096
     assert plan_memory(SMALL, "dp", Mesh(), Work(batch=2, length=8)).cache == 2 * 2 * 2 * 48 * 8 * 4
@@ -124,7 +184,7 @@ def test_more_rows_tokens_and_devices_move_a_plan_as_they_should():
         ).total
 
     assert total(batch=8) > total() and total(length=1024) > total()
-    assert total(recompute=True) < total() and total(dtype="bfloat16") < total()
+    assert total(batch=32, recompute=True) < total(batch=32) and total(dtype="bfloat16") < total()
     sizes = [plan_memory(SIX, "tp", Mesh(tp=n), Work(batch=1)).total for n in (1, 2, 4, 8)]
     assert sizes == sorted(sizes, reverse=True)
 
@@ -148,6 +208,14 @@ def test_the_command_prints_a_plan_and_the_line_that_starts_it(tmp_path):
         gptj_command, ["plan", str(tmp_path / "config.json"), "--training", "--memory", "16GiB", "--json"]
     )
     (made,) = json.loads(run.output)["plans"]
+    for words, line in (
+        (["--devices", "2"], "torchrun --nproc_per_node=2 -m gptj finetune"),
+        (["--devices", "2", "--recompute"], "DATA OUT --checkpoint-gradients --backend pt --strategy"),
+        (["--devices", "2", "--dtype", "bfloat16"], 'dtype="bfloat16"'),
+        ([], "gptj finetune"),
+    ):
+        words = ["plan", str(tmp_path), "--training", "--memory", "999GiB", *words]
+        assert line in CliRunner().invoke(gptj_command, words).output
     assert made["fits"] is False and made["total"] > 90 * 2**30
     done = CliRunner().invoke(gptj_command, ["plan", str(tmp_path), "--memory", "many"])
     assert "--memory" in str(done.exception)

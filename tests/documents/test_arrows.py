@@ -32,7 +32,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "scoring": CONTRACT | {"generation"},
     "parity": _FILES | {"adapters", "checkpoint", "generation", "scoring"},
     "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity", "sharding"},
-    "finetune": _FILES | {"adapters", "checkpoint", "generation", "text"},
+    "finetune": _FILES | {"adapters", "checkpoint", "generation", "sharding", "text"},
     **dict.fromkeys(WINGS, _MODELS | {"finetune"}),
     "conversion.common": _FILES,
     "conversion.mesh": _FILES | {"conversion.common"},
@@ -54,7 +54,7 @@ FRAMEWORKS = frozenset({"torch", "tensorflow", "keras", "jax", "flax", "optax"})
 LIBRARIES: dict[str, frozenset[str]] = {
     "pt": frozenset({"torch"}),
     "tf": frozenset({"tensorflow", "keras", "optree"}),
-    "flax": frozenset({"jax", "flax", "jaxlib", "optax"}),
+    "flax": frozenset({"jax", "flax", "jaxlib", "optax", "orbax"}),
     "finetune": frozenset({"filelock", "matplotlib"}),
     "writing": frozenset({"filelock", "safetensors"}),
     "hub": frozenset({"huggingface_hub"}),

@@ -113,6 +113,8 @@ TRAINERS: dict[str, Callable[[Arrays], Any]] = {
 
 ODDITIES = [
     *(Oddity(f"{p} before all names", renamed(lambda n, p=p: p + n), "wrapper") for p in PREFIXES),
+    Oddity("an adapter's config beside whole weights",
+           lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}'), "adapter_config.json"),
     Oddity("only the base is compiled",
            renamed(lambda n: n.replace("transformer.", "transformer._orig_mod.")), "_orig_mod"),
     Oddity("FSDP's module in each block",

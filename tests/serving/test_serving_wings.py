@@ -15,6 +15,9 @@ import pytest
 from adapter_samples import write_sample_adapter
 from served import Served
 
+from gptj.serving import engine, prefill, warming
+from gptj.serving.warming import warm_up
+
 PROMPT = "Once upon a time there was a little fox"
 
 
@@ -83,6 +86,39 @@ def test_a_long_prompt_while_another_is_answered(served):
     assert done == "[DONE]" and len(parts) > 20
 
 
+def test_nothing_is_compiled_after_the_warm_up(wing, model, monkeypatch):
+    """Prompts of many lengths, with prefixes in common, that join and leave: XLA has met all their sizes."""
+    if wing.name == "pt":
+        return  # compiles nothing
+    for room in (engine, prefill, warming):
+        monkeypatch.setattr(room, "MOST", 32)  # fewer widths, to be quick
+    made = programs(wing, model)
+    with Served(model, most_rows=2) as served:
+        warm_up(served.engine)
+        before = len(made())
+        assert before > 20
+        prompts = [[(seed + n) % 290 for n in range(length)] for seed, length in ((0, 3), (1, 240), (2, 100), (0, 60))]
+        with served.streamed(prompt=PROMPT, max_tokens=200, temperature=0, logit_bias={"289": -100}) as events:
+            next(events)
+            for prompt in [*prompts, [*prompts[1][:200], 3, 4]]:
+                assert served.post(prompt=prompt, max_tokens=5, logprobs=2, echo=len(prompt) == 100)[0] == 200
+        assert served.post(prompt=prompts[0], n=2, max_tokens=5)[0] == 200
+        assert made()[before:] == []
+
+
+def programs(wing, model):
+    """Gives what has been compiled since for the model, in order."""
+    if wing.name == "tf":
+        return lambda: [key for compiled in getattr(model, "_compiled", {}).values() for key in compiled.functions]
+    import jax
+
+    names: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **more: names.append(str(more)) if event.endswith("backend_compile_duration") else None
+    )
+    return lambda: names
+
+
 def test_a_prompts_scores_are_the_models_own(served, model, wing):
     _, answer = served.post(prompt=PROMPT, echo=True, logprobs=1, max_tokens=0)
     ids = served.tokenizer.encode(PROMPT)
@@ -93,30 +129,41 @@ def test_a_prompts_scores_are_the_models_own(served, model, wing):
 
 
 def test_adapters_are_models_of_their_own_names_at_the_same_time(wing, folder, tmp_path):
+    """Base and two adapters, greedy and drawn, mixed: each answer is the lone run's with its adapter and its seed."""
     model = wing.model("causal_lm").from_pretrained(folder, param_dtype="float32")
     model.prepare_for_inference()
     model.to_numpy = wing.numpy
-    model.load_adapter(write_sample_adapter(tmp_path / "one", "all", config=model.config), "one")
+    names = {"tiny": None, "one": "one", "two": "two"}
+    for name, kind in (("one", "all"), ("two", "patterns")):
+        model.load_adapter(write_sample_adapter(tmp_path / name, kind, config=model.config), name)
     prompt = [3 * n % 290 for n in range(20)]  # long enough for a prefix, which must not be another adapter's
-    with Served(model, adapters=("one",), use_adapter=model.set_adapter) as served:
-        asked = {"prompt": prompt, "max_tokens": 12, "temperature": 0, "return_token_ids": True}
+    draws = [{"temperature": 0}, {"seed": 3}, {"seed": 2**63, "n": 2, "top_p": 0.9}]
+    with Served(model, adapters=("one", "two"), use_adapter=model.set_adapter) as served:
         found: dict[str, Any] = {}
 
         def ask(name: str) -> None:
-            found[name] = [served.post(body={"model": name, **asked})[1]["choices"][0]["token_ids"] for _ in range(3)]
+            asked = {"model": name, "prompt": prompt, "max_tokens": 12, "return_token_ids": True}
+            answers = [served.post(body={**asked, **draw})[1] for draw in draws]
+            found[name] = [choice["token_ids"] for answer in answers for choice in answer["choices"]]
 
-        clients = [threading.Thread(target=ask, args=(name,)) for name in ("tiny", "one")]
+        clients = [threading.Thread(target=ask, args=(name,)) for name in names]
         for one in clients:
             one.start()
         for one in clients:
             one.join()
-        assert [one["id"] for one in served.ask("GET", "/v1/models")[1]["data"]] == ["tiny", "one"]
+        assert [one["id"] for one in served.ask("GET", "/v1/models")[1]["data"]] == [*names]
         expected = {}
-        for name, adapter in (("tiny", None), ("one", "one")):
+        for name, adapter in names.items():
             model.set_adapter(adapter)
-            expected[name] = [served.lone(prompt, max_new_tokens=12)] * 3
+            drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "max_new_tokens": 12}
+            expected[name] = [
+                served.lone(prompt, max_new_tokens=12, do_sample=False),
+                served.lone(prompt, seed=3, **drawn),
+                *(served.lone(prompt, seed=2**63, copy=copy, top_p=0.9, **drawn) for copy in range(2)),
+            ]
     assert found == expected
-    assert expected["tiny"] != expected["one"]
+    for n in range(len(expected["tiny"])):
+        assert len({tuple(texts[n]) for texts in expected.values()}) == 3, "three models"
 
 
 def test_the_command_serves_and_ends_in_order(wing, folder):

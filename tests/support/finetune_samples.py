@@ -25,11 +25,12 @@ TEXT = "\n".join(f"line {n} of {n * n}: the quick brown fox jumps over the lazy 
 LINES = [{"prompt": f"{a} plus {b} is ", "completion": f"{a + b}."} for a in range(1, 5) for b in range(1, 6)]
 
 
-def tuned_model(path: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """A folder of start values and a tokenizer."""
+def tuned_model(path: Path, *, seed: int = 0, biases: Mapping[str, float] | None = None, **changes: Any) -> Path:
+    """A folder of start values, with `biases` in place of some, and a tokenizer."""
     tokenizer = small()
     config = CONFIG.replace(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, **changes)
-    write_checkpoint(path, config, lambda row: initial_tensor(row, config, seed))
+    fixed = biases or {}
+    write_checkpoint(path, config, lambda row: initial_tensor(row, config, seed) + np.float32(fixed.get(row.name, 0)))
     tokenizer.save_pretrained(path)
     return path
 

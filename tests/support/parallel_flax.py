@@ -53,6 +53,7 @@ def main(folder: str, saved: str, *meshes: str) -> None:
             "table": [held_by_one(row, strategy, mesh) for row in rows],
             "difference": float(np.abs(to_numpy(model(IDS).logits) - expected).max()),
             "sums": count_sums(model),
+            "summed": summed_bytes(model),
         }
         loss, slopes = gradients(model, model.params)
         pairs = zip(jax.tree.leaves(slopes), jax.tree.leaves(expected_gradients), strict=True)
@@ -68,6 +69,8 @@ def main(folder: str, saved: str, *meshes: str) -> None:
                 )
                 for s in ({}, {"do_sample": True, "seed": 3})
             ]
+            drawn = to_numpy(model.generate(IDS, max_new_tokens=6, do_sample=True))
+            facts["one_draw"] = len(set(parallel.gather_texts(str(drawn.tolist())))) == 1
         else:
             facts["restored"] = restore(model, slopes, Path(saved) / words.replace(":", "-"))
         if processes.size == 1:
@@ -95,10 +98,19 @@ def count_sums(model: Any) -> dict[str, int]:
         return model.module.apply({"params": params}, ids).logits
 
     text = jax.jit(logits).lower(model.params, IDS).compile().as_text()
-    return {
+    operands = [len(one.split(",")) for one in re.findall(r"all-reduce(?:-start)?\(([^)]*)\)", text)]
+    return {"most operands": max(operands, default=0)} | {
         name: len(re.findall(rf"[\])}}] {name}(?:-start)?\(", text))
         for name in ("all-reduce", "all-to-all", "collective-permute")
     }
+
+
+def summed_bytes(model: Any) -> list[list[int]]:
+    """The bytes of each buffer of each all-reduce in a forward pass' program."""
+    text = jax.jit(model.module.apply).lower({"params": model.params}, IDS).compile().as_text()
+    results = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+    return [[4 * int(np.prod([int(n) for n in shape.split(",")])) for shape in re.findall(r"f32\[([\d,]+)\]", result)]
+            for result in results]  # fmt: skip
 
 
 def restore(model: Any, slopes: Any, place: Path) -> bool:

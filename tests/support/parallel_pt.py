@@ -114,7 +114,12 @@ def train(model: Any, whole: Any, checkpoints: Path, words: str) -> dict[str, An
     whole.zero_grad()
     placement = model.placement
     rows = np.split(IDS, placement.mesh.dp)[placement.coordinates["dp"]]
-    loss, expected = model(rows, labels=rows).loss, whole(IDS, labels=IDS).loss
+    joined, real = [], dist.all_gather  # by which logits are joined; FSDP2 gathers weights by another
+    dist.all_gather = lambda *words, **named: (joined.append(1), real(*words, **named))[1]
+    output = model(rows, labels=rows)
+    dist.all_gather = real
+    no_logits = output.logits is None
+    loss, expected = output.loss, whole(IDS, labels=IDS).loss
     (loss * 1.0).backward()
     expected.backward()
     norm = parallel.clip_grad_norm_(model, 1.0)
@@ -147,7 +152,28 @@ def train(model: Any, whole: Any, checkpoints: Path, words: str) -> dict[str, An
         "gradients": worst,
         "saved": digest(model, optimizer),
         "refused": refused,
+        "no_logits": no_logits,
+        "logits_gathered": len(joined),
+        "loss_in_float64": vocabulary_loss(placement),
     }
+
+
+def vocabulary_loss(placement: Any) -> float:
+    """The largest difference, loss or gradient, of the loss over parts of a vocabulary from the whole one, float64."""
+    peers = parallel.peers_of(placement)
+    made = np.random.default_rng(4)
+    x = torch.tensor(made.normal(size=(6, 8)) * 9, requires_grad=True)
+    weight = torch.tensor(made.normal(size=(12, 8)))
+    labels = torch.tensor([0, 11, -100, 5, 6, 3])
+    head = parallel.ParallelHead(parallel.Linear(8, 12 // peers.size, fused=False), peers).double()
+    with torch.no_grad():
+        head.weight.copy_(weight.chunk(peers.size)[peers.rank])
+        head.bias.zero_()
+    loss = head.loss(x, labels)
+    (slope,) = torch.autograd.grad(loss, x)
+    expected = torch.nn.functional.cross_entropy(x @ weight.T, labels)
+    (wanted,) = torch.autograd.grad(expected, x)
+    return max(float((loss - expected).detach().abs()), float((slope - wanted).abs().max()))
 
 
 def digest(model: Any, optimizer: Any) -> str:

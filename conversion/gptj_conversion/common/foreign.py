@@ -7,7 +7,8 @@ is left is here, once: which array serves which row, and everything that is wron
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,8 @@ __all__ = [
     "ZEROS_ORIGIN",
     "ForeignCheckpoint",
     "match_arrays",
+    "open_named",
     "read_model_config",
-    "require_shards_agree",
-    "sharded_files",
 ]
 
 MOST_LAYERS = 10_000
@@ -125,6 +125,41 @@ class ForeignCheckpoint:
             bytes=sum(file.stat().st_size for file in self.files),
             problems=tuple(describe_left(self.names, self.dropped, self.zeros)),
         )
+
+
+def open_named(
+    directory: str | os.PathLike[str],
+    read: Callable[[Iterable[Path]], Iterable[StoredArray]],
+    *,
+    name: str,
+    dialect: Dialect,
+    config: GPTJConfig | None = None,
+    weights: str | None = None,
+    follow_links: bool = False,
+) -> ForeignCheckpoint:
+    """The checkpoint in a folder of config.json and weights files. No array is read.
+
+    Args:
+        directory: the folder.
+        read: finds the arrays of its files.
+        name: of the weights file, where it is one.
+        dialect: how the names are spelt.
+        config: in place of the folder's config.json.
+        weights: the file, or the index of several, where it is not `name`.
+        follow_links: accept links that lead out of the folder.
+
+    Raises:
+        MissingFileError: a file is not there.
+        FormatError: a file is malformed.
+        UnsafeFileError: a name or link leads out of the folder, or a file would run or open something.
+        SchemaError: the arrays are not the model's.
+    """
+    directory = Path(directory)
+    config = read_model_config(directory, config, follow_links=follow_links)
+    files, index = _sharded_files(directory, weights or name, follow_links=follow_links)
+    arrays = [*read(files)]
+    _require_shards_agree(index, arrays)
+    return match_arrays(directory, name, dialect, config, arrays)
 
 
 def match_arrays(
@@ -254,7 +289,7 @@ def read_model_config(directory: Path, config: GPTJConfig | None, *, follow_link
     return GPTJConfig.from_file(safe_path(directory, CONFIG_FILE, follow_links=follow_links))
 
 
-def sharded_files(directory: Path, name: str, *, follow_links: bool) -> tuple[tuple[Path, ...], Index | None]:
+def _sharded_files(directory: Path, name: str, *, follow_links: bool) -> tuple[tuple[Path, ...], Index | None]:
     """The weights files that `name` stands for, and the index where it is one.
 
     Args:
@@ -277,7 +312,7 @@ def sharded_files(directory: Path, name: str, *, follow_links: bool) -> tuple[tu
         raise MissingFileError("a shard that the index names is missing", file=error.file, where=name) from None
 
 
-def require_shards_agree(index: Index | None, arrays: Iterable[StoredArray]) -> None:
+def _require_shards_agree(index: Index | None, arrays: Iterable[StoredArray]) -> None:
     """Refuse shards that hold other arrays than the index says; see `gptj.reading.weight_files`."""
     if index is not None:
         require_index_agrees(index, ((array.name, array.file.name, array.nbytes) for array in arrays))

@@ -9,7 +9,6 @@ read when they are asked for. Arrays above 1 GiB are maps of pieces (`__msgpack_
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,23 +16,15 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from gptj.config import GPTJConfig
 from gptj.errors import FormatError, GPTJError, LimitError, SchemaError, shown
 from gptj.reading.files import FileIdentity, file_identity, open_regular_file, read_into
 from gptj.reading.manifest import FileRecord
 from gptj.schema import Head
 from gptj.writing.containers import Entry, HashedFile
 from gptj.writing.output_directory import OutputDirectory
-from gptj_conversion.common.foreign import (
-    ForeignCheckpoint,
-    match_arrays,
-    read_model_config,
-    require_shards_agree,
-    sharded_files,
-)
 from gptj_conversion.common.stored_array import DTYPES, StoredArray
 
-__all__ = ["FLAX_FILE", "FLAX_INDEX", "MsgpackWriter", "open_flax", "pack_array_heads", "read_msgpack"]
+__all__ = ["FLAX_FILE", "FLAX_INDEX", "MsgpackWriter", "pack_array_heads", "read_msgpack"]
 
 FLAX_FILE = "flax_model.msgpack"
 FLAX_INDEX = "flax_model.msgpack.index.json"
@@ -45,34 +36,6 @@ ARRAY_EXTENSION = 1
 MOST_ARRAYS = 100_000
 DEEPEST = 16
 LONGEST_NAME = 512
-
-
-def open_flax(
-    directory: str | os.PathLike[str],
-    *,
-    config: GPTJConfig | None = None,
-    weights: str = FLAX_FILE,
-    follow_links: bool = False,
-) -> ForeignCheckpoint:
-    """The Flax checkpoint in a folder. No array is read.
-
-    Args:
-        directory: the folder.
-        config: in place of the folder's config.json.
-        weights: the file, or the index of several.
-        follow_links: accept links that lead out of the folder.
-
-    Raises:
-        FormatError: a file is malformed.
-        UnsafeFileError: a name or link leads out of the folder.
-        SchemaError: the arrays are not the model's.
-    """
-    directory = Path(directory)
-    config = read_model_config(directory, config, follow_links=follow_links)
-    files, index = sharded_files(directory, weights, follow_links=follow_links)
-    arrays = [array for file in files for array in read_msgpack(file)]
-    require_shards_agree(index, arrays)
-    return match_arrays(directory, FLAX_FILE, "flax", config, arrays)
 
 
 def read_msgpack(path: Path) -> list[StoredArray]:

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.backends import install_line
-from gptj.config import GPTJConfig
 from gptj.errors import BackendError, FormatError, SchemaError, WriteError, shown, warn_of
 from gptj.reading.files import FileIdentity, file_identity, open_regular_file
 from gptj.reading.manifest import FileRecord
@@ -32,17 +31,10 @@ from gptj.writing.column_sums import ColumnSums
 from gptj.writing.containers import Entry
 from gptj.writing.output_directory import OutputDirectory
 from gptj.writing.output_file import OutputFile
-from gptj_conversion.common.foreign import (
-    ForeignCheckpoint,
-    match_arrays,
-    read_model_config,
-    require_shards_agree,
-    sharded_files,
-)
 from gptj_conversion.common.stored_array import StoredArray
 from gptj_conversion.hf.h5_process import H5Process
 
-__all__ = ["H5_FILE", "H5_INDEX", "H5Writer", "model_prefix", "open_h5", "read_h5"]
+__all__ = ["H5_FILE", "H5_INDEX", "H5Writer", "model_prefix", "read_h5", "read_h5_files"]
 
 H5_FILE = "tf_model.h5"
 H5_INDEX = "tf_model.h5.index.json"
@@ -53,36 +45,6 @@ BYTE_ORDER_SAMPLE = 2**16
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _SINGLE = re.compile(r"[^/]+/(?P<weight>tfgptj_[a-z_0-9]+/.*)")
-
-
-def open_h5(
-    directory: str | os.PathLike[str],
-    *,
-    config: GPTJConfig | None = None,
-    weights: str = H5_FILE,
-    follow_links: bool = False,
-) -> ForeignCheckpoint:
-    """The TensorFlow checkpoint in a folder. No array is read.
-
-    Args:
-        directory: the folder.
-        config: in place of the folder's config.json.
-        weights: the file, or the index of several.
-        follow_links: accept links that lead out of the folder.
-
-    Raises:
-        BackendError: h5py is not installed.
-        UnsafeFileError: the file points outside itself, or a name or link leads out of the folder.
-        FormatError: a file is malformed.
-        SchemaError: the arrays are not the model's.
-    """
-    directory = Path(directory)
-    config = read_model_config(directory, config, follow_links=follow_links)
-    files, index = sharded_files(directory, weights, follow_links=follow_links)
-    with H5Process() as process:
-        arrays = [array for file in files for array in read_h5(file, process=process)]
-    require_shards_agree(index, arrays)
-    return match_arrays(directory, H5_FILE, "tf", config, arrays)
 
 
 def model_prefix(head: str) -> str:
@@ -111,7 +73,9 @@ def read_h5(path: Path, *, process: H5Process | None = None) -> list[StoredArray
         process: where libhdf5 reads it; None starts one for this file alone.
 
     Raises:
-        GPTJError: see `open_h5`.
+        BackendError: h5py is not installed.
+        UnsafeFileError: the file points outside itself.
+        FormatError: the file is malformed.
     """
     import_h5py()
     with open_regular_file(path) as stream:
@@ -126,6 +90,12 @@ def read_h5(path: Path, *, process: H5Process | None = None) -> list[StoredArray
     arrays = [_stored_array(path, identity, where, place) for where, place in found.items()]
     _require_byte_orders(arrays)
     return arrays
+
+
+def read_h5_files(paths: Iterable[Path]) -> list[StoredArray]:
+    """Every dataset of several files, by one process of libhdf5; see `read_h5`."""
+    with H5Process() as process:
+        return [array for path in paths for array in read_h5(path, process=process)]
 
 
 def _require_byte_orders(arrays: Sequence[StoredArray]) -> None:

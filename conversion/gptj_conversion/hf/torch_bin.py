@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gptj.config import GPTJConfig
 from gptj.errors import FormatError, SchemaError, UnsafeFileError, shown, warn_of
 from gptj.reading.files import file_identity, open_regular_file, read_into
 from gptj.reading.manifest import FileRecord
@@ -27,56 +25,23 @@ from gptj.schema import Head
 from gptj.writing.containers import Entry, HashedFile
 from gptj.writing.output_directory import OutputDirectory
 from gptj.writing.stored_zip import StoredZipWriter
-from gptj_conversion.common.foreign import (
-    ForeignCheckpoint,
-    match_arrays,
-    read_model_config,
-    require_shards_agree,
-    sharded_files,
-)
 from gptj_conversion.common.stored_array import DTYPES, Checksum, StoredArray
 from gptj_conversion.hf.torch_pickle import STORAGES, PickledTensor, read_legacy, read_state_dict
 
-__all__ = ["BIN_FILE", "BIN_INDEX", "BinWriter", "open_bin", "read_bin"]
+__all__ = ["BIN_FILE", "BIN_INDEX", "BinWriter", "read_bin"]
 
 BIN_FILE = "pytorch_model.bin"
 BIN_INDEX = "pytorch_model.bin.index.json"
 LARGEST_PICKLE_BYTES = 16 * 2**20
 
 
-def open_bin(
-    directory: str | os.PathLike[str],
-    *,
-    config: GPTJConfig | None = None,
-    weights: str = BIN_FILE,
-    follow_links: bool = False,
-) -> ForeignCheckpoint:
-    """The PyTorch checkpoint in a folder. No tensor is read.
-
-    Args:
-        directory: the folder.
-        config: in place of the folder's config.json.
-        weights: the file, or the index of several.
-        follow_links: accept links that lead out of the folder.
-
-    Raises:
-        UnsafeFileError: a pickle calls something, or a name or link leads out of the folder.
-        FormatError: a file is malformed, or of one of PyTorch's other formats.
-        SchemaError: the tensors are not the model's.
-    """
-    directory = Path(directory)
-    config = read_model_config(directory, config, follow_links=follow_links)
-    files, index = sharded_files(directory, weights, follow_links=follow_links)
-    arrays = [array for file in files for array in read_bin(file)]
-    require_shards_agree(index, arrays)
-    return match_arrays(directory, "pytorch_model.bin", "pt", config, arrays)
-
-
 def read_bin(path: Path) -> list[StoredArray]:
     """Every tensor of one file, by the name in its state dict.
 
     Raises:
-        UnsafeFileError, FormatError, LimitError: see `open_bin`.
+        UnsafeFileError: the pickle calls something.
+        FormatError: the file is malformed, or of one of PyTorch's other formats.
+        LimitError: its pickle is too large.
     """
     if _is_legacy(path):
         return _read_legacy(path)

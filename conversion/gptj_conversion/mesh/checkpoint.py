@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import (
+    InputError,
     LimitError,
     SchemaError,
 )
@@ -131,6 +132,42 @@ class MeshCheckpoint:
             SchemaError: there is no such tensor, or a value overflows `dtype`.
         """
         name = row if isinstance(row, str) else row.name
+        out = self._read_shards(name, range(self.shards), dtype, allow_overflow=allow_overflow, room=room)
+        return out[: len(out) - self.padding] if self.padding and "vocab" in self.leaves(name)[0][1].axes else out
+
+    def read_part(self, row: TensorSpec, part: tuple[slice, ...], dtype: Any = None) -> NDArray[Any]:
+        """`read(row, dtype)[part]`, for which no shard is read but those that hold it: a `gptj.sharding.ReadPart`.
+
+        A shard's piece of a tensor is read whole, since its checksum is that of the whole; what stands in every shard
+        (layer norms, summed biases) is read as `read` does.
+
+        Raises:
+            InputError: the part begins or ends within a shard; and what `read` raises.
+        """
+        (_, leaf), *_ = self.leaves(row.name)
+        if leaf.cut is None or all(cut == slice(0, size) for cut, size in zip(part, row.shape, strict=True)):
+            return np.ascontiguousarray(self.read(row, dtype)[part])
+        axis = len(leaf.axes) - 1 - leaf.cut if leaf.transposed else leaf.cut
+        whole = self._derive_whole_shape(leaf)[leaf.cut]
+        size = whole // self.shards
+        others = all(cut == slice(0, n) for at, (cut, n) in enumerate(zip(part, row.shape, strict=True)) if at != axis)
+        cut = part[axis]
+        if not others or cut.start % size or cut.stop % size:
+            fitting = ", ".join(str(n) for n in range(1, self.shards + 1) if self.shards % n == 0)
+            raise InputError(
+                "the part is no whole number of the checkpoint's shards",
+                file=self.path,
+                where=row.name,
+                expected=f"multiples of {size} along axis {axis} alone, as strategy tp cuts it on {fitting} processes",
+                found=", ".join(f"{one.start}:{one.stop}" for one in part),
+                hint="Convert it first (gptj convert), and open the folder: its parts are read from there",
+            )
+        return self._read_shards(row.name, range(cut.start // size, cut.stop // size), dtype)
+
+    def _read_shards(
+        self, name: str, shards: range, dtype: Any, *, allow_overflow: bool = False, room: Room | None = None
+    ) -> NDArray[Any]:
+        """The pieces of these neighbouring shards, joined; padding included."""
         wanted = numpy_dtype(self.dtype if dtype is None else dtype)
         (number, leaf), *added = self.leaves(name)
 
@@ -139,15 +176,17 @@ class MeshCheckpoint:
 
         if leaf.copies == "sum":
             return fit(self._sum(number))
-        whole = self._derive_whole_shape(leaf)
-        out = _allocate(whole[::-1] if leaf.transposed else whole, wanted, self.path, name, room)
+        shape = list(self._derive_whole_shape(leaf))
+        if leaf.cut is not None:
+            shape[leaf.cut] = shape[leaf.cut] // self.shards * len(shards)
+        out = _allocate(tuple(shape[::-1] if leaf.transposed else shape), wanted, self.path, name, room)
         bias = self._sum(added[0][0]) if added else None
         if bias is not None and not bias.any():
             bias = None
 
-        def fill(shard: int) -> None:
-            archive, array = self.parameters[shard][number]
-            place = out if leaf.cut is None else self._view_part(out, leaf, shard)
+        def fill(at: int) -> None:
+            archive, array = self.parameters[0 if leaf.cut is None else shards[at]][number]
+            place = out if leaf.cut is None else _view_part(out, leaf, at, len(shards))
             for start, block in archive.rows(array):
                 if bias is not None:
                     block = block.astype(bias.dtype) + bias
@@ -157,14 +196,14 @@ class MeshCheckpoint:
                 else:
                     place[rows] = fit(block)
 
-        pieces_to_read = range(1 if leaf.cut is None else self.shards)
+        pieces_to_read = range(1 if leaf.cut is None else len(shards))
         if out.nbytes < _WORTH_THREADS_BYTES:
-            for shard in pieces_to_read:
-                fill(shard)
+            for at in pieces_to_read:
+                fill(at)
         else:
             with ThreadPoolExecutor(_THREADS, thread_name_prefix="gptj-read") as threads:
                 list(threads.map(fill, pieces_to_read))
-        return out[: len(out) - self.padding] if "vocab" in leaf.axes else out
+        return out
 
     def facts(self) -> Facts:
         """Its sizes, and what seems strange about it."""
@@ -210,19 +249,20 @@ class MeshCheckpoint:
     def _derive_whole_shape(self, leaf: MeshLeaf) -> tuple[int, ...]:
         return leaf.shape(axis_sizes(self.width, self.vocab), 1)
 
-    def _view_part(self, out: NDArray[Any], leaf: MeshLeaf, shard: int) -> NDArray[Any]:
-        """The view of `out` that a shard's piece of a cut leaf fills."""
-        assert leaf.cut is not None
-        axis = len(leaf.axes) - 1 - leaf.cut if leaf.transposed else leaf.cut
-        size = out.shape[axis] // self.shards
-        part = slice(shard * size, (shard + 1) * size)
-        return out[part] if axis == 0 else out[:, part]
-
     def _sum(self, number: int) -> NDArray[Any]:
         """The sum of a leaf's copies: in float64, rounded once to float32 (float64 for a float64 checkpoint)."""
         copies = [archive.read(array).astype(np.float64) for archive, array in (s[number] for s in self.parameters)]
         total: NDArray[Any] = np.asarray(sum(copies[1:], start=copies[0]))
         return total if self.dtype == "float64" else total.astype(np.float32)
+
+
+def _view_part(out: NDArray[Any], leaf: MeshLeaf, number: int, count: int) -> NDArray[Any]:
+    """The view of `out` that piece `number` of `count` of a cut leaf fills."""
+    assert leaf.cut is not None
+    axis = len(leaf.axes) - 1 - leaf.cut if leaf.transposed else leaf.cut
+    size = out.shape[axis] // count
+    part = slice(number * size, (number + 1) * size)
+    return out[part] if axis == 0 else out[:, part]
 
 
 def _describe_rule(leaf: MeshLeaf, shards: int) -> str:

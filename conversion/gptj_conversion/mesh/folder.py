@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -174,11 +174,12 @@ class FoundStep:
         return int(name.removeprefix("step_")) if _STEP.fullmatch(name) else None
 
 
-def find_step(folder: MeshFolder) -> FoundStep:
+def find_step(folder: MeshFolder, require_whole: Callable[[MeshFolder], object]) -> FoundStep:
     """The step directory: `folder` itself, or the newest in it.
 
     The newest is the one that meta.json names; without meta.json (slim checkpoints have none) it is the complete
-    one with the highest number, and a note says that a newer one is not complete.
+    one with the highest number, and a note says that a newer one is not complete. `require_whole` raises a GPTJError
+    where a step directory is not.
 
     Raises:
         MissingFileError: there is none, or the one that meta.json names is not there.
@@ -200,8 +201,7 @@ def find_step(folder: MeshFolder) -> FoundStep:
     for step in steps:
         candidate = folder.folder(f"step_{step}")
         try:
-            if not looks_like_mesh_v2(candidate):
-                open_shards(candidate)
+            require_whole(candidate)
         except GPTJError as error:
             newest_error = newest_error or error
         else:

@@ -73,23 +73,18 @@ def open_mesh_folder(
     folder: MeshFolder, config: TrainingConfig | GPTJConfig | str | os.PathLike[str] | None = None
 ) -> MeshCheckpoint:
     """`open_mesh`, wherever the folder is: on the disk or in an archive."""
-    found = find_step(folder)
+    found = find_step(folder, lambda step: looks_like_mesh_v2(step) or _read_headers(step))
     directory = found.folder.path
     _refuse_v2(found.folder)
-    archives = open_shards(found.folder)
-    flat = [[(archive, array) for archive in files for array in archive.arrays] for files in archives]
-    count, layers = count_leaves(archives, [array.shape for _, array in flat[0]], directory)
-    state = require_same_state([[array.shape for _, array in leaves[: -count - 1]] for leaves in flat], directory)
-    parameters = tuple(tuple(leaves[-count - 1 : -1]) for leaves in flat)
-    layout = infer_layout(state, [array.shape for _, array in parameters[0]])
-    dtype = _infer_dtype(parameters)
-    width, vocab = _infer_sizes(parameters, layers, directory)
-    step = _read_step([leaves[-1] for leaves in flat], directory)
+    headers = _read_headers(found.folder)
+    archives, parameters, layers = headers.archives, headers.parameters, headers.layers
+    width, vocab, step = headers.width, headers.vocab, headers.step
+    layout = infer_layout(headers.state, [array.shape for _, array in parameters[0]])
     config = _choose_config(found, config)
     derived = None if config is None else _derive_config(config, layers, width, vocab, len(archives))
     training = config if isinstance(config, TrainingConfig) else None
     padding = 0 if training is None else training.n_vocab_padding
-    oddities = tuple(_list_oddities(found, layout, len(state)))
+    oddities = tuple(_list_oddities(found, layout, len(headers.state)))
     context = dataclasses.replace(
         _look_around(found),
         assumed=() if training is None else training.assumed,
@@ -98,8 +93,56 @@ def open_mesh_folder(
         step=step if found.number is None else found.number,
     )
     return MeshCheckpoint(
-        directory, layout, len(archives), layers, width, vocab, padding, dtype, derived, context, archives, parameters
+        directory,
+        layout,
+        len(archives),
+        layers,
+        width,
+        vocab,
+        padding,
+        headers.dtype,
+        derived,
+        context,
+        archives,
+        parameters,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Headers:
+    """The headers of a step directory's files, found to agree: a whole checkpoint's.
+
+    Attributes:
+        archives: the .npz files, by shard and number.
+        state: the shapes of the leaves before the parameters.
+        parameters: for each shard, the places of its parameters.
+        layers, width, vocab, dtype, step: of the model.
+    """
+
+    archives: tuple[tuple[NpzFile, ...], ...]
+    state: list[tuple[int, ...]]
+    parameters: tuple[tuple[tuple[NpzFile, NpyArray], ...], ...]
+    layers: int
+    width: int
+    vocab: int
+    dtype: str
+    step: int
+
+
+def _read_headers(folder: MeshFolder) -> _Headers:
+    """The headers in a step directory, or the error of what is missing, damaged or of another run."""
+    archives = open_shards(folder)
+    flat = [[(archive, array) for archive in files for array in archive.arrays] for files in archives]
+    count, layers = count_leaves(archives, [array.shape for _, array in flat[0]], folder.path)
+    state = require_same_state([[array.shape for _, array in leaves[: -count - 1]] for leaves in flat], folder.path)
+    parameters = tuple(tuple(leaves[-count - 1 : -1]) for leaves in flat)
+    dtype = _infer_dtype(parameters)
+    width, vocab = _infer_sizes(parameters, layers, folder.path)
+    step = _read_step([leaves[-1] for leaves in flat], folder.path)
+    return _Headers(
+        archives=archives, state=state, parameters=parameters, layers=layers, width=width, vocab=vocab, dtype=dtype,
+        step=step,
+    )  # fmt: skip
 
 
 def _refuse_v2(step: MeshFolder) -> None:

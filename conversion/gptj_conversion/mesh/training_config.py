@@ -11,6 +11,7 @@ leave a GPT-J what it is, or that GPT-J has a field for, are understood; those t
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """The keys that our writer adds, spelt as in config.json; the original looks at none of them."""
 
 _SIZES = ("layers", "d_model", "n_heads", "n_vocab", "seq")
+_OPTIONAL = ("pe_rotary_dims", "pe_rotary_pct", "n_vocab_padding", "activation", "d_embed", "attention_layers")
 _LARGEST_SIZE = 2**31 - 1
 
 _NOT_GPTJ = {
@@ -113,6 +115,7 @@ class TrainingConfig:
                 hint="Give the JSON file that the model was trained with, as configs/6B_roto_256.json of the original",
             )
         _refuse_other_models(members, file)
+        _refuse_misspellings(members, file)
         sizes = {key: _size(members, key, file) for key in _SIZES}
         if sizes["d_model"] % sizes["n_heads"]:
             raise ConfigError(
@@ -171,6 +174,16 @@ def parse_config(
     if {"model_type", "n_embd", "n_layer", "hidden_size"}.isdisjoint(members):
         return TrainingConfig.from_dict(members, file=file)
     return GPTJConfig.from_dict(members, file=file)
+
+
+def _refuse_misspellings(members: Mapping[str, Any], file: str | os.PathLike[str] | None) -> None:
+    """Raise ConfigError where an unknown key seems to mean one that is missing and shapes the model."""
+    shaping = (*_SIZES, *_OPTIONAL, *_FORK_KEYS)
+    missing = [key for key in shaping if key not in members]
+    for key in members:
+        close = [] if key in shaping else difflib.get_close_matches(key, missing, 1, 0.8)
+        if close:
+            raise ConfigError("unknown key", file=file, where=shown(key), hint=f"Did you mean {close[0]}?")
 
 
 def _refuse_other_models(members: Mapping[str, Any], file: str | os.PathLike[str] | None) -> None:

@@ -13,7 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from gptj.errors import ConfigError, did_you_mean, naming_file, shown, warn_of
+from gptj.adapters.patterns import MOST_PATTERNS, require_pattern
+from gptj.errors import ConfigError, LimitError, did_you_mean, naming_file, shown, warn_of
 
 __all__ = ["DEFAULT_TARGETS", "TARGETS", "AdapterConfig"]
 
@@ -49,6 +50,10 @@ _INERT = frozenset(
 )
 """Fields that are looked at on their own, or that change nothing of what a stored adapter computes."""
 
+_LEAST_ALPHA, _MOST_ALPHA = 1e-6, 1e6
+_ALPHA = f"a number other than 0, {_LEAST_ALPHA:g} to {_MOST_ALPHA:g} or minus that"
+"""Beyond, the addition is lost in the base's own rounding, or the base in the addition."""
+
 _STARTS = ("gaussian", "eva", "orthogonal")
 """`init_lora_weights` that start A and B otherwise, and leave the base's weights as they are."""
 
@@ -72,6 +77,7 @@ class AdapterConfig:
 
     Raises:
         ConfigError: a field breaks its rule.
+        LimitError: a regular expression may take ages, or there are too many.
     """
 
     r: int = 8
@@ -100,19 +106,21 @@ class AdapterConfig:
         for name, value in settled.items():
             object.__setattr__(self, name, value)
         _require("r", self.r, _is_rank(self.r), "a whole number, 1 or above")
-        _require("lora_alpha", self.lora_alpha, _is_alpha(self.lora_alpha), "a number other than 0")
+        _require("lora_alpha", self.lora_alpha, _is_alpha(self.lora_alpha), _ALPHA)
         chance = _is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1
         _require("lora_dropout", self.lora_dropout, chance, "a number from 0 to below 1")
         _require("use_rslora", self.use_rslora, isinstance(self.use_rslora, bool), "true or false")
         for field, fits, expected in (
             ("rank_pattern", _is_rank, "a rank of 1 or above for each name"),
-            ("alpha_pattern", _is_alpha, "a number other than 0 for each name"),
+            ("alpha_pattern", _is_alpha, f"{_ALPHA}, for each name"),
         ):
             pattern = getattr(self, field)
             _require(field, pattern, isinstance(pattern, Mapping), expected)
+            if len(pattern) > MOST_PATTERNS:
+                raise LimitError("too many names", where=field, expected=f"at most {MOST_PATTERNS}", found=len(pattern))
             for name, value in pattern.items():
                 _require(f"{field}[{shown(name)}]", value, isinstance(name, str) and fits(value), expected)
-                _compiled(name, field)
+                require_pattern(name, field)
         pattern = self.layers_pattern
         known = pattern in (None, "", "h") or (isinstance(pattern, list | tuple) and [*pattern] in ([], ["h"]))
         _require("layers_pattern", pattern, known, '"h", the blocks of a GPT-J, or nothing')
@@ -287,7 +295,7 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_alpha(value: Any) -> bool:
-    return _is_number(value) and value != 0
+    return _is_number(value) and _LEAST_ALPHA <= abs(value) <= _MOST_ALPHA
 
 
 def _names(field: str, value: Any, *, empty: bool = True) -> str | tuple[str, ...] | None:
@@ -298,7 +306,7 @@ def _names(field: str, value: Any, *, empty: bool = True) -> str | tuple[str, ..
     if isinstance(value, str):
         _require(field, value, bool(value), expected)
         if value.lower() != "all-linear":
-            _compiled(value, field)
+            require_pattern(value, field)
         return value
     _require(field, value, isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes), expected)
     names = tuple(sorted(value) if isinstance(value, set | frozenset) else value)
@@ -316,13 +324,6 @@ def _layers(value: Any) -> int | tuple[int, ...] | None:
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in listed)
     _require("layers_to_transform", value, whole, expected)
     return value if isinstance(value, int) else tuple(listed)
-
-
-def _compiled(pattern: str, field: str) -> None:
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"not a regular expression: {error}", where=field, found=shown(pattern)) from None
 
 
 def _require_lora(members: Mapping[str, Any]) -> None:

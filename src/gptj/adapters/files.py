@@ -19,7 +19,7 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import FormatError, MissingFileError, SchemaError, naming_file, shown, warn_of
 from gptj.json_file import read_json_object
-from gptj.paths import likely_folder
+from gptj.paths import likely_folder, require_path
 from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor, pack_header, read_safetensors
 from gptj.schema import BASE_PREFIX, TensorSpec
 from gptj.writing.containers import Entry
@@ -133,7 +133,7 @@ def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
         SchemaError: a tensor is none of an adapter's, or of another kind of numbers.
         FormatError: a file is not what its format says.
     """
-    folder = Path(directory)
+    folder = require_path(directory)
     if not folder.is_dir():
         expected = f"a folder with {ADAPTER_CONFIG_FILE} and {ADAPTER_WEIGHTS_FILE}"
         raise MissingFileError("no such adapter", file=folder, expected=expected, hint=likely_folder(folder))
@@ -210,6 +210,7 @@ def write_adapter(
         WriteError: it holds one and `overwrite` is False, or it cannot be written.
         SchemaError: a value is not finite.
     """
+    require_path(directory)
     own = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
     prefix = PREFIX + ("" if bare else BASE_PREFIX)
     with _AdapterDirectory(

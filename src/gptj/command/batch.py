@@ -108,6 +108,9 @@ def work_through(said: GenerateOptions, directory: Path, tasks: Sequence[Task]) 
     with opened.at_work():
         model, assistant = opened.load(steps), opened.load_assistant(steps)
         for task, one in zip(tasks, jobs, strict=True):
+            if os.path.lexists(task.target):
+                click.echo(f"{task.target}: written by another process meanwhile", err=True)
+                continue
             with whole_file(task.target) as write:
                 for group in batches(one, said.batch_size):
                     for record in continue_batch(opened, model, assistant, group):

@@ -12,6 +12,7 @@ import numpy as np
 import gptj
 from gptj.command.opened_model import Job, OpenedModel, Request, TextDecoder
 from gptj.command.prompts import Prompt
+from gptj.command.together import Copies
 from gptj.errors import InputError
 from gptj.generation import GenerationConfig, TokenStep
 
@@ -24,6 +25,8 @@ def continue_prompts(
     request: Request, prompts: Sequence[Prompt], *, batch_size: int, as_json: bool, write: Callable[[str], None]
 ) -> None:
     """Write each prompt's continuation as soon as its batch is done, in the order of the prompts.
+
+    Where processes have copies of the model, each takes its share of the batches, and all is written at the end.
 
     Args:
         request: how.
@@ -44,9 +47,14 @@ def _continue(
     write: Callable[[str], None],
 ) -> None:  # fmt: skip
     alone = len(jobs) == 1 and jobs[0].config.num_return_sequences == 1
+    copies = Copies.of(model, opened.backend)
+    work = [*batches(jobs, batch_size)]
+    copies.check(len(work), "batches of prompts")
     first = True
-    for batch in batches(jobs, batch_size):
-        for record in continue_batch(opened, model, assistant, batch):
+
+    def write_records(records: Iterable[dict[str, Any]]) -> None:
+        nonlocal first
+        for record in records:
             if as_json:
                 write(json.dumps(record, indent=2 if alone else None) + "\n")
             else:
@@ -54,6 +62,14 @@ def _continue(
                 text = " ".join(map(str, ids)) if record["text"] is None else record["text"]
                 write(f"{'' if first else chr(10)}{text}\n")
             first = False
+
+    if copies.count == 1:
+        for batch in work:
+            write_records(continue_batch(opened, model, assistant, batch))
+        return
+    mine = {n: [*continue_batch(opened, model, assistant, work[n])] for n in range(len(work)) if copies.is_mine(n)}
+    for records in copies.gather(mine):
+        write_records(records)
 
 
 def batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:

@@ -8,20 +8,15 @@ from typing import Any
 
 import click
 
+from gptj.command.model_options import MODEL_OPTIONS, adapter_option, batch_size_option
 from gptj.command.options import (
-    BackendChoice,
-    DtypeChoice,
-    Inside,
     ModelArgument,
-    Names,
     PathArgument,
     Sections,
     apply_options,
     option,
-    revision_option,
 )
 from gptj.command.printing import write_text
-from gptj.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
 from gptj.reading.weight_files import split_weights
 
 __all__ = ["eval"]
@@ -36,20 +31,11 @@ _OPTIONS = (
             "N documents, or below 1 that part of them: to try it."),
     option("Output", "--json", "as_json", is_flag=True, help="Print the harness' results as JSON."),
     option("Output", "--samples", is_flag=True, help="With --json, also each document and what was answered."),
-    option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
-    option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
-            "several sets."),
-    revision_option(section="Model"),
-    option("Model", "--adapter", type=PathArgument, metavar="DIR", help="A LoRA adapter's folder, to put to work."),
-    option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
-    option("Model", "--batch-size", type=click.IntRange(min=1), metavar="N", help="Texts to read at once. [default: "
-            "2,048 tokens' worth]"),
+    *MODEL_OPTIONS,
+    adapter_option,
+    batch_size_option,
     option("Model", "--max-length", type=int, metavar="N", help="Tokens that are read together. [default: the "
             "model's positions]"),
-    option("Model", "--quantize", type=Names(QUANTIZATIONS), help="Compute with weights of 8 or 4 bits, where "
-            "the framework can."),
-    option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
-            help="Where it runs; auto is a GPU where the framework sees one."),
 )  # fmt: skip
 
 
@@ -70,6 +56,8 @@ def eval(
 
     if samples and not as_json:
         raise click.UsageError("--samples is for --json.")
+    if limit is not None and not (0 < limit < 1 or (limit < 2**31 and limit.is_integer())):
+        raise click.UsageError(f"--limit: expected a whole number, or a part below 1; found {limit}.")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise click.UsageError("--tasks names none.")
@@ -81,9 +69,8 @@ def eval(
         raise BackendError(f"lm_eval cannot be imported: {error}", hint=f"Run: {install_line('eval')}") from None
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     directory, weights = split_weights(directory, options.pop("weights"))
-    model = harness.GPTJLM(str(directory), weights=weights, **options)
     results = harness.evaluate(
-        model,
+        lambda: harness.GPTJLM(str(directory), weights=weights, **options),
         names,
         include_path=include_path,
         num_fewshot=num_fewshot,

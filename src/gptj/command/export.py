@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def export(directory: Path, out: Path, target: str, dtype: str | None, weights: 
     The program is one step over a cache of any length, for any batch. Inputs are input_ids, attention_mask,
     position_ids and the cache's arrays; outputs are the logits and the cache with the new tokens in it.
     """
+    require_model(directory, fetch=target in FORMATS)
     if target in ELSEWHERE:
         reason, way = ELSEWHERE[target]
         hint = way.format(DIR=shlex.quote(str(directory)), OUT=shlex.quote(str(out)))
@@ -107,6 +109,30 @@ def export(directory: Path, out: Path, target: str, dtype: str | None, weights: 
     directory, weights = split_weights(directory, weights)
     write(directory, out, FORMATS[target], dtype=dtype, weights=weights)
     click.echo(f"{out}: written")
+
+
+def require_model(directory: Path, *, fetch: bool) -> None:
+    """Refuse a folder that is not there, and an adapter's, before anybody is told what to do with it.
+
+    Args:
+        directory: the folder, or a repository of the hub.
+        fetch: whether a repository is fetched now; else it is taken for a model's.
+
+    Raises:
+        MissingFileError, InputError: naming it.
+    """
+    from gptj.adapters.files import is_adapter
+    from gptj.hub import is_repository_id, locate
+    from gptj.paths import missing_folder
+
+    if not fetch and is_repository_id(directory):
+        return
+    place = locate(directory)
+    if not os.path.lexists(place):
+        raise missing_folder(place, "no such directory")
+    if is_adapter(place):
+        hint = f"Merge it into its base first: gptj adapter merge BASE {shlex.quote(str(place))} OUT"
+        raise InputError("a LoRA adapter without its base model", where=str(place), hint=hint)
 
 
 def write(directory: Path, out: Path, form: Format, *, dtype: str | None, weights: str | None) -> None:
@@ -117,12 +143,16 @@ def write(directory: Path, out: Path, form: Format, *, dtype: str | None, weight
         WriteError: something stands at `out`, or the disk gave up.
     """
     from gptj.backends import backend, install_line
-    from gptj.errors import BackendError
+    from gptj.errors import BackendError, WriteError
+    from gptj.hub import locate
     from gptj.writing.output_directory import OutputDirectory
 
     missing = [module for module in form.needs if importlib.util.find_spec(module) is None]
     if missing:
         raise BackendError(f"{' and '.join(missing)} cannot be imported", hint=f"Run: {install_line('pt', form.extra)}")
+    if out.is_dir() and any(out.iterdir()):
+        raise WriteError("is not empty", file=out, expected="a new folder", hint="Name another, or empty it")
+    directory = locate(directory)
     module = backend(form.wing)
     options: dict[str, Any] = {"param_dtype": dtype, "weights": weights}
     with OutputDirectory(out) as output:

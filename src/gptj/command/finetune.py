@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptj.adapters import TARGETS
+from gptj.command.model_options import place_options
 from gptj.command.options import (
-    BackendChoice,
     FiniteRange,
     ModelArgument,
     Names,
@@ -27,13 +27,15 @@ from gptj.command.options import (
     revision_option,
 )
 from gptj.command.printing import print_facts, print_json
+from gptj.command.together import complete, joined, mesh_of, strategy_options
 from gptj.dtypes import DTYPES_CALLED
 from gptj.errors import InputError
 from gptj.finetune.settings import DTYPES, SCHEDULES
-from gptj.prepared import DEVICES, DEVICES_CALLED
+from gptj.sharding import STRATEGIES
 
 if TYPE_CHECKING:
     from gptj.finetune import Outcome, Report
+    from gptj.sharding import Strategy
 
 __all__ = ["finetune"]
 
@@ -45,14 +47,13 @@ LORA_TARGETS = tuple(target.split(".")[1] for target in TARGETS)
 _WHOLE = click.IntRange(min=1)
 
 _OPTIONS = (
-    option("Run", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
-    option("Run", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
-           help="Where it runs; auto is a GPU where the framework sees one."),
+    *place_options("Run"),
     option("Run", "--dtype", type=Names(DTYPES, called=DTYPES_CALLED), default="float32", show_default=True,
            help="What is computed in; parameters stay float32."),
     option("Run", "--checkpoint-gradients", is_flag=True, help="Compute each block again for its gradient: less "
            "memory, a third more time."),
     option("Run", "--resume", is_flag=True, help="Go on from the last checkpoint in OUT."),
+    *strategy_options("Run", STRATEGIES),
     revision_option(section="Run"),
     option("Run", "--json", "as_json", is_flag=True, help="Print the result as JSON."),
     option("Data", "--length", type=click.IntRange(min=2), metavar="N", help="Tokens of a window. [default: the "
@@ -97,7 +98,7 @@ _OPTIONS = (
 @apply_options(_OPTIONS)
 def finetune(
     directory: Path, data: Path, output: Path, backend: str | None, device: str, resume: bool, as_json: bool,
-    evaluation: Path | None, **options: Any,
+    evaluation: Path | None, strategy: Strategy | None, dp: int | None, tp: int | None, **options: Any,
 ) -> None:  # fmt: skip
     """Fine-tune the model in DIR on DATA, and write OUT, a folder that every command opens.
 
@@ -106,6 +107,9 @@ def finetune(
 
     OUT/checkpoints keeps the last and the best; Ctrl-C writes one, and --resume goes on. With --eval the weights in
     OUT are the best evaluation's, else the last update's. OUT has its loss curve as loss.csv and loss.png.
+
+    With --strategy, as in `torchrun --nproc-per-node=2 -m gptj finetune ... --strategy fsdp`, processes train one
+    model with the losses of one process; --resume goes on on another number of them, too.
     """
     from gptj.backends import choose_backend
     from gptj.finetune import Settings
@@ -116,22 +120,43 @@ def finetune(
         settings = Settings(**options)
     except InputError as error:
         raise click.UsageError(str(error)) from None
+    if strategy is None and (dp or tp):
+        raise click.UsageError("--dp and --tp go with --strategy.")
     backend = choose_backend(backend)
     check_surroundings(backend)
-    with stopped_by_signals() as heard:
+    with contextlib.ExitStack() as several:
+        mesh, first = None, True
+        if strategy is not None:
+            if backend == "tf":
+                raise InputError(
+                    "nothing trains cut in TensorFlow",
+                    where="--strategy",
+                    expected="--backend pt or flax",
+                    hint="Train the same folder there; docs/scale.md has a loop of TensorFlow's own over copies",
+                )
+            backend, parallel = several.enter_context(joined(backend))
+            mesh, first = mesh_of(*complete(dp, tp, parallel.count_devices())), parallel.join_processes().rank == 0
+        heard = several.enter_context(stopped_by_signals(aloud=first))
         outcome = run(
             directory, data, output, settings, backend=backend, device=device, evaluation=evaluation, resume=resume,
-            note=lambda sentence: click.echo(f"{sentence}", err=True), report=Lines(), stop=lambda: bool(heard),
+            cut=None if strategy is None else (strategy, mesh),
+            note=lambda sentence: click.echo(f"{sentence}", err=True), report=Lines(),
+            stop=lambda: bool(heard),
         )  # fmt: skip
-    if not outcome.finished:
-        again = shlex.join([*_command_line(), *([] if resume else ["--resume"])])
-        click.echo(f"stopped after update {outcome.step} of {outcome.steps}; {outcome.checkpoint} has it", err=True)
-        click.echo(f"to go on: {again}", err=True)
-        sys.exit(128 + heard[0])
-    if as_json:
-        print_json(outcome.to_dict())
-    else:
-        print_facts(_facts(outcome))
+        if not outcome.finished:
+            if first:
+                _say_how_to_go_on(outcome, resume)
+            sys.exit(128 + heard[0] if heard else 1)
+        if as_json:
+            print_json(outcome.to_dict())
+        else:
+            print_facts(_facts(outcome))
+
+
+def _say_how_to_go_on(outcome: Outcome, resume: bool) -> None:
+    again = shlex.join([*_command_line(), *([] if resume else ["--resume"])])
+    click.echo(f"stopped after update {outcome.step} of {outcome.steps}; {outcome.checkpoint} has it", err=True)
+    click.echo(f"to go on: {again}", err=True)
 
 
 def _command_line() -> list[str]:
@@ -180,8 +205,8 @@ class Lines:
 
 
 @contextlib.contextmanager
-def stopped_by_signals() -> Iterator[list[int]]:
-    """A list to which the first Ctrl-C or SIGTERM adds its number; the second does what it always does."""
+def stopped_by_signals(*, aloud: bool = True) -> Iterator[list[int]]:
+    """A list to which the first Ctrl-C or SIGTERM adds its number, and says so; the second does what it always does."""
     heard: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -189,8 +214,9 @@ def stopped_by_signals() -> Iterator[list[int]]:
         heard.append(number)
         signal.signal(number, before[signal.Signals(number)])
         # Past Python's stream, which may be in the middle of a line: a signal falls in anywhere.
-        with contextlib.suppress(OSError, ValueError):
-            os.write(sys.stderr.fileno(), b"saving after this update; once more to leave at once\n")
+        if aloud:
+            with contextlib.suppress(OSError, ValueError):
+                os.write(sys.stderr.fileno(), b"saving after this update; once more to leave at once\n")
 
     for number, handler in before.items():
         if callable(handler):  # neither ignored nor the system's

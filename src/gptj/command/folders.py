@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from gptj.command.options import PathArgument
+from gptj.command.options import Names, PathArgument
 from gptj.command.reports import Destinations
 from gptj.command.waiting import waiting
 
@@ -51,7 +51,7 @@ def two_folders_options(function: Any) -> Any:
         return function(*arguments, asked=ForTwoFolders(way, prompts), **options)
 
     file = click.option("--prompts", type=PathArgument, metavar="FILE", help="With DIR2: a prompt a line.")
-    path = click.option("--path", "way", type=click.Choice(WAYS), help="With DIR2: how its model computes.")
+    path = click.option("--path", "way", type=Names(WAYS), help="With DIR2: how its model computes.")
     return path(file(with_asked))
 
 

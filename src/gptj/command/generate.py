@@ -10,24 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptj.command.model_options import MODEL_OPTIONS, adapter_option, no_mmap_option
 from gptj.command.options import (
-    BackendChoice,
-    DtypeChoice,
     FileName,
-    Inside,
     ModelArgument,
-    Names,
-    PathArgument,
     Sections,
     apply_options,
     option,
-    revision_option,
 )
-from gptj.command.printing import (
-    write_text,
-)
+from gptj.command.printing import write_text
+from gptj.command.together import check_strategy_options, strategy_options
 from gptj.errors import shown
-from gptj.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
 from gptj.reading.weight_files import split_weights
 
 if TYPE_CHECKING:
@@ -44,11 +37,7 @@ _OPTIONS = (
     option("Output", "-i", "--interactive", is_flag=True, help="Continue what you type, turn by turn."),
     option("Output", "--json", "as_json", is_flag=True, help="Print token ids and text as JSON; for several prompts, "
             "an object a line."),
-    option("Model", "--strategy", type=Names(("tp", "dp")), help="Cut the model across the processes that torchrun or "
-            "jax's launcher started; see gptj plan."),
-    option("Model", "--dp", type=click.IntRange(min=1), metavar="N", help="With --strategy: copies of the model."),
-    option("Model", "--tp", type=click.IntRange(min=1), metavar="N", help="With --strategy: devices a copy. [default: "
-            "all]"),
+    *strategy_options("Model", ("tp", "dp")),
 )  # fmt: skip
 """Options of `gptj generate` alone."""
 
@@ -56,22 +45,13 @@ HOW_OPTIONS = (
     option("Prompts", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
     option("Prompts", "--truncate", type=click.Choice(("left",)), help="Cut the beginning of a prompt that is too "
             "long for the model. [default: refuse it]"),
-    option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
-    option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
-            "several sets."),
-    revision_option(section="Model"),
-    option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
-    option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them: slower to start, and "
-           "they may change meanwhile."),
+    *MODEL_OPTIONS,
+    no_mmap_option,
     option("Model", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
             help="How many prompts to read at once."),
     option("Model", "--assistant", type=ModelArgument, metavar="DIR", help="A smaller model that guesses ahead; the "
             "text is the same."),
-    option("Model", "--adapter", type=PathArgument, metavar="DIR", help="A LoRA adapter's folder, to put to work."),
-    option("Model", "--quantize", type=Names(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
-            "the framework can."),
-    option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
-            help="Where it runs; auto is a GPU where the framework sees one."),
+    adapter_option,
     option("Decoding", "--max-new-tokens", type=int, metavar="N", help="Tokens to add at most. [default: 40]"),
     option("Decoding", "--temperature", type=float, metavar="T", help="Sample; below 1 is bolder, above 1 more even, "
             "0 is greedy."),
@@ -182,13 +162,9 @@ class GenerateOptions:
             raise click.UsageError("--interactive reads text from stdin: leave out --token-ids, -, and --assistant.")
         if sum((self.stream, self.interactive, self.as_json)) > 1:
             raise click.UsageError("Choose one of --stream, --interactive and --json.")
-        if self.strategy is None and (self.dp or self.tp):
-            raise click.UsageError("--dp and --tp go with --strategy.")
-        if self.strategy is not None and (self.interactive or self.quantize or self.assistant or self.adapter):
-            others = "-i, --quantize, --assistant and --adapter"
-            raise click.UsageError(f"--strategy is for the model as it is: leave out {others}.")
-        if self.strategy is not None and self.device != "auto":
-            raise click.UsageError("With --strategy the processes say where it runs: leave out --device.")
+        check_strategy_options(self)
+        if self.strategy is not None and (self.interactive or self.assistant):
+            raise click.UsageError("--strategy is for one model and whole texts: leave out -i and --assistant.")
         if self.batch_size > 1 and (self.stream or self.interactive):
             raise click.UsageError("--batch-size is for whole texts: leave out --stream and --interactive.")
 

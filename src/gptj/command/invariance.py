@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from gptj.backends import choose_backend, installed_backends
-from gptj.command.options import ModelArgument, PathArgument, backends_option, revision_option
+from gptj.command.options import ModelArgument, Names, PathArgument, backends_option, revision_option
 from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
+from gptj.dtypes import DTYPES_CALLED
 from gptj.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ SeedOption = click.IntRange(0, 2**63 - 1)
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @backends_option
 @click.option(
-    "--dtype", type=click.Choice(("float32", "float64")), default="float32", show_default=True, help="To compute in."
+    "--dtype",
+    type=Names(("float32", "float64"), called=DTYPES_CALLED),
+    default="float32",
+    show_default=True,
+    help="To compute in.",
 )
 @click.option("--seed", type=SeedOption, default=0, show_default=True, metavar="N", help="Of the random tokens.")
 @revision_option()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import itertools
 import os
 import secrets
@@ -26,6 +27,7 @@ from gptj.adapters import read_adapter
 from gptj.adapters.files import is_adapter
 from gptj.backends import choose_backend
 from gptj.command.prompts import Prompt
+from gptj.command.together import mesh_of
 from gptj.command.waiting import waiting
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, GPTJError, InputError, TokenizerError, warn_of
@@ -37,7 +39,6 @@ from gptj.hub import locate
 from gptj.inputs import check_ids
 from gptj.paths import missing_folder
 from gptj.prepared import QUANTIZATIONS, check_quantize
-from gptj.sharding import Mesh
 from gptj.surroundings import check_surroundings
 from gptj.text.tokenizer import GPTJTokenizer
 
@@ -222,7 +223,9 @@ class OpenedModel:
         if self.request.quantize is not None:
             options["quantize"] = self.request.quantize
         if self.request.strategy is not None:
-            options |= {"strategy": self.request.strategy, "mesh": self._mesh()}
+            parallel: Any = importlib.import_module(f"gptj.{self.backend}.parallel")
+            mesh = parallel.mesh_of_copy(mesh_of(self.request.dp, self.request.tp), self.request.strategy)
+            options |= {"strategy": self.request.strategy, "mesh": mesh}
         packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)
         packs = packs and self.request.strategy is None
         if packs or self.request.quantize is not None:
@@ -235,11 +238,6 @@ class OpenedModel:
             if alone and self.backend == "flax" and model.dtype.itemsize >= 4 and model.fast_path is None:
                 model.prepare_for_inference()
         return model
-
-    def _mesh(self) -> Mesh | None:
-        """The mesh that the command line names, None for the strategy's own."""
-        dp, tp = self.request.dp, self.request.tp
-        return None if dp is None and tp is None else Mesh(dp=dp or 1, tp=tp or 1)
 
     def tokens(self, jobs: Sequence[Job], batch_size: int = 1) -> int:
         """The most steps that continuing them takes, a batch at a time."""

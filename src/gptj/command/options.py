@@ -21,7 +21,7 @@ from click.shell_completion import CompletionItem
 
 from gptj.backends import BACKENDS, likely_backend
 from gptj.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
-from gptj.errors import InputError, shown
+from gptj.errors import InputError, did_you_mean, shown
 from gptj.hub import HubPlace, is_repository_id, locate, locate_source
 
 __all__ = [
@@ -250,7 +250,7 @@ class Judging(Command):
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """What the command returns; all that it printed has reached its reader."""
+        """The command's own value; all that it printed has reached its reader."""
         with _unjudged():
             try:
                 return super().invoke(ctx)
@@ -289,7 +289,12 @@ class WithSubcommands(Command):
     ) -> click.Context:
         """The context of the command that is meant, with its arguments parsed."""
         if not args or args[0] not in self._modules:
-            return super().make_context(info_name, args, parent, **extra)
+            context = super().make_context(info_name, args, parent, **extra)
+            # Said where it is no folder either: a folder may have any name.
+            meant = did_you_mean(args[0], self._modules) if args and not context.resilient_parsing else None
+            if meant and not os.path.lexists(args[0]):
+                context.fail(f"No such command or folder {args[0]!r}. {meant}")
+            return context
         name, *rest = args
         command: click.Command = getattr(importlib.import_module(self._modules[name]), name)
         return command.make_context(f"{info_name} {name}", rest, parent, **extra)
@@ -332,6 +337,15 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(self._modules[cmd_name]), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command and its arguments; click's own search for a near miss sees no command that is not loaded."""
+        meant = did_you_mean(args[0], self._modules) if args[0] not in self._modules else None
+        if meant and not args[0].startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. {meant}")
+        return super().resolve_command(ctx, args)
 
 
 class _Option(click.Option):

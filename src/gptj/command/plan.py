@@ -11,6 +11,7 @@ import click
 
 from gptj.command.options import Command, DtypeChoice, PathArgument, json_option
 from gptj.command.printing import open_console, print_json
+from gptj.paths import missing_folder
 
 __all__ = ["plan"]
 
@@ -37,6 +38,8 @@ def plan(
     from gptj.pretrained.saving import shard_bytes
     from gptj.sharding.plan import Work, list_meshes, plan_memory
 
+    if not directory.exists():
+        raise missing_folder(directory, "no such file or folder")
     config = GPTJConfig.from_file(directory / CONFIG_FILE if directory.is_dir() else directory)
     work = Work(training, batch or devices, length or config.n_positions, dtype, recompute)
     work.check(config)
@@ -59,7 +62,7 @@ def _print_plans(plans: list[Any], work: Any, room: int, directory: Path) -> Non
         ("weights", "gradients", "optimizer", "activations") if work.training else ("weights", "cache", "activations")
     )
     table = Table(box=None, pad_edge=False)
-    for name in ("strategy", "dp", "tp", *kinds, "total", ""):
+    for name in ("strategy", "dp", "tp", *kinds, "peak", ""):
         table.add_column(name, justify="left" if name in ("strategy", "") else "right")
     for made in plans:
         numbers = [f"{getattr(made, kind) / 2**30:.2f}" for kind in (*kinds, "total")]
@@ -68,6 +71,8 @@ def _print_plans(plans: list[Any], work: Any, room: int, directory: Path) -> Non
         verdict = "cannot be cut so" if made.problem else "fits" if made.fits(room) else "too large"
         table.add_row(made.strategy, str(made.mesh.dp), str(made.mesh.tp), *numbers, verdict)
     console.print(table)
+    if work.training:
+        console.print("Gradients come as activations go: the peak has the larger of both, and what passes beside it.")
     for made in plans:
         if made.problem is not None:
             console.print(f"{made.strategy} dp={made.mesh.dp} tp={made.mesh.tp}: {made.problem}", soft_wrap=True)
@@ -76,18 +81,19 @@ def _print_plans(plans: list[Any], work: Any, room: int, directory: Path) -> Non
         console.print(f"Nothing fits in {room / 2**30:.4g} GiB: more devices, fewer rows, or a narrower dtype.")
         return
     best = min(fitting, key=lambda made: made.total)
-    console.print(f"Start it: {_launch_line(best, directory, work.training)}", soft_wrap=True)
+    console.print(f"Start it: {_launch_line(best, directory, work)}", soft_wrap=True)
 
 
-def _launch_line(made: Any, directory: Path, training: bool) -> str:
+def _launch_line(made: Any, directory: Path, work: Any) -> str:
     """The command that starts one process a device on one host."""
-    folder = shlex.quote(str(directory))
-    verb = f"finetune {folder} DATA OUT" if training else f'generate {folder} "..."'
-    if made.mesh.size == 1:
-        return f"gptj {verb}"
-    if training:  # in a loop of one's own
-        placed = f'strategy="{made.strategy}", mesh=Mesh(dp={made.mesh.dp}, tp={made.mesh.tp})'
-        loop = f"a loop of your own (docs/scale.md) over from_pretrained({folder}, {placed})"
-        return f"torchrun --nproc_per_node={made.mesh.size} LOOP.py, {loop}"
-    mesh = f"--dp {made.mesh.dp} --tp {made.mesh.tp}"
-    return f"torchrun --nproc_per_node={made.mesh.size} -m gptj {verb} --backend pt --strategy {made.strategy} {mesh}"
+    folder, mesh = shlex.quote(str(directory)), made.mesh
+    start = "" if mesh.size == 1 else f"torchrun --nproc_per_node={mesh.size} "
+    cut = "" if mesh.size == 1 else f" --backend pt --strategy {made.strategy} --dp {mesh.dp} --tp {mesh.tp}"
+    if work.training and work.dtype != "float32":  # gptj finetune keeps float32 parameters, whatever it computes in
+        placed = f'strategy="{made.strategy}", mesh=Mesh(dp={mesh.dp}, tp={mesh.tp}), ' if start else ""
+        loop = f'a loop of your own (docs/scale.md) over from_pretrained({folder}, {placed}dtype="{work.dtype}")'
+        return f"{start or 'python '}LOOP.py, {loop}"
+    verb = f'generate {folder} "..."'
+    if work.training:
+        verb = f"finetune {folder} DATA OUT{' --checkpoint-gradients' if work.recompute else ''}"
+    return f"{start}-m gptj {verb}{cut}" if start else f"gptj {verb}"

@@ -21,6 +21,7 @@ from typing import Any
 from gptj.errors import GPTJError, InputError, LimitError, shown, warn_of
 from gptj.generation.config import UNSUPPORTED, GenerationConfig
 from gptj.json_file import parse_json_object, read_small_file
+from gptj.text.lines import decode_lines, decode_text
 
 __all__ = ["STDIN", "OfMembers", "Prompt", "check_text", "check_token_ids", "read_lines", "read_prompt"]
 
@@ -69,7 +70,7 @@ class Prompt:
 def read_prompt(file: str) -> Prompt:
     """All of a file, or of stdin, as one prompt, without the line break at its end."""
     name, data = _read(file)
-    return Prompt(_decode(data, name).removesuffix("\n").removesuffix("\r"))
+    return Prompt(decode_text(data, file=name).removesuffix("\n").removesuffix("\r"))
 
 
 def read_lines(file: str, of_members: OfMembers | None = None) -> list[Prompt]:
@@ -83,12 +84,7 @@ def read_lines(file: str, of_members: OfMembers | None = None) -> list[Prompt]:
         InputError: it cannot be read, is not UTF-8, or has no prompt; or a line is not what its first line promises.
     """
     name, data = _read(file)
-    if b"\0" in data:
-        found = f"NUL at offset {data.index(0)}"
-        raise InputError("not UTF-8", file=name, found=found, hint="Is it UTF-16? Save it as UTF-8")
-    text = _decode(data, name).removeprefix("\ufeff")  # the mark of an encoding, and no text
-    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
-    filled = [(number, line) for number, line in lines if line.strip()]
+    text, filled = decode_lines(data, file=name)
     if not filled:
         raise InputError("no prompt", file=name, expected="a prompt a line")
     if _beginning(filled[0][1]) == "{":
@@ -138,7 +134,7 @@ def read_turns() -> Iterator[str]:
     turn = ""
     offset = 0
     for line in _stdin_lines():
-        turn += _decode(line, "stdin", offset).removesuffix("\n").removesuffix("\r")
+        turn += decode_text(line, file="stdin", offset=offset).removesuffix("\n").removesuffix("\r")
         offset += len(line)
         if turn.endswith("\\"):
             turn = turn[:-1] + "\n"
@@ -253,12 +249,3 @@ def _stdin() -> Any:
     if sys.stdin is None:
         raise InputError("is closed", where="stdin", hint="Give the prompt as an argument, or with --prompts FILE")
     return sys.stdin.buffer
-
-
-def _decode(data: bytes, name: str, offset: int = 0) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = offset + error.start
-        found = f"byte 0x{data[error.start]:02x} at offset {place}"
-        raise InputError("not UTF-8", file=name, found=found) from None

@@ -13,6 +13,7 @@ import click
 
 from gptj.command.options import Judging, PathArgument, apply_options, overwrite_option
 from gptj.command.printing import print_json
+from gptj.errors import WriteError
 
 if TYPE_CHECKING:
     from gptj.parity.findings import Findings
@@ -65,7 +66,11 @@ class Destinations:
         self.overwrite = overwrite
         if overwrite and not self.files:
             raise click.UsageError(f"--overwrite is for {', '.join(f'--{kind} FILE' for kind in files)}.")
-        places = [path.absolute() for path in self.files.values()]
+        try:
+            places = [path.absolute() for path in self.files.values()]
+        except FileNotFoundError:
+            hint = "Change to a folder that is there, or give a whole path"
+            raise WriteError("the current folder, which the reports' paths begin in, is gone", hint=hint) from None
         if len({*places}) < len(places):
             twice = next(path for path in places if places.count(path) > 1)
             raise click.UsageError(f"Two reports would be one file: {twice}.")

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
+from gptj.command.model_options import MODEL_OPTIONS, adapter_option, batch_size_option, no_mmap_option
 from gptj.command.options import (
-    BackendChoice,
-    DtypeChoice,
     FileName,
-    Inside,
     ModelArgument,
-    Names,
-    PathArgument,
     Sections,
     apply_options,
     option,
-    revision_option,
 )
 from gptj.command.printing import print_json, write_text
-from gptj.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
+from gptj.command.together import Copies, check_strategy_options, strategy_options, together
 from gptj.reading.weight_files import split_weights
 
 if TYPE_CHECKING:
@@ -45,19 +42,11 @@ _OPTIONS = (
             "fewer give each more context. [default: all]"),
     option("Output", "--json", "as_json", is_flag=True, help="Print the result as JSON."),
     option("Output", "--tokens", is_flag=True, help="With --json, also each token and its log-likelihood."),
-    option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
-    option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
-            "several sets."),
-    revision_option(section="Model"),
-    option("Model", "--adapter", type=PathArgument, metavar="DIR", help="A LoRA adapter's folder, to put to work."),
-    option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
-    option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them."),
-    option("Model", "--batch-size", type=click.IntRange(min=1), metavar="N", help="Texts to read at once. [default: "
-            "2,048 tokens' worth]"),
-    option("Model", "--quantize", type=Names(QUANTIZATIONS), help="Compute with weights of 8 or 4 bits, where "
-            "the framework can."),
-    option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
-            help="Where it runs; auto is a GPU where the framework sees one."),
+    *MODEL_OPTIONS,
+    adapter_option,
+    no_mmap_option,
+    batch_size_option,
+    *strategy_options("Model", ("tp", "dp")),
 )  # fmt: skip
 
 
@@ -81,21 +70,32 @@ def score(directory: Path, file: str, **options: Any) -> None:
     said = ScoreOptions(**options)
     if said.tokens and not said.as_json:
         raise click.UsageError("--tokens is for --json.")
+    check_strategy_options(said)
     documents = read_documents(file, whole=said.whole)
     directory, weights = split_weights(directory, said.weights)
     request = Request(
         directory=directory, weights=weights, mmap=not said.no_mmap, backend=said.backend, dtype=said.dtype,
         quantize=said.quantize, device=said.device, allow_special=said.allow_special, adapter=said.adapter,
+        strategy=said.strategy, dp=said.dp, tp=said.tp,
     )  # fmt: skip
-    opened = OpenedModel(request, needs_tokenizer=any(document.text is not None for document in documents))
-    limits = limits_of(opened.model_config, said.max_length, said.stride)
-    prefix = prefix_of(opened.model_config, None if said.no_prefix else "bos")
-    sequences = [*check_documents(opened, documents, prefix)]
-    with opened.at_work():
-        model = opened.load(0)
-        with _progress() as progress:
-            scores = score_sequences(model, sequences, limits, batch_size=said.batch_size, progress=progress)
-    _print(opened, documents, scores, said)
+    with together(request) as agreed:
+        opened = OpenedModel(agreed, needs_tokenizer=any(document.text is not None for document in documents))
+        limits = limits_of(opened.model_config, said.max_length, said.stride)
+        prefix = prefix_of(opened.model_config, None if said.no_prefix else "bos")
+        sequences = [*check_documents(opened, documents, prefix)]
+        with opened.at_work():
+            model = opened.load(0)
+            copies = Copies.of(model, opened.backend)
+            copies.check(len(sequences), "texts")
+            mine = [number for number in range(len(sequences)) if copies.is_mine(number)]
+            with _progress() if copies.mine == 0 else contextlib.nullcontext() as progress:
+                made = score_sequences(
+                    model, [sequences[number] for number in mine], limits, batch_size=said.batch_size, progress=progress
+                )
+        if copies.count > 1:
+            facts = copies.gather(dict(zip(mine, map(_to_json, made), strict=True)))
+            made = [_from_json(fact) for fact in facts]
+        _print(opened, documents, made, said)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,21 @@ class ScoreOptions:
     batch_size: int | None
     quantize: str | None
     device: str
+    strategy: str | None
+    dp: int | None
+    tp: int | None
+
+
+def _to_json(one: Score) -> dict[str, Any]:
+    """A score as JSON can hold it, for another process."""
+    return {name: x.tolist() if hasattr(x, "tolist") else x for name, x in vars(one).items()}
+
+
+def _from_json(facts: Mapping[str, Any]) -> Score:
+    from gptj.scoring import Score
+
+    token_ids, numbers = np.array(facts["token_ids"], np.int64), np.array(facts["log_likelihoods"], np.float64)
+    return Score(token_ids, numbers, np.array(facts["greedy"], np.bool_), facts["n_bytes"])
 
 
 class _Encoding:

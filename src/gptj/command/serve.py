@@ -10,19 +10,14 @@ from typing import Any
 
 import click
 
+from gptj.command.model_options import MODEL_OPTIONS, no_mmap_option
 from gptj.command.options import (
-    BackendChoice,
-    DtypeChoice,
     FiniteRange,
-    Inside,
     ModelArgument,
-    Names,
     Sections,
     apply_options,
     option,
-    revision_option,
 )
-from gptj.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
 
 __all__ = ["named_folders", "serve"]
 
@@ -47,16 +42,8 @@ _OPTIONS = (
             "requests wait for it."),
     option("Batch", "--prefix-tokens", type=click.IntRange(min=0), default=8192, show_default=True, metavar="N",
             help="Tokens of prompts to keep for others that begin alike; 0 keeps none."),
-    option("Model", "--backend", type=BackendChoice, help="Which framework. [default: GPTJ_BACKEND, or the only one]"),
-    option("Model", "--weights", type=Inside, metavar="FILE", help="Which weights file of DIR, where it holds "
-            "several sets."),
-    revision_option(section="Model"),
-    option("Model", "--dtype", type=DtypeChoice, help="Of the parameters. [default: as stored]"),
-    option("Model", "--no-mmap", is_flag=True, help="Read the weights files and do not map them."),
-    option("Model", "--quantize", type=Names(QUANTIZATIONS), help="Decode with weights of 8 or 4 bits, where "
-            "the framework can."),
-    option("Model", "--device", type=Names(DEVICES, called=DEVICES_CALLED), default="auto", show_default=True,
-            help="Where it runs; auto is a GPU where the framework sees one."),
+    *MODEL_OPTIONS,
+    no_mmap_option,
     option("Model", "--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="A LoRA adapter's folder, served "
             "as a model of this name beside the base. May be given several times."),
     option("Model", "--allow-special", is_flag=True, help="Read <|endoftext|> in a prompt as that token."),
@@ -96,7 +83,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     from gptj.serving.metrics import Metrics
     from gptj.serving.server import Server, listen
     from gptj.serving.service import Service, servable
-    from gptj.serving.warming import warm_up
+    from gptj.serving.warming import warm_up, warm_up_behind
 
     place, weights = split_weights(directory, options["weights"])
     request = Request(
@@ -149,8 +136,11 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
         server = Server(app, close=engine.close, drain_s=options["drain"])
         engine.start()
         if opened.backend != "pt" and not options["no_warm_up"]:
-            with waiting(f"compiling for {options['max_batch']} rows"):
-                warm_up(engine)
+            with waiting(f"compiling for {options['max_batch']} rows") as say:
+                for one in (None, *adapters):
+                    warm_up(engine, say, adapter=one)
+            if not adapters:
+                warm_up_behind(engine)
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         write_text(f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n")
         server.serve_on(listener)

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-__all__ = ["StdoutError", "abandon_stdout", "prepare_streams"]
+__all__ = ["StdoutError", "abandon_stdout", "prepare_streams", "stdout_apart"]
 
 
 def prepare_streams() -> None:
@@ -50,6 +50,29 @@ def abandon_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with contextlib.suppress(OSError, ValueError, StdoutError):
         sys.stdout.close()
+
+
+@contextlib.contextmanager
+def stdout_apart() -> Iterator[None]:
+    """While this is open, what C++ prints on stdout goes to stderr: gloo says there whom it is connected to."""
+    before = sys.stdout
+    try:
+        number = before.fileno()
+    except (AttributeError, OSError, ValueError):  # it is no descriptor's
+        yield
+        return
+    before.flush()
+    with os.fdopen(os.dup(number), "w", encoding=before.encoding, errors=before.errors) as stream:
+        os.dup2(2, number)
+        sys.stdout = ours = _Stdout(stream)
+        try:
+            yield
+        finally:
+            sys.stdout = before
+            os.dup2(stream.fileno(), number)
+            with contextlib.suppress(StdoutError, BrokenPipeError):
+                ours.flush()
+            ours.detach()
 
 
 class StdoutError(Exception):

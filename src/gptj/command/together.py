@@ -2,18 +2,104 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import importlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gptj.backends import choose_backend
-from gptj.errors import InputError
+import click
 
-__all__ = ["together"]
+from gptj.backends import choose_backend
+from gptj.command.options import Names, option
+from gptj.command.standard_streams import stdout_apart
+from gptj.errors import GPTJError, InputError, ProcessError
+from gptj.sharding import Mesh
+
+__all__ = ["Copies", "check_strategy_options", "complete", "joined", "mesh_of", "strategy_options", "together"]
+
+
+def strategy_options(section: str, strategies: tuple[str, ...]) -> tuple[Any, ...]:
+    """--strategy, --dp and --tp of a command that several processes run."""
+    return (
+        option(section, "--strategy", type=Names(strategies), help="Cut the model across the processes that torchrun "
+               "or jax's launcher started; see gptj plan."),
+        option(section, "--dp", type=click.IntRange(min=1), metavar="N", help="With --strategy: parts of each batch."),
+        option(section, "--tp", type=click.IntRange(min=1), metavar="N", help="With --strategy: parts of each matrix. "
+               "[default: all devices along one of the two]"),
+    )  # fmt: skip
+
+
+def check_strategy_options(said: Any) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        click.UsageError: naming them.
+    """
+    if said.strategy is None and (said.dp or said.tp):
+        raise click.UsageError("--dp and --tp go with --strategy.")
+    if said.strategy is not None and (said.quantize or said.adapter):
+        raise click.UsageError("--strategy is for the model as it is: leave out --quantize and --adapter.")
+    if said.strategy is not None and said.device != "auto":
+        raise click.UsageError("With --strategy the processes say where it runs: leave out --device.")
+
+
+def mesh_of(dp: int | None, tp: int | None) -> Mesh | None:
+    """The mesh that the command line names, None for the strategy's own."""
+    return None if dp is None and tp is None else Mesh(dp=dp or 1, tp=tp or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """The copies of a model among which a command's rows of work are dealt out: piece n is copy n % count's.
+
+    Attributes:
+        mine, count: which of how many this process has.
+        parallel: the wing's module of that name, None where one process does all.
+    """
+
+    mine: int = 0
+    count: int = 1
+    parallel: Any = None
+
+    @classmethod
+    def of(cls, model: Any, backend: str) -> Copies:
+        """Those of a model that was opened with a strategy, or without one."""
+        if model.placement is None:
+            return cls()
+        parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
+        mine, count = parallel.copy_of(model)
+        return cls(mine, count, parallel)
+
+    def check(self, pieces: int, where: str) -> None:
+        """Refuse so little work that a copy would have none.
+
+        Raises:
+            InputError: naming it.
+        """
+        if pieces < self.count:
+            raise InputError(
+                f"fewer than the {self.count} copies of the model", where=where, expected=f"{self.count} or more",
+                found=pieces, hint="Use a smaller --dp, or --strategy tp",
+            )  # fmt: skip
+
+    def is_mine(self, number: int) -> bool:
+        """Whether the piece of that number is this process' to do."""
+        return number % self.count == self.mine
+
+    def gather(self, done: Mapping[int, Any]) -> list[Any]:
+        """The results of all pieces, in their order; a result is what JSON can hold."""
+        if self.count == 1:
+            return [done[number] for number in sorted(done)]
+        found: dict[int, Any] = {}
+        for text in self.parallel.gather_texts(json.dumps([*done.items()])):
+            found |= dict(json.loads(text))
+        return [found[number] for number in sorted(found)]
 
 
 @contextlib.contextmanager
@@ -26,27 +112,62 @@ def together(request: Any) -> Iterator[Any]:
     if request.strategy is None:
         yield request
         return
-    backend = choose_backend(request.backend)
-    if backend == "tf":
-        raise InputError(
-            "not on the command line in TensorFlow",
-            where="--strategy",
-            expected="--backend pt or flax",
-            hint="Open the same folder there (docs/scale.md)",
-        )
-    parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
-    processes = parallel.join_processes()
-    try:
+    with joined(request.backend) as (backend, parallel):
         seed = parallel.share_number(secrets.randbits(62)) if request.seed is None else request.seed
-        with _silent(processes.rank > 0):
-            dp, tp = _complete(request.dp, request.tp, parallel.count_devices())
-            chosen = request.seed is not None
-            yield dataclasses.replace(request, backend=backend, seed=seed, chosen_seed=chosen, dp=dp, tp=tp)
-    finally:
-        parallel.leave_processes()
+        dp, tp = complete(request.dp, request.tp, parallel.count_devices())
+        chosen = request.seed is not None
+        yield dataclasses.replace(request, backend=backend, seed=seed, chosen_seed=chosen, dp=dp, tp=tp)
 
 
-def _complete(dp: int | None, tp: int | None, devices: int) -> tuple[int | None, int | None]:
+@contextlib.contextmanager
+def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
+    """The framework and its module of processes, which know each other while this is open.
+
+    What one of them fails at ends all: the first to fail says so, and the others end without a word. None waits for
+    one that is no more.
+
+    Raises:
+        InputError: the launcher's variables are there in part.
+        ProcessError: another process ended.
+    """
+    backend = choose_backend(backend)
+    parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
+    try:
+        processes = parallel.join_processes()
+    except RuntimeError as error:
+        atexit.register(_end_at_once, error)
+        cause = str(error).splitlines()[0]
+        raise ProcessError(f"the other processes did not come: {cause}", where="--strategy") from None
+    try:
+        with stdout_apart(), _silent(processes.rank > 0):
+            yield backend, parallel
+    except (Exception, SystemExit) as error:
+        atexit.register(_end_at_once, error)
+        if isinstance(error, SystemExit):
+            raise
+        ended = not isinstance(error, GPTJError) and parallel.is_of_processes(error)
+        first = parallel.speaks_first() if processes.size > 1 else True
+        if not (ended if first is None else first):
+            raise SystemExit(1) from None
+        if ended:
+            raise ProcessError(
+                "another process of this run ended", where=f"process {processes.rank} of {processes.size}",
+                hint="The cause is what that one said, or what killed it; what was saved stands",
+            ) from None  # fmt: skip
+        raise
+    parallel.leave_processes()
+
+
+def _end_at_once(error: BaseException) -> None:
+    """End this process without taking leave of others that may be no more, at which frameworks wait for minutes."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    code = error.code if isinstance(error, SystemExit) else 1
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def complete(dp: int | None, tp: int | None, devices: int) -> tuple[int | None, int | None]:
     """Both axes of the mesh where one is named: the other takes all devices that are left."""
     if dp is None and tp is None:
         return None, None

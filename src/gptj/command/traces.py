@@ -15,6 +15,7 @@ from gptj.command.options import (
     DtypeChoice,
     Judging,
     ModelArgument,
+    Names,
     PathArgument,
     Repository,
     overwrite_option,
@@ -37,7 +38,7 @@ __all__ = ["compare", "read_batch", "record", "refuse_seed"]
 @click.option("--backend", type=BackendChoice, required=True, help="Which framework computes.")
 @click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="To compute in.")
 @click.option(
-    "--path", "way", type=click.Choice(("plain", "prepared", "int8", "compiled", "sdpa")), default="plain",
+    "--path", "way", type=Names(("plain", "prepared", "int8", "compiled", "sdpa")), default="plain",
     show_default=True, help="The way of computing.",
 )  # fmt: skip
 @click.option("--prompts", type=PathArgument, metavar="FILE", help="A prompt a line. [default: random tokens]")

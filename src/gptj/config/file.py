@@ -12,13 +12,14 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptj.config.rules import spelt
 from gptj.errors import ConfigError, shown, warn_of
 
-__all__ = ["ALIASES", "is_alike", "meant_field", "read_members"]
+__all__ = ["ALIASES", "is_alike", "meant_field", "misleads", "read_members"]
 
 ALIASES = {
     "hidden_size": "n_embd",
@@ -43,6 +44,25 @@ _SHAPING = (
 _FLAGS = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
 _NULL_IS_DEFAULT = (*_FLAGS, "tie_word_embeddings", "initializer_range")
 """Fields in which transformers takes null, and means what it means by the default."""
+
+_OF_OTHERS: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (None, {}),
+    "rope_scaling": (None, {}),
+    "rope_theta": (None, 10000),
+    "rope_parameters": (None, {}),
+    "sliding_window": (None,),
+    "scale_attn_weights": (None, True),
+    "scale_attn_by_inverse_layer_idx": (None, False),
+    "reorder_and_upcast_attn": (None, False),
+    "use_parallel_residual": (None, True),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "pruned_heads": (None, {}),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+    "qk_norm": (None, False),
+}
+"""Keys by which other models, or a loader, would compute something else, and the values that ask for nothing."""
 
 Say = Callable[..., None]
 """`warn_of` with the file named."""
@@ -102,6 +122,9 @@ def read_members(
     known = {key: rest.pop(key) for key in list(rest) if key in fields}
     for key in rest:
         _judge_unknown(key, known, fields, say)
+    for key in rest:
+        if not _asks_nothing(key, rest[key]):
+            say("of other models: not read, nor written into another folder", where=key, found=spelt(rest[key]))
     for field, value in list(known.items()):
         if value is None and field in _NULL_IS_DEFAULT:
             known[field] = fields[field]
@@ -117,6 +140,11 @@ def read_members(
 def is_alike(key: str, fields: Mapping[str, Any]) -> bool:
     """Whether an unknown key is spelt so much like a field that it may be meant for it."""
     return key not in _TRANSFORMERS_KEYS and meant_field(key, fields) is not None
+
+
+def misleads(key: str, value: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether another program may take an unknown key for more than it is: a field, or an order to compute."""
+    return key == "auto_map" or is_alike(key, fields) or not _asks_nothing(key, value)
 
 
 def meant_field(key: str, fields: Mapping[str, Any], *, cutoff: float = 0.8) -> str | None:
@@ -185,6 +213,15 @@ def _judge_unknown(key: str, known: Mapping[str, Any], fields: Mapping[str, Any]
     say("no field of a GPT-J's config: not read, nor written into another folder", where=shown(key), hint=hint)
 
 
+def _asks_nothing(key: str, value: Any) -> bool:
+    """Whether a key is none of other models, or has the value with which they compute what a GPT-J does."""
+    if key == "rope_parameters" and isinstance(value, Mapping):
+        turned = (value.get("rope_type", "default"), value.get("rope_theta", 10000))
+        return turned == ("default", 10000) and value.keys() <= {"rope_type", "rope_theta", "partial_rotary_factor"}
+    neutral = _OF_OTHERS.get(key, (value,))
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral)
+
+
 def _convert_token_ids(field: str, value: object, say: Say) -> Any:
     """Ids as whole numbers; what is no id is left out and said: no token of the model can be meant by it."""
     listed = list(value) if isinstance(value, list | tuple) else [value]
@@ -205,12 +242,25 @@ def _convert_token_ids(field: str, value: object, say: Say) -> Any:
 
 
 def _choose_labels(known: dict[str, Any], say: Say) -> None:
-    """Drop empty labels, and a number of labels that contradicts their names: the names count, as in transformers."""
+    """Drop empty labels, and a number of labels that contradicts their names: the names count, as in transformers.
+
+    Names of ids with gaps between are left out, and their number is kept: it is how many rows a classifier has.
+    """
     for field in ("id2label", "label2id"):
         if known.get(field) == {}:
             say("empty: left out", where=field)
             del known[field]
+    names = known.get("id2label")
+    if isinstance(names, Mapping) and _have_gaps(names):
+        say("ids with gaps between: their number counts, the names are left out", where="id2label", found=spelt(names))
+        known.update(num_labels=len(names), id2label=None, label2id=None)
     names, count = known.get("id2label"), known.get("num_labels")
     if isinstance(names, Mapping) and isinstance(count, int) and count != len(names):
         say("contradicts id2label, which counts", where="num_labels", expected=len(names), found=count)
         known["num_labels"] = None
+
+
+def _have_gaps(names: Mapping[Any, Any]) -> bool:
+    """Whether every key is an id, written once, and they are not 0 to n - 1."""
+    ids = {int(key) for key in names if isinstance(key, str) and re.fullmatch(r"[0-9]{1,9}", key)}
+    return len(ids) == len(names) and ids != set(range(len(names)))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict, Unpack
 
 from gptj.brief import brief, html_table
-from gptj.config.file import ALIASES, is_alike, meant_field, read_members
+from gptj.config.file import ALIASES, is_alike, meant_field, misleads, read_members
 from gptj.config.labels import derive_labels
 from gptj.config.rules import is_number, is_whole, plain, spelt
 from gptj.config.settings import DTYPE_KEYS, Settings, default_members, plain_extra
@@ -435,8 +435,8 @@ class GPTJConfig(Settings):
         return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
 
     def for_other_programs(self) -> GPTJConfig:
-        """A copy for a new folder, without what would mislead there: keys like a field's, and another folder's code."""
-        kept = {k: v for k, v in self.extra.items() if k != "auto_map" and not is_alike(k, _DEFAULTS)}
+        """A copy for a new folder, without what would mislead there: code, keys of other models or like a field's."""
+        kept = {k: v for k, v in self.extra.items() if not misleads(k, v, _DEFAULTS)}
         return self.replace(extra=kept)
 
     def to_dict(self) -> dict[str, Any]:

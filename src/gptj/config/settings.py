@@ -14,13 +14,12 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, WriteError, shown
 from gptj.hub import split_hub_arguments
-from gptj.paths import missing_folder
+from gptj.paths import missing_folder, require_path
 
 __all__ = ["DTYPE_KEYS", "Settings", "default_members", "plain_extra"]
 
@@ -139,7 +138,7 @@ class Settings:
         Raises:
             WriteError: it cannot be written. What stood there stays.
         """
-        self.to_json_file(Path(directory) / self.FILE, use_diff=False)
+        self.to_json_file(require_path(directory) / self.FILE, use_diff=False)
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The text of the file, by default without the fields that are at their defaults."""
@@ -151,7 +150,7 @@ class Settings:
         Raises:
             WriteError: it cannot be written. What stood there stays.
         """
-        path = Path(json_file_path)
+        path = require_path(json_file_path, "json_file_path")
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

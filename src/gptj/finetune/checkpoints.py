@@ -7,6 +7,9 @@ also after a kill at any moment. The last and the best are kept. A lock keeps a 
     optimizer.safetensors                           AdamW's moments, "first.NAME" and "second.NAME"
     loss.csv                                        the curve up to there
     training.json                                   settings, data, and the place
+
+Where several processes train one model, parts/ is in place of model and optimizer: torch.distributed.checkpoint's or
+orbax's format, whose reader cuts it anew for any number of processes.
 """
 
 from __future__ import annotations
@@ -36,10 +39,13 @@ from gptj.reading.safetensors_file import pack_header, read_safetensors
 from gptj.writing.file_system import write_error
 from gptj.writing.output_file import whole_file
 
-__all__ = ["CHECKPOINTS", "CURVE_FILE", "Identity", "RunFolder", "Saved"]
+__all__ = ["CHECKPOINTS", "CURVE_FILE", "PARTS", "Identity", "RunFolder", "Saved", "write_moments"]
 
 CHECKPOINTS = "checkpoints"
 CURVE_FILE = "loss.csv"
+PARTS = "parts"
+"""In place of model and optimizer, where several processes train: the folder that each writes its own parts into."""
+
 FORMAT = 1
 """Of training.json."""
 
@@ -121,6 +127,12 @@ class Saved:
     folder: Path
     step: int
     stored: Mapping[str, Any]
+
+    @property
+    def parts(self) -> Path | None:
+        """The folder of the parts that several processes wrote, None where one process did."""
+        found = self.folder / PARTS
+        return found if found.is_dir() else None
 
     @property
     def progress(self) -> Progress:
@@ -280,6 +292,10 @@ class RunFolder:
             )  # fmt: skip
         return Saved(folder, steps[-1], stored)
 
+    def parts_of(self, step: int) -> Path | None:
+        """`Saved.parts` of a checkpoint."""
+        return Saved(self.path_of(step), step, {}).parts
+
     # ---- writing
 
     def save(
@@ -288,22 +304,39 @@ class RunFolder:
         identity: Identity,
         rows: list[Row],
         *,
-        write_model: Callable[[Path], object],
-        moments: Iterable[tuple[str, NDArray[Any]]],
+        write: Callable[[Path], object],
     ) -> Path:
         """Write a checkpoint, then let go of all but it and the best; returns its folder.
 
         Args:
-            write_model: makes the model's folder at a place where nothing is.
-            moments: AdamW's, by name.
+            write: puts the model and AdamW's moments into a folder: a model's folder and `write_moments`, or PARTS.
         """
         final = self.path_of(progress.step)
-        if final.exists():  # of a resumed run that had nothing left to do
-            return final
-        stage = self.checkpoints / f".{final.name}"
+        if not final.exists():  # else of a resumed run that had nothing left to do
+            try:
+                write(self.stage_of(progress.step))
+            except OSError as error:
+                if isinstance(error, WriteError):
+                    raise
+                raise write_error(final, error) from error
+            self.finish(progress, identity, rows)
+        return final
+
+    def stage_of(self, step: int) -> Path:
+        """Where a checkpoint is written, before it has its name."""
+        return self.checkpoints / f".{self.path_of(step).name}"
+
+    def make(self, folder: Path) -> None:
+        """Make a folder, where there is none yet."""
         try:
-            write_model(stage)
-            _write_tensors(stage / _OPTIMIZER, moments)
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_error(folder, error) from error
+
+    def finish(self, progress: Progress, identity: Identity, rows: list[Row]) -> None:
+        """Write the curve and the place of a run beside its parts, and give the checkpoint its name."""
+        final, stage = self.path_of(progress.step), self.stage_of(progress.step)
+        try:
             write_curve(stage / CURVE_FILE, rows)
             stored = {"format": FORMAT, **identity.to_dict(), "progress": dataclasses.asdict(progress)}
             with whole_file(stage / _TRAINING) as write:
@@ -316,7 +349,6 @@ class RunFolder:
             if isinstance(error, WriteError):
                 raise
             raise write_error(final, error) from error
-        return final
 
     def _prune(self, kept: set[int | None]) -> None:
         """Remove checkpoints but some, each under a hidden name, so that what has a plain name stays whole."""
@@ -325,6 +357,11 @@ class RunFolder:
                 hidden = self.checkpoints / f".old-{step:08d}"
                 self.path_of(step).rename(hidden)
                 shutil.rmtree(hidden)
+
+
+def write_moments(folder: Path, moments: Iterable[tuple[str, NDArray[Any]]]) -> None:
+    """Write AdamW's moments, by name, beside a model."""
+    _write_tensors(folder / _OPTIMIZER, moments)
 
 
 def _write_tensors(path: Path, tensors: Iterable[tuple[str, NDArray[Any]]]) -> None:

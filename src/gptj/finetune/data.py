@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from gptj.errors import FormatError, InputError, shown, warn_of
 from gptj.inputs import IGNORED_LABEL
 from gptj.json_file import parse_json_object, read_small_file
+from gptj.text.lines import decode_lines
 from gptj.text.tokenizer import GPTJTokenizer
 
 __all__ = ["Batch", "Batches", "Document", "Windows", "make_windows", "read_documents"]
@@ -57,40 +59,34 @@ def read_documents(path: Path) -> list[Document]:
     """The documents of a file.
 
     .jsonl, .ndjson and .json are JSON lines, .txt and .md are text; any other is JSON lines where its first filled
-    line is a JSON object.
+    line begins as one does.
 
     Raises:
         InputError: there is nothing in it, or a line is not what it should be; it names the line.
         FormatError: it is no regular file, or not UTF-8.
     """
     data = read_small_file(path, limit_bytes=_LARGEST_FILE_BYTES)
-    text = _decode(data, path).removeprefix("\ufeff")
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    text, lines = decode_lines(data, file=path, error=FormatError)
     if not lines:
         raise InputError("nothing to learn", file=path, expected=f"text, or JSON lines: {_FORMS}", found="no text")
     suffix = path.suffix.lower()
-    if suffix in _JSON_SUFFIXES or (suffix not in _TEXT_SUFFIXES and _is_object(lines[0][1])):
+    if suffix in _JSON_SUFFIXES or (suffix not in _TEXT_SUFFIXES and _is_meant_as_json(text, lines[0][1])):
         return _from_json(lines, path)
     return [Document(text.replace("\r\n", "\n"))]
 
 
-def _decode(data: bytes, path: Path) -> str:
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        found = f"byte 0x{data[error.start]:02x} at offset {error.start}"
-        raise FormatError("not UTF-8", file=path, where=f"line {line}", found=found) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        hint = "Is it UTF-16? Save it as UTF-8"
-        raise FormatError("a NUL, which no text has", file=path, where=f"line {line}", hint=hint)
-    return text
+def _is_meant_as_json(text: str, first: str) -> bool:
+    """Whether the first filled line begins as an object with a name does, or all of it is an array of objects.
 
-
-def _is_object(line: str) -> bool:
+    What is wrong with it is then for the reader of JSON lines to say: text that is learnt in its place is a model
+    that writes JSON.
+    """
+    if re.match(r"\s*\{\s*[\"}]", first):
+        return True
+    if not re.match(r"\s*\[\s*\{", text):
+        return False
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(json.loads(text), list)
     except (ValueError, RecursionError):
         return False
 

@@ -10,21 +10,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 import gptj
 from gptj.adapters import Adapter, read_adapter, write_adapter
 from gptj.adapters.merge import COMPANIONS, LARGEST_COMPANION_BYTES
 from gptj.backends import choose_backend, install_line
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
-from gptj.errors import InputError
-from gptj.finetune.checkpoints import CURVE_FILE, Identity, RunFolder, Saved
+from gptj.errors import InputError, shown
+from gptj.finetune.checkpoints import CURVE_FILE, PARTS, Identity, RunFolder, Saved, write_moments
 from gptj.finetune.curve import can_draw, curve_text, draw_curve, perplexity, write_curve
 from gptj.finetune.data import Batches, Windows, describe, make_windows, read_documents
 from gptj.finetune.loop import Progress, Report, Training, TrainingStep
 from gptj.finetune.settings import Settings
+from gptj.finetune.together import SharedRunFolder, Team
 from gptj.hub import locate
 from gptj.json_file import read_small_file
 from gptj.paths import missing_folder
+from gptj.schema import TensorSpec, schema
+from gptj.sharding import Mesh, ReadTogether, Strategy
 from gptj.text.tokenizer import GPTJTokenizer
 from gptj.writing.output_file import whole_file
 
@@ -77,6 +82,7 @@ def finetune(
     device: str = "auto",
     evaluation: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    cut: tuple[Strategy, Mesh | None] | None = None,
     note: Callable[[str], None] | None = None,
     report: Callable[[Report], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -92,6 +98,9 @@ def finetune(
         evaluation: data that is measured and never learnt. The weights in `output` are then those of the best
             evaluation, else the last.
         resume: go on from the last checkpoint in `output`; from the beginning where there is none.
+        cut: the strategy by which the processes that the launcher started share the model, each of which calls this,
+            and how many along each axis, None for all along the strategy's own. The losses are those of one process;
+            a run may go on with another strategy, and on another number of processes.
         note: told what a user may want to know, a sentence each.
         report: told of every update.
         stop: asked after every update; on True a checkpoint is written and the run ends.
@@ -100,21 +109,67 @@ def finetune(
         GPTJError: see `Settings`, `read_documents`, `make_windows`, `RunFolder`, `Identity.require_same` and
             `from_pretrained`.
     """
-    settings = settings or Settings()
-    note = note or (lambda sentence: None)
-    run = RunFolder(Path(output), resume=resume)
-    run.require_usable()
-    job = _prepare(Path(directory), Path(data), None if evaluation is None else Path(evaluation), settings, backend)
-    with run:
-        saved = run.last() if resume else None
-        if saved is not None:
-            job.identity.require_same(saved.stored, saved.folder)
-            note(f"goes on from update {saved.step} of {job.steps}")
-        elif resume:
-            note(f"{output}: no checkpoint yet, so it begins at the beginning")
-        for sentence in job.describe():
-            note(sentence)
-        return _train(job, run, saved, device, note, report or (lambda line: None), stop or (lambda: False))
+    settings, place = settings or Settings(), Path(output)
+    note, report = note or (lambda sentence: None), report or (lambda line: None)
+    if cut is None and resume and _is_in_parts(place):
+        cut = "fsdp", Mesh()
+        note("several processes wrote the last checkpoint: this one goes on as they did (--strategy fsdp)")
+    team = None if cut is None else Team.of(choose_backend(backend))
+    if team is not None and not team.first:
+        note, report = (lambda sentence: None), (lambda line: None)
+
+    def prepare() -> _Job:
+        if cut is not None:
+            _check_cut(settings, device)
+        if team is None or team.first:
+            RunFolder(place, resume=resume).require_usable()
+        return _prepare(
+            Path(directory), Path(data), None if evaluation is None else Path(evaluation), settings, backend
+        )
+
+    if team is None or cut is None:
+        job = prepare()
+        with RunFolder(place, resume=resume) as run:
+            saved = _begin(job, run, resume, note)
+            return _train(job, run, saved, device, note, report, stop or (lambda: False))
+    job = team.agree(prepare)
+    shared = SharedRunFolder(place, resume=resume, team=team)
+    with shared:
+        saved = _begin(job, shared, resume, note)
+        return _train_cut(job, shared, saved, cut, note, report, stop or (lambda: False))
+
+
+def _begin(job: _Job, run: RunFolder, resume: bool, note: Callable[[str], None]) -> Saved | None:
+    """The checkpoint that the run goes on from, None where it begins, and what a user may want to know of either."""
+    saved = run.last() if resume else None
+    if saved is not None:
+        job.identity.require_same(saved.stored, saved.folder)
+        note(f"goes on from update {saved.step} of {job.steps}")
+    elif resume:
+        note(f"{run.folder}: no checkpoint yet, so it begins at the beginning")
+    for sentence in job.describe():
+        note(sentence)
+    return saved
+
+
+def _is_in_parts(folder: Path) -> bool:
+    """Whether several processes wrote the last checkpoint there."""
+    run = RunFolder(folder, resume=True)
+    steps = run.steps() if run.checkpoints.is_dir() else []
+    return bool(steps) and run.parts_of(steps[-1]) is not None
+
+
+def _check_cut(settings: Settings, device: str) -> None:
+    """Refuse what a run across processes cannot do.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if settings.lora:
+        hint = "Leave out --strategy: an adapter is small, and its base needs no gradient"
+        raise InputError("an adapter is trained by one process", where="--lora", found=settings.lora, hint=hint)
+    if device != "auto":
+        raise InputError("the processes say where it runs", where="--device", expected="auto", found=shown(device))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,27 +277,101 @@ def _train(
             step, job.settings, job.batches, job.evaluation, steps=job.steps, progress=progress, rows=rows
         )
 
+        def write(folder: Path) -> None:
+            _write(job, folder, step)
+            write_moments(folder, step.moments())
+
         def save(training: Training) -> None:
-            run.save(
-                training.progress, job.identity, training.rows, write_model=lambda folder: _write(job, folder, step),
-                moments=step.moments(),
-            )  # fmt: skip
+            run.save(training.progress, job.identity, training.rows, write=write)
             write_curve(run.folder / CURVE_FILE, training.rows)
 
         finished = training.run(save=save, report=report, stop=stop)
-    progress = training.progress
     files = {CURVE_FILE: curve_text(training.rows)} | _picture(training, run.folder.name, note)
     if finished:
-        _publish(job, run, progress, files)
+        _publish(job, run, training.progress, files)
     else:
-        for name, data in files.items():
-            with whole_file(run.folder / name) as write:
-                write(data)
-    picture = run.folder / PICTURE if PICTURE in files else None
+        _write_files(run.folder, files)
+    return _outcome(job, run, training, finished, PICTURE in files)
+
+
+def _train_cut(
+    job: _Job,
+    run: SharedRunFolder,
+    saved: Saved | None,
+    cut: tuple[Strategy, Mesh | None],
+    note: Callable[[str], None],
+    report: Callable[[Report], None],
+    stop: Callable[[], bool],
+) -> Outcome:
+    """`_train`, where each process holds a part of the model and of AdamW's moments, and computes its rows."""
+    (strategy, mesh), team = cut, run.team
+    progress, rows = (Progress(), []) if saved is None else (saved.progress, saved.rows)
+    gptj.backend(job.identity.backend)
+    room: Any = importlib.import_module(f"gptj.{job.identity.backend}.parallel_training")
+    base = job.directory if saved is None or saved.parts is not None else saved.folder
+
+    def open_step() -> TrainingStep:
+        model = room.open_model(base, job.settings, mesh=mesh, strategy=strategy)
+        if job.settings.checkpoint_gradients:
+            model.gradient_checkpointing_enable()
+        step: TrainingStep = room.TrainingStep(model, job.settings)
+        return step
+
+    step: Any = team.agree(open_step)
+    if saved is not None and saved.parts is not None:
+        step.load(saved.parts, updates=progress.updates)
+    elif saved is not None:
+        shapes = {row.name: row.shape for row in schema(job.config)}
+        step.restore(team.agree(lambda: saved.moments(shapes)), updates=progress.updates)
+    training = Training(step, job.settings, job.batches, job.evaluation, steps=job.steps, progress=progress, rows=rows)
+
+    def save(training: Training) -> None:
+        run.save(training.progress, job.identity, training.rows, write=lambda folder: step.save(folder / PARTS))
+        if team.first:
+            write_curve(run.folder / CURVE_FILE, training.rows)
+
+    finished = training.run(save=save, report=report, stop=lambda: team.any(stop()))
+    files = {CURVE_FILE: curve_text(training.rows)}
+    if team.first:
+        files |= _picture(training, run.folder.name, note)
+    best = training.progress.best_step
+    gone = best is not None and best != training.progress.step  # the best is no more what the processes hold
+    parts = run.parts_of(best) if finished and gone and best is not None else None
+    if parts is not None:
+        step.load(parts, updates=progress.updates)
+    if finished and (parts is not None or not gone):
+        together = ReadTogether(schema(job.config), lambda row: step.read(row.name))
+        team.agree(lambda: _publish_together(job, run, training.progress, files, together, first=team.first))
+    elif team.first:
+        _publish(job, run, training.progress, files) if finished else _write_files(run.folder, files)
+    return _outcome(job, run, training, finished, PICTURE in files)
+
+
+def _publish_together(
+    job: _Job, run: RunFolder, progress: Progress, files: Mapping[str, bytes], together: ReadTogether, *, first: bool
+) -> None:
+    """Make OUT the model that the processes hold: the first writes it, a tensor at a time that all of them read."""
+    try:
+        if first:
+            step = progress.step if progress.best_step is None else progress.best_step
+            _write_out(job, run.folder, together, files, step)
+    finally:
+        together.finish()
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        with whole_file(folder / name) as write:
+            write(data)
+
+
+def _outcome(job: _Job, run: RunFolder, training: Training, finished: bool, drawn: bool) -> Outcome:
+    progress = training.progress
     return Outcome(
         folder=run.folder, finished=finished, checkpoint=run.path_of(progress.step), step=progress.step,
         steps=job.steps, loss=training.rows[-1].loss if training.rows else None, best_step=progress.best_step,
-        best_loss=progress.best_loss, tokens=progress.tokens, seconds=progress.seconds, picture=picture,
+        best_loss=progress.best_loss, tokens=progress.tokens, seconds=progress.seconds,
+        picture=run.folder / PICTURE if drawn else None,
     )  # fmt: skip
 
 
@@ -281,19 +410,23 @@ def _publish(job: _Job, run: RunFolder, progress: Progress, files: Mapping[str, 
         _publish_adapter(read_adapter(run.path_of(step)), job.config, run.folder, files)
         return
     checkpoint = open_checkpoint(run.path_of(step))
+    _write_out(job, run.folder, lambda row: checkpoint.read(row.name), files, step)
+
+
+def _write_out(
+    job: _Job, folder: Path, read: Callable[[TensorSpec], NDArray[Any]], files: Mapping[str, bytes], step: int
+) -> None:
+    """Write the folder of the model as it was after update `step`."""
     write_checkpoint(
-        run.folder, job.config, lambda row: checkpoint.read(row.name), dtype="float32",
-        extra_files={**job.files, **files}, provenance={**_provenance(job), "update": step}, overwrite=True,
-        beside_others=True,
+        folder, job.config, read, dtype="float32", extra_files={**job.files, **files},
+        provenance={**_provenance(job), "update": step}, overwrite=True, beside_others=True,
     )  # fmt: skip
 
 
 def _publish_adapter(adapter: Adapter, config: GPTJConfig, folder: Path, files: Mapping[str, bytes]) -> None:
     """Make OUT the folder of an adapter."""
     write_adapter(folder, adapter.config, adapter.rows(config), adapter.read, overwrite=True)
-    for name, data in files.items():
-        with whole_file(folder / name) as write:
-            write(data)
+    _write_files(folder, files)
 
 
 def _picture(training: Training, name: str, note: Callable[[str], None]) -> dict[str, bytes]:

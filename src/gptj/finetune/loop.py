@@ -173,7 +173,7 @@ class Training:
             stop: asked after every update.
 
         Raises:
-            InputError: the gradient is no number; what was saved before stands.
+            InputError: the gradient is no number, or the run ends without one update; what was saved before stands.
         """
         settings, tenth = self.settings, max(1, self.steps // 10)
         eval_every = settings.eval_every or tenth
@@ -183,6 +183,8 @@ class Training:
             row, overflow = self.update()
             took_s = time.monotonic() - began_s
             last = row.step == self.steps
+            if last:
+                self._require_learnt()
             best = False
             if self.evaluation is not None and (last or row.step % eval_every == 0):
                 row = dataclasses.replace(row, eval_loss=self.evaluate(self.evaluation))
@@ -199,7 +201,19 @@ class Training:
             )  # fmt: skip
             if stopped:
                 return False
+        self._require_learnt()
         return True
+
+    def _require_learnt(self) -> None:
+        """Refuse the end of a run whose every update was left out for an overflow."""
+        if self.progress.updates == 0:
+            raise InputError(
+                "every gradient overflowed float16, so nothing was learnt",
+                where="--dtype",
+                expected="one update that is made",
+                found=f"{self.progress.step} left out, the loss scale by now {self.progress.scale.scale:g}",
+                hint="Take --dtype bfloat16, or more --steps: each overflow halves the scale",
+            )
 
     def update(self) -> tuple[Row, bool]:
         """One update; its row, and whether it was left out for an overflow."""

@@ -54,12 +54,16 @@ class TrainingStep:
         self.parameters = trained_parameters(model)
         self.optimizer, self._update = compile_update(settings.weight_decay)
         # Differs: state and gradients are values, which each compiled function takes and gives.
-        self._state = self.optimizer.init(self.parameters)
+        self._state = self._start(self.parameters)
         self._gradients: dict[str, Array] | None = None
         self._accumulate, self._evaluate = compile_losses(model.module)
         self._fixed: dict[str, Any] | None = None
         if model.active_adapter is not None:
             self._fixed = {"params": model.params, **model.adapter_variables()}
+
+    def _start(self, parameters: dict[str, Array]) -> Any:
+        """The optimizer's state before the first update."""
+        return self.optimizer.init(parameters)
 
     def accumulate(self, ids: NDArray[Any], labels: NDArray[Any], *, factor: float) -> float:
         """Add `factor` times the gradient of a batch's mean loss to the gradient; returns that mean loss."""

@@ -106,7 +106,7 @@ class Decoder(generation.Decoder):
 
     def _read(self, row: int, start: int, count: int) -> Columns:
         # Differs: widths are rounded up, so that few programs are compiled: more is copied, and what counts is named.
-        width = round_up(count, self.slots, fewest=_FEWEST_MOVED)
+        width = min(1 << (max(count, _FEWEST_MOVED) - 1).bit_length(), self.slots)
         begin = min(start, self.slots - width)
         place = np.int32(row), np.int32(begin)
         keys, values = (
@@ -117,7 +117,7 @@ class Decoder(generation.Decoder):
 
     def _write(self, row: int, start: int, columns: Columns) -> None:
         copied = columns.keys[0].shape[1]
-        width = min(round_up(columns.count, self.slots, fewest=_FEWEST_MOVED), copied)
+        width = min(copied, self.slots)
         first = min(columns.first, copied - width)
         begin = min(max(start - (columns.first - first), 0), self.slots - width)
         roll = start - (columns.first - first) - begin

@@ -54,18 +54,19 @@ class GPTJForCausalLMModule(nn.Module):
     """GPT-J with the language-modelling head as a pure function of its parameters.
 
     Args:
-        config, dtype, param_dtype, gradient_checkpointing: as for `GPTJModule`.
+        config, dtype, param_dtype, gradient_checkpointing, parts: as for `GPTJModule`.
     """
 
     config: GPTJConfig
     dtype: Any = None
     param_dtype: Any = jnp.float32
     gradient_checkpointing: bool = False
+    parts: int = 1
 
     def setup(self) -> None:
         """Declare the blocks and the head."""
         config = self.config
-        self.transformer = GPTJModule(config, self.dtype, self.param_dtype, self.gradient_checkpointing)
+        self.transformer = GPTJModule(config, self.dtype, self.param_dtype, self.gradient_checkpointing, self.parts)
         self.lm_head = Linear(
             config.n_embd,
             config.vocab_size,
@@ -215,18 +216,19 @@ class GPTJForSequenceClassificationModule(nn.Module):
     """GPT-J with one vector of label scores a row, as a pure function of its parameters.
 
     Args:
-        config, dtype, param_dtype, gradient_checkpointing: as for `GPTJModule`.
+        config, dtype, param_dtype, gradient_checkpointing, parts: as for `GPTJModule`.
     """
 
     config: GPTJConfig
     dtype: Any = None
     param_dtype: Any = jnp.float32
     gradient_checkpointing: bool = False
+    parts: int = 1
 
     def setup(self) -> None:
         """Declare the blocks and the head."""
         config = self.config
-        self.transformer = GPTJModule(config, self.dtype, self.param_dtype, self.gradient_checkpointing)
+        self.transformer = GPTJModule(config, self.dtype, self.param_dtype, self.gradient_checkpointing, self.parts)
         self.score = Linear(
             config.n_embd,
             config.num_labels,
@@ -362,18 +364,19 @@ class GPTJForQuestionAnsweringModule(nn.Module):
     """GPT-J with start and end scores, as a pure function of its parameters.
 
     Args:
-        config, dtype, param_dtype, gradient_checkpointing: as for `GPTJModule`.
+        config, dtype, param_dtype, gradient_checkpointing, parts: as for `GPTJModule`.
     """
 
     config: GPTJConfig
     dtype: Any = None
     param_dtype: Any = jnp.float32
     gradient_checkpointing: bool = False
+    parts: int = 1
 
     def setup(self) -> None:
         """Declare the blocks and the head."""
         config = self.config
-        self.transformer = GPTJModule(config, self.dtype, self.param_dtype, self.gradient_checkpointing)
+        self.transformer = GPTJModule(config, self.dtype, self.param_dtype, self.gradient_checkpointing, self.parts)
         self.qa_outputs = Linear(config.n_embd, 2, deviation=config.initializer_range, param_dtype=self.param_dtype)
 
     def __call__(

@@ -39,7 +39,7 @@ FEW_ROWS = range(2, 65)
 def weights_first(call: Callable[..., Array], arguments: Any, keywords: Any, context: Any) -> Array:
     """`Linear.__call__` for a few rows: (W x')' in place of x W', the same sums of the same products."""
     linear = context.module
-    if not isinstance(linear, Linear):
+    if not isinstance(linear, Linear) or linear.parts > 1:
         return call(*arguments, **keywords)
     x, tied = (*arguments, None)[:2]
     if x.size // x.shape[-1] not in FEW_ROWS:
@@ -131,7 +131,7 @@ def compiled_entrance(config: GPTJConfig, length: int, dtype: np.dtype[Any]) -> 
 
 @functools.lru_cache(maxsize=64)
 def compiled_block(
-    config: GPTJConfig, decoder_cache: bool, prompt_only: bool, use_cache: bool, output_attentions: bool
+    config: GPTJConfig, decoder_cache: bool, prompt_only: bool, use_cache: bool, output_attentions: bool, parts: int
 ) -> Callable[..., Any]:
     """One block, compiled once for each shape and used for all of them.
 
@@ -141,6 +141,7 @@ def compiled_block(
         prompt_only: the new tokens are the first in it, so that they attend over each other only.
         use_cache: the cache after this call is asked for.
         output_attentions: the attention weights are asked for.
+        parts: how many devices share each matrix.
     """
 
     def run(
@@ -153,7 +154,7 @@ def compiled_block(
             rules.enter_context(nn.intercept_methods(weights_first))
             if decoder_cache and not prompt_only:
                 rules.enter_context(nn.intercept_methods(batch_in_heads))
-            x, weights = Block(config).apply({"params": params, **added}, *arguments)
+            x, weights = Block(config, parts=parts).apply({"params": params, **added}, *arguments)
         return x, cache.build(None) if use_cache else None, weights
 
     return jax.jit(run, donate_argnums=2 if decoder_cache else ())
@@ -231,7 +232,7 @@ class FastPath:
             np.int32(past_length) if isinstance(past_length, int) else past_length,
         )
         factors = self._head_masks(arguments["head_mask"])
-        block = compiled_block(self.config, decoder_cache, prompt_only, use_cache, output_attentions)
+        block = compiled_block(self.config, decoder_cache, prompt_only, use_cache, output_attentions, self.module.parts)
         hidden, attentions, keys, values = [x], [], [], []
         for n, (params, added) in enumerate(zip(self.blocks, self.added, strict=True)):
             layer = None if past is None else KVCache((past.keys[n],), (past.values[n],), None, fixed)
@@ -256,7 +257,7 @@ class FastPath:
         """The last block's stream (b, t, m) after token ids (b, t), each row from position 0."""
         enter = compiled_entrance(self.config, ids.shape[1], self.dtype)
         x, attention_inputs = enter(self.embedding, ids, None, None, None, None, np.int32(0))
-        block = compiled_block(self.config, False, False, False, False)
+        block = compiled_block(self.config, False, False, False, False, self.module.parts)
         for params, added in zip(self.blocks, self.added, strict=True):
             x, _, _ = block(params, added, None, x, attention_inputs, None)
         return x

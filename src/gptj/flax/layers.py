@@ -53,6 +53,7 @@ class Linear(nn.Module):
         use_bias: whether there is a b.
         tied: W is another module's, given with each call, and no parameter of this one.
         deviation, param_dtype: of the start values that flax's `init` makes.
+        parts: of the sum over i, where devices share it: the result (parts, ..., o) is not summed yet.
     """
 
     inputs: int
@@ -61,6 +62,7 @@ class Linear(nn.Module):
     tied: bool = False
     deviation: float = 0.02
     param_dtype: Any = jnp.float32
+    parts: int = 1
 
     @nn.compact
     def __call__(self, x: Array, weight: Any = None, *, train: bool = False) -> Array:
@@ -68,10 +70,23 @@ class Linear(nn.Module):
         if not self.tied:
             start = nn.initializers.normal(self.deviation)
             weight = self.param("weight", start, (self.outputs, self.inputs), self.param_dtype)
+        if self.parts > 1:
+            return self._in_parts(x, weight)
         y = multiply(x, weight.astype(x.dtype), (x.ndim - 1, 1))
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.outputs,), self.param_dtype).astype(y.dtype)
         return LowRank(self)(x, y.astype(x.dtype), train)
+
+    def _in_parts(self, x: Array, weight: Array) -> Array:
+        """(..., i) -> (parts, ..., o), each part where its columns of W are; the bias is the first one's."""
+        width = self.inputs // self.parts
+        columns = weight.astype(x.dtype).reshape(self.outputs, self.parts, width).swapaxes(0, 1)
+        cut = x.reshape(-1, self.parts, width).swapaxes(0, 1)
+        y = multiply(cut, columns, (2, 2), (0,)).reshape(self.parts, *x.shape[:-1], self.outputs)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.outputs,), self.param_dtype).astype(y.dtype)
+            y += bias * (jnp.arange(self.parts) == 0).astype(y.dtype).reshape(-1, *(1,) * x.ndim)
+        return y.astype(x.dtype)
 
 
 class Embedding(nn.Module):

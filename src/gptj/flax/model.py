@@ -74,6 +74,7 @@ class Attention(nn.Module):
 
     config: GPTJConfig
     param_dtype: Any = jnp.float32
+    parts: int = 1
 
     def setup(self) -> None:
         """Declare the four projections and the dropouts."""
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         self.k_proj = linear(config.n_embd, config.n_embd)
         self.v_proj = linear(config.n_embd, config.n_embd)
         self.q_proj = linear(config.n_embd, config.n_embd)
-        self.out_proj = linear(config.n_embd, config.n_embd)
+        self.out_proj = linear(config.n_embd, config.n_embd, parts=self.parts)
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
@@ -113,7 +114,8 @@ class Attention(nn.Module):
         k, v = update_cache(k, v)
         mixed, weights = self._attend(q, k, v, attention_mask, head_mask, train, taps=taps)
         mixed = mixed.swapaxes(1, 2).reshape(x.shape)
-        x = self.resid_dropout(self.out_proj(mixed, train=train), deterministic=not train)
+        x = self.out_proj(mixed, train=train)
+        x = x if self.parts > 1 else self.resid_dropout(x, deterministic=not train)
         if taps is not None:
             taps(mixed=mixed, out_proj=x)
         return x, weights if output_attentions else None
@@ -151,13 +153,14 @@ class MLP(nn.Module):
 
     config: GPTJConfig
     param_dtype: Any = jnp.float32
+    parts: int = 1
 
     def setup(self) -> None:
         """Declare the two layers and the dropout."""
         config = self.config
         linear = functools.partial(Linear, deviation=config.initializer_range, param_dtype=self.param_dtype)
         self.fc_in = linear(config.n_embd, config.inner_width)
-        self.fc_out = linear(config.inner_width, config.n_embd)
+        self.fc_out = linear(config.inner_width, config.n_embd, parts=self.parts)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def __call__(self, x: Array, train: bool, taps: TapCollector | None = None) -> Array:
@@ -169,7 +172,8 @@ class MLP(nn.Module):
         x = ACTIVATIONS[self.config.activation_function](at_least_float32(x)).astype(x.dtype)
         if taps is not None:
             taps(activation=x)
-        x = self.resid_dropout(self.fc_out(x, train=train), deterministic=not train)
+        x = self.fc_out(x, train=train)
+        x = x if self.parts > 1 else self.resid_dropout(x, deterministic=not train)
         if taps is not None:
             taps(fc_out=x)
         return x
@@ -180,12 +184,13 @@ class Block(nn.Module):
 
     config: GPTJConfig
     param_dtype: Any = jnp.float32
+    parts: int = 1
 
     def setup(self) -> None:
         """Declare the norm, the attention and the feed-forward layer."""
         self.ln_1 = LayerNorm(self.config.n_embd, self.config.layer_norm_epsilon, self.param_dtype)
-        self.attn = Attention(self.config, self.param_dtype)
-        self.mlp = MLP(self.config, self.param_dtype)
+        self.attn = Attention(self.config, self.param_dtype, self.parts)
+        self.mlp = MLP(self.config, self.param_dtype, self.parts)
 
     def __call__(
         self, x: Array, *attention_arguments: Any, taps: TapCollector | None = None
@@ -195,7 +200,10 @@ class Block(nn.Module):
         if taps is not None:
             taps(ln_1=h)
         attended, weights = self.attn(h, *attention_arguments, taps=taps)
-        x = attended + self.mlp(h, attention_arguments[-1], taps) + x
+        added, train = attended + self.mlp(h, attention_arguments[-1], taps), attention_arguments[-1]
+        if self.parts > 1:  # the devices' parts of both, in one sum of one array
+            added = self.mlp.resid_dropout(added.sum(0), deterministic=not train)
+        x = added + x
         if taps is not None:
             taps(sum=x)
         return x, weights
@@ -206,11 +214,12 @@ class Blocks(nn.Module):
 
     config: GPTJConfig
     param_dtype: Any = jnp.float32
+    parts: int = 1
 
     def setup(self) -> None:
         """Declare as many blocks as the config says."""
         for n in range(self.config.n_layer):
-            setattr(self, str(n), Block(self.config, self.param_dtype))
+            setattr(self, str(n), Block(self.config, self.param_dtype, self.parts))
 
     def in_order(self) -> list[Block]:
         """Block 0, block 1 ..."""
@@ -225,19 +234,21 @@ class GPTJModule(nn.Module):
         dtype: what is computed in; None means the embedding's dtype.
         param_dtype: of the parameters that `init` makes. (Those of a `GPTJModel` are made elsewhere.)
         gradient_checkpointing: in training, keep only what enters each block.
+        parts: how many devices share each matrix (`tp`).
     """
 
     config: GPTJConfig
     dtype: Any = None
     param_dtype: Any = jnp.float32
     gradient_checkpointing: bool = False
+    parts: int = 1
 
     def setup(self) -> None:
         """Declare the embedding, the blocks and the last norm."""
         config = self.config
         self.wte = Embedding(config.vocab_size, config.n_embd, config.initializer_range, self.dtype, self.param_dtype)
         self.drop = nn.Dropout(config.embd_pdrop)
-        self.h = Blocks(config, self.param_dtype)
+        self.h = Blocks(config, self.param_dtype, self.parts)
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon, self.param_dtype)
 
     def __call__(

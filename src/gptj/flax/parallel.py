@@ -24,7 +24,9 @@ from gptj.sharding import (
     Processes,
     ReadPart,
     Strategy,
+    check_rows,
     environment_place,
+    join_seconds,
     natural_mesh,
     partition_of,
 )
@@ -66,9 +68,13 @@ def _placement_of(sizes: Mesh, devices: Any, strategy: Strategy) -> Placement:
 
 
 def sharding_of(spec: TensorSpec, placement: Placement) -> NamedSharding:
-    """jax's sharding of the tensor, as the table says."""
-    cuts = partition_of(spec, placement.strategy)
-    return NamedSharding(placement.native, PartitionSpec(*(cut or None for cut in cuts)))
+    """jax's sharding of the tensor, as the table says, but that jax cuts into equal parts alone.
+
+    A mesh axis that would leave a rest of the head's bias, or of a classifier's labels, does not cut it.
+    """
+    cuts = zip(partition_of(spec, placement.strategy), spec.shape, strict=True)
+    even = [cut if size % placement.mesh.along(cut) == 0 else cut[: cut.index("dp")] for cut, size in cuts]
+    return NamedSharding(placement.native, PartitionSpec(*(cut or None for cut in even)))
 
 
 def distribute(config: GPTJConfig, head: Head, read_part: ReadPart, placement: Placement) -> dict[str, jax.Array]:
@@ -85,7 +91,28 @@ def distribute(config: GPTJConfig, head: Head, read_part: ReadPart, placement: P
     return {spec.name: jax.block_until_ready(make(spec)) for spec in schema(config, head)}
 
 
+def cut_rows(array: Any, placement: Placement) -> jax.Array:
+    """Rows of a batch, the same array in every process, of which each device gets its own along dp.
+
+    Raises:
+        InputError: there are not as many for each.
+    """
+    host = np.asarray(array)
+    check_rows(len(host), placement)
+    return jax.make_array_from_callback(host.shape, rows_sharding(placement), lambda index: host[index])
+
+
+def rows_sharding(placement: Placement) -> NamedSharding:
+    """The sharding of whatever has a batch's rows on its first axis."""
+    return NamedSharding(placement.native, PartitionSpec("dp"))
+
+
 # ---- processes
+
+_A_DAY_MS = 24 * 3600 * 1000
+
+_BOUNDS_S = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 30}
+"""How long a process waits for others that are silent, or do not leave; jax's own are 100 and 300."""
 
 
 def join_processes() -> Processes:
@@ -105,10 +132,13 @@ def join_processes() -> Processes:
             address = f"{_said('MASTER_ADDR')}:{int(_said('MASTER_PORT')) + 1}"
     else:
         address = _said("JAX_COORDINATOR_ADDRESS")
-    if count is not None and count > 1:
-        jax.distributed.initialize(address, count, index)
+    bounds = {"initialization_timeout": join_seconds(), **_BOUNDS_S}
+    if jax.distributed.is_initialized():
+        pass
+    elif count is not None and count > 1:
+        jax.distributed.initialize(address, count, index, **bounds)
     elif any(name in os.environ for name in ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES")):
-        jax.distributed.initialize()
+        jax.distributed.initialize(**bounds)
     return Processes(jax.process_index(), jax.process_count())
 
 
@@ -130,6 +160,66 @@ def leave_processes() -> None:
     """Let go of the others."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
+
+
+def is_of_processes(error: BaseException) -> bool:
+    """Whether it tells of another process that is no more: gloo's, nccl's and the coordination service's own words."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Gloo", "gloo", "NCCL", "DEADLINE_EXCEEDED",
+             "UNAVAILABLE", "heartbeat", "coordination service", "Barrier")  # fmt: skip
+    return isinstance(error, RuntimeError | ValueError | OSError) and any(word in str(error) for word in words)
+
+
+def speaks_first() -> bool | None:
+    """Whether no other process failed before this one: for the first to say why. None where that is not known."""
+    client = _client()
+    try:
+        return client is None or int(client.key_value_increment("gptj.failed", 1)) == 1
+    except (RuntimeError, ValueError):  # with the process that kept the count
+        return None
+
+
+def copy_of(model: Any) -> tuple[int, int]:
+    """Which of how many copies of the model this process has alone: each may read other rows."""
+    alone = {device.process_index for device in model.placement.native.devices.flat} == {jax.process_index()}
+    return (jax.process_index(), jax.process_count()) if alone else (0, 1)
+
+
+def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
+    """The mesh that the processes of one command open a model on: where it is copies, each has one on its own device.
+
+    Differs: what is compiled over a mesh of several processes is one program, which all of them run together.
+
+    Raises:
+        InputError: there are not as many copies as processes.
+    """
+    if strategy != "dp" or jax.process_count() == 1:
+        return mesh
+    if mesh is not None and mesh != Mesh(dp=jax.device_count()):
+        raise InputError("not as many as there are devices", where="--dp", expected=jax.device_count(), found=mesh.dp)
+    return JaxMesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("dp", "tp"))
+
+
+def gather_texts(text: str) -> list[str]:
+    """Every process' text, in their order: all wait for each other, for as long as it takes.
+
+    It goes through the service that jax' processes know each other by: its collectives give up after half a minute.
+    """
+    client, rank, count = _client(), jax.process_index(), jax.process_count()
+    if client is None or count == 1:
+        return [text]
+    number = int(client.key_value_increment(f"gptj.texts.{rank}", 1))
+    client.key_value_set(f"gptj.text.{number}.{rank}", text)
+    texts = [client.blocking_key_value_get(f"gptj.text.{number}.{n}", _A_DAY_MS) for n in range(count)]
+    if number > 1:  # which all have read who have written this one
+        client.key_value_delete(f"gptj.text.{number - 1}.{rank}")
+    return texts
+
+
+def _client() -> Any:
+    """The service that every process knows, None where one is alone."""
+    from jax._src import distributed  # jax has no public door to it
+
+    return distributed.global_state.client
 
 
 def share_number(number: int) -> int:

@@ -366,6 +366,8 @@ class PretrainedModel(AdapterMixin, Pretrained):
 
         self._params = nested(distribute(self.config, self.head, read_part, placement).items())
         self.placement = placement
+        if placement.strategy in ("tp", "tp_fsdp"):
+            self.module = self.module.clone(parts=placement.mesh.tp)
 
     def _read(self, name: str) -> NDArray[Any]:
         return to_numpy(flat(self.params)[name])

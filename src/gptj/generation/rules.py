@@ -50,6 +50,10 @@ UNSUPPORTED: dict[str, tuple[object, str]] = {
     "assistant_early_exit": (None, "GPT-J has no exits before its last block"),
     "assistant_lookbehind": (10, "both models must share one tokenizer"),
     "target_lookbehind": (10, "both models must share one tokenizer"),
+    "synced_gpus": (False, "processes that share a model are kept in step by its strategy"),
+    "negative_prompt_ids": (None, "classifier-free guidance is not implemented"),
+    "negative_prompt_attention_mask": (None, "classifier-free guidance is not implemented"),
+    "custom_generate": (None, "no code of a repository is ever run"),
 }
 """Fields of transformers that are refused unless they hold this default (or null), and why."""
 
@@ -269,7 +273,7 @@ def known_members(fields: Mapping[str, Any], members: Mapping[str, Any]) -> dict
     for key, value in members.items():
         if key in UNSUPPORTED:
             default, reason = UNSUPPORTED[key]
-            if value is not None and value != default:
+            if value is not None and (default is None or value != default):
                 raise ConfigError(f"not supported: {reason}", where=key, expected=spelt(default), found=spelt(value))
         elif key in fields or key == "extra":
             known[key] = value

@@ -179,7 +179,7 @@ class Comparison:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What some pair did not compare, since one of its two lacks it."""
+        """The taps that some pair did not compare, since one of its two lacks them."""
         return tuple(dict.fromkeys(name for pair in self.pairs for name in pair.left_out))
 
     @property
@@ -207,7 +207,7 @@ class Comparison:
                 yield from (f"{pair.other}  {tap.tap}  {_size(tap)}" for tap in pair.taps)
 
     def notes(self) -> Iterator[str]:
-        """What was not compared, and what could not be computed again, by name and with the reason."""
+        """The taps not compared, and those not computed again, by name and with the reason."""
         for pair in self.pairs:
             if pair.left_out:
                 yield f"{pair.base} and {pair.other}: not in both, and not compared: {spell_taps(pair.left_out)}"

@@ -100,8 +100,12 @@ class TapNames:
             members = tomllib.loads(data.decode("utf-8"))
         except UnicodeDecodeError:
             refuse("not UTF-8")
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            refuse(f"not TOML: {error or 'nested too deeply'}")
+        except tomllib.TOMLDecodeError as error:
+            refuse(f"not TOML: {error}")
+        except RecursionError:
+            refuse("nested too deeply for TOML")
+        except ValueError:  # of Python's own, at integers of more digits than it makes a number of
+            refuse("a number too large for TOML")
         if unknown := members.keys() - {"tap", "ignore"}:
             refuse("unknown key", where=shown(min(unknown)), expected="[[tap]] and ignore")
         taps, ignored = members.get("tap", []), members.get("ignore", [])

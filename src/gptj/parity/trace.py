@@ -56,7 +56,7 @@ SHAPES = ("n_layer", "n_head", "n_embd", "inner_width", "vocab_size", "rotary_wi
 """The config's sizes in which traces that are compared must agree."""
 
 MEANINGS = ("n_positions", "layer_norm_epsilon", "activation_function", "tie_word_embeddings")
-"""What else of a config says what its model computes, from the same weights."""
+"""Those of a config's fields that change what its model computes from the same weights."""
 
 _CALLED = {"inner_width": "n_inner", "rotary_width": "rotary_dim"}
 """The names in config.json of sizes that it may leave out."""

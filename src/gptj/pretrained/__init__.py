@@ -5,6 +5,7 @@
     Tapped                           intermediate values by name                                  tapped.py
     Adapted                          LoRA adapters: held, switched, stored and merged             adapted.py
     saving_options, shard_bytes      the options of save_pretrained                               saving.py
+    cut_model                        a model on several devices, from a reader of any format       placing.py
     FOREIGN_ARGUMENTS                arguments of transformers that cannot be had here            foreign_arguments.py
 
 Arrays go to a framework one at a time, so that no more than the weights and one tensor are ever in memory.
@@ -13,6 +14,7 @@ Arrays go to a framework one at a time, so that no more than the weights and one
 from gptj.pretrained.base import Pretrained
 from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS
 from gptj.pretrained.loading import FreshWeightsWarning, Loading, one_dtype, prepare
+from gptj.pretrained.placing import cut_model
 from gptj.pretrained.saving import saving_options, shard_bytes
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "FreshWeightsWarning",
     "Loading",
     "Pretrained",
+    "cut_model",
     "one_dtype",
     "prepare",
     "saving_options",

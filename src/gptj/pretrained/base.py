@@ -21,6 +21,7 @@ from gptj.generation.mixin import Generates
 from gptj.generation.typed import Off, On, typed_load
 from gptj.initial import initial_tensor, resized_tensor
 from gptj.inputs import check_embeddings, part_of_a_model
+from gptj.paths import require_path
 from gptj.prepared import check_inference, refusal
 from gptj.pretrained.adapted import Adapted
 from gptj.pretrained.checks import check_output_embeddings, check_recomputation, check_same_build, new_vocabulary
@@ -347,10 +348,10 @@ class Pretrained(Tapped, Adapted):
             SchemaError: `state_dict` lacks a row, or has one of another shape.
         """
         self._refuse_prepared("save_pretrained")
+        directory = require_path(directory)
         options = saving_options(max_shard_bytes, others)
-        cut = self.placement is not None
-        if not is_main_process and not (cut and (state_dict is None or self.parameters_apart)):
-            return Path(directory)
+        if not is_main_process and not (self.placement is not None and (state_dict is None or self.parameters_apart)):
+            return directory
         self._say_left(directory)
         if state_dict is None:
             self._require_values("save_pretrained")

@@ -32,8 +32,8 @@ class ForeignArgument:
 
 _CONVERT = "Convert the folder first: gptj convert SRC DST, then open DST"
 _QUANTIZE = 'In PyTorch, pass inference=True, quantize="int8"'
-_ONE_DEVICE = 'Pass device_map="auto", "cpu" or "cuda", or move the model with .to(device)'
-_PARALLEL = "Use PyTorch's own torch.distributed, or jax.sharding in Flax"
+_ONE_DEVICE = 'Pass device_map="auto", "cpu" or "cuda"; for several devices, mesh= and strategy='
+_PARALLEL = 'Pass mesh= and strategy="tp"'
 
 FOREIGN_ARGUMENTS: dict[str, ForeignArgument] = {
     "from_pt": ForeignArgument((False,), "one folder serves all three backends", _CONVERT),
@@ -49,14 +49,14 @@ FOREIGN_ARGUMENTS: dict[str, ForeignArgument] = {
     "load_in_8bit": ForeignArgument((False,), "bitsandbytes is not used", _QUANTIZE),
     "load_in_4bit": ForeignArgument((False,), "bitsandbytes is not used", _QUANTIZE),
     "quantization_config": ForeignArgument((), "other libraries' quantization is not used", _QUANTIZE),
-    "max_memory": ForeignArgument((), "a model lies on one device", _ONE_DEVICE),
+    "max_memory": ForeignArgument((), "a model is not spread by the room that there is", _ONE_DEVICE),
     "offload_folder": ForeignArgument((), "nothing is offloaded: the weights file itself is mapped", _ONE_DEVICE),
     "offload_state_dict": ForeignArgument((False,), "nothing is offloaded: the weights file is mapped", _ONE_DEVICE),
     "offload_buffers": ForeignArgument((False,), "nothing is offloaded: the weights file is mapped", _ONE_DEVICE),
     "offload_index": ForeignArgument((), "nothing is offloaded: the weights file itself is mapped", _ONE_DEVICE),
-    "tp_plan": ForeignArgument((), "a model lies on one device", _PARALLEL),
-    "tp_size": ForeignArgument((1,), "a model lies on one device", _PARALLEL),
-    "device_mesh": ForeignArgument((), "a model lies on one device", _PARALLEL),
+    "tp_plan": ForeignArgument((), "a model is cut by a mesh and a strategy", _PARALLEL),
+    "tp_size": ForeignArgument((1,), "a model is cut by a mesh and a strategy", _PARALLEL),
+    "device_mesh": ForeignArgument((), "a model is cut by a mesh and a strategy", _PARALLEL),
     "use_auth_token": ForeignArgument((False,), "it is the hub client's older name of token", "Pass token="),
     "resume_download": ForeignArgument((True, False), "the hub client always resumes", "Leave it out"),
     "proxies": ForeignArgument(({},), "the hub client reads them from the environment", "Set HTTPS_PROXY"),
@@ -74,7 +74,11 @@ FOREIGN_ARGUMENTS: dict[str, ForeignArgument] = {
         ("eager",), "the choice of attention is PyTorch's alone", 'Leave it out, or say "eager"'
     ),
     "return_unused_kwargs": ForeignArgument((False,), "an argument that is not used is refused", "Leave it out"),
-    "adapter_kwargs": ForeignArgument((), "adapters are PEFT's", "Use peft.PeftModel.from_pretrained(model, folder)"),
+    "use_fast": ForeignArgument((True, False), "there is one tokenizer, and it is opened apart", "Leave it out"),
+    "torchscript": ForeignArgument(
+        (False,), "no TorchScript is made", "Open the model without it; gptj export DIR OUT --to torch-export"
+    ),
+    "adapter_kwargs": ForeignArgument((), "an adapter is loaded by a call of its own", "model.load_adapter(folder)"),
 }
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
-
-from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
-from gptj.schema import TensorSpec
-from gptj.sharding import Placement, check_mesh, check_strategy
+from gptj.sharding import Placement, ReadPart, check_mesh, check_strategy
 
 
 def place_model(
@@ -47,24 +43,20 @@ def place_model(
     return placement
 
 
-class ReadTogether:
-    """Reads rows of a model that processes hold in parts: every process must read the same ones, in one order.
+def cut_model(
+    cls: Any, config: GPTJConfig, read_part: ReadPart, *, strategy: str, mesh: Any = None, dtype: str = "float32"
+) -> Any:
+    """A model of which this process has its part, as `read_part` gives it: `from_pretrained` for any other format.
 
     Args:
-        rows: all of them.
-        read: gives a row's values; the others wait for each call.
+        cls: a model's class, of any wing.
+        config: the model's.
+        read_part: reads a row's slices in `dtype`, as a reader of gptj_conversion does, and nothing else.
+        strategy, mesh, dtype: as `from_pretrained` takes them.
+
+    Raises:
+        InputError: see `place_model`; and what `read_part` raises.
     """
-
-    def __init__(self, rows: Iterable[TensorSpec], read: Callable[[TensorSpec], NDArray[Any]]) -> None:
-        self._left = {row.name: row for row in rows}
-        self._read = read
-
-    def __call__(self, row: TensorSpec) -> NDArray[Any]:
-        """The row's values."""
-        del self._left[row.name]
-        return self._read(row)
-
-    def finish(self) -> None:
-        """Read what is left, whatever became of the first: the other processes wait for it."""
-        for row in [*self._left.values()]:
-            self(row)
+    model = cls(config, param_dtype=dtype, _do_init=False)
+    model._distribute(read_part, place_model(cls, config, mesh, strategy, inference=False))
+    return model

@@ -16,8 +16,8 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError, SchemaError, shown
 from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.generation.mixin import Generates
-from gptj.pretrained.placing import ReadTogether
 from gptj.schema import Head, TensorSpec, schema
+from gptj.sharding import ReadTogether
 
 
 def write_model(
@@ -59,6 +59,9 @@ def side_files(model: Any) -> dict[str, bytes]:
     return {GENERATION_CONFIG_FILE: settled.to_json().encode()}
 
 
+_MOST_BYTES = 2**63
+
+
 def shard_bytes(size: int | str, *, where: str = "max_shard_size") -> int:
     """The bytes of "5GB", "200MB" or "1GiB", or of a number.
 
@@ -66,13 +69,15 @@ def shard_bytes(size: int | str, *, where: str = "max_shard_size") -> int:
     (5000000000, 1024, 7)
 
     Raises:
-        InputError: it is no size.
+        InputError: it is no size, or less than a byte, or more than 2**63.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B|B)?", str(size), re.IGNORECASE)
-    if isinstance(size, bool) or found is None or float(found[1]) <= 0:
-        raise InputError("no size", where=where, expected='bytes, or such as "5GB"', found=shown(size))
-    power = " KMGT".index((found[2] or " ").upper())
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    spelt = size if isinstance(size, str) else shown(size)
+    found = re.fullmatch(r"([0-9]{1,30}(?:\.[0-9]{1,30})?) ?(?:([KMGT])(i?)B|B)?", spelt, re.IGNORECASE)
+    power = 0 if found is None else " KMGT".index((found[2] or " ").upper())
+    count = 0.0 if found is None else float(found[1]) * (1024 if found[3] else 1000) ** power
+    if isinstance(size, bool) or not 1 <= count <= _MOST_BYTES:
+        raise InputError("no size", where=where, expected='bytes, or such as "5GB", 1 to 2**63', found=shown(size))
+    return int(count)
 
 
 def saving_options(max_shard_bytes: int | str, others: Mapping[str, Any]) -> int:

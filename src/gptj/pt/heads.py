@@ -194,18 +194,22 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """The outputs of `forward`."""
 
-    def _next_tokens(self, hidden: Tensor, labels: Any) -> tuple[Tensor, Tensor | None]:
-        """The logits that follow the hidden states (b, t, m), and with labels the loss."""
+    def _next_tokens(self, hidden: Tensor, labels: Any) -> tuple[Tensor | None, Tensor | None]:
+        """The logits that follow the hidden states (b, t, m), and with labels the loss.
+
+        Where processes have parts of the vocabulary, there is the loss alone: the logits stay where they are.
+        """
+        if labels is None:
+            return self._logits(hidden), None
+        targets: Any = as_ids(labels, where="labels")
+        if (values := host(targets)) is not None:
+            inputs.check_labels(values, tuple(hidden.shape[:2]), self.config.vocab_size)
+        targets = place(targets, hidden.device)
+        following = F.pad(targets[:, 1:], (0, 1), value=inputs.IGNORED_LABEL)  # logits[:, :-1] would be a copy
+        if self.placement is not None and self.placement.mesh.tp > 1:
+            return None, self.lm_head.loss(hidden.flatten(0, 1), following.flatten())
         logits = self._logits(hidden)
-        loss = None
-        if labels is not None:
-            targets: Any = as_ids(labels, where="labels")
-            if (values := host(targets)) is not None:
-                inputs.check_labels(values, tuple(logits.shape[:2]), self.config.vocab_size)
-            targets = place(targets, logits.device)
-            following = F.pad(targets[:, 1:], (0, 1), value=inputs.IGNORED_LABEL)  # logits[:, :-1] would be a copy
-            loss = cross_entropy(logits.flatten(0, 1), following.flatten())
-        return logits, loss
+        return logits, cross_entropy(logits.flatten(0, 1), following.flatten())
 
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> None:
         hidden = self.transformer._collect(collector, given, None)

@@ -11,10 +11,12 @@ since eager DTensors cost several times a decoded token's time.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,80 +25,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import checkpoint
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement as TorchPlacement
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from gptj.errors import InputError, MissingFileError, SchemaError, WriteError, shown
+from gptj.inputs import IGNORED_LABEL
+from gptj.pt.crossing import CopyToPeers, JoinedColumns, LossOfColumns, Peers, SumOfPeers
 from gptj.pt.kernels import Linear
+from gptj.pt.layers import at_least_float32
 from gptj.schema import TensorSpec, schema
-from gptj.sharding import Mesh, MeshAxis, Placement, Processes, Strategy, environment_place, natural_mesh, partition_of
+from gptj.sharding import (
+    Mesh,
+    MeshAxis,
+    Placement,
+    Processes,
+    Strategy,
+    environment_place,
+    join_seconds,
+    natural_mesh,
+    partition_of,
+)
 
 TRAINING = frozenset({"fsdp", "tp_fsdp"})
 """Strategies under which FSDP2 holds the parameters."""
-
-
-class Peers(NamedTuple):
-    """The processes along `tp` that compute one model together.
-
-    Attributes:
-        group: torch's process group of them.
-        rank: this process' number among them.
-        size: how many.
-    """
-
-    group: Any
-    rank: int
-    size: int
-
-
-# ---- what crosses from process to process, and its gradient
-
-
-class _CopyToPeers(torch.autograd.Function):
-    """The same values, used by every process in its own way: the gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return _sum(slopes[0].contiguous().clone(), ctx.group), None
-
-
-class _SumOfPeers(torch.autograd.Function):
-    """The sum of every process' values: the gradient of each is the sum's."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        return _sum(x.contiguous().clone(), group)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0], None
-
-
-class _JoinedColumns(torch.autograd.Function):
-    """Every process' columns, side by side; what is computed of them is the same everywhere."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
-        ctx.peers, ctx.columns = peers, x.shape[-1]
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(peers.size)]
-        dist.all_gather(parts, x.contiguous(), group=peers.group)
-        return torch.cat(parts, dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0].narrow(-1, ctx.peers.rank * ctx.columns, ctx.columns), None
-
-
-def _sum(x: Tensor, group: Any) -> Tensor:
-    dist.all_reduce(x, group=group)
-    return x
 
 
 # ---- the parts of the model
@@ -115,7 +68,7 @@ class ParallelEmbedding(nn.Module):
         places = token_ids - self.peers.rank * rows
         held = (places >= 0) & (places < rows)
         x = F.embedding(torch.where(held, places, 0), self.weight) * held[..., None].to(self.weight.dtype)
-        return _SumOfPeers.apply(x, self.peers.group)
+        return SumOfPeers.apply(x, self.peers.group)
 
 
 class ParallelBlock(nn.Module):
@@ -132,13 +85,13 @@ class ParallelBlock(nn.Module):
         peers, heads = self.peers, self.attn.n_head
         if head_mask is not None:
             head_mask = head_mask[peers.rank * heads : (peers.rank + 1) * heads]
-        h = _CopyToPeers.apply(self.ln_1(x), peers.group)
+        h = CopyToPeers.apply(self.ln_1(x), peers.group)
         attended, weights = self.attn(h, rotation, mask, update_cache, head_mask, output_attentions)
         mlp = self.mlp
         partial = attended + F.linear(mlp.activation(mlp.fc_in(h)), mlp.fc_out.weight)
-        x = mlp.resid_dropout(_SumOfPeers.apply(partial, peers.group) + mlp.fc_out.bias) + x
+        x = mlp.resid_dropout(SumOfPeers.apply(partial, peers.group) + mlp.fc_out.bias) + x
         if weights is not None:
-            weights = _JoinedColumns.apply(weights.movedim(1, -1), peers).movedim(-1, 1)
+            weights = JoinedColumns.apply(weights.movedim(1, -1), peers).movedim(-1, 1)
         return x, weights
 
 
@@ -151,7 +104,15 @@ class ParallelHead(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., m) to (..., v)."""
-        return _JoinedColumns.apply(super().forward(_CopyToPeers.apply(x, self.peers.group)), self.peers)
+        return JoinedColumns.apply(self._own(x), self.peers)
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross entropy of the labels (n,) that count, after x (n, m): no process sees other logits."""
+        total = LossOfColumns.apply(at_least_float32(self._own(x)), labels, self.peers).sum()
+        return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+
+    def _own(self, x: Tensor) -> Tensor:
+        return super().forward(CopyToPeers.apply(x, self.peers.group))
 
 
 # ---- placing
@@ -229,15 +190,17 @@ def distribute(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], placement
             if model.head == "causal_lm":
                 model.lm_head = ParallelHead(model.lm_head, peers)
     trains = placement.strategy in TRAINING
-    device = _device_of(placement.native)
+    device = device_of(placement)
     rows = {spec.name: spec for spec in schema(model.config, model.head)}
     if not trains:
         _assign_local(model, parts, device)
-        model.requires_grad_(placement.strategy == "dp")
+        model.requires_grad_(False)
         if placement.strategy == "dp":
-            _average_gradients(model, placement)
+            learn_all(model, placement)
         return
-    _assign_shapes(model, rows, placement)
+    parts = iter(parts)
+    first = next(parts)
+    _assign_shapes(model, rows, placement, first[1].dtype)
     mesh = placement.native["dp"]
     dims = {
         parameter: next(n for n, cut in enumerate(partition_of(rows[name], placement.strategy)) if "dp" in cut)
@@ -247,13 +210,16 @@ def distribute(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], placement
         fully_shard(module, mesh=mesh, shard_placement_fn=lambda parameter: Shard(dims[parameter]))
     model.to_empty(device=device)
     with torch.no_grad():
-        for spec, tensor in parts:
+        for spec, tensor in itertools.chain([first], parts):
             model.get_parameter(spec.name).to_local().copy_(tensor)
     model.base_model._place_rotary()
 
 
-def _average_gradients(model: Any, placement: Placement) -> None:
-    """Let each parameter's gradient be the mean of the copies', as soon as it is there."""
+def learn_all(model: Any, placement: Placement) -> None:
+    """Give every parameter a gradient, which is the mean of the copies' as soon as it is there."""
+    if next(model.parameters()).requires_grad:  # FSDP's are so, and what it has been done to
+        return
+    model.requires_grad_(True)
     group, count = placement.native.get_group("dp"), placement.mesh.dp
 
     def average(parameter: nn.Parameter) -> None:
@@ -265,8 +231,9 @@ def _average_gradients(model: Any, placement: Placement) -> None:
         parameter.register_post_accumulate_grad_hook(average)
 
 
-def _device_of(mesh: DeviceMesh) -> torch.device:
-    kind = mesh.device_type
+def device_of(placement: Placement) -> torch.device:
+    """This process' device of the mesh."""
+    kind = placement.native.device_type
     return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
@@ -278,7 +245,7 @@ def _assign_local(model: Any, parts: Iterable[tuple[TensorSpec, Tensor]], device
     model.base_model._place_rotary()
 
 
-def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placement) -> None:
+def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placement, dtype: torch.dtype) -> None:
     """Give every parameter the shape that this process' share along tp alone has."""
     whole_rows: dict[MeshAxis, int] = {"tp": placement.coordinates["tp"], "dp": 0}
     along_tp = Placement("tp" if placement.strategy == "tp_fsdp" else "dp", placement.mesh, whole_rows)
@@ -286,7 +253,6 @@ def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placem
         shape = tuple(part.stop - part.start for part in along_tp.slices(spec))
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
-        dtype = getattr(module, leaf).dtype
         setattr(module, leaf, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")))
     model.tie_weights()
 
@@ -296,7 +262,13 @@ def _assign_shapes(model: Any, rows: Mapping[str, TensorSpec], placement: Placem
 
 def whole(tensor: Tensor, spec: TensorSpec, placement: Placement) -> Tensor:
     """The whole of a tensor of which this process has a part; every process calls it, for the same tensor."""
-    return as_dtensor(tensor, spec, placement).full_tensor()
+    cut = as_dtensor(tensor, spec, placement)
+    along_dp, along_tp = cut.placements
+    if isinstance(along_dp, _StridedShard):  # one axis twice, which torch would warn of: the inner cut first
+        inner = DTensor.from_local(cut.to_local(), placement.native["dp"], [Shard(along_dp.dim)], run_check=False)
+        outer = DTensor.from_local(inner.full_tensor(), placement.native["tp"], [along_tp], run_check=False)
+        return outer.full_tensor()
+    return cut.full_tensor()
 
 
 def as_dtensor(tensor: Tensor, spec: TensorSpec, placement: Placement) -> DTensor:
@@ -313,8 +285,15 @@ def as_dtensor(tensor: Tensor, spec: TensorSpec, placement: Placement) -> DTenso
     )
 
 
+def cut_again(model: Any) -> None:
+    """Let go of what FSDP2 holds whole after a call without a gradient: it would be taken for this process' part."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def named_parts(model: Any) -> Iterator[tuple[TensorSpec, nn.Parameter]]:
     """Each row of the schema with this process' part of its parameter."""
+    cut_again(model)
     for spec in schema(model.config, model.head):
         yield spec, model.get_parameter(spec.name)
 
@@ -324,28 +303,39 @@ def clip_grad_norm_(model: Any, max_norm: float) -> Tensor:
 
     torch's own function knows one mesh alone. Returns the norm before, the same in every process.
     """
-    placement: Placement = model.placement
-    total, grads = torch.zeros((), dtype=torch.float64), []
-    for spec, parameter in named_parts(model):
-        if parameter.grad is None:
-            continue
-        grad = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
-        grads.append(grad)
-        cut = {axis for axes in partition_of(spec, placement.strategy) for axis in axes}
-        first = all(axis in cut or placement.coordinates[axis] == 0 for axis in ("dp", "tp"))
-        if first:  # what several processes hold alike counts once
-            total = total + grad.double().square().sum().cpu()
-    total = total.to(_device_of(placement.native))
-    for axis in ("dp", "tp"):
-        dist.all_reduce(total, group=placement.native.get_group(axis))
-    norm = total.sqrt()
+    norm = gradient_norm(model)
     scale = float(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-    for grad in grads:
+    for grad in local_gradients(model):
         grad.mul_(scale)
     return norm
 
 
+def local_gradients(model: Any) -> list[Tensor]:
+    """This process' part of each gradient that there is."""
+    grads = (parameter.grad for _, parameter in named_parts(model))
+    return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads if grad is not None]
+
+
+def gradient_norm(model: Any) -> Tensor:
+    """The norm of the whole gradient, over all processes; a scalar in float64, the same in every one."""
+    placement: Placement = model.placement
+    total = torch.zeros((), dtype=torch.float64)
+    for spec, parameter in named_parts(model):
+        cut = {axis for axes in partition_of(spec, placement.strategy) for axis in axes}
+        first = all(axis in cut or placement.coordinates[axis] == 0 for axis in ("dp", "tp"))
+        if first and parameter.grad is not None:  # what several processes hold alike counts once
+            grad = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
+            total = total + grad.double().square().sum().cpu()
+    total = total.to(device_of(placement))
+    for axis in ("dp", "tp"):
+        dist.all_reduce(total, group=placement.native.get_group(axis))
+    return total.sqrt()
+
+
 # ---- processes
+
+_WORK = timedelta(minutes=30)
+"""How long a process waits for what others do. One that is no more is noticed at once."""
 
 
 def join_processes() -> Processes:
@@ -358,7 +348,9 @@ def join_processes() -> Processes:
     if count is not None and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        limit = timedelta(seconds=join_seconds())
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+        dist.distributed_c10d._set_pg_timeout(_WORK)  # a process may write for longer than it may take to come
     elif not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     return Processes(index or 0, count or 1)
@@ -375,11 +367,44 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
+def is_of_processes(error: BaseException) -> bool:
+    """Whether it tells of another process that is no more: gloo's, nccl's and the store's own words."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "TCPStore")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def speaks_first() -> bool | None:
+    """Whether no other process failed before this one: for the first to say why. None where that is not known."""
+    try:
+        return int(dist.distributed_c10d._get_default_store().add("gptj.failed", 1)) == 1
+    except (RuntimeError, ValueError):  # with the process that kept the count
+        return None
+
+
 def share_number(number: int) -> int:
     """The first process' number, 0 to 2**63 - 1."""
     numbers = [number]
     dist.broadcast_object_list(numbers, 0)
     return int(numbers[0])
+
+
+def copy_of(model: Any) -> tuple[int, int]:
+    """Which of how many copies of the model this process has a part of: each may read other rows."""
+    return model.placement.coordinates["dp"], model.placement.mesh.dp
+
+
+def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
+    """The mesh that the processes of one command open a model on."""
+    return mesh
+
+
+def gather_texts(text: str) -> list[str]:
+    """Every process' text, in their order: all wait for each other."""
+    texts = [""] * dist.get_world_size()
+    dist.all_gather_object(texts, text)
+    return texts
 
 
 # ---- checkpoints of a training run
@@ -394,7 +419,7 @@ def save_training(directory: str | os.PathLike[str], model: Any, optimizer: Any,
     if place.exists():
         raise WriteError("is there already", file=place, hint="Name each step's checkpoint anew")
     partial = place.with_name(f"{place.name}.partial")
-    checkpoint.save(_training_state(model, optimizer, {"step": step}), checkpoint_id=partial)
+    checkpoint.save(training_state(model, optimizer, {"step": step}), checkpoint_id=partial)
     dist.barrier()
     if dist.get_rank() == 0:
         partial.rename(place)
@@ -423,12 +448,12 @@ def load_training(directory: str | os.PathLike[str], model: Any, optimizer: Any)
             if name not in held:
                 whole_one = tuple(stored[prefix + name].size) == spec.shape
                 held[name] = torch.zeros_like(parameter) if whole_one else torch.zeros(())
-    state = _training_state(model, optimizer, {"step": 0})
+    state = training_state(model, optimizer, {"step": 0})
     checkpoint.load(state, checkpoint_id=place)
     return int(state["step"])
 
 
-def _training_state(model: Any, optimizer: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+def training_state(model: Any, optimizer: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters and what the optimizer keeps of each, by names, as DTensors that share their memory."""
     state: dict[str, Any] = dict(facts)
     for spec, parameter in named_parts(model):

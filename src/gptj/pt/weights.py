@@ -174,8 +174,9 @@ class PretrainedModel(AdapterMixin, Pretrained, nn.Module):
     def _read(self, name: str) -> NDArray[Any]:
         if self.placement is None:
             return to_numpy(self.get_parameter(name))
-        from gptj.pt.parallel import whole
+        from gptj.pt.parallel import cut_again, whole
 
+        cut_again(self)
         spec = schema_by_name(self.config, self.head)[name]
         return to_numpy(whole(self.get_parameter(name), spec, self.placement))
 

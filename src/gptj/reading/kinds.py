@@ -63,6 +63,16 @@ _FOLDERS: tuple[tuple[str, str, str], ...] = (
         "Restore it there, and save the parameters with transformers' save_pretrained",
     ),
     (
+        r".*\.data-\d{5}-of-\d{5}|.*\.ckpt-\d+\.(index|meta)",
+        "a checkpoint of TensorFlow's, without names of a model's: {}",
+        "Restore it there, and save it with transformers' save_pretrained",
+    ),
+    (
+        r".*\.npz",
+        "a folder of NumPy arrays: {}",
+        "Save them as safetensors under transformers' names, or give the step folder of a TPU checkpoint",
+    ),
+    (
         r"random_states_\d+\.pkl|optimizer\.(bin|pt)|scheduler\.(bin|pt)|trainer_state\.json|training_args\.bin",
         "a trainer's state without the model's weights: {}",
         "Give the folder that save_pretrained wrote, or save the model again",

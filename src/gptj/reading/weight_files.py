@@ -185,6 +185,13 @@ def choose_set(
             found=", ".join(beside),
             hint="Choose another with weights= or --weights",
         )
+    if say_others and (directory / "adapter_config.json").is_file():
+        warn_of(
+            "an adapter's config beside whole weights: these are read, and no adapter is put to work",
+            file=directory,
+            where="adapter_config.json",
+            hint="transformers would open the base that it names, with the adapter; here say --adapter DIR",
+        )
     return names[0], first
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.brief import brief_fields
+
 __all__ = ["Measure", "Score"]
 
 
@@ -69,6 +71,9 @@ class Score:
     log_likelihoods: NDArray[np.float64]
     greedy: NDArray[np.bool_]
     n_bytes: int | None = None
+
+    def __repr__(self) -> str:
+        return brief_fields(self, ("token_ids", "log_likelihood", "n_bytes"))
 
     @property
     def measure(self) -> Measure:

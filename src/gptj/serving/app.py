@@ -278,6 +278,8 @@ class _Doors:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Refusal(415, "Content-Type: expected application/json", code="unsupported_media_type")
+        if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise Refusal(415, "Content-Encoding: a body is read as it is", code="unsupported_media_type")
         body = await self._read_body(request)
         channel = _Channel()
         asked, answer, continuations = await asyncio.to_thread(self._prepare, read, body, channel)

@@ -14,7 +14,7 @@ from gptj.config import GPTJConfig
 from gptj.generation import Columns, Decoder, DecoderFactory, Step
 from gptj.serving.continuation import Continuation
 
-__all__ = ["RunningBatch", "choose_slots", "power_of_two"]
+__all__ = ["RunningBatch", "choose_slots", "power_of_two", "slots_of"]
 
 _ROOM = 64
 """Slots that a new cache has at least for what comes: so many steps until the next."""
@@ -26,6 +26,11 @@ _PATIENCE = 16
 def choose_slots(config: GPTJConfig, tokens: int) -> int:
     """The slots of a cache for so many tokens: few sizes, since XLA compiles for each."""
     return power_of_two(max(tokens, 256), config.n_positions)
+
+
+def slots_of(config: GPTJConfig, prompt: int) -> int:
+    """The slots of the caches that a prompt of so many tokens will be in: while it is read, and when it joins."""
+    return choose_slots(config, prompt + _ROOM)
 
 
 def power_of_two(count: int, most: int) -> int:

@@ -7,22 +7,26 @@ waits takes it. A turn reads some of one waiting prompt and makes one step of al
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from gptj.errors import GPTJError
 from gptj.generation import Columns, DecoderFactory
 from gptj.generation.decoder import round_up
-from gptj.serving.batch import RunningBatch
+from gptj.serving.batch import RunningBatch, slots_of
 from gptj.serving.continuation import Continuation
 from gptj.serving.metrics import Metrics
 from gptj.serving.prefill import FEWEST, MOST, MOST_PROMPTS, Pace, Prefill, Prompt
 from gptj.serving.prefixes import PrefixStore
 
 __all__ = ["Closed", "Engine", "Full"]
+
+T = TypeVar("T")
 
 
 class Full(GPTJError):
@@ -44,6 +48,10 @@ class Engine:
         metrics: is told what happens.
         within: gives the context that the thread runs in, such as a device's.
         use_adapter: brings an adapter of the model into use; None where there are none.
+
+    Attributes:
+        met_slots: the largest cache that is compiled; a prompt that needs a larger one waits while others are there.
+            None: nothing waits for a compiler.
     """
 
     def __init__(
@@ -58,10 +66,10 @@ class Engine:
         use_adapter: Callable[[str | None], None] | None = None,
     ) -> None:
         self.model_config = model.config
-        self._make_decoder: DecoderFactory = model._decoder
+        self.make_decoder: DecoderFactory = model._decoder
         self.most_rows, self.most_waiting = most_rows, most_waiting
         self.metrics = metrics or Metrics()
-        self._within, self._use_adapter = within, use_adapter
+        self.within, self._use_adapter = within, use_adapter
         self._adapter_in_use: str | None = "?"
         self._prefixes = PrefixStore(prefix_tokens)
         self._pace = Pace()
@@ -69,8 +77,10 @@ class Engine:
         self._waiting: deque[Continuation] = deque()
         self._prefills: deque[Prefill] = deque()
         self._batches: dict[str | None, RunningBatch] = {}
+        self._errands: deque[Callable[[], None]] = deque()
         self._closing = False
         self._thread: threading.Thread | None = None
+        self.met_slots: int | None = None
         self.metrics.gauges |= {
             "gptj_rows_running": lambda: self.running,
             "gptj_rows_most": lambda: self.most_rows,
@@ -109,6 +119,31 @@ class Engine:
         self.metrics.clear()
         self._prefixes = PrefixStore(self._prefixes.most_tokens)
 
+    def rehearse(self, run: Callable[[DecoderFactory], Iterable[T]], adapter: str | None) -> Iterator[T]:
+        """The items of `run`, one after another, computed in the engine's thread with an adapter's decoders.
+
+        Raises:
+            Exception: what `run` raises.
+        """
+        steps: Iterator[T] | None = None
+        while True:
+            done: Future[list[T]] = Future()
+
+            def advance(done: Future[list[T]] = done) -> None:
+                nonlocal steps
+                try:
+                    steps = iter(run(self._decoder_of(adapter))) if steps is None else steps
+                    done.set_result([*itertools.islice(steps, 1)])
+                except BaseException as error:
+                    done.set_exception(error)
+
+            with self._changed:
+                self._errands.append(advance)
+                self._changed.notify()
+            if not (found := done.result()):
+                return
+            yield found[0]
+
     def close(self, timeout: float | None = None) -> bool:
         """Take no more, finish what there is, and return whether it was finished in time."""
         with self._changed:
@@ -117,6 +152,11 @@ class Engine:
         if self._thread is not None:
             self._thread.join(timeout)
         return self._thread is None or not self._thread.is_alive()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it takes no more."""
+        return self._closing
 
     @property
     def is_alive(self) -> bool:
@@ -136,13 +176,17 @@ class Engine:
     # ---- the engine's thread
 
     def _work(self) -> None:
-        with self._within():
+        with self.within():
             while True:
                 with self._changed:
-                    while not (self._waiting or self.running or self._closing):
+                    while not (self._waiting or self.running or self._errands or self._closing):
                         self._changed.wait()
-                    if self._closing and not (self._waiting or self.running):
+                    errand = self._errands.popleft() if self._errands else None
+                    if self._closing and errand is None and not (self._waiting or self.running):
                         return
+                if errand is not None:
+                    errand()
+                    continue
                 try:
                     self.turn()
                 except Exception as error:  # a mistake of this file: whoever is there is told, and it goes on
@@ -179,23 +223,35 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin to read the prompts that there are rows for."""
-        while self._waiting and (free := self.most_rows - self.running) > 0:
-            prompts = self._take(free)
+        while (free := self.most_rows - self.running) > 0 and (first := self._next()) is not None:
+            prompts = self._take(first, free)
             try:
                 self._prefills.append(Prefill(self._decoder_of(prompts[0].adapter), self.model_config, prompts))
             except Exception as error:
                 self._fail((one for prompt in prompts for one in prompt.continuations), error)
 
-    def _take(self, free: int) -> list[Prompt]:
-        """The prompts to read together: the first that waits, and those that are as soon read with it."""
+    def _next(self) -> Continuation | None:
+        """Who waits first, without those for whose size all others would wait for a compiler."""
+        with self._changed:
+            return next((one for one in self._waiting if not self.running or self._is_met(one)), None)
+
+    def _is_met(self, one: Continuation) -> bool:
+        """Whether nothing is compiled for the caches of a prompt."""
+        met = self.met_slots
+        return met is None or slots_of(self.model_config, len(one.prompt)) <= met
+
+    def _take(self, first: Continuation, free: int) -> list[Prompt]:
+        """The prompts to read together: the first, and those that wait and are as soon read with it."""
         tokens = self._tokens_a_turn()
         with self._changed:
-            first = self._waiting.popleft()
+            self._waiting.remove(first)
             prompts = [Prompt(first, self._prefix(first))]
             most_unread, rows = round_up(prompts[0].unread, MOST, fewest=FEWEST), 1
             for one in list(self._waiting):
                 if rows == free:
                     break
+                if not self._is_met(one) and len(one.prompt) > len(first.prompt):
+                    continue
                 same = next((prompt for prompt in prompts if prompt.is_same(one)), None)
                 if same is not None:
                     same.continuations.append(one)
@@ -307,7 +363,7 @@ class Engine:
     def _decoder_of(self, adapter: str | None) -> DecoderFactory:
         def make(batch: int, capacity: int) -> Any:
             self._select_adapter(adapter)
-            return self._make_decoder(batch, capacity)
+            return self.make_decoder(batch, capacity)
 
         return make
 

@@ -98,13 +98,15 @@ class Prefill:
 
     def __init__(self, make_decoder: DecoderFactory, config: GPTJConfig, prompts: Sequence[Prompt]) -> None:
         self.prompts, self.adapter = list(prompts), prompts[0].adapter
-        self.columns = max(len(prompt.ids) for prompt in prompts)
+        longest, unread = (max(counts) for counts in zip(*((len(one.ids), one.unread) for one in prompts), strict=True))
+        # Padded on the left, so that few numbers of rows are met: XLA compiles for each, oneDNN keeps its products.
+        self.columns = min(_rounded(longest), config.n_positions)
         self._decoder = make_decoder(power_of_two(len(prompts), MOST_PROMPTS), choose_slots(config, self.columns))
         self._ids = np.zeros((self._decoder.batch, self.columns), np.int64)
         self._there = np.zeros(self._ids.shape, bool)
         self.scores: list[TokenScores] = []
         self._last: Step | None = None
-        begin = self.columns - max(prompt.unread for prompt in prompts)
+        begin = max(self.columns - _rounded(unread), 0)
         self._decoder.restart(begin)
         for row, prompt in enumerate(prompts):
             start = self.columns - len(prompt.ids)
@@ -150,14 +152,20 @@ class Prefill:
     def _score(self, logits: NDArray[Any], start: int, top: int) -> None:
         """Score the tokens after columns `start` on, whose logits (n, v) are here."""
         ids = self.prompts[0].ids
-        if start == 0:
+        if not self.scores:
             self.scores.append(TokenScores(int(ids[0]), None))
-        for n, row in enumerate(logits):
-            if start + n + 1 < len(ids):
-                self.scores.append(TokenScores.of(row, int(ids[start + n + 1]), top))
+        first = start - (self.columns - len(ids)) + 1
+        for place, row in enumerate(logits, first):
+            if 1 <= place < len(ids):
+                self.scores.append(TokenScores.of(row, int(ids[place]), top))
 
     def result(self, row: int) -> tuple[Step, Columns]:
         """A prompt's logits (1, v), and the columns of all its tokens."""
         assert self._last is not None and self.is_done
         count = len(self.prompts[row].ids)
         return self._last.select([row]), self._decoder.read(row, self.columns - count, count)
+
+
+def _rounded(columns: int) -> int:
+    """The next multiple of the fewest columns that are read at once."""
+    return -(-columns // FEWEST) * FEWEST

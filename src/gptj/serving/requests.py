@@ -22,6 +22,9 @@ Prompt = str | tuple[int, ...]
 
 MOST_CHOICES, MOST_STOPS, MOST_SCORES = 128, 4, 20
 
+MOST_DIGITS = 1000
+"""Of an integer, whatever it is for: Python's own bound can be moved from outside."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -55,6 +58,7 @@ class CompletionRequest:
         prompts: each to be continued, `n` times; empty where `messages` are.
         messages: of a chat.
         max_tokens: new ones at most; None is the default.
+        length_field: the field that says so.
         sampling: how.
         stop: texts that end a completion.
         stream: whether to answer piece by piece, `include_usage` with the counts at the end.
@@ -67,6 +71,7 @@ class CompletionRequest:
     prompts: tuple[Prompt, ...] = ()
     messages: tuple[Mapping[str, Any], ...] = ()
     max_tokens: int | None = None
+    length_field: str = "max_tokens"
     sampling: Sampling = Sampling()
     n: int = 1
     stop: tuple[str, ...] = ()
@@ -81,6 +86,11 @@ class CompletionRequest:
         """Whether it has messages."""
         return bool(self.messages)
 
+    @property
+    def text_field(self) -> str:
+        """The field that its text came in."""
+        return "messages" if self.is_chat else "prompt"
+
 
 def read_json(body: bytes) -> dict[str, Any]:
     """The object that a request's body is.
@@ -89,27 +99,37 @@ def read_json(body: bytes) -> dict[str, Any]:
         Refusal: it is not UTF-8, not JSON, has a name twice or a number that is none, or is no object.
     """
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_whole)
     except UnicodeDecodeError:
         raise Refusal(400, "the body is not UTF-8", code="invalid_json") from None
     except RecursionError:
         raise Refusal(400, "the body nests too deep", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        raise Refusal(400, f"the body is not JSON: {error.msg} at character {error.pos}", code="invalid_json") from None
     except ValueError as error:
-        raise Refusal(400, f"the body is not JSON: {shown(str(error), longest=120)}", code="invalid_json") from None
+        raise Refusal(400, f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise Refusal(400, "the body is no JSON object", code="invalid_json")
     return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("a name stands twice in an object")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"{shown(name, longest=60)} stands twice in an object")
+        result[name] = value
     return result
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 class _Fields:
@@ -118,14 +138,11 @@ class _Fields:
     Args:
         members: the request.
         unsupported: those that OpenAI has and we have not, with the values that ask for nothing.
-        harmless: those that change nothing of an answer.
     """
 
-    def __init__(
-        self, members: Mapping[str, Any], unsupported: Mapping[str, tuple[Any, ...]], harmless: tuple[str, ...]
-    ) -> None:
-        self._members = {name: value for name, value in members.items() if value is not None}
-        self._unsupported, self._harmless = unsupported, harmless
+    def __init__(self, members: Mapping[str, Any], unsupported: Mapping[str, tuple[Any, ...]]) -> None:
+        self._members = _without_null(members)
+        self._unsupported = unsupported
         self._known: set[str] = set()
 
     def take(self, name: str, expected: str, read: Callable[[Any], Any], default: Any = None) -> Any:
@@ -163,20 +180,23 @@ class _Fields:
 
     def finish(self) -> None:
         """Refuse what was not taken."""
+        for name in _HARMLESS:
+            self.take(name, "a text", lambda value: value if isinstance(value, str) else None)
+        self.take("metadata", "an object", lambda value: value if isinstance(value, dict) else None)
         for name, value in self._members.items():
-            if name in self._harmless:
-                continue
             if name in self._unsupported:
+                value = _without_null(value) if isinstance(value, dict) else value
                 if not any(type(value) is type(one) and value == one for one in self._unsupported[name]):
                     raise Refusal(400, f"{name} is not supported", param=name, code="unsupported_parameter")
                 continue
             hint = did_you_mean(name, self._known)
             said = f"unknown field {shown(name, longest=60)}" + (f". {hint}" if hint else "")
-            raise Refusal(400, said, param=name[:60], code="unknown_parameter")
+            param = name[:60] if _is_spelt(name) else None
+            raise Refusal(400, said, param=param, code="unknown_parameter")
 
 
-_HARMLESS = ("user", "metadata", "prompt_cache_key", "safety_identifier", "service_tier")
-"""They name the caller, or a price."""
+_HARMLESS = ("user", "prompt_cache_key", "safety_identifier", "service_tier")
+"""They name the caller, or a price, and change nothing of an answer; nor does metadata."""
 
 _OF_COMPLETIONS: dict[str, tuple[Any, ...]] = {"suffix": ("",)}
 _OF_CHAT: dict[str, tuple[Any, ...]] = {
@@ -203,7 +223,7 @@ def read_completion(members: Mapping[str, Any]) -> CompletionRequest:
     Raises:
         Refusal: naming the field and its rule.
     """
-    fields = _Fields(members, _OF_COMPLETIONS, _HARMLESS)
+    fields = _Fields(members, _OF_COMPLETIONS)
     rule = "a text, a list of texts, token ids, or a list of lists of them; none of them empty"
     prompts = fields.take("prompt", rule, _prompts)
     request = _read_common(
@@ -228,7 +248,7 @@ def read_chat(members: Mapping[str, Any]) -> CompletionRequest:
     Raises:
         Refusal: naming the field and its rule.
     """
-    fields = _Fields(members, _OF_CHAT, _HARMLESS)
+    fields = _Fields(members, _OF_CHAT)
     rule = "a list of objects with role (system, developer, user or assistant) and content, a text"
     messages = fields.take("messages", rule, _messages)
     asked = fields.flag("logprobs")
@@ -243,6 +263,7 @@ def read_chat(members: Mapping[str, Any]) -> CompletionRequest:
         messages=messages,
         scores=(top or 0) if asked else None,
         max_tokens=lengths[1] if lengths[0] is None else lengths[0],
+        length_field="max_tokens" if lengths[0] is None else "max_completion_tokens",
     )
     fields.finish()
     if messages is None:
@@ -285,6 +306,11 @@ def _read_common(fields: _Fields, **own: Any) -> CompletionRequest:
 # ---- how a value is read; None and errors are refusals
 
 
+def _without_null(members: Mapping[str, Any]) -> dict[str, Any]:
+    """An object's members without those that are null, which is the same as left out, at every depth of ours."""
+    return {name: value for name, value in members.items() if value is not None}
+
+
 def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one < 2**31 for one in value)
 
@@ -302,8 +328,13 @@ def _prompts(value: Any) -> tuple[Prompt, ...] | None:
 
 
 def _is_said(text: str) -> bool:
-    """Whether a text says anything that UTF-8 can spell: JSON's escapes can be half a character."""
-    return bool(text) and not any("\ud800" <= c <= "\udfff" for c in text)
+    """Whether a text says anything that UTF-8 can spell."""
+    return bool(text) and _is_spelt(text)
+
+
+def _is_spelt(text: str) -> bool:
+    """Whether UTF-8 can spell a text: JSON's escapes can be half a character."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _stops(value: Any) -> tuple[str, ...] | None:
@@ -328,13 +359,17 @@ def _seed(value: Any) -> int | None:
 
 
 def _stream_options(value: Any) -> bool | None:
-    known = isinstance(value, dict) and value.keys() <= {"include_usage", "include_obfuscation"}
-    if not known or not all(isinstance(one, bool) for one in value.values()) or value.get("include_obfuscation"):
+    options = _without_null(value) if isinstance(value, dict) else {"": None}
+    known = options.keys() <= {"include_usage", "include_obfuscation"}
+    if not known or not all(isinstance(one, bool) for one in options.values()) or options.get("include_obfuscation"):
         return None
-    return bool(value.get("include_usage", False))
+    return bool(options.get("include_usage", False))
 
 
 _ROLES = ("system", "developer", "user", "assistant")
+
+_OF_ANSWERS = ("annotations", "tool_calls")
+"""Lists in a message of OpenAI's answers, which say nothing where they are empty, and come back with a conversation."""
 
 
 def _messages(value: Any) -> tuple[dict[str, str], ...] | None:
@@ -347,20 +382,21 @@ def _message(value: Any) -> dict[str, str]:
     """A message's role and text, its name too; ValueError where it is another."""
     if not isinstance(value, dict):
         raise ValueError
-    value = {name: member for name, member in value.items() if member is not None}
+    value = {name: one for name, one in _without_null(value).items() if name not in _OF_ANSWERS or one != []}
     known = value.keys() <= {"role", "content", "name"}
     if not known or value.get("role") not in _ROLES:
         raise ValueError
     content = value.get("content")
     if isinstance(content, list) and content:
-        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        if len(parts) < len(content) or not all(part.keys() == {"type", "text"} for part in parts):
+        parts = [_without_null(part) for part in content if isinstance(part, dict)]
+        texts = all(part.keys() == {"type", "text"} and part["type"] == "text" for part in parts)
+        if len(parts) < len(content) or not texts:
             raise ValueError
         content = "".join(part["text"] for part in parts)
-    if not isinstance(content, str) or any("\ud800" <= c <= "\udfff" for c in content):
-        raise ValueError
     name = value.get("name")
-    if name is not None and not isinstance(name, str):
+    if not isinstance(content, str) or not isinstance(name, str | None):
+        raise ValueError
+    if not (_is_spelt(content) and _is_spelt(name or "")):
         raise ValueError
     role = "system" if value["role"] == "developer" else value["role"]
     return {"role": role, "content": content, **({} if name is None else {"name": name})}

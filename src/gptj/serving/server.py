@@ -61,6 +61,7 @@ class Protocol(H11Protocol):
 
     headers_s, rest_s, unread_s = HEADERS_S, 2.0, UNREAD_S
     _late: asyncio.TimerHandle | None = None
+    _is_refused = False
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -105,6 +106,8 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on; wait for the rest of a request that has begun."""
+        if self._is_refused:  # read and thrown away: the system takes an answer back where what was sent is not read
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_waiting()
@@ -131,6 +134,9 @@ class Protocol(H11Protocol):
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self._refuse(Refusal(408, "the request did not come in time"), "Request Timeout")
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: who asks for websockets gets an answer in HTTP, and there is nothing to install."""
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
         self._refuse(Refusal(400, "this is no HTTP request", code="invalid_http"), "Bad Request")
@@ -138,9 +144,16 @@ class Protocol(H11Protocol):
     def _refuse(self, refusal: Refusal, phrase: str) -> None:
         body = json.dumps(refusal.body).encode()
         head = f"HTTP/1.1 {refusal.status} {phrase}\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        self.transport.close()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun, or is there
+            self.transport.close()
+            return
+        self._is_refused = True
+        self.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        if self.cycle is not None and not self.cycle.response_complete:  # whose body this was
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.write_eof()
+        self.loop.call_later(self.rest_s, self.transport.close)
 
 
 class Server(uvicorn.Server):

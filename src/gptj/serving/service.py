@@ -106,10 +106,10 @@ class Service:
         most = self.engine.most_waiting
         if len(prompts) * request.n > most:
             message = f"n times prompts: expected at most {most} choices, found {len(prompts) * request.n}"
-            raise Refusal(400, message, param="n", code="invalid_value")
+            raise Refusal(400, message, param="n" if request.n > 1 else "prompt", code="invalid_value")
         made: list[Choice] = []
         for prompt in prompts:
-            ids = self._encode(prompt, allow_special=request.is_chat or self.allow_special)
+            ids = self._encode(request.text_field, prompt, allow_special=request.is_chat or self.allow_special)
             made += [Choice(len(made) + n, prompt, ids) for n in range(request.n)]
         return made
 
@@ -200,33 +200,31 @@ class Service:
             raise Refusal(400, message, code="no_chat_template")
         return self.template.render(request.messages)
 
-    def _encode(self, prompt: Prompt, *, allow_special: bool) -> tuple[int, ...]:
+    def _encode(self, field: str, prompt: Prompt, *, allow_special: bool) -> tuple[int, ...]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                message = "prompt: this model's folder has no tokenizer; give token ids"
-                raise Refusal(400, message, param="prompt", code="invalid_value")
-            self._check_length(prompt)
+                message = f"{field}: this model's folder has no tokenizer; give token ids"
+                raise Refusal(400, message, param=field, code="invalid_value")
+            self._check_length(field, prompt)
             ids = tuple(self.tokenizer.encode(prompt, allow_special=allow_special))
         else:
             ids = prompt
         if not ids:
-            raise InputError("no token", where="prompt", expected="at least one")
+            raise InputError("no token", where=field, expected="at least one")
         if len(ids) > self.model_config.n_positions:
-            self._refuse_length(f"{len(ids)} tokens")
+            self._refuse_length(field, f"{len(ids)} tokens")
         check_ids(self.model_config, np.array([ids], np.int64))
         return ids
 
-    def _check_length(self, text: str) -> None:
+    def _check_length(self, field: str, text: str) -> None:
         """Refuse a text that could not fit however long its tokens were, before it is made into tokens."""
         longest = max(len(token.encode()) for token in self.tokenizer.get_vocab()) if len(text) > 50_000 else 0
         if longest and len(text) // longest > self.model_config.n_positions:
-            self._refuse_length(f"{len(text)} characters")
+            self._refuse_length(field, f"{len(text)} characters")
 
-    def _refuse_length(self, found: str) -> None:
-        expected = f"at most {self.model_config.n_positions} tokens"
-        raise Refusal(
-            400, f"prompt: expected {expected}, found {found}", param="prompt", code="context_length_exceeded"
-        )
+    def _refuse_length(self, field: str, found: str) -> None:
+        message = f"{field}: expected at most {self.model_config.n_positions} tokens, found {found}"
+        raise Refusal(400, message, param=field, code="context_length_exceeded")
 
     def _config(self, request: CompletionRequest, prompt_tokens: int) -> GenerationConfig:
         """The settings of a continuation, checked for a prompt of so many tokens."""
@@ -237,8 +235,9 @@ class Service:
             new = max(request.max_tokens, 1)
         if new > room and request.max_tokens != 0:
             found = f"{prompt_tokens} of the prompt and {new} new ones"
-            message = f"max_tokens: the model has {self.model_config.n_positions} positions, and {found} were asked for"
-            raise Refusal(400, message, param="max_tokens", code="context_length_exceeded")
+            field = request.length_field
+            message = f"{field}: the model has {self.model_config.n_positions} positions, and {found} were asked for"
+            raise Refusal(400, message, param=field, code="context_length_exceeded")
         changes = self._drawing(request.sampling) | {"max_new_tokens": new}
         sampling = request.sampling
         if sampling.repetition_penalty is not None:

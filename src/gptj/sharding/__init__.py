@@ -5,7 +5,7 @@ processes.py which of how many processes this is                               P
 plan.py     memory of each device, per strategy: arithmetic alone               plan_memory
 """
 
-from gptj.sharding.processes import Processes, environment_place
+from gptj.sharding.processes import Processes, ReadTogether, environment_place, join_seconds
 from gptj.sharding.table import (
     MESH_AXES,
     STRATEGIES,
@@ -17,6 +17,7 @@ from gptj.sharding.table import (
     Strategy,
     check_decodes,
     check_mesh,
+    check_rows,
     check_strategy,
     held_by_one,
     natural_mesh,
@@ -33,12 +34,15 @@ __all__ = [
     "Placement",
     "Processes",
     "ReadPart",
+    "ReadTogether",
     "Strategy",
     "check_decodes",
     "check_mesh",
+    "check_rows",
     "check_strategy",
     "environment_place",
     "held_by_one",
+    "join_seconds",
     "natural_mesh",
     "partition_of",
     "slices",

@@ -1,7 +1,8 @@
 """Memory of each device under each strategy: arithmetic over the schema and the blocks, no device is asked.
 
-Weights, gradients and optimizer are exact. Activations are those that the blocks' own code keeps, counted array by
-array (`_kept_by_a_block`); what a framework's allocator holds back, and the framework itself, is not counted.
+Counted is what PyTorch's engine holds at the fullest of a few moments, array by array: while a prompt is read; when the
+backward pass begins, at its end, and while AdamW works on the largest tensor. What a framework's allocator holds back,
+and the framework itself, is not counted. `benchmarks/plan.py` compares it with processes.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Iterator
 
 from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
-from gptj.errors import GPTJError, InputError
+from gptj.errors import GPTJError, InputError, shown
 from gptj.schema import schema
-from gptj.sharding.table import Mesh, Strategy, check_mesh, held_by_one, partition_of
+from gptj.sharding.table import Mesh, Strategy, check_mesh, held_by_one
 
 __all__ = ["MemoryPlan", "Work", "list_meshes", "plan_memory"]
 
-_STATE_BYTES = 8
-"""Of AdamW for each number: two moments in float32."""
+
+_MOST_DEVICES, _MOST_ROWS = 2**20, 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,10 @@ class Work:
         Raises:
             InputError: naming the first.
         """
-        for name, most in (("batch", None), ("length", config.n_positions)):
+        for name, most, why in (("batch", _MOST_ROWS, ""), ("length", config.n_positions, " (n_positions)")):
             value = getattr(self, name)
-            if value < 1 or (most is not None and value > most):
-                expected = "1 or more" if most is None else f"1 to {most} (n_positions)"
-                raise InputError("no call has that", where=name, expected=expected, found=value)
+            if not 1 <= value <= most:
+                raise InputError("no call has that", where=name, expected=f"1 to {most}{why}", found=shown(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,9 @@ class MemoryPlan:
 
     Attributes:
         strategy, mesh: how the model is cut.
-        weights, gradients, optimizer, cache, activations: bytes each; activations with what is gathered for a moment.
+        weights, gradients, optimizer, cache: bytes each.
+        activations: at their most, with what is gathered for a moment.
+        passing: what is there beside all gradients: at the end of the backward pass, or in AdamW's step.
         problem: why the model cannot be cut so; None where it can. All bytes are 0 then.
     """
 
@@ -69,12 +71,13 @@ class MemoryPlan:
     optimizer: int = 0
     cache: int = 0
     activations: int = 0
+    passing: int = 0
     problem: str | None = None
 
     @property
     def total(self) -> int:
-        """Bytes of all."""
-        return self.weights + self.gradients + self.optimizer + self.cache + self.activations
+        """Bytes at the fullest moment: gradients come as activations go, so the larger of both counts."""
+        return self.weights + self.optimizer + self.cache + max(self.gradients + self.passing, self.activations)
 
     def fits(self, memory: int) -> bool:
         """Whether a device of so many bytes has room for it."""
@@ -83,8 +86,8 @@ class MemoryPlan:
 
 def list_meshes(devices: int, *, training: bool) -> Iterator[tuple[Strategy, Mesh]]:
     """Every strategy of that work with every mesh of so many devices that is worth a line."""
-    if devices < 1:
-        raise InputError("no mesh has that", where="devices", expected="1 or more", found=devices)
+    if not 1 <= devices <= _MOST_DEVICES:
+        raise InputError("no mesh has that", where="devices", expected=f"1 to {_MOST_DEVICES}", found=shown(devices))
     if devices == 1:
         yield "dp", Mesh()
         return
@@ -106,16 +109,22 @@ def plan_memory(config: GPTJConfig, strategy: Strategy, mesh: Mesh, work: Work) 
     except GPTJError as error:
         return MemoryPlan(strategy, mesh, problem=str(error))
     width = numpy_dtype(work.dtype).itemsize
-    held = sum(held_by_one(row, strategy, mesh) for row in schema(config))
-    rows = work.batch // mesh.dp
+    rows, held = schema(config), [held_by_one(row, strategy, mesh) for row in schema(config)]
+    weights = sum(held) * width
+    batch = work.batch // mesh.dp
     split = mesh.tp if strategy in ("tp", "tp_fsdp") else 1
-    gathered = width * _gathered(config, strategy, mesh, work.training)
-    if work.training:
-        kept = _kept_in_training(config, work, rows, split, width)
-        return MemoryPlan(strategy, mesh, held * width, held * width, held * _STATE_BYTES, 0, kept + gathered)
-    cache = 2 * config.n_layer * rows * config.n_head // split * work.length * config.head_dim * width
-    moment = _moment_of_a_prompt(config, work, rows, split, width)
-    return MemoryPlan(strategy, mesh, held * width, 0, 0, cache, moment + gathered)
+    if not work.training:
+        cache = 2 * config.n_layer * batch * config.n_head // split * work.length * config.head_dim * width
+        return MemoryPlan(strategy, mesh, weights, 0, 0, cache, _moment_of_a_prompt(config, work, batch, split, width))
+    gathered = _Gathered.of(config, strategy, mesh)
+    passing = 2 * max(held)  # the root of the second moment, and that divided: of one tensor at a time
+    if gathered.rest:
+        in_blocks = sum(n for n, row in zip(held, rows, strict=True) if ".h." in row.name)
+        passing = max(passing, in_blocks + 3 * gathered.rest - sum(held))
+    head = config.vocab_size // split * config.n_embd  # its gradient is there first
+    beginning = gathered.rest + 3 * gathered.block + (head if gathered.rest else 0)
+    kept = _kept_in_training(config, work, batch, split, width) + beginning * width
+    return MemoryPlan(strategy, mesh, weights, weights, 2 * weights, 0, kept, passing * width)
 
 
 def _kept_by_a_block(config: GPTJConfig, length: int, rows: int, split: int, width: int) -> int:
@@ -144,18 +153,21 @@ def _moment_of_a_prompt(config: GPTJConfig, work: Work, rows: int, split: int, w
     return stream + max(attention, feed_forward) + rows * config.vocab_size * max(4, width)
 
 
-def _gathered(config: GPTJConfig, strategy: Strategy, mesh: Mesh, training: bool) -> int:
-    """Numbers that FSDP gathers for a moment: what is no block's, two blocks, and in training a block's gradients."""
-    if mesh.dp == 1 or strategy not in ("fsdp", "tp_fsdp"):
-        return 0
-    along_tp: Strategy = "tp" if strategy == "tp_fsdp" else "dp"
-    block = rest = 0
-    for row in schema(config):
-        if not any("dp" in cut for cut in partition_of(row, strategy)):
-            continue
-        size = held_by_one(row, along_tp, mesh)
-        if ".h.0." in row.name:
-            block += size
-        elif ".h." not in row.name:
-            rest += size
-    return rest + block * (3 if training else 2)
+@dataclasses.dataclass(frozen=True)
+class _Gathered:
+    """Numbers that FSDP gathers: a block's, for its turn, and what is no block's, for the whole pass.
+
+    At a pass' end there are of the latter the numbers, their gradients, and these once more on their way.
+    """
+
+    block: int
+    rest: int
+
+    @classmethod
+    def of(cls, config: GPTJConfig, strategy: Strategy, mesh: Mesh) -> _Gathered:
+        if mesh.dp == 1 or strategy not in ("fsdp", "tp_fsdp"):
+            return cls(0, 0)
+        along_tp: Strategy = "tp" if strategy == "tp_fsdp" else "dp"
+        sizes = {row.name: held_by_one(row, along_tp, mesh) for row in schema(config)}
+        block = sum(size for name, size in sizes.items() if ".h.0." in name)
+        return cls(block, sum(size for name, size in sizes.items() if ".h." not in name))

@@ -38,6 +38,7 @@ __all__ = [
     "Strategy",
     "check_decodes",
     "check_mesh",
+    "check_rows",
     "check_strategy",
     "held_by_one",
     "natural_mesh",
@@ -132,7 +133,7 @@ def slices(spec: TensorSpec, strategy: Strategy, mesh: Mesh, coordinates: Mappin
     """The part of the tensor that the process at `coordinates` holds, one slice an axis.
 
     An axis that the mesh axis does not divide is cut as torch's chunks are: equal parts, and what is left in the last.
-    `check_mesh` refuses all such but a classifier's labels.
+    `check_mesh` refuses all such but two along dp: the head's bias, and a classifier's labels.
     """
     return tuple(
         _part(size, cut, mesh, coordinates) for size, cut in zip(spec.shape, partition_of(spec, strategy), strict=True)
@@ -174,13 +175,9 @@ def check_mesh(config: GPTJConfig, strategy: Strategy, mesh: Mesh, *, batch: int
             hint=f"Use dp={mesh.size}, or strategy {other}",
         )
     used = RULES[strategy].values()
-    all_axes: set[MeshAxis] = {"tp", "dp"} if strategy in _SHARDS_ALL else {"tp"}
     units = {
         "n_head": (config.n_head, mesh.tp if "tp" in used else 1),
-        "vocab_size": (
-            config.vocab_size,
-            mesh.along(all_axes & {*used, "dp"}),
-        ),
+        "vocab_size": (config.vocab_size, mesh.tp if "tp" in used else 1),
         "n_inner": (config.inner_width, mesh.along(set(used))),
         "n_embd": (config.n_embd, mesh.dp if strategy in _SHARDS_ALL else 1),
         "batch": (mesh.dp if batch is None else batch, mesh.dp),
@@ -237,6 +234,23 @@ def check_decodes(placement: Placement | None) -> None:
             where=f"strategy {placement.strategy}",
             expected="tp",
             hint='Save it, and open it with strategy="tp"',
+        )
+
+
+def check_rows(rows: int, placement: Placement) -> None:
+    """Refuse a batch that cannot be cut evenly along dp.
+
+    Raises:
+        InputError: naming how many would.
+    """
+    dp = placement.mesh.dp
+    if rows % dp:
+        raise InputError(
+            f"cannot be cut into {dp} equal parts (strategy {placement.strategy}, dp={dp}, tp={placement.mesh.tp})",
+            where="batch",
+            expected=f"a multiple of {dp}",
+            found=rows,
+            hint=f"Choose {_fitting('batch', rows, dp)}",
         )
 
 

@@ -23,7 +23,7 @@ from gptj.backends import install_line
 from gptj.config import CONFIG_FILE
 from gptj.errors import ConfigError, GPTJError, MissingFileError, TokenizerError, WriteError, shown, warn_of
 from gptj.json_file import parse_json_object, read_json_object, read_small_file
-from gptj.paths import is_folder, likely_folder
+from gptj.paths import is_folder, likely_folder, require_path
 from gptj.text.tokenizer_data import (
     END_OF_TEXT,
     EXTRA_TOKENS,
@@ -59,7 +59,7 @@ def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool
         TokenizerError: there are no tokenizer files in it, or they are incomplete or contradict themselves.
         LimitError: a file is larger than any tokenizer's.
     """
-    folder = Path(directory)
+    folder = require_path(directory)
     if not is_folder(folder):
         hint = likely_folder(folder) or "For GPT-2's own vocabulary, which is GPT-J's: GPTJTokenizer.gpt2()"
         raise MissingFileError("no such folder", file=folder, hint=hint)
@@ -308,7 +308,7 @@ def write_tokenizer_files(data: TokenizerData, directory: str | os.PathLike[str]
     Raises:
         WriteError: the folder or a file could not be written.
     """
-    folder = Path(directory)
+    folder = require_path(directory)
     staged: list[tuple[Path, Path]] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

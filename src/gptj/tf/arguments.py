@@ -82,12 +82,12 @@ def causal_mask(attention_mask: tf.Tensor | None, slots: tf.Tensor, length: Any)
         slots: (t,) the slot of each query among the keys.
         length: s.
     """
-    causal = tf.range(length) <= slots[:, None]
+    causal = tf.range(length) <= tf.expand_dims(slots, 1)  # no index: see `rotate_pairs`
     if attention_mask is None:
-        return causal[None, None]
+        return tf.expand_dims(tf.expand_dims(causal, 0), 0)
     keys = tf.cast(attention_mask, tf.bool)[:, :length]  # a mask may be as long as a fixed cache
     keys = tf.pad(keys, ((0, 0), (0, length - sizes(keys)[1])))
-    return causal & keys[:, None, None]
+    return causal & tf.expand_dims(tf.expand_dims(keys, 1), 1)
 
 
 def cache_length(past: KVCache | None) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ from gptj.tf.adapters import LowRank, add_low_rank
 from gptj.tf.arguments import CacheBuilder, causal_mask, host
 from gptj.tf.layers import Linear, at_least_float32
 from gptj.tf.model import Block
+from gptj.tf.parallel import run_over_mesh, share_number, whole
+from gptj.tf.parallel_generate import ParallelDecoder
 from gptj.tf.weights import to_numpy
 
 
@@ -333,8 +336,16 @@ def on_host(logits: tf.Tensor) -> bool:
 class GenerationMixin(generation.Generates[tf.Tensor], scoring.Scores):
     """`generate`, `stream` and `score` for a TensorFlow model."""
 
-    def _decoder(self, batch: int, capacity: int) -> Decoder:
+    def _decoder(self, batch: int, capacity: int) -> Decoder | ParallelDecoder:
+        # Differs: XLA compiles nothing over DTensors, so a cut model has a decoder of its own.
+        if self.placement is not None:  # type: ignore[attr-defined]
+            return ParallelDecoder(self, batch, capacity)
         return Decoder(self, batch, capacity)
+
+    def _agree_on(self, seed: Any) -> Any:
+        if self.placement is None or seed is not None:  # type: ignore[attr-defined]
+            return seed
+        return share_number(secrets.randbits(62))
 
     def _is_traced(self) -> bool:
         return not tf.executing_eagerly()
@@ -350,11 +361,15 @@ class GenerationMixin(generation.Generates[tf.Tensor], scoring.Scores):
 
     def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         model: Any = self
-        return to_numpy(model.get_input_embeddings()(tf.constant(token_ids)))
+        embeddings, ids = model.get_input_embeddings(), tf.constant(token_ids)
+        if model.placement is not None:
+            return to_numpy(whole(run_over_mesh(model, "embed", embeddings.call, ids), model.placement))
+        return to_numpy(embeddings(ids))
 
     def _last_states(self, token_ids: NDArray[np.int64]) -> tf.Tensor:
         model: Any = self
-        return model.transformer.call(
+        run = model.transformer.call if model.placement is None else model.transformer
+        states: tf.Tensor = run(
             tf.constant(token_ids),
             use_cache=False,
             output_attentions=False,
@@ -362,10 +377,14 @@ class GenerationMixin(generation.Generates[tf.Tensor], scoring.Scores):
             return_dict=True,
             training=False,
         ).last_hidden_state
+        return states
 
     def _logits_at(self, states: tf.Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> tf.Tensor:
         model: Any = self
-        return at_least_float32(model.lm_head(tf.gather_nd(states, np.stack([rows, columns], axis=1))))
+        chosen = tf.gather_nd(states, np.stack([rows, columns], axis=1))
+        if model.placement is not None:
+            return at_least_float32(whole(run_over_mesh(model, "head", model.lm_head.call, chosen), model.placement))
+        return at_least_float32(model.lm_head(chosen))
 
     def _rows_of(self, array: tf.Tensor, rows: NDArray[np.int64]) -> tf.Tensor:
         return tf.gather(array, rows)

@@ -28,6 +28,7 @@ from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin
 from gptj.tf.layers import Linear, at_least_float32
 from gptj.tf.model import GPTJModel
+from gptj.tf.parallel_training import count_copies, count_over_copies
 from gptj.tf.weights import PretrainedModel
 
 
@@ -41,7 +42,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     counted = labels != inputs.IGNORED_LABEL
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(counted, labels, 0), logits)
     count = tf.reduce_sum(tf.cast(counted, logits.dtype))
-    return tf.reduce_sum(tf.where(counted, losses, 0)) / tf.maximum(count, 1)
+    return tf.reduce_sum(tf.where(counted, losses, 0)) / count_over_copies(count)
 
 
 @keras.saving.register_keras_serializable("gptj")
@@ -163,6 +164,7 @@ class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
 
     def _differentiate(self, given: dict[str, Any], labels: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """The loss in evaluation mode, and its gradient by every parameter."""
+        self._refuse_cut("a gradient")
         with tf.GradientTape() as tape:
             loss = self(**given, labels=labels, training=False).loss
         variables = self.trainable_variables
@@ -298,9 +300,11 @@ class GPTJForSequenceClassification(PretrainedModel):
         if problem == "single_label_classification":
             return cross_entropy(logits, tf.cast(tf.reshape(labels, (-1,)), tf.int64))
         targets = tf.cast(tf.reshape(labels, sizes(logits)), logits.dtype)
-        if problem == "regression":
-            return tf.reduce_mean(tf.square(logits - targets))
-        return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits))
+        regression = problem == "regression"
+        losses = tf.square(logits - targets) if regression else tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)
+        if count_copies() == 1:
+            return tf.reduce_mean(losses)
+        return tf.reduce_sum(losses) / count_over_copies(tf.cast(tf.size(losses), losses.dtype))
 
     def _check(self, given: Mapping[str, Any]) -> None:
         super()._check(given)

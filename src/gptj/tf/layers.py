@@ -155,7 +155,8 @@ def rotate_pairs(x: tf.Tensor, sin: tf.Tensor, cos: tf.Tensor) -> tf.Tensor:
     (x0, x1) at angle a becomes (x0 cos a - x1 sin a, x1 cos a + x0 sin a), in the table's precision.
     """
     pairs = sin.shape[-1]
-    sin, cos = sin[:, None], cos[:, None]  # b 1 t pairs
+    # expand_dims: a new axis by an index ends the process where x is a DTensor.
+    sin, cos = tf.expand_dims(sin, 1), tf.expand_dims(cos, 1)  # b 1 t pairs
     *before, _ = sizes(x)
     x0, x1 = tf.unstack(tf.reshape(tf.cast(x[..., : 2 * pairs], sin.dtype), (*before, pairs, 2)), axis=-1)
     rotated = tf.stack((x0 * cos - x1 * sin, x1 * cos + x0 * sin), axis=-1)

@@ -114,7 +114,7 @@ class Attention(keras.layers.Layer):
         weights = tf.where(mask, tf.nn.softmax(scores), 0)  # a row whose mask is all Out attends to nothing
         weights = dropout(tf.cast(weights, v.dtype), self.attn_pdrop, seed)
         if head_mask is not None:
-            weights *= tf.cast(head_mask, weights.dtype)[:, None, None]
+            weights *= tf.reshape(tf.cast(head_mask, weights.dtype), (-1, 1, 1))
         if taps is not None:
             taps(weights=weights)
         mixed = tf.matmul(tf.reshape(weights, (*rows, t, s)), v)
@@ -299,21 +299,16 @@ class GPTJModel(PretrainedModel):
 
         past, t = past_key_values, sizes(input_ids if inputs_embeds is None else inputs_embeds)[1]
         past_length = cache_length(past)
-        claims = list_claims(
-            config,
-            t,
-            input_ids=input_ids,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            attention_mask=attention_mask,
-            past=past,
-        )
+        claimed = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+        # The host has checked a cut model's arguments, and a claim about rows on several devices would join them.
+        cut = self.placement is not None
+        claims = [] if cut else list_claims(config, t, **claimed, attention_mask=attention_mask, past=past)
         slots = past_length + tf.range(t)
         with tf.control_dependencies(assert_claims(claims)):
             x = self.wte(input_ids) if inputs_embeds is None else tf.cast(inputs_embeds, self.compute_dtype)
             if token_type_ids is not None:
                 x += self.wte(token_type_ids)
-            rotation = self.rotary(slots[None] if position_ids is None else position_ids)
+            rotation = self.rotary(tf.expand_dims(slots, 0) if position_ids is None else position_ids)
         x = dropout(fill_with_nan(x, claims), config.embd_pdrop, None if seeds is None else seeds[0])
         if taps is not None:
             taps(embedding=x)

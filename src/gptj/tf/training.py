@@ -21,6 +21,7 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.outputs import BaseModelOutputWithPast, ModelOutput, QuestionAnsweringModelOutput
 from gptj.tf.arguments import assert_arguments
+from gptj.tf.parallel_training import check_fit, count_copies
 
 
 def check_data_first(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,6 +34,8 @@ def check_data_first(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(run)
     def checked(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        with self.distribute_strategy.scope():
+            check_fit()
         labels = (args[0] if args else kwargs.get("y")) if takes_labels else None
         return run(self, self._check_data(x, labels), *args, **kwargs)
 
@@ -146,7 +149,8 @@ class TrainableModel(keras.Model):
             problem = "the labels are inside x" if y is None else "the loss is the model's own"
             hint = "Pass the labels as y and a loss to compile, or neither a loss nor weights for the model's own"
             raise InputError(f"a loss or weights, but {problem}", where="compile", hint=hint)
-        return tf.add_n([own, *(tf.cast(loss, own.dtype) for loss in self.losses)])
+        # Keras adds the copies' gradients, and multiplies the loss that it shows.
+        return tf.add_n([own, *(tf.cast(loss, own.dtype) for loss in self.losses)]) / count_copies()
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Keras' metrics of y and what answers it: the logits, or a start and an end."""

@@ -39,7 +39,7 @@ from gptj.schema import Head, TensorSpec, schema
 from gptj.sharding import Placement, ReadPart, Strategy
 from gptj.tf.adapters import AdapterMixin
 from gptj.tf.arguments import as_ids, as_tensor, check_traced_ids, host
-from gptj.tf.parallel import choose_placement, refuse_distribution
+from gptj.tf.parallel import call_over_mesh, choose_placement, distribute, held_by_process, refuse_distribution, whole
 from gptj.tf.training import TrainableModel
 
 ALIGNMENT_BYTES = 64
@@ -159,7 +159,8 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
         return choose_placement(mesh, strategy)
 
     def _distribute(self, read_part: ReadPart, placement: Placement) -> None:
-        choose_placement(placement.native, placement.strategy)
+        distribute(self, read_part, placement)
+        self.placement = self.base_model.placement = placement
 
     def _assign(self, arrays: Iterable[tuple[TensorSpec, NDArray[Any]]]) -> None:
         """Make each array, without a copy where it is aligned, the variable that its row names."""
@@ -195,7 +196,7 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
         place: Any = self
         for part in name.split("."):
             place = place[int(part)] if part.isdecimal() else getattr(place, part)
-        return to_numpy(place)
+        return to_numpy(place if self.placement is None else whole(place, self.placement))
 
     def _to_numpy(self, array: Any) -> NDArray[Any]:
         return to_numpy(array)
@@ -208,6 +209,11 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
         if not self._has_values():
             for row in schema(self.config, self.head):
                 yield ArrayFacts(row.size, 0, bool(self.trainable))
+        if self.placement is not None:
+            width = tf.as_dtype(self.variable_dtype).size
+            for row in schema(self.config, self.head):
+                held = held_by_process(row, self.placement)
+                yield ArrayFacts(held, held * width, False)
         trained = {id(weight) for weight in self.trainable_weights}
         for weight in self.weights:
             size = int(np.prod(weight.shape))
@@ -253,6 +259,8 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
         if symbolic and "use_cache" in inspect.signature(self.call).parameters:
             given.setdefault("use_cache", False)  # a cache is no output of a functional model
         self._check(given)
+        if self.placement is not None:
+            return call_over_mesh(self, given)
         return super().__call__(**given)
 
     @tf.autograph.experimental.do_not_convert

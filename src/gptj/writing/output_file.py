@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -126,9 +127,9 @@ def whole_file(path: Path) -> Iterator[Callable[[bytes | memoryview], object]]:
     Raises:
         WriteError: it could not be written.
     """
-    stage = path.with_name(f".{path.name}.gptj-stage-{os.getpid()}")
+    # Processes of two machines that share a folder may have one number: in containers it is often the same.
+    stage = path.with_name(f".{path.name}.gptj-stage-{secrets.token_hex(6)}")
     try:
-        stage.unlink(missing_ok=True)
         with stage.open("xb") as stream:
             yield stream.write
             stream.flush()

@@ -149,6 +149,22 @@ _WRONG_FIELDS: dict[str, list[Any]] = {
 }
 """Values that a field may not have; ... is none at all."""
 
+_AGES = [
+    "(.*)*(.*)*(.*)*!",
+    "(h+)+!",
+    r"((h|t|r|a|n|s|f|o|m|e|\.|\d|_)+)+!",
+    "(.|..)*!",
+    "(.|.)+!",
+    "(.?){40}!",
+    "(.{1,40}){1,40}!",
+    "(?=(.+)+!).*",
+    "(?:(?:.*)?.*)+!",
+    ".*.*.*.*.*.*.*.*.*!",
+    ".?" * 30 + "!",
+    "a" * 20_000,
+]
+"""Regular expressions of which most take a matcher that goes back longer than anyone waits."""
+
 _OTHER_BASES: dict[str, dict[str, Any]] = {
     "narrower": {"n_embd": 32},
     "with another inner width": {"n_inner": 96},
@@ -271,6 +287,20 @@ CASES = [
             ("layers_to_transform", [1]),
             ("exclude_modules", ["fc_in"]),
         )
+    ),
+    *(
+        Malformed(f"{field} that takes ages: {age[:40]}", with_fields(**{field: value}), door, field)
+        for age in _AGES
+        for field, value in (("target_modules", age), ("exclude_modules", age), ("rank_pattern", {age: 3}))
+    ),
+    *(
+        Malformed(f"{field} of 50,000 names", with_fields(**{field: {f"h{n}": 1 for n in range(50_000)}}), door, field)
+        for field in ("rank_pattern", "alpha_pattern")
+    ),
+    *(
+        Malformed(f"{field}: {value}", with_fields(**{field: value if one else {"q_proj": value}}), door, field)
+        for field, one in (("lora_alpha", True), ("alpha_pattern", False))
+        for value in (1e308, -1e308, 1e-320, 1e-30, 10**100)
     ),
     Malformed("one target of several means nothing", with_fields(target_modules=ODD), door, "gate_proj", "said"),
     Malformed("fan_in_fan_out", with_fields(fan_in_fan_out=True), door, "fan_in_fan_out", "said"),

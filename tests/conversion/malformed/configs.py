@@ -64,7 +64,7 @@ OF_ANOTHER_KIND: dict[str, tuple[Any, ...]] = {
     "eos_token_id": ({"a": 1}, [[1]], 0.5, [1, 0.5], True),
     "pad_token_id": ([1, 2], {}, 0.5),
     "problem_type": ("text-generation", 3, ["regression"]),
-    "id2label": ([], "x", {"a": "b"}, {"1": "a", "2": "b"}, {"0": "a", "2": "b"}),
+    "id2label": ([], "x", {"a": "b"}),
     "label2id": ([1], {"a": "b"}, {"a": 0.5}),
     "num_labels": (0, -1, "3", 2.5, True),
 }

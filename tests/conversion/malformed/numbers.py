@@ -16,6 +16,8 @@ from toy_decoder import ToyDecoder, toy_config
 from gptj.checkpoint import verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.generation import GenerationConfig, generate
+from gptj.pretrained.saving import shard_bytes
+from gptj.sharding.plan import Work, list_meshes, plan_memory
 from gptj.text.tokenizer import GPTJTokenizer
 from malformed import Malformed
 from malformed.configs import converted, opened, read, setting
@@ -157,7 +159,48 @@ IN_JSON: list[tuple[str, Make, Callable[[Path], object], str]] = [
 
 _DOORS = (read, opened, converted)
 
+IN_PLANS: dict[str, tuple[int, ...]] = {
+    "devices": (0, -1, 2**20 + 1, 10**9, 10**18, int("9" * 4000)),
+    "batch": (0, 2**31, 10**18, int("9" * 4000)),
+    "length": (0, 17, 10**18, int("9" * 4000)),
+}
+SIZES = (
+    "9" * 400 + "GB",
+    DIGITS,
+    "9" * 30 + "TB",
+    "0.1",
+    "0.0001KB",
+    "1e9",
+    "\u0661\u0666GB",
+    "\u00b2GB",
+    "nan",
+    "inf",
+)
+
+
+def planned(name: str, value: int) -> Callable[[Path], object]:
+    """A door: the memory of a model on so many devices."""
+
+    def door(folder: Path) -> object:
+        config = GPTJConfig(vocab_size=8, n_positions=16, n_embd=8, n_layer=1, n_head=2, rotary_dim=2)
+        sizes = {"devices": 2, "batch": 2, "length": 16, name: value}
+        work = Work(True, sizes["batch"], sizes["length"])
+        work.check(config)
+        return [plan_memory(config, *cut, work) for cut in list_meshes(sizes["devices"], training=True)]
+
+    return door
+
+
 CASES = [
+    *(
+        Malformed(f"gptj plan with {name} = {str(value)[:20]}", lambda folder: None, planned(name, value), name)
+        for name, values in IN_PLANS.items()
+        for value in values
+    ),
+    *(
+        Malformed(f"a size of {size[:20]!r}", lambda folder: None, lambda folder, size=size: shard_bytes(size), "size")
+        for size in SIZES
+    ),
     *(
         Malformed(f"{field} {str(value)[:20]} in config.json", setting(field, value), _DOORS[number % 3], field)
         for field, values in IN_CONFIG.items()

@@ -163,7 +163,7 @@ CASES += [
     typed("JSON after text", b"text\n" + GOOD, "stdin: line 2"),
     typed("text after JSON", GOOD + b"text", "stdin: line 2"),
     typed("an array", b"[1]", "stdin: line 1"),
-    typed("Latin-1", b"caf\xe9", "stdin: not UTF-8"),
+    typed("Latin-1", b"caf\xe9", "stdin: line 1: not UTF-8"),
     typed("Latin-1, as one prompt", b"caf\xe9", "stdin: not UTF-8", lambda: read_prompt("-")),
     typed("Latin-1, as a turn", b"one\ncaf\xe9", "stdin: not UTF-8", lambda: [*read_turns()]),
     *(

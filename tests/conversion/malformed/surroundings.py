@@ -204,6 +204,8 @@ def _gone() -> Iterator[Malformed]:
         words = ("generate", "GOOD", "--token-ids", "1 2", "--max-new-tokens", "2", "--backend", backend)
         yield removed(*words, names=f"gptj.{backend}: cannot be loaded from a current folder that is gone")
     yield removed("parity", "GOOD", "--backends", "pt", names="current folder that is gone")
+    for option in (("--html", "x.html"), ("--json", "x.json"), ("--junit", "x.xml"), ("--markdown", "x.md")):
+        yield removed("parity", "GOOD", "--backends", "pt", *option, names="current folder")
 
 
 def starved(backend: str) -> Malformed:

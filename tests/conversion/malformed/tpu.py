@@ -330,6 +330,11 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a share of the head that is text": ({"pe_rotary_pct": "0.5"}, "pe_rotary_pct"),
     "attention layers that are a number": ({"attention_layers": 1}, "attention_layers"),
     "an end token that is text": ({"eos_token_id": "x"}, "eos_token_id"),
+    "a misspelt pe_rotary_dims": ({"pe_rotary_dims": ..., "pe_rotary_dim": 2}, "pe_rotary_dims"),
+    "another program's rotary_dim": ({"pe_rotary_dims": ..., "rotary_dim": 2}, "pe_rotary_dims"),
+    "a misspelt n_vocab_padding": ({"n_vocab_pading": 4}, "n_vocab_padding"),
+    "a misspelt activation": ({"activaton": "relu"}, "activation"),
+    "a misspelt n_heads": ({"n_heads": ..., "n_head": 2}, "n_heads"),
 }
 
 TEXTS = {
@@ -348,6 +353,33 @@ def older(folder: Path) -> None:
     step = write(folder)
     shutil.copytree(step, step.parent / "step_9")
     (step.parent / "step_9" / "shard_0" / "2.npz").unlink()
+
+
+def older_than(spoil: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Makes two steps, the newest of them spoilt, and no meta.json that says which counts."""
+
+    def make(folder: Path) -> None:
+        step = write(folder)
+        spoil(shutil.copytree(step, step.parent / "step_9"))
+
+    return make
+
+
+def of_other_run(step: Path) -> None:
+    leaves = leaves_of(step / "shard_1")
+    shutil.rmtree(step / "shard_1")
+    write_shard(step / "shard_1", [*leaves[:-1], np.int32(STEP + 1)])
+
+
+NEWEST = {
+    "lacks its last shard": lambda step: shutil.rmtree(step / "shard_1"),
+    "lacks its first shard": lambda step: shutil.rmtree(step / "shard_0"),
+    "has no shard": lambda step: [shutil.rmtree(shard) for shard in step.iterdir()],
+    "has a shard of another step": of_other_run,
+    "has a leaf too many": lambda step: shutil.copy(step / "shard_1" / "0.npz", step / "shard_1" / "13.npz"),
+    "has a file that is cut": lambda step: (step / "shard_1" / "3.npz").write_bytes(b"PK"),
+}
+"""Ways in which the newest step is not whole, or not of one run."""
 
 
 def renamed(folder: Path) -> None:
@@ -379,6 +411,10 @@ CASES = [
         for what, text in TEXTS.items()
     ),
     Malformed("an older step than the newest", older, door, "step_9", outcome="said"),
+    *(
+        Malformed(f"an older step than the newest, which {what}", older_than(spoil), door, "step_9", outcome="said")
+        for what, spoil in NEWEST.items()
+    ),
     Malformed("a folder of another step than inside", renamed, command, "step_5", outcome="said"),
     Malformed(
         "the state of another optimizer", rewritten(lambda leaves, shard: [*leaves[:-1], *leaves]), door,

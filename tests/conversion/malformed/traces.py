@@ -242,6 +242,9 @@ MAPPINGS = [
         ("[[tap]]\nfrom = 'a'\nto = 'ln_f'\naxes = ''", "axes"),
         ("[[tap]]\nfrom = 'a'\nto = 'ln_f'\naxes = 'b t ()'", "axes"),
         ("a = 1\na = 2", "names.toml"),
+        ("a = " + "9" * 5000, "names.toml"),
+        ("a = " + "[" * 50_000, "names.toml"),
+        ("a = 2026-02-31", "names.toml"),
     )
 ]  # fmt: skip
 

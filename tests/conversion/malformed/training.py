@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizer_samples import small
 
-from gptj.finetune.checkpoints import Identity, RunFolder
+from gptj.finetune.checkpoints import Identity, RunFolder, write_moments
 from gptj.finetune.curve import Row
 from gptj.finetune.data import make_windows, read_documents
 from gptj.finetune.loop import Progress
@@ -20,6 +20,7 @@ from malformed import Malformed
 
 TITLE = "training data and checkpoints"
 
+DIGITS = "9" * 5000
 NOT_TEXT: dict[str, Any] = {
     "null": None, "a number": 1, "a fraction": 0.5, "true": True, "a list": ["a"], "an empty list": [],
     "an object": {"text": "a"}, "bytes as numbers": [97, 98],
@@ -70,6 +71,16 @@ def spoilt_lines() -> Iterator[tuple[str, str, str]]:
 
 
 def data_cases() -> Iterator[Malformed]:
+    for said, line in {
+        "a comma behind the last member": '{"text": "a",}', "no end": '{"text": "a"',
+        "a long number": '{"n": ' + DIGITS,
+        "nested objects": '{"text":' * 50_000, "nesting": '{"text": "a", "n":' + "[" * 50_000,
+        "a space first": ' { "a"',
+        "no member": "{}", "a byte order mark first": '\ufeff{"text": "a",}', "an array": '[{"text": "a"}]',
+        "an array over lines": '[\n  {"text": "a"},\n  {"text": "b"}\n]',
+    }.items():  # fmt: skip
+        for name in ("data", "data.dat"):
+            yield Malformed(f"JSON lines in {name}: {said}", written(line + "\n", name), learn, "line 1")
     good = '{"text": "one line"}'
     for said, line, word in spoilt_lines():
         for place, lines in {
@@ -117,7 +128,12 @@ def checkpoint(folder: Path) -> Path:
     moments = {f"{m}.{name}": np.ones(shape, np.float32) for name, shape in SHAPES.items() for m in ("first", "second")}
     with RunFolder(folder / "run", resume=False) as run:
         progress = Progress(step=2, updates=2, tokens=2, seconds=0.2)
-        return run.save(progress, IDENTITY, ROWS, write_model=Path.mkdir, moments=moments.items())
+
+        def write(place: Path) -> None:
+            place.mkdir()
+            write_moments(place, moments.items())
+
+        return run.save(progress, IDENTITY, ROWS, write=write)
 
 
 def resume(folder: Path) -> object:

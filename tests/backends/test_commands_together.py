@@ -1,0 +1,63 @@
+"""`gptj score` and `gptj generate` across processes: the answers of one, in the order of their lines, said once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import launched
+import numpy as np
+import pytest
+from finetune_samples import tuned_model
+
+WINGS = ("pt", "flax")
+TEXTS = "".join(f"text {n}: {'fox ' * (n % 3)}\n" for n in range(5))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("together")
+    tuned_model(place / "m", n_head=4)
+    (place / "texts").write_text(TEXTS)
+    return place
+
+
+def one(wing: Any, *words: Any) -> str:
+    command = [sys.executable, "-m", "gptj", *map(str, words), "--backend", wing.name]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def two(wing: Any, *words: Any) -> str:
+    said = launched.run(2, "-m", "gptj", *words, "--backend", wing.name)
+    assert [status for status, _, _ in said] == [0, 0], said
+    assert said[1][1] == ""
+    return said[0][1]
+
+
+@pytest.mark.parametrize("strategy", ("tp", "dp"))
+def test_scores_are_those_of_one_process(place, wing, strategy):
+    words = ("score", place / "m", place / "texts", "--json", "--tokens")
+    mine, expected = json.loads(two(wing, *words, "--strategy", strategy)), json.loads(one(wing, *words))
+    assert [row["line"] for row in mine["documents"]] == [1, 2, 3, 4, 5]
+    for found, wanted in zip(mine["documents"], expected["documents"], strict=True):
+        assert found["token_ids"] == wanted["token_ids"] and found["bytes"] == wanted["bytes"]
+        np.testing.assert_allclose(found["log_likelihoods"], wanted["log_likelihoods"], rtol=1e-5)
+
+
+def test_prompts_are_dealt_out_and_printed_in_their_order(place, wing):
+    words = ("generate", place / "m", "--prompts", place / "texts", "--seed", 5, "--max-new-tokens", 6,
+             "--batch-size", 2)  # fmt: skip
+    assert two(wing, *words, "--strategy", "dp") == one(wing, *words)
+
+
+def test_fewer_prompts_than_copies_are_refused(place, wing):
+    said = launched.run(
+        2, "-m", "gptj", "generate", place / "m", "one", "--max-new-tokens", 2, "--backend", wing.name,
+        "--strategy", "dp",
+    )  # fmt: skip
+    assert [status for status, _, _ in said] == [1, 1]
+    lines = [line for *_, err in said for line in err.splitlines() if "gptj: " in line]
+    assert len(lines) == 1 and "2 copies" in lines[0]
