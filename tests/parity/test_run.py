@@ -223,7 +223,7 @@ class TestTheManifest:
 
 
 class TestArguments:
-    @pytest.mark.parametrize("seed", [-1, 2**63, True, "0", 1.5, None])
+    @pytest.mark.parametrize("seed", [-1, 2**63, True, "0", 1.5])
     def test_a_seed_that_no_probe_can_have_is_refused_before_anything_runs(self, checkpoint, installed, seed):
         with pytest.raises(InputError, match="seed: breaks its rule"):
             run_parity(checkpoint, ["pt"], seed=seed)
