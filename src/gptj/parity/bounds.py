@@ -201,15 +201,18 @@ def rounding_of_layer_norm(
         parts: the sum of the absolute values of what x is the sum of. They may nearly cancel; a fused program goes on
             with a sum that was not rounded. None takes the token's root of the mean square for it.
 
-    The mean is off by a share of the mean absolute value, so is what is centred; the deviation is off by the root of
-    the mean square of that. A variance in one pass loses more, where the mean is large, and is a mistake.
+    What is centred is off by its channel's own roundings, by the mean of all channels', which are independent, and by
+    the mean's sum; the deviation is off by the root of the mean square of that. A variance in one pass loses more,
+    where the mean is large, and is a mistake.
     """
     length = x.shape[-1]
     centred = x - x.mean(-1, keepdims=True)
     variance = (centred * centred).mean(-1, keepdims=True)
     deviation = np.sqrt(variance + epsilon)
     summed = np.sqrt((x * x).mean(-1, keepdims=True)) if parts is None else parts
-    off = 2 * rounding.unit * (np.abs(x) + summed) + rounding.sum_of(length) * np.abs(x).mean(-1, keepdims=True)
+    rounded = 2 * rounding.unit * (np.abs(x) + summed)
+    mean_off = min(1.0, LAMBDA / math.sqrt(length)) * np.sqrt((rounded * rounded).mean(-1, keepdims=True))
+    off = rounded + mean_off + rounding.sum_of(length) * np.abs(x).mean(-1, keepdims=True)
     scale_off = np.sqrt((off * off).mean(-1, keepdims=True)) / deviation + rounding.sum_of(length) / 2
     normal = np.abs(centred / deviation * weight)
     share = scale_off + 4 * rounding.unit
