@@ -241,7 +241,7 @@ def test_parity_names_a_transposed_matrix_before_any_framework_runs(tmp_path):
     data[tensor.offset : tensor.offset + tensor.nbytes] = np.ascontiguousarray(values.T).tobytes()
     path.write_bytes(data)
     done = gptj("parity", out)
-    assert done.returncode == 1 and f"tensor {name} in model.safetensors differs" in done.stderr
+    assert done.returncode == 2 and f"tensor {name} in model.safetensors differs" in done.stderr
     assert "Traceback" not in done.stderr and not done.stdout
 
 

@@ -100,6 +100,8 @@ def test_only_known_tokens_keeps_what_it_is_told_to():
 class Toy(Generates[Any]):
     """A model of the toy decoder's, that notes how it was loaded."""
 
+    placement = None
+
     def __init__(self, dtype: str = "float32") -> None:
         self.config = toy_config(vocab_size=310)
         self.dtype, self.fast_path, self.prepared = np.dtype(dtype), None, False

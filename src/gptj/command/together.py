@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -135,18 +136,19 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
     try:
         processes = parallel.join_processes()
     except RuntimeError as error:
-        atexit.register(_end_at_once, error)
+        atexit.register(_end_at_once, error, 0)
         cause = str(error).splitlines()[0]
         raise ProcessError(f"the other processes did not come: {cause}", where="--strategy") from None
     try:
         with stdout_apart(), _silent(processes.rank > 0):
             yield backend, parallel
     except (Exception, SystemExit) as error:
-        atexit.register(_end_at_once, error)
+        ended = not isinstance(error, GPTJError) and parallel.is_of_processes(error)
+        alone = processes.size == 1
+        atexit.register(_end_at_once, error, 0 if alone or ended else _LISTENING_S)
         if isinstance(error, SystemExit):
             raise
-        ended = not isinstance(error, GPTJError) and parallel.is_of_processes(error)
-        first = parallel.speaks_first() if processes.size > 1 else True
+        first = True if alone else parallel.speaks_first()
         if not (ended if first is None else first):
             raise SystemExit(1) from None
         if ended:
@@ -158,11 +160,16 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
     parallel.leave_processes()
 
 
-def _end_at_once(error: BaseException) -> None:
+_LISTENING_S = 2.0
+"""For as long a process that failed stays, so that others who fail at the same can learn from it that it said why."""
+
+
+def _end_at_once(error: BaseException, wait_s: float) -> None:
     """End this process without taking leave of others that may be no more, at which frameworks wait for minutes."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    time.sleep(wait_s)
     code = error.code if isinstance(error, SystemExit) else 1
     os._exit(code if isinstance(code, int) else 1)
 
