@@ -185,6 +185,21 @@ def test_each_operation_in_float32_stays_within_its_bound(number):
     assert abs(loss[0] - loss[1]) <= limit
 
 
+def test_a_layer_norm_may_go_on_with_a_sum_that_was_not_rounded():
+    """Where a channel is small, the mean of what the others were rounded by is more than its own rounding."""
+    rng, half = np.random.default_rng(0), Rounding.of("bfloat16")
+    parts = rng.normal(0, 1, (3, 1, 400, 192))
+    parts[..., 5] *= 1e-3
+    x = parts.sum(0)
+    recorded = x.astype(numpy_dtype("bfloat16")).astype(np.float64)
+    one, zero = np.ones(192), np.zeros(192)
+    of = Oracle(revealing_config(), {"ln.weight": one, "ln.bias": zero}).layer_norm
+    limit = bounds.rounding_of_layer_norm(recorded, one, zero, 1e-5, half, parts=np.abs(parts).sum(0))
+    off = np.abs(of("ln", x) - of("ln", recorded))
+    assert (off <= limit).all()
+    assert (off[..., 5] > half.unit * 2 * (np.abs(recorded) + np.abs(parts).sum(0))[..., 5]).any()  # its own is less
+
+
 def test_a_variance_in_one_pass_leaves_its_bound():
     """E[x^2] - E[x]^2 loses its digits where the mean is large: a known mistake, not rounding."""
     random = np.random.Generator(np.random.Philox(1))
