@@ -52,7 +52,7 @@ def test_all_blocks_and_many_lengths_are_few_compilations(folder):
     model = GPTJForCausalLM.from_pretrained(folder(), layer_norm_epsilon=1.2e-5, inference=True)
     for length in range(9, 17):
         model.generate(IDS[:1].repeat(2, 1)[:, :length], max_new_tokens=4, eos_token_id=None)
-    first, later = (compiled_block(model.config, True, prompt_only, True, False) for prompt_only in (True, False))
+    first, later = (compiled_block(model.config, True, prompt_only, True, False, 1) for prompt_only in (True, False))
     assert (first._cache_size(), later._cache_size()) == (1, 1)  # a prompt of 16 and a step, in a cache of 64
     assert compiled_exit(model.module)._cache_size() == 2
 
@@ -93,7 +93,7 @@ def block_program(model, rows):
     x = np.zeros((rows, 1, config.n_embd), np.float32)
     rotation = (np.zeros((rows, 1, config.rotary_width // 2), np.float32),) * 2
     attention_inputs = np.array([5]), rotation, np.ones((rows, 1, 1, SLOTS), bool)
-    return compiled_block(config, True, False, True, False).lower(
+    return compiled_block(config, True, False, True, False, 1).lower(
         model.fast_path.blocks[0], {}, layer, x, attention_inputs, None
     )
 
