@@ -27,7 +27,7 @@ from gptj.command.options import (
     revision_option,
 )
 from gptj.command.printing import print_facts, print_json
-from gptj.command.together import complete, joined, mesh_of, strategy_options
+from gptj.command.together import check_axes, complete, joined, mesh_of, strategy_options
 from gptj.dtypes import DTYPES_CALLED
 from gptj.errors import InputError
 from gptj.finetune.settings import DTYPES, SCHEDULES
@@ -120,8 +120,7 @@ def finetune(
         settings = Settings(**options)
     except InputError as error:
         raise click.UsageError(str(error)) from None
-    if strategy is None and (dp or tp):
-        raise click.UsageError("--dp and --tp go with --strategy.")
+    check_axes(strategy, dp, tp)
     backend = choose_backend(backend)
     check_surroundings(backend)
     with contextlib.ExitStack() as several:

@@ -22,7 +22,16 @@ from gptj.command.standard_streams import stdout_apart
 from gptj.errors import GPTJError, InputError, ProcessError
 from gptj.sharding import Mesh
 
-__all__ = ["Copies", "check_strategy_options", "complete", "joined", "mesh_of", "strategy_options", "together"]
+__all__ = [
+    "Copies",
+    "check_axes",
+    "check_strategy_options",
+    "complete",
+    "joined",
+    "mesh_of",
+    "strategy_options",
+    "together",
+]
 
 
 def strategy_options(section: str, strategies: tuple[str, ...]) -> tuple[Any, ...]:
@@ -42,12 +51,21 @@ def check_strategy_options(said: Any) -> None:
     Raises:
         click.UsageError: naming them.
     """
-    if said.strategy is None and (said.dp or said.tp):
-        raise click.UsageError("--dp and --tp go with --strategy.")
+    check_axes(said.strategy, said.dp, said.tp)
     if said.strategy is not None and (said.quantize or said.adapter):
         raise click.UsageError("--strategy is for the model as it is: leave out --quantize and --adapter.")
     if said.strategy is not None and said.device != "auto":
         raise click.UsageError("With --strategy the processes say where it runs: leave out --device.")
+
+
+def check_axes(strategy: str | None, dp: int | None, tp: int | None) -> None:
+    """Refuse a mesh that no strategy cuts along.
+
+    Raises:
+        click.UsageError: naming the options.
+    """
+    if strategy is None and (dp or tp):
+        raise click.UsageError("--dp and --tp go with --strategy.")
 
 
 def mesh_of(dp: int | None, tp: int | None) -> Mesh | None:
