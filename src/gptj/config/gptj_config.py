@@ -15,7 +15,6 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, TypedDict, Unpack
 
 from gptj.brief import brief, html_table
@@ -26,7 +25,6 @@ from gptj.config.settings import DTYPE_KEYS, Settings, default_members, plain_ex
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, naming_file, shown
 from gptj.json_file import read_json_object
-from gptj.paths import is_folder
 
 __all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig", "is_field"]
 
@@ -429,9 +427,7 @@ class GPTJConfig(Settings):
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> GPTJConfig:
         """The config in `path`: a config.json, or the folder that holds one."""
-        path = Path(path)
-        if is_folder(path):
-            path = path / CONFIG_FILE
+        path = cls._file_in(path)
         return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
 
     def for_other_programs(self) -> GPTJConfig:

@@ -14,12 +14,13 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, WriteError, shown
 from gptj.hub import split_hub_arguments
-from gptj.paths import missing_folder, require_path
+from gptj.paths import find_beside, is_folder, missing_folder, require_path
 
 __all__ = ["DTYPE_KEYS", "Settings", "default_members", "plain_extra"]
 
@@ -51,6 +52,15 @@ class Settings:
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
         """The settings in the file, or in the folder that holds one."""
         raise NotImplementedError
+
+    @classmethod
+    def _file_in(cls, path: str | os.PathLike[str]) -> Path:
+        """The file that is meant: `path` itself, or the one in that folder. A link out of the folder is said."""
+        path = Path(path)
+        inside = path / cls.FILE
+        if not is_folder(path) or (path.name == cls.FILE and not os.path.lexists(inside)):
+            return path
+        return find_beside(path, cls.FILE) or inside
 
     # ---- attributes
 
