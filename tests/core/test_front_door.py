@@ -251,7 +251,7 @@ def completions(*words: str, incomplete: str = "") -> list[str]:
         (("parity", "recrod", "x"), "No such command or folder 'recrod'. Did you mean record?"),
         (("train", "x"), "No such command 'train'. Did you mean gptj finetune DIR DATA OUT?"),
         (("Chat",), "Did you mean gptj generate DIR --interactive?"),
-        (("evaluat",), "Did you mean gptj eval DIR --tasks TASKS?"),
+        (("perplexty",), "Did you mean gptj score DIR FILE?"),
         (("version",), "Did you mean gptj --version?"),
         (("push",), "hf upload OWNER/NAME DIR"),
     ],
