@@ -8,17 +8,50 @@ folder as it is. What is read into a tokenizer or generation settings is followe
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 from gptj.errors import FormatError, InputError, MissingFileError, UnsafeFileError, shown, warn_of
 
-__all__ = ["find_beside", "is_folder", "kind_of_path", "likely_folder", "missing_folder", "require_path", "safe_path"]
+__all__ = [
+    "find_beside",
+    "is_folder",
+    "kind_of_path",
+    "likely_folder",
+    "missing_folder",
+    "path_called",
+    "require_path",
+    "safe_path",
+]
 
 _MOST_NAMES = 10_000
 """Names beside a missing folder that are looked through for the one that is meant."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def path_called(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator of a method whose first argument, a path, may be given by transformers' name for it too."""
+
+    def decorate(method: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(method)
+        def called(*args: Any, **options: Any) -> T:
+            if name not in options:
+                return method(*args, **options)
+            if len(args) > 1 or "directory" in options:
+                raise InputError("is given already, as the first argument", where=name, found=shown(options[name]))
+            return method(*args, options.pop(name), **options)
+
+        return called
+
+    return decorate
 
 
 def likely_folder(path: str | os.PathLike[str]) -> str | None:

@@ -146,7 +146,7 @@ def prepare(
     weights = _variant_set(path, variant, weights)
     _require_safetensors(path, directory)
     checkpoint = open_checkpoint(path, weights=weights, config=config)
-    settled = checkpoint.config.replace(**fields) if fields else checkpoint.config
+    settled = checkpoint.config.replace(**fields).opened_from(directory)
     if verify:
         verify_checkpoint(path, weights=weights)
         check_fingerprint(path, config=settled, weights=weights)

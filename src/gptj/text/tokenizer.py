@@ -29,6 +29,7 @@ import tokenizers
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, TokenizerError, shown
 from gptj.hub import is_repository_id, split_hub_arguments
+from gptj.paths import path_called
 from gptj.text.decoder import Decoder, TextStream, Unknown, check_unknown, plain_list
 from gptj.text.encoder import Encoder, learn_merges
 from gptj.text.token_rows import (
@@ -122,6 +123,7 @@ class GPTJTokenizer(TransformersCalls):
     # Making and saving ------------------------------------------------------------------------------------------
 
     @classmethod
+    @path_called("pretrained_model_name_or_path")
     def from_pretrained(
         cls, directory: str | os.PathLike[str], *, extra_tokens: bool | None = None, **options: Any
     ) -> Self:
@@ -181,6 +183,7 @@ class GPTJTokenizer(TransformersCalls):
         """The names and bytes of the files that `save_pretrained` writes, for a writer that stages a whole folder."""
         return tokenizer_files(self._data)
 
+    @path_called("save_directory")
     def save_pretrained(self, directory: str | os.PathLike[str], **others: Any) -> tuple[str, ...]:
         """Write the tokenizer's five files into the folder, which is made if need be. Returns their paths.
 
