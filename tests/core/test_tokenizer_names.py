@@ -1,4 +1,4 @@
-"""Attributes and arguments of transformers' tokenizers: what GPT2TokenizerFast (4.57.6) answers, or why there is none."""
+"""Attributes and arguments of transformers' tokenizers: what GPT2TokenizerFast (4.57.6) answers, or why not."""
 
 from __future__ import annotations
 
