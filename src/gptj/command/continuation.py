@@ -15,6 +15,7 @@ from gptj.command.prompts import Prompt
 from gptj.command.together import Copies
 from gptj.errors import InputError
 from gptj.generation import GenerationConfig, TokenStep
+from gptj.sharding import check_rows
 
 __all__ = ["batches", "continue_prompts", "pieces", "stream_prompts"]
 
@@ -50,6 +51,9 @@ def _continue(
     copies = Copies.of(model, opened.backend)
     work = [*batches(jobs, batch_size)]
     copies.check(len(work), "batches of prompts")
+    for batch in work if copies.count == 1 and model.placement is not None else ():
+        config = batch[0].config  # rows of one program, which all devices run together
+        check_rows(len(batch) * max(config.num_beams, config.num_return_sequences), model.placement)
     first = True
 
     def write_records(records: Iterable[dict[str, Any]]) -> None:

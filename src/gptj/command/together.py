@@ -19,7 +19,7 @@ import click
 from gptj.backends import choose_backend
 from gptj.command.options import Names, option
 from gptj.command.standard_streams import stdout_apart
-from gptj.errors import GPTJError, InputError, ProcessError
+from gptj.errors import GPTJError, InputError, ProcessError, warn_of
 from gptj.sharding import Mesh
 
 __all__ = [
@@ -159,6 +159,8 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
         raise ProcessError(f"the other processes did not come: {cause}", where="--strategy") from None
     try:
         with stdout_apart(), _silent(processes.rank > 0):
+            if processes.size == 1 and parallel.count_devices() == 1:
+                _say_alone()
             yield backend, parallel
     except (Exception, SystemExit) as error:
         ended = not isinstance(error, GPTJError) and parallel.is_of_processes(error)
@@ -190,6 +192,21 @@ def _end_at_once(error: BaseException, wait_s: float) -> None:
     time.sleep(wait_s)
     code = error.code if isinstance(error, SystemExit) else 1
     os._exit(code if isinstance(code, int) else 1)
+
+
+_LAUNCHED = ("WORLD_SIZE", "JAX_NUM_PROCESSES", "DTENSOR_NUM_CLIENTS")
+"""Variables by which a launcher says how many processes there are."""
+
+
+def _say_alone() -> None:
+    """Say that nothing is cut, where no launcher said that this process is to be the only one."""
+    if not any(name in os.environ for name in _LAUNCHED):
+        verb = click.get_current_context().info_name
+        warn_of(
+            "one process with one device holds the whole model, and cuts nothing", where="--strategy",
+            expected="several, which a launcher starts",
+            hint=f"torchrun --nproc-per-node=2 -m gptj {verb} ... starts two on this host; see docs/scale.md",
+        )  # fmt: skip
 
 
 def complete(dp: int | None, tp: int | None, devices: int) -> tuple[int | None, int | None]:
