@@ -6,6 +6,7 @@ import itertools
 import json
 import socket
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from gptj import GPTJConfig
 from gptj.command.main import gptj_command
+from gptj.command.together import Copies
 from gptj.errors import InputError
 from gptj.initial import initial_tensor
 from gptj.schema import schema, schema_by_name
@@ -193,6 +195,15 @@ def test_what_is_another_than_the_first_processs_is_refused():
     require_same("0f" * 32, lambda number: number, problem="another", file="m", hint="Share it")
     with pytest.raises(InputError, match=r"m: another .expected the same.*Share it"):
         require_same("0f" * 32, lambda number: 5, problem="another", file="m", hint="Share it")
+
+
+def test_other_prompts_than_the_first_processs_are_refused(monkeypatch):
+    parallel = types.SimpleNamespace(share_number=lambda number: 7, copy_of=lambda model: (1, 2))
+    monkeypatch.setitem(sys.modules, "gptj.other.parallel", parallel)
+    with pytest.raises(InputError, match="the texts on .* are others than the first process"):
+        Copies.of(types.SimpleNamespace(placement=1), "other", [[1, 2]])
+    parallel.share_number = lambda number: number
+    assert Copies.of(types.SimpleNamespace(placement=1), "other", [[1, 2]]).count == 2
 
 
 def test_a_plan_counts_weights_and_optimizer_exactly():

@@ -48,7 +48,7 @@ def _continue(
     write: Callable[[str], None],
 ) -> None:  # fmt: skip
     alone = len(jobs) == 1 and jobs[0].config.num_return_sequences == 1
-    copies = Copies.of(model, opened.backend)
+    copies = Copies.of(model, opened.backend, [job.ids for job in jobs])
     work = [*batches(jobs, batch_size)]
     copies.check(len(work), "batches of prompts")
     for batch in work if copies.count == 1 and model.placement is not None else ():
@@ -145,6 +145,7 @@ def stream_prompts(request: Request, prompts: Sequence[Prompt], *, write: Callab
 
 
 def _stream(opened: OpenedModel, jobs: Sequence[Job], model: Any, assistant: Any, write: Callable[[str], None]) -> None:
+    Copies.of(model, opened.backend, [job.ids for job in jobs])
     for number, job in enumerate(jobs):
         decoder = opened.decoder()
         write(("\n" if number else "") + decoder.push(job.ids))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
 import secrets
+import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -20,7 +22,7 @@ from gptj.backends import choose_backend
 from gptj.command.options import Names, option
 from gptj.command.standard_streams import stdout_apart
 from gptj.errors import GPTJError, InputError, ProcessError, warn_of
-from gptj.sharding import Mesh
+from gptj.sharding import Mesh, require_same
 
 __all__ = [
     "Copies",
@@ -87,11 +89,23 @@ class Copies:
     parallel: Any = None
 
     @classmethod
-    def of(cls, model: Any, backend: str) -> Copies:
-        """Those of a model that was opened with a strategy, or without one."""
+    def of(cls, model: Any, backend: str, work: Sequence[Any]) -> Copies:
+        """Those of a model that was opened with a strategy, or without one.
+
+        Args:
+            work: token ids of every row, which must be the same in every process.
+
+        Raises:
+            InputError: they are not.
+        """
         if model.placement is None:
             return cls()
         parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
+        require_same(
+            hashlib.sha256(repr(work).encode()).hexdigest(), parallel.share_number, file=None,
+            problem=f"the texts on {socket.gethostname()} are others than the first process'",
+            hint="Give every host the same files; stdin is one process' alone",
+        )  # fmt: skip
         mine, count = parallel.copy_of(model)
         return cls(mine, count, parallel)
 
