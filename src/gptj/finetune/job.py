@@ -132,6 +132,7 @@ def finetune(
             saved = _begin(job, run, resume, note)
             return _train(job, run, saved, device, note, report, stop or (lambda: False))
     job = team.agree(prepare)
+    team.require_alike(team.agree(job.together))
     shared = SharedRunFolder(place, resume=resume, team=team)
     with shared:
         saved = _begin(job, shared, resume, note)
@@ -190,6 +191,11 @@ class _Job:
     @property
     def steps(self) -> int:
         return self.identity.steps
+
+    def together(self) -> Identity:
+        """The identity, with as much of the weights as tells hosts' folders apart: for processes to compare."""
+        model = {**self.identity.model, "sample_sha256": open_checkpoint(self.directory).sample_sha256()}
+        return dataclasses.replace(self.identity, model=model)
 
     def describe(self) -> list[str]:
         """The run in a sentence, and what of it may surprise."""

@@ -409,8 +409,9 @@ class GenerationMixin(generation.Generates[tf.Tensor], scoring.Scores):
     def _last_states(self, token_ids: NDArray[np.int64]) -> tf.Tensor:
         model: Any = self
         run = model.transformer.call if model.placement is None else model.transformer
+        excess = 0 if model.placement is None else -len(token_ids) % model.placement.mesh.dp
         states: tf.Tensor = run(
-            tf.constant(token_ids),
+            tf.constant(np.pad(token_ids, ((0, excess), (0, 0)))),
             use_cache=False,
             output_attentions=False,
             output_hidden_states=False,
