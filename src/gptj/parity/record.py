@@ -216,7 +216,9 @@ def record_backend(
         answers[name] = np.asarray(wing.to_numpy(getattr(made, "sequences", made)), np.int64)
     if trace is not None:
         batch = batch_of_probe(probe)
-        record_trace(directory, backend, trace, dtype=dtype, batch=batch, seed=probe.seed, weights=weights, model=model)
+        prompts = probe.prompt_ids, probe.prompt_mask
+        record_trace(directory, backend, trace, dtype=dtype, batch=batch, seed=probe.seed, weights=weights, model=model,
+                     generate=probe.new_tokens, prompts=prompts)  # fmt: skip
     facts = _facts(backend) | {"seconds": round(time.monotonic() - started, 3)}
     return Record(backend, dtype, probe, answers, facts)
 
