@@ -61,8 +61,10 @@ def find_matrix(
         GPTJError: see `gptj.parity.matrix.run_matrix`.
     """
     from gptj.parity.matrix import run_matrix
+    from gptj.parity.run import require_framework
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
+    require_framework(names)  # before anything is converted
     with (
         tempfile.TemporaryDirectory(prefix="gptj-parity-") as kept,
         waiting("converting to each format and back") as say,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +56,13 @@ class OneFolder:
         for dtype in self.dtypes:
             start = f"comparing in {dtype}" if len(self.dtypes) > 1 else "comparing"
             with waiting(f"{start} {', '.join(names)}") as say:
-                # The weights are the same in every dtype, and are checked once.
-                report = run_parity(self.directory, names, dtype=dtype, seed=self.seed or 0,
-                                    progress=lambda words, start=start: say(f"{start}: {words}"),
-                                    **options | ({"check_manifest": False} if reports else {}))  # fmt: skip
+
+                def tell(words: str, start: str = start, say: Callable[[str], None] = say) -> None:
+                    say(f"{start}: {words}")
+
+                if reports:  # the weights are the same in every dtype, and are checked once
+                    options["check_manifest"] = False
+                report = run_parity(self.directory, names, dtype=dtype, seed=self.seed or 0, progress=tell, **options)
             reports.append(dataclasses.replace(report, manifest=reports[0].manifest) if reports else report)
         return reports
 

@@ -24,7 +24,7 @@ from gptj.parity.oracle import Oracle, positions_of_mask
 from gptj.parity.probe import require_no_seed
 from gptj.parity.processes import Job, memory_of, run_side_by_side
 from gptj.parity.record import library_versions
-from gptj.parity.run import open_oracle
+from gptj.parity.run import open_oracle, require_framework
 from gptj.parity.threads import few_threads
 from gptj.parity.trace_record import batch_of_prompts
 from gptj.reading.npz import open_named_npz
@@ -150,10 +150,12 @@ def run_ladder(
 
     Raises:
         InputError: a seed is given beside prompts.
+        BackendError: no backend is named.
         BackendProcessError: a backend's process failed.
         GPTJError: the checkpoint cannot be opened.
     """
     require_no_seed(seed, prompts)
+    require_framework(backends)
     oracle = open_oracle(directory)
     if prompts is None:
         prompts = random_prompts(oracle.config, seed=seed or 0)

@@ -12,7 +12,7 @@ from gptj.config import GPTJConfig
 from gptj.parity.findings import Findings, MatrixRow
 from gptj.parity.processes import Job, memory_of, run_side_by_side
 from gptj.parity.record import library_versions
-from gptj.parity.run import open_reference
+from gptj.parity.run import open_reference, require_framework
 
 __all__ = ["run_matrix"]
 
@@ -43,9 +43,11 @@ def run_matrix(
         progress: told who is at work on what, in words, from any thread.
 
     Raises:
+        BackendError: no backend is named.
         BackendProcessError: a backend's process failed.
         GPTJError: the checkpoint cannot be opened.
     """
+    require_framework(backends)
     config, _ = open_reference(directory)
     needed = memory_of(config, dtype, copies=_COPIES)
     with tempfile.TemporaryDirectory(prefix="gptj-parity-") as folder:

@@ -39,6 +39,7 @@ from gptj.writing.file_system import make_folder, write_error
 __all__ = [
     "open_oracle",
     "open_reference",
+    "require_framework",
     "run_parity",
 ]
 
@@ -239,14 +240,23 @@ def open_reference(
     return checkpoint.config, read
 
 
+def require_framework(names: Sequence[str]) -> None:
+    """Make sure that there is somebody to ask: nothing that was compared would hold.
+
+    Raises:
+        BackendError: there is not.
+    """
+    if not names:
+        hint = install_one_of(BACKENDS)
+        raise BackendError("no framework is installed", where="backends", expected=", ".join(BACKENDS), hint=hint)
+
+
 def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
     """The names, each known, installed and there once."""
     if isinstance(backends, str):
         backends = [backends]
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
-    if not names:
-        hint = install_one_of(BACKENDS)
-        raise BackendError("no framework is installed", where="backends", expected=", ".join(BACKENDS), hint=hint)
+    require_framework(names)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError("named twice", where="backends", found=", ".join(twice))

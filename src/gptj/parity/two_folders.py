@@ -23,7 +23,7 @@ from gptj.dtypes import dtype_name
 from gptj.parity.differences import Comparison, compare_traces, spell_tap
 from gptj.parity.probe import require_no_seed
 from gptj.parity.processes import Job, memory_of, run_side_by_side
-from gptj.parity.run import open_reference
+from gptj.parity.run import open_reference, require_framework
 from gptj.parity.threads import few_threads
 from gptj.parity.trace import SHAPES, Trace, open_trace, require_same, slices_of
 from gptj.parity.trace_record import require_way
@@ -188,10 +188,12 @@ def compare_folders(
     Raises:
         InputError: the models are of other shapes, a seed is given beside prompts, or a backend cannot compute so.
             Nothing has been run.
+        BackendError: a backend is unknown or not installed, or none is.
         BackendProcessError: a backend's process failed.
     """
     dtype = dtype_name(dtype)
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
+    require_framework(names)
     require_no_seed(seed, prompts)
     for name in names:
         require_way(name, way)

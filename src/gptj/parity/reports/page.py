@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gptj.dtypes import PARAMETER_DTYPES
 from gptj.parity.findings import Findings, PairFound, TapFound, TextFound
 from gptj.parity.reports.heat_map import heat_map
 from gptj.parity.reports.line_chart import Line, line_chart
@@ -175,10 +176,11 @@ def _texts(texts: Sequence[TextFound]) -> Markup:
                      None if t.right else "wrong"))  # fmt: skip
     heading = ("of", "first difference", "prompt", "tokens", "a's margin", "b's margin", "rounding may turn",
                "explained by")  # fmt: skip
-    alike: dict[tuple[str, int], list[TextFound]] = {}
+    alike: dict[tuple[str, int, str], list[TextFound]] = {}
     for t in texts:
         if t.errors:
-            alike.setdefault((t.a, t.prompt), []).append(t)
+            dtype = t.b.rpartition(" ")[2]  # whose errors are of one size
+            alike.setdefault((t.a, t.prompt, dtype if dtype in PARAMETER_DTYPES else ""), []).append(t)
     charts = [_errors(some[start : start + 4]) for some in alike.values() for start in range(0, len(some), 4)]
     return join([table("What was written after each prompt", heading, rows, numbers=_NUMBERS), *charts])
 
