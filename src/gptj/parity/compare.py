@@ -146,8 +146,8 @@ def _parted(backend: str, inside: Comparison) -> Iterator[Measure]:
     for text in (text for text in inside.texts if text.other == backend):
         if text.first is None and text.holds:
             continue
-        unreal = not text.holds and (text.first is None or text.tie)  # no margin tells: a logit is not finite
-        size = math.inf if unreal else max(text.margins or (math.inf,))
+        known = [*(error for error in text.errors if error is not None), *(text.margins or (math.inf,))]
+        size = max(text.margins or (math.inf,)) if all(map(math.isfinite, known)) else math.inf
         limit, step = 0.0 if text.bound is None else 2 * text.bound, text.first or 0
         yield Measure(backend, ORACLE, "where texts part", size, limit, f"prompt {text.prompt}, token {step}")
 
