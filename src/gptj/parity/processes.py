@@ -50,7 +50,7 @@ class BackendProcessError(GPTJError, RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What one backend's process is to do.
+    """One backend's process, to be started.
 
     Attributes:
         name: what it is called in an error and while it runs: the backend, or the backend and what it does.
@@ -290,7 +290,7 @@ def _run(job: Job, timeout_s: float, alive: _Processes, board: _Board) -> str:
 
 
 def _hint_of(status: int) -> str | None:
-    """What may have ended a process that ended so."""
+    """A question that helps where a process ended so; None where none does."""
     limit = address_limit()
     if limit is not None:
         return f"Is the memory enough? ulimit -v allows {limit:,} bytes of address space"

@@ -227,7 +227,7 @@ def compare_folders(
 
 
 def _called(first: str | os.PathLike[str], second: str | os.PathLike[str], way: str) -> tuple[str, str]:
-    """What the two are called: by their folders' names, or by what tells them apart."""
+    """The two's names: their folders', or those by which they can be told apart."""
     a, b = (Path(folder).name or os.fspath(folder) for folder in (first, second))
     if a == b and Path(first) != Path(second):
         a, b = os.fspath(first), os.fspath(second)

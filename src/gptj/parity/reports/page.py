@@ -112,7 +112,7 @@ def _sections(found: Findings) -> Iterator[_Section]:
 
 
 def _key() -> Markup:
-    """What the maps' cells say, in colour and in signs."""
+    """The key to the maps' cells, in colour and in signs."""
     items = (
         tag("li", tag("svg", tag("g", tag("rect", width=18, height=14, rx=2), class_=f"l{level}"), width=18, height=14,
                       aria_hidden="true"), f"{sign}  {words}")
