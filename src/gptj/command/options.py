@@ -48,6 +48,7 @@ __all__ = [
     "json_option",
     "option",
     "overwrite_option",
+    "require_different",
     "revision_option",
     "weights_option",
 ]  # fmt: skip
@@ -390,17 +391,17 @@ BackendsChoice = backend_names(BACKENDS, several=True)
 DtypeChoice = Names(PARAMETER_DTYPES, called=DTYPES_CALLED)
 
 
-def _require_different(
+def require_different(
     context: click.Context, option: click.Parameter, names: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
-    """The names of --backends, each of them there once."""
+    """The names of an option that takes several, each of them there once."""
     if names is not None and len(set(names)) != len(names):
         raise click.BadParameter(f"{shown(','.join(names))} names one twice")
     return names
 
 
 backends_option = click.option(
-    "--backends", type=BackendsChoice, callback=_require_different,
+    "--backends", type=BackendsChoice, callback=require_different,
     help="Which, with commas between. [default: all that are installed]",
 )  # fmt: skip
 adapter_option = click.option(

@@ -22,7 +22,7 @@ from gptj.backends import BACKENDS, choose_backend, install_line, installed_back
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
 from gptj.errors import WriteError
 from gptj.parity import ParityReport, Probe, Record, run_parity
-from gptj.parity.run import run_in_process
+from gptj.parity.processes import run_in_process
 from gptj.parity.tolerance import FLOAT32_ABSOLUTE
 
 __all__ = ["run_demo"]
