@@ -22,7 +22,6 @@ from gptj.parity.json_schema import check_schema
 __all__ = [
     "Findings",
     "LadderRung",
-    "MatrixRow",
     "MeasureFound",
     "PairFound",
     "PlantedMistake",
@@ -42,7 +41,16 @@ _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 @dataclasses.dataclass(frozen=True)
 class MeasureFound:
-    """One answer of a backend against another's, or the oracle's (see `gptj.parity.report.Measure`)."""
+    """One answer of a backend against another's, the oracle's, or its own by another way: a row of the matrix.
+
+    Attributes:
+        backend: whose.
+        against: the other backend, "oracle", or in the matrix the two ways, "cached against whole"; `row` in its JSON.
+        what: of which answer, see `gptj.parity.report.Measure`.
+        difference, limit: the largest difference, and the largest that is right.
+        holds: whether it is within its limit.
+        where: the place of the largest difference.
+    """
 
     backend: str
     against: str
@@ -143,19 +151,6 @@ class TextFound:
 
 
 @dataclasses.dataclass(frozen=True)
-class MatrixRow:
-    """Two ways of one backend to one answer, which must agree."""
-
-    backend: str
-    row: str
-    what: str
-    difference: float | None
-    limit: float | None
-    holds: bool
-    where: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class LadderRung:
     """A backend in one precision against float64.
 
@@ -222,7 +217,7 @@ class Findings:
     measures: tuple[MeasureFound, ...] = ()
     pairs: tuple[PairFound, ...] = ()
     texts: tuple[TextFound, ...] = ()
-    matrix: tuple[MatrixRow, ...] = ()
+    matrix: tuple[MeasureFound, ...] = ()
     ladder: tuple[LadderRung, ...] = ()
     sensitivity: tuple[PlantedMistake, ...] = ()
     smallest: tuple[SmallestFound, ...] = ()
@@ -250,7 +245,7 @@ class Findings:
                        "which no tie explains")  # fmt: skip
         for row in self.matrix:
             if not row.holds:
-                yield f"{row.backend}, {row.row}: {row.what}{_size(row)}"
+                yield f"{row.backend}, {row.against}: {row.what}{_size(row)}"
 
     def raise_if_failed(self) -> None:
         """Return quietly where all holds.
@@ -289,6 +284,7 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """The document as JSON takes it."""
         members = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        members["matrix"] = [_renamed(row, "against", "row") for row in members["matrix"]]
         return {"findings": VERSION, **members}
 
     def to_json(self) -> str:
@@ -338,6 +334,7 @@ class Findings:
                 warn_of("not known, and left out", file=file, where=place)
             if len(unknown) > 3:
                 warn_of(f"{len(unknown) - 3} more members are not known, and left out", file=file)
+            document["matrix"] = [_renamed(row, "row", "against") for row in document.get("matrix", ())]
             found = cls(
                 document["verdict"], document["headline"], document.get("folder"), document.get("config", {}),
                 document.get("versions", {}), tuple(document.get("notes", ())),
@@ -356,7 +353,7 @@ class Findings:
 
 
 _PARTS: dict[str, Any] = {
-    "measures": MeasureFound, "pairs": PairFound, "texts": TextFound, "matrix": MatrixRow, "ladder": LadderRung,
+    "measures": MeasureFound, "pairs": PairFound, "texts": TextFound, "matrix": MeasureFound, "ladder": LadderRung,
     "sensitivity": PlantedMistake, "smallest": SmallestFound,
 }  # fmt: skip
 _NUMBERS = frozenset(
@@ -410,7 +407,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _size(found: MeasureFound | MatrixRow) -> str:
+def _renamed(members: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if name == old else name: value for name, value in members.items()}
+
+
+def _size(found: MeasureFound) -> str:
     limit = "" if found.limit is None else f", of {found.limit:.2g} allowed"
     size = "" if found.difference is None else f": {found.difference:.2g}{limit}"
     return size + (f", at {found.where}" if found.where else "")

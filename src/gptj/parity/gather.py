@@ -15,7 +15,6 @@ from gptj.json_file import read_json_object
 from gptj.parity.findings import (
     Findings,
     LadderRung,
-    MatrixRow,
     MeasureFound,
     PairFound,
     TapFound,
@@ -159,8 +158,8 @@ def _text(text: TextDifference) -> TextFound:
     return TextFound(text.base, text.other, text.prompt, text.tokens, text.first, a, b, text.bound, tie, text.errors)
 
 
-def _gradient(one: GradientDifference) -> MatrixRow:
-    return MatrixRow(one.other, f"gradient against {one.base}", one.parameter, float(one.difference),
+def _gradient(one: GradientDifference) -> MeasureFound:
+    return MeasureFound(one.other, f"gradient against {one.base}", one.parameter, float(one.difference),
                      float(one.bound), one.holds, str(list(one.where)))  # fmt: skip
 
 

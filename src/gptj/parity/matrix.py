@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gptj.config import GPTJConfig
-from gptj.parity.findings import Findings, MatrixRow
+from gptj.parity.findings import Findings, MeasureFound
 from gptj.parity.record import library_versions
 from gptj.parity.run import open_reference, run_in_process
 
@@ -42,7 +42,7 @@ def run_matrix(
         GPTJError: the checkpoint cannot be opened.
     """
     config, _ = open_reference(directory)
-    rows: list[MatrixRow] = []
+    rows: list[MeasureFound] = []
     for backend in backends:
         if progress is not None:
             progress(backend)
@@ -53,12 +53,12 @@ def run_matrix(
             for name, place in (folders or {}).items():
                 command += ["--folder", name, os.fspath(place)]
             run_in_process(command, backend, dtype=dtype)
-            rows += [MatrixRow(**row) for row in json.loads(out.read_text())]
+            rows += [MeasureFound(**row) for row in json.loads(out.read_text())]
     return findings_of_matrix(rows, directory, config, backends, notes=notes)
 
 
 def findings_of_matrix(
-    rows: Sequence[MatrixRow],
+    rows: Sequence[MeasureFound],
     directory: str | os.PathLike[str],
     config: GPTJConfig,
     backends: Sequence[str],
@@ -69,7 +69,8 @@ def findings_of_matrix(
     wrong = [row for row in rows if not row.holds]
     headline = f"All {len(rows)} rows of the matrix hold in {', '.join(backends)}"
     if wrong:
-        headline = f"{len(wrong)} of {len(rows)} rows differ; first {wrong[0].backend}, {wrong[0].row}: {wrong[0].what}"
+        first = wrong[0]
+        headline = f"{len(wrong)} of {len(rows)} rows differ; first {first.backend}, {first.against}: {first.what}"
     versions = {backend: library_versions(backend) for backend in backends}
     if {"tf", "flax"} & {*backends}:
         notes = [*notes, "There is a row int8 in PyTorch alone."]

@@ -37,7 +37,7 @@ def _lines(found: Findings, width: int) -> Iterator[str]:
     for pair in found.pairs:
         yield from ("", *_pair(pair, width))
     yield from _table("Invariances: off by, of the limit", [
-        (spell_sign(row.holds), row.backend, f"{row.row}: {row.what}", spell_number(row.difference),
+        (spell_sign(row.holds), row.backend, f"{row.against}: {row.what}", spell_number(row.difference),
          spell_number(row.limit)) for row in found.matrix], width)  # fmt: skip
     yield from _table("Texts: first difference, margins, what rounding may turn", [
         (spell_sign(t.right), f"{t.a}, {t.b}", f"prompt {t.prompt}",
