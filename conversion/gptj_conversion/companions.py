@@ -51,7 +51,7 @@ class Companions:
 
 
 def choose_companions(
-    source: Source, config: GPTJConfig, destination: Path, *, tokenizer: str | os.PathLike[str] | None = None
+    source: Source, config: GPTJConfig, destination: Path, *, tokenizer: str | os.PathLike[str] | None
 ) -> Companions:
     """The config, files and notes that go with the weights of `source`.
 

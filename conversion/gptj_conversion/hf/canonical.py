@@ -103,9 +103,9 @@ class CanonicalDirectory:
 def open_safetensors(
     directory: str | os.PathLike[str],
     *,
-    config: GPTJConfig | str | os.PathLike[str] | None = None,
-    weights: str | None = None,
-    follow_links: bool = False,
+    config: GPTJConfig | str | os.PathLike[str] | None,
+    weights: str | None,
+    follow_links: bool,
 ) -> CanonicalDirectory | ForeignCheckpoint:
     """The directory in whichever of the three dialects it is, every tensor of its head found.
 
@@ -136,11 +136,11 @@ def _stored_array(tensor: StoredTensor, identity: FileIdentity) -> StoredArray:
 
 def describe_safetensors(
     directory: str | os.PathLike[str],
-    opened: Source | None = None,
+    opened: Source | None,
     *,
-    config: GPTJConfig | None = None,
-    weights: str | None = None,
-    follow_links: bool = False,
+    config: GPTJConfig | None,
+    weights: str | None,
+    follow_links: bool,
 ) -> Facts:
     """The directory's facts; a schema that its tensors do not fit is among the problems, not an error.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,6 @@ def merge_folder(
     weights: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
-    progress: Callable[[str, int], None] | None = None,
 ) -> Path:
     """Write a checkpoint with an adapter merged into it, a tensor at a time and without a framework.
 
@@ -73,7 +71,6 @@ def merge_folder(
         weights: which weights file of the base, where there are several.
         max_shard_bytes: of a weights file.
         overwrite: replace the model that `output` holds.
-        progress: told each tensor's name and bytes when it has been written.
 
     Returns:
         The folder, with the base's tokenizer and generation_config.json carried along.
@@ -108,7 +105,6 @@ def merge_folder(
         overwrite=overwrite,
         extra_files=_companions(checkpoint.directory),
         provenance={"merged": {key: shown(value) for key, value in origin.items()}},
-        progress=progress,
     )
 
 

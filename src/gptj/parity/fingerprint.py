@@ -232,7 +232,7 @@ def check_fingerprint(
 
 
 def compare_fingerprint(
-    directory: Path, config: GPTJConfig, head: Head, read: Read, *, follow_links: bool = False
+    directory: Path, config: GPTJConfig, head: Head, read: Read, *, follow_links: bool
 ) -> Fingerprint:
     """`check_fingerprint` for tensors that `read` gives by their canonical names, whatever holds them."""
     path = safe_path(directory, MANIFEST_FILE, follow_links=follow_links)

@@ -238,8 +238,8 @@ def batch_of_probe(probe: Probe) -> Batch:
     }  # fmt: skip
 
 
-def batch_of_prompts(prompts: Sequence[Sequence[int]], *, pad: int = 0) -> Batch:
-    """Prompts of token ids as one batch, padded left, with positions that count from each one's first token.
+def batch_of_prompts(prompts: Sequence[Sequence[int]]) -> Batch:
+    """Prompts of token ids as one batch, padded left with 0, with positions that count from each one's first token.
 
     A label is each token that another comes before: what padding predicts is of no prompt, and differs among programs.
 
@@ -252,7 +252,7 @@ def batch_of_prompts(prompts: Sequence[Sequence[int]], *, pad: int = 0) -> Batch
     if not prompts or not all(prompts):
         raise InputError("no token to trace", where="prompts", expected="at least one, of one token at least")
     t = max(map(len, prompts))
-    ids: Any = np.full((len(prompts), t), pad, np.int64)
+    ids: Any = np.zeros((len(prompts), t), np.int64)
     mask: Any = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, t - len(prompt) :] = prompt

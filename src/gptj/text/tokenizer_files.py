@@ -46,7 +46,7 @@ TOKENIZER_FILE_BYTES = 64_000_000
 # Reading ------------------------------------------------------------------------------------------------------
 
 
-def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool | None = None) -> TokenizerData:
+def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool | None) -> TokenizerData:
     """The tokenizer in `directory`, checked.
 
     Args:
