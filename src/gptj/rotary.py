@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ROTARY_BASE", "rotary_rows", "rotary_table"]
+__all__ = ["ROTARY_BASE", "rotary_rows", "rotary_table", "rotate_pairs"]
 
 ROTARY_BASE = 10_000.0
 
@@ -48,3 +48,18 @@ def rotary_rows(positions: NDArray[Any], width: int, dtype: str = "float32") -> 
     frequency = ROTARY_BASE ** (-np.arange(0, width, 2, dtype=np.float64) / width)
     angle = np.asarray(positions, np.float64)[..., None] * frequency
     return np.sin(angle).astype(dtype), np.cos(angle).astype(dtype)
+
+
+def rotate_pairs(x: NDArray[Any], sin: NDArray[Any], cos: NDArray[Any]) -> NDArray[Any]:
+    """x (..., d) with each interleaved pair (x0, x1) of its first dimensions (x0 cos - x1 sin, x1 cos + x0 sin).
+
+    Args:
+        x: whose last axis has the pairs.
+        sin, cos: (..., n), broadcast to x's other axes; the dimensions past 2 n stay.
+    """
+    width = 2 * sin.shape[-1]
+    even, odd = x[..., 0:width:2], x[..., 1:width:2]
+    turned = x.copy()
+    turned[..., 0:width:2] = even * cos - odd * sin
+    turned[..., 1:width:2] = odd * cos + even * sin
+    return turned
