@@ -36,9 +36,9 @@ from gptj.config import GPTJConfig
 from gptj.errors import BackendAttributeError, BackendError, InputError
 from gptj.generation import GenerateOutput, GenerationConfig, TokenStep
 from gptj.generation.fields import CallFields, GenerationFields
+from gptj.inputs.prepared import check_device, check_quantize
 from gptj.outputs import CausalLMOutputWithPast, KVCache
 from gptj.parity.report import Measure, ParityReport
-from gptj.prepared import check_device, check_quantize
 from gptj.schema import HEADS
 
 ROOT = Path(__file__).parents[2]

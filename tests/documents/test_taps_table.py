@@ -8,9 +8,9 @@ import numpy as np
 from taps_table import TABLE, table
 
 from gptj.config import GPTJConfig
-from gptj.initial import initial_tensor
 from gptj.parity.oracle import Oracle
 from gptj.schema import schema
+from gptj.schema.initial import initial_tensor
 from gptj.taps import list_taps
 
 

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Self
 
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, WriteError, shown
-from gptj.hub import split_hub_arguments
 from gptj.paths import missing_folder, require_path
+from gptj.paths.hub import split_hub_arguments
 
 __all__ = ["DTYPE_KEYS", "Settings", "default_members", "plain_extra"]
 

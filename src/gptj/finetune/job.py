@@ -25,9 +25,9 @@ from gptj.finetune.data import Batches, Windows, describe, make_windows, read_do
 from gptj.finetune.loop import Progress, Report, Training, TrainingStep
 from gptj.finetune.settings import Settings
 from gptj.finetune.together import SharedRunFolder, Team
-from gptj.hub import locate
 from gptj.json_file import read_small_file
 from gptj.paths import missing_folder
+from gptj.paths.hub import locate
 from gptj.schema import TensorSpec, schema
 from gptj.sharding import Mesh, ReadTogether, Strategy
 from gptj.text.tokenizer import GPTJTokenizer

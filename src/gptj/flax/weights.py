@@ -29,6 +29,7 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError, SchemaError
 from gptj.flax.adapters import AdapterMixin
+from gptj.inputs.prepared import check_device
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -36,7 +37,6 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.adapted import HeldAdapters
 from gptj.pretrained.base import ArrayFacts

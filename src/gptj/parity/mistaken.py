@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from gptj.parity import bounds
 from gptj.parity.operations import PRODUCTS, Expected, Missing, OperationOf
-from gptj.rotary import ROTARY_BASE, rotate_pairs
 from gptj.schema import BASE_PREFIX
+from gptj.schema.rotary import ROTARY_BASE, rotate_pairs
 from gptj.taps import split_tap
 
 __all__ = ["Expect", "MistakenOperation", "Round", "rotary"]

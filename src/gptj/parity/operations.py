@@ -21,8 +21,8 @@ from gptj.parity import bounds
 from gptj.parity.bounds import Rounding
 from gptj.parity.oracle import activation, token_losses
 from gptj.parity.trace import Trace
-from gptj.rotary import rotary_rows, rotate_pairs
 from gptj.schema import BASE_PREFIX
+from gptj.schema.rotary import rotary_rows, rotate_pairs
 from gptj.taps import split_tap
 
 __all__ = ["Expected", "Missing", "OperationOf"]

@@ -28,8 +28,8 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.inputs import check_call
 from gptj.parity.losses import causal_lm_loss, classification_loss, question_answering_loss, token_losses
-from gptj.rotary import rotary_rows, rotate_pairs
 from gptj.schema import BASE_PREFIX
+from gptj.schema.rotary import rotary_rows, rotate_pairs
 from gptj.scoring import Score, windows_of
 from gptj.scoring.sequences import Prefix, sequences_of
 from gptj.scoring.windows import limits_of

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gptj.inputs import IGNORED_LABEL
 from gptj.parity.oracle import Oracle, activation
-from gptj.rotary import rotate_pairs
+from gptj.schema.rotary import rotate_pairs
 
 __all__ = ["loss_gradients"]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from gptj.backends import install_line
 from gptj.errors import InputError, MissingFileError, shown
-from gptj.paths import likely_folder, require_path
+from gptj.paths.folders import likely_folder, require_path
 
 __all__ = ["HUB_ARGUMENTS", "HubPlace", "is_repository_id", "locate", "locate_source", "split_hub_arguments"]
 
