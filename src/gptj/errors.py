@@ -32,6 +32,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 
 __all__ = [
+    "DISTRIBUTION",
     "BackendAttributeError",
     "BackendError",
     "CheckpointWarning",
@@ -48,10 +49,34 @@ __all__ = [
     "UnsafeFileError",
     "WriteError",
     "harmless",
+    "install_line",
     "naming_file",
+    "requirement",
     "shown",
     "warn_of",
 ]
+
+
+DISTRIBUTION = "gptj-multibackend"
+"""The name that pip knows us by; `[project] name` in pyproject.toml."""
+
+
+def requirement(*extras: str) -> str:
+    """The requirement for pip, in quotes, since a shell reads brackets.
+
+    >>> requirement("pt", "hub")
+    '"gptj-multibackend[pt,hub]"'
+    """
+    return f'"{DISTRIBUTION}[{",".join(extras)}]"'
+
+
+def install_line(*extras: str) -> str:
+    """The command that installs extras.
+
+    >>> print(install_line("vocab"))
+    pip install "gptj-multibackend[vocab]"
+    """
+    return f"pip install {requirement(*extras)}"
 
 
 def shown(value: object, *, longest: int = 200) -> str:

@@ -74,7 +74,7 @@ def _measure(backends: list[str]) -> dict[str, tuple[LadderRung, ...]]:
     from gptj_conversion.convert import convert
 
     from gptj.checkpoint import write_checkpoint
-    from gptj.demo.journey import SHAKESPEARE
+    from gptj.command.demo.journey import SHAKESPEARE
     from gptj.parity.revealing import revealing_config, revealing_fill
 
     with tempfile.TemporaryDirectory() as folder:

@@ -11,8 +11,8 @@ import house
 import pytest
 
 CONTRACT = frozenset(
-    {"backends", "brief", "config", "dtypes", "errors", "hub", "initial", "inputs", "json_file", "outputs", "paths"}
-    | {"prepared", "rotary", "schema", "surroundings", "taps"}
+    {"backends", "brief", "config", "dtypes", "errors", "inputs", "json_file", "outputs", "paths", "schema"}
+    | {"surroundings", "taps"}
 )
 """The rooms that say what a GPT-J is, and what a call takes and gives. Nothing above them is imported there."""
 
@@ -40,13 +40,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "conversion": _FILES
     | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
     "harness": CONTRACT | {"scoring", "text"},
-    "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
     "pytest_plugin": frozenset({"backends", "errors", "parity"}),
     "serving": CONTRACT | {"generation", "text"},
-    "command": _FILES
-    | _MODELS
-    | WINGS
-    | {"serving", "harness", "finetune", "parity", "demo", "conversion", "conversion.common"},
+    "command": _FILES | _MODELS | WINGS | {"serving", "harness", "finetune", "parity", "conversion"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
@@ -57,14 +53,13 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "flax": frozenset({"jax", "flax", "jaxlib", "optax", "orbax"}),
     "finetune": frozenset({"filelock", "matplotlib"}),
     "writing": frozenset({"filelock", "safetensors"}),
-    "hub": frozenset({"huggingface_hub"}),
+    "paths": frozenset({"huggingface_hub"}),
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
     "parity": frozenset({"rich", "transformers"}),  # transformers for its own rungs of the ladder, in a function alone
     "command": frozenset({"click", "rich"}),
     "pytest_plugin": frozenset({"pytest"}),
     "serving": frozenset({"starlette", "uvicorn", "h11", "jinja2"}),
     "harness": frozenset({"lm_eval", "tqdm"}),
-    "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),
     "conversion.hf": frozenset({"h5py"}),
 }
@@ -170,7 +165,8 @@ def modules_after(statement: str) -> set[str]:
     "statement",
     [
         "import gptj",
-        "import gptj, gptj.command.main, gptj.generation, gptj.text.tokenizer, gptj.parity, gptj.pretrained, gptj.demo",
+        "import gptj, gptj.command.demo, gptj.command.main, gptj.generation, gptj.text.tokenizer, gptj.parity",
+        "import gptj.pretrained",
         "import gptj_conversion, gptj_conversion.convert",
         "from gptj import GPTJConfig, GenerationConfig, GPTJTokenizer",
     ],

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import GPTJError, SchemaError
 from gptj.json_file import read_json_object
 from gptj.reading.buffers import Room
 from gptj.reading.files import FileIdentity
-from gptj.reading.load_plan import describe_left
+from gptj.reading.folder import Checkpoint, open_checkpoint
+from gptj.reading.load_plan import LoadPlan, describe_left, plan_load
 from gptj.reading.safetensors_file import StoredTensor, cast
 from gptj.reading.weight_names import infer_dialect
 from gptj.schema import Head, TensorSpec

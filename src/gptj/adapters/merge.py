@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from gptj.adapters.files import read_adapter
 from gptj.adapters.rows import AdapterRow
-from gptj.checkpoint import open_checkpoint, plan_load, write_checkpoint
 from gptj.dtypes import numpy_dtype
 from gptj.errors import SchemaError, shown
 from gptj.json_file import read_small_file
+from gptj.reading.folder import open_checkpoint
+from gptj.reading.load_plan import plan_load
 from gptj.schema import BASE_PREFIX, TensorSpec
+from gptj.writing.checkpoint_writer import write_checkpoint
 
 __all__ = ["merge_folder", "merged_kernel"]
 

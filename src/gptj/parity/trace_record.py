@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 import gptj
 from gptj.backends import choose_backend
-from gptj.checkpoint import open_checkpoint, plan_load
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name
 from gptj.errors import InputError, shown
@@ -26,6 +25,8 @@ from gptj.parity.oracle import positions_of_mask
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.trace import TraceFacts, table_sha256, write_trace
 from gptj.parity.versions import library_versions
+from gptj.reading.folder import open_checkpoint
+from gptj.reading.load_plan import plan_load
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.schema import schema
 from gptj.taps import choose_taps, split_tap

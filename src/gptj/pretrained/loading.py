@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig, is_field
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
 from gptj.errors import ConfigError, GPTJError, InputError, MissingFileError, SchemaError, did_you_mean, shown, warn_of
@@ -24,6 +23,8 @@ from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.parity.fingerprint import check_fingerprint
 from gptj.paths.hub import HUB_ARGUMENTS, is_repository_id, split_hub_arguments
 from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
+from gptj.reading.folder import Checkpoint, open_checkpoint, verify_checkpoint
+from gptj.reading.load_plan import LoadPlan, plan_load
 from gptj.reading.weight_files import FOREIGN_WEIGHTS, split_weights, variant_sets
 from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.schema.initial import initial_tensor

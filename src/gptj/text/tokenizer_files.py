@@ -19,9 +19,17 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from gptj.backends import install_line
 from gptj.config import CONFIG_FILE
-from gptj.errors import ConfigError, GPTJError, MissingFileError, TokenizerError, WriteError, shown, warn_of
+from gptj.errors import (
+    ConfigError,
+    GPTJError,
+    MissingFileError,
+    TokenizerError,
+    WriteError,
+    install_line,
+    shown,
+    warn_of,
+)
 from gptj.json_file import parse_json_object, read_json_object, read_small_file
 from gptj.paths import is_folder, likely_folder, require_path
 from gptj.text.tokenizer_data import (
