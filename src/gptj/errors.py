@@ -50,6 +50,7 @@ __all__ = [
     "WriteError",
     "harmless",
     "install_line",
+    "install_one_of",
     "naming_file",
     "requirement",
     "shown",
@@ -77,6 +78,16 @@ def install_line(*extras: str) -> str:
     pip install "gptj-multibackend[vocab]"
     """
     return f"pip install {requirement(*extras)}"
+
+
+def install_one_of(extras: Iterable[str]) -> str:
+    """The advice to one who needs any of several extras, and has none.
+
+    >>> install_one_of(["pt", "tf"])
+    'Install one: pip install "gptj-multibackend[pt]" or "gptj-multibackend[tf]"'
+    """
+    *most, last = map(requirement, extras)
+    return f"Install one: pip install {', '.join(most)} or {last}"
 
 
 def shown(value: object, *, longest: int = 200) -> str:

@@ -26,6 +26,7 @@ import gptj
 from gptj.adapters import read_adapter
 from gptj.adapters.files import is_adapter
 from gptj.backends import choose_backend
+from gptj.backends.surroundings import check_surroundings
 from gptj.command.prompts import Prompt
 from gptj.command.together import mesh_of
 from gptj.command.waiting import waiting
@@ -39,7 +40,6 @@ from gptj.inputs import check_ids
 from gptj.inputs.prepared import QUANTIZATIONS, check_quantize
 from gptj.paths import missing_folder
 from gptj.paths.hub import locate
-from gptj.surroundings import check_surroundings
 from gptj.text.tokenizer import GPTJTokenizer
 
 __all__ = ["NEW_TOKENS", "PAYS_FROM_TOKENS", "IdPrinter", "Job", "OpenedModel", "Request", "TextDecoder"]

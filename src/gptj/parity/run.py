@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from gptj.adapters import read_adapter
 from gptj.backends import BACKENDS, choose_backend, install_one_of, installed_backends
+from gptj.backends.surroundings import address_limit, memory, processors, require_current_folder
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import BackendError, FormatError, GPTJError, InputError, SchemaError, shown
@@ -43,7 +44,6 @@ from gptj.reading.load_plan import plan_load
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.reading.weight_files import open_weights, split_weights
 from gptj.schema import schema
-from gptj.surroundings import address_limit, memory, processors, require_current_folder
 from gptj.writing.file_system import make_folder, write_error
 
 __all__ = [

@@ -31,6 +31,7 @@ from gptj.errors import (
     GPTJError,
     did_you_mean,
     install_line,
+    install_one_of,
     requirement,
     shown,
 )
@@ -193,16 +194,6 @@ def backend(name: str | None = None) -> ModuleType:
 def missing_from(extra: str) -> tuple[str, ...]:
     """The modules of an extra that are not installed. Nothing is imported to find out."""
     return tuple(module for module in EXTRAS[extra] if importlib.util.find_spec(module) is None)
-
-
-def install_one_of(extras: Iterable[str]) -> str:
-    """The advice to one who needs any of several extras, and has none.
-
-    >>> install_one_of(["pt", "tf"])
-    'Install one: pip install "gptj-multibackend[pt]" or "gptj-multibackend[tf]"'
-    """
-    *most, last = map(requirement, extras)
-    return f"Install one: pip install {', '.join(most)} or {last}"
 
 
 def asked_by_import() -> bool:
