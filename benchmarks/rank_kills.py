@@ -10,7 +10,6 @@ the run that nothing stopped.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -22,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gptj.finetune.curve import read_curve
+from finetune_kills import losses, make_parser, read_options
 
 LONGEST_S = 60
 
@@ -43,21 +42,12 @@ def start(command: list[str], processes: int, folder: Path) -> list[subprocess.P
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory")
-    parser.add_argument("data")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--backend", default="pt")
+    parser = make_parser(__doc__, kills=10)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--latest", type=float, default=30, help="the latest moment, in seconds")
-    parser.add_argument("--seed", type=int, default=0)
-    words = sys.argv[1:]
-    end = words.index("--") if "--" in words else len(words)
-    given, of_the_run = parser.parse_args(words[:end]), words[end + 1 :]
+    given, words, options = read_options(parser, sys.argv[1:])
     drawn = random.Random(given.seed)
-    words = [sys.executable, "-m", "gptj", "finetune", given.directory, given.data]
-    options = ["--backend", given.backend, "--save-every", "1", "--strategy", "fsdp", *of_the_run]
+    options = ["--save-every", "1", "--strategy", "fsdp", *options]
     whole = given.out.with_name(given.out.name + "-whole")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -89,7 +79,7 @@ def main() -> None:
                   f"{statuses}; they said {said}; checkpoints {steps}", flush=True)  # fmt: skip
         for process in start([*words, str(given.out), *options, "--resume"], given.processes, folder):
             assert process.wait() == 0, (folder / "said-0").read_text()
-    found, expected = ([row.loss for row in read_curve(out / "loss.csv")] for out in (given.out, whole))
+    found, expected = losses(given.out), losses(whole)
     same = len(found) == len(expected) and all(abs(a - b) <= 1e-5 * b for a, b in zip(found, expected, strict=True))
     print(f"losses of {len(found)} updates: {'the same' if same else 'NOT THE SAME'}; the slowest end {slow:.1f} s")
     sys.exit(not same or slow > LONGEST_S)
