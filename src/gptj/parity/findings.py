@@ -22,6 +22,7 @@ from gptj.parity.json_schema import check_schema
 __all__ = [
     "Findings",
     "LadderRung",
+    "MatrixRow",
     "MeasureFound",
     "PairFound",
     "PlantedMistake",
@@ -59,6 +60,10 @@ class MeasureFound:
     limit: float | None
     holds: bool
     where: str = ""
+
+
+MatrixRow = MeasureFound
+"""The same, as the matrix has it."""
 
 
 @dataclasses.dataclass(frozen=True)
