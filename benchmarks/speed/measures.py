@@ -31,7 +31,9 @@ MEASURES = {
     "prefill": f"one token after a prompt of {PREFILL}",
     "decode1": "a token of one row",
     "decode8": f"a token of each of {BATCH} rows",
-    **{f"drawn{rows}": f"a token of each of {rows} rows: greedy, and drawn in two ways, in turn" for rows in DRAWN_ROWS},
+    **{
+        f"drawn{rows}": f"a token of each of {rows} rows: greedy, and drawn in two ways, in turn" for rows in DRAWN_ROWS
+    },
     "train": f"loss, gradient and plain descent on {TRAINING[0]} rows of {TRAINING[1]} tokens",
 }
 

@@ -22,7 +22,7 @@ from click.shell_completion import CompletionItem
 from gptj.backends import BACKENDS, likely_backend
 from gptj.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
 from gptj.errors import InputError, did_you_mean, shown
-from gptj.hub import HubPlace, is_repository_id, locate, locate_source
+from gptj.paths.hub import HubPlace, is_repository_id, locate, locate_source
 
 __all__ = [
     "DEBUG_HELP",
@@ -181,7 +181,7 @@ def backend_names(names: Iterable[str], *, several: bool = False) -> Names:
 
 
 class Locate(Protocol):
-    """Finds the folder of a path or repository id: `gptj.hub.locate` and `locate_source`."""
+    """Finds the folder of a path or repository id: `gptj.paths.hub.locate` and `locate_source`."""
 
     def __call__(self, name_or_path: Path, *, place: HubPlace) -> Path:
         """The folder."""

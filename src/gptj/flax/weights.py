@@ -29,6 +29,7 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError, SchemaError
 from gptj.flax.adapters import AdapterMixin
+from gptj.inputs.prepared import check_device
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -37,7 +38,6 @@ from gptj.outputs import (
     SequenceClassifierOutputWithPast,
 )
 from gptj.paths import path_called
-from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.adapted import HeldAdapters
 from gptj.pretrained.counted import ArrayFacts, is_embedding

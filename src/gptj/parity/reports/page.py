@@ -216,12 +216,12 @@ def _matrix(found: Findings) -> Markup:
     for row in found.matrix:
         size = f"{spell_sign(row.holds)} {spell_number(row.difference)} of {spell_number(row.limit)}"
         place = Markup("") if row.holds or not row.where else tag("span", f" at {row.where}", class_="soft")
-        of_row = cells.setdefault((row.row, row.what), {})
+        of_row = cells.setdefault((row.against, row.what), {})
         of_row[row.backend] = join(
             [*filter(None, [of_row.get(row.backend)]), tag("div", size, place, class_=None if row.holds else "differs")]
         )
         if not row.holds:
-            broken.add((row.row, row.what))
+            broken.add((row.against, row.what))
     rows: list[tuple[list[str | Markup], str | None]] = [
         ([key[0], key[1], *(of_row.get(backend, "-") for backend in backends)], "part" if key in broken else None)
         for key, of_row in cells.items()

@@ -99,7 +99,7 @@ def _matrix(found: Findings, width: int) -> Iterator[str]:
     for row in found.matrix:
         share = f" {math.ceil(100 * row.difference / row.limit)}%" if row.holds and row.limit and row.difference else ""
         cell = f"{spell_sign(row.holds)} {spell_number(row.difference)}{share}"
-        rows.setdefault(f"{row.row}: {row.what}", {})[row.backend] = cell
+        rows.setdefault(f"{row.against}: {row.what}", {})[row.backend] = cell
     grid = [("", *backends), *((name, *(cells.get(one, "-") for one in backends)) for name, cells in rows.items())]
     whole = sum(max(len(row[column]) for row in grid) + 2 for column in range(len(grid[0])))
     once = len(found.matrix) == sum(map(len, rows.values()))
@@ -107,7 +107,7 @@ def _matrix(found: Findings, width: int) -> Iterator[str]:
         yield from _table("Invariances: off by, and how much of the limit that is", grid, width)
         return
     yield from _table("Invariances: off by, of the limit", [
-        (spell_sign(row.holds), row.backend, f"{row.row}: {row.what}", spell_number(row.difference),
+        (spell_sign(row.holds), row.backend, f"{row.against}: {row.what}", spell_number(row.difference),
          spell_number(row.limit)) for row in found.matrix], width)  # fmt: skip
 
 
