@@ -28,7 +28,7 @@ from gptj.adapters import read_adapter
 from gptj.adapters.files import is_adapter
 from gptj.backends import choose_backend
 from gptj.backends.surroundings import check_surroundings
-from gptj.checkpoint import open_checkpoint
+from gptj.reading.folder import open_checkpoint
 from gptj.command.prompts import Prompt
 from gptj.command.together import mesh_of
 from gptj.command.waiting import waiting
