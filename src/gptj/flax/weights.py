@@ -460,7 +460,7 @@ def check_params(params: Params, config: GPTJConfig, head: Head) -> None:
 
 
 @contextlib.contextmanager
-def on_device(name: str) -> Iterator[contextlib.contextlib.AbstractContextManager[Any]]:
+def on_device(name: str) -> Iterator[contextlib.AbstractContextManager[Any]]:
     """While this is open, models run on a device; one that is loaded under the context that it gives is there.
 
     Args:
