@@ -22,6 +22,7 @@ from gptj_conversion.recognise import ConfigChoice, recognise
 
 __all__ = [
     "Choices",
+    "ConversionPlan",
     "Facts",
     "convert",
     "describe",

@@ -134,12 +134,11 @@ class Job:
             )
         return dtypes.pop()
 
-    def require_language_model(self, name: str) -> None:
-        """Refuse another head, for formats that have none."""
+    def require_language_model(self) -> None:
+        """Refuse another head, which a TPU checkpoint has no place for."""
         if self.head != "causal_lm":
-            raise SchemaError(
-                f"{name} has no place for this head", file=self.source.path, expected="causal_lm", found=self.head
-            )
+            problem = "a TPU checkpoint has no place for this head"
+            raise SchemaError(problem, file=self.source.path, expected="causal_lm", found=self.head)
 
     def estimate_memory(self) -> int:
         """The bytes that it needs over what Python takes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ from numpy.typing import NDArray
 
 from gptj.adapters.files import read_adapter
 from gptj.adapters.rows import AdapterRow
-from gptj.checkpoint import open_checkpoint, plan_load, write_checkpoint
 from gptj.dtypes import numpy_dtype
 from gptj.errors import SchemaError, shown
 from gptj.json_file import read_files_of
+from gptj.reading.folder import open_checkpoint
+from gptj.reading.load_plan import plan_load
 from gptj.schema import BASE_PREFIX, TensorSpec
+from gptj.writing.checkpoint_writer import write_checkpoint
 
 __all__ = ["merge_folder", "merged_kernel", "read_companions"]
 
@@ -59,7 +60,6 @@ def merge_folder(
     weights: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
-    progress: Callable[[str, int], None] | None = None,
 ) -> Path:
     """Write a checkpoint with an adapter merged into it, a tensor at a time and without a framework.
 
@@ -71,7 +71,6 @@ def merge_folder(
         weights: which weights file of the base, where there are several.
         max_shard_bytes: of a weights file.
         overwrite: replace the model that `output` holds.
-        progress: told each tensor's name and bytes when it has been written.
 
     Returns:
         The folder, with the base's tokenizer and generation_config.json carried along.
@@ -106,7 +105,6 @@ def merge_folder(
         overwrite=overwrite,
         extra_files=read_companions(checkpoint.directory),
         provenance={"merged": {key: shown(value) for key, value in origin.items()}},
-        progress=progress,
     )
 
 

@@ -1,4 +1,4 @@
-"""Names that other programs, and people, give the commands of `gptj`."""
+"""Names that other programs, and people, have for the commands of `gptj`."""
 
 from __future__ import annotations
 

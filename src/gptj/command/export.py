@@ -116,8 +116,8 @@ def require_model(directory: Path, *, fetch: bool) -> None:
         MissingFileError, InputError: naming it.
     """
     from gptj.adapters.files import is_adapter
-    from gptj.hub import is_repository_id, locate
     from gptj.paths import missing_folder
+    from gptj.paths.hub import is_repository_id, locate
 
     if not fetch and is_repository_id(directory):
         return
@@ -140,9 +140,9 @@ def write(directory: Path, out: Path, form: Format, *, dtype: str | None, weight
     from gptj.backends import backend, install_line
     from gptj.config import CONFIG_FILE
     from gptj.errors import BackendError, WriteError
-    from gptj.hub import locate
     from gptj.json_file import read_small_file
     from gptj.paths import safe_path
+    from gptj.paths.hub import locate
     from gptj.writing.output_directory import OutputDirectory
 
     missing = [module for module in form.needs if importlib.util.find_spec(module) is None]

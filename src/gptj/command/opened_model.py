@@ -14,6 +14,7 @@ import itertools
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ import gptj
 from gptj.adapters import read_adapter
 from gptj.adapters.files import is_adapter
 from gptj.backends import choose_backend
+from gptj.backends.surroundings import check_surroundings
 from gptj.command.prompts import Prompt
 from gptj.command.together import mesh_of
 from gptj.command.waiting import waiting
@@ -34,11 +36,12 @@ from gptj.errors import ConfigError, GPTJError, InputError, warn_of
 from gptj.generation import GenerationConfig, known_tokens_only
 from gptj.generation.sampling import SEEDS
 from gptj.generation.session import LogitsProcessor
-from gptj.hub import locate
 from gptj.inputs import check_ids
+from gptj.inputs.prepared import QUANTIZATIONS, check_quantize
 from gptj.paths import missing_folder
-from gptj.prepared import QUANTIZATIONS, check_quantize
-from gptj.surroundings import check_surroundings
+from gptj.paths.hub import locate
+from gptj.reading.folder import open_checkpoint
+from gptj.sharding import require_same
 from gptj.text.tokenizer import GPTJTokenizer
 
 __all__ = ["NEW_TOKENS", "PAYS_FROM_TOKENS", "IdPrinter", "Job", "OpenedModel", "Request", "TextDecoder"]
@@ -81,7 +84,7 @@ class Request:
         assistant: a smaller model's folder, that guesses ahead.
         adapter: a LoRA adapter's folder, to put to work in the model.
         quantize: the precision of the weights that are decoded with; None for the parameters' own.
-        device: one of `gptj.prepared.DEVICES`; "auto" is the CPU where weights are quantized.
+        device: one of `gptj.inputs.prepared.DEVICES`; "auto" is the CPU where weights are quantized.
         settings: fields of `GenerationConfig`, over those of the folder's generation_config.json.
         seed: of the draws; None for one from the operating system.
         truncate: whether a prompt that is too long loses its beginning; otherwise it is refused.
@@ -221,6 +224,11 @@ class OpenedModel:
             parallel: Any = importlib.import_module(f"gptj.{self.backend}.parallel")
             mesh = parallel.mesh_of_copy(mesh_of(self.request.dp, self.request.tp), self.request.strategy)
             options |= {"strategy": self.request.strategy, "mesh": mesh}
+            require_same(
+                open_checkpoint(directory, weights=weights).sample_sha256(), parallel.share_number, file=directory,
+                problem=f"the model on {socket.gethostname()} is another than the first process'",
+                hint="Give every host the same folder, or one that all of them share",
+            )  # fmt: skip
         packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)
         packs = packs and self.request.strategy is None
         if packs or self.request.quantize is not None:

@@ -22,7 +22,7 @@ from click.shell_completion import CompletionItem
 from gptj.backends import BACKENDS, likely_backend
 from gptj.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
 from gptj.errors import InputError, did_you_mean, shown
-from gptj.hub import HubPlace, is_repository_id, locate, locate_source
+from gptj.paths.hub import HubPlace, is_repository_id, locate, locate_source
 
 __all__ = [
     "DEBUG_HELP",
@@ -48,6 +48,7 @@ __all__ = [
     "json_option",
     "option",
     "overwrite_option",
+    "require_different",
     "revision_option",
     "weights_option",
 ]  # fmt: skip
@@ -180,7 +181,7 @@ def backend_names(names: Iterable[str], *, several: bool = False) -> Names:
 
 
 class Locate(Protocol):
-    """Finds the folder of a path or repository id: `gptj.hub.locate` and `locate_source`."""
+    """Finds the folder of a path or repository id: `gptj.paths.hub.locate` and `locate_source`."""
 
     def __call__(self, name_or_path: Path, *, place: HubPlace) -> Path:
         """The folder."""
@@ -390,17 +391,17 @@ BackendsChoice = backend_names(BACKENDS, several=True)
 DtypeChoice = Names(PARAMETER_DTYPES, called=DTYPES_CALLED)
 
 
-def _require_different(
+def require_different(
     context: click.Context, option: click.Parameter, names: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
-    """The names of --backends, each of them there once."""
+    """The names of an option that takes several, each of them there once."""
     if names is not None and len(set(names)) != len(names):
         raise click.BadParameter(f"{shown(','.join(names))} names one twice")
     return names
 
 
 backends_option = click.option(
-    "--backends", type=BackendsChoice, callback=_require_different,
+    "--backends", type=BackendsChoice, callback=require_different,
     help="Which, with commas between. [default: all that are installed]",
 )  # fmt: skip
 adapter_option = click.option(

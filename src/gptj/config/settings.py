@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Self
 from gptj.config.file import ALIASES
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, WriteError, did_you_mean, shown
-from gptj.hub import split_hub_arguments
 from gptj.paths import find_beside, is_folder, missing_folder, path_called, require_path
+from gptj.paths.hub import split_hub_arguments
 
 __all__ = ["DTYPE_KEYS", "READ_AS", "Settings", "default_members", "plain_extra"]
 

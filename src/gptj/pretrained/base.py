@@ -19,10 +19,9 @@ from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import ConfigError, InputError
 from gptj.generation.mixin import Generates
 from gptj.generation.typed import Off, On, typed_load
-from gptj.initial import initial_tensor, resized_tensor
 from gptj.inputs import check_embeddings, part_of_a_model
+from gptj.inputs.prepared import check_inference, refusal
 from gptj.paths import path_called, require_path
-from gptj.prepared import check_inference, refusal
 from gptj.pretrained.absent import Absent
 from gptj.pretrained.adapted import Adapted
 from gptj.pretrained.checks import check_output_embeddings, check_recomputation, check_same_build, new_vocabulary
@@ -32,6 +31,7 @@ from gptj.pretrained.placing import place_model
 from gptj.pretrained.saving import check_rows, saving_options, write_model
 from gptj.pretrained.tapped import Tapped
 from gptj.schema import Head, TensorSpec, schema
+from gptj.schema.initial import initial_tensor, resized_tensor
 from gptj.sharding import Placement, ReadPart, Strategy
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptj.config import GPTJConfig
+from gptj.inputs.prepared import check_device
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -27,7 +28,6 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained
 from gptj.pretrained.counted import ArrayFacts
 from gptj.pt.adapters import AdapterMixin

@@ -195,7 +195,7 @@ def choose_set(
     return names[0], first
 
 
-def split_weights(path: str | os.PathLike[str], weights: str | None = None) -> tuple[Path, str | None]:
+def split_weights(path: str | os.PathLike[str], weights: str | None) -> tuple[Path, str | None]:
     """The folder, and which weights in it, of a path that is a folder or a weights file.
 
     A shard stands for the index that names it, where there is one, and `weights` may be a path into the folder.

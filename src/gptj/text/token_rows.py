@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from gptj.backends import install_line
-from gptj.errors import BackendError, InputError, shown
+from gptj.errors import BackendError, InputError, install_line, shown
 from gptj.text.tokenizer_data import Side
 
 __all__ = [

@@ -28,8 +28,8 @@ import tokenizers
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, TokenizerError, shown
-from gptj.hub import is_repository_id, split_hub_arguments
 from gptj.paths import path_called
+from gptj.paths.hub import is_repository_id, split_hub_arguments
 from gptj.text.decoder import Decoder, TextStream, Unknown, check_unknown, plain_list
 from gptj.text.encoder import Encoder, learn_merges
 from gptj.text.token_rows import (

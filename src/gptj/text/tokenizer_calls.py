@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gptj.errors import InputError, did_you_mean, shown
-from gptj.hub import HUB_ARGUMENTS
+from gptj.paths.hub import HUB_ARGUMENTS
 from gptj.text.token_rows import BatchEncoding, Row, as_tensors, one_of, padded_width, whole_number
 from gptj.text.tokenizer_data import BYTE_OF_CHARACTER, AddedToken, TokenizerData, assign_role, mark_special
 from gptj.text.tokenizer_names import FIXED, ROLES, FurtherNames

@@ -19,9 +19,17 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from gptj.backends import install_line
 from gptj.config import CONFIG_FILE
-from gptj.errors import ConfigError, GPTJError, MissingFileError, TokenizerError, WriteError, shown, warn_of
+from gptj.errors import (
+    ConfigError,
+    GPTJError,
+    MissingFileError,
+    TokenizerError,
+    WriteError,
+    install_line,
+    shown,
+    warn_of,
+)
 from gptj.json_file import SMALL_FILE_BYTES, encoding_hint, parse_json_object, read_json_object, read_small_file
 from gptj.paths import find_beside, is_folder, likely_folder, require_path
 from gptj.text.tokenizer_data import (
@@ -46,7 +54,7 @@ TOKENIZER_FILE_BYTES = 64_000_000
 # Reading ------------------------------------------------------------------------------------------------------
 
 
-def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool | None = None) -> TokenizerData:
+def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool | None) -> TokenizerData:
     """The tokenizer in `directory`, checked.
 
     Args:

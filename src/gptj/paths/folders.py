@@ -66,7 +66,7 @@ def likely_folder(path: str | os.PathLike[str]) -> str | None:
     return f"Did you mean {shown(path.with_name(close[0]))}?" if close else None
 
 
-def missing_folder(path: str | os.PathLike[str], problem: str = "no such folder") -> MissingFileError:
+def missing_folder(path: str | os.PathLike[str], problem: str) -> MissingFileError:
     """The error of a model's folder that is not there: the neighbour that is meant, else what can be given."""
     hint = likely_folder(path) or "Give a model's folder, or a repository of the Hugging Face hub as OWNER/NAME"
     return MissingFileError(problem, file=path, hint=hint)
