@@ -21,7 +21,7 @@ from gptj import generation, scoring
 from gptj.adapters import TARGETS
 from gptj.config import GPTJConfig
 from gptj.generation import PARTS, Columns, Selected, Step
-from gptj.generation.decoder import built_alike, round_up_columns, round_up_slots
+from gptj.generation.decoder import Ids, Mask, built_alike, round_up_slots
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
 from gptj.tf.adapters import LowRank, add_low_rank
@@ -56,43 +56,24 @@ class Decoder(generation.Decoder):
         )
 
     def _run(
-        self,
-        token_ids: NDArray[np.int64],
-        position_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        offset: int,
-        *,
-        last_only: bool,
-        want: frozenset[str],
+        self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
     ) -> Step:
         columns = token_ids.shape[1]
         logits, hidden_states, attentions = self.compute(
             token_ids, position_ids, mask, offset, last_only=last_only, want=want
         )
-        return Step(
-            self.model._held(logits, columns),
-            hidden_states=None if hidden_states is None else tuple(to_numpy(x)[:, :columns] for x in hidden_states),
-            attentions=None
-            if attentions is None
-            else tuple(to_numpy(x)[:, :, :columns, : offset + columns] for x in attentions),
-        )
+        held = self.model._held(logits, columns)
+        return Step.of(held, hidden_states, attentions, fetch=to_numpy, columns=columns, length=offset + columns)
 
     def compute(
-        self,
-        token_ids: NDArray[np.int64],
-        position_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        offset: int,
-        *,
-        last_only: bool,
-        want: frozenset[str],
+        self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
         """`_run`'s logits, hidden states and attentions as tensors, with the columns and slots that pad the shape."""
-        columns, slots = token_ids.shape[1], self.slots
-        width = round_up_columns(columns, slots - offset)
-        padding = ((0, 0), (0, width - columns))
+        columns = token_ids.shape[1]
+        token_ids, position_ids, mask = self._pad(token_ids, position_ids, mask, offset)
+        width = token_ids.shape[1]
         run = self.compiled.function(
-            (self.batch, width, slots),
+            (self.batch, width, self.slots),
             fresh=offset == 0 and width > 1,
             last_only=last_only,
             weigh="attentions" in want,
@@ -101,9 +82,9 @@ class Decoder(generation.Decoder):
         result: tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None] = run(
             self.keys,
             self.values,
-            tf.constant(np.pad(token_ids, padding)),
-            tf.constant(np.pad(position_ids, padding)),
-            tf.constant(np.pad(mask, ((0, 0), (0, slots - mask.shape[1])))),
+            tf.constant(token_ids),
+            tf.constant(position_ids),
+            tf.constant(mask),
             tf.constant(offset),
             tf.constant(columns - 1),
         )
@@ -410,8 +391,9 @@ class GenerationMixin(generation.Generates[tf.Tensor], scoring.Scores):
     def _last_states(self, token_ids: NDArray[np.int64]) -> tf.Tensor:
         model: Any = self
         run = model.transformer.call if model.placement is None else model.transformer
+        excess = 0 if model.placement is None else -len(token_ids) % model.placement.mesh.dp
         states: tf.Tensor = run(
-            tf.constant(token_ids),
+            tf.constant(np.pad(token_ids, ((0, excess), (0, 0)))),
             use_cache=False,
             output_attentions=False,
             output_hidden_states=False,
