@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
-from gptj.flax.weights import Params, require_x64
+from gptj.flax.weights import Params, check_params
 from gptj.generation.decoder import built_alike
 from gptj.inputs.prepared import refusal
 from gptj.outputs import KVCache, object_or_tuple
@@ -214,8 +214,8 @@ def compute(
     rates = (config.embd_pdrop, config.attn_pdrop, config.resid_pdrop, adapter.lora_dropout if adapter else 0)
     if flags["train"] and dropout_rng is None and max(rates) > 0:
         raise InputError("needed for dropout", where="dropout_rng", expected="a jax random key", found="None")
-    for leaf in jax.tree.leaves(params):
-        require_x64(leaf.dtype, where="params")
+    if params is not None and model.fast_path is None:
+        check_params(params, config, model.head)
     if model.placement is not None:
         from gptj.flax.parallel import spread_rows
 
@@ -261,8 +261,8 @@ def collect_taps(
 
     Keys beyond a fixed cache's length are cut off where that is known.
     """
-    for leaf in jax.tree.leaves(params):
-        require_x64(leaf.dtype, where="params")
+    if params is not None:
+        check_params(params, model.config, model.head)
     past: KVCache | None = arguments["past_key_values"]
     known = None if past is None else host(past.length)
     if past is not None and known is not None:

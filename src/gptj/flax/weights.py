@@ -440,8 +440,10 @@ def check_params(params: Params, config: GPTJConfig, head: Head) -> None:
 
     Raises:
         SchemaError: naming all that are missing, unexpected and misshapen.
-        InputError: one is NumPy's float64 and jax has float64 switched off.
+        InputError: they are no arrays in nested dicts, or one is NumPy's float64 and jax has float64 switched off.
     """
+    if not isinstance(params, Mapping):
+        raise InputError("are none", where="params", expected="arrays in nested dicts", found=type(params).__name__)
     rows, found = schema_by_name(config, head), flat(params)
     kinds = {
         "missing": [name for name in rows if name not in found],
@@ -456,6 +458,8 @@ def check_params(params: Params, config: GPTJConfig, head: Head) -> None:
     if problems:
         raise SchemaError(f"they do not fit the model: {'; '.join(problems)}", where="params")
     for name, array in found.items():
+        if not hasattr(array, "dtype"):
+            raise InputError("no array", where=f"params: {name}", found=type(array).__name__)
         require_x64(array.dtype, where=f"params: {name}")
 
 
