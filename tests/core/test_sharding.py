@@ -18,8 +18,8 @@ from gptj import GPTJConfig
 from gptj.command.main import gptj_command
 from gptj.command.together import Copies
 from gptj.errors import InputError
-from gptj.initial import initial_tensor
 from gptj.schema import schema, schema_by_name
+from gptj.schema.initial import initial_tensor
 from gptj.sharding import STRATEGIES, Mesh, check_mesh, check_strategy, held_by_one, partition_of, slices
 from gptj.sharding.plan import MemoryPlan, Work, list_meshes, plan_memory
 from gptj.sharding.processes import environment_place, interface_of, own_address, require_same

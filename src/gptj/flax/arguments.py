@@ -23,8 +23,8 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.flax.weights import Params, require_x64
+from gptj.inputs.prepared import refusal
 from gptj.outputs import KVCache, object_or_tuple
-from gptj.prepared import refusal
 from gptj.taps import OVER_KEYS, TapCollector, split_tap
 
 UpdateCache = Callable[[Array, Array], tuple[Array, Array]]

@@ -23,7 +23,7 @@ from gptj import generation, scoring
 from gptj.flax.inference import FastPath
 from gptj.flax.weights import from_numpy, to_numpy
 from gptj.generation import PARTS, Columns, Selected, Step
-from gptj.generation.decoder import round_up, round_up_columns, round_up_slots
+from gptj.generation.decoder import Ids, Mask, round_up, round_up_columns, round_up_slots
 from gptj.outputs import KVCache
 from gptj.sharding import Placement, check_rows
 
@@ -87,39 +87,16 @@ class Decoder(generation.Decoder):
         self.cache: KVCache = self.path.init_cache(batch, self.slots, self._sharding)
 
     def _run(
-        self,
-        token_ids: NDArray[np.int64],
-        position_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        offset: int,
-        *,
-        last_only: bool,
-        want: frozenset[str],
+        self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
     ) -> Step:
         columns = token_ids.shape[1]
-        excess = round_up_columns(columns, self.slots - offset) - columns
-        ids, positions = (
-            np.pad(numbers, ((0, 0), (0, excess))).astype(np.int32) for numbers in (token_ids, position_ids)
-        )
+        ids, positions, mask = self._pad(token_ids.astype(np.int32), position_ids.astype(np.int32), mask, offset)
         self.cache.length = np.int32(offset)
-        arguments = (
-            self.cache,
-            self._cut(ids),
-            self._cut(positions),
-            self._cut(np.pad(mask, ((0, 0), (0, self.slots - self.capacity)))),
-            np.int32(columns - 1),
-        )
+        arguments = self.cache, *map(self._cut, (ids, positions, mask)), np.int32(columns - 1)
         self.cache, made = self.path.step(*arguments, last_only=last_only, want=want)
-        return self._step(made, columns, offset + columns)
-
-    def _step(self, made: dict[str, Any], columns: int, length: int) -> Step:
-        """The result of the program, without the positions that pad its input; all but the logits on the host."""
-        logits, hidden, attentions = made["logits"], made["hidden_states"], made["attentions"]
-        return Step(
-            self.model._held(logits, columns),
-            hidden_states=None if hidden is None else tuple(to_numpy(x)[:, :columns] for x in hidden),
-            attentions=None if attentions is None else tuple(to_numpy(x)[:, :, :columns, :length] for x in attentions),
-        )
+        held = self.model._held(made["logits"], columns)
+        return Step.of(held, made["hidden_states"], made["attentions"], fetch=to_numpy, columns=columns,
+                       length=offset + columns)  # fmt: skip
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
         each = self.config.n_head

@@ -29,8 +29,8 @@ from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
 from gptj.flax.layers import Embedding, LayerNorm, Linear, multiply
 from gptj.flax.model import Attention, Block, make_attention_inputs
 from gptj.flax.weights import Params, flat, nested
+from gptj.inputs.prepared import check_quantize
 from gptj.outputs import CausalLMOutputWithPast, KVCache
-from gptj.prepared import check_quantize
 
 FEW_ROWS = range(2, 65)
 """For how many rows the product is written weights first: as many as it was measured to be faster for."""
