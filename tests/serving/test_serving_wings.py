@@ -15,8 +15,10 @@ import pytest
 from adapter_samples import write_sample_adapter
 from served import Served
 
+from gptj.checkpoint import write_checkpoint
+from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.serving import engine, prefill, warming
-from gptj.serving.warming import warm_up
+from gptj.serving.warming import warm_up, warm_up_behind
 
 PROMPT = "Once upon a time there was a little fox"
 
@@ -104,6 +106,39 @@ def test_nothing_is_compiled_after_the_warm_up(wing, model, monkeypatch):
                 assert served.post(prompt=prompt, max_tokens=5, logprobs=2, echo=len(prompt) == 100)[0] == 200
         assert served.post(prompt=prompts[0], n=2, max_tokens=5)[0] == 200
         assert made()[before:] == []
+
+
+def test_larger_caches_are_compiled_behind_the_engine_with_every_adapter(wing, tmp_path, monkeypatch):
+    """Then a prompt for any of them compiles nothing; two adapters of one shape share their programs."""
+    if wing.name == "pt":
+        return  # compiles nothing
+    for room in (engine, prefill, warming):
+        monkeypatch.setattr(room, "MOST", 8)  # one width, to be quick
+    config = revealing_config(n_positions=512, vocab_size=300, eos_token_id=289, bos_token_id=289)
+    folder = write_checkpoint(tmp_path / "tiny", config, revealing_fill(0))
+    model = wing.model("causal_lm").from_pretrained(folder, param_dtype="float32")
+    model.prepare_for_inference()
+    model.to_numpy = wing.numpy
+    names = ("one", "two")
+    for seed, name in enumerate(names):
+        model.load_adapter(write_sample_adapter(tmp_path / name, "default", config=config, seed=seed), name)
+    prompt = [7 * n % 290 for n in range(300)]
+    made = programs(wing, model)
+    with Served(model, adapters=names, use_adapter=model.set_adapter, most_rows=1) as served:
+        warm_up_behind(served.engine, names[:1]).join()
+        count = len(made())
+        warm_up_behind(served.engine, names).join()
+        assert 0 < count and not [key for key in made()[count:] if "adapter" not in str(key)], "two shares one's"
+        count, answers = len(made()), []
+        for name in ("tiny", *names):
+            asked = {"model": name, "prompt": prompt, "max_tokens": 4, "temperature": 0, "return_token_ids": True}
+            status, answer = served.post(body=asked)
+            assert status == 200
+            answers.append(answer["choices"][0]["token_ids"])
+        assert made()[count:] == []
+        for adapter, answer in zip((None, *names), answers, strict=True):
+            model.set_adapter(adapter)
+            assert answer == served.lone(prompt, max_new_tokens=4)
 
 
 def programs(wing, model):

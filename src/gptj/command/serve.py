@@ -139,8 +139,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
             with waiting(f"compiling for {options['max_batch']} rows") as say:
                 for one in (None, *adapters):
                     warm_up(engine, say, adapter=one)
-            if not adapters:
-                warm_up_behind(engine)
+            warm_up_behind(engine, [*adapters])
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         write_text(f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n")
         server.serve_on(listener)

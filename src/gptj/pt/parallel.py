@@ -88,7 +88,10 @@ class ParallelBlock(nn.Module):
         h = CopyToPeers.apply(self.ln_1(x), peers.group)
         attended, weights = self.attn(h, rotation, mask, update_cache, head_mask, output_attentions)
         mlp = self.mlp
-        partial = attended + F.linear(mlp.activation(mlp.fc_in(h)), mlp.fc_out.weight)
+        inner = mlp.activation(mlp.fc_in(h))
+        partial = attended + F.linear(inner, mlp.fc_out.weight)
+        if mlp.fc_out.lora is not None:
+            partial = mlp.fc_out.lora(inner, partial)
         x = mlp.resid_dropout(SumOfPeers.apply(partial, peers.group) + mlp.fc_out.bias) + x
         if weights is not None:
             weights = JoinedColumns.apply(weights.movedim(1, -1), peers).movedim(-1, 1)

@@ -7,9 +7,11 @@ changes.
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 import secrets
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -149,11 +151,14 @@ class CompiledModel:
     Attributes:
         dtype: what is computed in. The parameters keep theirs: each is cast in the program that multiplies by it.
         weights: the variables that the graphs hold; a model that has got others gets other graphs.
-        functions: graphs and programs, by shape and by what they return.
+        functions: graphs and programs, by shape and by what they return. A program takes an adapter's matrices as
+            arguments, so all adapters of one shape share it; a graph holds those of its own.
         block: a block without parameters of its own, computed with those of the layer that runs.
         names: of a block's parameters.
         head: the model's lm_head.
-        added: for each block, the adapter at work beside each of its matrices that it adds to.
+        adapter: the name of the adapter at work, None for none.
+        added: for each block, that adapter beside each of its matrices that it adds to.
+        tracing: held while `block` has a layer's parameters, since threads may trace at one time.
     """
 
     def __init__(self, model: Any) -> None:
@@ -164,6 +169,7 @@ class CompiledModel:
             self.dtype = tf.float32
         self.weights = list(model.weights)
         self.functions: dict[tuple[Any, ...], Any] = {}
+        self.tracing = threading.Lock()
         self.block = Block(model.config, name="block", dtype=model.dtype_policy)
         self.head = Linear(name="lm_head", dtype=model.dtype_policy)
         self.head.weight, self.head.bias = model.lm_head.weight, model.lm_head.bias
@@ -173,7 +179,8 @@ class CompiledModel:
         first = BASE_PREFIX + "h.0."
         rows = (row.name for row in schema(model.config, model.head))
         self.names = [name.removeprefix(first) for name in rows if name.startswith(first)]
-        self.added = [_adapter_at_work(block) for block in model.transformer.h]
+        self.adapter: str | None = None
+        self.added: list[dict[str, LowRank]] = []
 
     @classmethod
     def of(cls, model: Any) -> CompiledModel:
@@ -187,7 +194,8 @@ class CompiledModel:
         }
         active = model.active_adapter
         if active not in kept:
-            kept[active] = cls(model)
+            made = kept[active] = copy.copy(next(iter(kept.values()))) if kept else cls(model)
+            made.adapter, made.added = active, [_adapter_at_work(block) for block in model.transformer.h]
         model._compiled = kept
         return kept[active]
 
@@ -201,7 +209,8 @@ class CompiledModel:
         One for each shape, and no lambda, since TensorFlow warns of a function, or of lambdas of one line, that meet
         many.
         """
-        key = (run.__name__, *shape, *options.items())
+        own = (("adapter", self.adapter),) if run == self._run and self.adapter is not None else ()
+        key = (run.__name__, *shape, *options.items(), *own)
         if key not in self.functions:
             self.functions[key] = tf.function(
                 functools.partial(run, **options),
@@ -259,16 +268,18 @@ class CompiledModel:
 
         The cache is written to; a fresh one is empty.
         """
-        for name, parameter in zip(self.names, parameters, strict=True):
-            owner, _, leaf = name.rpartition(".")
-            setattr(operator.attrgetter(owner)(self.block), leaf, tf.convert_to_tensor(parameter))
-        for name in TARGETS:
-            a_b_scale = added.get(name)
-            operator.attrgetter(name)(self.block).lora = a_b_scale and functools.partial(_add, a_b_scale)
         cache = CacheBuilder(KVCache((keys,), (values,), 0 if fresh else offset, fixed=True))
-        x, weights = self.block(
-            x, rotation=rotation, attention_mask=mask, update_cache=cache.update_of(0, True), head_mask=None, seeds=None
-        )
+        update = cache.update_of(0, True)
+        with self.tracing:
+            for name, parameter in zip(self.names, parameters, strict=True):
+                owner, _, leaf = name.rpartition(".")
+                setattr(operator.attrgetter(owner)(self.block), leaf, tf.convert_to_tensor(parameter))
+            for name in TARGETS:
+                a_b_scale = added.get(name)
+                operator.attrgetter(name)(self.block).lora = a_b_scale and functools.partial(_add, a_b_scale)
+            x, weights = self.block(
+                x, rotation=rotation, attention_mask=mask, update_cache=update, head_mask=None, seeds=None
+            )
         keys.assign(cache.keys[0])
         values.assign(cache.values[0])
         return x, weights if weigh else None
