@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -206,8 +207,24 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
     with pytest.raises(WriteError, match="no such folder"):
         RunFolder(tmp_path / "none" / "out", resume=False).require_usable()
     (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="file: could not be written"):
+    with pytest.raises(WriteError, match=r"file: could not be written.*A file stands in the way"):
         RunFolder(tmp_path / "file", resume=False).require_usable()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_of_it(tmp_path):
+    """The disk is full: what was written of it is given back, and the checkpoint before it stands."""
+    first, _ = run(tmp_path / "out", stop_at=3)
+    progress = dataclasses.replace(first.progress, step=6)
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        (path / "model.safetensors").write_bytes(bytes(1000))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RunFolder(tmp_path / "out", resume=True) as place:
+        with pytest.raises(WriteError, match="step-00000006: could not be written: No space left.*Free some space"):
+            place.save(progress, identity(), first.rows, write=write)
+        assert names(place.checkpoints) == ["step-00000003"]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
