@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import signal
@@ -337,6 +338,27 @@ def test_a_damaged_curve_is_refused(tmp_path, text):
 def test_a_curve_is_drawn():
     one = draw_curve([("", rows())], title="a curve")
     assert one.startswith(b"\x89PNG") and one != draw_curve([("", rows(3))], title="a curve")
+
+
+def coloured(picture: bytes, color: str) -> np.ndarray:
+    """Which of a picture's points are of a color, below and to the left of the legend."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.image import imread
+
+    points = imread(io.BytesIO(picture))[:, :, :3]
+    height, width, _ = points.shape
+    return (np.abs(points - to_rgb(color)) < 0.08).all(2)[height // 3 :, : width * 2 // 3]
+
+
+def test_a_run_of_one_update_and_any_folders_name_are_drawn():
+    """A line through one point would show nothing; $ begins mathematics, and a font lacks letters."""
+    picture = draw_curve([("", rows(1))], title="C:\\$\\frac$_^ 模型 " + "long " * 40)
+    assert coloured(picture, "C0").any()
+
+
+def test_curves_that_are_the_same_all_show():
+    picture = draw_curve([(name, rows(40)) for name in ("PyTorch", "TensorFlow", "Flax")], title="three")
+    assert all(coloured(picture, color).sum() > 800 for color in ("C0", "C1", "C2"))
 
 
 def test_where_matplotlib_is_missing_the_picture_is_left_out_with_a_word(monkeypatch):
