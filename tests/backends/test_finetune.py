@@ -240,10 +240,12 @@ def test_what_cannot_be_a_run_is_refused_before_a_model_is_loaded(wing, model, d
     with pytest.raises(InputError, match="a LoRA adapter without its base model"):
         finetune(adapter, data, tmp_path / "out", SETTINGS, backend=wing.name)
     monkeypatch.setattr(job.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
-    with pytest.raises(WriteError, match="no room for its checkpoints .expected [0-9,]+ bytes free, found 100,000"):
+    with pytest.raises(WriteError, match=r"no room for its checkpoints .expected [0-9,]+ bytes free, found 100,000"):
         finetune(model, data, tmp_path / "out", SETTINGS, backend=wing.name)
     assert not (tmp_path / "out").exists()
-    done = CliRunner().invoke(gptj_command, ["finetune", *map(str, (model, data, tmp_path / "out")), "--eval-every", "3"])
+    done = CliRunner().invoke(
+        gptj_command, ["finetune", *map(str, (model, data, tmp_path / "out")), "--eval-every", "3"]
+    )
     assert done.exit_code == 2 and "--eval-every: nothing is measured; give --eval too" in done.output
 
 

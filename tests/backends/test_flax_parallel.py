@@ -94,6 +94,7 @@ def test_two_processes_read_half_each_and_agree(model_folder, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
+    (tmp_path / "saved").mkdir()
     write_sample_adapter(tmp_path / "saved" / "adapter", "all", config=CONFIG)
     words = [sys.executable, WORKER, model_folder, tmp_path / "saved", "tp:1:2", "tp_fsdp:1:2"]
     running = [

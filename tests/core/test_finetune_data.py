@@ -106,7 +106,7 @@ def test_a_malformed_file_is_refused(tmp_path, data, error, words, suffix):
 def test_a_table_is_no_text_to_learn(tmp_path, name):
     path = tmp_path / name
     path.write_text("prompt,completion\na,b\n")
-    with pytest.raises(InputError, match="a table .*a JSON object a line"):
+    with pytest.raises(InputError, match=r"a table .*a JSON object a line"):
         read_documents(path)
 
 

@@ -223,7 +223,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing_of_it(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with RunFolder(tmp_path / "out", resume=True) as place:
-        with pytest.raises(WriteError, match="step-00000006: could not be written: No space left.*Free some space"):
+        with pytest.raises(WriteError, match=r"step-00000006: could not be written: No space left.*Free some space"):
             place.save(progress, identity(), first.rows, write=write)
         assert names(place.checkpoints) == ["step-00000003"]
 

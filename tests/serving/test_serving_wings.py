@@ -129,7 +129,9 @@ def test_larger_caches_are_compiled_behind_the_engine_with_every_adapter(wing, t
         first = made()
         warm_up_behind(served.engine, names).join()
         before, answers = made(), []
-        assert first and all("('adapter', 'two')" in str(one) for one in before if one not in first), "all else is one's"
+        assert first and all("('adapter', 'two')" in str(one) for one in before if one not in first), (
+            "all else is one's"
+        )
         for name in ("tiny", *names):
             asked = {"model": name, "prompt": prompt, "max_tokens": 4, "temperature": 0, "return_token_ids": True}
             status, answer = served.post(body=asked)
@@ -207,7 +209,8 @@ def test_adapters_are_models_of_their_own_names_at_the_same_time(wing, folder, t
 
 
 def test_the_command_serves_and_ends_in_order(wing, folder):
-    """One process: its line, an answer, and the end that waits for what was begun."""
+    """One process: its line, an answer, and the end that waits for what was begun. It says nothing of its template."""
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     command = [sys.executable, "-m", "gptj", "serve", str(folder), "--backend", wing.name, "--port", "0"]
     command += ["--no-warm-up"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -218,6 +221,8 @@ def test_the_command_serves_and_ends_in_order(wing, folder):
             client = Served.__new__(Served)
             client.port = int(found[1])
             assert len(client.tokens(prompt="Once", max_tokens=3, temperature=0)) == 3
+            asked = {"model": "tiny", "messages": [{"role": "user", "content": "Once"}], "max_tokens": 3}
+            assert client.post("/v1/chat/completions", asked)[0] == 200
             endless = {"max_tokens": 200, "temperature": 0, "logit_bias": {"289": -100}}
             with client.streamed(prompt=PROMPT, **endless) as events:
                 next(events)

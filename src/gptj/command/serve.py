@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
         **{name: options[name] for name in ("backend", "dtype", "quantize", "device", "allow_special", "any_token")},
         mmap=not options["no_mmap"],
     )
-    opened = OpenedModel(request, needs_tokenizer=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no chat template is applied")  # here one is
+        opened = OpenedModel(request, needs_tokenizer=False)
     base = servable(opened.config)
     adapters = named_folders(options["adapters"])
     for folder in adapters.values():

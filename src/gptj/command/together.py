@@ -133,8 +133,8 @@ def together(request: Any) -> Iterator[Any]:
         return
     if request.adapter is not None and choose_backend(request.backend) == "tf":
         hint = "gptj adapter merge DIR ADAPTER OUT makes one model of both"
-        raise InputError("nothing is beside a cut matrix in TensorFlow", where="--adapter", expected="--backend pt or flax",
-                         hint=hint)  # fmt: skip
+        problem = "nothing is beside a cut matrix in TensorFlow"
+        raise InputError(problem, where="--adapter", expected="--backend pt or flax", hint=hint)
     with joined(request.backend) as (backend, parallel):
         seed = parallel.share_number(secrets.randbits(62)) if request.seed is None else request.seed
         dp, tp = complete(request.dp, request.tp, parallel.count_devices())

@@ -127,7 +127,11 @@ def draw_curve(curves: Sequence[tuple[str, Sequence[Row]]], *, title: str) -> by
         measured = [(row.step, row.eval_loss) for row in rows if row.eval_loss is not None]
         if measured:
             label = f"{name}: evaluation" if name else "evaluation"
-            marks = {"color": "C3" if len(curves) == 1 else color, "marker": "o", "markersize": 4 + 4 * (len(curves) - 1 - number)}
+            marks = {
+                "color": "C3" if len(curves) == 1 else color,
+                "marker": "o",
+                "markersize": 4 + 4 * (len(curves) - 1 - number),
+            }
             upper.plot(*zip(*measured, strict=True), label=label, **marks)
         lower.plot(steps, [row.learning_rate for row in rows], **style)
     upper.set_ylabel("loss (nats per token)")

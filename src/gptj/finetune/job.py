@@ -268,7 +268,11 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
     if settings.warmup > steps:
         hint = "Its share of all updates may be said too: 0.03"
         raise InputError(
-            "longer than the run", where="--warmup", expected=f"at most {steps}", found=f"{settings.warmup:g}", hint=hint
+            "longer than the run",
+            where="--warmup",
+            expected=f"at most {steps}",
+            found=f"{settings.warmup:g}",
+            hint=hint,
         )
     files = {
         name: read_small_file(directory / name, limit_bytes=LARGEST_COMPANION_BYTES)

@@ -180,7 +180,7 @@ class Adapted:
     ) -> None:
         """Give the model the adapter in a folder, as PEFT or `save_adapter` writes it, and put it to work.
 
-        In PyTorch and Flax a model that is cut for inference takes one too: A and B are cut as the matrix beside them is.
+        In PyTorch and Flax a model that is cut for inference takes one: A and B are cut as the matrix beside them is.
 
         Args:
             directory: with adapter_config.json and adapter_model.safetensors.
