@@ -129,9 +129,7 @@ def test_larger_caches_are_compiled_behind_the_engine_with_every_adapter(wing, t
         first = made()
         warm_up_behind(served.engine, names).join()
         before, answers = made(), []
-        assert first and all("('adapter', 'two')" in str(one) for one in before if one not in first), (
-            "all else is one's"
-        )
+        assert first and {key[0] for key, *_ in before - first} <= {"_run"}, "all programs are one's"
         for name in ("tiny", *names):
             asked = {"model": name, "prompt": prompt, "max_tokens": 4, "temperature": 0, "return_token_ids": True}
             status, answer = served.post(body=asked)
@@ -147,7 +145,7 @@ def programs(wing, model):
     """Gives what has been compiled since for the model."""
     if wing.name == "tf":
         return lambda: {
-            (key, number)
+            (key, id(function), number)
             for compiled in getattr(model, "_compiled", {}).values()
             for key, function in compiled.functions.items()
             for number in range(function.experimental_get_tracing_count())
@@ -158,7 +156,7 @@ def programs(wing, model):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **more: names.append(str(more)) if event.endswith("backend_compile_duration") else None
     )
-    return lambda: [*names]
+    return lambda: {(("program",), number, name) for number, name in enumerate(names)}
 
 
 def test_a_prompts_scores_are_the_models_own(served, model, wing):
