@@ -200,7 +200,7 @@ class FastPath:
         return path
 
     def _beside(self, adapter: Params) -> list[Params]:
-        """What the adapter adds to each block."""
+        """The adapter's collections of each block."""
         trees = {kind: tree["transformer"]["h"] for kind, tree in adapter.items()}
         numbers = map(str, range(self.config.n_layer))
         return [{kind: tree[n] for kind, tree in trees.items() if n in tree} for n in numbers]
