@@ -120,6 +120,8 @@ def finetune(
         settings = Settings(**options)
     except InputError as error:
         raise click.UsageError(str(error)) from None
+    if settings.eval_every is not None and evaluation is None:
+        raise click.UsageError("--eval-every: nothing is measured; give --eval too.")
     check_axes(strategy, dp, tp)
     backend = choose_backend(backend)
     check_surroundings(backend)

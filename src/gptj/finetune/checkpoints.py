@@ -319,12 +319,16 @@ class RunFolder:
         final = self.path_of(progress.step)
         if not final.exists():  # else of a resumed run that had nothing left to do
             try:
-                write(self.stage_of(progress.step))
-            except OSError as error:
-                if isinstance(error, WriteError):
-                    raise
-                raise write_error(final, error) from error
-            self.finish(progress, identity, rows)
+                try:
+                    write(self.stage_of(progress.step))
+                except OSError as error:
+                    if isinstance(error, WriteError):
+                        raise
+                    raise write_error(final, error) from error
+                self.finish(progress, identity, rows)
+            except Exception:  # what is there of it may be what the disk has no room for
+                shutil.rmtree(self.stage_of(progress.step), ignore_errors=True)
+                raise
         return final
 
     def stage_of(self, step: int) -> Path:

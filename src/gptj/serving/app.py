@@ -350,8 +350,9 @@ class _Making:
         try:
             async with asyncio.timeout(self._answer_s):
                 await self._events(lambda made: _nothing())
-        except TimeoutError:
-            raise Refusal(504, "the answer took too long", code="timeout") from None
+        except TimeoutError:  # OpenAI's client asks a second and a third time for what took too long, unless it is told
+            headers = {"x-should-retry": "false"}
+            raise Refusal(504, "the answer took too long", code="timeout", headers=headers) from None
         except _Left:
             return Response(status_code=499)
         finally:

@@ -124,25 +124,46 @@ class Engine:
 
         Raises:
             Exception: what `run` raises.
+            Closed: the engine is being closed.
         """
         steps: Iterator[T] | None = None
-        while True:
-            done: Future[list[T]] = Future()
 
-            def advance(done: Future[list[T]] = done) -> None:
-                nonlocal steps
-                try:
-                    steps = iter(run(self._decoder_of(adapter))) if steps is None else steps
-                    done.set_result([*itertools.islice(steps, 1)])
-                except BaseException as error:
-                    done.set_exception(error)
+        def advance() -> list[T]:
+            nonlocal steps
+            steps = iter(run(self._decoder_of(adapter))) if steps is None else steps
+            return [*itertools.islice(steps, 1)]
 
-            with self._changed:
-                self._errands.append(advance)
-                self._changed.notify()
-            if not (found := done.result()):
-                return
+        while found := self._between_turns(advance):
             yield found[0]
+
+    def make_decoder_of(self, adapter: str | None, batch: int, capacity: int) -> Any:
+        """An empty decoder that computes with an adapter, to be run in any thread where a wing compiles.
+
+        It is made in the engine's thread: only there may another adapter be brought into use.
+
+        Raises:
+            Closed: the engine is being closed.
+        """
+        if self._use_adapter is None:
+            return self.make_decoder(batch, capacity)
+        return self._between_turns(lambda: self._decoder_of(adapter)(batch, capacity))
+
+    def _between_turns(self, work: Callable[[], T]) -> T:
+        """The work's result, done in the engine's thread."""
+        done: Future[T] = Future()
+
+        def errand() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        with self._changed:
+            if self._closing:
+                raise Closed("the server is shutting down")
+            self._errands.append(errand)
+            self._changed.notify()
+        return done.result()
 
     def close(self, timeout: float | None = None) -> bool:
         """Take no more, finish what there is, and return whether it was finished in time."""
