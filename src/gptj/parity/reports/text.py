@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from gptj.parity.findings import Findings, PairFound, TapFound
 from gptj.parity.reports.heat_map import operations_of
 from gptj.parity.reports.spelling import (
+    grid_of_matrix,
     legible,
     share_of,
     spell_number,
@@ -94,16 +95,17 @@ def _pair(pair: PairFound, width: int) -> Iterator[str]:
 
 def _matrix(found: Findings, width: int) -> Iterator[str]:
     """A row an invariance and a column a backend, where that fits; else a line for each of both."""
-    backends = list(dict.fromkeys(row.backend for row in found.matrix))
-    rows: dict[str, dict[str, str]] = {}
-    for row in found.matrix:
-        share = f" {math.ceil(100 * row.difference / row.limit)}%" if row.holds and row.limit and row.difference else ""
-        cell = f"{spell_sign(row.holds)} {spell_number(row.difference)}{share}"
-        rows.setdefault(f"{row.row}: {row.what}", {})[row.backend] = cell
-    grid = [("", *backends), *((name, *(cells.get(one, "-") for one in backends)) for name, cells in rows.items())]
+    backends, rows = grid_of_matrix(found)
+    grid = [["", *backends]]
+    for name, what, by_backend in rows:
+        cells = []
+        for [row] in (by_backend.get(backend, [None]) for backend in backends):
+            share = row and row.holds and row.limit and row.difference and math.ceil(100 * row.difference / row.limit)
+            cells.append("-" if row is None else f"{spell_sign(row.holds)} {spell_number(row.difference)}"
+                         f"{f' {share}%' if share else ''}")  # fmt: skip
+        grid.append([f"{name}: {what}" if what else name, *cells])
     whole = sum(max(len(row[column]) for row in grid) + 2 for column in range(len(grid[0])))
-    once = len(found.matrix) == sum(map(len, rows.values()))
-    if found.matrix and once and whole <= width:
+    if rows and whole <= width:
         yield from _table("Invariances: off by, and how much of the limit that is", grid, width)
         return
     yield from _table("Invariances: off by, of the limit", [
