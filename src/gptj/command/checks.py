@@ -122,9 +122,9 @@ def parity(
 @overwrite_option
 def init(directory: Path, config: Path | None, seed: int, dtype: str, overwrite: bool) -> None:
     """Write DIR with random weights that reveal mistakes: no bias is zero, no scale is one."""
-    from gptj.checkpoint import write_checkpoint
     from gptj.config import GPTJConfig
     from gptj.parity.revealing import revealing_config, revealing_fill
+    from gptj.writing.checkpoint_writer import write_checkpoint
 
     model_config = revealing_config() if config is None else GPTJConfig.from_file(config)
     with waiting(f"writing {directory}"):
@@ -152,7 +152,7 @@ def doctor(as_json: bool) -> None:
 @click.option("--keep", type=PathArgument, metavar="DIR", help="Leave the converted model of verse here.")
 def demo(backends: tuple[str, ...] | None, keep: Path | None) -> None:
     """Show the whole journey on a TPU checkpoint that the package ships: convert, verify, write verse, compare."""
-    from gptj.demo import run_demo
+    from gptj.command.demo import run_demo
 
     names = None if backends is None else tuple(choose_backend(name) for name in backends)
     if not run_demo(names, open_console(), keep=keep):

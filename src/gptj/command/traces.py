@@ -25,7 +25,7 @@ from gptj.command.options import (
 from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
 from gptj.errors import InputError, WriteError
-from gptj.hub import locate
+from gptj.paths.hub import locate
 
 if TYPE_CHECKING:
     from gptj.parity.trace_record import Batch

@@ -16,7 +16,6 @@ from gptj.parity.findings import (
     PARTS,
     Findings,
     LadderRung,
-    MatrixRow,
     MeasureFound,
     PairFound,
     TapFound,
@@ -204,8 +203,8 @@ def _text(text: TextDifference) -> TextFound:
     return TextFound(text.base, text.other, text.prompt, text.tokens, text.first, a, b, text.bound, tie, text.errors)
 
 
-def _gradient(one: GradientDifference) -> MatrixRow:
-    return MatrixRow(one.other, f"gradient against {one.base}", one.parameter, float(one.difference),
+def _gradient(one: GradientDifference) -> MeasureFound:
+    return MeasureFound(one.other, f"gradient against {one.base}", one.parameter, float(one.difference),
                      float(one.bound), one.holds, str(list(one.where)))  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import gptj
 from gptj.errors import GPTJError
-from gptj.parity.findings import MatrixRow
+from gptj.parity.findings import MeasureFound
 from gptj.parity.invariances import (
     BETAS,
     DECAY,
@@ -66,7 +66,7 @@ def record_matrix(
     seed: int = 0,
     rows: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
-) -> list[MatrixRow]:
+) -> list[MeasureFound]:
     """Every row of a backend, computed in this process.
 
     Args:

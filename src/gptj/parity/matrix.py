@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gptj.config import GPTJConfig
-from gptj.parity.findings import Findings, MatrixRow
+from gptj.parity.findings import Findings, MeasureFound
 from gptj.parity.processes import Job, memory_of, run_side_by_side
 from gptj.parity.record import library_versions
 from gptj.parity.run import open_reference, require_framework
@@ -59,12 +59,12 @@ def run_matrix(
                 command += ["--folder", name, os.fspath(place)]
             jobs.append(Job(backend, command, backend, dtype, needed, folder))
         run_side_by_side(jobs, progress=progress)
-        rows = [MatrixRow(**row) for out in outs for row in json.loads(out.read_text())]
+        rows = [MeasureFound(**row) for out in outs for row in json.loads(out.read_text())]
     return findings_of_matrix(rows, directory, config, backends, notes=notes)
 
 
 def findings_of_matrix(
-    rows: Sequence[MatrixRow],
+    rows: Sequence[MeasureFound],
     directory: str | os.PathLike[str],
     config: GPTJConfig,
     backends: Sequence[str],
@@ -75,7 +75,8 @@ def findings_of_matrix(
     wrong = [row for row in rows if not row.holds]
     headline = f"all {len(rows)} rows of the matrix hold in {', '.join(backends)}"
     if wrong:
-        headline = f"{len(wrong)} of {len(rows)} rows differ; first {wrong[0].backend}, {wrong[0].row}: {wrong[0].what}"
+        first = wrong[0]
+        headline = f"{len(wrong)} of {len(rows)} rows differ; first {first.backend}, {first.against}: {first.what}"
     versions = {backend: library_versions(backend) for backend in backends}
     if {"tf", "flax"} & {*backends}:
         notes = [*notes, "There is a row int8 in PyTorch alone."]

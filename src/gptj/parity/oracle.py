@@ -28,8 +28,8 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.inputs import check_call
 from gptj.parity.losses import causal_lm_loss, classification_loss, question_answering_loss, token_losses
-from gptj.rotary import rotary_rows
 from gptj.schema import BASE_PREFIX
+from gptj.schema.rotary import rotary_rows, rotate_pairs
 from gptj.scoring import Score, windows_of
 from gptj.scoring.sequences import Prefix, sequences_of
 from gptj.scoring.windows import limits_of
@@ -260,13 +260,7 @@ class Oracle:
         Pair i at position p turns by a = p * base^(-2i / width): (x0, x1) becomes (x0 cos a - x1 sin a,
         x1 cos a + x0 sin a). Dimensions past rotary_width stay.
         """
-        width = self.config.rotary_width
-        sin, cos = self.rotary(positions)
-        even, odd = x[..., 0:width:2], x[..., 1:width:2]
-        turned = x.copy()
-        turned[..., 0:width:2] = even * cos - odd * sin
-        turned[..., 1:width:2] = odd * cos + even * sin
-        return turned
+        return rotate_pairs(x, *self.rotary(positions))
 
     def scores(self, q: Array, k: Array) -> Array:
         """q k' / sqrt(d), (b, h, t, s)."""

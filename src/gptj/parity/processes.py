@@ -19,11 +19,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
 
+from gptj.backends.surroundings import address_limit, memory, processors, require_current_folder
 from gptj.config import GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import GPTJError, harmless
 from gptj.schema import schema
-from gptj.surroundings import address_limit, memory, processors, require_current_folder
 
 __all__ = [
     "PROCESS_TIMEOUT_S",

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from gptj.adapters import read_adapter
 from gptj.backends import BACKENDS, choose_backend, install_one_of, installed_backends
-from gptj.checkpoint import open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import BackendError, FormatError, InputError, SchemaError, shown
@@ -32,6 +31,8 @@ from gptj.parity.sensitivity import measure_sensitivity
 from gptj.parity.threads import few_threads
 from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
 from gptj.parity.trace_record import batch_of_probe, texts_of
+from gptj.reading.folder import open_checkpoint, verify_checkpoint
+from gptj.reading.load_plan import plan_load
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.reading.weight_files import open_weights, split_weights
 from gptj.writing.file_system import make_folder, write_error

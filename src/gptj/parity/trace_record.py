@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 import gptj
 from gptj.backends import choose_backend
-from gptj.checkpoint import open_checkpoint, plan_load
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name
 from gptj.errors import InputError, shown
@@ -27,6 +26,8 @@ from gptj.parity.oracle import positions_of_mask
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.trace import TraceFacts, table_sha256, write_trace
 from gptj.parity.versions import library_versions
+from gptj.reading.folder import open_checkpoint
+from gptj.reading.load_plan import plan_load
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.schema import schema
 from gptj.taps import choose_taps, split_tap
@@ -253,8 +254,8 @@ def batch_of_probe(probe: Probe) -> Batch:
     }  # fmt: skip
 
 
-def batch_of_prompts(prompts: Sequence[Sequence[int]], *, pad: int = 0) -> Batch:
-    """Prompts of token ids as one batch, padded left, with positions that count from each one's first token.
+def batch_of_prompts(prompts: Sequence[Sequence[int]]) -> Batch:
+    """Prompts of token ids as one batch, padded left with 0, with positions that count from each one's first token.
 
     A label is each token that another comes before: what padding predicts is of no prompt, and differs among programs.
 
@@ -267,7 +268,7 @@ def batch_of_prompts(prompts: Sequence[Sequence[int]], *, pad: int = 0) -> Batch
     if not prompts or not all(prompts):
         raise InputError("no token to trace", where="prompts", expected="at least one, of one token at least")
     t = max(map(len, prompts))
-    ids: Any = np.full((len(prompts), t), pad, np.int64)
+    ids: Any = np.zeros((len(prompts), t), np.int64)
     mask: Any = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, t - len(prompt) :] = prompt

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gptj.dtypes import PARAMETER_DTYPES
-from gptj.parity.findings import Findings, MatrixRow, PairFound, TapFound, TextFound
+from gptj.parity.findings import Findings, MeasureFound, PairFound, TapFound, TextFound
 from gptj.parity.reports.heat_map import heat_map
 from gptj.parity.reports.line_chart import Line, line_chart
 from gptj.parity.reports.markup import Markup, join, table, tag
@@ -227,7 +227,7 @@ def _matrix(found: Findings) -> Markup:
     return table(told, ("two ways", "of", *backends), rows) if rows else Markup("")
 
 
-def _matrix_cell(row: MatrixRow, what: str) -> Markup:
+def _matrix_cell(row: MeasureFound, what: str) -> Markup:
     size = f"{spell_sign(row.holds)} {spell_number(row.difference)} of {spell_number(row.limit)}"
     own = [] if row.what == what else [row.what]
     own += [] if row.holds or not row.where else [f"at {row.where}"]

@@ -7,7 +7,7 @@ import math
 
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import harmless
-from gptj.parity.findings import Findings, MatrixRow, TapFound
+from gptj.parity.findings import Findings, MeasureFound, TapFound
 from gptj.taps import split_tap
 
 __all__ = [
@@ -84,7 +84,7 @@ def title_of_ladder(found: Findings) -> str:
     return "Precisions against float64" if precise else "Next tokens"
 
 
-GridRow = tuple[str, str, dict[str, list[MatrixRow]]]
+GridRow = tuple[str, str, dict[str, list[MeasureFound]]]
 
 
 def grid_of_matrix(found: Findings) -> tuple[list[str], list[GridRow]]:
@@ -93,13 +93,13 @@ def grid_of_matrix(found: Findings) -> tuple[list[str], list[GridRow]]:
     A row is of one thing where a backend has several of its name; else its backends may each have another of their
     own, which was the worst, and it is called by its name alone.
     """
-    several = {(row.row, row.backend): 0 for row in found.matrix}
+    several = {(row.against, row.backend): 0 for row in found.matrix}
     for row in found.matrix:
-        several[row.row, row.backend] += 1
+        several[row.against, row.backend] += 1
     split = {name for (name, _), count in several.items() if count > 1}
-    rows: dict[tuple[str, str], dict[str, list[MatrixRow]]] = {}
+    rows: dict[tuple[str, str], dict[str, list[MeasureFound]]] = {}
     for row in found.matrix:
-        place = rows.setdefault((row.row, row.what if row.row in split else ""), {})
+        place = rows.setdefault((row.against, row.what if row.against in split else ""), {})
         place.setdefault(row.backend, []).append(row)
     grid = []
     for (name, _), by_backend in rows.items():

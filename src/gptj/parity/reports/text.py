@@ -109,7 +109,7 @@ def _matrix(found: Findings, width: int) -> Iterator[str]:
         yield from _table("Invariances: off by, and how much of the limit that is", grid, width)
         return
     yield from _table("Invariances: off by, of the limit", [
-        (spell_sign(row.holds), row.backend, f"{row.row}: {row.what}", spell_number(row.difference),
+        (spell_sign(row.holds), row.backend, f"{row.against}: {row.what}", spell_number(row.difference),
          spell_number(row.limit)) for row in found.matrix], width)  # fmt: skip
 
 
