@@ -13,8 +13,8 @@ __all__ = ["Line", "line_chart"]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 18, 28
 _WIDTH, _HEIGHT = 640, 220
 _SIGNS = "●■▲◆"
-_SHAPES = ((), ((-3, -3), (3, -3), (3, 3), (-3, 3)), ((-4, 3), (0, -4), (4, 3)), ((-4, 0), (0, -4), (4, 0), (0, 4)))
-"""The corners of a line's marks, by its number; none is a circle."""
+_SHAPES = ((), ((-4, -4), (4, -4), (4, 4), (-4, 4)), ((-4, 3), (0, -4), (4, 3)), ((-3, 0), (0, -3), (3, 0), (0, 3)))
+"""The corners of a line's marks, by its number; none is a circle. A later one is smaller, and hides none before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,5 +112,5 @@ def _drawn(line: Line, number: int, x_of: Callable[[int], float], y_of: Callable
 def _mark(number: int, x: float, y: float) -> Markup:
     corners = _SHAPES[number]
     if not corners:
-        return tag("circle", cx=x, cy=y, r=3, class_="dot")
+        return tag("circle", cx=x, cy=y, r=5, class_="dot")
     return tag("polygon", points=" ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners), class_="dot")

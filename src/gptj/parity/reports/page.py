@@ -39,6 +39,9 @@ _KEY = (
 _CONFIG = ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions", "vocab_size", "activation_function",
            "layer_norm_epsilon")  # fmt: skip
 
+_FEW = 12
+"""Rows that stand open where all of them hold."""
+
 _NUMBERS = ("off by", "bound", "limit", "on its inputs", "share of the bound", "prompt", "tokens", "a's margin",
             "b's margin", "rounding may turn")  # fmt: skip
 """Headings of columns that hold numbers."""
@@ -211,8 +214,12 @@ def _measures(found: Findings) -> Markup:
         for m in found.measures
     ]  # fmt: skip
     heading = ("of", "what", "off by", "limit", "largest at")
-    told = "Answers against the oracle's and each other's"
-    return table(told, heading, rows, numbers=_NUMBERS) if rows else Markup("")
+    if not rows:
+        return Markup("")
+    shown = table("Answers against the oracle's and each other's", heading, rows, numbers=_NUMBERS)
+    wrong = sum(not m.holds for m in found.measures)
+    told = tag("summary", f"All {len(rows):,} measures, {wrong:,} of them beyond their limits")
+    return tag("details", told, shown, open=wrong > 0 or len(rows) <= _FEW)
 
 
 def _matrix(found: Findings) -> Markup:
