@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import html
 import itertools
+import math
 import re
 import shutil
 import subprocess
@@ -161,6 +162,8 @@ class TestPage:
             ["gradient", "against", "oracle:", "b", "✓", "1.0e+00", "50%", "-"],
         ]  # fmt: skip
         twice = dataclasses.replace(found, matrix=rows[:1] * 2)
+        odd = tuple(dataclasses.replace(rows[0], limit=limit) for limit in (math.nan, math.inf, None, 0.0, 5e-324))
+        assert "✓ 1.0e-07, ✓ 1.0e-07 0%" in render_text(dataclasses.replace(found, matrix=odd))
         assert "✓ 1.0e-07 10%, ✓ 1.0e-07 10%" in render_text(twice) and render_page(twice).count("✓ 1.0e-07 of") == 2
 
     def test_lines_of_a_chart_are_told_apart_without_colour_and_labels_do_not_meet(self):

@@ -188,7 +188,7 @@ def _texts(texts: Sequence[TextFound]) -> Markup:
                "explained by")  # fmt: skip
     alike: dict[tuple[str, int, str], list[TextFound]] = {}
     for t in texts:
-        if t.errors:
+        if sum(error is not None for error in t.errors) > 1:  # a line of one point shows nothing
             dtype = t.b.rpartition(" ")[2]  # whose errors are of one size
             alike.setdefault((t.a, t.prompt, dtype if dtype in PARAMETER_DTYPES else ""), []).append(t)
     charts = [_errors(some[start : start + 4]) for some in alike.values() for start in range(0, len(some), 4)]

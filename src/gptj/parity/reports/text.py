@@ -114,8 +114,8 @@ def _matrix(found: Findings, width: int) -> Iterator[str]:
 def _matrix_cell(row: MeasureFound) -> str:
     """A difference, and in percent how much of its limit that is, where there is some of both."""
     share = ""
-    if row.holds and row.difference and row.limit:
-        share = f" {math.ceil(100 * row.difference / row.limit)}%"
+    if row.holds and row.difference and row.limit and math.isfinite(part := 100 * row.difference / row.limit):
+        share = f" {math.ceil(part)}%"
     return f"{spell_sign(row.holds)} {spell_number(row.difference)}{share}"
 
 
