@@ -189,14 +189,18 @@ class Job:
         }
 
 
-def make_job(path: str | os.PathLike[str], directory: Path, source: Source, choices: Choices) -> Job:
+def make_job(
+    path: str | os.PathLike[str], directory: Path, source: Source, choices: Choices, *, follow_links: bool = False
+) -> Job:
     """The job that converts `source`, opened from `path`, into `directory`; everything checked that can be at once.
 
     Raises:
         ConfigError: the checkpoint does not say what its model computes; see `choose_companions` too.
         WriteError: the output is, holds or lies in what is being read.
     """
-    companions = choose_companions(source, _require_config(source), directory, tokenizer=choices.tokenizer)
+    companions = choose_companions(
+        source, _require_config(source), directory, tokenizer=choices.tokenizer, follow_links=follow_links
+    )
     _require_apart(Path(path), directory)
     notes = (*source.context.notes, *companions.notes)
     return Job(path, directory, source, companions.config, companions.files, notes, choices)

@@ -80,9 +80,13 @@ def test_what_could_not_be_judged_is_told_from_what_differs(pytester, traces):
     done = pytester.runpytest_inprocess(*LOADED)
     done.assert_outcomes(failed=2)
     done.stdout.fnmatch_lines(
-        ["*= gptj parity =*", "not judged: base, nothing: *no such file*", "not judged: nowhere: *"]
+        ["*= gptj parity =*", "not judged: base, nothing: *no such file*", "not judged: nowhere: no such directory*"]
     )
     done.stdout.no_fnmatch_line("differs: *")
+    done.stdout.fnmatch_lines(
+        [">*gptj_parity.compare(*", "E *MissingFileError: nothing*", ">*gptj_parity(*", "E *nowhere*"]
+    )
+    assert "gptj/" not in done.stdout.str().split("short test summary")[0], "a frame of ours"
 
 
 def test_traces_are_compared_and_the_summary_says_how_it_ended(pytester, traces):

@@ -13,21 +13,19 @@ from gptj.adapters.files import read_adapter
 from gptj.adapters.rows import AdapterRow
 from gptj.dtypes import numpy_dtype
 from gptj.errors import SchemaError, shown
-from gptj.json_file import read_small_file
+from gptj.json_file import read_files_of
 from gptj.reading.folder import open_checkpoint
 from gptj.reading.load_plan import plan_load
 from gptj.schema import BASE_PREFIX, TensorSpec
 from gptj.writing.checkpoint_writer import write_checkpoint
 
-__all__ = ["merge_folder", "merged_kernel"]
+__all__ = ["merge_folder", "merged_kernel", "read_companions"]
 
-COMPANIONS = (
+_COMPANIONS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
 )
-"""Files beside a model's weights that hold as well for the merged one."""
-
-LARGEST_COMPANION_BYTES = 100_000_000
+_LARGEST_COMPANION_BYTES = 100_000_000
 
 BLOCK_ROWS = 1024
 """Rows of W that are merged at a time, so that the float64 in between is small."""
@@ -105,12 +103,15 @@ def merge_folder(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
-        extra_files=_companions(checkpoint.directory),
+        extra_files=read_companions(checkpoint.directory),
         provenance={"merged": {key: shown(value) for key, value in origin.items()}},
     )
 
 
-def _companions(directory: Path) -> dict[str, bytes]:
-    """The files of `COMPANIONS` that a folder has, by name."""
-    there = [name for name in COMPANIONS if (directory / name).is_file()]
-    return {name: read_small_file(directory / name, limit_bytes=LARGEST_COMPANION_BYTES) for name in there}
+def read_companions(directory: Path) -> dict[str, bytes]:
+    """The files beside a model's weights that hold as well for one that is made of it, by name.
+
+    Raises:
+        GPTJError: see `gptj.json_file.read_files_of`.
+    """
+    return read_files_of(directory, _COMPANIONS, limit_bytes=_LARGEST_COMPANION_BYTES)

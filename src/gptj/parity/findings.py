@@ -20,6 +20,7 @@ from gptj.json_file import parse_json_object, read_small_file
 from gptj.parity.json_schema import check_schema
 
 __all__ = [
+    "PARTS",
     "Findings",
     "LadderRung",
     "MatrixRow",
@@ -175,6 +176,11 @@ class LadderRung:
     greedy: float | None = None
     prompts: int | None = None
 
+    @property
+    def right(self) -> bool:
+        """Whether its error, where it is known, is a number."""
+        return self.error is None or math.isfinite(self.error)
+
 
 @dataclasses.dataclass(frozen=True)
 class PlantedMistake:
@@ -258,6 +264,7 @@ class Findings:
         Raises:
             ParityError: with the headline, how much more is wrong, and the versions.
         """
+        __tracebackhide__ = True  # a test that fails by it shows its own line
         if self.passed:
             return
         others = [sentence for sentence in self.wrong() if sentence != self.headline]
@@ -343,7 +350,7 @@ class Findings:
             found = cls(
                 document["verdict"], document["headline"], document.get("folder"), document.get("config", {}),
                 document.get("versions", {}), tuple(document.get("notes", ())),
-                **{name: tuple(_read(kind, one) for one in document.get(name, ())) for name, kind in _PARTS.items()},
+                **{name: tuple(_read(kind, one) for one in document.get(name, ())) for name, kind in PARTS.items()},
             )  # fmt: skip
             for number, pair in enumerate(found.pairs):
                 names = [tap.tap for tap in pair.taps]
@@ -357,10 +364,12 @@ class Findings:
             return found
 
 
-_PARTS: dict[str, Any] = {
+PARTS: dict[str, Any] = {
     "measures": MeasureFound, "pairs": PairFound, "texts": TextFound, "matrix": MeasureFound, "ladder": LadderRung,
     "sensitivity": PlantedMistake, "smallest": SmallestFound,
 }  # fmt: skip
+"""The lists of a document, by their members' kinds."""
+
 _NUMBERS = frozenset(
     {"difference", "limit", "bound", "local", "local_bound", "margin_a", "margin_b", "error", "kl", "top1", "greedy"}
     | {"change"}

@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         rows = record_matrix(options.directory, options.backend, folders=dict(options.folder), dtype=options.dtype,
-                             seed=options.seed, progress=lambda row: print(row, file=sys.stderr))  # fmt: skip
+                             seed=options.seed, progress=lambda row: print(row, flush=True))  # fmt: skip
         with whole_file(Path(options.out)) as write:
             write(json.dumps([dataclasses.asdict(row) for row in rows]).encode())
     except GPTJError as error:

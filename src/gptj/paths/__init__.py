@@ -5,15 +5,23 @@ HubPlace, locate                 repositories, fetched by huggingface_hub       
 """
 
 from gptj.paths.folders import (
+    find_beside,
     is_folder,
+    kind_of_path,
     likely_folder,
     missing_folder,
+    path_called,
     require_path,
+    safe_path,
 )
 
 __all__ = [
+    "find_beside",
     "is_folder",
+    "kind_of_path",
     "likely_folder",
     "missing_folder",
+    "path_called",
     "require_path",
+    "safe_path",
 ]

@@ -18,6 +18,7 @@ from gptj.parity.reports.spelling import (
     spell_number,
     spell_percent,
     spell_sign,
+    title_of_ladder,
 )
 
 __all__ = ["SUMMARY_BYTES", "render_markdown"]
@@ -124,7 +125,7 @@ def _sections(found: Findings) -> Iterator[_Section]:
                  spell_percent(r.greedy), "-" if r.prompts is None else str(r.prompts)]
                 for r in found.ladder]  # fmt: skip
         columns = ("backend", "precision", "error", "KL, nats", "top-1 the same", "greedy the same", "prompts")
-        yield _Section("### Precisions against float64", (), columns, rows)
+        yield _Section(f"### {title_of_ladder(found)}", (), columns, rows)
     if found.sensitivity:
         rows = [["✓ caught" if p.caught else "✗ missed", _plain(p.backend), _plain(p.mutant), _plain(p.expected or "-"),
                  _plain(p.headline)] for p in found.sensitivity]  # fmt: skip
