@@ -56,7 +56,7 @@ def choose_companions(
     config: GPTJConfig,
     destination: Path,
     *,
-    tokenizer: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None,
     follow_links: bool = False,
 ) -> Companions:
     """The config, files and notes that go with the weights of `source`.

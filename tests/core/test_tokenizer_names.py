@@ -1,4 +1,4 @@
-"""Attributes and arguments of transformers' tokenizers: what GPT2TokenizerFast (4.57.6) answers, or why none."""
+"""Attributes, arguments of transformers' tokenizers: what GPT2TokenizerFast (4.57.6) answers, or why it has none."""
 
 from __future__ import annotations
 

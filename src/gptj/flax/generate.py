@@ -92,7 +92,7 @@ class Decoder(generation.Decoder):
         columns = token_ids.shape[1]
         ids, positions, mask = self._pad(token_ids.astype(np.int32), position_ids.astype(np.int32), mask, offset)
         self.cache.length = np.int32(offset)
-        arguments = self.cache, self._cut(ids), self._cut(positions), self._cut(mask), np.int32(columns - 1)
+        arguments = self.cache, *map(self._cut, (ids, positions, mask)), np.int32(columns - 1)
         self.cache, made = self.path.step(*arguments, last_only=last_only, want=want)
         held = self.model._held(made["logits"], columns)
         return Step.of(held, made["hidden_states"], made["attentions"], fetch=to_numpy, columns=columns,

@@ -1,6 +1,6 @@
 """The folder that a call names: a local one, or a repository of the Hugging Face hub in its local cache.
 
-require_path, missing_folder     local folders, and which was meant                 folders.py
+require_path, safe_path, ...     local folders and their files, and which was meant folders.py
 HubPlace, locate                 repositories, fetched by huggingface_hub           hub.py
 """
 

@@ -234,7 +234,7 @@ class PackedLinear(nn.Module):
 
     The layout for 8 rows is the best, or as good as any, for 1, 8 and 512 (measured in float32 and bfloat16). Fewer
     than 4 rows are multiplied as 4: each weight then meets enough sums to hide the wait for the next (Zen 4, shape M:
-    one row's step in float32 takes 0.80 of the time, two rows' 0.67; in bfloat16 0.90 and 0.87).
+    a step of one row in float32 takes 0.80 of the time, of two 0.67; in bfloat16 0.90 and 0.87).
     """
 
     fewest = 4
