@@ -1,4 +1,4 @@
-"""What other programs, and people, call the commands of `gptj`."""
+"""Other names of the commands of `gptj`: those that other programs have, and people type."""
 
 from __future__ import annotations
 

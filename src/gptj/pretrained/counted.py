@@ -1,4 +1,4 @@
-"""What a wing tells of each array that a model holds, so that numbers and bytes are counted once for all three."""
+"""Facts of each array that a model holds, told by a wing: numbers and bytes are counted once for all three."""
 
 from __future__ import annotations
 
