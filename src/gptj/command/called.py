@@ -1,4 +1,4 @@
-"""Other names of the commands of `gptj`: those that other programs have, and people type."""
+"""Names that other programs, and people, have for the commands of `gptj`."""
 
 from __future__ import annotations
 
