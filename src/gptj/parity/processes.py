@@ -205,7 +205,7 @@ class _Processes:
         """
         with self._lock:
             if self._over:
-                raise RuntimeError("nothing is started any more")
+                raise RuntimeError("interrupted: no further process is started")
             options: dict[str, Any] = {"encoding": "utf-8", "errors": "replace", "stdin": subprocess.DEVNULL}
             process = subprocess.Popen(
                 [*command], env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
