@@ -292,10 +292,12 @@ class Draws:
             return None
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(exponents, logits)  # a quotient into it would be float32's where the logits are
+            best = np.float64(logits.max())
             if config.temperature != 1:
                 exponents /= config.temperature
-            exponents -= exponents.max()
-        if not exponents.min() < 0:
+                best /= config.temperature
+            exponents -= best
+        if not np.isfinite(best):
             return None
         np.exp(exponents, out=self._weights)
         total = float(self._weights.sum())
