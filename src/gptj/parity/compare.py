@@ -177,7 +177,7 @@ def _common(records: Sequence[Record]) -> tuple[Probe, Rounding]:
         asked = other.probe.as_arrays()
         for name, value in first.probe.as_arrays().items():
             if not np.array_equal(value, asked[name]):
-                raise InputError("was asked something else", where=f"{other.backend}: {name}")
+                raise InputError("answers another probe", where=f"{other.backend}: {name}")
     if first.dtype not in PARAMETER_DTYPES:
         raise InputError("no bounds", where="dtype", expected=" or ".join(PARAMETER_DTYPES), found=shown(first.dtype))
     return first.probe, Rounding.of(first.dtype)
