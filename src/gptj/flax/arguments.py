@@ -23,6 +23,7 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.flax.weights import Params, check_params
+from gptj.generation.decoder import built_alike
 from gptj.inputs.prepared import refusal
 from gptj.outputs import KVCache, object_or_tuple
 from gptj.taps import OVER_KEYS, TapCollector, split_tap
@@ -178,6 +179,16 @@ def choose_flags(
     return dict(zip(names, (*flags, bool(train)), strict=True))
 
 
+_BUILT_ALONE = ("base", "causal_lm")
+"""Heads whose modules read no field of the config but those that they are built by."""
+
+
+@functools.lru_cache(maxsize=256)
+def _alike(module: nn.Module) -> nn.Module:
+    """The module of all models that are built alike, so that they share what is compiled."""
+    return module.clone(config=built_alike(module.config))
+
+
 @functools.lru_cache(maxsize=256)
 def compile_module(module: nn.Module, **flags: bool) -> Callable[..., Any]:
     """`module` with these flags as a function (variables, arguments, dropout_rng), compiled once for each shape."""
@@ -215,7 +226,7 @@ def compute(
     if past is not None and not isinstance(past.length, Array):
         arguments = arguments | {"past_key_values": dataclasses.replace(past, length=np.int32(past.length))}
     if model.fast_path is None:
-        run = compile_module(model.module, **flags)
+        run = compile_module(_alike(model.module) if model.head in _BUILT_ALONE else model.module, **flags)
         variables = {"params": model.params if params is None else params, **model.adapter_variables()}
         output = run(variables, arguments, dropout_rng)
     else:

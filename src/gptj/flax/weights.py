@@ -82,12 +82,8 @@ def require_x64(dtype: Any, *, where: str = "dtype") -> None:
         )
 
 
-for _output in (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    SequenceClassifierOutputWithPast,
-    QuestionAnsweringModelOutput,
-):
+for _output in (BaseModelOutputWithPast, CausalLMOutputWithPast, SequenceClassifierOutputWithPast,
+                QuestionAnsweringModelOutput):  # fmt: skip
     # jit, vmap and export take outputs apart; jax wants to be told how.
     jax.tree_util.register_dataclass(_output)
 jax.tree_util.register_dataclass(KVCache, data_fields=["keys", "values", "length"], meta_fields=["fixed"])
@@ -268,8 +264,7 @@ class PretrainedModel(AdapterMixin, Pretrained):
         """lm_head's weight (v, m), or None where the class has none."""
         if self.head != "causal_lm":
             return None
-        tied = self.config.tie_word_embeddings
-        return self.get_input_embeddings() if tied else self.params["lm_head"]["weight"]
+        return self.get_input_embeddings() if self.config.tie_word_embeddings else self.params["lm_head"]["weight"]
 
     @property
     def _embedding(self) -> str:
