@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptj.errors import InputError, TokenizerError, did_you_mean, shown
 from gptj.text.decoder import Decoder
@@ -96,24 +96,26 @@ class FurtherNames:
         """Nothing is warned of, so that there is nothing to switch off."""
         return {}
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _REASONS:
-            reason, way = _REASONS[name]
-            raise AttributeError(f"{type(self).__name__}.{name} is not there: {reason}. Instead: {way}")
-        meant = None if name.startswith("_") else did_you_mean(name, dir(type(self)))
-        raise AttributeError(f"{type(self).__name__} has no {name!r}" + (f". {meant}" if meant else ""))
+    if not TYPE_CHECKING:  # a checker is to find an attribute that is misspelt
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        refused = FIXED.get(name) or _REASONS.get(name)
-        if refused is not None:
-            if name in FIXED and (value is None or value == getattr(self, name, False)):
-                return
-            raise InputError(f"cannot be assigned: {refused[0]}", where=name, found=shown(value), hint=refused[1])
-        if not hasattr(type(self), name) and not name.startswith("_"):
-            settable = (one for one in dir(type(self)) if not callable(getattr(type(self), one)))
-            if meant := did_you_mean(name, settable):
-                raise InputError("no such attribute", where=shown(name), found=shown(value), hint=meant)
-        object.__setattr__(self, name, value)
+        def __getattr__(self, name: str) -> Any:
+            if name in _REASONS:
+                reason, way = _REASONS[name]
+                raise AttributeError(f"{type(self).__name__}.{name} is not there: {reason}. Instead: {way}")
+            meant = None if name.startswith("_") else did_you_mean(name, dir(type(self)))
+            raise AttributeError(f"{type(self).__name__} has no {name!r}" + (f". {meant}" if meant else ""))
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            refused = FIXED.get(name) or _REASONS.get(name)
+            if refused is not None:
+                if name in FIXED and (value is None or value == getattr(self, name, False)):
+                    return
+                raise InputError(f"cannot be assigned: {refused[0]}", where=name, found=shown(value), hint=refused[1])
+            if not hasattr(type(self), name) and not name.startswith("_"):
+                settable = (one for one in dir(type(self)) if not callable(getattr(type(self), one)))
+                if meant := did_you_mean(name, settable):
+                    raise InputError("no such attribute", where=shown(name), found=shown(value), hint=meant)
+            object.__setattr__(self, name, value)
 
     def __dir__(self) -> list[str]:
         return [name for name in object.__dir__(self) if name not in _REASONS]
