@@ -71,7 +71,8 @@ class Host:
 
     def start(self, words: Sequence[Any], **variables: Any) -> tuple[subprocess.Popen[bytes], Path]:
         """The command on this host, and the file that has what it says."""
-        prepare = 'hostname "$0"; mount --bind "$1" /etc/hosts; mount --bind /dev/null /etc/resolv.conf; mount -t tmpfs none "$2"; shift 2; exec "$@"'
+        prepare = 'hostname "$0"; mount --bind "$1" /etc/hosts; mount --bind /dev/null /etc/resolv.conf; '
+        prepare += 'mount -t tmpfs none "$2"; shift 2; exec "$@"'
         if self.number == 0:
             prepare = prepare.replace('mount -t tmpfs none "$2"; ', "")
         inside = ["unshare", "--uts", "--mount", "sh", "-c", prepare, self.name, self.folder / f"hosts-{self.number}",
