@@ -11,16 +11,15 @@ from typing import Any
 
 def start(processes: int, *words: Any, **variables: Any) -> list[subprocess.Popen[str]]:
     """`python WORDS` in so many processes."""
-    with socket.socket() as free, socket.socket() as next_one:
-        while True:
+    while True:
+        with socket.socket() as free, socket.socket() as next_one:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
             try:
                 next_one.bind(("127.0.0.1", port + 1))
                 break
-            except OSError:
-                free.close()
-                free = socket.socket()
+            except OSError:  # somebody has that one
+                continue
     shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
               "JAX_ENABLE_X64": 0, **variables}  # fmt: skip
     return [
