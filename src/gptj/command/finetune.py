@@ -130,7 +130,7 @@ def finetune(
         if strategy is not None:
             if backend == "tf":
                 raise InputError(
-                    "nothing trains cut in TensorFlow",
+                    "TensorFlow trains no model in parts",
                     where="--strategy",
                     expected="--backend pt or flax",
                     hint="Train the same folder there; docs/scale.md has a loop of TensorFlow's own over copies",

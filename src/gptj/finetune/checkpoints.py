@@ -56,7 +56,7 @@ _LOCK = ".gptj-finetune-lock"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Identity:
-    """All that a run is, beside its place: a resumed one must be the same.
+    """The facts of a run but for its progress: a resumed one must have the same.
 
     Attributes:
         backend: the framework.
@@ -153,7 +153,7 @@ class Saved:
             progress.check(self.step)
         except (TypeError, ValueError, KeyError) as error:
             raise FormatError(
-                f"not the place of a run: {error}", file=self.folder / _TRAINING, where="progress"
+                f"not a run's progress: {error}", file=self.folder / _TRAINING, where="progress"
             ) from None
         return progress
 

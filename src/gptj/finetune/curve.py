@@ -19,7 +19,7 @@ __all__ = ["Row", "can_draw", "curve_text", "draw_curve", "read_curve", "write_c
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """An update.
+    """The losses, rate and pace of one update.
 
     Attributes:
         step: its number, from 1.

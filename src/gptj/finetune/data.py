@@ -163,7 +163,7 @@ class Windows:
 
     @property
     def learnt(self) -> int:
-        """Tokens that are predicted."""
+        """The number of tokens that the loss is taken of."""
         return int((self.labels[:, 1:] != IGNORED_LABEL).sum())
 
     @property

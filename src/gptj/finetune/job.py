@@ -42,7 +42,7 @@ PICTURE = "loss.png"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The end of a run.
+    """The result of a run.
 
     Attributes:
         folder: OUT.

@@ -27,7 +27,7 @@ LR, LORA_LR = 2e-5, 2e-4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything beside the model, the data and the framework that decides what comes out.
+    """The hyperparameters: all that decides the result beside model, data and framework.
 
     Attributes:
         steps: updates of the parameters; None for as many as `epochs` take.
@@ -88,7 +88,7 @@ class Settings:
             if value not in known:
                 hint = did_you_mean(value, known) if isinstance(value, str) else None
                 raise InputError(
-                    "no such one", where=option_of(name), expected=" or ".join(known), found=shown(value), hint=hint
+                    "no such value", where=option_of(name), expected=" or ".join(known), found=shown(value), hint=hint
                 )
         if self.steps is not None and self.epochs is not None:
             raise InputError("given beside --steps", where="--epochs", hint="Give one of the two")

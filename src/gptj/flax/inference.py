@@ -30,6 +30,7 @@ from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
 from gptj.flax.layers import Embedding, LayerNorm, Linear, multiply
 from gptj.flax.model import Attention, Block, make_attention_inputs
 from gptj.flax.weights import Params, flat, nested
+from gptj.generation.decoder import built_alike
 from gptj.inputs.prepared import check_quantize
 from gptj.outputs import CausalLMOutputWithPast, KVCache
 
@@ -184,7 +185,8 @@ class FastPath:
     """
 
     def __init__(self, module: Any, params: Params, adapter: Params) -> None:
-        self.module, self.config = module, module.config
+        self.config = built_alike(module.config)
+        self.module = module.clone(config=self.config)
         base = params["transformer"]
         self.embedding: Array = base["wte"]["weight"]
         self.dtype = np.dtype(self.embedding.dtype if module.dtype is None else module.dtype)

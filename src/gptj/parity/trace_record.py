@@ -128,7 +128,7 @@ def record_trace(
 
 
 def require_way(backend: str, way: str, *, gradients: bool = False) -> None:
-    """Make sure that a backend can compute so.
+    """Refuse a path of computation that a backend does not have.
 
     Raises:
         InputError: it cannot; naming what it has.

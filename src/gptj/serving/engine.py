@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 
 class Full(GPTJError):
-    """No more can wait."""
+    """The error of a full queue."""
 
 
 class Closed(GPTJError):
-    """The engine takes no more."""
+    """The error of an engine that is being closed."""
 
 
 class Engine:
@@ -110,7 +110,7 @@ class Engine:
             self._changed.notify()
 
     def wake(self) -> None:
-        """Look at once whether somebody has left."""
+        """Look at once whether a client has left."""
         with self._changed:
             self._changed.notify()
 
@@ -214,7 +214,7 @@ class Engine:
                     self._abandon(error)
 
     def turn(self) -> None:
-        """Seat and read whoever waits, and give every running row its next token."""
+        """Admit what waits, read some of its prompts, and make the next token of every running row."""
         self._drop_those_who_left()
         self._admit()
         if self._prefills:
@@ -252,12 +252,12 @@ class Engine:
                 self._fail((one for prompt in prompts for one in prompt.continuations), error)
 
     def _next(self) -> Continuation | None:
-        """Who waits first, without those for whose size all others would wait for a compiler."""
+        """The first that waits and whose size is compiled already, so that nobody waits for a compiler."""
         with self._changed:
             return next((one for one in self._waiting if not self.running or self._is_met(one)), None)
 
     def _is_met(self, one: Continuation) -> bool:
-        """Whether nothing is compiled for the caches of a prompt."""
+        """Whether every program for the caches of a prompt has been compiled."""
         met = self.met_slots
         return met is None or slots_of(self.model_config, len(one.prompt)) <= met
 

@@ -146,7 +146,7 @@ def _meet(make: DecoderFactory, rows: int, slots: int, kept: dict[int, Columns])
 
 
 class _Silent:
-    """A text that nobody reads."""
+    """A text decoder that makes no text."""
 
     def push(self, token_ids: object) -> str:
         """Nothing."""
