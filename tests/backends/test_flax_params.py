@@ -47,7 +47,7 @@ def test_parameters_of_a_call_that_are_not_the_models_are_named(model, kind):
     }[kind]
     calls = [lambda: model(IDS, params=given), lambda: model.generate(IDS, params=given, max_new_tokens=1)]
     for call in calls:
-        with pytest.raises((SchemaError, InputError), match="^params"):
+        with pytest.raises((SchemaError, InputError), match=r"^params"):
             call()
 
 
