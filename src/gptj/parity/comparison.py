@@ -83,6 +83,7 @@ class PairDifferences:
         origins: of `first`, in the base and in the other.
         left_out: what one of the two has and the other lacks: taps, gradients (`grad.` and the parameter), "generated".
         alone: a tap before `first` that one of the two has alone, and that is not what its operation gives.
+        pattern: what the difference in `first` looks like, where it cannot be told in which of the two it was born.
     """
 
     base: str
@@ -92,6 +93,7 @@ class PairDifferences:
     origins: tuple[Origin, ...]
     left_out: tuple[str, ...] = ()
     alone: Origin | None = None
+    pattern: str | None = None
 
     @property
     def headline(self) -> str:
@@ -113,10 +115,11 @@ class PairDifferences:
             return f"{start}: born there, {' and '.join(f'in {origin.trace}, {_own(origin)}' for origin in born)}"
         if all(origin.verdict == "came in" for origin in self.origins):
             return f"{start}: it came in with that operation's inputs; {size}"
+        seems = "" if self.pattern is None else f"; looks like: {self.pattern}"
         needs = ", ".join(sorted({origin.needs for origin in self.origins if origin.needs is not None}))
         if needs == "weights":  # no tap before it differs, its inputs' neither
-            return f"{start}: born there, in one of the two, whose inputs agree; {size}. Which needs the weights"
-        return f"{start}: {size}. Whether it was born there needs {needs}"
+            return f"{start}: born there, in one of the two, whose inputs agree; {size}. Which needs the weights{seems}"
+        return f"{start}: {size}. Whether it was born there needs {needs}{seems}"
 
     def _headline_of_alone(self, alone: Origin) -> str:
         """The same where what is wrong first stands in one of the two alone."""
@@ -137,7 +140,7 @@ class PairDifferences:
         """The known mistakes that explain what is wrong first; None where none does, or it was not born there."""
         if self.alone is not None:
             return self.alone.looks_like
-        return next((origin.looks_like for origin in self.origins if origin.looks_like is not None), None)
+        return next((origin.looks_like for origin in self.origins if origin.looks_like is not None), self.pattern)
 
     def as_dict(self) -> dict[str, Any]:
         """The facts as JSON takes them."""

@@ -30,7 +30,9 @@ from gptj.parity.extra_differences import GradientDifference, compare_gradients,
 from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
 from gptj.parity.oracle import Oracle
 from gptj.parity.oracle_gradients import loss_gradients
+from gptj.parity.pattern import find_pattern
 from gptj.parity.signatures import find_signature
+from gptj.parity.spread import AXES
 from gptj.parity.trace import INPUTS, MEANINGS, Trace, rotary_sha256, slices_of
 from gptj.schema import schema
 from gptj.taps import list_taps, split_tap
@@ -43,8 +45,6 @@ _MOST_EXACT = 2**27
 """Parameters of a model whose gradients are computed in float64: 1 GB of them."""
 
 _FACTS = ("dtype", "path", "weights_sha256")
-_AXES = {"b": "row", "h": "head", "t": "token", "s": "key", "d": "channel", "m": "channel", "f": "channel",
-         "v": "vocabulary"}  # fmt: skip
 
 
 # ---- comparing
@@ -310,7 +310,7 @@ def _shares(difference: Array, bounds: Array) -> Array:
 
 
 def _spell(place: Array, axes: str) -> str:
-    words = [f"{_AXES[axis]} {int(index)}" for axis, index in zip(axes, place, strict=True) if axis != "1"]
+    words = [f"{AXES[axis]} {int(index)}" for axis, index in zip(axes, place, strict=True) if axis != "1"]
     return ", ".join(words) or "the value"
 
 
@@ -441,7 +441,10 @@ def _pair(
     alone = next((origin for tap in pairing.left_out if tap in origins and born(tap) for origin in of_pair(tap)
                   if first is None or order.index(tap) < order.index(first.tap)), None)  # fmt: skip
     shown = () if first is None else of_pair(first.tap)
-    return PairDifferences(base.name, other.name, taps, first, shown, pairing.left_out, alone)
+    pattern = None
+    if first is not None and not any(origin.own is not None for origin in shown):
+        pattern = find_pattern(base, other, first.tap, ours[first.tap] + theirs[first.tap])
+    return PairDifferences(base.name, other.name, taps, first, shown, pairing.left_out, alone, pattern)
 
 
 def _judge(tap: str, bounds: Array, every: _Largest, but_padding: _Largest) -> TapDifference:

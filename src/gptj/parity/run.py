@@ -53,6 +53,7 @@ __all__ = [
     "record_in_process",
     "run_in_process",
     "run_parity",
+    "whole_weight",
 ]
 
 PROCESS_TIMEOUT_S = 3600.0
@@ -140,7 +141,7 @@ def run_parity(
                 return report
             if progress is not None:
                 progress("sensitivity")
-            found = [measure_sensitivity(trace, lambda name, _: _whole_weight(oracle, name)) for trace in traces[1:]]
+            found = [measure_sensitivity(trace, lambda name, _: whole_weight(oracle, name)) for trace in traces[1:]]
             return dataclasses.replace(report, sensitivity=tuple(found))
 
 
@@ -151,10 +152,10 @@ def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: P
                 inputs=batch)  # fmt: skip
     paths = {"oracle": folder / "oracle.safetensors", **{name: folder / name / TRACE_FILE for name in names}}
     traces = [dataclasses.replace(open_trace(path), name=name) for name, path in paths.items()]
-    return traces, compare_traces(traces, lambda name, _: _whole_weight(oracle, name))
+    return traces, compare_traces(traces, lambda name, _: whole_weight(oracle, name))
 
 
-def _whole_weight(oracle: Oracle, name: str) -> NDArray[Any]:
+def whole_weight(oracle: Oracle, name: str) -> NDArray[Any]:
     """A weight of the oracle's, with what its adapter adds: the steps between are judged by one matrix each."""
     weight, pair = oracle.read(name), oracle.adapter_of(name.removesuffix(".weight"))
     if pair is None:
