@@ -135,7 +135,8 @@ class MistakenOperation(OperationOf):
 
     def normed(
         self, tokens: slice, *, x: Array | None = None, mean: bool = True, spare: float = 0,
-        epsilon: float | None = None, outside: bool = False, weight: Round | None = None, bias: Round | None = None, layer: int | None = None,
+        epsilon: float | None = None, outside: bool = False, weight: Round | None = None, bias: Round | None = None,
+        layer: int | None = None,
     ) -> Expected:  # fmt: skip
         """The layer norm.
 

@@ -39,7 +39,7 @@ class Spread:
             start: the first of the tokens.
         """
         for number, (axis, noted) in enumerate(zip(self._axes, self._wrong, strict=True)):
-            found = wrong.any(tuple(other for other in range(wrong.ndim) if other != number))
+            found = np.asarray(wrong.any(tuple(other for other in range(wrong.ndim) if other != number)))
             first = start if axis == "t" else 0
             noted[first : first + len(found)] |= found
 
