@@ -32,6 +32,7 @@ import kill
 import numpy as np
 from gptj_conversion.convert import convert
 from gptj_conversion.verify import verify
+from page_parts import Part, markdown_table
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.errors import FormatError, GPTJError
@@ -40,7 +41,7 @@ from gptj.schema import schema
 from gptj.writing.file_system import FileSystem
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- figures: made by benchmarks/fault_figures.py -->", "<!-- figures end -->"
+TABLE = Part("docs/faults.md", "figures", "benchmarks/fault_figures.py")
 CONFIG = kill.CONFIG
 FORMATS = ("safetensors", "bin", "flax", "tf", "mesh")
 
@@ -51,13 +52,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/faults.md")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    lines = ["| figure | gptj | others |", "|---|---|---|"]
-    for name, ours, others in figures(arguments.kills):
-        lines.append(f"| {name} | {ours} | {others} |")
-        print(lines[-1], flush=True)
+    rows = []
+    for row in figures(arguments.kills):
+        rows.append(row)
+        print(*row, sep=" | ", flush=True)
     if arguments.write:
-        page = faults.PAGE.read_text()
-        faults.PAGE.write_text(faults.placed(page, BEGIN, END, "\n".join(lines)))
+        TABLE.write(markdown_table(["figure", "gptj", "others"], rows))
 
 
 def figures(kills: int) -> Iterator[tuple[str, str, str]]:

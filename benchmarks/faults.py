@@ -22,8 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "documents"))
+
 import numpy as np
 from gptj_conversion.convert import convert
+from page_parts import Part
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
 from gptj.errors import GPTJError
@@ -33,8 +36,7 @@ from gptj.parity.revealing import revealing_config, revealing_fill
 CONFIG = revealing_config(n_layer=2)
 Q_PROJ = "transformer.h.0.attn.q_proj.weight"
 FC_IN = "transformer.h.0.mlp.fc_in.weight"
-PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
-BEGIN, END = "<!-- folders: made by benchmarks/faults.py -->", "<!-- folders end -->"
+PART = Part("docs/faults.md", "folders", "benchmarks/faults.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +77,13 @@ class Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"write {PART.page}")
     arguments = parser.parse_args()
     outcomes = run_all()
     text = report(outcomes, peak_over_largest())
     print(text)
     if arguments.write:
-        PAGE.write_text(placed(PAGE.read_text(), BEGIN, END, text))
+        PART.write(text)
     sys.exit(0 if all(outcome.named for outcome in outcomes) else 1)
 
 
@@ -388,12 +390,6 @@ def report(outcomes: list[Outcome], peak: float) -> str:
             f"| {outcome.fault.row} | {shown(outcome.fault.what)} | {kind}{named_or_not} | {shown(message, 160)} |"
         )
     return "\n".join(lines)
-
-
-def placed(page: str, begin: str, end: str, text: str) -> str:
-    """The page with `text` between two of its marks."""
-    start, stop = page.index(begin) + len(begin), page.index(end)
-    return f"{page[:start]}\n\n{text}\n\n{page[stop:]}"
 
 
 def shown(text: str, longest: int = 60) -> str:

@@ -47,19 +47,35 @@ def check(out: Path, backend: str) -> str:
     return f"update {last.step} opens; unfinished: {', '.join(hidden) or 'nothing'}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(text: str | None, *, kills: int) -> argparse.ArgumentParser:
+    """The options of a run that is killed."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory")
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
     parser.add_argument("--backend", default="pt")
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=kills)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("options", nargs="*", help="behind --")
-    arguments = parser.parse_args()
+    return parser
+
+
+def read_options(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """The benchmark's own options, the command up to its output, and its options, the words behind -- among them."""
+    end = words.index("--") if "--" in words else len(words)  # argparse takes no -- behind an option
+    given = parser.parse_args(words[:end])
+    command = [sys.executable, "-m", "gptj", "finetune", given.directory, given.data]
+    return given, command, ["--backend", given.backend, *words[end + 1 :]]
+
+
+def losses(out: Path) -> list[float]:
+    """The losses of a run's curve."""
+    return [row.loss for row in read_curve(out / "loss.csv")]
+
+
+def main() -> None:
+    arguments, command, options = read_options(make_parser(__doc__, kills=20), sys.argv[1:])
     moments = random.Random(arguments.seed)
-    command = [sys.executable, "-m", "gptj", "finetune", arguments.directory, arguments.data]
-    options = ["--backend", arguments.backend, *arguments.options]
+    whole = arguments.out.with_name(arguments.out.name + "-whole")
     for kill in range(arguments.kills):
         before = newest(arguments.out)
         process = subprocess.Popen([*command, str(arguments.out), *options, "--save-every", "1", "--resume"],
@@ -72,9 +88,8 @@ def main() -> None:
             raise SystemExit("it came to its end before it was killed: give it more --steps")
         print(f"kill {kill + 1}: {check(arguments.out, arguments.backend)}", flush=True)
     subprocess.run([*command, str(arguments.out), *options, "--resume"], check=True, stderr=subprocess.DEVNULL)
-    whole = arguments.out.with_name(arguments.out.name + "-whole")
     subprocess.run([*command, str(whole), *options], check=True, stderr=subprocess.DEVNULL)
-    found, expected = ([row.loss for row in read_curve(out / "loss.csv")] for out in (arguments.out, whole))
+    found, expected = losses(arguments.out), losses(whole)
     print(
         f"losses of {len(found)} updates after {arguments.kills} kills:",
         "the same bits" if found == expected else "NOT THE SAME",

@@ -1,7 +1,8 @@
 """`gptj serve` under load, beside `generate` with as many rows: python -m benchmarks.serve DIR --backend pt
 
     generate    tokens/s of `generate` with 8 rows, which is what the server is measured by
-    clients     tokens/s of the server with 8 and 32 clients, each of which asks again as soon as it is answered
+    clients     tokens/s of the server with 8 and 32 clients, each of which asks again as soon as it is answered; turns
+                alternate with those of `generate`
     stall       the longest wait for the next token while a long prompt is read, in steps' times
     churn       requests of random lengths, a fifth of them dropped in the middle: errors, rows that are left, memory
     seeds       answers of the churn asked for again alone: how many are the same
@@ -38,14 +39,41 @@ model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype)
 model.prepare_for_inference()
 ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, prompt))
 config = gptj.GenerationConfig(max_new_tokens=new, pad_token_id=0)
-seconds = []
-for _ in range(4):
+model.generate(ids, config)
+print(json.dumps({"vocab_size": model.config.vocab_size, "n_positions": model.config.n_positions,
+                  "eos": model.config.eos_token_id}), flush=True)
+for line in sys.stdin:
     begin = time.perf_counter()
     model.generate(ids, config)
-    seconds.append(time.perf_counter() - begin)
-print(json.dumps({"tokens_per_s": rows * new / min(seconds[1:]), "vocab_size": model.config.vocab_size,
-                  "n_positions": model.config.n_positions, "eos": model.config.eos_token_id}))
+    print(rows * new / (time.perf_counter() - begin), flush=True)
 """
+
+
+class Baseline:
+    """`generate` with ROWS rows, in a process of its own that does nothing between two turns.
+
+    Attributes:
+        told: the model's vocab_size, n_positions and eos.
+    """
+
+    def __init__(self, *options: object) -> None:
+        command = [sys.executable, "-c", BASELINE, *map(str, options), str(ROWS)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.told = json.loads(self._line())
+
+    def rate(self) -> float:
+        """Tokens a second of one call."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self._line())
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def close(self) -> None:
+        self.process.communicate()
 
 
 class Client:
@@ -151,9 +179,9 @@ def measure_clients(client: Client, clients: int, *, requests: int, prompt: int,
     return requests * new / (time.perf_counter() - begin)
 
 
-def measure_stall(client: Client, *, long: int, new: int, vocab_size: int) -> dict[str, float]:
-    """The longest wait of a stream for its next token, alone and while a long prompt is read."""
-    source = random.Random(1)
+def measure_stall(client: Client, *, seed: int, long: int, new: int, vocab_size: int) -> dict[str, float]:
+    """The longest wait of a stream for its next token, alone and while a long prompt that nobody sent yet is read."""
+    source = random.Random(seed)
     came: list[float] = []
     asked: list[float] = []
 
@@ -173,6 +201,8 @@ def measure_stall(client: Client, *, long: int, new: int, vocab_size: int) -> di
     gaps = [(end, end - begin) for begin, end in itertools.pairwise(came)]
     alone = [gap for end, gap in gaps if end < asked[0]]
     beside = [gap for end, gap in gaps if asked[0] <= end <= asked[1]]
+    if len(beside) < 8:
+        raise RuntimeError(f"the stream got {len(beside)} tokens while the prompt of {long} was read: nothing was seen")
     step = statistics.median(alone)
     return {"step_ms": 1e3 * step, "longest_ms": 1e3 * max(beside), "steps": max(beside) / step, "tokens": len(beside)}
 
@@ -245,25 +275,30 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--requests", type=int, default=64, help="for each number of clients")
+    parser.add_argument("--turns", type=int, default=3, help="of generate and of the clients, one after another")
     parser.add_argument("--long", type=int, default=1500, help="tokens of the long prompt")
     parser.add_argument("--churn", type=int, default=2000, help="requests of random lengths")
     asked = parser.parse_args()
 
-    sizes = [str(one) for one in (asked.prompt, asked.new, ROWS)]
-    command = [sys.executable, "-c", BASELINE, asked.backend, str(asked.directory), asked.dtype, *sizes]
-    baseline = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    result: dict[str, Any] = {"backend": asked.backend, "generate_tokens_per_s": baseline["tokens_per_s"]}
-    vocab_size, n_positions = baseline["vocab_size"], baseline["n_positions"]
-    with server(asked.directory, asked.backend, asked.dtype) as (port, pid):
-        client = Client(port, baseline["eos"])
+    baseline = Baseline(asked.backend, asked.directory, asked.dtype, asked.prompt, asked.new)
+    vocab_size, n_positions = baseline.told["vocab_size"], baseline.told["n_positions"]
+    result: dict[str, Any] = {"backend": asked.backend}
+    with contextlib.closing(baseline), server(asked.directory, asked.backend, asked.dtype) as (port, pid):
+        client = Client(port, baseline.told["eos"])
         shape = {"prompt": asked.prompt, "new": asked.new, "vocab_size": vocab_size}
         measure_clients(client, 32, requests=32, **shape)  # compiles, and warms the memory
-        for clients in (8, 32):
-            rate = measure_clients(client, clients, requests=asked.requests, **shape)
-            result[f"clients_{clients}"] = {"tokens_per_s": rate, "of_generate": rate / baseline["tokens_per_s"]}
+        rates: dict[str, list[float]] = {}
+        for _ in range(asked.turns):
+            rates.setdefault("generate", []).append(baseline.rate())
+            for clients in (8, 32):
+                rate = measure_clients(client, clients, requests=max(asked.requests, clients), **shape)
+                rates.setdefault(f"clients_{clients}", []).append(rate)
+        medians = {name: statistics.median(found) for name, found in rates.items()}
+        result["tokens_per_s"] = rates
+        result["of_generate"] = {name: median / medians["generate"] for name, median in medians.items()}
         long, new = min(asked.long, n_positions - 1), min(400, n_positions - 3)
-        for _ in range(2):  # the first compiles
-            result["stall"] = measure_stall(client, long=long, new=new, vocab_size=vocab_size)
+        for seed in (1, 2):  # the first compiles
+            result["stall"] = measure_stall(client, seed=seed, long=long, new=new, vocab_size=vocab_size)
         churn = {"n_positions": n_positions, "vocab_size": vocab_size}
         result["churn"], answers = measure_churn(client, pid, requests=asked.churn, **churn)
         alone = [client.ask(**members)["choices"][0]["token_ids"] for members, _ in answers]

@@ -15,7 +15,7 @@ per byte of validation text. The last tenth of the text is for validation alone:
 What the defaults gave, on 2 virtual cores of an AMD EPYC: the last epoch was the best, with 3.3115 nats per token and
 2.1168 bits per byte (the same in bfloat16), while the training loss had come down to 2.898. The epochs before it had
 2.1184, 2.1209 and 2.1402. An epoch takes about two minutes of one core; the whole took 45 minutes of a busy machine.
-`src/gptj/demo/shakespeare` is what `--tpu` wrote.
+`src/gptj/command/demo/shakespeare` is what `--tpu` wrote.
 
 The same text, recipe, machine and library versions give the same weights, bit for bit (checked on a smaller model).
 Elsewhere sums may be rounded in another order.

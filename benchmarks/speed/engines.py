@@ -1,7 +1,7 @@
 """Each library behind the same four methods, as a user of that library would write them.
 
 This runs in the contender's own process and environment, so it imports nothing that is not there: the standard
-library, and inside the methods the library itself. A contender generates greedily, to a fixed number of tokens.
+library, and inside the methods the library itself. A contender generates a fixed number of tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,14 @@ from typing import Any
 
 RATE = 1e-6
 """Of the training step's plain gradient descent, which has no state to hold: the step is what is measured."""
+
+
+DRAWN: dict[str, dict[str, float]] = {
+    "greedy": {},
+    "nucleus": {"top_k": 0, "top_p": 0.9},
+    "penalised": {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.1},
+}
+"""How tokens are chosen, in the words of transformers' `generate`; all but the first draw them."""
 
 
 class Engine:
@@ -45,8 +53,8 @@ class Engine:
         """Make `model` of the folder."""
         raise NotImplementedError
 
-    def generate(self, ids: list[list[int]], new: int) -> list[list[int]]:
-        """The `new` tokens that follow each row."""
+    def generate(self, ids: list[list[int]], new: int, choice: str = "greedy") -> list[list[int]]:
+        """The `new` tokens that follow each row, chosen as DRAWN says."""
         raise NotImplementedError
 
     def train(self, ids: list[list[int]]) -> float:
@@ -57,6 +65,10 @@ class Engine:
 
     def make_step(self) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not train")
+
+
+def options_of(choice: str) -> dict[str, Any]:
+    return {"do_sample": bool(DRAWN[choice]), **DRAWN[choice]}
 
 
 def tail(sequences: Any, new: int) -> list[list[int]]:
@@ -80,8 +92,9 @@ class Ours(Engine):
     def load(self) -> None:
         self.model = self.wing.GPTJForCausalLM.from_pretrained(self.folder, **self.options["load"])
 
-    def generate(self, ids: list[list[int]], new: int) -> list[list[int]]:
-        return tail(self.wing.to_numpy(self.model.generate(ids, max_new_tokens=new, do_sample=False)), new)
+    def generate(self, ids: list[list[int]], new: int, choice: str = "greedy") -> list[list[int]]:
+        made = self.model.generate(ids, max_new_tokens=new, **options_of(choice))
+        return tail(self.wing.to_numpy(made), new)
 
     def make_step(self) -> Any:
         if self.family == "pt":
@@ -104,15 +117,15 @@ class TransformersPyTorch(Engine):
     def load(self) -> None:
         self.model = self.kind.from_pretrained(self.folder, dtype=getattr(self.torch, self.options["dtype"])).eval()
 
-    def generate(self, ids: list[list[int]], new: int) -> list[list[int]]:
+    def generate(self, ids: list[list[int]], new: int, choice: str = "greedy") -> list[list[int]]:
         prompt = self.torch.tensor(ids)
         made = self.model.generate(
             prompt,
             attention_mask=self.torch.ones_like(prompt),
             max_new_tokens=new,
             min_new_tokens=new,
-            do_sample=False,
             pad_token_id=0,
+            **options_of(choice),
         )
         return tail(made, new)
 
@@ -135,9 +148,9 @@ class TransformersTensorFlow(Engine):
     def load(self) -> None:
         self.model = self.kind.from_pretrained(self.folder)
 
-    def generate(self, ids: list[list[int]], new: int) -> list[list[int]]:
+    def generate(self, ids: list[list[int]], new: int, choice: str = "greedy") -> list[list[int]]:
         prompt = self.tensorflow.constant(ids)
-        made = self.model.generate(prompt, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        made = self.model.generate(prompt, max_new_tokens=new, pad_token_id=0, **options_of(choice))
         return tail(made.numpy(), new)
 
     def make_step(self) -> Any:
@@ -166,15 +179,15 @@ class TransformersFlax(Engine):
         self.model = self.kind.from_pretrained(self.folder)
         nothing = self.model.config.vocab_size  # it must have an id to end with; this one is never written
 
-        def continued(params: Any, ids: Any, new: int) -> Any:
-            options = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0, "eos_token_id": nothing}
+        def continued(params: Any, ids: Any, new: int, choice: str) -> Any:
+            options = {"max_new_tokens": new, "pad_token_id": 0, "eos_token_id": nothing, **options_of(choice)}
             return self.model.generate(ids, params=params, **options).sequences
 
-        self.compiled = self.jax.jit(continued, static_argnums=2)
+        self.compiled = self.jax.jit(continued, static_argnums=(2, 3))
 
-    def generate(self, ids: list[list[int]], new: int) -> list[list[int]]:
+    def generate(self, ids: list[list[int]], new: int, choice: str = "greedy") -> list[list[int]]:
         numpy = importlib.import_module("numpy")
-        return tail(numpy.asarray(self.compiled(self.model.params, numpy.asarray(ids, "i4"), new)), new)
+        return tail(numpy.asarray(self.compiled(self.model.params, numpy.asarray(ids, "i4"), new, choice)), new)
 
     def make_step(self) -> Any:
         def loss_of(params: Any, ids: Any) -> Any:
@@ -198,15 +211,18 @@ class CTranslate2(Engine):
             self.folder, compute_type=self.options["compute_type"], inter_threads=1, intra_threads=self.threads
         )
 
-    def generate(self, ids: list[list[int]], new: int) -> list[list[int]]:
+    def generate(self, ids: list[list[int]], new: int, choice: str = "greedy") -> list[list[int]]:
         prompt = [[token_name(token) for token in row] for row in ids]
+        asked = DRAWN[choice]
+        names = {"top_k": "sampling_topk", "top_p": "sampling_topp", "temperature": "sampling_temperature"}
+        options = {names.get(name, name): value for name, value in asked.items()} or {"sampling_topk": 1}
         made = self.model.generate_batch(
             prompt,
             max_length=new,
             min_length=new,
             beam_size=1,
-            sampling_topk=1,
             include_prompt_in_result=False,
+            **options,
         )
         return [[int(token) for token in result.sequences_ids[0]] for result in made]
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.speed.engines import DRAWN
 from benchmarks.speed.shapes import Shape
 
 Ask = Callable[..., dict[str, Any]]
@@ -20,6 +21,7 @@ PROMPT, FIRST = 16, 2
 
 PREFILL = 512
 BATCH = 8
+DRAWN_ROWS = (1, 8, 32)
 TRAINING = (4, 128)
 CHECKED = 24
 """Greedy tokens that are compared."""
@@ -29,10 +31,16 @@ MEASURES = {
     "prefill": f"one token after a prompt of {PREFILL}",
     "decode1": "a token of one row",
     "decode8": f"a token of each of {BATCH} rows",
+    **{
+        f"drawn{rows}": f"a token of each of {rows} rows: greedy, and drawn in two ways, in turn" for rows in DRAWN_ROWS
+    },
     "train": f"loss, gradient and plain descent on {TRAINING[0]} rows of {TRAINING[1]} tokens",
 }
 
-FIGURES = ("import_s", "load_s", "first_token_s", "peak_bytes", "prefill_s", "decode1_s", "decode8_s", "train_s")
+FIGURES = (
+    *("import_s", "load_s", "first_token_s", "peak_bytes", "prefill_s", "decode1_s", "decode8_s", "train_s"),
+    *(f"drawn{rows}_{choice}_s" for rows in DRAWN_ROWS for choice in DRAWN),
+)
 """What the measures give. Peak memory is over that after the imports; first_token_s is of the first call, with all that
 is compiled in it, and load_s apart."""
 
@@ -66,14 +74,16 @@ def prepare(measure: str, ask: Ask, shape: Shape, *, most_steps: int, target_s: 
     elif measure == "train":
         ask("train", ids=prompts(shape, *TRAINING))
     else:
-        rows = int(measure.removeprefix("decode"))
+        rows = int(measure.removeprefix("decode").removeprefix("drawn"))
         ids = prompts(shape, rows, PROMPT)
         ask("generate", ids=ids, new=FIRST)
         step_s = ask("generate", ids=ids, new=FIRST)["seconds"] / FIRST
         steps = most_steps
         while steps > 4 and steps * step_s > target_s:
             steps //= 2
-        ask("generate", ids=ids, new=FIRST + steps)
+        for choice in choices(measure):
+            for new in (FIRST, FIRST + steps):
+                ask("generate", ids=ids, new=new, **choice)
         return {"rows": rows, "steps": steps}
     return {}
 
@@ -85,9 +95,18 @@ def repeat(measure: str, ask: Ask, shape: Shape, known: dict[str, Any]) -> dict[
     if measure == "train":
         return {"train_s": ask("train", ids=prompts(shape, *TRAINING))["seconds"]}
     ids = prompts(shape, known["rows"], PROMPT)
-    short_s = ask("generate", ids=ids, new=FIRST)["seconds"]
-    long_s = ask("generate", ids=ids, new=FIRST + known["steps"])["seconds"]
-    return {f"{measure}_s": (long_s - short_s) / known["steps"]}
+    found = {}
+    for choice in choices(measure):
+        short_s = ask("generate", ids=ids, new=FIRST, **choice)["seconds"]
+        long_s = ask("generate", ids=ids, new=FIRST + known["steps"], **choice)["seconds"]
+        figure = "_".join([measure, *choice.values(), "s"])
+        found[figure] = (long_s - short_s) / known["steps"]
+    return found
+
+
+def choices(measure: str) -> list[dict[str, str]]:
+    """How the tokens of a decoding measure are chosen, in the words of an engine's `generate`."""
+    return [{"choice": name} for name in DRAWN] if measure.startswith("drawn") else [{}]
 
 
 def tokens_per_s(figure: str, seconds: float) -> float:

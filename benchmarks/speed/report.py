@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from benchmarks.speed.contenders import Contender, contenders
-from benchmarks.speed.measures import share_of_limit, tokens_per_s
+from benchmarks.speed.engines import DRAWN
+from benchmarks.speed.measures import DRAWN_ROWS, share_of_limit, tokens_per_s
 from benchmarks.speed.results import Results
 from benchmarks.speed.shapes import SHAPES, Shape
 
@@ -22,7 +23,7 @@ def tables(results: Results) -> list[Table]:
     for name in results.shapes:
         shape = SHAPES[name]
         found.append(figures_table(results, shape))
-        for table in (ratios_table(results, shape), failures_table(results, shape)):
+        for table in (ratios_table(results, shape), drawn_table(results, shape), failures_table(results, shape)):
             if table.row_count:
                 found.append(table)
     return found
@@ -87,6 +88,26 @@ def ratios_table(results: Results, shape: Shape) -> Table:
             if any(cells):
                 shown = ["" if cell is None else f"{'' if cell[1] else '~'}{cell[0]:.2f}" for cell in cells]
                 table.add_row(ours.name, peer.name, *shown)
+    return table
+
+
+def drawn_table(results: Results, shape: Shape) -> Table:
+    """A greedy step in ms, and a drawn one beside it, by rows."""
+    table = Table(title=f"shape {shape.name}: ms a greedy step; a drawn one in times of it ({', '.join([*DRAWN][1:])})")
+    table.add_column("contender")
+    for rows in DRAWN_ROWS:
+        table.add_column(f"{rows} row{'s' * (rows > 1)}", justify="right")
+    for contender in known(results, shape):
+        cells = []
+        for rows in DRAWN_ROWS:
+            steps = [results.median(shape.name, contender.name, f"drawn{rows}_{choice}_s") for choice in DRAWN]
+            if None in steps:
+                cells.append("")
+                continue
+            greedy, *drawn = (1e3 * step for step in steps if step is not None)
+            cells.append(f"{greedy:,.1f}; " + " ".join(f"{step / greedy:.2f}" for step in drawn))
+        if any(cells):
+            table.add_row(contender.name, *cells)
     return table
 
 

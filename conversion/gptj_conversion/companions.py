@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, GPTJError, TokenizerError, shown
+from gptj.errors import ConfigError, GPTJError, shown
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.stored import drop_ids_beyond, read_members
 from gptj.json_file import read_json_object, read_small_file
+from gptj.paths import safe_path
 from gptj.text.tokenizer import GPTJTokenizer
 from gptj_conversion.common.source import TOKENIZER_SIGNS, Source
 
@@ -51,13 +52,19 @@ class Companions:
 
 
 def choose_companions(
-    source: Source, config: GPTJConfig, destination: Path, *, tokenizer: str | os.PathLike[str] | None = None
+    source: Source,
+    config: GPTJConfig,
+    destination: Path,
+    *,
+    tokenizer: str | os.PathLike[str] | None,
+    follow_links: bool = False,
 ) -> Companions:
     """The config, files and notes that go with the weights of `source`.
 
     Args:
         source, config, destination: what is converted, and where to.
         tokenizer: "gpt2", a folder, "none", or None for the one beside the source, where there is one.
+        follow_links: carry a generation_config.json along that is a link out of the folder.
 
     Raises:
         TokenizerError: the tokenizer that was asked for is damaged or no GPT-J's; one that only lies there is left.
@@ -66,7 +73,7 @@ def choose_companions(
     asked = tokenizer is not None
     found, notes = _find_tokenizer(source, config, tokenizer)
     files: dict[str, bytes] = {}
-    generation_file, generation = _read_generation_config(source, notes)
+    generation_file, generation = _read_generation_config(source, notes, follow_links)
     as_read = generation
     if found is not None:
         found.check_fits(config)
@@ -104,27 +111,30 @@ def _find_tokenizer(
     if tokenizer is not None:
         return GPTJTokenizer.from_pretrained(tokenizer), []
     for folder in source.context.beside:
-        if any((folder / name).exists() for name in TOKENIZER_SIGNS):
+        if any(os.path.lexists(folder / name) for name in TOKENIZER_SIGNS):
             try:
                 found = GPTJTokenizer.from_pretrained(folder)
-            except TokenizerError as error:
+            except GPTJError as error:
                 return None, [f"the tokenizer is left out, say --tokenizer gpt2 or --tokenizer DIR for one: {error}"]
             return found, [f"the tokenizer in {shown(folder.resolve().name)} is carried along ({len(found):,} tokens)"]
     unread = source.context.unread[:1]
     return None, [f"{file.name} in the archive is not read: unpack it and say --tokenizer DIR" for file in unread]
 
 
-def _read_generation_config(source: Source, notes: list[str]) -> tuple[Path | None, GenerationConfig | None]:
+def _read_generation_config(
+    source: Source, notes: list[str], follow_links: bool
+) -> tuple[Path | None, GenerationConfig | None]:
     """The file, and what it says: None where it is not JSON, which is no reason not to convert weights."""
     for folder in source.context.beside:
         file = folder / GENERATION_CONFIG_FILE
         if os.path.lexists(file):
             try:
+                safe_path(folder, GENERATION_CONFIG_FILE, follow_links=follow_links)
                 members = read_json_object(file, error=ConfigError)
             except ConfigError as error:
                 notes.append(f"{GENERATION_CONFIG_FILE} is carried along as it is: {error.problem}")
                 return file, None
-            except GPTJError as error:  # a FIFO, a folder, a broken link: nothing to carry
+            except GPTJError as error:  # a FIFO, a folder, a link that is broken or leads out: nothing to carry
                 notes.append(f"{GENERATION_CONFIG_FILE} is left out: {error.problem}")
                 return None, None
             return file, read_members(GenerationConfig, members, say=_note_in(notes, "is carried along as it is: "))

@@ -22,6 +22,7 @@ from gptj_conversion.recognise import ConfigChoice, recognise
 
 __all__ = [
     "Choices",
+    "ConversionPlan",
     "Facts",
     "convert",
     "describe",
@@ -197,7 +198,7 @@ def open_job(
     find_target(choices.to)
     choices = choices.check()
     source = open_source(src, source_format=source_format, config=config, weights=weights, follow_links=follow_links)
-    return make_job(src, Path(dst), source, choices)
+    return make_job(src, Path(dst), source, choices, follow_links=follow_links)
 
 
 def plan_job(job: Job) -> ConversionPlan:

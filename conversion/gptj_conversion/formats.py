@@ -169,7 +169,7 @@ class _MeshTarget:
 
     def plan(self, job: Job) -> tuple[PlannedFile, ...]:
         """See `Target`."""
-        job.require_language_model("a TPU checkpoint")
+        job.require_language_model()
         return plan_mesh(
             job.config,
             shards=job.shards,
@@ -180,7 +180,7 @@ class _MeshTarget:
 
     def write(self, job: Job, reopen: Reopen) -> Path:
         """See `Target`."""
-        job.require_language_model("a TPU checkpoint")
+        job.require_language_model()
         return write_mesh(
             job.directory,
             job.config,

@@ -134,12 +134,11 @@ class Job:
             )
         return dtypes.pop()
 
-    def require_language_model(self, name: str) -> None:
-        """Refuse another head, for formats that have none."""
+    def require_language_model(self) -> None:
+        """Refuse another head, which a TPU checkpoint has no place for."""
         if self.head != "causal_lm":
-            raise SchemaError(
-                f"{name} has no place for this head", file=self.source.path, expected="causal_lm", found=self.head
-            )
+            problem = "a TPU checkpoint has no place for this head"
+            raise SchemaError(problem, file=self.source.path, expected="causal_lm", found=self.head)
 
     def estimate_memory(self) -> int:
         """The bytes that it needs over what Python takes."""
@@ -190,14 +189,18 @@ class Job:
         }
 
 
-def make_job(path: str | os.PathLike[str], directory: Path, source: Source, choices: Choices) -> Job:
+def make_job(
+    path: str | os.PathLike[str], directory: Path, source: Source, choices: Choices, *, follow_links: bool = False
+) -> Job:
     """The job that converts `source`, opened from `path`, into `directory`; everything checked that can be at once.
 
     Raises:
         ConfigError: the checkpoint does not say what its model computes; see `choose_companions` too.
         WriteError: the output is, holds or lies in what is being read.
     """
-    companions = choose_companions(source, _require_config(source), directory, tokenizer=choices.tokenizer)
+    companions = choose_companions(
+        source, _require_config(source), directory, tokenizer=choices.tokenizer, follow_links=follow_links
+    )
     _require_apart(Path(path), directory)
     notes = (*source.context.notes, *companions.notes)
     return Job(path, directory, source, companions.config, companions.files, notes, choices)

@@ -63,7 +63,7 @@ def make_examiner(
     *,
     fingerprint: bool,
     verify: bool,
-    witness: FingerprintObserver | None = None,
+    witness: FingerprintObserver | None,
 ) -> Callable[[Path], Fingerprint | None]:
     """A function that checks the finished directory before it takes its place: see `write_checkpoint`'s `examine`.
 

@@ -6,11 +6,11 @@ import functools
 import os
 from pathlib import Path
 
-from gptj.checkpoint import verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, MissingFileError, shown
 from gptj.parity.fingerprint import check_fingerprint, compare_fingerprint
 from gptj.paths import is_folder, missing_folder
+from gptj.reading.folder import verify_checkpoint
 from gptj.reading.manifest import (
     MANIFEST_FILE,
     FoundTensor,

@@ -71,7 +71,7 @@ def brief_fields(value: object, names: Iterable[str]) -> str:
     return f"{type(value).__name__}({inside})"
 
 
-def html_table(title: str, rows: Iterable[Sequence[str]], heading: Sequence[str] = ()) -> str:
+def html_table(title: str, rows: Iterable[Sequence[str]], heading: Sequence[str]) -> str:
     """A table for a notebook; everything in it is escaped."""
 
     def row(cells: Sequence[str], kind: str) -> str:

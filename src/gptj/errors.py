@@ -32,6 +32,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 
 __all__ = [
+    "DISTRIBUTION",
     "BackendAttributeError",
     "BackendError",
     "CheckpointWarning",
@@ -48,10 +49,45 @@ __all__ = [
     "UnsafeFileError",
     "WriteError",
     "harmless",
+    "install_line",
+    "install_one_of",
     "naming_file",
+    "requirement",
     "shown",
     "warn_of",
 ]
+
+
+DISTRIBUTION = "gptj-multibackend"
+"""The name that pip knows us by; `[project] name` in pyproject.toml."""
+
+
+def requirement(*extras: str) -> str:
+    """The requirement for pip, in quotes, since a shell reads brackets.
+
+    >>> requirement("pt", "hub")
+    '"gptj-multibackend[pt,hub]"'
+    """
+    return f'"{DISTRIBUTION}[{",".join(extras)}]"'
+
+
+def install_line(*extras: str) -> str:
+    """The command that installs extras.
+
+    >>> print(install_line("vocab"))
+    pip install "gptj-multibackend[vocab]"
+    """
+    return f"pip install {requirement(*extras)}"
+
+
+def install_one_of(extras: Iterable[str]) -> str:
+    """The advice to one who needs any of several extras, and has none.
+
+    >>> install_one_of(["pt", "tf"])
+    'Install one: pip install "gptj-multibackend[pt]" or "gptj-multibackend[tf]"'
+    """
+    *most, last = map(requirement, extras)
+    return f"Install one: pip install {', '.join(most)} or {last}"
 
 
 def shown(value: object, *, longest: int = 200) -> str:

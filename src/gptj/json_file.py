@@ -7,16 +7,19 @@ Infinity, no integer that a float64 cannot hold, and a cap on the bytes before a
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gptj.errors import FormatError, GPTJError, LimitError, MissingFileError, shown
+from gptj.paths import kind_of_path, safe_path
 
-__all__ = ["parse_json_object", "read_json_object", "read_small_file"]
+__all__ = ["encoding_hint", "parse_json_object", "read_files_of", "read_json_object", "read_small_file"]
 
 SMALL_FILE_BYTES = 1_000_000
 """The cap for config-like files: transformers' own largest config.json is under 10 kB."""
@@ -41,9 +44,11 @@ def read_small_file(path: str | os.PathLike[str], *, limit_bytes: int = SMALL_FI
     except FileNotFoundError:
         raise MissingFileError("no such file", file=path) from None
     except (OSError, ValueError) as error:
-        raise FormatError(f"cannot be looked at: {error}", file=path) from None
+        raise FormatError(f"cannot be looked at: {getattr(error, 'strerror', None) or error}", file=path) from None
     if not stat.S_ISREG(status.st_mode):
-        raise FormatError("not a regular file", file=path, expected="a regular file", found=_kind(status.st_mode))
+        raise FormatError(
+            "not a regular file", file=path, expected="a regular file", found=kind_of_path(status.st_mode)
+        )
     if status.st_size > limit_bytes:
         raise LimitError(
             "too large", file=path, expected=f"at most {limit_bytes} bytes", found=f"{status.st_size} bytes"
@@ -56,6 +61,25 @@ def read_small_file(path: str | os.PathLike[str], *, limit_bytes: int = SMALL_FI
     if len(data) > limit_bytes:
         raise LimitError("grew while it was read", file=path, expected=f"at most {limit_bytes} bytes")
     return data
+
+
+def read_files_of(directory: Path, names: Iterable[str], *, limit_bytes: int) -> dict[str, bytes]:
+    """The bytes of those of the files that a folder has, by name, to be carried into another folder as they are.
+
+    Raises:
+        FormatError: one is no regular file, or cannot be read.
+        UnsafeFileError: one is a link out of the folder, which may lead to anything that this user may read.
+        LimitError: one is larger than the cap.
+    """
+    there = [name for name in names if os.path.lexists(directory / name)]
+    return {name: read_small_file(safe_path(directory, name), limit_bytes=limit_bytes) for name in there}
+
+
+def encoding_hint(data: bytes) -> str | None:
+    """What to do with bytes that are no text in UTF-8, where that can be seen by their beginning."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:2] != b"\0\0":
+        return "It looks like UTF-16: save it as UTF-8"
+    return None if data.strip() else "It is empty"
 
 
 def read_json_object(
@@ -108,27 +132,17 @@ def parse_json_object(
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        refuse("not UTF-8", found=f"byte 0x{data[problem.start]:02x} at offset {problem.start}")
+        found = f"byte 0x{data[problem.start]:02x} at offset {problem.start}"
+        refuse("not UTF-8", found=found, hint=encoding_hint(data))
     try:
         value = json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite, parse_int=whole)
     except GPTJError:
         raise
     except json.JSONDecodeError as problem:
-        refuse(f"not JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}")
+        place = f"at line {problem.lineno}, column {problem.colno}"
+        refuse(f"not JSON: {problem.msg} {place}", hint=encoding_hint(data))
     except RecursionError:
         refuse("nested too deeply for JSON")
     if not isinstance(value, dict):
         refuse("not a JSON object", expected="{...} at the top", found=type(value).__name__)
     return value
-
-
-def _kind(mode: int) -> str:
-    """The kind of a path by its `stat` mode, in words."""
-    kinds = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a character device",
-        stat.S_IFBLK: "a block device",
-    }
-    return kinds.get(stat.S_IFMT(mode), "something else")

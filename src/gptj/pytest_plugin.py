@@ -10,9 +10,8 @@ asks for none of it pays for this module alone: it imports nothing but pytest, w
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -57,12 +56,17 @@ class Parity:
         from gptj.parity.run import run_parity
         from gptj.parity.two_folders import compare_folders
 
+        __tracebackhide__ = True  # a failed test shows its own line and the error
         names = self.backends if backends is None else backends
-        with self._named(directory):
+
+        def judge() -> Findings:
+            __tracebackhide__ = True
             if other is None:
-                return self._keep(findings_of_report(run_parity(directory, names, **options)))
+                return findings_of_report(run_parity(directory, names, **options))
             found = compare_folders(directory, other, names, **options)
-            return self._keep(findings_of_folders(found, os.fspath(directory), os.fspath(other)))
+            return findings_of_folders(found, os.fspath(directory), os.fspath(other))
+
+        return self._keep(judge, directory)
 
     def compare(
         self, *traces: str | os.PathLike[str], reference: str | os.PathLike[str] | None = None,
@@ -80,21 +84,20 @@ class Parity:
         """
         from gptj.parity.gather import compare_files
 
-        with self._named(*traces):
-            return self._keep(compare_files(traces, reference=reference, names=names))
+        __tracebackhide__ = True
+        return self._keep(lambda: compare_files(traces, reference=reference, names=names), *traces)
 
-    @contextlib.contextmanager
-    def _named(self, *places: str | os.PathLike[str]) -> Iterator[None]:
-        """Keep an error, which is no verdict, for the summary."""
+    def _keep(self, judge: Callable[[], Findings], *places: str | os.PathLike[str]) -> Findings:
+        """Keep what is found for the summary, or the error, which is no verdict."""
         from gptj.errors import GPTJError
 
+        __tracebackhide__ = True
         try:
-            yield
+            found = judge()
         except GPTJError as error:
-            self.unjudged.append(f"{', '.join(os.fspath(place) for place in places)}: {error}")
-            raise
-
-    def _keep(self, found: Findings) -> Findings:
+            named, said = ", ".join(os.fspath(place) for place in places), str(error)
+            self.unjudged.append(said if said.startswith(named) else f"{named}: {said}")
+            raise error.with_traceback(None) from None
         self.found.append(found)
         return found
 

@@ -61,3 +61,11 @@ def test_fewer_prompts_than_copies_are_refused(place, wing):
     assert [status for status, _, _ in said] == [1, 1]
     lines = [line for *_, err in said for line in err.splitlines() if "gptj: " in line]
     assert len(lines) == 1 and "2 copies" in lines[0]
+
+
+def test_a_process_that_no_launcher_started_says_that_it_cuts_nothing(place, wing):
+    words = ("generate", place / "m", "one", "--max-new-tokens", 2, "--backend", wing.name, "--strategy", "tp")
+    command = [sys.executable, "-m", "gptj", *map(str, words)]
+    alone = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert alone.count("warning: --strategy: one process") == 1 and "torchrun --nproc-per-node=2" in alone
+    assert launched.run(1, "-m", "gptj", *words)[0][::2] == (0, "")  # which a launcher did

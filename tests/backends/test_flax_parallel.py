@@ -61,7 +61,13 @@ def test_a_model_on_four_devices_is_the_whole_one(found, words):
     assert facts["difference"] <= 2e-5 and facts["gradients"] <= 1e-5
     assert abs(facts["loss"][0] - facts["loss"][1]) <= 1e-5
     assert facts.get("tokens", [True, True]) == [True, True]
-    assert facts.get("restored", True) and facts["folder"]
+    assert facts.get("restored", True) and facts["folder"] and facts["held in a folder's writing"] <= 2
+
+
+def test_each_device_computes_its_own_rows_and_an_uneven_batch_is_refused(found):
+    facts = found["dp:4:1"]
+    assert facts["rows"] == [1, CONFIG.n_head] and facts["scores"] <= 2e-5
+    assert all("batch: cannot be cut into 4 equal parts" in one for one in facts["refused"])
 
 
 @pytest.mark.parametrize("words", ("tp:1:4", "tp:2:2"))

@@ -174,7 +174,7 @@ import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from gptj.flax import GPTJForCausalLM
-from gptj.schema import schema
+from gptj.schema import SPLIT_AXES, schema
 from gptj.flax.weights import flat, nested
 
 model = GPTJForCausalLM.from_pretrained(sys.argv[1])
@@ -193,7 +193,7 @@ by_pmap = jax.pmap(lambda ids: model(ids).logits)(ids.reshape(4, 2, 5))
 print("pmap", np.abs(np.asarray(by_pmap).reshape(alone.shape) - alone).max())
 
 def place(row, array):
-    axes = ("rows" if n == row.split_axis else None for n in range(len(row.axes)))
+    axes = ("rows" if axis in SPLIT_AXES else None for axis in row.axes)
     return jax.device_put(array, NamedSharding(mesh, P(*axes)))
 
 arrays = flat(model.params)

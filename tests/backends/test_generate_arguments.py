@@ -17,14 +17,18 @@ NEW = 5
 
 
 def greedy_by_calls(wing, model, ids, new, *, mask=None, types=None, head_mask=None):
-    """The ids continued by calls over whole rows, whose last type is every new token's."""
-    mask = np.ones_like(ids) if mask is None else mask
-    for _ in range(new):
+    """The ids continued by calls over whole rows, whose last type is every new token's.
+
+    What is still to come is masked, and no token before it sees it: so each call has the same shape.
+    """
+    start, mask = ids.shape[1], np.ones_like(ids) if mask is None else mask
+    ids, mask = (np.pad(array, ((0, 0), (0, new))) for array in (ids, mask))
+    types = None if types is None else np.pad(types, ((0, 0), (0, new)), mode="edge")
+    for column in range(start, start + new):
         positions = np.clip(mask.cumsum(1) - 1, 0, None)
         given = {"attention_mask": mask, "position_ids": positions, "token_type_ids": types, "head_mask": head_mask}
-        best = wing.numpy(wing.call(model, ids, **given).logits)[:, -1].argmax(-1)[:, None]
-        ids, mask = np.concatenate([ids, best], 1), np.concatenate([mask, np.ones_like(best)], 1)
-        types = None if types is None else np.concatenate([types, types[:, -1:]], 1)
+        ids[:, column] = wing.numpy(wing.call(model, ids, **given).logits)[:, column - 1].argmax(-1)
+        mask[:, column] = 1
     return ids
 
 

@@ -18,7 +18,7 @@ from gptj.parity.revealing import revealing_config, revealing_fill, revealing_we
 from gptj.parity.run import open_reference
 from gptj.parity.tap_names import TapNames
 from gptj.parity.trace import open_trace, write_trace
-from gptj.rotary import rotary_rows
+from gptj.schema.rotary import rotary_rows
 
 CONFIG = revealing_config(n_layer=1, n_positions=512)
 BATCH = small_batch(CONFIG)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from mutants import MUTANTS
 from planted import PLANTED, headline
-from planted_table import PAGE, cell, read_cells, without_numbers
+from planted_table import cell, read_cells, without_numbers
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
 def test_a_planted_mistake_is_named_where_it_is(wing, tmp_path, monkeypatch, planted):
     place, looks_like, sentence = headline(planted, wing.name, tmp_path, monkeypatch)
     assert (place, looks_like) == (planted.where, planted.looks_like), sentence
-    said = read_cells(PAGE.read_text())[planted.name][wing.name]
+    said = read_cells()[planted.name][wing.name]
     found = cell(sentence.replace(str(tmp_path), "."))
     assert without_numbers(found) == without_numbers(said), "run: python tests/documents/planted_table.py --write"
 

@@ -11,11 +11,13 @@ from gptj_conversion.convert import convert
 from wings import close
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
-from gptj.errors import FormatError, GPTJError, MissingFileError, ParityError, SchemaError, WriteError
-from gptj.initial import initial_tensor
+from gptj.config import GPTJConfig
+from gptj.errors import FormatError, GPTJError, InputError, MissingFileError, ParityError, SchemaError, WriteError
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.pretrained import FreshWeightsWarning
+from gptj.pretrained.absent import Absent
 from gptj.schema import HEADS, schema, schema_by_name
+from gptj.schema.initial import initial_tensor
 
 CONFIG = revealing_config()
 EVERY_HEAD = pytest.mark.parametrize("head", HEADS)
@@ -200,6 +202,39 @@ def test_resizing_keeps_the_rows_that_stay_and_is_saved(wing, folder, tmp_path, 
 @EVERY_HEAD
 def test_parameters_are_counted_from_the_schema(wing, revealing, head):
     assert revealing(head).num_parameters() == sum(row.size for row in schema(CONFIG, head))
+
+
+def test_the_embedding_is_left_out_of_the_count_as_in_transformers(wing, folder):
+    head = wing.model("causal_lm")
+    for config in (CONFIG, CONFIG.replace(tie_word_embeddings=True)):
+        model = head(config)
+        whole, embedding = model.num_parameters(), CONFIG.vocab_size * CONFIG.n_embd
+        assert model.num_parameters(exclude_embeddings=True) == whole - embedding
+        assert model.num_parameters(True, True) == whole - embedding
+    prepared = head.from_pretrained(folder, inference=True)
+    assert prepared.num_parameters(exclude_embeddings=True) == head(CONFIG).num_parameters() - embedding
+    assert prepared.num_parameters(only_trainable=True, exclude_embeddings=True) == 0
+
+
+def test_a_model_says_where_it_was_opened_and_its_files_do_not(wing, folder, tmp_path):
+    model = wing.model("causal_lm").from_pretrained(pretrained_model_name_or_path=str(folder))
+    assert vars(model)["name_or_path"] == model.config._name_or_path == str(folder)
+    model.config.use_cache = False
+    assert model.config.name_or_path == model.base_model.config.name_or_path == str(folder)
+    model.save_pretrained(save_directory=tmp_path / "saved")
+    assert str(folder) not in (tmp_path / "saved" / "config.json").read_text()
+    assert wing.model("causal_lm")(CONFIG).name_or_path == CONFIG.name_or_path == ""
+    with pytest.raises(InputError, match="save_directory: is given already"):
+        model.save_pretrained(tmp_path / "a", save_directory=tmp_path / "b")
+    given = GPTJConfig.from_pretrained(folder)
+    other = wing.model("base").from_pretrained(folder, config=given.replace())
+    assert other.name_or_path == given.name_or_path == str(folder) and other.config == given
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Absent) if not name.startswith("_")])
+def test_a_method_that_is_not_there_says_what_to_write(wing, name):
+    with pytest.raises(InputError, match=f"^{name}: is not there: .+[.] .+"):
+        getattr(wing.model("causal_lm"), name)(CONFIG)
 
 
 def test_a_model_that_was_read_and_not_mapped_outlives_its_file(wing, folder, tmp_path):

@@ -15,9 +15,10 @@ import pytest
 
 from gptj import GPTJConfig
 from gptj.checkpoint import open_checkpoint, write_checkpoint
-from gptj.errors import InputError
+from gptj.errors import InputError, WriteError
 from gptj.parity.revealing import revealing_fill
 from gptj.schema import schema
+from gptj.sharding import Mesh
 
 WORKER = Path(__file__).parents[1] / "support" / "parallel_pt.py"
 CONFIG = GPTJConfig(vocab_size=96, n_positions=32, n_embd=64, n_layer=3, n_head=4, rotary_dim=8,
@@ -107,6 +108,30 @@ def test_a_folder_that_cannot_be_written_ends_every_process_wait(found):
 def test_a_folder_is_written_without_any_process_holding_the_model(found):
     folder = open_checkpoint(found["place"] / "saved tp_fsdp 2 2")
     assert folder.config.architecture_sha256 == CONFIG.architecture_sha256 and len(folder.tensors) == 3 * 10 + 5
+    assert 1 <= found["tp_fsdp:2:2"]["whole at a time"] <= 2  # one, and the next while it is read
+
+
+def test_a_checkpoint_whose_parts_lie_on_other_hosts_is_refused(model_folder, tmp_path, monkeypatch):
+    import torch
+
+    import gptj.pt as gptj
+    from gptj.pt import parallel
+
+    parallel.join_processes()
+    try:
+        model = gptj.GPTJForCausalLM.from_pretrained(model_folder, mesh=Mesh(), strategy="fsdp")
+        real = parallel.checkpoint.save
+
+        def save(state: Any, *, checkpoint_id: Any) -> None:
+            real(state, checkpoint_id=checkpoint_id)
+            next(Path(checkpoint_id).glob("*.distcp")).unlink()
+
+        monkeypatch.setattr(parallel.checkpoint, "save", save)
+        with pytest.raises(WriteError, match="all processes share"):
+            parallel.save_training(tmp_path / "step", model, torch.optim.AdamW(model.parameters()), step=1)
+        assert not (tmp_path / "step").exists()
+    finally:
+        parallel.leave_processes()
 
 
 def test_a_lone_process_is_told_how_to_be_several(model_folder):

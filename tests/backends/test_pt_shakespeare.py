@@ -11,7 +11,7 @@ from pathlib import Path
 from gptj_conversion.convert import convert, open_source
 
 from gptj import GPTJConfig, GPTJTokenizer
-from gptj.demo.journey import SHAKESPEARE
+from gptj.command.demo.journey import SHAKESPEARE
 from gptj.generation.config import GenerationConfig
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_shakespeare.py"

@@ -18,8 +18,8 @@ from gptj.parity.revealing import revealing_config, revealing_fill, revealing_we
 from gptj.parity.run import open_reference
 from gptj.parity.trace import TraceFacts, open_trace, rotary_sha256, table_sha256, write_trace
 from gptj.parity.trace_record import PATHS, probe_batch, record_trace, weights_sha256
-from gptj.rotary import rotary_table
 from gptj.schema import schema
+from gptj.schema.rotary import rotary_table
 from gptj.taps import IN_BLOCK, list_taps
 
 CONFIG = revealing_config(n_layer=2)

@@ -10,8 +10,8 @@ import pytest
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config
-from gptj.rotary import rotary_table
 from gptj.schema import HEADS, schema
+from gptj.schema.rotary import rotary_table
 
 CONFIG = revealing_config()
 STATES = [(head, state) for head in HEADS for state in ("made", "without values", "loaded")]

@@ -62,7 +62,20 @@ def test_prompts_and_results_of_many_lengths_compile_few_shapes(folder):
 def test_one_program_serves_every_block(folder):
     model = GPTJForCausalLM.from_pretrained(folder(n_layer=3))
     Decoder(model, 1, 64).prefill(prompt(5)[:1])
-    assert program(model, "_block").experimental_get_tracing_count() == 1
+    assert program(model, "compiled_block").experimental_get_tracing_count() == 1
+
+
+def test_a_second_model_of_the_same_config_compiles_nothing(folder):
+    def programs(model):
+        model.generate(prompt(5), max_new_tokens=4, eos_token_id=None)
+        return {id(one) for key, one in CompiledModel.of(model).functions.items() if key[0] != "_run"}
+
+    first, second = (GPTJForCausalLM.from_pretrained(folder(**FEW)) for _ in range(2))
+    assert programs(first) == programs(second)
+    second.lm_head.bias.assign(tf.one_hot(17, 216) * 1000)
+    first.lm_head.bias.assign(tf.one_hot(18, 216) * 1000)
+    for model, token in ((first, 18), (second, 17)):
+        assert (model.generate(prompt(5), max_new_tokens=4, eos_token_id=None).numpy()[:, 5:] == token).all()
 
 
 def program(model, *begin):
@@ -78,10 +91,10 @@ def compiled_text(model, name: str, stage: str) -> str:
     decoder.step(np.array([3]))
     c, number = model.config, tf.constant(7)
     x, angles = tf.zeros((1, 1, c.n_embd)), tf.zeros((1, 1, c.rotary_width // 2))
-    block = model.transformer.h[0]
-    parameters = [operator.attrgetter(name)(block).value for name in CompiledModel.of(model).names]
+    block, head = model.transformer.h[0], (model.transformer.ln_f, model.lm_head)
+    parameters = {name: operator.attrgetter(name)(block).value for name in CompiledModel.of(model).names}
     arguments = {
-        "_block": (
+        "compiled_block": (
             parameters,
             {},
             decoder.keys[0],
@@ -91,28 +104,25 @@ def compiled_text(model, name: str, stage: str) -> str:
             tf.ones((1, 1, 1, 64), tf.bool),
             number,
         ),
-        "_head": (x, number),
+        "compiled_head": (*({"weight": one.weight.value, "bias": one.bias.value} for one in head), x, number),
     }
-    functions = CompiledModel.of(model).functions
-    key = next(key for key in functions if key[:3] == (name, 1, 1))
-    options = dict(option for option in key if isinstance(option, tuple))
-    return functions[key].experimental_get_compiler_ir(*arguments[name], **options)(stage=stage)
+    return program(model, name, 1, 1).experimental_get_compiler_ir(*arguments[name])(stage=stage)
 
 
 def test_a_step_is_not_compiled_anew_for_another_token_or_slot(model):
-    header = compiled_text(model, "_block", "hlo").splitlines()[0]
+    header = compiled_text(model, "compiled_block", "hlo").splitlines()[0]
     layout = header[header.index("entry_computation_layout") :]
     assert layout.count("f32[1,1,48]") >= 1, "the stream must be an input of the program, not a constant"
     assert layout.count("s32[]") >= 1 and layout.count("pred[1,1,1,64]") >= 1
 
 
 def test_a_step_updates_its_cache_in_place(model):
-    text = compiled_text(model, "_block", "optimized_hlo")
+    text = compiled_text(model, "compiled_block", "optimized_hlo")
     assert "may-alias" in text.splitlines()[0]
     assert not re.findall(r"f32\[4,64,12\]\S* copy\(", text), "a copy of a whole cache at every step"
 
 
-@pytest.mark.parametrize(("name", "products"), [("_block", 6), ("_head", 1)])
+@pytest.mark.parametrize(("name", "products"), [("compiled_block", 6), ("compiled_head", 1)])
 def test_a_step_multiplies_on_every_thread(model, name, products):
     text = compiled_text(model, name, "optimized_hlo")
     entry = text[text.index("\nENTRY") :]

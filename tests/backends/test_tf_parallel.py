@@ -82,7 +82,7 @@ def test_a_model_on_several_devices_is_the_whole_one(found, words):
     facts, parts = found[words], int(words[-1])
     assert facts["layouts"] == facts["cuts"] and facts["held"] == facts["table"]
     assert sum(facts["held"]) <= NUMBERS * (1 / parts + 0.01) + 16 * CONFIG.n_embd * CONFIG.n_layer
-    assert facts["difference"] <= 2e-5
+    assert facts["difference"] <= 2e-5 and facts["scores"] <= 2e-5  # of three texts, whatever dp is
     assert facts["tokens"] == [True] * (4 if words == "tp:2:2" else 2) and facts["folder"]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from reference import MESH_FIXTURE
 
@@ -20,6 +21,8 @@ COMMANDS = ("adapter", "convert", "demo", "doctor", "generate", "init", "inspect
 
 
 def gptj(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    if not environment:
+        return forked.gptj(*arguments, cwd=cwd)
     return subprocess.run(
         [sys.executable, "-m", "gptj", *map(str, arguments)],
         capture_output=True,

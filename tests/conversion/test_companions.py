@@ -155,6 +155,26 @@ def test_a_generation_config_that_breaks_a_rule_is_carried_as_it_is_and_that_is_
     assert "is carried along as it is" in notes and "top_k" in notes
 
 
+@pytest.mark.parametrize("secret", ['{"token": "s3cret"}', "s3cret"])
+def test_X2_nothing_is_carried_along_through_a_link_out_of_the_source_unless_that_is_said(tmp_path, secret):
+    source = canonical(tmp_path / "in", eos=END)
+    (tmp_path / "elsewhere").write_text(secret)
+    (source / "generation_config.json").symlink_to(tmp_path / "elsewhere")
+    assert "generation_config.json is left out: is a link out of its folder" in notes_of(source)
+    out = convert(source, tmp_path / "out")
+    assert not [file.name for file in out.iterdir() if b"s3cret" in file.read_bytes()]
+    out = convert(source, tmp_path / "followed", follow_links=True)
+    assert (out / "generation_config.json").read_text() == secret
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_folder_in_a_tokenizer_files_place_does_not_keep_the_weights_from_being_converted(tmp_path, name):
+    source = canonical(tmp_path / "in", eos=END)
+    (source / name).unlink()
+    (source / name).mkdir()
+    assert "the tokenizer is left out" in notes_of(source)
+
+
 def test_a_tokenizer_that_stays_in_a_folder_that_is_replaced_is_pointed_out(tmp_path):
     src = canonical(tmp_path / "src", eos=END, tokenizer=False)
     old = canonical(tmp_path / "old", eos=END, generation=GenerationConfig(eos_token_id=END))

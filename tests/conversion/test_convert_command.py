@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import gptj
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.reading.manifest import Manifest
 
 CONFIG = revealing_config(n_layer=1)
-
-
-def gptj(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "gptj", *map(str, arguments)], capture_output=True, text=True)
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import gptj
 from lawful import good_folder, oddities
 from tokenizer_samples import CORPUS, small
 
@@ -26,8 +25,7 @@ def test_a_lawful_oddity_is_converted_to_the_same_weights(tmp_path: Path, good, 
     folder = good_folder(tmp_path / "model")
     oddity.make(folder)
     options = [word for name, value in oddity.arguments.items() for word in (f"--{name.replace('_', '-')}", value)]
-    command = [sys.executable, "-m", "gptj", "convert", folder / oddity.inside, tmp_path / "out", *options]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    done = gptj("convert", folder / oddity.inside, tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr
     assert oddity.says is None or oddity.says in done.stderr, done.stderr
     said = [line.partition(": ")[2] for line in done.stderr.splitlines()]

@@ -18,9 +18,7 @@ def test_every_case_is_refused_by_name_or_read_and_said(kind):
 
 
 def test_the_page_counts_every_case():
-    page = __main__.PAGE.read_text()
-    text = page[page.index(__main__.BEGIN) : page.index(__main__.END)]
-    counted = {row.split(" | ")[0].strip("| "): int(row.split(" | ")[1]) for row in text.splitlines()[4:] if row}
+    counted = {name: int(count) for name, count, *_ in __main__.TABLE.read_rows()}
     expected = Counter({__main__.title(kind): len(cases(kind)) for kind in kinds()})
     assert counted == {**expected, "all": expected.total()}, "run: python -m malformed --write"
 

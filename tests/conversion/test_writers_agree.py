@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from checkpoint_samples import array_of, write_sample
 from click.testing import CliRunner
+from forked import gptj
 from gptj_conversion.common.foreign_writer import write_foreign
 from gptj_conversion.convert import convert
 from gptj_conversion.hf.flax_msgpack import FLAX_FILE, MsgpackWriter
@@ -192,10 +191,6 @@ def test_a_link_in_a_stages_place_is_removed_and_what_it_leads_to_stays(tmp_path
 
 
 # ---- the command line
-
-
-def gptj(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "gptj", *map(str, arguments)], capture_output=True, text=True)
 
 
 def test_verify_names_what_it_did_not_check(tmp_path):

@@ -14,8 +14,8 @@ from gptj_conversion.verify import verify
 from rich.console import Console
 
 from gptj.checkpoint import verify_checkpoint
+from gptj.command.demo import journey
 from gptj.config import GPTJConfig
-from gptj.demo import journey
 from gptj.errors import BackendError, WriteError
 from gptj.text.tokenizer import GPTJTokenizer
 

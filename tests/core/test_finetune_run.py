@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +21,15 @@ from tokenizer_samples import small
 
 from gptj.backends import install_line
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
-from gptj.errors import CheckpointWarning, FormatError, InputError, WriteError
-from gptj.finetune import job
+from gptj.errors import CheckpointWarning, FormatError, GPTJError, InputError, WriteError
+from gptj.finetune import job, together
 from gptj.finetune.checkpoints import Identity, RunFolder, write_moments
 from gptj.finetune.curve import Row, draw_curve, perplexity, read_curve, write_curve
 from gptj.finetune.data import Batches, Document, make_windows
 from gptj.finetune.loop import Progress, Training
 from gptj.finetune.settings import Settings
+from gptj.finetune.together import SharedRunFolder, Team
+from gptj.sharding import Processes
 
 SETTINGS = Settings(steps=12, batch=2, accumulate=2, lr=0.1, save_every=3, eval_every=4)
 
@@ -191,6 +196,69 @@ def test_a_resumed_run_that_differs_is_refused_by_name(changes, words):
 def test_how_often_it_is_saved_may_change():
     stored = json.loads(json.dumps(identity().to_dict()))
     identity(dataclasses.replace(SETTINGS, save_every=1)).require_same(stored, Path("step-1"))
+
+
+class Threads:
+    """Two processes that agree, as threads."""
+
+    def __init__(self):
+        self.barrier, self.said = threading.Barrier(2, timeout=20), {}
+
+    def run(self, work):
+        """What `work` of each one's team gave, or raised."""
+
+        def one(rank):
+            mine = types.SimpleNamespace(gather_texts=lambda text: self.gather(rank, text))
+            try:
+                return work(Team(mine, Processes(rank, 2)))
+            except (GPTJError, SystemExit) as error:
+                return error
+
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            return [*threads.map(one, range(2))]
+
+    def gather(self, rank, text):
+        self.said[rank] = text
+        self.barrier.wait()
+        found = [self.said[0], self.said[1]]
+        self.barrier.wait()
+        return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {"sha256": "b"}}, "DATA"),
+        ({"model": {"n": 2}}, "DIR"),
+        ({"settings": dataclasses.replace(SETTINGS, lr=0.2)}, "--lr"),
+        ({"settings": dataclasses.replace(SETTINGS, save_every=9)}, "settings"),
+    ],
+)
+def test_processes_that_have_other_files_or_options_are_refused_by_name(changes, words):
+    def work(team):
+        team.require_alike(identity() if team.first else dataclasses.replace(identity(), **changes))
+
+    first, second = Threads().run(work)
+    assert isinstance(first, SystemExit)
+    assert isinstance(second, InputError) and words in str(second) and "process 1 on" in str(second)
+    assert Threads().run(lambda team: team.require_alike(identity())) == [None, None]
+
+
+def test_a_folder_that_the_others_do_not_see_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(together, "_PATIENCE_S", 0.2)
+
+    def work(team, second):
+        with SharedRunFolder(tmp_path / ("out" if team.first else second), resume=True, team=team) as run:
+            return run.steps()
+
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    for second in ("other", "none"):
+        first, found = Threads().run(lambda team, second=second: work(team, second))
+        assert isinstance(first, SystemExit) and isinstance(found, WriteError)
+        assert "does not see what the first one writes" in str(found) and str(tmp_path / second) in str(found)
+        assert not (tmp_path / "out").exists()
+    assert Threads().run(lambda team: work(team, "out")) == [[], []]
+    assert [*(tmp_path / "out" / "checkpoints").iterdir()] == []
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):

@@ -30,15 +30,16 @@ import gptj
 from gptj import backends
 from gptj.backends import BACKENDS, DISTRIBUTION, EXTRAS, install_line, likely_backend
 from gptj.command import main as cli
+from gptj.command.called import CALLED
 from gptj.command.doctor import examine
 from gptj.command.options import BackendsChoice
 from gptj.config import GPTJConfig
 from gptj.errors import BackendAttributeError, BackendError, InputError
 from gptj.generation import GenerateOutput, GenerationConfig, TokenStep
 from gptj.generation.fields import CallFields, GenerationFields
+from gptj.inputs.prepared import check_device, check_quantize
 from gptj.outputs import CausalLMOutputWithPast, KVCache
 from gptj.parity.report import Measure, ParityReport
-from gptj.prepared import check_device, check_quantize
 from gptj.schema import HEADS
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def test_every_extra_that_the_hints_name_is_one_and_all_has_them_all():
 
 def test_no_other_file_spells_an_install_line():
     spelt = [path.name for path in SOURCES if re.search(r"gptj\[\w|pip install", path.read_text())]
-    assert spelt == ["backends.py"]
+    assert spelt == ["errors.py"]
 
 
 @pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))])
@@ -248,11 +249,26 @@ def completions(*words: str, incomplete: str = "") -> list[str]:
         (("generat", "x"), "No such command 'generat'. Did you mean generate?"),
         (("finetun",), "Did you mean finetune?"),
         (("parity", "recrod", "x"), "No such command or folder 'recrod'. Did you mean record?"),
+        (("train", "x"), "No such command 'train'. Did you mean gptj finetune DIR DATA OUT?"),
+        (("Chat",), "Did you mean gptj generate DIR --interactive?"),
+        (("perplexty",), "Did you mean gptj score DIR FILE?"),
+        (("version",), "Did you mean gptj --version?"),
+        (("push",), "hf upload OWNER/NAME DIR"),
     ],
 )
 def test_a_name_that_people_type_gets_the_one_that_is_meant(words, said):
     done = run(*words)
     assert done.exit_code == 2 and said in " ".join(done.output.split())
+
+
+def test_what_others_call_a_command_is_no_command_and_the_line_that_is_meant_can_be_typed():
+    assert not CALLED.keys() & cli.COMMANDS.keys()
+    lines = {line[1] for saying in CALLED.values() if (line := re.search(r"Did you mean gptj (.+)\?", saying))}
+    assert len(lines) > 20
+    for line in sorted(lines - {"--help", "--version"}):
+        done = run(*(word for word in line.split() if not word.isupper()), "--help")
+        options = {word for word in line.split() if word.startswith("-")}
+        assert done.exit_code == 0 and all(name in done.output for name in options), line
 
 
 def test_blanks_in_a_list_of_backends_are_nothing():

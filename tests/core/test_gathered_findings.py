@@ -118,7 +118,7 @@ def test_gradients_are_rows_of_the_matrix(tmp_path, wrong):
     other = {name: value * np.float32(wrong if name.endswith("bias") else 1) for name, value in values.items()}
     traces = [with_extras(tmp_path / "a", values, "float64"), with_extras(tmp_path / "b", other, "float32")]
     comparison, found = told(traces)
-    assert [(row.backend, row.row, row.what) for row in found.matrix] == [
+    assert [(row.backend, row.against, row.what) for row in found.matrix] == [
         ("b", "gradient against a", one.parameter) for one in comparison.gradients
     ]
     assert found.passed == comparison.passed == (wrong == 1.0)

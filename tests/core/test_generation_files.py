@@ -13,7 +13,7 @@ import pytest
 from toy_decoder import ToyDecoder, toy_config
 
 from gptj.checkpoint import write_checkpoint
-from gptj.errors import CheckpointWarning, ConfigError, InputError
+from gptj.errors import CheckpointWarning, ConfigError, FormatError, InputError
 from gptj.generation import GenerateOutput, Generates, GenerationConfig, generate
 from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.pretrained import prepare
@@ -381,3 +381,12 @@ def test_a_file_that_cannot_be_read_is_said_when_a_model_is_opened(tmp_path):
         with pytest.warns(CheckpointWarning, match=r"generation_config\.json: cannot be read, so the defaults"):
             assert prepare("causal_lm", folder).generation_config is None
         path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_a_folder_in_the_files_place_is_said_to_be_one(tmp_path):
+    path = tmp_path / "generation_config.json"
+    path.mkdir()
+    for read_from in (path, tmp_path):
+        with pytest.raises(FormatError, match=r"not a regular file .*found a folder") as refused:
+            GenerationConfig.from_file(read_from)
+        assert refused.value.file == str(path)

@@ -15,8 +15,8 @@ from gptj.checkpoint import write_checkpoint
 from gptj.command.main import gptj_command
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, MissingFileError
-from gptj.hub import HubPlace, locate, locate_source
 from gptj.parity.revealing import revealing_config, revealing_fill
+from gptj.paths.hub import HubPlace, locate, locate_source
 from gptj.pretrained import prepare
 from gptj.text.tokenizer import GPTJTokenizer
 

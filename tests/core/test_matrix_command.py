@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from gptj.checkpoint import write_checkpoint
 from gptj.command import invariance
 from gptj.command.main import gptj_command
-from gptj.parity.findings import Findings, LadderRung, MatrixRow
+from gptj.parity.findings import Findings, LadderRung, MeasureFound
 from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.parity.run import open_reference
 from gptj.schema import schema
@@ -34,7 +34,7 @@ def run(*arguments):
 
 @pytest.mark.parametrize("holds", [True, False])
 def test_the_matrix_is_printed_and_its_verdict_is_the_exit_status(folder, monkeypatch, holds):
-    row = MatrixRow("pt", "cached", "logits", 0.25, 1.0 if holds else 0.125, holds)
+    row = MeasureFound("pt", "cached", "logits", 0.25, 1.0 if holds else 0.125, holds)
     found = Findings("holds" if holds else "differs", "headline", str(folder), matrix=(row,))
     monkeypatch.setattr(invariance, "_through_formats", lambda *_: ({}, []))
     monkeypatch.setattr("gptj.parity.matrix.run_matrix", lambda *_, **__: found)

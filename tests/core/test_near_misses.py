@@ -21,8 +21,8 @@ from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, GPTJError, InputError, MissingFileError
 from gptj.generation import GenerationConfig
 from gptj.generation.config import UNSUPPORTED
-from gptj.hub import HubPlace
 from gptj.parity.revealing import revealing_fill
+from gptj.paths.hub import HubPlace
 from gptj.pretrained.loading import LOADING_ARGUMENTS
 from gptj.text import tokenizer_calls
 from gptj.text.tokenizer_calls import set_from_pretrained, take_call_arguments

@@ -76,6 +76,19 @@ class TestAgainstTheOriginal:
             assert tokens[0, length:].tolist() == outputs["gen_tokens_fp32"][row, :steps].tolist()
             assert np.abs(logits[0] - outputs["gen_logits_fp32"][row, :steps]).max() < FLOAT32_ABSOLUTE
 
+    @pytest.mark.parametrize("wrong", [None, 0, 3, 6], ids=str)
+    def test_a_guess_of_the_text_saves_passes_and_changes_nothing(self, mesh, monkeypatch, wrong):
+        ids, mask = np.array([[5, 6, 7], [0, 8, 9]]), np.array([[1, 1, 1], [0, 1, 1]])
+        tokens, logits = mesh.generate(ids, mask, max_new_tokens=8)
+        guess = tokens[:, 3:].copy()
+        if wrong is not None:
+            guess[1, wrong] = (guess[1, wrong] + 1) % mesh.config.vocab_size
+        passes, forward = [], mesh.forward
+        monkeypatch.setattr(mesh, "forward", lambda *given: passes.append(1) or forward(*given))
+        found, again = mesh.generate(ids, mask, max_new_tokens=8, guess=guess)
+        assert (found == tokens).all() and np.abs(again - logits).max() < SAME_EQUATIONS
+        assert len(passes) == (1 if wrong is None else 8 - wrong)
+
     def test_the_fixture_would_show_a_lost_rotary_sign(self, mesh):
         outputs = mesh_outputs()
 

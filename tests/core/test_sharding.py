@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,12 +16,13 @@ from hypothesis import strategies as st
 
 from gptj import GPTJConfig
 from gptj.command.main import gptj_command
+from gptj.command.together import Copies
 from gptj.errors import InputError
-from gptj.initial import initial_tensor
 from gptj.schema import schema, schema_by_name
+from gptj.schema.initial import initial_tensor
 from gptj.sharding import STRATEGIES, Mesh, check_mesh, check_strategy, held_by_one, partition_of, slices
 from gptj.sharding.plan import MemoryPlan, Work, list_meshes, plan_memory
-from gptj.sharding.processes import environment_place
+from gptj.sharding.processes import environment_place, interface_of, own_address, require_same
 
 SMALL = GPTJConfig(vocab_size=96, n_positions=32, n_embd=48, n_layer=2, n_head=4, rotary_dim=4)
 SIX = GPTJConfig()
@@ -161,6 +165,45 @@ def test_launch_variables_are_read_together_or_not_at_all(monkeypatch):
         environment_place("N", "I")
     monkeypatch.setenv("I", "3")
     assert environment_place("N", "I") == (4, 3)
+
+
+def test_a_host_is_known_by_the_address_that_others_reach():
+    """Each says how it reaches the first; the first's own name often means an address of its own alone."""
+    assert own_address("127.0.0.1", lambda mine: [mine, mine]) is None  # one host
+    assert own_address("127.0.0.1", lambda mine: [mine, ""]) is None
+    assert own_address("127.0.0.1", lambda mine: [mine, "127.0.0.9"]) is None
+    assert own_address("127.0.0.1", lambda mine: [mine, "192.0.2.77"]) in (_way_to("192.0.2.77"), None)
+    assert own_address("name.invalid", lambda mine: [mine, mine]) is None
+
+
+def _way_to(address):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect((address, 9))
+        except OSError:  # a machine without a network
+            return None
+        return way.getsockname()[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the question is Linux'")
+def test_an_interface_is_found_by_its_address():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.9") is None and interface_of("::1") is None and interface_of("name") is None
+
+
+def test_what_is_another_than_the_first_processs_is_refused():
+    require_same("0f" * 32, lambda number: number, problem="another", file="m", hint="Share it")
+    with pytest.raises(InputError, match=r"m: another .expected the same.*Share it"):
+        require_same("0f" * 32, lambda number: 5, problem="another", file="m", hint="Share it")
+
+
+def test_other_prompts_than_the_first_processs_are_refused(monkeypatch):
+    parallel = types.SimpleNamespace(share_number=lambda number: 7, copy_of=lambda model: (1, 2))
+    monkeypatch.setitem(sys.modules, "gptj.other.parallel", parallel)
+    with pytest.raises(InputError, match=r"the texts on .* are others than the first process"):
+        Copies.of(types.SimpleNamespace(placement=1), "other", [[1, 2]])
+    parallel.share_number = lambda number: number
+    assert Copies.of(types.SimpleNamespace(placement=1), "other", [[1, 2]]).count == 2
 
 
 def test_a_plan_counts_weights_and_optimizer_exactly():

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.speed import measures
+from benchmarks.speed import measures, report
 from benchmarks.speed.contenders import contenders
 from benchmarks.speed.contest import Contest, DroppedOutError, Rules, Worker
 from benchmarks.speed.folders import lively_tensor
 from benchmarks.speed.machine import Others
 from benchmarks.speed.picture import apart, draw
-from benchmarks.speed.report import tables
 from benchmarks.speed.results import Results
 from benchmarks.speed.shapes import SHAPES
 from gptj.parity.oracle import Oracle
@@ -40,7 +39,7 @@ def recorded():
 
 def shown(results):
     console = Console(width=240, record=True)
-    for table in tables(results):
+    for table in report.tables(results):
         console.print(table)
     return console.export_text()
 
@@ -81,6 +80,21 @@ def test_a_decoded_token_is_the_difference_of_two_calls():
         return {"seconds": 5.0 + 0.25 * new}
 
     assert measures.repeat("decode8", ask, SHAPES["tiny"], {"rows": 8, "steps": 16}) == {"decode8_s": 0.25}
+
+
+def test_drawn_steps_are_measured_beside_the_greedy_one_in_one_turn():
+    steps = {"greedy": 0.1, "nucleus": 0.12, "penalised": 0.11}
+
+    def ask(what, ids, new, choice):
+        assert len(ids) == 32
+        return {"seconds": 5.0 + steps[choice] * new}
+
+    found = measures.repeat("drawn32", ask, SHAPES["tiny"], {"rows": 32, "steps": 16})
+    assert found == {f"drawn32_{choice}_s": pytest.approx(step) for choice, step in steps.items()}
+    results = recorded()
+    results.record("S", "gptj-pt", "drawn32", {figure: [step] for figure, step in found.items()}, LIMITS)
+    (row,) = zip(*(column.cells for column in report.drawn_table(results, SHAPES["S"]).columns), strict=True)
+    assert row == ("gptj-pt", "", "", "100.0; 1.20 1.10")
 
 
 def test_a_slow_contender_decodes_fewer_tokens():

@@ -85,7 +85,7 @@ def test_texts_whose_words_repeat_have_the_same_ids(oracle: tiktoken.Encoding) -
     """These are encoded word by word, and each different word once."""
     texts = [4 * text for text in random_texts(20_000 if FULL else 2_000, seed=9)]
     assert_same(oracle, texts)
-    assert sum(map(len, texts)) > 100_000 and gpt2()._encoder.known_words
+    assert sum(map(len, texts)) > 100_000 and gpt2()._encoder._known_words
 
 
 def test_the_comparison_can_fail(oracle: tiktoken.Encoding) -> None:

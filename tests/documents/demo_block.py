@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-BEGIN, END = "<!-- demo: made by tests/documents/demo_block.py -->", "<!-- demo end -->"
+from page_parts import Part
+
+BLOCK = Part("README.md", "demo", "tests/documents/demo_block.py")
 
 
 def block(output: str) -> str:
@@ -30,22 +30,11 @@ def shape(text: str) -> str:
     return re.sub(r" +\d\.\de-\d\d\b", " #", text)
 
 
-def found_in(readme: str) -> str:
-    """The block that stands in the README."""
-    return readme[readme.index(BEGIN) + len(BEGIN) : readme.index(END)].strip()
-
-
-def placed(readme: str, text: str) -> str:
-    """The README with the block between its two marks."""
-    start, end = readme.index(BEGIN) + len(BEGIN), readme.index(END)
-    return f"{readme[:start]}\n\n{text}\n\n{readme[end:]}"
+def run_demo() -> str:
+    """What the command prints."""
+    command = [sys.executable, "-m", "gptj", "demo"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
-    command = [sys.executable, "-m", "gptj", "demo"]
-    made = block(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    if "--write" in sys.argv[1:]:
-        path = ROOT / "README.md"
-        path.write_text(placed(path.read_text(), made))
-    else:
-        print(made)
+    BLOCK.print_or_write(lambda: block(run_demo()))

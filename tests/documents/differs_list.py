@@ -6,12 +6,12 @@ python tests/documents/differs_list.py --write  put it into CONTRIBUTING.md
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-WINGS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
-BEGIN, END = "<!-- differences: made by tests/documents/differs_list.py -->", "<!-- differences end -->"
+from feature_table import WINGS
+from page_parts import ROOT, Part
+
+LIST = Part("CONTRIBUTING.md", "differences", "tests/documents/differs_list.py")
 
 
 def differences(source: str) -> list[str]:
@@ -41,19 +41,8 @@ def listing(root: Path) -> str:
         for path in sorted((root / wing).glob("*.py")):
             lines += [f"* `{wing}/{path.name}`: {text}" for text in differences(path.read_text())]
         lines.append("")
-    return "\n".join(lines).rstrip()
-
-
-def placed(page: str, text: str) -> str:
-    """The page with the list between its two marks."""
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    return re.sub(r"[ \t]+\n", "\n", f"{page[:start]}\n\n{text}\n\n{page[end:]}")
+    return re.sub(r"[ \t]+\n", "\n", "\n".join(lines).rstrip())
 
 
 if __name__ == "__main__":
-    made = listing(ROOT / "src" / "gptj")
-    if "--write" in sys.argv[1:]:
-        path = ROOT / "CONTRIBUTING.md"
-        path.write_text(placed(path.read_text(), made))
-    else:
-        print(made)
+    LIST.print_or_write(lambda: listing(ROOT / "src" / "gptj"))

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "faults.md"
-BEGIN, END = "<!-- rows: made by tests/documents/fault_table.py -->", "<!-- rows end -->"
+from page_parts import ROOT, Part, markdown_table
+
+TABLE = Part("docs/faults.md", "rows", "tests/documents/fault_table.py")
 
 ROWS = {
     "W1": "a file that is cut",
@@ -112,13 +111,13 @@ def table() -> str:
     tests: dict[str, dict[str, list[str]]] = {row: {} for row in ROWS}
     for row, file, claim in named_tests(ROOT / "tests"):
         tests.setdefault(row, {}).setdefault(file, []).append(claim)
-    lines = ["| row | fault | tests named after it |", "|---|---|---|"]
+    rows = []
     for row, by_file in tests.items():
         held = [f"`{file}`: {'; '.join(claims)}" for file, claims in by_file.items()]
         if cases[row]:
             held.append("`conversion/test_benchmarks.py`: the folders below")
-        lines.append(f"| {row} | {ROWS.get(row, '')} | {'<br>'.join(held)} |")
-    return "\n".join(lines)
+        rows.append([row, ROWS.get(row, ""), "<br>".join(held)])
+    return markdown_table(["row", "fault", "tests named after it"], rows)
 
 
 def unheld() -> list[str]:
@@ -128,14 +127,5 @@ def unheld() -> list[str]:
     return [row for row in ROWS if row not in named and not cases[row]]
 
 
-def placed(page: str, text: str) -> str:
-    """The page with the table between its two marks."""
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    return f"{page[:start]}\n\n{text}\n\n{page[end:]}"
-
-
 if __name__ == "__main__":
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(placed(PAGE.read_text(), table()))
-    else:
-        print(table())
+    TABLE.print_or_write(table)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from page_parts import ROOT, Part, markdown_table
 
 HEADS = {
     "base": "GPTJModel",
@@ -23,9 +24,7 @@ HEADS = {
     "question_answering": "GPTJForQuestionAnswering",
 }
 WINGS = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "features.md"
-BEGIN, END = "<!-- features: made by tests/documents/feature_table.py -->", "<!-- features end -->"
+TABLE = Part("docs/features.md", "features", "tests/documents/feature_table.py")
 
 
 def marks(source: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -42,38 +41,32 @@ def marks(source: str) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield name, tuple(HEADS) if "every" in heads else tuple(heads)
 
 
+def wings_of(path: Path) -> set[str]:
+    """The wings in which a file's tests run: one where its name says so, else all."""
+    alone = re.match(r"test_(pt|tf|flax)_", path.name)
+    return {alone[1]} if alone else set(WINGS)
+
+
 def cells(folder: Path) -> dict[str, dict[str, set[str]]]:
     """For each feature and head, the wings in which a test backs it."""
     found: dict[str, dict[str, set[str]]] = {}
     for path in sorted(folder.glob("test_*.py")):
-        alone = re.match(r"test_(pt|tf|flax)_", path.name)
-        wings = {alone[1]} if alone else set(WINGS)
         for name, heads in marks(path.read_text()):
             for head in heads:
-                found.setdefault(name, {}).setdefault(head, set()).update(wings)
+                found.setdefault(name, {}).setdefault(head, set()).update(wings_of(path))
     return found
 
 
 def table(folder: Path) -> str:
     """The table in Markdown: a row a feature, a column a class, the wings in the cells; a single wing's rows last."""
-    lines = ["| | " + " | ".join(HEADS.values()) + " |", "|---" * (len(HEADS) + 1) + "|"]
-    alone = {name: len(set().union(*by_head.values())) == 1 for name, by_head in cells(folder).items()}
-    for name, by_head in sorted(cells(folder).items(), key=lambda item: alone[item[0]]):
+    found = cells(folder)
+    alone = {name: len(set().union(*by_head.values())) == 1 for name, by_head in found.items()}
+    rows = []
+    for name, by_head in sorted(found.items(), key=lambda item: alone[item[0]]):
         row = [", ".join(WINGS[w] for w in WINGS if w in by_head.get(head, ())) or "-" for head in HEADS]
-        lines.append("| " + " | ".join([name, *("all three" if c.count(",") == 2 else c for c in row)]) + " |")
-    return "\n".join(lines)
-
-
-def placed(page: str, text: str) -> str:
-    """The page with the table between its two marks."""
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    return f"{page[:start]}\n\n{text}\n\n{page[end:]}"
+        rows.append([name, *("all three" if c.count(",") == 2 else c for c in row)])
+    return markdown_table(["", *HEADS.values()], rows)
 
 
 if __name__ == "__main__":
-    made = table(ROOT / "tests" / "backends")
-    if "--write" in sys.argv[1:]:
-        path = PAGE
-        path.write_text(placed(path.read_text(), made))
-    else:
-        print(made)
+    TABLE.print_or_write(lambda: table(ROOT / "tests" / "backends"))

@@ -11,14 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from feature_table import ROOT
+from page_parts import Part
 
 from gptj.parity.findings import Findings, LadderRung
 from gptj.parity.ladder import RUNGS, TRANSFORMERS, run_ladder
 from gptj.parity.reports.text import render_text
 
-PAGE = ROOT / "docs" / "parity.md"
-BEGIN, END = "<!-- ladder: made by tests/documents/ladder_table.py -->", "<!-- ladder end -->"
+LADDERS = Part("docs/parity.md", "ladder", "tests/documents/ladder_table.py")
 BACKENDS = ("pt", "tf", "flax", TRANSFORMERS)
 MODELS = ("demo", "revealing")
 
@@ -34,17 +33,10 @@ def text(ladders: dict[str, tuple[LadderRung, ...]]) -> str:
     return "```text\n" + "\n\n".join(block(name, rungs) for name, rungs in ladders.items()) + "\n```"
 
 
-def placed(page: str, text: str) -> str:
-    """The page with the ladders between its two marks."""
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    return f"{page[:start]}\n\n{text}\n\n{page[end:]}"
-
-
-def rows_of_page(page: str) -> dict[str, list[list[str]]]:
-    """The cells of each checkpoint's rows on the page."""
-    between = page[page.index(BEGIN) + len(BEGIN) : page.index(END)].replace("```text", "").replace("```", "")
+def read_rows(printed: str) -> dict[str, list[list[str]]]:
+    """The cells of each checkpoint's rows in what `text` gives, and the page shows."""
     found: dict[str, list[list[str]]] = {}
-    for line in between.strip().splitlines():
+    for line in printed.splitlines():
         if line.removesuffix(":") in MODELS:
             found[line.removesuffix(":")] = []
         elif line.startswith("  "):
@@ -57,12 +49,12 @@ def expected_rows() -> list[list[str]]:
     return [[backend, rung] for backend in BACKENDS for rung in RUNGS[backend]]
 
 
-def rungs_of_page(page: str) -> dict[str, tuple[LadderRung, ...]]:
-    """Each checkpoint's rungs, as far as the page's digits say them."""
+def read_rungs(printed: str) -> dict[str, tuple[LadderRung, ...]]:
+    """Each checkpoint's rungs, as far as the printed digits say them."""
     return {
         name: tuple(LadderRung(*row[:2], *map(float, row[2:4]), *(float(n.rstrip("%")) / 100 for n in row[4:]))
                     for row in rows)
-        for name, rows in rows_of_page(page).items()
+        for name, rows in read_rows(printed).items()
     }  # fmt: skip
 
 
@@ -82,7 +74,7 @@ def _measure(backends: list[str]) -> dict[str, tuple[LadderRung, ...]]:
     from gptj_conversion.convert import convert
 
     from gptj.checkpoint import write_checkpoint
-    from gptj.demo.journey import SHAKESPEARE
+    from gptj.command.demo.journey import SHAKESPEARE
     from gptj.parity.revealing import revealing_config, revealing_fill
 
     with tempfile.TemporaryDirectory() as folder:
@@ -92,9 +84,5 @@ def _measure(backends: list[str]) -> dict[str, tuple[LadderRung, ...]]:
 
 
 if __name__ == "__main__":
-    page = PAGE.read_text()
-    made = text(merged(rungs_of_page(page), _measure([name for name in sys.argv[1:] if name != "--write"])))
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(placed(page, made))
-    else:
-        print(made)
+    backends = [name for name in sys.argv[1:] if name != "--write"]
+    LADDERS.print_or_write(lambda: text(merged(read_rungs(LADDERS.read()), _measure(backends))))

@@ -14,11 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))  # pytest has it there already
 
-from feature_table import ROOT
+from page_parts import Part, markdown_table
 from planted import PLANTED, Planted, headline, shorten
 
-PAGE = ROOT / "docs" / "parity.md"
-BEGIN, END = "<!-- planted: made by tests/documents/planted_table.py -->", "<!-- planted end -->"
+TABLE = Part("docs/parity.md", "planted", "tests/documents/planted_table.py")
 WINGS = ("pt", "tf", "flax")
 
 
@@ -34,22 +33,12 @@ def without_numbers(text: str) -> str:
 
 def table(cells: dict[str, dict[str, str]]) -> str:
     """The table in Markdown, from cells by mistake and wing."""
-    lines = [f"| mistake | {' | '.join(WINGS)} |", "|---" * (1 + len(WINGS)) + "|"]
-    lines += [f"| {name} | {' | '.join(of_wing[wing] for wing in WINGS)} |" for name, of_wing in cells.items()]
-    return "\n".join(lines)
+    return markdown_table(["mistake", *WINGS], [[name, *map(of.__getitem__, WINGS)] for name, of in cells.items()])
 
 
-def read_cells(page: str) -> dict[str, dict[str, str]]:
+def read_cells() -> dict[str, dict[str, str]]:
     """The page's cells by mistake and wing."""
-    text = page[page.index(BEGIN) + len(BEGIN) : page.index(END)].strip().splitlines()[2:]
-    rows = ([part.strip() for part in line.strip("|").split(" | ")] for line in text)
-    return {name: dict(zip(WINGS, rest, strict=True)) for name, *rest in rows}
-
-
-def placed(page: str, text: str) -> str:
-    """The page with the table between its two marks."""
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    return f"{page[:start]}\n\n{text}\n\n{page[end:]}"
+    return {name: dict(zip(WINGS, rest, strict=True)) for name, *rest in TABLE.read_rows()}
 
 
 def _cell_of(planted: Planted, wing: str) -> str:
@@ -62,8 +51,4 @@ def _cell_of(planted: Planted, wing: str) -> str:
 if __name__ == "__main__":
     for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
         os.environ.setdefault(name, value)
-    cells = {planted.name: {wing: _cell_of(planted, wing) for wing in WINGS} for planted in PLANTED}
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(placed(PAGE.read_text(), table(cells)))
-    else:
-        print(table(cells))
+    TABLE.print_or_write(lambda: table({p.name: {wing: _cell_of(p, wing) for wing in WINGS} for p in PLANTED}))

@@ -6,18 +6,16 @@ python tests/documents/scale_table.py --write  put it into docs/scale.md
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
-from feature_table import ROOT
+from page_parts import Part, markdown_table
 
 from gptj import GPTJConfig
 from gptj.sharding import Mesh, Strategy
 from gptj.sharding.plan import Work, plan_memory
 from gptj.sharding.traffic import list_collectives, sent_bytes
 
-PAGE = ROOT / "docs" / "scale.md"
-BEGIN, END = "<!-- scale: made by tests/documents/scale_table.py -->", "<!-- scale end -->"
+TABLE = Part("docs/scale.md", "scale", "tests/documents/scale_table.py")
 DEVICES = (8, 64, 256)
 ON_A_HOST = 8
 
@@ -37,7 +35,7 @@ def table() -> str:
     """The table in Markdown."""
     columns = ("devices", "for", "strategy", "dp x tp", "memory, GiB", "all-reduced", "gathered", "scattered",
                "sent, GiB", "to a token, MiB")  # fmt: skip
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    rows = []
     config = GPTJConfig()
     for devices in DEVICES:
         for strategy, mesh, work in meshes(devices):
@@ -47,22 +45,13 @@ def table() -> str:
             for one in list_collectives(config, strategy, mesh, work):
                 crossing[one.kind] += one.nbytes
             sent = sent_bytes(config, strategy, mesh, work)
-            numbers = " | ".join(f"{n / 2**30:.2f}" if n else "-" for n in (*crossing.values(), sent))
+            numbers = [f"{n / 2**30:.2f}" if n else "-" for n in (*crossing.values(), sent)]
             verb = "training" if work.training else "a prompt"
             tokens = work.batch // mesh.dp * work.length  # of the model's copy that a device has a part in
-            lines.append(f"| {devices} | {verb} | `{strategy}` | {mesh.dp} x {mesh.tp} | {plan.total / 2**30:.1f} | "
-                         f"{numbers} | {sent / tokens / 2**20:.2f} |")  # fmt: skip
-    return "\n".join(lines)
-
-
-def placed(page: str, text: str) -> str:
-    """The page with the table between its two marks."""
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    return f"{page[:start]}\n\n{text}\n\n{page[end:]}"
+            rows.append([str(devices), verb, f"`{strategy}`", f"{mesh.dp} x {mesh.tp}", f"{plan.total / 2**30:.1f}",
+                         *numbers, f"{sent / tokens / 2**20:.2f}"])  # fmt: skip
+    return markdown_table(columns, rows)
 
 
 if __name__ == "__main__":
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(placed(PAGE.read_text(), table()))
-    else:
-        print(table())
+    TABLE.print_or_write(table)

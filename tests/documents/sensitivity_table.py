@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))  # pytest has it there already
 
-from feature_table import ROOT
 from mutants import revealing_batch
+from page_parts import Part, markdown_table
 from recorded import facts_of, inputs_of, recorded_taps
 
 from gptj.dtypes import numpy_dtype
@@ -23,8 +23,7 @@ from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.parity.sensitivity import Sensitivity, measure_sensitivity
 from gptj.parity.trace import open_trace, write_trace
 
-PAGE = ROOT / "docs" / "parity.md"
-BEGIN, END = "<!-- sensitivity: made by tests/documents/sensitivity_table.py -->", "<!-- sensitivity end -->"
+TABLE = Part("docs/parity.md", "sensitivity", "tests/documents/sensitivity_table.py")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 CHANGES = ("one weight", "one rotary angle", "epsilon")
 
@@ -42,38 +41,18 @@ def measure() -> list[Sensitivity]:
     return found
 
 
-def row(found: Sensitivity) -> tuple[str, ...]:
+def row(found: Sensitivity) -> list[str]:
     """A dtype's row."""
     least = [min(one.change for one in found.smallest if one.what == what) for what in CHANGES]
     missed = ", ".join(one.mutant.removesuffix(", as by transformers 4.28 to 4.57") for one in found.missed)
     caught = f"{len(found.planted) - len(found.missed)} of {len(found.planted)}"
-    return (found.dtype, caught, *(f"{change:.0e}" for change in least), missed or "none")
+    return [found.dtype, caught, *(f"{change:.0e}" for change in least), missed or "none"]
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: list[list[str]]) -> str:
     """The table in Markdown."""
-    lines = [
-        "| dtype | planted mistakes shown | one weight | one rotary angle | epsilon | not shown |",
-        "|---" * 6 + "|",
-    ]
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)])
-
-
-def read_rows(page: str) -> list[tuple[str, ...]]:
-    """The page's rows."""
-    text = page[page.index(BEGIN) + len(BEGIN) : page.index(END)].strip().splitlines()[2:]
-    return [tuple(part.strip() for part in line.strip("|").split(" | ")) for line in text]
-
-
-def placed(page: str, text: str) -> str:
-    """The page with the table between its two marks."""
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    return f"{page[:start]}\n\n{text}\n\n{page[end:]}"
+    return markdown_table(["dtype", "planted mistakes shown", *CHANGES, "not shown"], rows)
 
 
 if __name__ == "__main__":
-    made = table([row(found) for found in measure()])
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(placed(PAGE.read_text(), made))
-    else:
-        print(made)
+    TABLE.print_or_write(lambda: table([row(found) for found in measure()]))

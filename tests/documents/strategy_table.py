@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import re
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from feature_table import ROOT, WINGS
+from feature_table import WINGS, wings_of
+from page_parts import ROOT, Part, markdown_table
 
-PAGE = ROOT / "docs" / "generation.md"
-BEGIN, END = "<!-- strategies: made by tests/documents/strategy_table.py -->", "<!-- strategies end -->"
+TABLES = Part("docs/generation.md", "strategies", "tests/documents/strategy_table.py")
 
 Way = Literal["generate", "stream", "assisted", "conversation", "padded"]
 
@@ -111,39 +109,26 @@ def backed(folder: Path) -> tuple[str, ...]:
             if isinstance(node, ast.FunctionDef) and any(
                 ast.unparse(d) == "pytest.mark.strategies" for d in node.decorator_list
             ):
-                alone = re.match(r"test_(pt|tf|flax)_", path.name)
-                found |= {alone[1]} if alone else set(WINGS)
+                found |= wings_of(path)
     return tuple(wing for wing in WINGS if wing in found)
 
 
 def table(folder: Path) -> str:
     """The three tables in Markdown: strategies and ways, processors, ends."""
     wings = backed(folder)
-    lines: list[str] = []
-    for title, rows in (("strategy", STRATEGIES), ("processor, in its order", PROCESSORS), ("end of a row", STOPS)):
-        lines += [
-            "",
-            f"| {title} | what it means | {' | '.join(WINGS[w] for w in WINGS)} |",
-            "|---" * (2 + len(WINGS)) + "|",
-        ]
-        cells = " | ".join("yes" if w in wings else "-" for w in WINGS)
-        lines += [f"| {_code(name)} | {row.meaning} | {cells} |" for name, row in rows.items()]
-    return "\n".join(lines).strip()
+    cells = ["yes" if wing in wings else "-" for wing in WINGS]
+    return "\n\n".join(
+        markdown_table(
+            [title, "what it means", *WINGS.values()],
+            [[_code(name), row.meaning, *cells] for name, row in rows.items()],
+        )
+        for title, rows in (("strategy", STRATEGIES), ("processor, in its order", PROCESSORS), ("end of a row", STOPS))
+    )
 
 
 def _code(name: str) -> str:
     return f"`{name}`" if "_" in name else name
 
 
-def placed(page: str, text: str) -> str:
-    """The page with the tables between its two marks."""
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    return f"{page[:start]}\n\n{text}\n\n{page[end:]}"
-
-
 if __name__ == "__main__":
-    made = table(ROOT / "tests" / "backends")
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(placed(PAGE.read_text(), made))
-    else:
-        print(made)
+    TABLES.print_or_write(lambda: table(ROOT / "tests" / "backends"))

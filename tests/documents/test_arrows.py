@@ -11,42 +11,37 @@ import house
 import pytest
 
 CONTRACT = frozenset(
-    {"backends", "brief", "config", "dtypes", "errors", "hub", "initial", "inputs", "json_file", "outputs", "paths"}
-    | {"prepared", "rotary", "schema", "surroundings", "taps"}
+    {"backends", "brief", "config", "dtypes", "errors", "inputs", "json_file", "outputs", "paths", "schema"} | {"taps"}
 )
 """The rooms that say what a GPT-J is, and what a call takes and gives. Nothing above them is imported there."""
 
 WINGS = frozenset({"pt", "tf", "flax"})
 _FILES = CONTRACT | {"reading", "writing"}
-_MODELS = CONTRACT | {"adapters", "checkpoint", "pretrained", "generation", "scoring", "text", "sharding"}
+_MODELS = CONTRACT | {"adapters", "pretrained", "generation", "scoring", "text", "sharding"}
 
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACT, CONTRACT),
     "sharding": CONTRACT,
     "reading": CONTRACT,
     "writing": CONTRACT | {"reading"},
-    "checkpoint": _FILES,
-    "adapters": _FILES | {"checkpoint"},
+    "checkpoint": frozenset({"reading", "writing"}),
+    "rotary": frozenset({"schema"}),
+    "adapters": _FILES,
     "text": CONTRACT,
     "generation": CONTRACT | {"text"},
     "scoring": CONTRACT | {"generation"},
-    "parity": _FILES | {"adapters", "checkpoint", "generation", "scoring"},
-    "pretrained": CONTRACT | {"adapters", "reading", "checkpoint", "generation", "parity", "sharding"},
-    "finetune": _FILES | {"adapters", "checkpoint", "generation", "sharding", "text"},
+    "parity": _FILES | {"adapters", "generation", "scoring"},
+    "pretrained": _FILES | {"adapters", "generation", "parity", "sharding"},
+    "finetune": _FILES | {"adapters", "sharding", "text"},
     **dict.fromkeys(WINGS, _MODELS | {"finetune"}),
     "conversion.common": _FILES,
     "conversion.mesh": _FILES | {"conversion.common"},
-    "conversion.hf": _FILES | {"checkpoint", "conversion.common"},
-    "conversion": _FILES
-    | {"checkpoint", "parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
+    "conversion.hf": _FILES | {"conversion.common"},
+    "conversion": _FILES | {"parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
     "harness": CONTRACT | {"scoring", "text"},
-    "demo": CONTRACT | {"checkpoint", "parity", "conversion"},
     "pytest_plugin": frozenset({"backends", "errors", "parity"}),
-    "serving": CONTRACT | {"generation", "text"},
-    "command": _FILES
-    | _MODELS
-    | WINGS
-    | {"serving", "harness", "finetune", "parity", "demo", "conversion", "conversion.common"},
+    "serving": CONTRACT | {"generation"},
+    "command": _FILES | _MODELS | {"serving", "harness", "finetune", "parity", "conversion"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
 
@@ -57,14 +52,13 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "flax": frozenset({"jax", "flax", "jaxlib", "optax", "orbax"}),
     "finetune": frozenset({"filelock", "matplotlib"}),
     "writing": frozenset({"filelock", "safetensors"}),
-    "hub": frozenset({"huggingface_hub"}),
+    "paths": frozenset({"huggingface_hub"}),
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
     "parity": frozenset({"rich", "transformers"}),  # transformers for its own rungs of the ladder, in a function alone
     "command": frozenset({"click", "rich"}),
     "pytest_plugin": frozenset({"pytest"}),
     "serving": frozenset({"starlette", "uvicorn", "h11", "jinja2"}),
     "harness": frozenset({"lm_eval", "tqdm"}),
-    "demo": frozenset({"rich"}),
     "conversion.mesh": frozenset({"zstandard"}),
     "conversion.hf": frozenset({"h5py"}),
 }
@@ -170,7 +164,8 @@ def modules_after(statement: str) -> set[str]:
     "statement",
     [
         "import gptj",
-        "import gptj, gptj.command.main, gptj.generation, gptj.text.tokenizer, gptj.parity, gptj.pretrained, gptj.demo",
+        "import gptj, gptj.command.demo, gptj.command.main, gptj.generation, gptj.text.tokenizer, gptj.parity",
+        "import gptj.pretrained",
         "import gptj_conversion, gptj_conversion.convert",
         "from gptj import GPTJConfig, GenerationConfig, GPTJTokenizer",
     ],

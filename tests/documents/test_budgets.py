@@ -10,7 +10,7 @@ import house
 import pytest
 from budgets import Over, clauses, complexity, count_arguments, functions, over, over_in
 
-PRODUCT_LINES = 60_000
+PRODUCT_LINES = 60_600
 """The most lines of product; it falls, but for a new room, whose commit says what it takes. The aim is 24,000."""
 
 CLAUSE_DOCSTRINGS = 0
@@ -33,10 +33,7 @@ FIXED_SIGNATURES = {
 }
 """Functions that have more arguments than the budget because others fixed them, with who did."""
 
-STILL_OVER = {
-    ("gptj.flax.heads:GPTJForCausalLMModule.__call__", "arguments"),
-    ("gptj.generation.loop:generate", "arguments"),
-}
+STILL_OVER: set[tuple[str, str]] = set()
 """Files and functions that are over a budget and shall not be. An entry that is mended must be deleted."""
 
 

@@ -1,15 +1,12 @@
 """CONTRIBUTING lists every place where a framework forces the wings apart, and only those."""
 
-from pathlib import Path
-
-from differs_list import differences, listing, placed
-
-ROOT = Path(__file__).parents[2]
+from differs_list import LIST, differences, listing
+from page_parts import ROOT
 
 
 def test_contributing_lists_what_the_wings_say():
-    page = (ROOT / "CONTRIBUTING.md").read_text()
-    assert placed(page, listing(ROOT / "src" / "gptj")) == page, "run: python tests/documents/differs_list.py --write"
+    made = listing(ROOT / "src" / "gptj")
+    assert LIST.place(made) == LIST.read_page(), "run: python tests/documents/differs_list.py --write"
 
 
 def test_comments_and_docstrings_are_both_found():

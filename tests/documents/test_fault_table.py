@@ -1,6 +1,7 @@
 """Every row of the list of faults is held by a test that is named after it, and the page says which."""
 
-from fault_table import PAGE, ROWS, folder_cases, named_tests, placed, table, unheld
+from fault_table import ROWS, TABLE, folder_cases, named_tests, table, unheld
+from page_parts import ROOT
 
 
 def test_every_row_has_a_test():
@@ -9,12 +10,11 @@ def test_every_row_has_a_test():
 
 
 def test_the_pages_table_is_the_tests_table():
-    page = PAGE.read_text()
-    assert placed(page, table()) == page, "run: python tests/documents/fault_table.py --write"
+    assert TABLE.place(table()) == TABLE.read_page(), "run: python tests/documents/fault_table.py --write"
 
 
 def test_no_test_is_named_after_a_row_that_is_not_there(tmp_path):
-    assert {row for row, _, _ in named_tests(PAGE.parents[1] / "tests")} <= ROWS.keys()
+    assert {row for row, _, _ in named_tests(ROOT / "tests")} <= ROWS.keys()
 
 
 def test_a_row_without_a_test_would_be_noticed(tmp_path):

@@ -1,21 +1,18 @@
 """docs/features.md's table says what the tests say, and nothing that no test backs."""
 
-from pathlib import Path
+from feature_table import TABLE, cells, marks, table
+from page_parts import ROOT
 
-from feature_table import BEGIN, END, PAGE, cells, marks, placed, table
-
-ROOT = Path(__file__).parents[2]
 BACKENDS = ROOT / "tests" / "backends"
 
 
 def test_the_pages_table_is_the_tests_table():
-    page = PAGE.read_text()
-    assert placed(page, table(BACKENDS)) == page, "run: python tests/documents/feature_table.py --write"
+    assert TABLE.place(table(BACKENDS)) == TABLE.read_page(), "run: python tests/documents/feature_table.py --write"
 
 
 def test_a_cell_without_a_test_would_be_noticed():
-    page = f"{BEGIN}\n\n{table(BACKENDS)}\n\n{END}".replace("| - |", "| all three |", 1)
-    assert placed(page, table(BACKENDS)) != page
+    page = TABLE.place(table(BACKENDS).replace("| - |", "| all three |", 1))
+    assert TABLE.place(table(BACKENDS), page) != page
 
 
 def test_nothing_in_the_wings_tests_skips():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ladder_table import BEGIN, MODELS, PAGE, expected_rows, merged, placed, rows_of_page, rungs_of_page, text
+from ladder_table import LADDERS, MODELS, expected_rows, merged, read_rows, read_rungs, text
 
 from gptj.parity.findings import LadderRung
 
@@ -12,7 +12,7 @@ NUMBER = re.compile(r"\d(\.\d+)?(e[+-]\d+)?")
 
 
 def test_the_page_has_every_row_of_both_checkpoints() -> None:
-    found = rows_of_page(PAGE.read_text())
+    found = read_rows(LADDERS.read())
     assert (*found,) == MODELS, "run: python tests/documents/ladder_table.py --write"
     for rows in found.values():
         assert [row[:2] for row in rows] == expected_rows()
@@ -23,15 +23,14 @@ def test_the_page_has_every_row_of_both_checkpoints() -> None:
 
 def test_a_page_is_read_as_it_is_printed() -> None:
     rungs = tuple(LadderRung(*row, 0.01, 1e-5, 0.995, 0.97, 8) for row in expected_rows())
-    page = placed(PAGE.read_text(), text(dict.fromkeys(MODELS, rungs)))
-    assert [row[:2] for row in rows_of_page(page)["revealing"]] == expected_rows()
-    assert all(len(line) <= 80 for line in page[page.index(BEGIN) :].splitlines() if line.startswith("  "))
+    printed = LADDERS.read(LADDERS.place(text(dict.fromkeys(MODELS, rungs))))
+    assert [row[:2] for row in read_rows(printed)["revealing"]] == expected_rows()
+    assert all(len(line) <= 80 for line in printed.splitlines() if line.startswith("  "))
 
 
 def test_rows_that_were_not_measured_again_stay() -> None:
-    page = PAGE.read_text()
-    old = rungs_of_page(page)
+    old = read_rungs(LADDERS.read())
     new = {name: (LadderRung("pt", "float64", 1.0, 1.0, 1.0, 1.0),) for name in MODELS}
-    assert placed(page, text(old)) == page
+    assert text(old) == LADDERS.read()
     kept = merged(old, new)["demo"]
     assert kept == (*new["demo"], *(rung for rung in old["demo"] if rung.backend != "pt"))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from planted import PLANTED
-from planted_table import PAGE, WINGS, placed, read_cells, table, without_numbers
+from planted_table import TABLE, WINGS, read_cells, table, without_numbers
 
 
 def test_the_page_has_a_row_a_mistake_and_a_headline_a_wing() -> None:
-    page = PAGE.read_text()
-    cells = read_cells(page)
+    cells = read_cells()
     assert [*cells] == [planted.name for planted in PLANTED], "run: python tests/documents/planted_table.py --write"
-    assert placed(page, table(cells)) == page
+    assert TABLE.place(table(cells)) == TABLE.read_page()
     for planted in PLANTED:
         for wing in WINGS:
             assert planted.where in cells[planted.name][wing]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scale_table import BEGIN, END, PAGE, placed, table
+from scale_table import TABLE, table
 
 from gptj import GPTJConfig
 from gptj.schema import schema
@@ -12,10 +12,9 @@ from gptj.sharding.traffic import list_collectives, sent_bytes
 
 
 def test_the_pages_table_is_the_formulas() -> None:
-    page = PAGE.read_text()
-    assert placed(page, table()) == page, "run: python tests/documents/scale_table.py --write"
-    assert placed(page.replace("| 64 | training |", "| 65 | training |"), table()) == page
-    assert page.index(BEGIN) < page.index(END)
+    page = TABLE.read_page()
+    assert TABLE.place(table()) == page, "run: python tests/documents/scale_table.py --write"
+    assert TABLE.place(table(), page.replace("| 64 | training |", "| 65 | training |")) == page
 
 
 def test_the_formulas_are_those_of_the_books() -> None:

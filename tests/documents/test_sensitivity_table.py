@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from sensitivity_table import PAGE, measure, placed, read_rows, row, table
+from sensitivity_table import TABLE, measure, row, table
 
 
 def test_the_page_says_what_is_measured() -> None:
-    page = PAGE.read_text()
-    said = read_rows(page)
-    assert placed(page, table(said)) == page
+    said = TABLE.read_rows()
+    assert TABLE.place(table(said)) == TABLE.read_page()
     for cells, found in zip(said, [row(one) for one in measure()], strict=True):
         assert (*cells[:2], cells[5]) == (*found[:2], found[5]), (
             "run: python tests/documents/sensitivity_table.py --write"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from generation_cases import by_the_oracle
 from generation_fields import CALLS, ELSEWHERE, OUTPUTS
-from strategy_table import PAGE, PROCESSORS, ROWS, backed, placed, table
+from strategy_table import PROCESSORS, ROWS, TABLES, backed, table
 
 from gptj.generation import GenerationConfig
 
@@ -20,8 +20,7 @@ IN_ITS_OWN_TEST = {"remove_invalid_values": "test_G5_logits_that_are_not_finite_
 
 
 def test_the_pages_tables_are_the_tests_tables() -> None:
-    page = PAGE.read_text()
-    assert placed(page, table(BACKENDS)) == page, "run: python tests/documents/strategy_table.py --write"
+    assert TABLES.place(table(BACKENDS)) == TABLES.read_page(), "run: python tests/documents/strategy_table.py --write"
 
 
 def test_a_wing_without_the_test_would_be_noticed(tmp_path: Path) -> None:

@@ -5,31 +5,29 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from taps_table import BEGIN, END, PAGE, placed, table
+from taps_table import TABLE, table
 
 from gptj.config import GPTJConfig
-from gptj.initial import initial_tensor
 from gptj.parity.oracle import Oracle
 from gptj.schema import schema
+from gptj.schema.initial import initial_tensor
 from gptj.taps import list_taps
 
 
 def test_the_pages_table_is_the_list_of_names() -> None:
-    page = PAGE.read_text()
-    assert placed(page, table()) == page, "run: python tests/documents/taps_table.py --write"
+    assert TABLE.place(table()) == TABLE.read_page(), "run: python tests/documents/taps_table.py --write"
     assert re.findall(r"^\| `([^`]+)`", table(), re.MULTILINE) == list(list_taps(1))
 
 
 def test_a_page_that_is_behind_would_be_noticed() -> None:
-    page = PAGE.read_text()
-    assert placed(page.replace("before the mask", "after it"), table()) == page
-    assert page.index(BEGIN) < page.index(END)
+    page = TABLE.read_page()
+    assert TABLE.place(table(), page.replace("before the mask", "after it")) == page
 
 
 def test_the_pages_patterns_are_names() -> None:
     config = GPTJConfig(vocab_size=9, n_positions=8, n_embd=8, n_layer=4, n_head=2, rotary_dim=2)
     oracle = Oracle(config, {row.name: np.asarray(initial_tensor(row, config, seed=0)) for row in schema(config)})
-    named = re.findall(r'names=(?:\[(.*?)\]|"(.*?)")', PAGE.read_text())
+    named = re.findall(r'names=(?:\[(.*?)\]|"(.*?)")', TABLE.read_page())
     assert len(named) >= 3
     for several, one in named:
         asked = [one] if one else re.findall(r'"(.*?)"', several)

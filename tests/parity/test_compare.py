@@ -18,8 +18,11 @@ from rich.console import Console
 
 from gptj.errors import FormatError, InputError, MissingFileError, ParityError
 from gptj.generation.sampling import draw, uniforms
+from gptj.parity import compare
 from gptj.parity.bounds import Rounding
 from gptj.parity.compare import compare_records, expect
+from gptj.parity.comparison import Comparison
+from gptj.parity.extra_differences import TextDifference
 from gptj.parity.oracle import Oracle, positions_of_mask
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.record import ANSWERS, Record
@@ -443,3 +446,19 @@ class TestTolerances:
     def test_another_dtype_has_none(self):
         with pytest.raises(InputError, match=r"no tolerance .*int8"):
             tolerance_of("int8")
+
+
+@pytest.mark.parametrize(("first", "margins", "errors", "found"), [
+    (None, None, (1e-6,), None),
+    (3, (0.01, 0.02), (1e-6,), (0.02, 0.06, True)),
+    (3, (0.01, 0.2), (1e-6,), (0.2, 0.06, False)),
+    (3, (0.01, float("nan")), (1e-6,), (float("inf"), 0.06, False)),
+    (3, (0.01, 0.02), (float("inf"),), (float("inf"), 0.06, False)),
+    (None, None, (float("nan"),), (float("inf"), 0.06, False)),
+])  # fmt: skip
+def test_where_a_text_parts_is_a_measure_that_a_tie_explains(first, margins, errors, found):
+    text = TextDifference("oracle", "pt", 1, 8, first, None if first is None else (4, 5), margins, 0.03, errors)
+    inside = Comparison((), {}, (), texts=(text, dataclasses.replace(text, other="tf", errors=(float("nan"),))))
+    measures = [*compare._parted("pt", inside)]
+    assert [(m.difference, m.limit, m.holds) for m in measures] == ([] if found is None else [found])
+    assert all(m.where == f"prompt 1, token {first or 0}" for m in measures)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from demo_block import ROOT, block, found_in, shape
+from demo_block import BLOCK, block, shape
 
 from gptj import GPTJConfig, GPTJTokenizer
 from gptj.checkpoint import verify_checkpoint
@@ -28,8 +28,7 @@ def test_the_readme_shows_what_the_command_prints(demo):
     """But for seconds and rounding errors, and the folder that this run was told to keep."""
     output, kept = demo
     printed = output.replace(str(kept), "verse").replace("Try next\n", "Try next\n  gptj demo --keep verse\n")
-    shown = found_in((ROOT / "README.md").read_text())
-    assert shape(shown) == shape(block(printed)), "run: python tests/documents/demo_block.py --write"
+    assert shape(BLOCK.read()) == shape(block(printed)), "run: python tests/documents/demo_block.py --write"
 
 
 def test_the_block_that_is_compared_has_the_verse_and_the_verdict(demo):

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def failed(folder: Path, backend: str, rows: tuple[str, ...] = QUICK, **options) -> list[str]:
     """The rows that do not hold."""
-    return [row.row for row in record_matrix(folder, backend, rows=rows, **options) if not row.holds]
+    return [row.against for row in record_matrix(folder, backend, rows=rows, **options) if not row.holds]
 
 
 def plant(monkeypatch, backend, method, change):
@@ -48,9 +48,9 @@ def plant(monkeypatch, backend, method, change):
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own call
 def test_every_row_holds(folder, backend):
     rows = record_matrix(folder, backend, folders={"copy": folder})
-    assert [row.row for row in rows] == rows_of(backend, {"copy": folder})
+    assert [row.against for row in rows] == rows_of(backend, {"copy": folder})
     assert [row for row in rows if not row.holds] == []
-    by_name = {row.row: row for row in rows}
+    by_name = {row.against: row for row in rows}
     for name in ("whole pass", "gradients", "step of SGD", "step of AdamW"):
         assert by_name[name].difference > 0, "an answer of the framework's own arithmetic is not float64's"
     assert by_name["whole pass"].limit < 5e-5

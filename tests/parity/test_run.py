@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -18,17 +17,17 @@ from weight_choices import CHOICES, FOREIGN, chosen_weights, named, two_sets
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.errors import BackendError, FormatError, InputError, ParityError, SchemaError, WriteError
-from gptj.parity import run
+from gptj.parity import processes, run
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
-from gptj.parity.run import BackendProcessError, child_environment, open_oracle, record_in_process, run_parity
+from gptj.parity.run import open_oracle, run_parity
 from gptj.parity.trace import TraceFacts, write_trace
 from gptj.parity.trace_record import batch_of_probe
 
 
 def answering(command: list[str], *, plant: Any = None, **options: object) -> subprocess.CompletedProcess[str]:
-    """In place of `subprocess.run`: a float32 oracle answers as the backend that was asked for."""
+    """In place of `run_command`: a float32 oracle answers as the backend that was asked for."""
     told = dict(zip(command[5::2], command[6::2], strict=True))
     config = revealing_config()
     weights = chosen_weights() if "--weights" in told else revealing_weights(config)
@@ -54,11 +53,11 @@ def installed(monkeypatch):
 
 class TestRunParity:
     def test_every_installed_backend_is_asked_the_same_and_judged(self, checkpoint, installed, monkeypatch, tmp_path):
-        monkeypatch.setattr(subprocess, "run", answering)
+        monkeypatch.setattr(processes, "run_command", answering)
         told: list[str] = []
         report = run_parity(checkpoint, seed=3, keep=tmp_path / "kept", progress=told.append)
         assert report.passed and report.backends == ("pt", "tf")
-        assert {*told[:2]} == {"pt", "tf"} and told[2:] == ["oracle"]
+        assert told[0] == "pt; 0 of 2 done" and "1 of 2 done" in told[-2] and told[-1] == "comparing with the oracle"
         kept = sorted(p.relative_to(tmp_path / "kept").as_posix() for p in (tmp_path / "kept").rglob("*.*"))
         records = [
             f"{name}/{file}" for name in ("pt", "tf") for file in ("record.json", "record.npz", "trace.safetensors")
@@ -80,7 +79,7 @@ class TestRunParity:
         self, checkpoint, installed, monkeypatch, mutant, stage, looks_like
     ):
         wrong = next(one for one in MUTANTS if one.name == mutant)
-        monkeypatch.setattr(subprocess, "run", lambda command, **options: answering(command, plant=wrong.plant))
+        monkeypatch.setattr(processes, "run_command", lambda command, **options: answering(command, plant=wrong.plant))
         report = run_parity(checkpoint, ["pt"])
         assert not report.passed
         assert [(d.backend, d.stage, d.born, d.looks_like) for d in report.divergences] == [
@@ -95,10 +94,10 @@ class TestRunParity:
         assert "first differs" in "".join(map(str, [part.renderable for part in report.summary().renderables[5:]]))
 
     def test_what_would_have_been_caught_is_said_where_it_is_asked(self, checkpoint, installed, monkeypatch):
-        monkeypatch.setattr(subprocess, "run", answering)
+        monkeypatch.setattr(processes, "run_command", answering)
         told: list[str] = []
         report = run_parity(checkpoint, ["pt", "tf"], sensitivity=True, progress=told.append)
-        assert report.passed and told[-1] == "sensitivity"
+        assert report.passed and told[-1] == "planting mistakes"
         assert [found.backend for found in report.sensitivity] == ["pt", "tf"]
         assert all(found.planted and not found.missed for found in report.sensitivity)
         facts = report.as_dict()
@@ -113,21 +112,13 @@ class TestRunParity:
             together.wait()
             return answering(command)
 
-        monkeypatch.setattr(subprocess, "run", meeting)
-        monkeypatch.setattr(run, "processors", lambda: 4)
-        monkeypatch.setattr(run, "memory", lambda: (2**34, 2**33))
+        monkeypatch.setattr(processes, "run_command", meeting)
+        monkeypatch.setattr(processes, "processors", lambda: 4)
+        monkeypatch.setattr(processes, "memory", lambda: (2**34, 2**33))
         assert run_parity(checkpoint, ["pt", "tf"]).passed
 
-    @pytest.mark.parametrize(("free", "processors", "at_once"), [
-        (2**33, 4, 3), (2**33, 2, 2), (2**33, 1, 1), (4_600_000_000, 4, 2), (2**30, 4, 1), (None, 4, 3),
-    ])  # fmt: skip
-    def test_how_many_run_at_once_follows_from_memory_and_processors(self, monkeypatch, free, processors, at_once):
-        monkeypatch.setattr(run, "processors", lambda: processors)
-        monkeypatch.setattr(run, "memory", lambda: (free, free))
-        assert run._at_once(revealing_config(), "float32", 3) == at_once
-
     def test_a_probe_of_ones_own_is_asked(self, checkpoint, installed, monkeypatch, tmp_path):
-        monkeypatch.setattr(subprocess, "run", answering)
+        monkeypatch.setattr(processes, "run_command", answering)
         run_parity(checkpoint, ["pt"], probe=make_probe(revealing_config(), seed=9), keep=tmp_path)
         assert Probe.load(tmp_path / "probe.npz").seed == 9
 
@@ -167,12 +158,12 @@ class TestTheManifest:
 
     @pytest.fixture
     def model(self, tmp_path, installed, monkeypatch) -> Path:
-        monkeypatch.setattr(subprocess, "run", answering)
+        monkeypatch.setattr(processes, "run_command", answering)
         return write_checkpoint(tmp_path / "model", revealing_config(), revealing_fill())
 
     def test_it_is_checked_first_and_what_differs_is_named(self, model, monkeypatch):
         transposed(model, self.Q_PROJ)
-        monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a backend was asked"))
+        monkeypatch.setattr(processes, "run_command", lambda *a, **k: pytest.fail("a backend was asked"))
         with pytest.raises(FormatError, match=rf"not what was written: tensor {self.Q_PROJ} .*differs"):
             run_parity(model)
 
@@ -194,7 +185,7 @@ class TestTheManifest:
     def test_the_chosen_set_is_compared_and_the_report_says_whose_manifest_it_is(
         self, tmp_path, installed, monkeypatch, name, way
     ):
-        monkeypatch.setattr(subprocess, "run", answering)
+        monkeypatch.setattr(processes, "run_command", answering)
         path, options = named(two_sets(tmp_path / "model", name), name, way)
         report = run_parity(path, ["pt"], weights=options[1] if options else None)
         assert report.passed and report.manifest == "of other weights"
@@ -202,7 +193,7 @@ class TestTheManifest:
 
     @pytest.mark.filterwarnings("ignore::gptj.errors.CheckpointWarning")
     def test_a_chosen_set_of_the_manifest_is_checked_beside_another(self, tmp_path, installed, monkeypatch):
-        monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a backend was asked"))
+        monkeypatch.setattr(processes, "run_command", lambda *a, **k: pytest.fail("a backend was asked"))
         model = write_checkpoint(tmp_path / "model", revealing_config(), revealing_fill(), max_shard_bytes=20_000)
         write_checkpoint(tmp_path / "other", revealing_config(), revealing_fill(1))
         (tmp_path / "other" / "model.safetensors").rename(model / "model.safetensors")
@@ -254,54 +245,9 @@ class TestArguments:
             (out / "record.json").write_text(json.dumps(facts | {"backend": "flax"}))
             return done
 
-        monkeypatch.setattr(subprocess, "run", other)
+        monkeypatch.setattr(processes, "run_command", other)
         with pytest.raises(FormatError, match=r"not the record that was asked for .*pt in float32, found flax"):
             run_parity(checkpoint, ["pt"])
-
-
-class TestRecordInProcess:
-    def record(self, tmp_path: Path, **options: float) -> None:
-        record_in_process("model", "pt", dtype="float32", probe=tmp_path / "p", out=tmp_path / "o", **options)
-
-    def instead(self, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-        """Run this code in place of the recorder's command."""
-        real = subprocess.run
-        monkeypatch.setattr(subprocess, "run", lambda command, **rest: real([sys.executable, "-c", code], **rest))
-
-    def test_a_failed_process_is_named_with_its_last_words(self, monkeypatch, tmp_path):
-        self.instead(monkeypatch, "import sys; print('noise', file=sys.stderr); sys.exit('SchemaError: no wte')")
-        with pytest.raises(
-            BackendProcessError, match="pt: the backend's process failed with exit status 1: SchemaError: no wte"
-        ):
-            self.record(tmp_path)
-
-    def test_a_process_that_was_ended_is_named_with_the_signal(self, monkeypatch, tmp_path):
-        self.instead(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
-        with pytest.raises(BackendProcessError, match="signal 15: it said nothing"):
-            self.record(tmp_path)
-
-    def test_a_process_that_takes_too_long_is_ended(self, monkeypatch, tmp_path):
-        self.instead(monkeypatch, "import sys; sys.stdin = None; import threading; threading.Event().wait()")
-        with pytest.raises(BackendProcessError, match=r"took too long \(expected at most 0\.2 s\)"):
-            self.record(tmp_path, timeout_s=0.2)
-
-    def test_the_real_recorder_says_what_is_wrong_in_its_last_line(self, tmp_path):
-        with pytest.raises(BackendProcessError, match=r"exit status 2: MissingFileError: .*p: no such file"):
-            self.record(tmp_path)
-
-
-class TestChildEnvironment:
-    def test_what_the_caller_left_unsaid_is_said_for_the_child_alone(self, monkeypatch):
-        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
-        environment = child_environment("float32")
-        assert environment["OMP_WAIT_POLICY"] == "PASSIVE" and environment["TF_CPP_MIN_LOG_LEVEL"] == "0"
-        assert "OMP_WAIT_POLICY" not in os.environ
-
-    def test_float64_needs_64_bits_in_jax(self, monkeypatch):
-        monkeypatch.setenv("JAX_ENABLE_X64", "0")
-        assert child_environment("float64")["JAX_ENABLE_X64"] == "1"
-        assert child_environment("float32")["JAX_ENABLE_X64"] == "0"
 
 
 class TestOpenOracle:

@@ -7,7 +7,6 @@ import math
 from gptj.parity.findings import (
     Findings,
     LadderRung,
-    MatrixRow,
     MeasureFound,
     PairFound,
     PlantedMistake,
@@ -55,13 +54,13 @@ _ERRORS = (1e-6, 2e-6, 1e-4, math.nan, math.inf, None, 0.0, 0.1)
 def full() -> Findings:
     """Every section, of a comparison that differs."""
     matrix = [
-        MatrixRow(backend, row, what, 1e-7 * (1 + i), 2e-6, True)
+        MeasureFound(backend, row, what, 1e-7 * (1 + i), 2e-6, True)
         for backend in VERSIONS
         for i, (row, what) in enumerate([("cached against whole", "logits"), ("padded against not", "logits"),
                                          ("gradients against float64", "wte")])
     ]  # fmt: skip
-    matrix += [MatrixRow("tf", "saved and loaded", "logits", math.nan, 0.0, False, "row 0, token 3"),
-               MatrixRow("pt", "saved and loaded", "logits", 0.0, 0.0, True)]  # fmt: skip
+    matrix += [MeasureFound("tf", "saved and loaded", "logits", math.nan, 0.0, False, "row 0, token 3"),
+               MeasureFound("pt", "saved and loaded", "logits", 0.0, 0.0, True)]  # fmt: skip
     rungs = [
         LadderRung(b, rung, 10.0**-digits, 10.0 ** -(digits + 3), 1 - 10.0**-digits, 0.999999, 8)
         for b in VERSIONS
@@ -114,7 +113,7 @@ def hostile() -> Findings:
     return Findings(
         "differs", h, h, {"n_layer": h, h: h}, {h: {h: h}}, (h,), (MeasureFound(h, h, h, 1.0, 0.5, False, h),),
         (PairFound(h, h, (tap, in_block, TapFound("h.0.q", 0.0, 0.0, True, where=h)), h, h, h),),
-        (TextFound(h, h, 0, 2, 1, errors=(1.0, 2.0)),), (MatrixRow(h, h, h, 1.0, 0.5, False, h),),
+        (TextFound(h, h, 0, 2, 1, errors=(1.0, 2.0)),), (MeasureFound(h, h, h, 1.0, 0.5, False, h),),
         (LadderRung(h, h, 1.0),), (PlantedMistake(h, h, False, h, h),),
         (SmallestFound(h, h, h, 1.0, h, h),),
     )  # fmt: skip

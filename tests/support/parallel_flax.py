@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import optax
 import orbax.checkpoint as ocp
 
 import gptj.flax as gptj
+from gptj.errors import InputError
 from gptj.flax import parallel
 from gptj.flax.weights import flat, to_numpy
 from gptj.reading import safetensors_file
@@ -73,7 +75,10 @@ def main(folder: str, saved: str, *meshes: str) -> None:
             facts["one_draw"] = len(set(parallel.gather_texts(str(drawn.tolist())))) == 1
         else:
             facts["restored"] = restore(model, slopes, Path(saved) / words.replace(":", "-"))
+        if strategy == "dp":
+            facts |= rows_facts(model, whole)
         if processes.size == 1:
+            facts["held in a folder's writing"] = held_in_writing(model)
             out = Path(saved) / f"folder {words}"
             model.save_pretrained(out)
             facts["folder"] = (out / "model.safetensors").read_bytes()[-1000:] == Path(
@@ -83,6 +88,41 @@ def main(folder: str, saved: str, *meshes: str) -> None:
     if processes.rank == 0:
         print(json.dumps(found))
     parallel.leave_processes()
+
+
+def rows_facts(model: Any, whole: Any) -> dict[str, Any]:
+    """How many rows a device has of a batch of 4, whether scores of 3 texts are the whole model's; what is refused."""
+    decoder = model._decoder(4, 16)
+    arrays = [model(IDS).logits, decoder.cache.keys[0]]
+    model.generate(IDS, max_new_tokens=2, num_beams=2)  # which moves rows about
+    pairs = zip(*(m.score(IDS[:3].tolist(), prefix_token_id=None) for m in (model, whole)), strict=True)
+    return {
+        "rows": [array.addressable_shards[0].data.shape[0] for array in arrays],
+        "scores": max(float(np.abs(a.log_likelihoods - b.log_likelihoods).max()) for a, b in pairs),
+        "refused": [said(lambda: model(IDS[:3])), said(lambda: model.generate(IDS[:3], max_new_tokens=2)),
+                    said(lambda: model(IDS[:1], labels=IDS[:1]))],
+    }  # fmt: skip
+
+
+def said(act: Any) -> str:
+    try:
+        act()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def held_in_writing(model: Any) -> int:
+    """The most of the model's tensors that are whole at a time while its folder is read off; none may stay."""
+    alive: set[int] = set()
+    most = 0
+    for row in schema(model.config):
+        array = model._read(row.name)
+        alive.add(id(array))
+        weakref.finalize(array, alive.discard, id(array))
+        most = max(most, len(alive))
+    kept = [a for a in jax.tree.leaves(model.params) if a._npy_value is not None and len(a.sharding.device_set) > 1]
+    return most + len(kept)
 
 
 def gradients(model: Any, params: Any) -> Any:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import types
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,7 @@ def train(model: Any, whole: Any, checkpoints: Path, words: str) -> dict[str, An
                 "norm": [float(norm), float(expected_norm)], "gradients": worst}  # fmt: skip
     parallel.save_training(checkpoints / f"step {words.replace(':', ' ')}", model, optimizer, step=1)
     saved = checkpoints / f"saved {words.replace(':', ' ')}"
+    held = count_held(model)
     model.save_pretrained(saved, is_main_process=dist.get_rank() == 0)
     dist.barrier()
     refused = False
@@ -152,10 +155,27 @@ def train(model: Any, whole: Any, checkpoints: Path, words: str) -> dict[str, An
         "gradients": worst,
         "saved": digest(model, optimizer),
         "refused": refused,
+        "whole at a time": held[0],
         "no_logits": no_logits,
         "logits_gathered": len(joined),
         "loss_in_float64": vocabulary_loss(placement),
     }
+
+
+def count_held(model: Any) -> list[int]:
+    """The most whole tensors that there are at a time while the model's folder is written, once it is."""
+    alive: set[int] = set()
+    most, real = [0], type(model)._read
+
+    def read(self: Any, name: str) -> Any:
+        array = real(self, name)
+        alive.add(id(array))
+        weakref.finalize(array, alive.discard, id(array))
+        most[0] = max(most[0], len(alive))
+        return array
+
+    model._read = types.MethodType(read, model)
+    return most
 
 
 def vocabulary_loss(placement: Any) -> float:

@@ -96,6 +96,10 @@ def facts(folder: str, saved: Path, words: str, *, alone: bool) -> dict[str, Any
         model.save_pretrained(saved / f"folder {words}")
         ends = [Path(place, "model.safetensors").read_bytes()[-1000:] for place in (saved / f"folder {words}", folder)]
         made["folder"] = ends[0] == ends[1]
+        scores = [m.score(IDS[:3].tolist(), prefix_token_id=None) for m in (model, whole)]
+        made["scores"] = max(
+            float(np.abs(a.log_likelihoods - b.log_likelihoods).max()) for a, b in zip(*scores, strict=True)
+        )
         made["refused"] = {name: said(act) for name, act in refusals(model).items()}
     return made
 

@@ -120,10 +120,10 @@ def inputs_of(batch: Batch) -> dict[str, Array]:
 
 def write_sample(
     path: Path, config: GPTJConfig, dtype: str = "float64", *, taps: dict[str, Array] | None = None,
-    batch: Batch | None = None, **options: Any,
+    batch: Batch | None = None, extras: dict[str, Array] | None = None, **options: Any,
 ) -> Trace:  # fmt: skip
     """Write and open a trace of the oracle, or of other taps."""
     batch = small_batch(config) if batch is None else batch
     taps = recorded_taps(config, batch, dtype, **options) if taps is None else taps
-    write_trace(path, taps, facts_of(config, dtype), inputs=inputs_of(batch))
+    write_trace(path, taps, facts_of(config, dtype), inputs=inputs_of(batch), extras=extras or {})
     return open_trace(path)

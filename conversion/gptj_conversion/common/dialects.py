@@ -202,7 +202,7 @@ class MeshLeaf:
         return tuple(sizes[axis] // (shards if n == self.cut else 1) for n, axis in enumerate(self.axes))
 
 
-def canonical_name(tensor: str, layer: int | None = None) -> str:
+def canonical_name(tensor: str, layer: int | None) -> str:
     """The schema's name of a row of the table in a model with a language-model head.
 
     >>> canonical_name("h.{i}.ln_1.bias", 3), canonical_name("lm_head.bias")

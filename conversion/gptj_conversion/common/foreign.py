@@ -133,8 +133,8 @@ def open_named(
     *,
     name: str,
     dialect: Dialect,
-    config: GPTJConfig | None = None,
-    weights: str | None = None,
+    config: GPTJConfig | None,
+    weights: str | None,
     follow_links: bool = False,
 ) -> ForeignCheckpoint:
     """The checkpoint in a folder of config.json and weights files. No array is read.
@@ -221,11 +221,11 @@ def match_arrays(
     names.say(path)
     if zeros:
         warn_of_zero_bias(path)
-    _warn_of_shared_bytes(found, config)
+    _warn_of_shared_bytes(found)
     return ForeignCheckpoint(path, name, config, head, found, tuple(files), tuple(dropped), zeros, names)
 
 
-def _warn_of_shared_bytes(found: Mapping[str, tuple[StoredArray, Spelling]], config: GPTJConfig) -> None:
+def _warn_of_shared_bytes(found: Mapping[str, tuple[StoredArray, Spelling]]) -> None:
     """Say which rows lie on the same bytes of a file, although the config does not tie them."""
     first: dict[Any, str] = {}
     for name, (array, _) in found.items():

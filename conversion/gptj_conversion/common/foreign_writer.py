@@ -45,8 +45,8 @@ def write_foreign(
     dtype_of: Callable[[str], str],
     head: Head = "causal_lm",
     index_prefix: str = "",
-    weights_format: str = "",
-    options: WritingOptions | None = None,
+    weights_format: str,
+    options: WritingOptions | None,
 ) -> Path:
     """The directory, written whole: config.json, the weights, an index where they are in several files, manifest.json.
 

@@ -103,7 +103,7 @@ def plan_memory(rows: tuple[TensorSpec, ...], source: Source, dtype: str | None,
 
 def make_plan(
     source: Source, rows: tuple[TensorSpec, ...], destination: Path, *, to: str, dtype: str | None,
-    files: tuple[PlannedFile, ...], notes: tuple[str, ...] = (),
+    files: tuple[PlannedFile, ...], notes: tuple[str, ...],
 ) -> ConversionPlan:  # fmt: skip
     """The plan of a conversion whose source has been opened."""
     folder = destination.parent

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import numpy_dtype
 from gptj.errors import GPTJError, SchemaError
 from gptj.json_file import read_json_object
 from gptj.reading.buffers import Room
 from gptj.reading.files import FileIdentity
-from gptj.reading.load_plan import describe_left
+from gptj.reading.folder import Checkpoint, open_checkpoint
+from gptj.reading.load_plan import LoadPlan, describe_left, plan_load
 from gptj.reading.safetensors_file import StoredTensor, cast
 from gptj.reading.weight_names import infer_dialect
 from gptj.schema import Head, TensorSpec
@@ -103,9 +103,9 @@ class CanonicalDirectory:
 def open_safetensors(
     directory: str | os.PathLike[str],
     *,
-    config: GPTJConfig | str | os.PathLike[str] | None = None,
-    weights: str | None = None,
-    follow_links: bool = False,
+    config: GPTJConfig | str | os.PathLike[str] | None,
+    weights: str | None,
+    follow_links: bool,
 ) -> CanonicalDirectory | ForeignCheckpoint:
     """The directory in whichever of the three dialects it is, every tensor of its head found.
 
@@ -136,11 +136,11 @@ def _stored_array(tensor: StoredTensor, identity: FileIdentity) -> StoredArray:
 
 def describe_safetensors(
     directory: str | os.PathLike[str],
-    opened: Source | None = None,
+    opened: Source | None,
     *,
-    config: GPTJConfig | None = None,
-    weights: str | None = None,
-    follow_links: bool = False,
+    config: GPTJConfig | None,
+    weights: str | None,
+    follow_links: bool,
 ) -> Facts:
     """The directory's facts; a schema that its tensors do not fit is among the problems, not an error.
 

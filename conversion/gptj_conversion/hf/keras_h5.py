@@ -21,8 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.backends import install_line
-from gptj.errors import BackendError, FormatError, SchemaError, WriteError, shown, warn_of
+from gptj.errors import BackendError, FormatError, SchemaError, WriteError, install_line, shown, warn_of
 from gptj.reading.files import FileIdentity, file_identity, open_regular_file
 from gptj.reading.manifest import FileRecord
 from gptj.reading.weight_names import plain_variable

@@ -70,7 +70,7 @@ def open_mesh(
 
 
 def open_mesh_folder(
-    folder: MeshFolder, config: TrainingConfig | GPTJConfig | str | os.PathLike[str] | None = None
+    folder: MeshFolder, config: TrainingConfig | GPTJConfig | str | os.PathLike[str] | None
 ) -> MeshCheckpoint:
     """`open_mesh`, wherever the folder is: on the disk or in an archive."""
     found = find_step(folder, lambda step: looks_like_mesh_v2(step) or _read_headers(step))

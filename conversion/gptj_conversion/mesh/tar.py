@@ -55,7 +55,6 @@ def open_tar(
     *,
     config: TrainingConfig | GPTJConfig | str | os.PathLike[str] | None = None,
     spool_directory: str | os.PathLike[str] | None = None,
-    spool_bytes: int = SPOOL_BYTES,
 ) -> MeshCheckpoint:
     """The checkpoint in an archive: a step directory or a model directory, at any depth.
 
@@ -63,11 +62,10 @@ def open_tar(
         path: the .tar, or .tar.zst.
         config: as for `open_mesh`.
         spool_directory: where a .tar.zst is decompressed to; None is the system's temporary folder.
-        spool_bytes: how large it may become there.
 
     Raises:
         UnsafeFileError: a member is a link or device, or its name leads outside.
-        LimitError: the archive unpacks to more than `spool_bytes`, or to more than 30 times its own size.
+        LimitError: the archive unpacks to more than `SPOOL_BYTES`, or to more than 30 times its own size.
         BackendError: zstandard is not installed.
         GPTJError: it is malformed; and what `open_mesh` raises.
     """
@@ -85,7 +83,7 @@ def open_tar(
     folder = Path(tempfile.mkdtemp(prefix="gptj-spool-", dir=spool_directory))
     try:
         spool = folder / "checkpoint.tar"
-        _decompress(path, spool, min(spool_bytes, SPOOL_RATIO * nbytes + _ROOM_BYTES))
+        _decompress(path, spool, min(SPOOL_BYTES, SPOOL_RATIO * nbytes + _ROOM_BYTES))
         checkpoint = open_mesh_folder(_find_root(spool, path), config)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -167,9 +167,7 @@ class TrainingConfig:
             ) from None
 
 
-def parse_config(
-    members: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None
-) -> TrainingConfig | GPTJConfig:
+def parse_config(members: Mapping[str, Any], *, file: str | os.PathLike[str] | None) -> TrainingConfig | GPTJConfig:
     """The config of a JSON file's members: a training config, or a config.json, which its fields' names tell."""
     if {"model_type", "n_embd", "n_layer", "hidden_size"}.isdisjoint(members):
         return TrainingConfig.from_dict(members, file=file)

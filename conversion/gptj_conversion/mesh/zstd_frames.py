@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from gptj.backends import install_line
-from gptj.errors import BackendError, FormatError, GPTJError, LimitError, shown
+from gptj.errors import BackendError, FormatError, GPTJError, LimitError, install_line, shown
 from gptj.reading.files import open_regular_file
 
 __all__ = ["is_zstandard", "unpack"]

@@ -19,7 +19,7 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import FormatError, MissingFileError, SchemaError, naming_file, shown, warn_of
 from gptj.json_file import read_json_object
-from gptj.paths import likely_folder, require_path
+from gptj.paths import likely_folder, require_path, safe_path
 from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor, pack_header, read_safetensors
 from gptj.schema import BASE_PREFIX, TensorSpec
 from gptj.writing.containers import Entry
@@ -132,6 +132,7 @@ def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
         ConfigError: its config says what cannot be had.
         SchemaError: a tensor is none of an adapter's, or of another kind of numbers.
         FormatError: a file is not what its format says.
+        UnsafeFileError: a file is a link out of the folder.
     """
     folder = require_path(directory)
     if not folder.is_dir():
@@ -148,7 +149,7 @@ def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
     if not os.path.lexists(path):
         hint = f"{folder} is a model's folder: the adapter's is another" if (folder / CONFIG_FILE).exists() else None
         raise MissingFileError("no such file", file=path, expected="an adapter's config, as PEFT writes it", hint=hint)
-    config = AdapterConfig.from_dict(read_json_object(path), file=path)
+    config = AdapterConfig.from_dict(read_json_object(safe_path(folder, ADAPTER_CONFIG_FILE)), file=path)
     file = read_safetensors(_weights_file(folder))
     return Adapter(folder, config, _plain_names(file), file)
 
@@ -156,7 +157,7 @@ def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
 def _weights_file(folder: Path) -> Path:
     path = folder / ADAPTER_WEIGHTS_FILE
     if os.path.lexists(path):
-        return path
+        return safe_path(folder, ADAPTER_WEIGHTS_FILE)
     if (folder / PICKLED_FILE).exists():
         raise MissingFileError(
             "only pickled weights are here, which are not read",

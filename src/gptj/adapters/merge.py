@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,21 @@ from numpy.typing import NDArray
 
 from gptj.adapters.files import read_adapter
 from gptj.adapters.rows import AdapterRow
-from gptj.checkpoint import open_checkpoint, plan_load, write_checkpoint
 from gptj.dtypes import numpy_dtype
 from gptj.errors import SchemaError, shown
-from gptj.json_file import read_small_file
+from gptj.json_file import read_files_of
+from gptj.reading.folder import open_checkpoint
+from gptj.reading.load_plan import plan_load
 from gptj.schema import BASE_PREFIX, TensorSpec
+from gptj.writing.checkpoint_writer import write_checkpoint
 
-__all__ = ["merge_folder", "merged_kernel"]
+__all__ = ["merge_folder", "merged_kernel", "read_companions"]
 
-COMPANIONS = (
+_COMPANIONS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
 )
-"""Files beside a model's weights that hold as well for the merged one."""
-
-LARGEST_COMPANION_BYTES = 100_000_000
+_LARGEST_COMPANION_BYTES = 100_000_000
 
 BLOCK_ROWS = 1024
 """Rows of W that are merged at a time, so that the float64 in between is small."""
@@ -61,7 +60,6 @@ def merge_folder(
     weights: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
-    progress: Callable[[str, int], None] | None = None,
 ) -> Path:
     """Write a checkpoint with an adapter merged into it, a tensor at a time and without a framework.
 
@@ -73,7 +71,6 @@ def merge_folder(
         weights: which weights file of the base, where there are several.
         max_shard_bytes: of a weights file.
         overwrite: replace the model that `output` holds.
-        progress: told each tensor's name and bytes when it has been written.
 
     Returns:
         The folder, with the base's tokenizer and generation_config.json carried along.
@@ -106,13 +103,15 @@ def merge_folder(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
-        extra_files=_companions(checkpoint.directory),
+        extra_files=read_companions(checkpoint.directory),
         provenance={"merged": {key: shown(value) for key, value in origin.items()}},
-        progress=progress,
     )
 
 
-def _companions(directory: Path) -> dict[str, bytes]:
-    """The files of `COMPANIONS` that a folder has, by name."""
-    there = [name for name in COMPANIONS if (directory / name).is_file()]
-    return {name: read_small_file(directory / name, limit_bytes=LARGEST_COMPANION_BYTES) for name in there}
+def read_companions(directory: Path) -> dict[str, bytes]:
+    """The files beside a model's weights that hold as well for one that is made of it, by name.
+
+    Raises:
+        GPTJError: see `gptj.json_file.read_files_of`.
+    """
+    return read_files_of(directory, _COMPANIONS, limit_bytes=_LARGEST_COMPANION_BYTES)

@@ -7,18 +7,21 @@ from pathlib import Path
 
 import click
 
-from gptj.backends import choose_backend, installed_backends
+from gptj.backends import choose_backend
 from gptj.command.folders import ForTwoFolders, compare_two_folders, two_folders_options
+from gptj.command.one_folder import OneFolder
 from gptj.command.options import (
     Command,
     DtypeChoice,
     ModelArgument,
+    Names,
     PathArgument,
     WithSubcommands,
     adapter_option,
     backends_option,
     json_option,
     overwrite_option,
+    require_different,
     revision_option,
     weights_option,
 )
@@ -29,6 +32,7 @@ from gptj.command.printing import (
 )
 from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
+from gptj.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
 
 __all__ = ["demo", "doctor", "init", "parity"]
 
@@ -53,7 +57,10 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @click.argument("other", type=ModelArgument, metavar="[DIR2]", required=False)
 @backends_option
-@click.option("--dtype", type=DtypeChoice, default="float32", show_default=True, help="To compute in.")
+@click.option(
+    "--dtype", "dtypes", type=Names(PARAMETER_DTYPES, called=DTYPES_CALLED, several=True), default="float32",
+    show_default=True, callback=require_different, help="To compute in; with commas between, in each.",
+)  # fmt: skip
 @two_folders_options
 @click.option(
     "--seed",
@@ -65,13 +72,15 @@ class ParityCommand(WithSubcommands, TakesJsonFile):
 @revision_option()
 @adapter_option
 @click.option("--skip-manifest", is_flag=True, help="Do not first check the weights against manifest.json.")
+@click.option("--matrix", "with_matrix", is_flag=True, help="Also all that gptj parity matrix finds.")
+@click.option("--ladder", "with_ladder", is_flag=True, help="Also all that gptj parity ladder finds.")
 @click.option("--sensitivity", is_flag=True, help="Also plant every known mistake, and say which would be caught.")
 @click.option("--verbose", is_flag=True, help="Also print every measure.")
 @report_options
 def parity(
-    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtype: str, asked: ForTwoFolders,
-    seed: int | None, weights: str | None, adapter: Path | None, skip_manifest: bool, sensitivity: bool, verbose: bool,
-    destinations: Destinations,
+    directory: Path, other: Path | None, backends: tuple[str, ...] | None, dtypes: tuple[str, ...],
+    asked: ForTwoFolders, seed: int | None, weights: str | None, adapter: Path | None, verbose: bool,
+    destinations: Destinations, **one_folders: bool,
 ) -> None:  # fmt: skip
     """Run the model in DIR in each framework and compare: with the float64 oracle and with each other.
 
@@ -80,40 +89,27 @@ def parity(
     judged: DIR cannot be opened, or the weights are not those of the manifest.
 
     With DIR2, say how far its model lies from that in DIR, in each framework: 0 is equal within rounding, 1 differs.
+
+    All on one page: gptj parity DIR --dtype float32,bfloat16 --matrix --ladder --html FILE
     """
     if other is not None:
-        one_folders = {"--weights": weights, "--adapter": adapter, "--skip-manifest": skip_manifest,
-                       "--sensitivity": sensitivity}  # fmt: skip
-        compare_two_folders(directory, other, backends, asked=asked, dtype=dtype, seed=seed, verbose=verbose,
-                            destinations=destinations, unused=one_folders)  # fmt: skip
+        if len(dtypes) > 1:
+            raise click.UsageError("Two folders are compared in one --dtype.")
+        unused = {"--weights": weights, "--adapter": adapter, "--skip-manifest": one_folders["skip_manifest"],
+                  "--sensitivity": one_folders["sensitivity"], "--matrix": one_folders["with_matrix"],
+                  "--ladder": one_folders["with_ladder"]}  # fmt: skip
+        compare_two_folders(directory, other, backends, asked=asked, dtype=dtypes[0], seed=seed, verbose=verbose,
+                            destinations=destinations, unused=unused)  # fmt: skip
     asked.refuse()
-    from gptj.parity import findings_of_report, run_parity
-
-    names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
-    running: list[str] = []
-    with waiting(f"comparing {', '.join(names)}") as say:
-
-        def tell(name: str) -> None:
-            running.append(name)
-            later = {"oracle": "comparing with the oracle", "sensitivity": "planting mistakes"}
-            say(later.get(name, f"running {', '.join(running)}"))
-
-        report = run_parity(
-            directory, names, dtype=dtype, seed=seed or 0, weights=weights, adapter=adapter,
-            check_manifest=not skip_manifest, sensitivity=sensitivity, progress=tell,
-        )  # fmt: skip
-
-    def show() -> None:
-        console = open_console()
-        console.print(report.summary(), soft_wrap=False)
-        if verbose:
-            console.print("", report.table(), sep="\n", soft_wrap=False)
-            for found in report.sensitivity:
-                console.print("", *found.lines(every=True), sep="\n", soft_wrap=False)
-
-    destinations.finish(lambda: findings_of_report(report), report.as_dict, show)
-    if not report.passed:
-        sys.exit(1)
+    more = [name for name in ("matrix", "ladder") if one_folders[f"with_{name}"]]
+    for option, value in {"--weights": weights, "--adapter": adapter}.items():
+        if more and value is not None:
+            raise click.UsageError(f"{option} is not for --{more[0]}, which takes the folder as it is.")
+    run = OneFolder(directory, backends, seed, dtypes)
+    reports = run.compare(weights=weights, adapter=adapter, check_manifest=not one_folders["skip_manifest"],
+                          sensitivity=one_folders["sensitivity"])  # fmt: skip
+    others = [run.find(name) for name in more]
+    run.finish(reports, others, verbose=verbose, destinations=destinations)
 
 
 @click.command(cls=Command, short_help="Write a folder of random weights that reveal mistakes.")
@@ -126,9 +122,9 @@ def parity(
 @overwrite_option
 def init(directory: Path, config: Path | None, seed: int, dtype: str, overwrite: bool) -> None:
     """Write DIR with random weights that reveal mistakes: no bias is zero, no scale is one."""
-    from gptj.checkpoint import write_checkpoint
     from gptj.config import GPTJConfig
     from gptj.parity.revealing import revealing_config, revealing_fill
+    from gptj.writing.checkpoint_writer import write_checkpoint
 
     model_config = revealing_config() if config is None else GPTJConfig.from_file(config)
     with waiting(f"writing {directory}"):
@@ -156,7 +152,7 @@ def doctor(as_json: bool) -> None:
 @click.option("--keep", type=PathArgument, metavar="DIR", help="Leave the converted model of verse here.")
 def demo(backends: tuple[str, ...] | None, keep: Path | None) -> None:
     """Show the whole journey on a TPU checkpoint that the package ships: convert, verify, write verse, compare."""
-    from gptj.demo import run_demo
+    from gptj.command.demo import run_demo
 
     names = None if backends is None else tuple(choose_backend(name) for name in backends)
     if not run_demo(names, open_console(), keep=keep):

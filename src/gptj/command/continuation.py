@@ -15,6 +15,7 @@ from gptj.command.prompts import Prompt
 from gptj.command.together import Copies
 from gptj.errors import InputError
 from gptj.generation import GenerationConfig, TokenStep
+from gptj.sharding import check_rows
 
 __all__ = ["batches", "continue_prompts", "pieces", "stream_prompts"]
 
@@ -47,9 +48,12 @@ def _continue(
     write: Callable[[str], None],
 ) -> None:  # fmt: skip
     alone = len(jobs) == 1 and jobs[0].config.num_return_sequences == 1
-    copies = Copies.of(model, opened.backend)
+    copies = Copies.of(model, opened.backend, [job.ids for job in jobs])
     work = [*batches(jobs, batch_size)]
     copies.check(len(work), "batches of prompts")
+    for batch in work if copies.count == 1 and model.placement is not None else ():
+        config = batch[0].config  # rows of one program, which all devices run together
+        check_rows(len(batch) * max(config.num_beams, config.num_return_sequences), model.placement)
     first = True
 
     def write_records(records: Iterable[dict[str, Any]]) -> None:
@@ -141,6 +145,7 @@ def stream_prompts(request: Request, prompts: Sequence[Prompt], *, write: Callab
 
 
 def _stream(opened: OpenedModel, jobs: Sequence[Job], model: Any, assistant: Any, write: Callable[[str], None]) -> None:
+    Copies.of(model, opened.backend, [job.ids for job in jobs])
     for number, job in enumerate(jobs):
         decoder = opened.decoder()
         write(("\n" if number else "") + decoder.push(job.ids))

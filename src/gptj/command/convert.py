@@ -37,7 +37,7 @@ from gptj.command.waiting import waiting
 from gptj.errors import shown
 
 if TYPE_CHECKING:
-    from gptj_conversion.common.plan import ConversionPlan
+    from gptj_conversion.convert import ConversionPlan
     from rich.console import Console
 
 __all__ = ["convert", "inspect", "verify"]

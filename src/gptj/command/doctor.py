@@ -26,8 +26,8 @@ from gptj.backends import (
     installed_backends,
     missing_from,
 )
+from gptj.backends.surroundings import memory, processors
 from gptj.errors import BackendError
-from gptj.surroundings import memory, processors
 
 __all__ = ["Examination", "examine"]
 

@@ -26,12 +26,6 @@ from gptj.reading.weight_files import split_weights
 
 __all__ = ["ELSEWHERE", "FORMATS", "export"]
 
-COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "vocab.json", "merges.txt",
-)  # fmt: skip
-"""Files of a model's folder that go with the program, where they are there."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Format:
@@ -122,8 +116,8 @@ def require_model(directory: Path, *, fetch: bool) -> None:
         MissingFileError, InputError: naming it.
     """
     from gptj.adapters.files import is_adapter
-    from gptj.hub import is_repository_id, locate
     from gptj.paths import missing_folder
+    from gptj.paths.hub import is_repository_id, locate
 
     if not fetch and is_repository_id(directory):
         return
@@ -142,9 +136,13 @@ def write(directory: Path, out: Path, form: Format, *, dtype: str | None, weight
         BackendError: the format's framework, or a module that it needs, is not installed.
         WriteError: something stands at `out`, or the disk gave up.
     """
+    from gptj.adapters.merge import read_companions
     from gptj.backends import backend, install_line
+    from gptj.config import CONFIG_FILE
     from gptj.errors import BackendError, WriteError
-    from gptj.hub import locate
+    from gptj.json_file import read_small_file
+    from gptj.paths import safe_path
+    from gptj.paths.hub import locate
     from gptj.writing.output_directory import OutputDirectory
 
     missing = [module for module in form.needs if importlib.util.find_spec(module) is None]
@@ -153,6 +151,7 @@ def write(directory: Path, out: Path, form: Format, *, dtype: str | None, weight
     if out.is_dir() and any(out.iterdir()):
         raise WriteError("is not empty", file=out, expected="a new folder", hint="Name another, or empty it")
     directory = locate(directory)
+    companions = {CONFIG_FILE: read_small_file(safe_path(directory, CONFIG_FILE)), **read_companions(directory)}
     module = backend(form.wing)
     options: dict[str, Any] = {"param_dtype": dtype, "weights": weights}
     with OutputDirectory(out) as output:
@@ -164,7 +163,6 @@ def write(directory: Path, out: Path, form: Format, *, dtype: str | None, weight
             writer = getattr(importlib.import_module(f"gptj.{form.wing}.export"), form.writer)
             output.call(output.stage, writer, model, output.stage)
             output.sync_tree()
-            for name in COMPANIONS:
-                if (directory / name).is_file():
-                    output.write_file(name, output.call(directory / name, (directory / name).read_bytes))
+            for name, data in companions.items():
+                output.write_file(name, data)
         output.commit()

@@ -112,9 +112,9 @@ def finetune(
     model with the losses of one process; --resume goes on on another number of them, too.
     """
     from gptj.backends import choose_backend
+    from gptj.backends.surroundings import check_surroundings
     from gptj.finetune import Settings
     from gptj.finetune import finetune as run
-    from gptj.surroundings import check_surroundings
 
     try:
         settings = Settings(**options)

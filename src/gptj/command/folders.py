@@ -77,8 +77,9 @@ def compare_two_folders(
     if asked.prompts is not None:
         batch = read_batch(first, asked.prompts)
         ids = [row[mask == 1].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    with waiting(f"comparing {first.name} and {second.name}"):
-        found = compare_folders(first, second, backends, dtype=dtype, way=asked.way or "plain", prompts=ids, seed=seed)
+    with waiting(f"comparing {first.name} and {second.name}") as say:
+        found = compare_folders(first, second, backends, dtype=dtype, way=asked.way or "plain", prompts=ids, seed=seed,
+                                progress=say)  # fmt: skip
     equal = all(one.equal for one in found)
     folders = [str(first), str(second)]
 

@@ -20,8 +20,9 @@ from gptj.errors import ConfigError
 
 if TYPE_CHECKING:
     from gptj.parity.findings import Findings
+    from gptj.parity.trace_record import Batch
 
-__all__ = ["ladder", "matrix"]
+__all__ = ["find_ladder", "find_matrix", "ladder", "matrix"]
 
 SeedOption = click.IntRange(0, 2**63 - 1)
 
@@ -48,14 +49,29 @@ def matrix(
     by embeddings, saved and opened again, through each file format. The exit status is 0 where rounding explains every
     difference, 1 where it does not, and 2 where that could not be judged.
     """
+    _print(find_matrix(directory, backends, dtype=dtype, seed=seed), destinations)
+
+
+def find_matrix(
+    directory: Path, backends: tuple[str, ...] | None, *, dtype: str = "float32", seed: int = 0
+) -> Findings:
+    """The matrix of a model, with a row for each file format; on a terminal, who is at work on what meanwhile.
+
+    Raises:
+        GPTJError: see `gptj.parity.matrix.run_matrix`.
+    """
     from gptj.parity.matrix import run_matrix
+    from gptj.parity.run import require_framework
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
-    with tempfile.TemporaryDirectory(prefix="gptj-parity-") as kept:
-        with waiting("converting to each format and back"):
-            folders, notes = _through_formats(directory, Path(kept))
-        found = run_matrix(directory, names, folders=folders, notes=notes, dtype=dtype, seed=seed, progress=_say)
-    _print(found, destinations)
+    require_framework(names)  # before anything is converted
+    with (
+        tempfile.TemporaryDirectory(prefix="gptj-parity-") as kept,
+        waiting("converting to each format and back") as say,
+    ):
+        folders, notes = _through_formats(directory, Path(kept))
+        return run_matrix(directory, names, folders=folders, notes=notes, dtype=dtype, seed=seed,
+                          progress=lambda words: say(f"ways to one answer: {words}"))  # fmt: skip
 
 
 def _through_formats(directory: Path, kept: Path) -> tuple[dict[str, Path], list[str]]:
@@ -79,12 +95,6 @@ def _through_formats(directory: Path, kept: Path) -> tuple[dict[str, Path], list
     return back, notes
 
 
-def _say(backend: str) -> None:
-    """Say on a terminal who is at work."""
-    if sys.stderr.isatty():
-        click.echo(f"{backend} ...", err=True)
-
-
 @click.command(cls=TakesJsonFile, short_help="Measure each precision against float64.")
 @click.argument("directory", type=ModelArgument, metavar="DIR")
 @backends_option
@@ -104,15 +114,28 @@ def ladder(
     and 2 where it could not be measured.
     """
     from gptj.command.traces import read_batch, refuse_seed
+
+    refuse_seed(seed, prompts)
+    batch = None if prompts is None else read_batch(directory, prompts)
+    _print(find_ladder(directory, backends, prompts=batch, seed=seed), destinations)
+
+
+def find_ladder(
+    directory: Path, backends: tuple[str, ...] | None, *, prompts: Batch | None = None, seed: int | None = None
+) -> Findings:
+    """The ladder of a model; on a terminal, who is at work on what meanwhile.
+
+    Raises:
+        GPTJError: see `gptj.parity.ladder.run_ladder`.
+    """
     from gptj.parity.ladder import TRANSFORMERS, run_ladder
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     if backends is None and "pt" in names and importlib.util.find_spec(TRANSFORMERS) is not None:
         names = (*names, TRANSFORMERS)
-    refuse_seed(seed, prompts)
-    batch = None if prompts is None else read_batch(directory, prompts)
-    found = run_ladder(directory, names, prompts=batch, seed=seed, progress=_say)
-    _print(found, destinations)
+    with waiting("measuring each precision") as say:
+        return run_ladder(directory, names, prompts=prompts, seed=seed,
+                          progress=lambda words: say(f"precisions: {words}"))  # fmt: skip
 
 
 def _print(found: Findings, destinations: Destinations) -> None:

@@ -25,10 +25,9 @@ from typing import Any, NoReturn
 import click
 
 import gptj
+from gptj.command.called import CALLED
 from gptj.command.options import DEBUG_HELP, LazyGroup
-from gptj.command.printing import (
-    printed_warnings,
-)
+from gptj.command.printing import printed_warnings
 from gptj.command.standard_streams import StdoutError, abandon_stdout, prepare_streams
 from gptj.errors import CheckpointWarning, GPTJError
 
@@ -176,10 +175,11 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
     name="gptj",
     cls=LazyGroup,
     modules=COMMANDS,
+    called=CALLED,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EPILOG,
 )
-@click.version_option(gptj.__version__, prog_name="gptj")
+@click.version_option(gptj.__version__, "-V", "--version", prog_name="gptj")
 @click.option("--debug", is_flag=True, help=DEBUG_HELP)
 def gptj_command(debug: bool) -> None:
     """GPT-J in PyTorch, TensorFlow and Flax: convert, check, run.

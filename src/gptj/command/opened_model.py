@@ -14,6 +14,7 @@ import itertools
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,20 +27,21 @@ import gptj
 from gptj.adapters import read_adapter
 from gptj.adapters.files import is_adapter
 from gptj.backends import choose_backend
+from gptj.backends.surroundings import check_surroundings
+from gptj.checkpoint import open_checkpoint
 from gptj.command.prompts import Prompt
 from gptj.command.together import mesh_of
 from gptj.command.waiting import waiting
 from gptj.config import GPTJConfig
-from gptj.errors import ConfigError, GPTJError, InputError, TokenizerError, warn_of
+from gptj.errors import ConfigError, GPTJError, InputError, warn_of
 from gptj.generation import GenerationConfig, known_tokens_only
-from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.generation.sampling import SEEDS
 from gptj.generation.session import LogitsProcessor
-from gptj.hub import locate
 from gptj.inputs import check_ids
+from gptj.inputs.prepared import QUANTIZATIONS, check_quantize
 from gptj.paths import missing_folder
-from gptj.prepared import QUANTIZATIONS, check_quantize
-from gptj.surroundings import check_surroundings
+from gptj.paths.hub import locate
+from gptj.sharding import require_same
 from gptj.text.tokenizer import GPTJTokenizer
 
 __all__ = ["NEW_TOKENS", "PAYS_FROM_TOKENS", "IdPrinter", "Job", "OpenedModel", "Request", "TextDecoder"]
@@ -82,7 +84,7 @@ class Request:
         assistant: a smaller model's folder, that guesses ahead.
         adapter: a LoRA adapter's folder, to put to work in the model.
         quantize: the precision of the weights that are decoded with; None for the parameters' own.
-        device: one of `gptj.prepared.DEVICES`; "auto" is the CPU where weights are quantized.
+        device: one of `gptj.inputs.prepared.DEVICES`; "auto" is the CPU where weights are quantized.
         settings: fields of `GenerationConfig`, over those of the folder's generation_config.json.
         seed: of the draws; None for one from the operating system.
         truncate: whether a prompt that is too long loses its beginning; otherwise it is refused.
@@ -156,12 +158,8 @@ class OpenedModel:
 
     def _derive_config(self) -> GenerationConfig:
         """The folder's generation_config.json, then what the command line says."""
-        path = self.directory / GENERATION_CONFIG_FILE
-        stored = (
-            GenerationConfig.from_file(path, vocab_size=self.model_config.vocab_size)
-            if path.exists()
-            else GenerationConfig.from_model_config(self.model_config)
-        )
+        found = GenerationConfig.of_folder(self.directory, self.model_config.vocab_size)
+        stored = GenerationConfig.from_model_config(self.model_config) if found is None else found
         if stored.max_length is None and stored.max_new_tokens is None:
             stored = stored.replace(max_new_tokens=NEW_TOKENS)
         # Rows that end are cut off before they are shown, so it matters to nobody what they are filled with.
@@ -226,6 +224,11 @@ class OpenedModel:
             parallel: Any = importlib.import_module(f"gptj.{self.backend}.parallel")
             mesh = parallel.mesh_of_copy(mesh_of(self.request.dp, self.request.tp), self.request.strategy)
             options |= {"strategy": self.request.strategy, "mesh": mesh}
+            require_same(
+                open_checkpoint(directory, weights=weights).sample_sha256(), parallel.share_number, file=directory,
+                problem=f"the model on {socket.gethostname()} is another than the first process'",
+                hint="Give every host the same folder, or one that all of them share",
+            )  # fmt: skip
         packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)
         packs = packs and self.request.strategy is None
         if packs or self.request.quantize is not None:
@@ -373,12 +376,12 @@ def check_seed(seed: Any) -> int:
 
 def _tokenizer(directory: Path, config: GPTJConfig, *, needed: bool) -> GPTJTokenizer | None:
     """The folder's tokenizer; None where none is needed and it has none, or one that cannot be used, which is said."""
-    if not needed and not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
+    if not needed and not any(os.path.lexists(directory / name) for name in ("tokenizer.json", "vocab.json")):
         return None
     try:
         tokenizer = GPTJTokenizer.from_pretrained(directory)
         tokenizer.check_fits(config)
-    except (TokenizerError, ConfigError) as error:
+    except GPTJError as error:
         if needed:
             raise
         warn_of(f"the tokenizer is not used, and ids are printed: {error}")

@@ -22,7 +22,7 @@ from click.shell_completion import CompletionItem
 from gptj.backends import BACKENDS, likely_backend
 from gptj.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
 from gptj.errors import InputError, did_you_mean, shown
-from gptj.hub import HubPlace, is_repository_id, locate, locate_source
+from gptj.paths.hub import HubPlace, is_repository_id, locate, locate_source
 
 __all__ = [
     "DEBUG_HELP",
@@ -48,6 +48,7 @@ __all__ = [
     "json_option",
     "option",
     "overwrite_option",
+    "require_different",
     "revision_option",
     "weights_option",
 ]  # fmt: skip
@@ -180,7 +181,7 @@ def backend_names(names: Iterable[str], *, several: bool = False) -> Names:
 
 
 class Locate(Protocol):
-    """Finds the folder of a path or repository id: `gptj.hub.locate` and `locate_source`."""
+    """Finds the folder of a path or repository id: `gptj.paths.hub.locate` and `locate_source`."""
 
     def __call__(self, name_or_path: Path, *, place: HubPlace) -> Path:
         """The folder."""
@@ -320,12 +321,16 @@ class LazyGroup(click.Group):
 
     Args:
         modules: each command's module, by its name, which is also the name of the command in the module.
+        called: what to say of what is no command, by the name that other people give one.
         options: of `click.Group`.
     """
 
-    def __init__(self, *arguments: Any, modules: Mapping[str, str], **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, modules: Mapping[str, str], called: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self._modules = modules
+        self._called = called or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Their names, sorted."""
@@ -342,9 +347,12 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command and its arguments; click's own search for a near miss sees no command that is not loaded."""
-        meant = did_you_mean(args[0], self._modules) if args[0] not in self._modules else None
-        if meant and not args[0].startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(f"No such command {args[0]!r}. {meant}")
+        name = args[0]
+        if name not in self._modules and not name.startswith("-") and not ctx.resilient_parsing:
+            near = next(iter(difflib.get_close_matches(name.lower(), self._called, n=1, cutoff=0.8)), "")
+            meant = self._called.get(name.lower()) or did_you_mean(name, self._modules) or self._called.get(near)
+            if meant:
+                ctx.fail(f"No such command {name!r}. {meant}")
         return super().resolve_command(ctx, args)
 
 
@@ -383,17 +391,17 @@ BackendsChoice = backend_names(BACKENDS, several=True)
 DtypeChoice = Names(PARAMETER_DTYPES, called=DTYPES_CALLED)
 
 
-def _require_different(
+def require_different(
     context: click.Context, option: click.Parameter, names: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
-    """The names of --backends, each of them there once."""
+    """The names of an option that takes several, each of them there once."""
     if names is not None and len(set(names)) != len(names):
         raise click.BadParameter(f"{shown(','.join(names))} names one twice")
     return names
 
 
 backends_option = click.option(
-    "--backends", type=BackendsChoice, callback=_require_different,
+    "--backends", type=BackendsChoice, callback=require_different,
     help="Which, with commas between. [default: all that are installed]",
 )  # fmt: skip
 adapter_option = click.option(

@@ -85,7 +85,7 @@ def score(directory: Path, file: str, **options: Any) -> None:
         sequences = [*check_documents(opened, documents, prefix)]
         with opened.at_work():
             model = opened.load(0)
-            copies = Copies.of(model, opened.backend)
+            copies = Copies.of(model, opened.backend, [(*map(int, one.token_ids),) for one in sequences])
             copies.check(len(sequences), "texts")
             mine = [number for number in range(len(sequences)) if copies.is_mine(number)]
             with _progress() if copies.mine == 0 else contextlib.nullcontext() as progress:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
 import secrets
+import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -19,8 +21,8 @@ import click
 from gptj.backends import choose_backend
 from gptj.command.options import Names, option
 from gptj.command.standard_streams import stdout_apart
-from gptj.errors import GPTJError, InputError, ProcessError
-from gptj.sharding import Mesh
+from gptj.errors import GPTJError, InputError, ProcessError, warn_of
+from gptj.sharding import Mesh, require_same
 
 __all__ = [
     "Copies",
@@ -87,11 +89,23 @@ class Copies:
     parallel: Any = None
 
     @classmethod
-    def of(cls, model: Any, backend: str) -> Copies:
-        """Those of a model that was opened with a strategy, or without one."""
+    def of(cls, model: Any, backend: str, work: Sequence[Any]) -> Copies:
+        """Those of a model that was opened with a strategy, or without one.
+
+        Args:
+            work: token ids of every row, which must be the same in every process.
+
+        Raises:
+            InputError: they are not.
+        """
         if model.placement is None:
             return cls()
         parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
+        require_same(
+            hashlib.sha256(repr(work).encode()).hexdigest(), parallel.share_number, file=None,
+            problem=f"the texts on {socket.gethostname()} are others than the first process'",
+            hint="Give every host the same files; stdin is one process' alone",
+        )  # fmt: skip
         mine, count = parallel.copy_of(model)
         return cls(mine, count, parallel)
 
@@ -159,6 +173,8 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
         raise ProcessError(f"the other processes did not come: {cause}", where="--strategy") from None
     try:
         with stdout_apart(), _silent(processes.rank > 0):
+            if processes.size == 1 and parallel.count_devices() == 1:
+                _say_alone()
             yield backend, parallel
     except (Exception, SystemExit) as error:
         ended = not isinstance(error, GPTJError) and parallel.is_of_processes(error)
@@ -190,6 +206,21 @@ def _end_at_once(error: BaseException, wait_s: float) -> None:
     time.sleep(wait_s)
     code = error.code if isinstance(error, SystemExit) else 1
     os._exit(code if isinstance(code, int) else 1)
+
+
+_LAUNCHED = ("WORLD_SIZE", "JAX_NUM_PROCESSES", "DTENSOR_NUM_CLIENTS")
+"""Variables by which a launcher says how many processes there are."""
+
+
+def _say_alone() -> None:
+    """Say that nothing is cut, where no launcher said that this process is to be the only one."""
+    if not any(name in os.environ for name in _LAUNCHED):
+        verb = click.get_current_context().info_name
+        warn_of(
+            "one process with one device holds the whole model, and cuts nothing", where="--strategy",
+            expected="several, which a launcher starts",
+            hint=f"torchrun --nproc-per-node=2 -m gptj {verb} ... starts two on this host; see docs/scale.md",
+        )  # fmt: skip
 
 
 def complete(dp: int | None, tp: int | None, devices: int) -> tuple[int | None, int | None]:

@@ -25,7 +25,7 @@ from gptj.command.options import (
 from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
 from gptj.errors import InputError, WriteError
-from gptj.hub import locate
+from gptj.paths.hub import locate
 
 if TYPE_CHECKING:
     from gptj.parity.trace_record import Batch
@@ -58,7 +58,7 @@ def record(
     The file is a safetensors file; docs/traces.md says what is in it. `gptj parity compare` needs no framework. The
     exit status is 0 where TRACE is written, and 2 where it could not be.
     """
-    from gptj.parity.run import child_environment
+    from gptj.parity.processes import child_environment
     from gptj.parity.trace_record import record_trace, require_way
 
     refuse_seed(seed, prompts)

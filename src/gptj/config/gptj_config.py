@@ -15,18 +15,16 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, TypedDict, Unpack
 
 from gptj.brief import brief, html_table
 from gptj.config.file import ALIASES, is_alike, meant_field, misleads, read_members
 from gptj.config.labels import derive_labels
 from gptj.config.rules import is_number, is_whole, plain, spelt
-from gptj.config.settings import DTYPE_KEYS, Settings, default_members, plain_extra
+from gptj.config.settings import DTYPE_KEYS, READ_AS, Settings, default_members, plain_extra
 from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, naming_file, shown
 from gptj.json_file import read_json_object
-from gptj.paths import is_folder
 
 __all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig", "is_field"]
 
@@ -53,21 +51,6 @@ _INSTEAD_OF_OTHERS = (
     "Write config = config.replace({field}={value}) before the model is made, or from_pretrained(folder, "
     "{field}={value})"
 )
-
-_READ_AS: dict[str, Any] = {
-    "model_type": "gptj",
-    "is_encoder_decoder": False,
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "architectures": None,
-    "torch_dtype": None,
-    "name_or_path": "",
-    "_name_or_path": "",
-    "tokenizer_class": None,
-    "task_specific_params": None,
-    "_commit_hash": None,
-}
-"""Attributes of transformers' configs that its tools read of every model, and their values where no file says more."""
 
 _LARGEST_SIZE = 2**31 - 1
 _LARGEST_POSITIONS = 2**24
@@ -297,7 +280,11 @@ class GPTJConfig(Settings):
     # ---- attributes
 
     def __getattr__(self, name: str) -> Any:
-        return _READ_AS[name] if name in _READ_AS and name not in self.extra else super().__getattr__(name)
+        if name in ("dtype", "torch_dtype") and name not in self.extra:
+            return next((self.extra[key] for key in DTYPE_KEYS if key in self.extra), None)
+        is_opened = name.endswith("name_or_path") and "_opened_from" in self.__dict__
+        ours = name in READ_AS and name not in self.extra and not is_opened
+        return READ_AS[name] if ours else super().__getattr__(name)
 
     def _with(self, name: str, value: Any) -> GPTJConfig:
         field = ALIASES.get(name, name)
@@ -362,6 +349,11 @@ class GPTJConfig(Settings):
         """eos_token_id as a tuple: empty for None."""
         eos = self.eos_token_id
         return () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Alias of return_dict."""
+        return self.return_dict
 
     @property
     def hidden_size(self) -> int:
@@ -429,9 +421,7 @@ class GPTJConfig(Settings):
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> GPTJConfig:
         """The config in `path`: a config.json, or the folder that holds one."""
-        path = Path(path)
-        if is_folder(path):
-            path = path / CONFIG_FILE
+        path = cls._file_in(path)
         return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
 
     def for_other_programs(self) -> GPTJConfig:

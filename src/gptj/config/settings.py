@@ -14,16 +14,35 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from gptj.config.file import ALIASES
 from gptj.dtypes import dtype_name
-from gptj.errors import ConfigError, WriteError, shown
-from gptj.hub import split_hub_arguments
-from gptj.paths import missing_folder, require_path
+from gptj.errors import ConfigError, WriteError, did_you_mean, shown
+from gptj.paths import find_beside, is_folder, missing_folder, path_called, require_path
+from gptj.paths.hub import split_hub_arguments
 
-__all__ = ["DTYPE_KEYS", "Settings", "default_members", "plain_extra"]
+__all__ = ["DTYPE_KEYS", "READ_AS", "Settings", "default_members", "plain_extra"]
 
 DTYPE_KEYS = ("torch_dtype", "dtype")
+
+READ_AS: dict[str, Any] = {
+    "model_type": "gptj",
+    "is_encoder_decoder": False,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "architectures": None,
+    "attribute_map": ALIASES,
+    "pruned_heads": {},
+    "is_composition": False,
+    "name_or_path": "",
+    "_name_or_path": "",
+    "tokenizer_class": None,
+    "task_specific_params": None,
+    "_commit_hash": None,
+}
+"""Attributes of transformers' configs that its tools read of every model, and their values where no file says more."""
 
 
 class Settings:
@@ -52,13 +71,31 @@ class Settings:
         """The settings in the file, or in the folder that holds one."""
         raise NotImplementedError
 
+    @classmethod
+    def _file_in(cls, path: str | os.PathLike[str]) -> Path:
+        """The file that is meant: `path` itself, or the one in that folder. A link out of the folder is said."""
+        path = Path(path)
+        inside = path / cls.FILE
+        if not is_folder(path) or (path.name == cls.FILE and not os.path.lexists(inside)):
+            return path
+        return find_beside(path, cls.FILE) or inside
+
+    def opened_from(self, name: str | os.PathLike[str]) -> Self:
+        """A copy whose `name_or_path` says where it was opened. No file says so: paths stay on their machine."""
+        copy = self.replace()
+        object.__setattr__(copy, "_opened_from", os.fspath(name))
+        return copy
+
     # ---- attributes
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("name_or_path", "_name_or_path") and "_opened_from" in self.__dict__:
+            return self.__dict__["_opened_from"]
         extra = self.__dict__.get("extra", {})
         if name in extra:
             return extra[name]
-        raise AttributeError(f"{type(self).__name__} has no {name!r}")
+        meant = None if name.startswith("_") else did_you_mean(name, dir(type(self)))
+        raise AttributeError(f"{type(self).__name__} has no {name!r}" + (f". {meant}" if meant else ""))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "extra" not in self.__dict__:  # the last field: until then the object is being made
@@ -114,6 +151,7 @@ class Settings:
     # ---- files
 
     @classmethod
+    @path_called("pretrained_model_name_or_path")
     def from_pretrained(cls, directory: str | os.PathLike[str], **overrides: Any) -> Self:
         """The settings in a folder, or in a repository of the hub, with some fields changed.
 
@@ -130,8 +168,9 @@ class Settings:
         if not os.path.lexists(path):
             raise missing_folder(path, "no such file or folder")
         found = cls.from_file(path)
-        return found.replace(**overrides) if overrides else found
+        return (found.replace(**overrides) if overrides else found).opened_from(directory)
 
+    @path_called("save_directory")
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """The file stands in the folder, which is made if need be.
 

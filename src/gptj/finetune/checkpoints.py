@@ -81,12 +81,8 @@ class Identity:
             "evaluation": None if self.evaluation is None else dict(self.evaluation),
         }  # fmt: skip
 
-    def require_same(self, stored: Mapping[str, Any], file: Path) -> None:
-        """Refuse to go on from a checkpoint of another run.
-
-        Raises:
-            InputError: naming the option, or the argument, that is another.
-        """
+    def changes(self, stored: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+        """The option or argument, what `to_dict` said of it, and what is so now, of all that is another."""
         changed: list[tuple[str, Any, Any]]
         changed = [] if stored.get("backend") == self.backend else [("--backend", stored.get("backend"), self.backend)]
         settings = stored.get("settings")
@@ -97,6 +93,15 @@ class Identity:
                 changed.append((where, *_difference(stored.get(name), mine[name])))
         if stored.get("steps") != self.steps and not changed:
             changed.append(("--steps", stored.get("steps"), self.steps))
+        return changed
+
+    def require_same(self, stored: Mapping[str, Any], file: Path) -> None:
+        """Refuse to go on from a checkpoint of another run.
+
+        Raises:
+            InputError: naming the option, or the argument, that is another.
+        """
+        changed = self.changes(stored)
         if changed:
             where, before, now = changed[0]
             more = f"; and {len(changed) - 1} more: {', '.join(one[0] for one in changed[1:])}" if changed[1:] else ""

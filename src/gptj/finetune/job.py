@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 import gptj
 from gptj.adapters import Adapter, read_adapter, write_adapter
-from gptj.adapters.merge import COMPANIONS, LARGEST_COMPANION_BYTES
+from gptj.adapters.merge import read_companions
 from gptj.backends import choose_backend, install_line
-from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
 from gptj.finetune.checkpoints import CURVE_FILE, PARTS, Identity, RunFolder, Saved, write_moments
@@ -25,12 +24,13 @@ from gptj.finetune.data import Batches, Windows, describe, make_windows, read_do
 from gptj.finetune.loop import Progress, Report, Training, TrainingStep
 from gptj.finetune.settings import Settings
 from gptj.finetune.together import SharedRunFolder, Team
-from gptj.hub import locate
-from gptj.json_file import read_small_file
 from gptj.paths import missing_folder
+from gptj.paths.hub import locate
+from gptj.reading.folder import open_checkpoint
 from gptj.schema import TensorSpec, schema
 from gptj.sharding import Mesh, ReadTogether, Strategy
 from gptj.text.tokenizer import GPTJTokenizer
+from gptj.writing.checkpoint_writer import write_checkpoint
 from gptj.writing.output_file import whole_file
 
 __all__ = ["Outcome", "finetune"]
@@ -133,6 +133,7 @@ def finetune(
             saved = _begin(job, run, resume, note)
             return _train(job, run, saved, device, note, report, stop or (lambda: False))
     job = team.agree(prepare)
+    team.require_alike(team.agree(job.together))
     shared = SharedRunFolder(place, resume=resume, team=team)
     with shared:
         saved = _begin(job, shared, resume, note)
@@ -192,6 +193,11 @@ class _Job:
     def steps(self) -> int:
         return self.identity.steps
 
+    def together(self) -> Identity:
+        """The identity, with as much of the weights as tells hosts' folders apart: for processes to compare."""
+        model = {**self.identity.model, "sample_sha256": open_checkpoint(self.directory).sample_sha256()}
+        return dataclasses.replace(self.identity, model=model)
+
     def describe(self) -> list[str]:
         """The run in a sentence, and what of it may surprise."""
         windows, epochs = self.batches.windows, self.steps / self.batches.per_epoch
@@ -227,11 +233,7 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
     measured = None if evaluation is None else windows_of(evaluation)
     batches = Batches(training, settings.batch, settings.accumulate, settings.seed)
     steps = settings.steps or (settings.epochs or 1) * batches.per_epoch
-    files = {
-        name: read_small_file(directory / name, limit_bytes=LARGEST_COMPANION_BYTES)
-        for name in COMPANIONS
-        if os.path.lexists(directory / name)
-    }
+    files = read_companions(directory)
     model = {"config_sha256": config.architecture_sha256}
     if settings.lora:  # whose base is read again, and must be the same
         model["weights_sha256"] = _hash_weights(directory)

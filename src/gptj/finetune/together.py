@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
+import os
+import secrets
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from gptj.errors import GPTJError, InputError
+from gptj.errors import GPTJError, InputError, WriteError, shown
 from gptj.finetune.checkpoints import Identity, RunFolder
 from gptj.finetune.curve import Row
 from gptj.finetune.loop import Progress
 from gptj.sharding import Processes
+from gptj.writing.file_system import write_error
 
 __all__ = ["SharedRunFolder", "Team"]
 
 T = TypeVar("T")
+
+_SIGN = ".sign-"
+"""In OUT's checkpoints, for a moment: what the first process writes for the others to see."""
+
+_PATIENCE_S = 10.0
+"""For how long the others look for it: a network's file system keeps what it saw of a folder for some seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +76,28 @@ class Team:
             raise SystemExit(1)
         return result
 
+    def require_alike(self, mine: Identity) -> None:
+        """Refuse to train what is not the same in every process, as where each host has files of its own.
+
+        Raises:
+            InputError: naming what is another than the first process'.
+            SystemExit: in another process it is.
+        """
+        now = json.loads(json.dumps(mine.to_dict()))
+        first = json.loads(self.parallel.gather_texts(json.dumps(now))[0])
+        changed = mine.changes(first) or [(shown(key), first[key], now[key]) for key in now if first[key] != now[key]]
+
+        def require() -> None:
+            if changed:
+                where, before, found = changed[0]
+                raise InputError(
+                    f"process {self.processes.rank} on {socket.gethostname()} has another than the first", where=where,
+                    expected=shown(before), found=shown(found),
+                    hint="Give every host the same command and the same files",
+                )  # fmt: skip
+
+        self.agree(require)
+
     def any(self, mine: bool) -> bool:
         """Whether one of them says so."""
         return any(self.parallel.gather_texts("yes" if mine else ""))
@@ -78,7 +112,46 @@ class SharedRunFolder(RunFolder):
 
     def __enter__(self) -> RunFolder:
         self.team.agree(lambda: super(SharedRunFolder, self).__enter__() if self.team.first else self)
+        try:
+            self._require_shared()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
+
+    def _require_shared(self) -> None:
+        """Require that what the first process writes is there for the others.
+
+        Raises:
+            WriteError: in the first of those for which it is not.
+            SystemExit: in the others.
+        """
+        token = self.team.parallel.gather_texts(secrets.token_hex(8))[0]
+        self.team.agree(lambda: self._sign(token) if self.team.first else None)
+        try:
+            self.team.agree(lambda: None if self.team.first else self._find(token))
+        finally:
+            if self.team.first:
+                (self.checkpoints / f"{_SIGN}{token}").unlink()
+
+    def _sign(self, token: str) -> None:
+        path = self.checkpoints / f"{_SIGN}{token}"
+        try:
+            path.touch()
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def _find(self, token: str) -> None:
+        """Wait for it, on a file system that may take its time."""
+        patience_s = time.monotonic() + _PATIENCE_S
+        while not (self.checkpoints.is_dir() and f"{_SIGN}{token}" in os.listdir(self.checkpoints)):  # noqa: PTH208
+            if time.monotonic() > patience_s:
+                raise WriteError(
+                    f"process {self.team.processes.rank} on {socket.gethostname()} does not see what the first one "
+                    "writes", file=self.folder, expected="a folder that all processes share",
+                    hint="Put OUT on a file system that every host has at the same path",
+                )  # fmt: skip
+            time.sleep(0.1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

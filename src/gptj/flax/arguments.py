@@ -23,8 +23,8 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.flax.weights import Params, require_x64
+from gptj.inputs.prepared import refusal
 from gptj.outputs import KVCache, object_or_tuple
-from gptj.prepared import refusal
 from gptj.taps import OVER_KEYS, TapCollector, split_tap
 
 UpdateCache = Callable[[Array, Array], tuple[Array, Array]]
@@ -205,6 +205,10 @@ def compute(
         raise InputError("needed for dropout", where="dropout_rng", expected="a jax random key", found="None")
     for leaf in jax.tree.leaves(params):
         require_x64(leaf.dtype, where="params")
+    if model.placement is not None:
+        from gptj.flax.parallel import spread_rows
+
+        arguments = spread_rows(arguments, model.placement)
     past: KVCache | None = arguments.get("past_key_values")
     if past is not None:
         flags = flags | {"use_cache": True}  # a cache that was handed in comes back

@@ -14,8 +14,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from gptj.backends import install_line
-from gptj.errors import BackendError
+from gptj.errors import BackendError, install_line
 from gptj.finetune.settings import BETA_1, BETA_2, EPSILON, Settings
 from gptj.flax.adapters import MATRICES
 from gptj.flax.heads import GPTJForCausalLM

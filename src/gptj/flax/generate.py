@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import secrets
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -22,17 +23,20 @@ from gptj import generation, scoring
 from gptj.flax.inference import FastPath
 from gptj.flax.weights import from_numpy, to_numpy
 from gptj.generation import PARTS, Columns, Selected, Step
-from gptj.generation.decoder import round_up, round_up_columns, round_up_slots
+from gptj.generation.decoder import Ids, Mask, round_up, round_up_columns, round_up_slots
 from gptj.outputs import KVCache
+from gptj.sharding import Placement, check_rows
 
 _FEWEST_MOVED = 64
 """Columns that are copied between caches at least: a program is compiled for each width."""
 
 
-@jax.jit
-def gather_rows(cache: KVCache, rows: Array) -> KVCache:
-    """The cache whose row r is what row `rows[r]` was."""
+@functools.partial(jax.jit, static_argnames="sharding")
+def gather_rows(cache: KVCache, rows: Array, *, sharding: Any = None) -> KVCache:
+    """The cache whose row r is what row `rows[r]` was, cut as `sharding` says."""
     keys, values = (tuple(x[rows] for x in side) for side in (cache.keys, cache.values))
+    if sharding is not None:
+        keys, values = lax.with_sharding_constraint((keys, values), sharding)
     return KVCache(keys, values, cache.length, fixed=True)
 
 
@@ -49,6 +53,22 @@ def write_slots(slots: Array, new: Array, row: Array, first: Array, roll: Array,
     return lax.dynamic_update_slice(slots, part, (row * len(new), start, np.int32(0)))
 
 
+def cut_along_dp(placement: Placement | None, batch: int) -> tuple[Callable[[Any], Any], Any]:
+    """The function that gives each device its own of a batch's rows, and the sharding by which it does.
+
+    Raises:
+        InputError: there are not as many for each.
+    """
+    if placement is None:
+        return (lambda array: array), None
+    from gptj.flax.parallel import cut_rows, rows_sharding
+
+    check_rows(batch, placement)
+    if placement.mesh.dp == 1:
+        return (lambda array: array), None
+    return (lambda array: cut_rows(array, placement)), rows_sharding(placement)
+
+
 class Decoder(generation.Decoder):
     """A GPTJForCausalLM with a cache of its own, fed by the loop of `gptj.generation`.
 
@@ -63,46 +83,25 @@ class Decoder(generation.Decoder):
         self.model = model
         self.slots = round_up_slots(model.config, capacity)
         self.path = model._path()
-        self.cache: KVCache = self.path.init_cache(batch, self.slots)
+        self._cut, self._sharding = cut_along_dp(model.placement, batch)
+        self.cache: KVCache = self.path.init_cache(batch, self.slots, self._sharding)
 
     def _run(
-        self,
-        token_ids: NDArray[np.int64],
-        position_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        offset: int,
-        *,
-        last_only: bool,
-        want: frozenset[str],
+        self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
     ) -> Step:
         columns = token_ids.shape[1]
-        excess = round_up_columns(columns, self.slots - offset) - columns
-        ids, positions = (
-            np.pad(numbers, ((0, 0), (0, excess))).astype(np.int32) for numbers in (token_ids, position_ids)
-        )
+        ids, positions, mask = self._pad(token_ids.astype(np.int32), position_ids.astype(np.int32), mask, offset)
         self.cache.length = np.int32(offset)
-        arguments = (
-            self.cache,
-            ids,
-            positions,
-            np.pad(mask, ((0, 0), (0, self.slots - self.capacity))),
-            np.int32(columns - 1),
-        )
+        arguments = self.cache, *map(self._cut, (ids, positions, mask)), np.int32(columns - 1)
         self.cache, made = self.path.step(*arguments, last_only=last_only, want=want)
-        return self._step(made, columns, offset + columns)
-
-    def _step(self, made: dict[str, Any], columns: int, length: int) -> Step:
-        """The result of the program, without the positions that pad its input; all but the logits on the host."""
-        logits, hidden, attentions = made["logits"], made["hidden_states"], made["attentions"]
-        return Step(
-            self.model._held(logits, columns),
-            hidden_states=None if hidden is None else tuple(to_numpy(x)[:, :columns] for x in hidden),
-            attentions=None if attentions is None else tuple(to_numpy(x)[:, :, :columns, :length] for x in attentions),
-        )
+        held = self.model._held(made["logits"], columns)
+        return Step.of(held, made["hidden_states"], made["attentions"], fetch=to_numpy, columns=columns,
+                       length=offset + columns)  # fmt: skip
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
         each = self.config.n_head
-        self.cache = gather_rows(self.cache, (rows[:, None] * each + np.arange(each)).reshape(-1))
+        places = (rows[:, None] * each + np.arange(each)).reshape(-1)
+        self.cache = gather_rows(self.cache, places, sharding=self._sharding)
 
     def _read(self, row: int, start: int, count: int) -> Columns:
         # Differs: widths are rounded up, so that few programs are compiled: more is copied, and what counts is named.
@@ -157,7 +156,8 @@ class Logits(generation.HeldLogits):
         """The `count` best of each row of (b, v), and the logits of `named` (b, m)."""
         divisor = np.asarray(1 if temperature is None else temperature, self._array.dtype)
         made = best_of(self._array, named.astype(np.int32), divisor, count=count, weigh=temperature is not None)
-        return Selected(*jax.device_get(made))
+        here = all(array.is_fully_addressable for array in made)
+        return Selected(*(jax.device_get(made) if here else map(to_numpy, made)))
 
     def _fetched(self, array: Array) -> NDArray[Any]:
         return to_numpy(array)
@@ -228,8 +228,12 @@ class GenerationMixin(generation.Generates[jax.Array], scoring.Scores):
     def _last_states(self, token_ids: NDArray[np.int64]) -> Array:
         # Differs: compiled for each shape, so few are met; what fills one is seen by no token that is scored.
         b, t = token_ids.shape
-        excess = round_up(b, 2**62) - b, round_up_columns(t, self.config.n_positions) - t
-        return self._path().last_states(np.pad(token_ids, [(0, n) for n in excess]).astype(np.int32))
+        placement: Placement | None = self.placement  # type: ignore[attr-defined]
+        rows = round_up(b, 2**62)
+        rows += 0 if placement is None else -rows % placement.mesh.dp
+        excess = rows - b, round_up_columns(t, self.config.n_positions) - t
+        cut, _ = cut_along_dp(placement, rows)
+        return self._path().last_states(cut(np.pad(token_ids, [(0, n) for n in excess]).astype(np.int32)))
 
     def _logits_at(self, states: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array:
         excess = round_up(len(rows), 2**62) - len(rows)

@@ -89,13 +89,8 @@ class GPTJForCausalLMModule(nn.Module):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         train: bool = False,
-        only: Array | None = None,
     ) -> CausalLMOutputWithPast:
-        """The logits of every next token, and with labels the loss; see `GPTJForCausalLM.__call__`.
-
-        Args:
-            only: a scalar: give the logits (b, v) of this place alone.
-        """
+        """The logits of every next token, and with labels the loss; see `GPTJForCausalLM.__call__`."""
         outputs = self.transformer(
             input_ids,
             past_key_values,
@@ -109,7 +104,7 @@ class GPTJForCausalLMModule(nn.Module):
             output_hidden_states,
             train,
         )
-        logits, loss = self.next_tokens(outputs.last_hidden_state, labels, only)
+        logits, loss = self.next_tokens(outputs.last_hidden_state, labels)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -121,7 +116,11 @@ class GPTJForCausalLMModule(nn.Module):
     def next_tokens(
         self, hidden: Array, labels: Array | None = None, only: Array | None = None
     ) -> tuple[Array, Array | None]:
-        """The logits that follow the last hidden states (b, t, m), and with labels the loss."""
+        """The logits that follow the last hidden states (b, t, m), and with labels the loss.
+
+        Args:
+            only: a scalar: give the logits (b, v) of this place alone.
+        """
         tied = self.transformer.wte.weight if self.config.tie_word_embeddings else None
         hidden = hidden if only is None else jnp.take(hidden, only, axis=1)
         logits = at_least_float32(self.lm_head(hidden, tied))

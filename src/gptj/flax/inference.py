@@ -29,8 +29,8 @@ from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
 from gptj.flax.layers import Embedding, LayerNorm, Linear, multiply
 from gptj.flax.model import Attention, Block, make_attention_inputs
 from gptj.flax.weights import Params, flat, nested
+from gptj.inputs.prepared import check_quantize
 from gptj.outputs import CausalLMOutputWithPast, KVCache
-from gptj.prepared import check_quantize
 
 FEW_ROWS = range(2, 65)
 """For how many rows the product is written weights first: as many as it was measured to be faster for."""
@@ -266,11 +266,11 @@ class FastPath:
         """The logits (n, v) of these places of `last_states`."""
         return compiled_exit(self.module)(self.exit, states[rows, columns][None], None, None)[1][0]
 
-    def init_cache(self, batch: int, slots: int) -> KVCache:
-        """An empty cache for `step`: n_layer pairs of (b h, slots, d)."""
+    def init_cache(self, batch: int, slots: int, sharding: Any = None) -> KVCache:
+        """An empty cache for `step`: n_layer pairs of (b h, slots, d), cut as `sharding` says."""
         config = self.config
         shape = batch * config.n_head, slots, config.head_dim
-        keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.blocks) for _ in range(2))
+        keys, values = (tuple(jnp.zeros(shape, self.dtype, device=sharding) for _ in self.blocks) for _ in range(2))
         return KVCache(keys, values, 0, fixed=True)
 
     def step(

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from gptj.config import GPTJConfig
 from gptj.flax.adapters import LowRank
-from gptj.rotary import rotary_table
+from gptj.schema.rotary import rotary_table
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),

@@ -8,8 +8,7 @@ from typing import Any
 
 from jax import Array
 
-from gptj.backends import install_line
-from gptj.errors import BackendError
+from gptj.errors import BackendError, install_line
 from gptj.flax.heads import GPTJForCausalLM
 from gptj.flax.weights import flat
 

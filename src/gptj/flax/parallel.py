@@ -6,7 +6,9 @@ calls, gradients and generation, on the devices of one process or of many (jax.d
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ from gptj.sharding import (
     environment_place,
     join_seconds,
     natural_mesh,
+    own_address,
     partition_of,
 )
 
@@ -102,6 +105,36 @@ def cut_rows(array: Any, placement: Placement) -> jax.Array:
     return jax.make_array_from_callback(host.shape, rows_sharding(placement), lambda index: host[index])
 
 
+_OF_ROWS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "labels",
+            "past_key_values")  # fmt: skip
+
+
+def spread_rows(arguments: Mapping[str, Any], placement: Placement) -> dict[str, Any]:
+    """The checked arguments of a call, of which each device gets its own rows along dp.
+
+    Raises:
+        InputError: there are not as many for each.
+    """
+    tokens = arguments["inputs_embeds"] if arguments["input_ids"] is None else arguments["input_ids"]
+    batch = int(tokens.shape[0])
+    check_rows(batch, placement)
+    if placement.mesh.dp == 1:
+        return dict(arguments)
+    rows = rows_sharding(placement)
+
+    def spread(x: Any) -> Any:
+        if not np.ndim(x) or x.shape[0] != batch:
+            return x
+        if isinstance(x, jax.core.Tracer):
+            return jax.lax.with_sharding_constraint(x, rows)
+        if isinstance(x, jax.Array) and (x.sharding == rows or not x.is_fully_addressable):
+            return x
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, rows, lambda index: host[index])
+
+    return {k: jax.tree.map(spread, value) if k in _OF_ROWS else value for k, value in arguments.items()}
+
+
 def rows_sharding(placement: Placement) -> NamedSharding:
     """The sharding of whatever has a batch's rows on its first axis."""
     return NamedSharding(placement.native, PartitionSpec("dp"))
@@ -133,13 +166,33 @@ def join_processes() -> Processes:
     else:
         address = _said("JAX_COORDINATOR_ADDRESS")
     bounds = {"initialization_timeout": join_seconds(), **_BOUNDS_S}
+    named = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES")
     if jax.distributed.is_initialized():
         pass
     elif count is not None and count > 1:
         jax.distributed.initialize(address, count, index, **bounds)
-    elif any(name in os.environ for name in ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES")):
+        _choose_address()
+    elif any(name in os.environ for name in named):
         jax.distributed.initialize(**bounds)
+        _choose_address()
     return Processes(jax.process_index(), jax.process_count())
+
+
+def _choose_address() -> None:
+    """Tell gloo at which address of this host others reach it, or by which interface, where GLOO_SOCKET_IFNAME says it.
+
+    jax would leave it at what the host's own name means.
+    """
+    from jax._src import xla_bridge  # jax has no public door to it
+    from jax._src.lib import _jax
+
+    interface = os.environ.get("GLOO_SOCKET_IFNAME")
+    coordinator = str(_state().coordinator_address).rpartition(":")[0].strip("[]")
+    address = None if interface else own_address(coordinator, gather_texts)
+    if (interface or address) and jax.config.jax_cpu_collectives_implementation == "gloo":
+        collectives = _jax.make_gloo_tcp_collectives(_state().client, hostname=address, interface=interface)
+        make = functools.partial(xla_bridge.make_cpu_client, collectives=collectives)
+        xla_bridge.register_backend_factory("cpu", make, priority=0, fail_quietly=False)
 
 
 def _said(name: str) -> str:
@@ -171,7 +224,7 @@ def is_of_processes(error: BaseException) -> bool:
 
 def speaks_first() -> bool | None:
     """Whether no other process failed before this one: for the first to say why. None where that is not known."""
-    client = _client()
+    client = _state().client
     try:
         return client is None or int(client.key_value_increment("gptj.failed", 1)) == 1
     except (RuntimeError, ValueError):  # with the process that kept the count
@@ -204,7 +257,7 @@ def gather_texts(text: str) -> list[str]:
 
     It goes through the service that jax' processes know each other by: its collectives give up after half a minute.
     """
-    client, rank, count = _client(), jax.process_index(), jax.process_count()
+    client, rank, count = _state().client, _state().process_id, _state().num_processes
     if client is None or count == 1:
         return [text]
     number = int(client.key_value_increment(f"gptj.texts.{rank}", 1))
@@ -215,11 +268,11 @@ def gather_texts(text: str) -> list[str]:
     return texts
 
 
-def _client() -> Any:
-    """The service that every process knows, None where one is alone."""
+def _state() -> Any:
+    """jax's own account of the processes; its `client`, the service that all know, is None where one is alone."""
     from jax._src import distributed  # jax has no public door to it
 
-    return distributed.global_state.client
+    return distributed.global_state
 
 
 def share_number(number: int) -> int:

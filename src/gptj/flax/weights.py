@@ -29,6 +29,7 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError, SchemaError
 from gptj.flax.adapters import AdapterMixin
+from gptj.inputs.prepared import check_device
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -36,10 +37,10 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_device
+from gptj.paths import path_called
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.adapted import HeldAdapters
-from gptj.pretrained.base import ArrayFacts
+from gptj.pretrained.counted import ArrayFacts, is_embedding
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
 from gptj.sharding import Placement, ReadPart, Strategy
 from gptj.taps import TapCollector
@@ -52,6 +53,12 @@ def to_numpy(array: Any) -> NDArray[Any]:
     """The array's values as a NumPy array; bfloat16 as ml_dtypes'. Shares memory where the array is on the CPU."""
     if isinstance(array, Array) and not array.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    if isinstance(array, Array) and len(array.sharding.device_set) > 1:  # which would keep the whole it is asked for
+        whole = np.empty(array.shape, array.dtype)
+        for shard in array.addressable_shards:
+            if shard.replica_id == 0:
+                whole[shard.index] = np.asarray(shard.data)
+        return whole
     return np.asarray(array)
 
 
@@ -298,6 +305,7 @@ class PretrainedModel(AdapterMixin, Pretrained):
         return self._taps(names, labels, {**given, "past_key_values": past_key_values, "params": params})
 
     # Differs: params is Flax's alone, in the place that transformers gives it.
+    @path_called("save_directory")
     def save_pretrained(  # type: ignore[override]
         self,
         directory: str | os.PathLike[str],
@@ -382,10 +390,10 @@ class PretrainedModel(AdapterMixin, Pretrained):
         held = self._adapters
         if self._params is None:
             for row in schema(self.config, self.head):
-                yield ArrayFacts(row.size, 0, not held.by_name)
+                yield ArrayFacts(row.size, 0, not held.by_name, is_embedding(row.name))
         else:
-            for array in jax.tree.leaves(self._params):
-                yield ArrayFacts(int(np.size(array)), int(array.nbytes), not held.by_name)
+            for name, array in flat(self._params).items():
+                yield ArrayFacts(int(np.size(array)), int(array.nbytes), not held.by_name, is_embedding(name))
         for name, adapter in held.by_name.items():
             for array in jax.tree.leaves(held.arrays[name]["adapter"]):
                 yield ArrayFacts(int(array.size), int(array.nbytes), adapter.trains and name == held.active)

@@ -87,7 +87,7 @@ class CalledDecoder(Decoder):
     def _run(
         self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
     ) -> Step:
-        host, end = self._model._host, offset + token_ids.shape[1]
+        end = offset + token_ids.shape[1]
         self._cache.length = offset
         outputs = self._model._evaluate(
             **self._tokens(token_ids, offset),
@@ -104,13 +104,7 @@ class CalledDecoder(Decoder):
         held = self._model._held(outputs.logits)
         if last_only:
             held = held.of_position(held.shape[1] - 1) if isinstance(held, HeldLogits) else held[:, -1]
-        return Step(
-            held,
-            hidden_states=None if outputs.hidden_states is None else tuple(map(host, outputs.hidden_states)),
-            attentions=None
-            if outputs.attentions is None
-            else tuple(host(weights)[..., :end] for weights in outputs.attentions),
-        )
+        return Step.of(held, outputs.hidden_states, outputs.attentions, fetch=self._model._host, length=end)
 
     def _tokens(self, token_ids: Ids, offset: int) -> dict[str, Any]:
         """The call's arguments for these columns: ids, or embeddings where any of them has one of the prompt's."""

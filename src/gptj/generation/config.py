@@ -23,7 +23,7 @@ from gptj.brief import brief, html_table
 from gptj.config import GPTJConfig
 from gptj.config.rules import plain, spelt
 from gptj.config.settings import Settings
-from gptj.errors import ConfigError, InputError, shown, warn_of
+from gptj.errors import ConfigError, GPTJError, InputError, shown, warn_of
 from gptj.generation.fields import GenerationFields
 from gptj.generation.rules import (
     ASSISTANT_FIELDS,
@@ -38,7 +38,7 @@ from gptj.generation.rules import (
 from gptj.generation.stored import drop_ids_beyond, find_unhonoured, fit, read_members
 from gptj.generation.together import check_together, refuse
 from gptj.json_file import read_json_object
-from gptj.paths import is_folder
+from gptj.paths import find_beside
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
 
@@ -400,10 +400,31 @@ class GenerationConfig(Settings):
         Raises:
             ConfigError: not JSON, or no object.
         """
-        path = Path(path)
-        if is_folder(path):
-            path = path / GENERATION_CONFIG_FILE
+        path = cls._file_in(path)
         return cls.from_dict(read_json_object(path, error=ConfigError), file=path, vocab_size=vocab_size)
+
+    @classmethod
+    def of_folder(cls, directory: Path, vocab_size: int) -> GenerationConfig | None:
+        """The config in a model's folder, None where it has none.
+
+        As in transformers, a file that cannot be read does not keep the model from being opened: that is said, and the
+        defaults stand in its place.
+        """
+        path = directory / GENERATION_CONFIG_FILE
+        try:
+            if find_beside(directory, GENERATION_CONFIG_FILE) is None:
+                return None
+            return cls.from_dict(read_json_object(path, error=ConfigError), file=path, vocab_size=vocab_size)
+        except GPTJError as error:
+            warn_of(
+                f"cannot be read, so the defaults take its place: {error.problem}",
+                file=path,
+                where=error.where,
+                expected=error.expected,
+                found=error.found,
+                hint="Mend or remove the file, or give each call a generation_config",
+            )
+            return None
 
     @classmethod
     def from_model_config(cls, config: GPTJConfig) -> GenerationConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ __all__ = [
     "Columns",
     "Decoder",
     "DecoderFactory",
+    "Ids",
+    "Mask",
     "Step",
     "Uncached",
     "round_up",
@@ -51,6 +53,30 @@ class Step:
     held: NDArray[Any] | HeldLogits
     hidden_states: tuple[NDArray[Any], ...] | None = None
     attentions: tuple[NDArray[Any], ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        held: NDArray[Any] | HeldLogits,
+        hidden_states: Iterable[Any] | None,
+        attentions: Iterable[Any] | None,
+        *,
+        fetch: Callable[[Any], NDArray[Any]],
+        columns: int | None = None,
+        length: int | None = None,
+    ) -> Step:
+        """The step of a wing's arrays, without the columns and slots that pad a compiled program's shape.
+
+        Args:
+            held, hidden_states, attentions: as above, the latter two where the wing left them.
+            fetch: makes one of them NumPy's.
+            columns, length: how many columns and slots count; None: all.
+        """
+        return cls(
+            held,
+            None if hidden_states is None else tuple(fetch(x)[:, :columns] for x in hidden_states),
+            None if attentions is None else tuple(fetch(x)[:, :, :columns, :length] for x in attentions),
+        )
 
     @functools.cached_property
     def logits(self) -> NDArray[Any]:
@@ -272,6 +298,15 @@ class Decoder(abc.ABC):
             found = f"row {row}, slots {start} to {start + count}"
             expected = f"rows below {self.batch}, slots up to {self.length}"
             raise InputError("no such columns", where=act, expected=expected, found=found)
+
+    # ---- what a wing that compiles asks for
+
+    def _pad(self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int) -> tuple[Ids, Ids, Mask]:
+        """The arrays of `_run` in a shape that is compiled for: columns rounded up, and a mask of all slots."""
+        columns = token_ids.shape[1]
+        excess = (0, 0), (0, round_up_columns(columns, self.slots - offset) - columns)
+        all_slots = (0, 0), (0, self.slots - mask.shape[1])
+        return np.pad(token_ids, excess), np.pad(position_ids, excess), np.pad(mask, all_slots)
 
     # ---- what a wing provides
 

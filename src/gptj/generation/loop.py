@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from gptj.generation.config import ASSISTANT_FIELDS, GenerationConfig
 from gptj.generation.contrastive import contrastive_steps
 from gptj.generation.decoder import DecoderFactory
 from gptj.generation.output import GenerateOutput, TokenStep
-from gptj.generation.processors import AllowedTokens
-from gptj.generation.session import LogitsProcessor, Session, prepare
-from gptj.generation.stopping import DecodeText, StoppingCriterion
+from gptj.generation.session import Session, SessionArguments, prepare
 from gptj.inputs import check_method
 from gptj.outputs import KVCache
 
@@ -40,36 +38,18 @@ def generate(
     *,
     model_config: GPTJConfig,
     generation_config: GenerationConfig | Mapping[str, Any] | None = None,
-    attention_mask: Any = None,
-    seed: int | Sequence[int] | None = None,
-    streamer: Streamer | None = None,
-    logits_processor: Sequence[LogitsProcessor] = (),
-    stopping_criteria: Sequence[StoppingCriterion] = (),
-    decode: DecodeText | None = None,
-    allowed: AllowedTokens | None = None,
     assistant: DecoderFactory | None = None,
-    unseen: int = 0,
+    streamer: Streamer | None = None,
+    **arguments: Unpack[SessionArguments],
 ) -> GenerateOutput[Any]:
     """The prompts continued.
 
     Args:
-        decoder_factory: makes an empty decoder for (batch, capacity).
-        input_ids: whole numbers (prompts, t), array-like.
-        model_config: the model's; token ids and lengths are checked against it before anything is computed.
+        decoder_factory, input_ids, model_config, arguments: see `gptj.generation.session.prepare`.
         generation_config: how, or a dict of its fields; None is greedy with the model's eos.
-        attention_mask: 0 and 1 (prompts, t), 0 for padding, which must be on the left. A padded prompt gives what it
-            gives without padding.
-        seed: 0 to 2**64 - 1 for the whole batch, or one a prompt (then a prompt's text does not depend on its batch);
-            None draws one, which the output names. Greedy decoding draws nothing.
-        streamer: is given the prompts and then every step's tokens as they come.
-        logits_processor: functions (ids, logits) -> logits, after the config's own and before temperature.
-        stopping_criteria: functions (ids, scores) -> bool, or bools (rows,).
-        decode: token ids -> text, for stop_strings.
-        allowed: (number of the prompt, ids so far) -> the ids that may come next.
         assistant: decoders of a smaller model with the same vocabulary, whose guesses the model checks. The result
             is the same with and without it.
-        unseen: how many columns of `input_ids` only stand for embeddings, which the decoders know: neither processors
-            nor the result have them.
+        streamer: is given the prompts and then every step's tokens as they come.
 
     Raises:
         InputError: an argument breaks its rule. Nothing has been computed.
@@ -80,21 +60,15 @@ def generate(
         input_ids,
         model_config=model_config,
         generation_config=generation_config,
-        attention_mask=attention_mask,
-        seed=seed,
-        logits_processor=logits_processor,
-        stopping_criteria=stopping_criteria,
-        decode=decode,
-        allowed=allowed,
         assistant=assistant,
-        unseen=unseen,
+        **arguments,
     )
     if session.config.num_beams > 1:
         _refuse_beams(streamer is not None, "streamer")
-        return search_beams(session).without_columns(unseen)
+        return search_beams(session).without_columns(session.unseen)
     check_method(streamer, "put", "end", where="streamer")
     steps = _steps(session, assistant)
-    if streamer is not None and not unseen:
+    if streamer is not None and not session.unseen:
         streamer.put(session.prompt.copy())
     collected = []
     for step in steps:
@@ -103,7 +77,7 @@ def generate(
             streamer.put(step.tokens)
     if streamer is not None:
         streamer.end()
-    return _collect_output(session, collected).without_columns(unseen)
+    return _collect_output(session, collected).without_columns(session.unseen)
 
 
 def stream(
@@ -112,14 +86,8 @@ def stream(
     *,
     model_config: GPTJConfig,
     generation_config: GenerationConfig | Mapping[str, Any] | None = None,
-    attention_mask: Any = None,
-    seed: int | Sequence[int] | None = None,
-    logits_processor: Sequence[LogitsProcessor] = (),
-    stopping_criteria: Sequence[StoppingCriterion] = (),
-    decode: DecodeText | None = None,
-    allowed: AllowedTokens | None = None,
     assistant: DecoderFactory | None = None,
-    unseen: int = 0,
+    **arguments: Unpack[SessionArguments],
 ) -> Iterator[TokenStep]:
     """The steps of `generate`, each as soon as it is made; the arguments are checked before the first is asked for.
 
@@ -131,14 +99,8 @@ def stream(
         input_ids,
         model_config=model_config,
         generation_config=generation_config,
-        attention_mask=attention_mask,
-        seed=seed,
-        logits_processor=logits_processor,
-        stopping_criteria=stopping_criteria,
-        decode=decode,
-        allowed=allowed,
         assistant=assistant,
-        unseen=unseen,
+        **arguments,
     )
     _refuse_beams(session.config.num_beams > 1, "num_beams")
     return _steps(session, assistant)
@@ -151,7 +113,7 @@ def _prepare_session(
     model_config: GPTJConfig,
     generation_config: GenerationConfig | Mapping[str, Any] | None,
     assistant: DecoderFactory | None,
-    **arguments: Any,
+    **arguments: Unpack[SessionArguments],
 ) -> Session:
     """A checked session, the assistant's own fields included."""
     if generation_config is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from gptj.generation.sampling import draw, log_softmax, seeds_and_rows, uniforms
 from gptj.generation.stopping import DecodeText, Stopper, StoppingCriterion
 from gptj.inputs import check_attention_mask, check_functions, check_ids
 
-__all__ = ["LogitsProcessor", "Session", "prepare"]
+__all__ = ["LogitsProcessor", "Session", "SessionArguments", "prepare"]
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -37,6 +37,18 @@ _MOST_SCORE_BYTES = 2**32
 LogitsProcessor = Callable[[Ids, Floats], Any]
 """`processor(ids, logits)`: ids (rows, columns) as given, padding included, logits float64 (rows, v), to be returned
 changed or anew. It runs after the config's own processors and before temperature and the cuts."""
+
+
+class SessionArguments(TypedDict, total=False):
+    """The arguments of `prepare` that `gptj.generation.loop.generate` and `stream` hand on to it, by name."""
+
+    attention_mask: Any
+    seed: int | Sequence[int] | None
+    logits_processor: Sequence[LogitsProcessor]
+    stopping_criteria: Sequence[StoppingCriterion]
+    decode: DecodeText | None
+    allowed: AllowedTokens | None
+    unseen: int
 
 
 @dataclasses.dataclass(eq=False)
@@ -317,16 +329,26 @@ def prepare(
     logits_processor: Sequence[LogitsProcessor] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     decode: DecodeText | None = None,
-    unseen: int = 0,
     allowed: AllowedTokens | None = None,
+    unseen: int = 0,
 ) -> Session:
     """A session of checked arguments; nothing has been computed.
 
     Args:
-        unseen: how many columns of `input_ids` stand for embeddings.
-        allowed: see `AllowedTokens`.
-
-    The others are `gptj.generation.loop.generate`'s.
+        decoder_factory: makes an empty decoder for (batch, capacity).
+        input_ids: whole numbers (prompts, t), array-like.
+        model_config: the model's; token ids and lengths are checked against it before anything is computed.
+        generation_config: how.
+        attention_mask: 0 and 1 (prompts, t), 0 for padding, which must be on the left. A padded prompt gives what it
+            gives without padding.
+        seed: 0 to 2**64 - 1 for the whole batch, or one a prompt (then a prompt's text does not depend on its batch);
+            None draws one, which the output names. Greedy decoding draws nothing.
+        logits_processor: functions (ids, logits) -> logits, after the config's own and before temperature.
+        stopping_criteria: functions (ids, scores) -> bool, or bools (rows,).
+        decode: token ids -> text, for stop_strings.
+        allowed: (number of the prompt, ids so far) -> the ids that may come next.
+        unseen: how many columns of `input_ids` only stand for embeddings, which the decoders know: neither processors
+            nor the result have them.
 
     Raises:
         InputError: naming the argument, the value and the rule.

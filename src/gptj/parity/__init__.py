@@ -8,6 +8,7 @@
     compare.py     records against the oracle and each other, by NumPy alone    compare_records
     report.py      measures, limits and the verdict, and how they are shown     ParityReport
     versions.py    versions of what a backend computes with
+    processes.py   backends' processes, side by side where memory allows        run_side_by_side
     run.py         all of it: a process a backend, then the judgement           run_parity
 
     trace.py         every intermediate value of a call in a file, and who computed it   Trace, open_trace, write_trace
@@ -46,10 +47,11 @@ if TYPE_CHECKING:
     from gptj.parity.gather import findings_of_comparison, findings_of_report
     from gptj.parity.oracle import Oracle, OracleOutput
     from gptj.parity.probe import Probe, make_probe
+    from gptj.parity.processes import BackendProcessError
     from gptj.parity.record import Record, record_backend
     from gptj.parity.report import Divergence, Measure, ParityReport
     from gptj.parity.revealing import revealing_config, revealing_fill, revealing_tensor, revealing_weights
-    from gptj.parity.run import BackendProcessError, open_oracle, run_parity
+    from gptj.parity.run import open_oracle, run_parity
     from gptj.parity.sensitivity import Sensitivity, measure_sensitivity
     from gptj.parity.tap_names import TapNames
     from gptj.parity.tolerance import Tolerance, tolerance_of
@@ -67,7 +69,8 @@ _ROOMS = {
     "record": ("Record", "record_backend"),
     "revealing": ("revealing_config", "revealing_fill", "revealing_tensor", "revealing_weights"),
     "sensitivity": ("Sensitivity", "measure_sensitivity"),
-    "run": ("BackendProcessError", "open_oracle", "run_parity"),
+    "processes": ("BackendProcessError",),
+    "run": ("open_oracle", "run_parity"),
     "tap_names": ("TapNames",),
     "tolerance": ("Tolerance", "tolerance_of"),
     "trace": ("Trace", "TraceFacts", "open_trace", "write_trace"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -108,6 +109,7 @@ def compare_records(
     for record in records:
         if inside is not None:
             measures.append(_inside(pairs[record.backend], inside))
+            measures += _parted(record.backend, inside)
     return ParityReport(
         dtype=records[0].dtype,
         backends=tuple(record.backend for record in records),
@@ -137,6 +139,17 @@ def _inside(pair: PairDifferences, inside: Comparison) -> Measure:
     worst = max(inside.born.get(pair.other) or pair.taps, key=lambda tap: _share(tap.difference, tap.bound))
     what = "every value between"
     return Measure(pair.other, ORACLE, what, worst.difference, worst.bound, f"{spell_tap(worst.tap)}, {worst.where}")
+
+
+def _parted(backend: str, inside: Comparison) -> Iterator[Measure]:
+    """By how much each token was preferred at which a backend's own greedy text parts from the oracle's."""
+    for text in (text for text in inside.texts if text.other == backend):
+        if text.first is None and text.holds:
+            continue
+        known = [*(error for error in text.errors if error is not None), *(text.margins or (math.inf,))]
+        size = max(text.margins or (math.inf,)) if all(map(math.isfinite, known)) else math.inf
+        limit, step = 0.0 if text.bound is None else 2 * text.bound, text.first or 0
+        yield Measure(backend, ORACLE, "where texts part", size, limit, f"prompt {text.prompt}, token {step}")
 
 
 def _common(records: Sequence[Record]) -> tuple[Probe, Rounding]:

@@ -51,9 +51,8 @@ _FACTS = ("dtype", "path", "weights_sha256")
 
 
 def compare_traces(
-    traces: Sequence[Trace], weights: ReadWeight | None = None, *, config: GPTJConfig | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> Comparison:  # fmt: skip
+    traces: Sequence[Trace], weights: ReadWeight | None = None, *, config: GPTJConfig | None = None
+) -> Comparison:
     """The judgement on two or more traces of one model on the same inputs, each against the most exact one.
 
     A pair is judged by what its two have, whatever a third lacks; and each value of each trace by its own inputs.
@@ -63,7 +62,6 @@ def compare_traces(
         weights: reads a weight of the model by its name, rounded to a dtype; None leaves operations that have
             weights to the comparison between the traces.
         config: of the weights, by which each operation is computed again; None is the most exact trace's.
-        progress: told the name of each tap before it is compared.
 
     Raises:
         InputError: fewer than two, of models or inputs that differ, or one with nothing in common with another.
@@ -83,8 +81,6 @@ def compare_traces(
     origins: dict[str, dict[str, Origin]] = {}
     tried: dict[str, set[str]] = {trace.name: set() for trace in traces}
     for tap in (tap for tap in list_taps(first.facts.config.n_layer) if any(tap in trace.places for trace in traces)):
-        if progress is not None:
-            progress(tap)
         for name, base in bases.items():
             if tap not in base.places:
                 continue

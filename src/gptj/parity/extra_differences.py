@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-ReadGradient = Callable[[str, slice], Array]
 
 GRADIENT_SAFETY = 2.0
 """Times the estimated error of a gradient. Of 54 random models in three wings, one to eight blocks deep, in float32,

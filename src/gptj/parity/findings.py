@@ -20,6 +20,7 @@ from gptj.json_file import parse_json_object, read_small_file
 from gptj.parity.json_schema import check_schema
 
 __all__ = [
+    "PARTS",
     "Findings",
     "LadderRung",
     "MatrixRow",
@@ -42,7 +43,16 @@ _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 @dataclasses.dataclass(frozen=True)
 class MeasureFound:
-    """One answer of a backend against another's, or the oracle's (see `gptj.parity.report.Measure`)."""
+    """One answer of a backend against another's, the oracle's, or its own by another way: a row of the matrix.
+
+    Attributes:
+        backend: whose.
+        against: the other backend, "oracle", or in the matrix the two ways, "cached against whole"; `row` in its JSON.
+        what: of which answer, see `gptj.parity.report.Measure`.
+        difference, limit: the largest difference, and the largest that is right.
+        holds: whether it is within its limit.
+        where: the place of the largest difference.
+    """
 
     backend: str
     against: str
@@ -51,6 +61,10 @@ class MeasureFound:
     limit: float | None
     holds: bool
     where: str = ""
+
+
+MatrixRow = MeasureFound
+"""The same, as the matrix has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,19 +157,6 @@ class TextFound:
 
 
 @dataclasses.dataclass(frozen=True)
-class MatrixRow:
-    """Two ways of one backend to one answer, which must agree."""
-
-    backend: str
-    row: str
-    what: str
-    difference: float | None
-    limit: float | None
-    holds: bool
-    where: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class LadderRung:
     """A backend in one precision against float64.
 
@@ -174,6 +175,11 @@ class LadderRung:
     top1: float | None = None
     greedy: float | None = None
     prompts: int | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether its error, where it is known, is a number."""
+        return self.error is None or math.isfinite(self.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +228,7 @@ class Findings:
     measures: tuple[MeasureFound, ...] = ()
     pairs: tuple[PairFound, ...] = ()
     texts: tuple[TextFound, ...] = ()
-    matrix: tuple[MatrixRow, ...] = ()
+    matrix: tuple[MeasureFound, ...] = ()
     ladder: tuple[LadderRung, ...] = ()
     sensitivity: tuple[PlantedMistake, ...] = ()
     smallest: tuple[SmallestFound, ...] = ()
@@ -250,7 +256,7 @@ class Findings:
                        "which no tie explains")  # fmt: skip
         for row in self.matrix:
             if not row.holds:
-                yield f"{row.backend}, {row.row}: {row.what}{_size(row)}"
+                yield f"{row.backend}, {row.against}: {row.what}{_size(row)}"
 
     def raise_if_failed(self) -> None:
         """Return quietly where all holds.
@@ -258,6 +264,7 @@ class Findings:
         Raises:
             ParityError: with the headline, how much more is wrong, and the versions.
         """
+        __tracebackhide__ = True  # a test that fails by it shows its own line
         if self.passed:
             return
         others = [sentence for sentence in self.wrong() if sentence != self.headline]
@@ -289,6 +296,7 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """The document as JSON takes it."""
         members = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        members["matrix"] = [_renamed(row, "against", "row") for row in members["matrix"]]
         return {"findings": VERSION, **members}
 
     def to_json(self) -> str:
@@ -338,10 +346,11 @@ class Findings:
                 warn_of("not known, and left out", file=file, where=place)
             if len(unknown) > 3:
                 warn_of(f"{len(unknown) - 3} more members are not known, and left out", file=file)
+            document["matrix"] = [_renamed(row, "row", "against") for row in document.get("matrix", ())]
             found = cls(
                 document["verdict"], document["headline"], document.get("folder"), document.get("config", {}),
                 document.get("versions", {}), tuple(document.get("notes", ())),
-                **{name: tuple(_read(kind, one) for one in document.get(name, ())) for name, kind in _PARTS.items()},
+                **{name: tuple(_read(kind, one) for one in document.get(name, ())) for name, kind in PARTS.items()},
             )  # fmt: skip
             for number, pair in enumerate(found.pairs):
                 names = [tap.tap for tap in pair.taps]
@@ -355,10 +364,12 @@ class Findings:
             return found
 
 
-_PARTS: dict[str, Any] = {
-    "measures": MeasureFound, "pairs": PairFound, "texts": TextFound, "matrix": MatrixRow, "ladder": LadderRung,
+PARTS: dict[str, Any] = {
+    "measures": MeasureFound, "pairs": PairFound, "texts": TextFound, "matrix": MeasureFound, "ladder": LadderRung,
     "sensitivity": PlantedMistake, "smallest": SmallestFound,
 }  # fmt: skip
+"""The lists of a document, by their members' kinds."""
+
 _NUMBERS = frozenset(
     {"difference", "limit", "bound", "local", "local_bound", "margin_a", "margin_b", "error", "kl", "top1", "greedy"}
     | {"change"}
@@ -410,7 +421,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _size(found: MeasureFound | MatrixRow) -> str:
+def _renamed(members: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if name == old else name: value for name, value in members.items()}
+
+
+def _size(found: MeasureFound) -> str:
     limit = "" if found.limit is None else f", of {found.limit:.2g} allowed"
     size = "" if found.difference is None else f": {found.difference:.2g}{limit}"
     return size + (f", at {found.where}" if found.where else "")

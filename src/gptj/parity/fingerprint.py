@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.checkpoint import Checkpoint, open_checkpoint, plan_load
 from gptj.config import GPTJConfig
 from gptj.errors import MissingFileError, ParityError
 from gptj.parity.oracle import Oracle
+from gptj.reading.folder import Checkpoint, open_checkpoint
+from gptj.reading.load_plan import plan_load
 from gptj.reading.manifest import MANIFEST_FILE, Fingerprint, Manifest
 from gptj.reading.weight_files import safe_path, set_among
 from gptj.schema import Head
@@ -232,7 +233,7 @@ def check_fingerprint(
 
 
 def compare_fingerprint(
-    directory: Path, config: GPTJConfig, head: Head, read: Read, *, follow_links: bool = False
+    directory: Path, config: GPTJConfig, head: Head, read: Read, *, follow_links: bool
 ) -> Fingerprint:
     """`check_fingerprint` for tensors that `read` gives by their canonical names, whatever holds them."""
     path = safe_path(directory, MANIFEST_FILE, follow_links=follow_links)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.json_file import read_json_object
 from gptj.parity.findings import (
+    PARTS,
     Findings,
     LadderRung,
-    MatrixRow,
     MeasureFound,
     PairFound,
     TapFound,
@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from gptj.parity.trace import Trace
     from gptj.parity.two_folders import FolderDifference
 
-__all__ = ["compare_files", "findings_of_comparison", "findings_of_folders", "findings_of_report", "read_reference"]
+__all__ = [
+    "compare_files",
+    "findings_of_comparison",
+    "findings_of_folders",
+    "findings_of_report",
+    "join_findings",
+    "read_reference",
+]
 
 _MANIFEST = {
     "checked": "The weights were checked against manifest.json.",
@@ -41,34 +48,60 @@ _MANIFEST = {
 }
 
 
-def findings_of_report(report: ParityReport) -> Findings:
+def findings_of_report(report: ParityReport, *, in_dtype: bool = False) -> Findings:
     """The findings of a run of backends, with the config.json of the checkpoint that the report names.
 
     Args:
         report: of `gptj.parity.run_parity`.
+        in_dtype: whether a backend is named with its dtype, as where there are reports in several.
 
     Raises:
         FormatError: the config cannot be read any more.
     """
+
+    def who(name: str) -> str:
+        return f"{name} {report.dtype}" if in_dtype and name in report.backends else name
+
     config: Mapping[str, Any] = {}
     if report.checkpoint is not None:
         config = read_json_object(Path(report.checkpoint) / "config.json")
-    measures = tuple(MeasureFound(m.backend, m.against, m.what, float(m.difference), float(m.limit), m.holds, m.where)
-                     for m in report.measures)  # fmt: skip
+    measures = tuple(MeasureFound(who(m.backend), who(m.against), m.what, float(m.difference), float(m.limit), m.holds,
+                                  m.where) for m in report.measures)  # fmt: skip
     notes = [_MANIFEST[report.manifest]]
-    notes += [f"{text.backend} and {text.against} wrote {text.same} of {text.tokens} {text.answer} tokens alike."
-              for text in report.texts]  # fmt: skip
-    notes += [] if report.inside is None else _notes(report.inside)
-    versions = {backend: dict(libraries) for backend, libraries in report.versions.items()}
+    notes += [f"{who(text.backend)} and {who(text.against)} wrote {text.same} of {text.tokens} {text.answer} tokens "
+              "alike." for text in report.texts]  # fmt: skip
     inside = report.inside
+    notes += [] if inside is None else _notes(inside)
+    versions = {backend: dict(libraries) for backend, libraries in report.versions.items()}
     pairs = () if inside is None else tuple(_pair(pair, inside, report.dtype) for pair in inside.pairs)
-    right = report.passed and all(pair.right for pair in pairs)
+    texts = () if inside is None else tuple(dataclasses.replace(_text(text), b=who(text.other))
+                                            for text in inside.texts)  # fmt: skip
+    right = report.passed and all(pair.right for pair in pairs) and all(text.right for text in texts)
     headline = _headline(report)
     if report.passed and not right:
         headline = next(pair.headline for pair in pairs if not pair.right)
-    found = Findings(_verdict(right), headline, report.checkpoint, config, versions, tuple(notes), measures, pairs)
-    return found.extended(sensitivity=[row for one in report.sensitivity for row in one.as_dict()],
-                          smallest=[row for one in report.sensitivity for row in one.smallest_as_dict()])  # fmt: skip
+    found = Findings(_verdict(right), headline, report.checkpoint, config, versions, tuple(notes), measures, pairs,
+                     texts)  # fmt: skip
+    planted = [(one, who(one.backend)) for one in report.sensitivity]
+    return found.extended(sensitivity=[row | {"backend": name} for one, name in planted for row in one.as_dict()],
+                          smallest=[row for one, _ in planted for row in one.smallest_as_dict()])  # fmt: skip
+
+
+def join_findings(*found: Findings) -> Findings:
+    """Several findings on one model as one document, under the headline of the first that differs, or under all.
+
+    Args:
+        found: one at least, whose folder, config and versions the first has where it has any.
+    """
+    first, wrong = found[0], next((one for one in found if not one.passed), None)
+    versions = {name: dict(libraries) for one in reversed(found) for name, libraries in one.versions.items()}
+    parts = {name: tuple(row for one in found for row in getattr(one, name)) for name in PARTS}
+    return Findings(
+        "holds" if wrong is None else "differs",
+        "; ".join(one.headline for one in found) if wrong is None else wrong.headline,
+        first.folder, first.config, {name: versions[name] for one in found for name in one.versions},
+        tuple(dict.fromkeys(note for one in found for note in one.notes)), **parts,
+    )  # fmt: skip
 
 
 def _headline(report: ParityReport) -> str:
@@ -159,8 +192,8 @@ def _text(text: TextDifference) -> TextFound:
     return TextFound(text.base, text.other, text.prompt, text.tokens, text.first, a, b, text.bound, tie, text.errors)
 
 
-def _gradient(one: GradientDifference) -> MatrixRow:
-    return MatrixRow(one.other, f"gradient against {one.base}", one.parameter, float(one.difference),
+def _gradient(one: GradientDifference) -> MeasureFound:
+    return MeasureFound(one.other, f"gradient against {one.base}", one.parameter, float(one.difference),
                      float(one.bound), one.holds, str(list(one.where)))  # fmt: skip
 
 

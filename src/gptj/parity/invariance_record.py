@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import gptj
 from gptj.errors import GPTJError
-from gptj.parity.findings import MatrixRow
+from gptj.parity.findings import MeasureFound
 from gptj.parity.invariances import (
     BETAS,
     DECAY,
@@ -66,7 +66,7 @@ def record_matrix(
     seed: int = 0,
     rows: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
-) -> list[MatrixRow]:
+) -> list[MeasureFound]:
     """Every row of a backend, computed in this process.
 
     Args:
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         rows = record_matrix(options.directory, options.backend, folders=dict(options.folder), dtype=options.dtype,
-                             seed=options.seed, progress=lambda row: print(row, file=sys.stderr))  # fmt: skip
+                             seed=options.seed, progress=lambda row: print(row, flush=True))  # fmt: skip
         with whole_file(Path(options.out)) as write:
             write(json.dumps([dataclasses.asdict(row) for row in rows]).encode())
     except GPTJError as error:

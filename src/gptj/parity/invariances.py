@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.parity.bounds import SAFETY, Rounding
-from gptj.parity.findings import MatrixRow
+from gptj.parity.findings import MeasureFound
 from gptj.parity.oracle import Oracle
 from gptj.parity.oracle_gradients import loss_gradients
 
@@ -98,28 +98,28 @@ class Answer:
     axes: tuple[str, ...] = ()
 
 
-def judge(backend: str, row: str, answers: Iterable[Answer]) -> MatrixRow:
+def judge(backend: str, row: str, answers: Iterable[Answer]) -> MeasureFound:
     """A row of the matrix: the answer that lies the farthest over, or the nearest to, its limit.
 
     What is not finite holds nowhere, nor does an answer of another shape, nor none at all.
     """
-    worst: tuple[float, MatrixRow] | None = None
+    worst: tuple[float, MeasureFound] | None = None
     for answer in answers:
         share, found = _judge_one(backend, row, answer)
         if worst is None or share > worst[0]:
             worst = share, found
     if worst is None:
-        return MatrixRow(backend, row, "nothing was answered", None, None, False)
+        return MeasureFound(backend, row, "nothing was answered", None, None, False)
     return worst[1]
 
 
-def _judge_one(backend: str, row: str, answer: Answer) -> tuple[float, MatrixRow]:
+def _judge_one(backend: str, row: str, answer: Answer) -> tuple[float, MeasureFound]:
     """How much of its limit an answer takes, and its row."""
     if answer.found.shape != answer.expected.shape:
         where = f"shape {[*answer.found.shape]} in place of {[*answer.expected.shape]}"
-        return np.inf, MatrixRow(backend, row, answer.what, None, None, False, where)
+        return np.inf, MeasureFound(backend, row, answer.what, None, None, False, where)
     if answer.found.size == 0:
-        return np.inf, MatrixRow(backend, row, f"{answer.what}: no value", None, None, False)
+        return np.inf, MeasureFound(backend, row, f"{answer.what}: no value", None, None, False)
     found, expected = (np.atleast_1d(x).astype(np.float64) for x in (answer.found, answer.expected))
     limit = np.broadcast_to(answer.limit, answer.found.shape).reshape(found.shape).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -130,7 +130,7 @@ def _judge_one(backend: str, row: str, answer: Answer) -> tuple[float, MatrixRow
     words = answer.axes or tuple(f"axis {axis}" for axis in range(answer.found.ndim))
     where = ", ".join(f"{word} {index}" for word, index in zip(words, place, strict=False))
     holds = bool(share[place] <= 1)
-    row_found = MatrixRow(backend, row, answer.what, float(difference[place]), float(limit[place]), holds, where)
+    row_found = MeasureFound(backend, row, answer.what, float(difference[place]), float(limit[place]), holds, where)
     return float(share[place]), row_found
 
 

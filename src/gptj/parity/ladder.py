@@ -22,8 +22,10 @@ from gptj.errors import FormatError
 from gptj.parity.findings import Findings, LadderRung
 from gptj.parity.oracle import Oracle, positions_of_mask
 from gptj.parity.probe import require_no_seed
+from gptj.parity.processes import Job, memory_of, run_side_by_side
 from gptj.parity.record import library_versions
-from gptj.parity.run import open_oracle, run_in_process
+from gptj.parity.run import open_oracle, require_framework
+from gptj.parity.threads import few_threads
 from gptj.parity.trace_record import batch_of_prompts
 from gptj.reading.npz import open_named_npz
 from gptj.writing.npz import write_npz
@@ -144,32 +146,34 @@ def run_ladder(
         backends: of `RUNGS`, each once.
         prompts: input_ids and attention_mask, padded left; None makes some of `seed`.
         seed: of the prompts that are made; None is 0.
-        progress: is told each backend's name before it starts.
+        progress: told who is at work on what, in words, from any thread.
 
     Raises:
         InputError: a seed is given beside prompts.
+        BackendError: no backend is named.
         BackendProcessError: a backend's process failed.
         GPTJError: the checkpoint cannot be opened.
     """
     require_no_seed(seed, prompts)
+    require_framework(backends)
     oracle = open_oracle(directory)
     if prompts is None:
         prompts = random_prompts(oracle.config, seed=seed or 0)
     if progress is not None:
-        progress("oracle")
-    question = LadderQuestion.ask(oracle, prompts["input_ids"], prompts["attention_mask"])
-    rungs: list[LadderRung] = []
+        progress("the oracle")
+    with few_threads(oracle.config):
+        question = LadderQuestion.ask(oracle, prompts["input_ids"], prompts["attention_mask"])
+    asked = [(backend, names) for backend in backends for names in _processes(backend)]
     with tempfile.TemporaryDirectory(prefix="gptj-parity-") as folder:
         question.save(Path(folder) / "question.npz")
-        for backend in backends:
-            if progress is not None:
-                progress(backend)
-            for names in _processes(backend):
-                out = Path(folder) / "rungs.json"
-                command = ["gptj.parity.ladder_record", os.fspath(directory), "--backend", backend]
-                command += ["--question", os.fspath(Path(folder) / "question.npz"), "--out", os.fspath(out)]
-                run_in_process([*command, "--rungs", *names], backend, dtype=names[0])
-                rungs += [LadderRung(**rung) for rung in json.loads(out.read_text())]
+        outs, jobs = [Path(folder) / f"{number}.json" for number in range(len(asked))], []
+        for (backend, names), out in zip(asked, outs, strict=True):
+            command = ["gptj.parity.ladder_record", os.fspath(directory), "--backend", backend]
+            command += ["--question", os.fspath(Path(folder) / "question.npz"), "--out", os.fspath(out)]
+            jobs.append(Job(f"{backend} in {names[0]}" if len(names) == 1 else backend, [*command, "--rungs", *names],
+                            backend, names[0], memory_of(oracle.config, names[0])))  # fmt: skip
+        run_side_by_side(jobs, progress=progress)
+        rungs = [LadderRung(**rung) for out in outs for rung in json.loads(out.read_text())]
     return _findings(rungs, directory, oracle.config, backends)
 
 
@@ -192,7 +196,7 @@ def _findings(
     rungs: Sequence[LadderRung], directory: str | os.PathLike[str], config: GPTJConfig, backends: Sequence[str]
 ) -> Findings:
     """The ladder's; it measures and does not judge, but what is not finite is no answer."""
-    lost = [rung for rung in rungs if rung.error is None or not math.isfinite(rung.error)]
+    lost = [rung for rung in rungs if not rung.right]
     headline = f"{len(rungs)} rungs against float64, {NEW_TOKENS} greedy tokens after {rungs[0].prompts} prompts"
     if lost:
         headline = f"{lost[0].backend} in {lost[0].rung} gives logits that are not finite"

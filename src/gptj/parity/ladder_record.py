@@ -82,7 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         question = LadderQuestion.load(options.question)
-        rungs = [record_rung(options.directory, options.backend, rung, question) for rung in options.rungs]
+        rungs = []
+        for rung in options.rungs:
+            print(rung, flush=True)  # who started this process shows it
+            rungs.append(record_rung(options.directory, options.backend, rung, question))
         with whole_file(Path(options.out)) as write:
             write(json.dumps([dataclasses.asdict(rung) for rung in rungs]).encode())
     except GPTJError as error:

@@ -9,11 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gptj.config import GPTJConfig
-from gptj.parity.findings import Findings, MatrixRow
+from gptj.parity.findings import Findings, MeasureFound
+from gptj.parity.processes import Job, memory_of, run_side_by_side
 from gptj.parity.record import library_versions
-from gptj.parity.run import open_reference, run_in_process
+from gptj.parity.run import open_reference, require_framework
 
 __all__ = ["run_matrix"]
+
+_COPIES = 10.0
+"""Times the weights that a backend's process holds where it holds the most, in the step of AdamW: two models, the
+gradient and its copy, what was before, two moments, and the oracle's gradient in float64."""
 
 
 def run_matrix(
@@ -35,30 +40,31 @@ def run_matrix(
         notes: on what there is no row of, for the reader.
         dtype: "float32" or "float64".
         seed: of the inputs.
-        progress: is told each backend's name before it starts.
+        progress: told who is at work on what, in words, from any thread.
 
     Raises:
+        BackendError: no backend is named.
         BackendProcessError: a backend's process failed.
         GPTJError: the checkpoint cannot be opened.
     """
+    require_framework(backends)
     config, _ = open_reference(directory)
-    rows: list[MatrixRow] = []
-    for backend in backends:
-        if progress is not None:
-            progress(backend)
-        with tempfile.TemporaryDirectory(prefix="gptj-parity-") as folder:
-            out = Path(folder) / "rows.json"
+    needed = memory_of(config, dtype, copies=_COPIES)
+    with tempfile.TemporaryDirectory(prefix="gptj-parity-") as folder:
+        outs, jobs = [Path(folder) / f"{backend}.json" for backend in backends], []
+        for backend, out in zip(backends, outs, strict=True):
             command = ["gptj.parity.invariance_record", os.fspath(directory), "--backend", backend, "--dtype", dtype]
             command += ["--seed", str(seed), "--out", os.fspath(out)]
             for name, place in (folders or {}).items():
                 command += ["--folder", name, os.fspath(place)]
-            run_in_process(command, backend, dtype=dtype)
-            rows += [MatrixRow(**row) for row in json.loads(out.read_text())]
+            jobs.append(Job(backend, command, backend, dtype, needed, folder))
+        run_side_by_side(jobs, progress=progress)
+        rows = [MeasureFound(**row) for out in outs for row in json.loads(out.read_text())]
     return findings_of_matrix(rows, directory, config, backends, notes=notes)
 
 
 def findings_of_matrix(
-    rows: Sequence[MatrixRow],
+    rows: Sequence[MeasureFound],
     directory: str | os.PathLike[str],
     config: GPTJConfig,
     backends: Sequence[str],
@@ -67,9 +73,10 @@ def findings_of_matrix(
 ) -> Findings:
     """The findings that rows are."""
     wrong = [row for row in rows if not row.holds]
-    headline = f"All {len(rows)} rows of the matrix hold in {', '.join(backends)}"
+    headline = f"all {len(rows)} rows of the matrix hold in {', '.join(backends)}"
     if wrong:
-        headline = f"{len(wrong)} of {len(rows)} rows differ; first {wrong[0].backend}, {wrong[0].row}: {wrong[0].what}"
+        first = wrong[0]
+        headline = f"{len(wrong)} of {len(rows)} rows differ; first {first.backend}, {first.against}: {first.what}"
     versions = {backend: library_versions(backend) for backend in backends}
     if {"tf", "flax"} & {*backends}:
         notes = [*notes, "There is a row int8 in PyTorch alone."]

@@ -12,8 +12,8 @@ from gptj.inputs import IGNORED_LABEL
 from gptj.parity import bounds
 from gptj.parity.operations import PRODUCTS, Expected, Missing, OperationOf
 from gptj.parity.oracle import token_losses
-from gptj.rotary import ROTARY_BASE
 from gptj.schema import BASE_PREFIX
+from gptj.schema.rotary import ROTARY_BASE, rotate_pairs
 from gptj.taps import split_tap
 
 __all__ = ["Expect", "MistakenOperation", "Round", "rotary"]
@@ -126,12 +126,9 @@ class MistakenOperation(OperationOf):
         positions = self.given("position_ids") if positions is None else positions
         sin, cos = (values[:, None] for values in (table or rotary)(positions[:, tokens], width))
         x = x[..., order]
-        value = x.copy()
-        even, odd = x[..., 0:width:2], x[..., 1:width:2]
-        value[..., 0:width:2] = even * cos - odd * sin
-        value[..., 1:width:2] = odd * cos + even * sin
         back = np.argsort(order)
-        return Expected(value[..., back], bounds.rounding_of_rotation(x, sin, cos, self._rounding)[..., back])
+        bound = bounds.rounding_of_rotation(x, sin, cos, self._rounding)
+        return Expected(rotate_pairs(x, sin, cos)[..., back], bound[..., back])
 
     def normed(
         self, tokens: slice, *, x: Array | None = None, mean: bool = True, spare: float = 0,

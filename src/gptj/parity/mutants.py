@@ -21,7 +21,7 @@ from gptj.dtypes import numpy_dtype
 from gptj.parity.mistaken import Expect, MistakenOperation, Round, rotary
 from gptj.parity.operations import Expected, Missing
 from gptj.parity.oracle import activation
-from gptj.rotary import ROTARY_BASE
+from gptj.schema.rotary import ROTARY_BASE
 
 __all__ = ["MISTAKES", "Mistake", "mistakes_at"]
 

@@ -21,8 +21,8 @@ from gptj.parity import bounds
 from gptj.parity.bounds import Rounding
 from gptj.parity.oracle import activation, token_losses
 from gptj.parity.trace import Trace
-from gptj.rotary import rotary_rows
 from gptj.schema import BASE_PREFIX
+from gptj.schema.rotary import rotary_rows, rotate_pairs
 from gptj.taps import split_tap
 
 __all__ = ["Expected", "Missing", "OperationOf"]
@@ -174,11 +174,7 @@ class OperationOf:
             raise Missing("position_ids")
         width = self._config.rotary_width
         sin, cos = (table[:, None] for table in rotary_rows(positions[:, tokens], width, "float64"))
-        value = x.copy()
-        even, odd = x[..., 0:width:2], x[..., 1:width:2]
-        value[..., 0:width:2] = even * cos - odd * sin
-        value[..., 1:width:2] = odd * cos + even * sin
-        return Expected(value, bounds.rounding_of_rotation(x, sin, cos, self._rounding))
+        return Expected(rotate_pairs(x, sin, cos), bounds.rounding_of_rotation(x, sin, cos, self._rounding))
 
     def _scores(self, tokens: slice) -> Expected:
         self._require_no_cache()

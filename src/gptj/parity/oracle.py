@@ -28,8 +28,8 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.inputs import check_call
 from gptj.parity.losses import causal_lm_loss, classification_loss, question_answering_loss, token_losses
-from gptj.rotary import rotary_rows
 from gptj.schema import BASE_PREFIX
+from gptj.schema.rotary import rotary_rows, rotate_pairs
 from gptj.scoring import Score, windows_of
 from gptj.scoring.sequences import Prefix, sequences_of
 from gptj.scoring.windows import limits_of
@@ -260,13 +260,7 @@ class Oracle:
         Pair i at position p turns by a = p * base^(-2i / width): (x0, x1) becomes (x0 cos a - x1 sin a,
         x1 cos a + x0 sin a). Dimensions past rotary_width stay.
         """
-        width = self.config.rotary_width
-        sin, cos = self.rotary(positions)
-        even, odd = x[..., 0:width:2], x[..., 1:width:2]
-        turned = x.copy()
-        turned[..., 0:width:2] = even * cos - odd * sin
-        turned[..., 1:width:2] = odd * cos + even * sin
-        return turned
+        return rotate_pairs(x, *self.rotary(positions))
 
     def scores(self, q: Array, k: Array) -> Array:
         """q k' / sqrt(d), (b, h, t, s)."""
@@ -381,23 +375,36 @@ class Oracle:
     # ---- generation
 
     def generate(
-        self, input_ids: ArrayLike, attention_mask: ArrayLike | None = None, *, max_new_tokens: int
-    ) -> tuple[Array, Array]:
+        self, input_ids: ArrayLike, attention_mask: ArrayLike | None = None, *, max_new_tokens: int,
+        guess: ArrayLike | None = None,
+    ) -> tuple[Array, Array]:  # fmt: skip
         """Greedy continuation without a cache: the sequences (b, t + n), and each step's logits (b, n, v).
 
         Every step runs the whole sequence again. Positions are `positions_of_mask`; the lowest id wins a tie;
         nothing stops early.
+
+        Args:
+            input_ids, attention_mask: (b, t).
+            max_new_tokens: n.
+            guess: (b, n) or fewer tokens that may be the answer: as far as they are, one pass gives all their steps.
         """
         ids = np.asarray(input_ids)
         mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
-        steps = []
-        for _ in range(max_new_tokens):
-            logits = self.forward(ids, mask, positions_of_mask(mask)).logits
+        guess = np.zeros((len(ids), 0), ids.dtype) if guess is None else np.asarray(guess)[:, : max_new_tokens - 1]
+        steps: list[Array] = []
+        while len(steps) < max_new_tokens:
+            t = ids.shape[1]
+            whole = np.concatenate([ids, guess.astype(ids.dtype)], 1)
+            seen = np.concatenate([mask, np.ones((len(ids), guess.shape[1]), mask.dtype)], 1)
+            logits = self.forward(whole, seen, positions_of_mask(seen)).logits
             assert logits is not None
-            steps.append(logits[:, -1])
-            chosen = steps[-1].argmax(-1)[:, None].astype(ids.dtype)
-            ids = np.concatenate([ids, chosen], 1)
-            mask = np.concatenate([mask, np.ones_like(mask[:, :1])], 1)
+            chosen = logits[:, t - 1 :].argmax(-1).astype(ids.dtype)
+            wrong = np.flatnonzero((chosen[:, : guess.shape[1]] != guess).any(0))
+            right = int(wrong[0]) if wrong.size else guess.shape[1]
+            steps += [logits[:, t - 1 + step] for step in range(right + 1)]
+            ids = np.concatenate([ids, chosen[:, : right + 1]], 1)
+            mask = np.concatenate([mask, np.ones((len(ids), right + 1), mask.dtype)], 1)
+            guess = guess[:, :0]  # what follows a wrong token was guessed of another text
         return ids, np.stack(steps, 1)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gptj.inputs import IGNORED_LABEL
 from gptj.parity.oracle import Oracle, activation
+from gptj.schema.rotary import rotate_pairs
 
 __all__ = ["loss_gradients"]
 
@@ -123,13 +124,8 @@ class _Backward:
 
     def _turn_back(self, x: Array) -> Array:
         """A rotation's transpose: by the same angles, the other way."""
-        width = self._config.rotary_width
         sin, cos = self._oracle.rotary(self._positions)
-        even, odd = x[..., 0:width:2], x[..., 1:width:2]
-        turned = x.copy()
-        turned[..., 0:width:2] = even * cos + odd * sin
-        turned[..., 1:width:2] = odd * cos - even * sin
-        return turned
+        return rotate_pairs(x, -sin, cos)
 
     def _of_linear(self, name: str, x: Array, slope: Array, *, bias: bool = False) -> Array:
         if bias:

@@ -216,7 +216,9 @@ def record_backend(
         answers[name] = np.asarray(wing.to_numpy(getattr(made, "sequences", made)), np.int64)
     if trace is not None:
         batch = batch_of_probe(probe)
-        record_trace(directory, backend, trace, dtype=dtype, batch=batch, seed=probe.seed, weights=weights, model=model)
+        prompts = probe.prompt_ids, probe.prompt_mask
+        record_trace(directory, backend, trace, dtype=dtype, batch=batch, seed=probe.seed, weights=weights, model=model,
+                     generate=probe.new_tokens, prompts=prompts)  # fmt: skip
     facts = _facts(backend) | {"seconds": round(time.monotonic() - started, 3)}
     return Record(backend, dtype, probe, answers, facts)
 
@@ -253,7 +255,8 @@ def _model_calls(wing: ModuleType, model: Any, probe: Probe) -> dict[str, NDArra
 def _cached_logits(wing: ModuleType, model: Any, probe: Probe) -> NDArray[Any]:
     """The batch's logits once more, by a prefill of `probe.prefill` tokens and then one token a call.
 
-    Over a cache of fixed capacity, of which every step has one shape: a compiler makes two programs, not one a step.
+    Over a cache of fixed capacity and with a mask as long, so that every step has one shape: a compiler makes two
+    programs, not one a step.
     """
     rows, t = probe.input_ids.shape
     past, parts = model.init_cache(rows, t), []
@@ -261,7 +264,7 @@ def _cached_logits(wing: ModuleType, model: Any, probe: Probe) -> NDArray[Any]:
         output = model(
             probe.input_ids[:, start:stop],
             past_key_values=past,
-            attention_mask=probe.attention_mask[:, :stop],
+            attention_mask=probe.attention_mask,
             position_ids=probe.position_ids[:, start:stop],
             use_cache=True,
         )

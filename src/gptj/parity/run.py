@@ -1,20 +1,12 @@
-"""The whole proof: one process a backend, side by side where memory allows, then the judgement.
-
-A backend's process gets the same Python and an environment of its own: quiet, threads that do not spin, no 16-bit or
-TF32 matrix products behind the back, and 64-bit numbers in JAX where they are asked for. The variables are set for
-the child alone, and a variable that the caller had set stays.
-"""
+"""The whole proof: one process a backend, side by side where memory allows, then the judgement."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,47 +16,36 @@ from numpy.typing import NDArray
 
 from gptj.adapters import read_adapter
 from gptj.backends import BACKENDS, choose_backend, install_one_of, installed_backends
-from gptj.checkpoint import open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
-from gptj.errors import BackendError, FormatError, GPTJError, InputError, SchemaError, shown
+from gptj.errors import BackendError, FormatError, InputError, SchemaError, shown
 from gptj.parity.compare import compare_records
 from gptj.parity.comparison import Comparison
 from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import Probe, make_probe, require_no_seed, require_seed
+from gptj.parity.processes import PROCESS_TIMEOUT_S, Job, memory_of, run_side_by_side
 from gptj.parity.record import Record
 from gptj.parity.report import ManifestCheck, ParityReport
 from gptj.parity.sensitivity import measure_sensitivity
 from gptj.parity.threads import few_threads
 from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
-from gptj.parity.trace_record import batch_of_probe
+from gptj.parity.trace_record import batch_of_probe, texts_of
+from gptj.reading.folder import open_checkpoint, verify_checkpoint
+from gptj.reading.load_plan import plan_load
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.reading.weight_files import open_weights, split_weights
-from gptj.schema import schema
-from gptj.surroundings import address_limit, memory, processors, require_current_folder
 from gptj.writing.file_system import make_folder, write_error
 
 __all__ = [
-    "BackendProcessError",
-    "child_environment",
     "open_oracle",
     "open_reference",
-    "record_in_process",
-    "run_in_process",
+    "require_framework",
     "run_parity",
     "whole_weight",
 ]
 
-PROCESS_TIMEOUT_S = 3600.0
 TRACE_FILE = "trace.safetensors"
-
-_FRAMEWORK_BYTES = 1.5e9
-"""Of a framework that has been imported and has compiled something."""
-
-
-class BackendProcessError(GPTJError, RuntimeError):
-    """A backend's own process ended without a record."""
 
 
 def run_parity(
@@ -97,7 +78,7 @@ def run_parity(
             there is one: the backends may agree on weights that are not those that were written. Where `weights`
             chooses a set that the manifest does not list, the report says so.
         sensitivity: also plant every known mistake into each backend's trace, and say which would have been caught.
-        progress: told the name of each backend before it starts, from a thread of its own, "oracle", and "sensitivity".
+        progress: told who is at work, in words, whenever that changes, from any thread.
 
     Raises:
         BackendError: a backend is unknown or not installed, or none is. Nothing has been run.
@@ -119,39 +100,41 @@ def run_parity(
     probe.check(oracle.config)
     with _folder(keep) as folder:
         probe.save(folder / "probe.npz")
-
-        def record(name: str) -> Record:
-            if progress is not None:
-                progress(name)
-            found = record_in_process(
-                directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name, config=oracle.config,
-                weights=weights, adapter=adapter, timeout_s=timeout_s, trace=folder / name / TRACE_FILE,
-            )  # fmt: skip
-            _require_asked(found, name, dtype, probe, folder / name)
-            return found
-
-        with ThreadPoolExecutor(_at_once(oracle.config, dtype, len(names))) as pool:
-            records = [*pool.map(record, names)]
+        jobs = [
+            _record_job(directory, name, dtype=dtype, probe=folder / "probe.npz", out=folder / name,
+                        config=oracle.config, weights=weights, adapter=adapter)
+            for name in names
+        ]  # fmt: skip
+        run_side_by_side(jobs, timeout_s=timeout_s, progress=progress)
+        records = [Record.load(folder / name, config=oracle.config) for name in names]
+        for name, record in zip(names, records, strict=True):
+            _require_asked(record, name, dtype, probe, folder / name)
         if progress is not None:
-            progress("oracle")
+            progress("comparing with the oracle")
         with few_threads(oracle.config):
             traces, inside = _compare_inside(folder, names, oracle, probe)
             report = compare_records(records, oracle, inside=inside, checkpoint=os.fspath(directory), manifest=manifest)
             if not sensitivity:
                 return report
             if progress is not None:
-                progress("sensitivity")
+                progress("planting mistakes")
             found = [measure_sensitivity(trace, lambda name, _: whole_weight(oracle, name)) for trace in traces[1:]]
             return dataclasses.replace(report, sensitivity=tuple(found))
 
 
 def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: Probe) -> tuple[list[Trace], Comparison]:
-    """The oracle's trace and the backends', and how they compare: every value between embedding and loss."""
+    """The oracle's trace and the backends', and how they compare: every value between embedding and loss, and texts."""
     batch = batch_of_probe(probe)
+    traces = [dataclasses.replace(open_trace(folder / name / TRACE_FILE), name=name) for name in names]
+    texts: dict[str, NDArray[Any]] = {}
+    if all(trace.extras.generated for trace in traces):
+        guess = traces[0].file.read(traces[0].extras.generated["token_ids"])
+        given = probe.prompt_ids, probe.prompt_mask
+        made, logits = oracle.generate(*given, max_new_tokens=guess.shape[1], guess=guess)
+        texts = texts_of(*given, made[:, probe.prompt_ids.shape[1] :], logits)
     write_trace(folder / "oracle.safetensors", oracle.taps(**batch), TraceFacts("oracle", "float64", oracle.config),
-                inputs=batch)  # fmt: skip
-    paths = {"oracle": folder / "oracle.safetensors", **{name: folder / name / TRACE_FILE for name in names}}
-    traces = [dataclasses.replace(open_trace(path), name=name) for name, path in paths.items()]
+                inputs=batch, extras=texts)  # fmt: skip
+    traces.insert(0, dataclasses.replace(open_trace(folder / "oracle.safetensors"), name="oracle"))
     return traces, compare_traces(traces, lambda name, _: whole_weight(oracle, name))
 
 
@@ -162,15 +145,6 @@ def whole_weight(oracle: Oracle, name: str) -> NDArray[Any]:
         return weight
     scale, a, b = pair
     return weight + scale * (np.asarray(b, np.float64) @ np.asarray(a, np.float64))
-
-
-def _at_once(config: GPTJConfig, dtype: str, wanted: int) -> int:
-    """How many backends may run side by side: one a processor, as far as two thirds of the free memory reach."""
-    values = sum(math.prod(spec.shape) for spec in schema(config))
-    needed = _FRAMEWORK_BYTES + 2.5 * values * numpy_dtype(dtype).itemsize
-    free = memory()[1]
-    room = wanted if free is None else int(free * 2 / 3 // needed)
-    return max(1, min(wanted, processors(), room))
 
 
 def _check_manifest(directory: Path, weights: str | None, *, wanted: bool) -> ManifestCheck:
@@ -191,35 +165,26 @@ def _check_manifest(directory: Path, weights: str | None, *, wanted: bool) -> Ma
     return "checked"
 
 
-def record_in_process(
+def _record_job(
     directory: str | os.PathLike[str],
     backend: str,
     *,
     dtype: str,
     probe: Path,
     out: Path,
-    config: GPTJConfig | None = None,
+    config: GPTJConfig,
     weights: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
-    timeout_s: float = PROCESS_TIMEOUT_S,
-    trace: Path | None = None,
-) -> Record:
-    """The record that a new Python process makes of one backend and leaves in `out`, and the trace where asked for.
-
-    Raises:
-        BackendProcessError: the process failed, was ended by a signal, or took longer than `timeout_s`.
-    """
+) -> Job:
+    """The process that makes one backend's record and trace and leaves them in `out`."""
+    make_folder(out)
     command = ["gptj.parity.record", os.fspath(directory), "--backend", backend, "--dtype", dtype]
-    command += ["--probe", os.fspath(probe), "--out", os.fspath(out)]
+    command += ["--probe", os.fspath(probe), "--out", os.fspath(out), "--trace", os.fspath(out / TRACE_FILE)]
     if weights is not None:
         command += ["--weights", weights]
-    if trace is not None:
-        make_folder(trace.parent)
-        command += ["--trace", os.fspath(trace)]
     if adapter is not None:
         command += ["--adapter", os.fspath(adapter)]
-    run_in_process(command, backend, dtype=dtype, timeout_s=timeout_s)
-    return Record.load(out, config=config)
+    return Job(backend, command, backend, dtype, memory_of(config, dtype))
 
 
 def _require_asked(record: Record, backend: str, dtype: str, probe: Probe, directory: Path) -> None:
@@ -234,60 +199,6 @@ def _require_asked(record: Record, backend: str, dtype: str, probe: Probe, direc
             expected=f"{backend} in {dtype}",
             found=f"{record.backend} in {record.dtype}",
         )
-
-
-def run_in_process(
-    command: Sequence[str], backend: str, *, dtype: str = "float32", timeout_s: float = PROCESS_TIMEOUT_S
-) -> str:
-    """Run `python -m COMMAND` in a new process with a backend's environment, and return what it prints.
-
-    Raises:
-        BackendProcessError: the process failed, was ended by a signal, or took longer than `timeout_s`.
-        BackendError: the current folder is gone.
-    """
-    require_current_folder(backend)
-    # -P keeps the current folder out of sys.path, where a folder called `flax` would be imported as Flax.
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", *command],
-            env=child_environment(dtype),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout_s,
-        )
-    except subprocess.TimeoutExpired:
-        raise BackendProcessError(
-            "the backend's process took too long", where=backend, expected=f"at most {timeout_s:g} s"
-        ) from None
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
-        limit = address_limit()
-        raise BackendProcessError(
-            f"the backend's process failed with {ended}: {lines[-1] if lines else 'it said nothing'}",
-            where=backend,
-            hint=None if limit is None else f"Is the memory enough? ulimit -v allows {limit:,} bytes of address space",
-        )
-    return done.stdout
-
-
-def child_environment(dtype: str) -> dict[str, str]:
-    """The environment of a backend's process: the caller's, and what it left unsaid."""
-    defaults = {
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TF_ENABLE_ONEDNN_OPTS": "0",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "KERAS_BACKEND": "tensorflow",
-        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "NVIDIA_TF32_OVERRIDE": "0",
-        "OPENBLAS_NUM_THREADS": "1",  # of NumPy, which the frameworks do not compute with: see gptj.parity.threads
-    }
-    environment = defaults | os.environ
-    if dtype == "float64":
-        environment["JAX_ENABLE_X64"] = "1"
-    return environment
 
 
 def open_oracle(
@@ -331,14 +242,23 @@ def open_reference(
     return checkpoint.config, read
 
 
+def require_framework(names: Sequence[str]) -> None:
+    """Make sure that there is somebody to ask: nothing that was compared would hold.
+
+    Raises:
+        BackendError: there is not.
+    """
+    if not names:
+        hint = install_one_of(BACKENDS)
+        raise BackendError("no framework is installed", where="backends", expected=", ".join(BACKENDS), hint=hint)
+
+
 def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
     """The names, each known, installed and there once."""
     if isinstance(backends, str):
         backends = [backends]
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
-    if not names:
-        hint = install_one_of(BACKENDS)
-        raise BackendError("no framework is installed", where="backends", expected=", ".join(BACKENDS), hint=hint)
+    require_framework(names)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError("named twice", where="backends", found=", ".join(twice))

@@ -57,14 +57,6 @@ class Tolerance:
         """The bound on logits, and on attention weights, where the largest reference logit is `largest`."""
         return max(self.relative * largest, self.floor)
 
-    def of_loss(self, largest: float) -> float:
-        """The bound on a loss: log-softmax moves by at most twice what its logits move."""
-        return 2 * self.of_logits(largest)
-
-    def of_hidden(self, largest: float) -> float:
-        """The bound on one layer's hidden states, whose size has nothing to do with the logits'."""
-        return self.relative * largest
-
 
 def tolerance_of(dtype: str) -> Tolerance:
     """The bounds for parameters of `dtype`.

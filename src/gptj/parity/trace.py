@@ -31,7 +31,7 @@ from gptj.parity.layout import Layout
 from gptj.parity.tap_names import TapNames, find_tap
 from gptj.reading.files import BLOCK_BYTES
 from gptj.reading.safetensors_file import WEIGHT_DTYPES, SafetensorsFile, StoredTensor, pack_header, read_safetensors
-from gptj.rotary import rotary_table
+from gptj.schema.rotary import rotary_table
 from gptj.taps import list_taps, split_tap
 from gptj.writing.output_file import whole_file
 

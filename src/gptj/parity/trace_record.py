@@ -1,6 +1,7 @@
 """A backend's trace of a checkpoint, computed in this process: `model.taps` of a batch, written down.
 
-The environment that a framework reads when it is imported is the caller's to set: `gptj.parity.run.child_environment`.
+The environment that a framework reads when it is imported is the caller's to set:
+`gptj.parity.processes.child_environment`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 
 import gptj
 from gptj.backends import choose_backend
-from gptj.checkpoint import open_checkpoint, plan_load
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name
 from gptj.errors import InputError, shown
@@ -26,6 +26,8 @@ from gptj.parity.oracle import positions_of_mask
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.trace import TraceFacts, table_sha256, write_trace
 from gptj.parity.versions import library_versions
+from gptj.reading.folder import open_checkpoint
+from gptj.reading.load_plan import plan_load
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.schema import schema
 from gptj.taps import choose_taps, split_tap
@@ -38,6 +40,7 @@ __all__ = [
     "probe_batch",
     "record_trace",
     "require_way",
+    "texts_of",
     "weights_sha256",
 ]
 
@@ -68,6 +71,7 @@ def record_trace(
     seed: int | None = None,
     weights: str | None = None,
     model: Any = None,
+    prompts: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
 ) -> TraceFacts:
     """Write the trace that a backend makes of a batch.
 
@@ -84,6 +88,7 @@ def record_trace(
         seed: of the inputs, as the trace says.
         weights: which weights file, where the directory holds several sets.
         model: of the directory, loaded so already; None loads it.
+        prompts: ids and mask, to continue in place of the batch's rows.
 
     Raises:
         BackendError: there is no such backend, or its framework is not installed.
@@ -101,8 +106,7 @@ def record_trace(
     if model is None:
         model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights, **ways.get(way, {}))
     seed = (0 if seed is None else seed) if batch is None else seed
-    prompts = None
-    if generate:
+    if generate and prompts is None:
         probe = make_probe(model.config, seed=0 if seed is None else seed)
         prompts = (probe.prompt_ids, probe.prompt_mask) if batch is None else _prompts(batch)
     batch = probe_batch(model.config, seed=0 if seed is None else seed) if batch is None else batch
@@ -113,7 +117,7 @@ def record_trace(
     if gradients:
         _, slopes = model.loss_gradients(**batch)
         extras |= {f"grad.{name}": np.asarray(wing.to_numpy(slope)) for name, slope in slopes.items()}
-    if prompts is not None:
+    if generate and prompts is not None:
         extras |= _generate(wing, model, *prompts, generate)
     facts = TraceFacts(
         backend, dtype, model.config, library_versions(backend), way, seed, _threads(),
@@ -188,7 +192,19 @@ def _generate(wing: Any, model: Any, ids: NDArray[np.int64], mask: NDArray[np.in
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
     tokens = np.asarray(wing.to_numpy(made.sequences), np.int64)[:, ids.shape[1] :]
-    logits = np.stack([np.asarray(step) for step in made.logits], 1)
+    return texts_of(ids, mask, tokens, np.stack([np.asarray(step) for step in made.logits], 1))
+
+
+def texts_of(
+    ids: NDArray[np.int64], mask: NDArray[np.int64], tokens: NDArray[np.int64], logits: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    """A trace's tensors of greedy texts.
+
+    Args:
+        ids, mask: (p, l), the prompts.
+        tokens: (p, n), that were added.
+        logits: (p, n, v), that they were chosen by.
+    """
     order = np.argsort(-logits, -1, kind="stable")[..., :2]  # the lower id first in a tie, as it is chosen
     top = np.take_along_axis(logits, order, -1).astype(np.float64 if logits.dtype == np.float64 else np.float32)
     return {
@@ -238,8 +254,8 @@ def batch_of_probe(probe: Probe) -> Batch:
     }  # fmt: skip
 
 
-def batch_of_prompts(prompts: Sequence[Sequence[int]], *, pad: int = 0) -> Batch:
-    """Prompts of token ids as one batch, padded left, with positions that count from each one's first token.
+def batch_of_prompts(prompts: Sequence[Sequence[int]]) -> Batch:
+    """Prompts of token ids as one batch, padded left with 0, with positions that count from each one's first token.
 
     A label is each token that another comes before: what padding predicts is of no prompt, and differs among programs.
 
@@ -252,7 +268,7 @@ def batch_of_prompts(prompts: Sequence[Sequence[int]], *, pad: int = 0) -> Batch
     if not prompts or not all(prompts):
         raise InputError("no token to trace", where="prompts", expected="at least one, of one token at least")
     t = max(map(len, prompts))
-    ids: Any = np.full((len(prompts), t), pad, np.int64)
+    ids: Any = np.zeros((len(prompts), t), np.int64)
     mask: Any = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, t - len(prompt) :] = prompt

@@ -22,7 +22,9 @@ from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name
 from gptj.parity.differences import Comparison, compare_traces, spell_tap
 from gptj.parity.probe import require_no_seed
-from gptj.parity.run import open_reference, run_in_process
+from gptj.parity.processes import Job, memory_of, run_side_by_side
+from gptj.parity.run import open_reference, require_framework
+from gptj.parity.threads import few_threads
 from gptj.parity.trace import SHAPES, Trace, open_trace, require_same, slices_of
 from gptj.parity.trace_record import require_way
 
@@ -181,21 +183,22 @@ def compare_folders(
         prompts: token ids; None makes some of `seed`.
         generate: how many tokens to add to each prompt, as far as the positions go.
         seed: of the prompts that are made; None is 0.
-        progress: told each backend and folder before it runs.
+        progress: told who is at work on what, in words, from any thread.
 
     Raises:
         InputError: the models are of other shapes, a seed is given beside prompts, or a backend cannot compute so.
             Nothing has been run.
+        BackendError: a backend is unknown or not installed, or none is.
         BackendProcessError: a backend's process failed.
     """
     dtype = dtype_name(dtype)
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
+    require_framework(names)
     require_no_seed(seed, prompts)
     for name in names:
         require_way(name, way)
     (config, _), (other, _) = (open_reference(folder) for folder in (first, second))
     require_one_shape(config, other, file=Path(second) / "config.json")
-    found = []
     with tempfile.TemporaryDirectory(prefix="gptj-") as place:
         options = ["--dtype", dtype, "--generate", str(_room(config, prompts, generate))]
         if prompts is not None:
@@ -204,23 +207,33 @@ def compare_folders(
             options += ["--prompts", os.fspath(file)]
         else:
             options += ["--seed", str(seed or 0)]
+        jobs, outs = [], []
         for name in names:
-            traces = []
             for number, (folder, path) in enumerate(((first, "plain"), (second, way)), 1):
-                if progress is not None:
-                    progress(f"{name} on {folder}")
-                out = Path(place) / f"{name}-{number}"
+                outs.append(Path(place) / f"{name}-{number}")
                 command = ["gptj", "parity", "record", os.fspath(Path(folder).absolute()), "--backend", name]
-                run_in_process([*command, *options, "--path", path, "-o", os.fspath(out)], name, dtype=dtype)
-                called = Path(folder).name or os.fspath(folder)
-                traces.append(dataclasses.replace(open_trace(out), name=called))
-            if traces[0].name == traces[1].name:
-                said = [f"{first}", f"{second}"] if Path(first) != Path(second) else [str(first), f"{second} {way}"]
-                traces = [dataclasses.replace(trace, name=text) for trace, text in zip(traces, said, strict=True)]
-            if traces[0].name == traces[1].name:
-                traces[1] = dataclasses.replace(traces[1], name=f"{traces[1].name} again")
-            found.append(compare_two(name, *traces))
-    return found
+                command += [*options, "--path", path, "-o", os.fspath(outs[-1])]
+                jobs.append(Job(f"{name} on {folder}", command, name, dtype, memory_of(config, dtype), place))
+        run_side_by_side(jobs, progress=progress)
+        if progress is not None:
+            progress("comparing the two")
+        called = _called(first, second, way)
+        with few_threads(config):
+            return [
+                compare_two(name, *(dataclasses.replace(open_trace(out), name=text)
+                                    for out, text in zip(outs[2 * number :], called, strict=False)))
+                for number, name in enumerate(names)
+            ]  # fmt: skip
+
+
+def _called(first: str | os.PathLike[str], second: str | os.PathLike[str], way: str) -> tuple[str, str]:
+    """The two's names: their folders', or those by which they can be told apart."""
+    a, b = (Path(folder).name or os.fspath(folder) for folder in (first, second))
+    if a == b and Path(first) != Path(second):
+        a, b = os.fspath(first), os.fspath(second)
+    elif a == b:
+        a, b = os.fspath(first), f"{os.fspath(second)} {way}"
+    return (a, b) if a != b else (a, f"{b} again")
 
 
 def _room(config: GPTJConfig, prompts: Sequence[Sequence[int]] | None, generate: int) -> int:

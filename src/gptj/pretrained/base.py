@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -19,43 +19,31 @@ from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import ConfigError, InputError
 from gptj.generation.mixin import Generates
 from gptj.generation.typed import Off, On, typed_load
-from gptj.initial import initial_tensor, resized_tensor
 from gptj.inputs import check_embeddings, part_of_a_model
-from gptj.paths import require_path
-from gptj.prepared import check_inference, refusal
+from gptj.inputs.prepared import check_inference, refusal
+from gptj.paths import path_called, require_path
+from gptj.pretrained.absent import Absent
 from gptj.pretrained.adapted import Adapted
 from gptj.pretrained.checks import check_output_embeddings, check_recomputation, check_same_build, new_vocabulary
+from gptj.pretrained.counted import ArrayFacts
 from gptj.pretrained.loading import Loading, one_dtype, prepare
 from gptj.pretrained.placing import place_model
 from gptj.pretrained.saving import check_rows, saving_options, write_model
 from gptj.pretrained.tapped import Tapped
 from gptj.schema import Head, TensorSpec, schema
+from gptj.schema.initial import initial_tensor, resized_tensor
 from gptj.sharding import Placement, ReadPart, Strategy
 
 
-class ArrayFacts(NamedTuple):
-    """A parameter, or an array that a prepared model has in the place of some.
-
-    Attributes:
-        size: how many numbers.
-        nbytes: of memory; 0 where it has no values yet.
-        trainable: whether an optimizer would change it.
-    """
-
-    size: int
-    nbytes: int
-    trainable: bool
-
-
-class Pretrained(Tapped, Adapted):
+class Pretrained(Absent, Tapped, Adapted):
     """A model class of any wing.
 
     Attributes:
         head: which rows of the schema the class has.
-        main_input_name: the first argument of a call.
         base_model_prefix: where a head keeps the GPTJModel inside it.
         parameters_apart: whether the wing's parameters can be held outside of the model.
         placement: which part of the model this process holds, None where it holds it whole.
+        name_or_path: the folder or repository that it was opened from, as it was given; "" where there is none.
     """
 
     head: ClassVar[Head]
@@ -64,6 +52,8 @@ class Pretrained(Tapped, Adapted):
     config_class: ClassVar[type[GPTJConfig]] = GPTJConfig
     parameters_apart: ClassVar[bool] = False
     placement: Placement | None = None
+    name_or_path: str = ""
+    supports_gradient_checkpointing: ClassVar[bool] = True
     _own_config: GPTJConfig | None = None
     _inside = False  # whether it is a part of another model, whose head has rows of the vocabulary too
     _is_prepared = False
@@ -123,21 +113,29 @@ class Pretrained(Tapped, Adapted):
         """The GPTJModel inside, or the model itself where it is one."""
         return self if self.head == "base" else getattr(self, self.base_model_prefix)
 
+    def get_decoder(self) -> Any:
+        """The same as `base_model`."""
+        return self.base_model
+
     def init_cache(self, batch_size: int, max_length: int) -> Any:
         """An empty cache of fixed capacity; see `GPTJModel.init_cache`."""
         return self.base_model.init_cache(batch_size, max_length)
 
     # ---- counts
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the model and its adapters have; a tied matrix counts once.
 
-        None of a prepared model's can be trained.
+        Args:
+            only_trainable: count those that an optimizer would change; a prepared model has none.
+            exclude_embeddings: do not count wte, nor what is tied to it. An lm_head of its own counts.
         """
         if self._is_prepared or (self.placement is not None and not only_trainable):
             added = sum(row.size for held in self._adapters.by_name.values() for row in held.rows)
-            return 0 if only_trainable else added + sum(row.size for row in schema(self.config, self.head))
-        return sum(held.size for held in self._list_arrays() if held.trainable or not only_trainable)
+            left = exclude_embeddings and self.config.vocab_size * self.config.n_embd
+            return 0 if only_trainable else added - left + sum(row.size for row in schema(self.config, self.head))
+        counted = (one for one in self._list_arrays() if one.trainable or not only_trainable)
+        return sum(one.size for one in counted if not (exclude_embeddings and one.embeds))
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of the parameters, and of the rotary table; a tied matrix counts once."""
@@ -221,7 +219,7 @@ class Pretrained(Tapped, Adapted):
         return self.get_input_embeddings()
 
     def tie_weights(self) -> None:
-        """Make lm_head.weight the embedding's, where the config says so. Only GPTJForCausalLM has anything to tie."""
+        """Make lm_head.weight the embedding's, where the config says so, in the class that has one."""
 
     # ---- values
 
@@ -234,6 +232,7 @@ class Pretrained(Tapped, Adapted):
         self._assign((row, initial_tensor(row, self.config, seed).astype(target, copy=False)) for row in rows)
 
     @typed_load
+    @path_called("pretrained_model_name_or_path")
     def from_pretrained(
         cls: Any,
         /,
@@ -312,6 +311,7 @@ class Pretrained(Tapped, Adapted):
             else:
                 placement = place_model(cls, loading.config, mesh, strategy, inference=inference, device_map=device_map)
                 model._distribute(loading.read_part, placement)
+        model.name_or_path = loading.config.name_or_path
         if isinstance(model, Generates):
             model.generation_config = loading.generation_config
         returned = (model,) if _do_init else model._take_apart()
@@ -319,6 +319,7 @@ class Pretrained(Tapped, Adapted):
             returned += (loading.info,)
         return returned if len(returned) > 1 else model
 
+    @path_called("save_directory")
     def save_pretrained(
         self,
         directory: str | os.PathLike[str],
@@ -348,8 +349,7 @@ class Pretrained(Tapped, Adapted):
             SchemaError: `state_dict` lacks a row, or has one of another shape.
         """
         self._refuse_prepared("save_pretrained")
-        directory = require_path(directory)
-        options = saving_options(max_shard_bytes, others)
+        directory, options = require_path(directory), saving_options(max_shard_bytes, others)
         if not is_main_process and not (self.placement is not None and (state_dict is None or self.parameters_apart)):
             return directory
         self._say_left(directory)

@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.checkpoint import Checkpoint, LoadPlan, open_checkpoint, plan_load, verify_checkpoint
 from gptj.config import GPTJConfig, is_field
 from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
-from gptj.errors import ConfigError, GPTJError, InputError, MissingFileError, SchemaError, did_you_mean, shown, warn_of
-from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
-from gptj.hub import HUB_ARGUMENTS, is_repository_id, split_hub_arguments
-from gptj.initial import initial_tensor
+from gptj.errors import ConfigError, InputError, MissingFileError, SchemaError, did_you_mean, shown
+from gptj.generation.config import GenerationConfig
 from gptj.parity.fingerprint import check_fingerprint
+from gptj.paths.hub import HUB_ARGUMENTS, is_repository_id, split_hub_arguments
 from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
+from gptj.reading.folder import Checkpoint, open_checkpoint, verify_checkpoint
+from gptj.reading.load_plan import LoadPlan, plan_load
 from gptj.reading.weight_files import FOREIGN_WEIGHTS, split_weights, variant_sets
 from gptj.schema import HEADS, Head, TensorSpec, schema
+from gptj.schema.initial import initial_tensor
 
 
 class FreshWeightsWarning(UserWarning):
@@ -84,26 +85,8 @@ class Loading:
 
     @property
     def generation_config(self) -> GenerationConfig | None:
-        """The folder's generation_config.json, None where it has none.
-
-        As in transformers, a file that cannot be read does not keep the model from being opened: that is said, and the
-        defaults stand in its place.
-        """
-        path = self.checkpoint.directory / GENERATION_CONFIG_FILE
-        if not os.path.lexists(path):
-            return None
-        try:
-            return GenerationConfig.from_file(path, vocab_size=self.config.vocab_size)
-        except GPTJError as error:
-            warn_of(
-                f"cannot be read, so the defaults take its place: {error.problem}",
-                file=path,
-                where=error.where,
-                expected=error.expected,
-                found=error.found,
-                hint="Mend or remove the file, or give each call a generation_config",
-            )
-            return None
+        """The folder's generation_config.json, None where it has none that can be read; see `of_folder`."""
+        return GenerationConfig.of_folder(self.checkpoint.directory, self.config.vocab_size)
 
     @property
     def info(self) -> dict[str, list[Any]]:
@@ -134,7 +117,7 @@ def prepare(
 
     Args:
         directory: a folder with config.json and safetensors weights, a weights file in one, or a repository of the hub;
-            see `gptj.hub`.
+            see `gptj.paths.hub`.
         config: to use in place of the folder's own.
         dtype: the parameters' dtype, or "auto": as stored.
         weights: which weights file, where there are several.
@@ -144,7 +127,7 @@ def prepare(
             alone notices another n_head or rotary_dim, or a transposed square matrix.
         seed: of rows that start afresh.
         device_map: the one device to place the model on; see `gptj.pretrained.foreign_arguments.place_of`.
-        overrides: config fields to change, such as num_labels; the hub client's arguments (`gptj.hub.HubPlace`);
+        overrides: config fields to change, such as num_labels; the hub client's arguments (`gptj.paths.hub.HubPlace`);
             variant, for weights called model.<variant>.safetensors, or their index; and what
             `foreign_arguments` accepts.
 
@@ -164,7 +147,7 @@ def prepare(
     weights = _variant_set(path, variant, weights)
     _require_safetensors(path, directory)
     checkpoint = open_checkpoint(path, weights=weights, config=config)
-    settled = checkpoint.config.replace(**fields) if fields else checkpoint.config
+    settled = checkpoint.config.replace(**fields).opened_from(directory)
     if verify:
         verify_checkpoint(path, weights=weights)
         check_fingerprint(path, config=settled, weights=weights)

@@ -11,13 +11,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, SchemaError, shown
 from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.generation.mixin import Generates
 from gptj.schema import Head, TensorSpec, schema
 from gptj.sharding import ReadTogether
+from gptj.writing.checkpoint_writer import write_checkpoint
 
 
 def write_model(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gptj import generation, scoring
 from gptj.generation import PARTS, Columns, Selected, Step
+from gptj.generation.decoder import Ids, Mask
 from gptj.outputs import KVCache
 from gptj.pt.arguments import host
 from gptj.pt.weights import from_numpy, to_numpy
@@ -35,14 +36,7 @@ class Decoder(generation.Decoder):
 
     @torch.inference_mode()
     def _run(
-        self,
-        token_ids: NDArray[np.int64],
-        position_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        offset: int,
-        *,
-        last_only: bool,
-        want: frozenset[str],
+        self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
     ) -> Step:
         self.cache.length = offset
         end = offset + token_ids.shape[1]
@@ -61,11 +55,7 @@ class Decoder(generation.Decoder):
             # Of a long prompt the last token's logits are a small part of all: at 6B, 200 kB of 0.4 GB for 2,047.
             hidden = outputs.last_hidden_state
             logits = self.model._logits(hidden[:, -1] if last_only else hidden)
-        return Step(
-            self.model._held(logits),
-            hidden_states=None if outputs.hidden_states is None else tuple(map(to_numpy, outputs.hidden_states)),
-            attentions=None if outputs.attentions is None else tuple(map(to_numpy, outputs.attentions)),
-        )
+        return Step.of(self.model._held(logits), outputs.hidden_states, outputs.attentions, fetch=to_numpy)
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
         keys, values = (

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptj.errors import InputError
-from gptj.prepared import QUANTIZATIONS, check_quantize, give_up, refusal
+from gptj.inputs.prepared import QUANTIZATIONS, check_quantize, give_up, refusal
 from gptj.pt.adapters import LowRanks
 from gptj.pt.arguments import AttentionMask, UpdateCache
 from gptj.pt.kernels import can_apply_gelu, pack, stack

@@ -232,8 +232,13 @@ class PlainLinear(nn.Module):
 class PackedLinear(nn.Module):
     """A linear layer over weights in oneDNN's layout.
 
-    The layout for 8 rows is the best, or as good as any, for 1, 8 and 512 (measured in float32 and bfloat16).
+    The layout for 8 rows is the best, or as good as any, for 1, 8 and 512 (measured in float32 and bfloat16). Fewer
+    than 4 rows are multiplied as 4: each weight then meets enough sums to hide the wait for the next (Zen 4, shape M:
+    a step of one row in float32 takes 0.80 of the time, of two 0.67; in bfloat16 0.90 and 0.87).
     """
+
+    fewest = 4
+    """Rows of a product."""
 
     gelu: str | None = None
     """`F.gelu`'s `approximate=` of the activation that follows, None for no activation."""
@@ -244,7 +249,12 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) to (..., n)."""
-        return onednn_linear(x, self.weight, self.bias, self.gelu)
+        count = x.shape[:-1].numel()
+        if count >= self.fewest:
+            return onednn_linear(x, self.weight, self.bias, self.gelu)
+        rows = F.pad(x.reshape(count, x.shape[-1]), (0, 0, 0, self.fewest - count))
+        product = onednn_linear(rows, self.weight, self.bias, self.gelu)[:count]
+        return product.view(*x.shape[:-1], product.shape[-1])
 
 
 class UnpackedLinear(PlainLinear):

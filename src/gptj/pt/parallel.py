@@ -43,8 +43,10 @@ from gptj.sharding import (
     Processes,
     Strategy,
     environment_place,
+    interface_of,
     join_seconds,
     natural_mesh,
+    own_address,
     partition_of,
 )
 
@@ -349,11 +351,31 @@ def join_processes() -> Processes:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         limit = timedelta(seconds=join_seconds())
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+        store, rank, size = next(dist.rendezvous("env://", index or 0, count, timeout=limit))
+        store.set_timeout(limit)
+        _choose_interface(store, rank, size)
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo", store=dist.PrefixStore("default_pg", store), rank=rank,
+            world_size=size, timeout=limit,
+        )  # fmt: skip
         dist.distributed_c10d._set_pg_timeout(_WORK)  # a process may write for longer than it may take to come
     elif not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     return Processes(index or 0, count or 1)
+
+
+def _choose_interface(store: Any, rank: int, size: int) -> None:
+    """Tell gloo by which interface hosts reach each other, unless GLOO_SOCKET_IFNAME says it, or there is one host."""
+
+    def gather(text: str) -> list[str]:
+        store.set(f"gptj.address.{rank}", text)
+        return [store.get(f"gptj.address.{n}").decode() for n in range(size)]
+
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        address = own_address(os.environ.get("MASTER_ADDR", ""), gather)
+        name = None if address is None else interface_of(address)
+        if name is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def count_devices() -> int:
@@ -414,6 +436,9 @@ def save_training(directory: str | os.PathLike[str], model: Any, optimizer: Any,
     """Write parameters and optimizer with torch.distributed.checkpoint, each process its own parts.
 
     It appears whole or not at all: it is written beside its place, and put there when every process is done.
+
+    Raises:
+        WriteError: there is one, or the processes do not share the folder.
     """
     place = Path(directory)
     if place.exists():
@@ -421,9 +446,19 @@ def save_training(directory: str | os.PathLike[str], model: Any, optimizer: Any,
     partial = place.with_name(f"{place.name}.partial")
     checkpoint.save(training_state(model, optimizer, {"step": step}), checkpoint_id=partial)
     dist.barrier()
+    missing = ""
     if dist.get_rank() == 0:
-        partial.rename(place)
-    dist.barrier()
+        written = checkpoint.FileSystemReader(partial).read_metadata().storage_data or {}
+        names = sorted({part.relative_path for part in written.values()})
+        missing = next((name for name in names if not (partial / name).is_file()), "")
+        if not missing:
+            partial.rename(place)
+    missing = gather_texts(missing)[0]
+    if missing:
+        raise WriteError(
+            "another process wrote its part into a folder of its own", file=partial, where=missing,
+            expected="a folder that all processes share", hint="Save on a file system that every host has",
+        )  # fmt: skip
 
 
 def load_training(directory: str | os.PathLike[str], model: Any, optimizer: Any) -> int:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptj.config import GPTJConfig
+from gptj.inputs.prepared import check_device
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -27,9 +28,8 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained
-from gptj.pretrained.base import ArrayFacts
+from gptj.pretrained.counted import ArrayFacts
 from gptj.pt.adapters import AdapterMixin
 from gptj.schema import Head, TensorSpec, schema, schema_by_name
 from gptj.sharding import Placement, ReadPart, Strategy
@@ -113,11 +113,13 @@ class PretrainedModel(AdapterMixin, Pretrained, nn.Module):
     def enable_input_require_grads(self) -> None:
         """Let the gradient reach what enters the blocks, though wte itself is not trained."""
         self._refuse_prepared("enable_input_require_grads")
+        self.disable_input_require_grads()
         self._require_grads_hook = self.get_input_embeddings().register_forward_hook(_require_gradient)
 
     def disable_input_require_grads(self) -> None:
-        """Undo `enable_input_require_grads`."""
-        self._require_grads_hook.remove()
+        """Undo `enable_input_require_grads`, where it was called."""
+        if (hook := self.__dict__.pop("_require_grads_hook", None)) is not None:
+            hook.remove()
 
     # ---- hooks
 
@@ -187,8 +189,10 @@ class PretrainedModel(AdapterMixin, Pretrained, nn.Module):
         return not any(parameter.is_meta for parameter in self.parameters())
 
     def _list_arrays(self) -> Iterator[ArrayFacts]:
+        embedding = getattr(self.base_model.wte, "weight", None)
         for parameter in self.parameters():
-            yield ArrayFacts(parameter.numel(), 0 if parameter.is_meta else parameter.nbytes, parameter.requires_grad)
+            size, held = parameter.numel(), 0 if parameter.is_meta else parameter.nbytes
+            yield ArrayFacts(size, held, parameter.requires_grad, parameter is embedding)
         # Differs: packed weights are no parameters.
         for module in self.modules() if self._is_prepared else ():
             for packed in vars(module).values():

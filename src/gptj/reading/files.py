@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gptj.errors import FormatError, GPTJError, MissingFileError
+from gptj.paths import kind_of_path
 
 __all__ = ["ALIGNMENT", "BLOCK_BYTES", "FileIdentity", "file_identity", "open_regular_file", "read_into", "read_up_to"]
 
@@ -33,7 +34,7 @@ def open_regular_file(path: Path) -> Iterator[BinaryIO]:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
+            kind = kind_of_path(status.st_mode)
             raise FormatError("not a regular file", file=path, expected="a regular file", found=kind)
         stream = path.open("rb", buffering=0)
     except FileNotFoundError:

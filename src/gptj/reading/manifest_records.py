@@ -183,7 +183,7 @@ def text_of(value: Any, where: str) -> str:
     return value
 
 
-def require_file_name(name: str, where: str, *, folders: bool = False) -> None:
+def require_file_name(name: str, where: str, *, folders: bool) -> None:
     """Make sure that a name is a plain file's in the directory; with `folders` also of a file in a folder of it."""
     parts = name.split("/")
     plain = name.isprintable() and not set(name) & set("\\:") and set(parts).isdisjoint(("", ".", ".."))

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import re
 import shlex
-import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +28,7 @@ from gptj.errors import (
     warn_of,
 )
 from gptj.json_file import read_json_object
+from gptj.paths import safe_path
 from gptj.reading.kinds import describe_folder
 from gptj.reading.safetensors_file import SafetensorsFile, read_safetensors
 from gptj.reading.weight_names import plain_variable
@@ -195,7 +195,7 @@ def choose_set(
     return names[0], first
 
 
-def split_weights(path: str | os.PathLike[str], weights: str | None = None) -> tuple[Path, str | None]:
+def split_weights(path: str | os.PathLike[str], weights: str | None) -> tuple[Path, str | None]:
     """The folder, and which weights in it, of a path that is a folder or a weights file.
 
     A shard stands for the index that names it, where there is one, and `weights` may be a path into the folder.
@@ -325,45 +325,6 @@ def _require_plain(name: Any, *, file: Path, where: str) -> None:
         raise UnsafeFileError(
             "not a plain file name", file=file, where=where, expected="a name without folders", found=shown(name)
         )
-
-
-def safe_path(directory: Path, name: str, *, follow_links: bool) -> Path:
-    """The path of a regular file in the directory, which no link leads out of it.
-
-    A link may lead to the directory's own files, or from a snapshot of the Hugging Face Hub's cache to its blobs
-    (`models--x--y/snapshots/<revision>/name` to `models--x--y/blobs/<hash>`), or anywhere with `follow_links`.
-
-    Raises:
-        MissingFileError, FormatError, UnsafeFileError: it is not there, not a regular file, or outside.
-    """
-    path = directory / name
-    try:
-        status = path.lstat()
-        if stat.S_ISLNK(status.st_mode):
-            target = path.resolve(strict=True)
-            if not follow_links and not _is_inside(directory.resolve(), target):
-                raise UnsafeFileError(
-                    "is a link out of its folder", file=path, found=shown(target), hint="Say follow_links to allow it"
-                )
-            status = target.stat()
-    except FileNotFoundError:
-        raise MissingFileError("no such file", file=path) from None
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, UnsafeFileError):
-            raise
-        raise FormatError(f"cannot be looked at: {error}", file=path) from None
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
-        raise FormatError("not a regular file", file=path, expected="a regular file", found=kind)
-    return path
-
-
-def _is_inside(directory: Path, target: Path) -> bool:
-    """Whether the resolved target lies in the resolved directory, or in its Hub cache's blobs."""
-    if target.is_relative_to(directory):
-        return True
-    is_snapshot = directory.parent.name == "snapshots" and directory.parent.parent.name.startswith("models--")
-    return is_snapshot and target.parent == directory.parent.parent / "blobs"
 
 
 def _open_shards(directory: Path, path: Path, *, follow_links: bool) -> tuple[SafetensorsFile, ...]:

@@ -81,7 +81,7 @@ class PlainNames:
             warn_of(oddity, file=file)
 
 
-def plain_names(names: Iterable[str], *, file: str | os.PathLike[str], dialect: Dialect = "pt") -> PlainNames:
+def plain_names(names: Iterable[str], *, file: str | os.PathLike[str], dialect: Dialect) -> PlainNames:
     """The plain names of stored ones.
 
     Args:
@@ -178,7 +178,7 @@ def plain_variable(name: str) -> str:
     return _TF_MODEL.sub("", name, count=1) if _TF_MODEL.match(name) else name
 
 
-def head_of(plain: Iterable[str], *, tied: bool = False) -> Head:
+def head_of(plain: Iterable[str], *, tied: bool) -> Head:
     """The head that stands on top of the blocks by plain names, in any dialect; "base" where there is none.
 
     A tied model stores no lm_head.weight: its names are a language model's where they have the prefix.

@@ -82,7 +82,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def make_app(service: Service, *, limits: Limits | None = None, access: Access | None = None) -> Starlette:
+def make_app(service: Service, *, limits: Limits | None, access: Access | None) -> Starlette:
     """The application.
 
     Args:

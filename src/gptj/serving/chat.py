@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gptj.errors import TokenizerError
-from gptj.json_file import read_json_object, read_small_file
+from gptj.json_file import encoding_hint, read_json_object, read_small_file
+from gptj.paths import find_beside
 from gptj.serving.refusals import Refusal
 
 __all__ = ["CHAT_TEMPLATE_FILE", "ChatTemplate"]
@@ -57,15 +58,17 @@ class ChatTemplate:
         Raises:
             TokenizerError: there is one that cannot be used.
         """
-        path, source = directory / CHAT_TEMPLATE_FILE, None
-        if path.exists():
+        source = None
+        if (path := find_beside(directory, CHAT_TEMPLATE_FILE)) is not None:
+            data = read_small_file(path)
             try:
-                source = read_small_file(path).decode("utf-8")
+                source = data.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise TokenizerError(f"the chat template is not UTF-8: {error.reason}", file=path) from error
-        elif (path := directory / _CONFIG_FILE).exists():
+                problem, hint = f"the chat template is not UTF-8: {error.reason}", encoding_hint(data)
+                raise TokenizerError(problem, file=path, hint=hint) from error
+        elif (path := find_beside(directory, _CONFIG_FILE)) is not None:
             source = _stored(read_json_object(path).get("chat_template"), path)
-        if source is None:
+        if source is None or path is None:
             return None
         if tokenizer is None:
             raise TokenizerError("a chat template without a tokenizer", file=path)

@@ -38,7 +38,7 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self.tokens = 32
+        self.tokens = 16
         self._step_s: float | None = None
         self._seen: set[Any] = set()
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from gptj.backends.surroundings import memory
 from gptj.config import GPTJConfig
 from gptj.generation import Columns, DecoderFactory, GenerationConfig
 from gptj.generation.session import prepare
@@ -24,7 +25,6 @@ from gptj.serving.batch import choose_slots, power_of_two
 from gptj.serving.continuation import Continuation, Failed, Piece, Scored, Transcript, no_decoder
 from gptj.serving.engine import Engine
 from gptj.serving.prefill import FEWEST, MOST, MOST_PROMPTS
-from gptj.surroundings import memory
 
 __all__ = ["Size", "sizes", "warm_up", "warm_up_behind"]
 

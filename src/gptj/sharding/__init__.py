@@ -5,7 +5,15 @@ processes.py which of how many processes this is                               P
 plan.py     memory of each device, per strategy: arithmetic alone               plan_memory
 """
 
-from gptj.sharding.processes import Processes, ReadTogether, environment_place, join_seconds
+from gptj.sharding.processes import (
+    Processes,
+    ReadTogether,
+    environment_place,
+    interface_of,
+    join_seconds,
+    own_address,
+    require_same,
+)
 from gptj.sharding.table import (
     MESH_AXES,
     STRATEGIES,
@@ -42,8 +50,11 @@ __all__ = [
     "check_strategy",
     "environment_place",
     "held_by_one",
+    "interface_of",
     "join_seconds",
     "natural_mesh",
+    "own_address",
     "partition_of",
+    "require_same",
     "slices",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -11,7 +13,15 @@ from numpy.typing import NDArray
 from gptj.errors import InputError, shown
 from gptj.schema import TensorSpec
 
-__all__ = ["Processes", "ReadTogether", "environment_place", "join_seconds"]
+__all__ = [
+    "Processes",
+    "ReadTogether",
+    "environment_place",
+    "interface_of",
+    "join_seconds",
+    "own_address",
+    "require_same",
+]
 
 
 class Processes(NamedTuple):
@@ -59,6 +69,78 @@ def join_seconds() -> int:
     if not said.isdecimal() or int(said) < 1:
         raise InputError("no number", where="environment: GPTJ_JOIN_SECONDS", expected="1 or more", found=shown(said))
     return int(said)
+
+
+def own_address(coordinator: str, gather: Callable[[str], list[str]]) -> str | None:
+    """The address at which this process' host is known to the others', None where all are on one host.
+
+    gloo would take what the host's own name means, which is often an address of the host's alone (127.0.1.1), or
+    nothing that it knows.
+
+    Args:
+        coordinator: the name or address of the host that all processes know.
+        gather: gives every process' text, in their order; all wait for each other.
+    """
+    mine = _source_towards(coordinator)
+    found = gather(mine)
+    elsewhere = [address for address in found if address and not _is_loopback(address)]
+    if len(set(found)) == 1 or not elsewhere:
+        return None
+    return _source_towards(elsewhere[0]) if _is_loopback(mine) else mine or None
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the network interface that has this IPv4 address first; None where that cannot be told."""
+    try:
+        import fcntl
+
+        wanted, asked = socket.inet_aton(address), _SIOCGIFADDR
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_one:
+            for _, name in socket.if_nameindex():
+                try:
+                    answer = fcntl.ioctl(any_one, asked, struct.pack("256s", name.encode()))
+                except OSError:  # it has none
+                    continue
+                if answer[20:24] == wanted:
+                    return name
+    except (ImportError, OSError):  # another system, or another kind of address
+        pass
+    return None
+
+
+_SIOCGIFADDR = 0x8915
+"""Linux' question for an interface's address."""
+
+
+def _source_towards(host: str) -> str:
+    """This host's address on the way to another; empty where there is no way. Nothing is sent."""
+    try:
+        for family, kind, protocol, _, place in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind, protocol) as way:
+                way.connect(place)
+                return str(way.getsockname()[0])
+    except OSError:
+        pass
+    return ""
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
+def require_same(mine: str, share_number: Callable[[int], int], *, problem: str, file: Any, hint: str) -> None:
+    """Refuse what is another in this process than in the first; every process calls it.
+
+    Args:
+        mine: a hash of it, in hexadecimal.
+        share_number: gives the first process' number.
+
+    Raises:
+        InputError: saying the problem.
+    """
+    number = int(mine[:15], 16)
+    if share_number(number) != number:
+        raise InputError(problem, file=file, expected="the same in every process", hint=hint)
 
 
 class ReadTogether:

@@ -28,14 +28,12 @@ class Collective:
 
     Attributes:
         kind, axis: what it does, and among the devices along which axis.
-        purpose: what crosses.
         count: how many times a device takes part.
         nbytes: of the whole tensors, all times together.
     """
 
     kind: Kind
     axis: MeshAxis
-    purpose: str
     count: int
     nbytes: int
 
@@ -65,20 +63,20 @@ def list_collectives(config: GPTJConfig, strategy: Strategy, mesh: Mesh, work: W
     sizes = {row.name: held_by_one(row, along_tp, mesh) for row in schema(config)}
     whole = sum(sizes.values()) * width
     if strategy == "dp":
-        yield Collective("all-reduce", "dp", "gradients", len(sizes), whole)
+        yield Collective("all-reduce", "dp", len(sizes), whole)  # gradients
         return
     blocks = sum(size for name, size in sizes.items() if ".h." in name) * width
-    # Each block is let go of after its turn and gathered again on the way back; the rest stays.
-    yield Collective("all-gather", "dp", "weights", 2 * config.n_layer + 1, whole + blocks)
-    yield Collective("reduce-scatter", "dp", "gradients", config.n_layer + 1, whole)
+    # Each block's weights are let go of after its turn and gathered again on the way back; the rest stays.
+    yield Collective("all-gather", "dp", 2 * config.n_layer + 1, whole + blocks)
+    yield Collective("reduce-scatter", "dp", config.n_layer + 1, whole)
 
 
 def _along_tp(config: GPTJConfig, tokens: int, width: int, work: Work) -> Iterator[Collective]:
     stream = tokens * config.n_embd * width
     sums = config.n_layer + 1  # no more where blocks are computed again: nobody needs a block's sum then
-    yield Collective("all-reduce", "tp", "the stream: each block's sum, and the embedding's", sums, sums * stream)
+    yield Collective("all-reduce", "tp", sums, sums * stream)  # each block's sum, and the embedding's
     if not work.training:
-        yield Collective("all-gather", "tp", "logits", 1, tokens * config.vocab_size * width)
+        yield Collective("all-gather", "tp", 1, tokens * config.vocab_size * width)  # logits
     else:
-        yield Collective("all-reduce", "tp", "the loss: three numbers a token", 2, 3 * tokens * max(4, width))
-        yield Collective("all-reduce", "tp", "the stream's gradient: each block's, and the head's", sums, sums * stream)
+        yield Collective("all-reduce", "tp", 2, 3 * tokens * max(4, width))  # the loss: three numbers a token
+        yield Collective("all-reduce", "tp", sums, sums * stream)  # each block's gradient, and the head's

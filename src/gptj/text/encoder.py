@@ -56,11 +56,6 @@ class Encoder:
         # An added token with a space in it, or one that eats the space after it, could be cut in two.
         self._added_can_be_cut = any(token.rstrip or re.search(r"\s", token.content) for token in data.added)
 
-    @property
-    def known_words(self) -> int:
-        """The number of words whose ids are kept."""
-        return len(self._known_words)
-
     def encode(self, texts: Sequence[NamedText], *, allow_special: bool, with_offsets: bool = False) -> list[Row]:
         """A row of ids, and of offsets if asked for, for each text.
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import operator
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from gptj.backends import install_line
-from gptj.errors import BackendError, InputError, shown
+from gptj.errors import BackendError, InputError, install_line, shown
 from gptj.text.tokenizer_data import Side
 
 __all__ = [
@@ -42,15 +41,51 @@ class BatchEncoding(dict[str, Any]):
         sequence_ids: only with `return_offsets` and pairs: 0 for the first text, 1 for the second, -1 for padding.
     """
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"{type(self).__name__} has no {name!r}, only {', '.join(self)}") from None
+    is_fast: ClassVar[bool] = True
 
-    def to(self, device: Any) -> BatchEncoding:
-        """The same tensors on a PyTorch device."""
-        return BatchEncoding({name: value.to(device) for name, value in self.items()})
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        instead = f". Instead: {_INSTEAD[name]}" if name in _INSTEAD else ""
+        raise AttributeError(f"{type(self).__name__} has no {name!r}, only {', '.join(self)}{instead}")
+
+    def __missing__(self, name: Any) -> Any:
+        raise KeyError(f"no {name!r}, only {', '.join(map(str, self))}: a row is ['input_ids'][row]")
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The members as a plain dict."""
+        return dict(self)
+
+    def convert_to_tensors(self, tensor_type: TensorKind | None = None) -> BatchEncoding:
+        """The same with lists of one length as tensors: "pt", "tf", "jax" or "np"; None leaves them."""
+        if tensor_type is None:
+            return self
+        _require_kind(tensor_type)
+        return BatchEncoding(as_tensors({name: np.asarray(value) for name, value in self.items()}, tensor_type))
+
+    def to(self, device: Any, *, non_blocking: bool = False) -> BatchEncoding:
+        """The same tensors on a PyTorch device.
+
+        Raises:
+            InputError: they are no PyTorch tensors.
+        """
+        for name, value in self.items():
+            if not hasattr(value, "to"):
+                hint = 'Pass return_tensors="pt"; arrays of the other frameworks are moved by the model'
+                raise InputError("is on no device", where=f"{name}.to", found=type(value).__name__, hint=hint)
+        return BatchEncoding({name: value.to(device, non_blocking=non_blocking) for name, value in self.items()})
+
+
+_OFFSETS = "tokenizer.encode_with_offsets(text), or return_offsets=True"
+_INSTEAD: dict[str, str] = {
+    "tokens": "tokenizer.convert_ids_to_tokens(ids)",
+    **dict.fromkeys(("encodings", "word_ids", "words", "char_to_token", "char_to_word", "token_to_chars"), _OFFSETS),
+    **dict.fromkeys(("token_to_word", "word_to_tokens", "word_to_chars", "token_to_sequence"), _OFFSETS),
+    "sequence_ids": "return_offsets=True, of pairs",
+    "n_sequences": "1, or 2 of pairs",
+}
+"""Attributes of transformers' class that ask for more than the rows, and what to write."""
 
 
 @dataclasses.dataclass
@@ -271,8 +306,9 @@ def tensors(members: dict[str, list[Any]], kind: str) -> dict[str, Any]:
             found=f"{min(lengths)} to {max(lengths)} tokens",
             hint="Pass padding=True",
         )
+    shapes = {"offset_mapping": (len(rows), -1, 2), "length": (len(rows),)}
     arrays = {
-        name: np.asarray(value, dtype=np.int64).reshape(len(rows), -1, *((2,) if name == "offset_mapping" else ()))
+        name: np.asarray(value, dtype=np.int64).reshape(shapes.get(name, (len(rows), -1)))
         for name, value in members.items()
     }
     return as_tensors(arrays, kind)

@@ -21,13 +21,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, overload
 
 import tokenizers
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, InputError, TokenizerError, shown
-from gptj.hub import is_repository_id, split_hub_arguments
+from gptj.paths import path_called
+from gptj.paths.hub import is_repository_id, split_hub_arguments
 from gptj.text.decoder import Decoder, TextStream, Unknown, check_unknown, plain_list
 from gptj.text.encoder import Encoder, learn_merges
 from gptj.text.token_rows import (
@@ -48,6 +50,7 @@ from gptj.text.token_rows import (
 )
 from gptj.text.tokenizer_calls import (
     TransformersCalls,
+    check_decoding_options,
     check_saving_options,
     clean_up_spaces,
     set_from_pretrained,
@@ -107,8 +110,8 @@ class GPTJTokenizer(TransformersCalls):
                     hint="Install another version of tokenizers and report this one",
                 )
 
-    def __reduce__(self) -> tuple[type[GPTJTokenizer], tuple[TokenizerData]]:
-        return type(self), (self._data,)
+    def __reduce__(self) -> tuple[type[GPTJTokenizer], tuple[TokenizerData], dict[str, Any]]:
+        return type(self), (self._data,), {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
 
     def __repr__(self) -> str:
         pad = f"{self.pad_token!r} ({self.pad_token_id})" + (", the eos token" if self._data.pad_token is None else "")
@@ -120,6 +123,7 @@ class GPTJTokenizer(TransformersCalls):
     # Making and saving ------------------------------------------------------------------------------------------
 
     @classmethod
+    @path_called("pretrained_model_name_or_path")
     def from_pretrained(
         cls, directory: str | os.PathLike[str], *, extra_tokens: bool | None = None, **options: Any
     ) -> Self:
@@ -138,10 +142,12 @@ class GPTJTokenizer(TransformersCalls):
             MissingFileError: there is no such folder.
             TokenizerError: no tokenizer files in it, or damaged ones; the message names the file and the place.
         """
+        named = os.fspath(directory) if isinstance(directory, os.PathLike) else directory
         place, options = split_hub_arguments(options)
         if is_repository_id(directory) or place.subfolder:
             directory = place.locate(directory, patterns=("*.json", "merges.txt")) / place.subfolder
         tokenizer = cls(read_tokenizer_data(directory, extra_tokens=extra_tokens))
+        tokenizer.name_or_path = named
         set_from_pretrained(tokenizer, options)
         return tokenizer
 
@@ -177,8 +183,9 @@ class GPTJTokenizer(TransformersCalls):
         """The names and bytes of the files that `save_pretrained` writes, for a writer that stages a whole folder."""
         return tokenizer_files(self._data)
 
-    def save_pretrained(self, directory: str | os.PathLike[str], **others: Any) -> None:
-        """Write the tokenizer's five files into the folder, which is made if need be.
+    @path_called("save_directory")
+    def save_pretrained(self, directory: str | os.PathLike[str], **others: Any) -> tuple[str, ...]:
+        """Write the tokenizer's five files into the folder, which is made if need be. Returns their paths.
 
         `others` are what transformers' pipelines and tokenizers take besides; see `check_saving_options`.
 
@@ -191,6 +198,7 @@ class GPTJTokenizer(TransformersCalls):
         """
         check_saving_options(others)
         write_tokenizer_files(self._data, directory)
+        return tuple(str(Path(directory) / name) for name in self.files())
 
     def check_fits(self, config: GPTJConfig) -> None:
         """Make sure that the model's embedding has a row for every id that this tokenizer can give.
@@ -229,51 +237,6 @@ class GPTJTokenizer(TransformersCalls):
     def model_max_length(self, length: int | None) -> None:
         limit = None if length is None else whole_number(length, where="model_max_length", least=1)
         self._data = dataclasses.replace(self._data, model_max_length=limit)
-
-    @property
-    def bos_token(self) -> str | None:
-        """The token that may begin a text. It is never put there by itself."""
-        return self._data.bos_token
-
-    @bos_token.setter
-    def bos_token(self, token: str | None) -> None:
-        self._data = assign_role(self._data, "bos_token", token)
-
-    @property
-    def eos_token(self) -> str | None:
-        """The token that ends a text. It is never put there by itself."""
-        return self._data.eos_token
-
-    @eos_token.setter
-    def eos_token(self, token: str | None) -> None:
-        self._data = assign_role(self._data, "eos_token", token)
-
-    @property
-    def pad_token(self) -> str | None:
-        """The token that fills short rows: the one that was named, else the eos token. Can be set."""
-        return self._data.pad_token if self._data.pad_token is not None else self._data.eos_token
-
-    @pad_token.setter
-    def pad_token(self, token: str | None) -> None:
-        self._data = assign_role(self._data, "pad_token", token)
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The id of `bos_token`: 50256 for GPT-J."""
-        return self._id_of(self.bos_token)
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The id of `eos_token`: 50256 for GPT-J."""
-        return self._id_of(self.eos_token)
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """The id of `pad_token`: 50256 for GPT-J, which is its eos token's."""
-        return self._id_of(self.pad_token)
-
-    def _id_of(self, token: str | None) -> int | None:
-        return None if token is None else self._ids[token]
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -348,13 +311,13 @@ class GPTJTokenizer(TransformersCalls):
 
     def __call__(
         self,
-        text: str | Sequence[str] | Sequence[tuple[str, str]],
+        text: str | Sequence[str] | Sequence[tuple[str, str]] | None = None,
         text_pair: str | Sequence[str] | None = None,
         *,
-        padding: bool | Literal["longest", "max_length"] = False,
+        padding: bool | Literal["longest", "max_length", "do_not_pad"] = False,
         padding_side: Side | None = None,
         pad_to_multiple_of: int | None = None,
-        truncation: bool | Truncation = False,
+        truncation: bool | Truncation | Literal["do_not_truncate"] = False,
         truncation_side: Side | None = None,
         max_length: int | None = None,
         return_offsets: bool = False,
@@ -388,6 +351,9 @@ class GPTJTokenizer(TransformersCalls):
             BackendError: the framework of `return_tensors` is not installed.
         """
         named = take_call_arguments(further)
+        padding = False if padding == "do_not_pad" else padding
+        truncation = False if truncation == "do_not_truncate" else truncation
+        allow_special = named.get("allow_special", allow_special)
         return_offsets = named.get("return_offsets", return_offsets)
         tensor_kind = self.default_tensors if return_tensors == "default" else return_tensors
         one_of(padding, _PADDINGS, where="padding")
@@ -416,6 +382,9 @@ class GPTJTokenizer(TransformersCalls):
             members["offset_mapping"] = [row.offsets for row in rows]
             if others is not None:
                 members["sequence_ids"] = [row.sequences for row in rows]
+        if named.get("return_length"):
+            lengths = [len(row.ids) for row in rows]
+            members["length"] = [lengths] if isinstance(text, str) else lengths  # as transformers
         if tensor_kind is not None:
             return BatchEncoding(tensors(members, tensor_kind))
         return BatchEncoding({name: value[0] for name, value in members.items()} if isinstance(text, str) else members)
@@ -451,6 +420,7 @@ class GPTJTokenizer(TransformersCalls):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         unknown: Unknown = "refuse",
+        **others: Any,
     ) -> str:
         """The text that the ids spell. Bytes that are no UTF-8 become U+FFFD; nothing is cleaned up unasked.
 
@@ -462,6 +432,7 @@ class GPTJTokenizer(TransformersCalls):
             unknown: what becomes of an id that this tokenizer does not have, as a model with more rows than the
                 tokenizer has tokens can make one (GPT-2's 50,257 in the 50,400 of GPT-J): "refuse" it, "show" its
                 number, `<|50300|>`, or "replace" it by U+FFFD.
+            others: spaces_between_special_tokens, which changes nothing.
 
         Raises:
             InputError: an id that is unknown and not to be shown or replaced, or is no token id at all, negative or
@@ -470,6 +441,7 @@ class GPTJTokenizer(TransformersCalls):
         >>> GPTJTokenizer.gpt2(extra_tokens=False).decode([3290, 50300], unknown="show")
         ' dog<|50300|>'
         """
+        check_decoding_options(others)
         leave_out = self.special_ids if skip_special_tokens else ()
         data = self._decoder.to_bytes(token_ids, leave_out=leave_out, unknown=unknown)
         return clean_up_spaces(data.decode("utf-8", "replace"), asked=clean_up_tokenization_spaces)
@@ -481,8 +453,10 @@ class GPTJTokenizer(TransformersCalls):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         unknown: Unknown = "refuse",
+        **others: Any,
     ) -> list[str]:
         """`decode` of every row of a list of rows, or of an array or tensor (b, t)."""
+        check_decoding_options(others)
         leave_out = self.special_ids if skip_special_tokens else ()
         rows = [
             self._decoder.to_bytes(row, leave_out=leave_out, unknown=unknown, where=f"sequences[{number}]")

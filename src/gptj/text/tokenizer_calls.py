@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from gptj.errors import InputError, did_you_mean, shown
-from gptj.hub import HUB_ARGUMENTS
-from gptj.text.decoder import Decoder
+from gptj.paths.hub import HUB_ARGUMENTS
 from gptj.text.token_rows import BatchEncoding, Row, as_tensors, one_of, padded_width, whole_number
-from gptj.text.tokenizer_data import BYTE_OF_CHARACTER, AddedToken, TokenizerData, assign_role
+from gptj.text.tokenizer_data import BYTE_OF_CHARACTER, AddedToken, TokenizerData, assign_role, mark_special
+from gptj.text.tokenizer_names import FIXED, ROLES, FurtherNames
 
-__all__ = ["TransformersCalls", "check_saving_options", "clean_up_spaces", "set_from_pretrained", "take_call_arguments"]
+__all__ = [
+    "TransformersCalls",
+    "check_decoding_options",
+    "check_saving_options",
+    "clean_up_spaces",
+    "set_from_pretrained",
+    "take_call_arguments",
+]
 
-ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _PADDED_WITH = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
 
 _SO_ANYWAY: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -31,20 +37,23 @@ _SO_ANYWAY: dict[str, tuple[tuple[Any, ...], str]] = {
     "is_split_into_words": ((False,), "join the words"),
     "stride": ((0,), "cut the text before the call"),
     "verbose": ((True, False), ""),
+    **dict.fromkeys(("text_target", "text_pair_target"), ((None,), "labels are tokens as inputs are: tokenizer(text)")),
 }
 """Arguments of a tokenizer's call that change nothing with these values (or None): no token is ever added."""
 
 _CALL_ARGUMENTS = (
     *("text", "text_pair", "padding", "padding_side", "pad_to_multiple_of", "truncation", "truncation_side"),
     *("max_length", "return_offsets", "return_offsets_mapping", "return_attention_mask", "return_tensors"),
+    *("return_length", "split_special_tokens"),
     *("allow_special", *_SO_ANYWAY),
 )
 _SIDES = ("padding_side", "truncation_side", "model_max_length")
-_FAST_ONLY = ("use_fast", "clean_up_tokenization_spaces", "add_prefix_space", "trust_remote_code")
+_FAST_ONLY = ("use_fast", "trust_remote_code")
 
 
 def take_call_arguments(others: Mapping[str, Any]) -> dict[str, Any]:
-    """The further arguments of transformers' call that mean something: return_offsets and return_attention_mask.
+    """The further arguments of transformers' call that mean something, under our names: return_offsets, return_length,
+    return_attention_mask and allow_special.
 
     Raises:
         InputError: an unknown argument, or one that asks for something that there is not.
@@ -55,12 +64,30 @@ def take_call_arguments(others: Mapping[str, Any]) -> dict[str, Any]:
             taken["return_offsets"] = bool(value)
         elif name == "return_attention_mask":
             taken["return_attention_mask"] = value is None or bool(value)
+        elif name == "return_length":
+            taken["return_length"] = bool(value)
+        elif name == "split_special_tokens":
+            taken["allow_special"] = value is not None and not value
         elif name not in _SO_ANYWAY:
             raise InputError("no such argument", where=shown(name), hint=did_you_mean(name, _CALL_ARGUMENTS))
         elif value is not None and value not in _SO_ANYWAY[name][0]:
             allowed, hint = _SO_ANYWAY[name]
             raise InputError("not supported", where=name, expected=repr(allowed[0]), found=shown(value), hint=hint)
     return taken
+
+
+def check_decoding_options(others: Mapping[str, Any]) -> None:
+    """Make sure that what decoding was told besides is something of transformers' that changes nothing there either.
+
+    Raises:
+        InputError: there is no such argument, or it asks for another tokenizer.
+    """
+    for name, value in others.items():
+        if name not in ("spaces_between_special_tokens", "use_source_tokenizer"):
+            known = ("skip_special_tokens", "clean_up_tokenization_spaces", "unknown")
+            raise InputError("no such argument", where=shown(name), hint=did_you_mean(name, known))
+        if name == "use_source_tokenizer" and value:
+            raise InputError("not supported", where=name, expected=False, found=shown(value))
 
 
 _SAVING_OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -108,41 +135,10 @@ def clean_up_spaces(text: str, *, asked: bool | None) -> str:
     return text
 
 
-class TransformersCalls:
+class TransformersCalls(FurtherNames):
     """Methods of GPTJTokenizer under the names that transformers gives them."""
 
-    model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
-    is_fast: ClassVar[bool] = True
-    name_or_path: ClassVar[str] = ""
-
-    _data: TokenizerData
-    _ids: Mapping[str, int]
-    _tokens: Sequence[str]
-    _decoder: Decoder
-
     # ---- special tokens
-
-    @property
-    def special_tokens_map(self) -> dict[str, str]:
-        """The tokens that have a role, by role: bos_token, eos_token, unk_token and pad_token where there are such."""
-        named = {role: getattr(self._data, role) for role in ROLES}
-        return {role: token for role, token in named.items() if token is not None}
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """Every special token once: those with a role, then the others."""
-        others = (token.content for token in self._data.added if token.special)
-        return list(dict.fromkeys((*self.special_tokens_map.values(), *others)))
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """The ids of `all_special_tokens`."""
-        return [self._ids[token] for token in self.all_special_tokens]
-
-    @property
-    def unk_token(self) -> str | None:
-        """The token that stands for what is unknown. No text has such: every byte is a token."""
-        return self._data.unk_token
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """The number of tokens that a call puts around a text, or a pair: none."""
@@ -188,12 +184,16 @@ class TransformersCalls:
         for role in special_tokens_dict:
             if role not in (*ROLES, "additional_special_tokens"):
                 expected = ", ".join((*ROLES, "additional_special_tokens"))
-                raise InputError("no such role", where=shown(role), expected=f"one of {expected}")
+                hint = "Such a token has no role in a GPT-J: list it in additional_special_tokens"
+                raise InputError("no such role", where=shown(role), expected=f"one of {expected}", hint=hint)
         count = 0
         for role, given in special_tokens_dict.items():
             count += self.add_tokens(given, special_tokens=True)
             if role in ROLES:
                 self._data = assign_role(self._data, role, getattr(given, "content", given))
+            else:
+                listed = [given] if isinstance(given, str) or hasattr(given, "content") else given
+                self._data = mark_special(self._data, (getattr(one, "content", one) for one in listed))
         return count
 
     def _rebuild(self, data: TokenizerData) -> None:
@@ -259,11 +259,6 @@ class TransformersCalls:
         return b"".join(spelt).decode("utf-8", "replace")
 
     # ---- encoded rows
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """The id that fills short rows."""
-        raise NotImplementedError
 
     padding_side: Any
     model_max_length: Any
@@ -375,14 +370,16 @@ def set_from_pretrained(tokenizer: Any, options: Mapping[str, Any]) -> None:
         if name in _FAST_ONLY:
             allowed = (True, False) if name == "use_fast" else (False,)
             if value is not None and value not in allowed:
-                raise InputError("not supported", where=name, expected=False, found=shown(value))
+                raise InputError("not supported", where=name, expected=allowed[0], found=shown(value))
         elif name in ROLES:
             if name == "unk_token":
                 tokenizer.add_special_tokens({name: value})
             else:
                 setattr(tokenizer, name, value)
-        elif name in _SIDES:
+        elif name in _SIDES or name in FIXED:
             setattr(tokenizer, name, value)
+        elif name == "additional_special_tokens":
+            tokenizer.add_special_tokens({name: value or []})
         else:
-            hint = did_you_mean(name, (*_FAST_ONLY, *ROLES, *_SIDES, *HUB_ARGUMENTS))
+            hint = did_you_mean(name, (*_FAST_ONLY, *ROLES, *_SIDES, *FIXED, *HUB_ARGUMENTS))
             raise InputError("no such option", where=shown(name), hint=hint)

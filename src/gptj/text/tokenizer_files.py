@@ -19,11 +19,19 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from gptj.backends import install_line
 from gptj.config import CONFIG_FILE
-from gptj.errors import ConfigError, GPTJError, MissingFileError, TokenizerError, WriteError, shown, warn_of
-from gptj.json_file import parse_json_object, read_json_object, read_small_file
-from gptj.paths import is_folder, likely_folder, require_path
+from gptj.errors import (
+    ConfigError,
+    GPTJError,
+    MissingFileError,
+    TokenizerError,
+    WriteError,
+    install_line,
+    shown,
+    warn_of,
+)
+from gptj.json_file import SMALL_FILE_BYTES, encoding_hint, parse_json_object, read_json_object, read_small_file
+from gptj.paths import find_beside, is_folder, likely_folder, require_path
 from gptj.text.tokenizer_data import (
     END_OF_TEXT,
     EXTRA_TOKENS,
@@ -46,7 +54,7 @@ TOKENIZER_FILE_BYTES = 64_000_000
 # Reading ------------------------------------------------------------------------------------------------------
 
 
-def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool | None = None) -> TokenizerData:
+def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool | None) -> TokenizerData:
     """The tokenizer in `directory`, checked.
 
     Args:
@@ -65,16 +73,17 @@ def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool
         raise MissingFileError("no such folder", file=folder, hint=hint)
     beside = Beside(
         folder=folder,
-        settings=_optional_json(folder / "tokenizer_config.json"),
-        names=_optional_json(folder / "special_tokens_map.json"),
-        added=_optional_json(folder / "added_tokens.json"),
-        model=_model_config(folder / CONFIG_FILE),
+        settings=_optional_json(folder, "tokenizer_config.json"),
+        names=_optional_json(folder, "special_tokens_map.json"),
+        added=_optional_json(folder, "added_tokens.json"),
+        model=_optional_json(folder, CONFIG_FILE, limit_bytes=SMALL_FILE_BYTES, error=ConfigError),
     )
-    check_settings(beside, with_pipeline=(folder / "tokenizer.json").exists())
-    if (folder / "tokenizer.json").exists():
-        file = folder / "tokenizer.json"
+    whole = find_beside(folder, "tokenizer.json")
+    check_settings(beside, with_pipeline=whole is not None)
+    if whole is not None:
+        file = whole
         data = parse_tokenizer_json(_read(file), file=file)
-    elif (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
+    elif {find_beside(folder, "vocab.json"), find_beside(folder, "merges.txt")} != {None}:
         file = folder / "vocab.json"
         data = TokenizerData(vocab=_vocab(file), merges=_merges(folder / "merges.txt"), added=())
     else:
@@ -152,11 +161,12 @@ def _read(path: Path, *, hint: str | None = None) -> bytes:
         raise TokenizerError("no such file", file=path, hint=hint) from None
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
+def _optional_json(
+    folder: Path, name: str, *, limit_bytes: int = TOKENIZER_FILE_BYTES, error: type[GPTJError] = TokenizerError
+) -> dict[str, Any]:
     """The JSON object in a file that may be absent: then the empty one."""
-    if not path.exists():
-        return {}
-    return read_json_object(path, limit_bytes=TOKENIZER_FILE_BYTES, error=TokenizerError)
+    path = find_beside(folder, name)
+    return {} if path is None else read_json_object(path, limit_bytes=limit_bytes, error=error)
 
 
 def _vocab(path: Path) -> dict[str, Any]:
@@ -177,7 +187,7 @@ def _compare_older_pair(data: TokenizerData, folder: Path) -> None:
     ids = {**data.vocab, **{token.content: token.id for token in data.added}}
     added = {token.content for token in data.added}
     for path, read in ((folder / "vocab.json", _vocab), (folder / "merges.txt", _merges)):
-        if not path.exists():
+        if not os.path.lexists(path):
             continue
         try:
             found: Any = read(path)
@@ -192,22 +202,18 @@ def _compare_older_pair(data: TokenizerData, folder: Path) -> None:
             warn_of("differs from tokenizer.json, which counts", file=path, hint="Take away the one that is wrong")
 
 
-def _model_config(path: Path) -> dict[str, Any]:
-    """The config.json beside the tokenizer, which may be absent: then the empty one."""
-    return read_json_object(path, error=ConfigError) if path.exists() else {}
-
-
 def _parse_merges(data: bytes, *, file: Path) -> tuple[tuple[str, str], ...]:
     """The pairs in a merges.txt: a version line, then two tokens and one space a line; CRLF is accepted.
 
     The version line is demanded because readers disagree where it is missing: some drop the first line whatever
     it is, and with it the most urgent merge.
     """
+
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        place = f"line {data.count(10, 0, problem.start) + 1}"
-        raise TokenizerError("not UTF-8", file=file, where=place, found=f"byte 0x{data[problem.start]:02x}") from None
+        place, found = f"line {data.count(10, 0, problem.start) + 1}", f"byte 0x{data[problem.start]:02x}"
+        raise TokenizerError("not UTF-8", file=file, where=place, found=found, hint=encoding_hint(data)) from None
     # Not splitlines(), which would also cut at U+0085 and U+2028.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     while len(lines) > 1 and not lines[-1]:

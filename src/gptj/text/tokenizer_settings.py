@@ -8,6 +8,7 @@ said by name; all others change nothing and are passed over.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -132,7 +133,7 @@ def check_settings(beside: Beside, *, with_pipeline: bool) -> None:
         problem = "is not followed: a call gives input_ids and attention_mask"
         warn_of(problem, file=file, where="model_input_names", found=spelt(inputs))
     for name in _TEMPLATE_FILES:
-        if (beside.folder / name).exists():
+        if os.path.lexists(beside.folder / name):
             warn_of("is left out: no chat template is applied to a text", file=beside.folder / name)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from gptj import generation, scoring
 from gptj.adapters import TARGETS
+from gptj.config import GPTJConfig
 from gptj.generation import PARTS, Columns, Selected, Step
-from gptj.generation.decoder import round_up_columns, round_up_slots
+from gptj.generation.decoder import Ids, Mask, round_up_slots
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
 from gptj.tf.adapters import LowRank, add_low_rank
 from gptj.tf.arguments import CacheBuilder, causal_mask, host
-from gptj.tf.layers import Linear, at_least_float32
+from gptj.tf.layers import LayerNorm, Linear, at_least_float32
 from gptj.tf.model import Block
 from gptj.tf.parallel import run_over_mesh, share_number, whole
 from gptj.tf.parallel_generate import ParallelDecoder
@@ -55,43 +56,24 @@ class Decoder(generation.Decoder):
         )
 
     def _run(
-        self,
-        token_ids: NDArray[np.int64],
-        position_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        offset: int,
-        *,
-        last_only: bool,
-        want: frozenset[str],
+        self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
     ) -> Step:
         columns = token_ids.shape[1]
         logits, hidden_states, attentions = self.compute(
             token_ids, position_ids, mask, offset, last_only=last_only, want=want
         )
-        return Step(
-            self.model._held(logits, columns),
-            hidden_states=None if hidden_states is None else tuple(to_numpy(x)[:, :columns] for x in hidden_states),
-            attentions=None
-            if attentions is None
-            else tuple(to_numpy(x)[:, :, :columns, : offset + columns] for x in attentions),
-        )
+        held = self.model._held(logits, columns)
+        return Step.of(held, hidden_states, attentions, fetch=to_numpy, columns=columns, length=offset + columns)
 
     def compute(
-        self,
-        token_ids: NDArray[np.int64],
-        position_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        offset: int,
-        *,
-        last_only: bool,
-        want: frozenset[str],
+        self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
         """`_run`'s logits, hidden states and attentions as tensors, with the columns and slots that pad the shape."""
-        columns, slots = token_ids.shape[1], self.slots
-        width = round_up_columns(columns, slots - offset)
-        padding = ((0, 0), (0, width - columns))
+        columns = token_ids.shape[1]
+        token_ids, position_ids, mask = self._pad(token_ids, position_ids, mask, offset)
+        width = token_ids.shape[1]
         run = self.compiled.function(
-            (self.batch, width, slots),
+            (self.batch, width, self.slots),
             fresh=offset == 0 and width > 1,
             last_only=last_only,
             weigh="attentions" in want,
@@ -100,9 +82,9 @@ class Decoder(generation.Decoder):
         result: tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None] = run(
             self.keys,
             self.values,
-            tf.constant(np.pad(token_ids, padding)),
-            tf.constant(np.pad(position_ids, padding)),
-            tf.constant(np.pad(mask, ((0, 0), (0, slots - mask.shape[1])))),
+            tf.constant(token_ids),
+            tf.constant(position_ids),
+            tf.constant(mask),
             tf.constant(offset),
             tf.constant(columns - 1),
         )
@@ -145,14 +127,13 @@ class CompiledModel:
     The blocks differ in their parameters alone, so one program with the parameters as arguments serves them all: XLA
     compiles one block where it would compile the model, and the graph runs it once a layer (measured with 16 layers
     on 2 virtual cores: 1.0 s to a prompt's first logits in place of 2.7, 0.5 s to the first step's in place of 2.3).
+    It serves other models of the same config too, and all adapters that add to the same matrices.
 
     Attributes:
         dtype: what is computed in. The parameters keep theirs: each is cast in the program that multiplies by it.
         weights: the variables that the graphs hold; a model that has got others gets other graphs.
         functions: graphs and programs, by shape and by what they return.
-        block: a block without parameters of its own, computed with those of the layer that runs.
         names: of a block's parameters.
-        head: the model's lm_head.
         added: for each block, the adapter at work beside each of its matrices that it adds to.
     """
 
@@ -164,12 +145,6 @@ class CompiledModel:
             self.dtype = tf.float32
         self.weights = list(model.weights)
         self.functions: dict[tuple[Any, ...], Any] = {}
-        self.block = Block(model.config, name="block", dtype=model.dtype_policy)
-        self.head = Linear(name="lm_head", dtype=model.dtype_policy)
-        self.head.weight, self.head.bias = model.lm_head.weight, model.lm_head.bias
-        attn, mlp = self.block.attn, self.block.mlp
-        for linear in (attn.q_proj, attn.k_proj, attn.v_proj, attn.out_proj, mlp.fc_in, mlp.fc_out, self.head):
-            linear.apart = True
         first = BASE_PREFIX + "h.0."
         rows = (row.name for row in schema(model.config, model.head))
         self.names = [name.removeprefix(first) for name in rows if name.startswith(first)]
@@ -192,22 +167,21 @@ class CompiledModel:
         return kept[active]
 
     def function(self, shape: tuple[int, ...], **options: Any) -> Any:
-        """The graph for (b, t, s) of these sizes; `_run` says what it takes and gives."""
-        return self._graph_of(self._run, shape, **options)
-
-    def _graph_of(self, run: Callable[..., Any], shape: tuple[int, ...], **options: Any) -> Any:
-        """`run` as a graph, the one of the whole model, or as a program.
+        """The graph for (b, t, s) of these sizes; `_run` says what it takes and gives.
 
         One for each shape, and no lambda, since TensorFlow warns of a function, or of lambdas of one line, that meet
         many.
         """
-        key = (run.__name__, *shape, *options.items())
+        key = ("_run", *shape, *options.items())
         if key not in self.functions:
-            self.functions[key] = tf.function(
-                functools.partial(run, **options),
-                jit_compile=None if run == self._run else True,
-                autograph=False,
-            )
+            self.functions[key] = tf.function(functools.partial(self._run, **options), autograph=False)
+        return self.functions[key]
+
+    def _program(self, compiled: Callable[..., Any], shape: tuple[int, ...], **options: Any) -> Any:
+        """The program of `compiled_block` or `compiled_head`, listed."""
+        key = (compiled.__name__, *shape, *options.items())
+        if key not in self.functions:
+            self.functions[key] = compiled(self.model.config, self.model.dtype_policy.name, shape, **options)
         return self.functions[key]
 
     def _run(
@@ -226,24 +200,50 @@ class CompiledModel:
         trace: bool,
     ) -> tuple[Any, ...]:
         base, (b, t), slots = self.model.transformer, token_ids.shape, keys[0].shape[1]
-        run_block = self._graph_of(self._block, (b, t, slots), fresh=fresh, weigh=weigh)
-        run_head = self._graph_of(self._head, (b, t), last_only=last_only)
+        run_head = self._program(compiled_head, (b, t), last_only=last_only)
         start, s = (0, t) if fresh else (offset, slots)  # nothing is in the slots behind a fresh prompt
         mask = causal_mask(mask[:, :s], start + tf.range(t), s)
         rotation = base.rotary(position_ids)
         hidden, attentions = [tf.cast(base.wte(token_ids), self.dtype)], []
         for layer, beside, *slots_of_layer in zip(base.h, self.added, keys, values, strict=True):
-            parameters = [operator.attrgetter(name)(layer).value for name in self.names]
+            adapted = tuple((name, one.a.shape[0]) for name, one in beside.items())
+            run_block = self._program(compiled_block, (b, t, slots), adapted=adapted, fresh=fresh, weigh=weigh)
             added = {name: one.values() for name, one in beside.items()}
+            parameters = _values(layer, self.names)
             x, weights = run_block(parameters, added, *slots_of_layer, hidden[-1], rotation, mask, offset)
             hidden.append(x)
             attentions.append(weights)
-        logits, hidden[-1] = run_head(hidden[-1], last)
+        logits, hidden[-1] = run_head(*self._head_parameters(), hidden[-1], last)
         return logits, tuple(hidden) if trace else None, tuple(attentions) if weigh else None
 
-    def _block(
-        self,
-        parameters: list[tf.Variable],
+    def _head_parameters(self) -> Iterator[dict[str, tf.Variable]]:
+        """Those of the last norm and of lm_head."""
+        for layer in (self.model.transformer.ln_f, self.model.lm_head):
+            yield _values(layer, ("weight", "bias"))
+
+
+@functools.lru_cache(maxsize=256)
+def compiled_block(
+    config: GPTJConfig, policy: str, shape: tuple[int, int, int], *, adapted: Any, fresh: bool, weigh: bool
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor | None]]:
+    """One block over its layer's cache, which it writes to; a fresh one is empty.
+
+    The program takes the block's parameters and the adapter's beside them, by name.
+
+    Args:
+        config, policy: of the model.
+        shape: batch, new tokens and slots (b, t, s), of which each has a program.
+        adapted: what the adapter at work adds to, and its ranks there.
+        fresh: nothing is in the cache yet.
+        weigh: the attention weights are asked for.
+    """
+    with tf.init_scope():
+        block = Block(config, name="block", dtype=policy)
+    for target in TARGETS:
+        operator.attrgetter(target)(block).apart = True
+
+    def run(
+        parameters: dict[str, tf.Variable],
         added: dict[str, tuple[Any, ...]],
         keys: tf.Variable,
         values: tf.Variable,
@@ -251,32 +251,53 @@ class CompiledModel:
         rotation: tuple[tf.Tensor, tf.Tensor],
         mask: tf.Tensor,
         offset: tf.Tensor,
-        *,
-        fresh: bool,
-        weigh: bool,
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """The block with these parameters and the adapter at work beside them, over the layer's cache.
-
-        The cache is written to; a fresh one is empty.
-        """
-        for name, parameter in zip(self.names, parameters, strict=True):
-            owner, _, leaf = name.rpartition(".")
-            setattr(operator.attrgetter(owner)(self.block), leaf, tf.convert_to_tensor(parameter))
+        _give(block, parameters)
         for name in TARGETS:
             a_b_scale = added.get(name)
-            operator.attrgetter(name)(self.block).lora = a_b_scale and functools.partial(_add, a_b_scale)
+            operator.attrgetter(name)(block).lora = a_b_scale and functools.partial(_add, a_b_scale)
         cache = CacheBuilder(KVCache((keys,), (values,), 0 if fresh else offset, fixed=True))
-        x, weights = self.block(
+        x, weights = block(
             x, rotation=rotation, attention_mask=mask, update_cache=cache.update_of(0, True), head_mask=None, seeds=None
         )
         keys.assign(cache.keys[0])
         values.assign(cache.values[0])
         return x, weights if weigh else None
 
-    def _head(self, x: tf.Tensor, last: tf.Tensor, *, last_only: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        """The logits, of the column `last` or of all, and what they are computed from."""
-        x = self.model.transformer.ln_f(x)
-        return at_least_float32(self.head(tf.gather(x, last, axis=1) if last_only else x)), x
+    return tf.function(run, jit_compile=True, autograph=False)
+
+
+@functools.lru_cache(maxsize=256)
+def compiled_head(
+    config: GPTJConfig, policy: str, shape: tuple[int, int], *, last_only: bool
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """The logits, of the column `last` or of all, and what they are computed from: a program for each (b, t)."""
+    with tf.init_scope():
+        norm = LayerNorm(config.layer_norm_epsilon, name="ln_f", dtype=policy)
+        head = Linear(name="lm_head", dtype=policy)
+    head.apart = True
+
+    def run(
+        of_norm: dict[str, tf.Variable], of_head: dict[str, tf.Variable], x: tf.Tensor, last: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        _give(norm, of_norm)
+        _give(head, of_head)
+        x = norm(x)
+        return at_least_float32(head(tf.gather(x, last, axis=1) if last_only else x)), x
+
+    return tf.function(run, jit_compile=True, autograph=False)
+
+
+def _give(layer: Any, parameters: dict[str, tf.Variable]) -> None:
+    """Let a layer compute with these parameters, by their names in it, while a program is traced."""
+    for name, parameter in parameters.items():
+        *owner, leaf = name.rsplit(".", 1)
+        setattr(operator.attrgetter(*owner)(layer) if owner else layer, leaf, tf.convert_to_tensor(parameter))
+
+
+def _values(layer: Any, names: Iterable[str]) -> dict[str, tf.Variable]:
+    """The parameters of these names in a layer."""
+    return {name: operator.attrgetter(name)(layer).value for name in names}
 
 
 def _adapter_at_work(block: Block) -> dict[str, LowRank]:
@@ -369,8 +390,9 @@ class GenerationMixin(generation.Generates[tf.Tensor], scoring.Scores):
     def _last_states(self, token_ids: NDArray[np.int64]) -> tf.Tensor:
         model: Any = self
         run = model.transformer.call if model.placement is None else model.transformer
+        excess = 0 if model.placement is None else -len(token_ids) % model.placement.mesh.dp
         states: tf.Tensor = run(
-            tf.constant(token_ids),
+            tf.constant(np.pad(token_ids, ((0, excess), (0, 0)))),
             use_cache=False,
             output_attentions=False,
             output_hidden_states=False,

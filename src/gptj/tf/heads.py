@@ -15,13 +15,13 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.generation import GenerationConfig
 from gptj.generation.typed import ReturnDict, same_as, typed_call
+from gptj.inputs.prepared import refusal
 from gptj.outputs import (
     CausalLMOutputWithPast,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     object_or_tuple,
 )
-from gptj.prepared import refusal
 from gptj.taps import TapCollector
 from gptj.tf.arguments import batch_and_length, check_traced_ids, host, sizes
 from gptj.tf.generate import GenerationMixin

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from gptj.config import GPTJConfig
+from gptj.inputs.prepared import check_quantize, give_up
 from gptj.outputs import CausalLMOutputWithPast, KVCache
-from gptj.prepared import check_quantize, give_up
 from gptj.tf.weights import to_numpy
 
 

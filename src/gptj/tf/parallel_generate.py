@@ -6,7 +6,6 @@ Differs: XLA compiles nothing over DTensors, no slice of which can be written, s
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from tensorflow.experimental import dtensor
 
 from gptj import generation
 from gptj.generation import Step
-from gptj.generation.decoder import round_up_columns, round_up_slots
+from gptj.generation.decoder import Ids, Mask, round_up_slots
 from gptj.outputs import KVCache
 from gptj.sharding import Placement, check_rows
 from gptj.tf.arguments import CacheBuilder, causal_mask
@@ -62,43 +61,33 @@ class ParallelDecoder(generation.Decoder):
         self.keys, self.values = (tuple(make() for _ in range(model.config.n_layer)) for _ in range(2))
 
     def _run(
-        self,
-        token_ids: NDArray[np.int64],
-        position_ids: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        offset: int,
-        *,
-        last_only: bool,
-        want: frozenset[str],
+        self, token_ids: Ids, position_ids: Ids, mask: Mask, offset: int, *, last_only: bool, want: frozenset[str]
     ) -> Step:
         columns, slots = token_ids.shape[1], self.slots
-        width = round_up_columns(columns, slots - offset)
-        padding = ((0, 0), (0, width - columns))
+        token_ids, position_ids, mask = self._pad(token_ids, position_ids, mask, offset)
+        width = token_ids.shape[1]
         chosen = np.zeros((width, slots), np.float32)
         chosen[np.arange(width), offset + np.arange(width)] = 1
-        visible = np.pad(mask, ((0, 0), (0, slots - mask.shape[1])))
-        seen = np.asarray(causal_mask(tf.constant(visible), tf.range(offset, offset + width), slots))
+        seen = np.asarray(causal_mask(tf.constant(mask), tf.range(offset, offset + width), slots))
         last = np.zeros((1, width, 1), np.float32)
         last[0, columns - 1] = 1
         asked: dict[str, Any] = {name: name in want for name in ("attentions", "hidden_states")}
         asked["last_only"] = last_only
         key = ("decode", self.batch, width, slots, *asked.items())
-        arguments = (np.pad(token_ids, padding), np.pad(position_ids, padding), seen, chosen, last)
+        arguments = (token_ids, position_ids, seen, chosen, last)
         run = functools.partial(_decode, self.model, self.layout, **asked)
         self.keys, self.values, logits, hidden, attentions = run_over_mesh(
             self.model, key, run, self.keys, self.values, *arguments, batch=self.batch
         )
-        values = whole(logits, self.placement).numpy()
-        return Step(
-            values if last_only else values[:, :columns],
-            hidden_states=None if hidden is None else tuple(x[:, :columns] for x in self._fetch(hidden)),
-            attentions=None
-            if attentions is None
-            else tuple(x[:, :, :columns, : offset + columns] for x in self._fetch(attentions)),
-        )
+        held = self._fetch(logits)
+        return Step.of(
+            held if last_only else held[:, :columns], hidden, attentions,
+            fetch=self._fetch, columns=columns, length=offset + columns,
+        )  # fmt: skip
 
-    def _fetch(self, arrays: Any) -> Iterator[NDArray[Any]]:
-        return (whole(x, self.placement).numpy() for x in arrays)
+    def _fetch(self, array: Any) -> NDArray[Any]:
+        values: NDArray[Any] = whole(array, self.placement).numpy()
+        return values
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
         check_rows(len(rows), self.placement)

@@ -72,7 +72,7 @@ class TrainableModel(keras.Model):
     evaluate = check_data_first(keras.Model.evaluate)
     predict = check_data_first(keras.Model.predict)
 
-    def _check_data(self, x: Any, labels: Any = None) -> Any:
+    def _check_data(self, x: Any, labels: Any) -> Any:
         """`x`, once its arrays are checked; a dataset such that it checks each batch when it comes."""
         if isinstance(x, tf.data.Dataset):
             return x.map(self._check_batch, num_parallel_calls=tf.data.AUTOTUNE)

@@ -24,6 +24,7 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError
+from gptj.inputs.prepared import check_device
 from gptj.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -32,9 +33,8 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.prepared import check_device
 from gptj.pretrained import Loading, Pretrained, one_dtype
-from gptj.pretrained.base import ArrayFacts
+from gptj.pretrained.counted import ArrayFacts, is_embedding
 from gptj.schema import Head, TensorSpec, schema
 from gptj.sharding import Placement, ReadPart, Strategy
 from gptj.tf.adapters import AdapterMixin
@@ -208,16 +208,17 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
         # Differs: a Keras layer without values has no variables.
         if not self._has_values():
             for row in schema(self.config, self.head):
-                yield ArrayFacts(row.size, 0, bool(self.trainable))
+                yield ArrayFacts(row.size, 0, bool(self.trainable), is_embedding(row.name))
         if self.placement is not None:
             width = tf.as_dtype(self.variable_dtype).size
             for row in schema(self.config, self.head):
                 held = held_by_process(row, self.placement)
-                yield ArrayFacts(held, held * width, False)
+                yield ArrayFacts(held, held * width, False, is_embedding(row.name))
         trained = {id(weight) for weight in self.trainable_weights}
         for weight in self.weights:
             size = int(np.prod(weight.shape))
-            yield ArrayFacts(size, size * tf.as_dtype(weight.dtype).size, id(weight) in trained)
+            embeds = weight is self.base_model.wte.weight
+            yield ArrayFacts(size, size * tf.as_dtype(weight.dtype).size, id(weight) in trained, embeds)
 
     def _buffer_bytes(self) -> int:
         return int(self.base_model.rotary.nbytes)

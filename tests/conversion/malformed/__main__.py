@@ -13,12 +13,14 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[2] / "documents"))  # pytest has it there already
+
+from page_parts import ROOT, Part, markdown_table
+
 from gptj.errors import GPTJError
 from malformed import GOOD, Malformed, Outcome, cases, kinds, title
 
-ROOT = Path(__file__).parents[3]
-PAGE = ROOT / "docs" / "faults.md"
-BEGIN, END = "<!-- malformed: made by python -m malformed -->", "<!-- malformed end -->"
+TABLE = Part("docs/faults.md", "malformed", "python -m malformed")
 
 LONGEST_S = 60
 """A refusal takes milliseconds, a command with its imports a second or two; what takes a minute would never end."""
@@ -92,22 +94,20 @@ def run(kind: str) -> list[tuple[Malformed, Outcome, str]]:
 
 def table() -> str:
     """Each kind with how many cases came to what."""
-    lines = [
-        "| kind | cases | refused by name | read and said | silent | wrong | traceback | hang or memory |",
-        "|---|" + "---|" * 7,
-    ]
+    columns = ["kind", "cases", "refused by name", "read and said", "silent", "wrong", "traceback", "hang or memory"]
     total: Counter[str] = Counter()
+    rows = []
     for kind in kinds():
         counts = Counter(came for _, came, _ in run(kind))
         total += counts
-        lines.append(_row(title(kind), counts))
-    return "\n".join([*lines, _row("all", total)])
+        rows.append(_row(title(kind), counts))
+    return markdown_table(columns, [*rows, _row("all", total)])
 
 
-def _row(name: str, counts: Counter[str]) -> str:
+def _row(name: str, counts: Counter[str]) -> list[str]:
     silent, stuck = counts["silent"] + counts["unnamed"] + counts["left"], counts["hang"] + counts["memory"]
     numbers = (counts.total(), counts["refused"], counts["said"], silent, counts["wrong"], counts["traceback"], stuck)
-    return f"| {name} | {' | '.join(map(str, numbers))} |"
+    return [name, *map(str, numbers)]
 
 
 def main(arguments: list[str]) -> None:
@@ -121,9 +121,7 @@ def main(arguments: list[str]) -> None:
         text = table()
         print(text)
         if arguments:
-            page = PAGE.read_text()
-            start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-            PAGE.write_text(f"{page[:start]}\n\n{text}\n\n{page[end:]}")
+            TABLE.write(text)
 
 
 if __name__ == "__main__":

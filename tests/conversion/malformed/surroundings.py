@@ -21,9 +21,9 @@ import click
 from checkpoint_samples import write_sample
 
 from gptj.backends import BACKENDS
+from gptj.backends.surroundings import check_surroundings
 from gptj.command.main import gptj_command
 from gptj.errors import GPTJError
-from gptj.surroundings import check_surroundings
 from malformed import Malformed
 
 TITLE = "surroundings of a command"
@@ -212,7 +212,7 @@ def starved(backend: str) -> Malformed:
     """A framework that cannot be loaded in a limit of 300 MB of address space: its trial dies, and not this process."""
 
     def door(folder: Path) -> None:
-        with mock.patch("gptj.surroundings.address_limit", lambda: 300_000_000):
+        with mock.patch("gptj.backends.surroundings.address_limit", lambda: 300_000_000):
             check_surroundings(backend)
 
     return Malformed(f"an address space of 300 MB, {backend}", lambda folder: None, door, "address space")

@@ -40,27 +40,34 @@ def heat_map(pair: PairFound) -> Markup:
     before = [tap.name for tap in BEFORE_BLOCKS if tap.name in outside]
     after = [tap.name for tap in AFTER_BLOCKS if tap.name in outside]
     after += sorted(outside.keys() - {*before, *after})
+    rows: list[Markup] = []
     parts: list[Markup] = []
     y = _TOP if columns else 2
     for column, name in enumerate(columns):
-        parts.append(_label(name, _LEFT + (column + 0.5) * _WIDTH, 16, "middle"))
+        parts.append(_label(name, (column + 0.5) * _WIDTH, 16, "middle"))
     for names in _side_by_side(before):
+        rows.append(_label(names[0], _LEFT - 6, y + 16, "end"))
         parts += _outside(outside, names, y)
         y += _HEIGHT
     for block in sorted(blocks, key=lambda number: -1 if number is None else number):
-        parts.append(_label(f"block {block}", _LEFT - 6, y + 16, "end"))
+        rows.append(_label(f"block {block}", _LEFT - 6, y + 16, "end"))
         parts += [_cell(tap, columns.index(name), y) for name, tap in blocks[block].items()]
         y += _HEIGHT
     for names in _side_by_side(after):
+        rows.append(_label(names[0], _LEFT - 6, y + 16, "end"))
         parts += _outside(outside, names, y)
         y += _HEIGHT
-    width = _LEFT + _WIDTH * max(len(columns), 2 * min(_SIDE_BY_SIDE, max(len(before), len(after)))) + 2
+    most = min(_SIDE_BY_SIDE, max(len(before), len(after)))
+    width = _WIDTH * max(len(columns), 2 * most - 1) + 2
     wrong = sum(not tap.right for tap in pair.taps)
     said = f"{pair.b} against {pair.a}, {len(pair.taps)} values, {wrong} beyond their bounds"
     drawn = tag("svg", tag("title", f"Heat map: {said}"), join(parts, "\n"), width=width, height=y + 2,
                 viewbox=f"0 0 {width} {y + 2}", role="img", class_="heat")  # fmt: skip
-    return tag("div", drawn, class_="scroll", role="region", tabindex=0,
-               aria_label=f"Heat map of {said}; the same numbers are in the table of values below")  # fmt: skip
+    scrolled = tag("div", drawn, class_="scroll", role="region", tabindex=0,
+                   aria_label=f"Heat map of {said}; the same numbers are in the table of values below")  # fmt: skip
+    # The rows' names stay where the cells scroll; in words each cell has its whole name.
+    names_of_rows = tag("svg", join(rows, "\n"), width=_LEFT, height=y + 2, aria_hidden="true")
+    return tag("div", names_of_rows, scrolled, class_="map")
 
 
 def _label(text: str, x: float, y: float, anchor: str) -> Markup:
@@ -74,16 +81,17 @@ def _side_by_side(names: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _outside(taps: dict[str, TapFound], names: Sequence[str], y: float) -> list[Markup]:
-    """Values outside of the blocks: a name and a cell each, side by side."""
+    """Values outside of the blocks, side by side: a cell each, and a name each but the first's, which is the row's."""
     parts = []
     for number, name in enumerate(names):
-        parts.append(_label(name, _LEFT + 2 * number * _WIDTH - 6, y + 16, "end"))
+        if number:
+            parts.append(_label(name, 2 * number * _WIDTH - 6, y + 16, "end"))
         parts.append(_cell(taps[name], 2 * number, y))
     return parts
 
 
 def _cell(tap: TapFound, column: int, y: float) -> Markup:
-    x, share = _LEFT + column * _WIDTH, share_of(tap)
+    x, share = column * _WIDTH, share_of(tap)
     told = f"{tap.tap} {spell_sign(tap.right)} {spell_number(tap.difference)} of {spell_number(tap.bound)}"
     if tap.born:
         told += f", born there ({spell_number(tap.local)} of {spell_number(tap.local_bound)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from gptj.parity.findings import Findings, PairFound
+from gptj.parity.findings import Findings, MeasureFound, PairFound
 from gptj.parity.reports.spelling import legible, spell_number, spell_percent
 
 __all__ = ["render_junit"]
@@ -59,9 +59,13 @@ def _text(text: str) -> str:
 
 def _measures(found: Findings) -> Iterator[Case]:
     for m in found.measures:
-        size = f"{spell_number(m.difference)} of {spell_number(m.limit)} allowed" + (m.where and f", at {m.where}")
+        size = _size(m)
         problem = None if m.holds else f"{m.backend} and {m.against} disagree on {m.what}: {size}"
         yield "measures", f"{m.backend} against {m.against}: {m.what}", problem, size
+
+
+def _size(m: MeasureFound) -> str:
+    return f"{spell_number(m.difference)} of {spell_number(m.limit)} allowed" + (m.where and f", at {m.where}")
 
 
 def _pair(pair: PairFound) -> Case:
@@ -93,10 +97,8 @@ def _texts(found: Findings) -> Iterator[Case]:
 
 def _matrix(found: Findings) -> Iterator[Case]:
     for row in found.matrix:
-        size = f"{spell_number(row.difference)} of {spell_number(row.limit)} allowed" + (
-            row.where and f", at {row.where}"
-        )
-        yield "matrix", f"{row.backend}: {row.row}: {row.what}", None if row.holds else size, size
+        size = _size(row)
+        yield "matrix", f"{row.backend}: {row.against}: {row.what}", None if row.holds else size, size
 
 
 def _sensitivity(found: Findings) -> tuple[list[Case], list[Case]]:

@@ -1,4 +1,4 @@
-"""Sizes along depth or along a text, in SVG: a logarithmic axis, and lines that marks and dashes tell apart."""
+"""Sizes along depth or along a text, in SVG: a logarithmic axis, and lines that their marks and dashes tell apart."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ __all__ = ["Line", "line_chart"]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 18, 28
 _WIDTH, _HEIGHT = 640, 220
+_SIGNS = "●■▲◆"
+_SHAPES = ((), ((-3, -3), (3, -3), (3, 3), (-3, 3)), ((-4, 3), (0, -4), (4, 3)), ((-4, 0), (0, -4), (4, 0), (0, 4)))
+"""The corners of a line's marks, by its number; none is a circle."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +32,14 @@ class Line:
     dashed: bool = False
 
 
-def line_chart(title: str, places: Sequence[str], lines: Sequence[Line], *, mark: int | None = None) -> Markup:
+def line_chart(title: str, places: Sequence[str], lines: Sequence[Line], *, marks: Sequence[int] = ()) -> Markup:
     """The chart; a sentence where no value is there.
 
     Args:
         title: in words, also for who does not see it.
         places: the axis' labels, of which as many are drawn as fit.
         lines: each with a value a place.
-        mark: the place of a vertical line.
+        marks: the places of vertical lines.
     """
     finite = [v for line in lines for v in line.values if v is not None and math.isfinite(v) and v > 0]
     known = [v for line in lines for v in line.values if v is not None]
@@ -57,15 +60,19 @@ def line_chart(title: str, places: Sequence[str], lines: Sequence[Line], *, mark
         return _TOP + height * (1 - min(1.0, max(0.0, share)))
 
     parts = [*_axes(places, low, high, x_of, height)]
-    if mark is not None and 0 <= mark < len(places):
+    for mark in sorted({*marks} & {*range(len(places))}):
         parts.append(tag("line", x1=x_of(mark), x2=x_of(mark), y1=_TOP, y2=_TOP + height, class_="mark"))
     for number, line in enumerate(lines):
         parts.append(_drawn(line, number, x_of, y_of))
-    legend = "; ".join(f"{line.name} ({'dashed' if line.dashed else 'with marks'})" for line in lines)
     drawn = tag("svg", tag("title", title), join(parts, "\n"), width=_WIDTH, height=_HEIGHT,
                 viewbox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", class_="chart")  # fmt: skip
     scrolled = tag("div", drawn, class_="scroll", role="region", aria_label=title, tabindex=0)
-    return tag("figure", scrolled, tag("figcaption", f"{title}. {legend[:1].upper()}{legend[1:]}."))
+    legend = (
+        tag("li", tag("span", "╌╌" if line.dashed else _SIGNS[number % 4], class_=f"n{number % 4}", aria_hidden="true"),
+            f" {line.name}{', dashed' if line.dashed else ''}")
+        for number, line in enumerate(lines)
+    )  # fmt: skip
+    return tag("figure", scrolled, tag("figcaption", f"{title}.", tag("ul", *legend, class_="key")))
 
 
 def _axes(places: Sequence[str], low: int, high: int, x_of: Callable[[int], float], height: float) -> Iterator[Markup]:
@@ -94,6 +101,13 @@ def _drawn(line: Line, number: int, x_of: Callable[[int], float], y_of: Callable
             marks.append(tag("text", "NaN" if math.isnan(value) else "inf", x=x, y=y - 2, text_anchor="middle",
                              class_="label"))  # fmt: skip
         elif not line.dashed:
-            marks.append(tag("circle", cx=x, cy=y, r=3))
+            marks.append(_mark(number % 4, x, y))
     paths = [tag("polyline", points=" ".join(points), fill="none") for points in pieces if len(points) > 1]
     return tag("g", *paths, *marks, class_=f"line n{number % 4}{' dashed' if line.dashed else ''}")
+
+
+def _mark(number: int, x: float, y: float) -> Markup:
+    corners = _SHAPES[number]
+    if not corners:
+        return tag("circle", cx=x, cy=y, r=3, class_="dot")
+    return tag("polygon", points=" ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners), class_="dot")

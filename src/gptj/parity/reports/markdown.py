@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
-from gptj.parity.findings import Findings, PairFound
+from gptj.parity.findings import Findings, MeasureFound, PairFound
 from gptj.parity.reports.heat_map import operations_of
 from gptj.parity.reports.spelling import (
     legible,
@@ -18,6 +18,7 @@ from gptj.parity.reports.spelling import (
     spell_number,
     spell_percent,
     spell_sign,
+    title_of_ladder,
 )
 
 __all__ = ["SUMMARY_BYTES", "render_markdown"]
@@ -89,6 +90,13 @@ def _size(difference: float | None, limit: float | None) -> tuple[str, str]:
     return spell_number(difference), spell_number(limit)
 
 
+def _measures(title: str, of: tuple[str, str], found: Iterable[MeasureFound]) -> Iterator[_Section]:
+    rows = [[spell_sign(m.holds), _plain(m.backend), _plain(m.against), _plain(m.what),
+             *_size(m.difference, m.limit), _plain(m.where)] for m in found]  # fmt: skip
+    if rows:
+        yield _Section(title, (), ("", "backend", *of, "off by", "limit", "largest at"), rows)
+
+
 def _sections(found: Findings) -> Iterator[_Section]:
     """Everything, the most important first."""
     name = f" of {_plain(found.folder)}" if found.folder else ""
@@ -104,14 +112,8 @@ def _sections(found: Findings) -> Iterator[_Section]:
         yield _Section("### What does not hold", (), ("", "what"), rows)
     for pair in found.pairs:
         yield from _pair(pair)
-    if found.measures:
-        rows = [[spell_sign(m.holds), _plain(m.backend), _plain(m.against), _plain(m.what),
-                 *_size(m.difference, m.limit), _plain(m.where)] for m in found.measures]  # fmt: skip
-        yield _Section("### Measures", (), ("", "backend", "against", "what", "off by", "limit", "largest at"), rows)
-    if found.matrix:
-        rows = [[spell_sign(r.holds), _plain(r.backend), _plain(r.row), _plain(r.what), *_size(r.difference, r.limit),
-                 _plain(r.where)] for r in found.matrix]  # fmt: skip
-        yield _Section("### Invariances", (), ("", "backend", "two ways", "of", "off by", "limit", "largest at"), rows)
+    yield from _measures("### Measures", ("against", "what"), found.measures)
+    yield from _measures("### Invariances", ("two ways", "of"), found.matrix)
     if found.texts:
         rows = [[spell_sign(t.right), _plain(t.a), _plain(t.b), str(t.prompt), str(t.tokens),
                  "none" if t.first_difference is None else str(t.first_difference), spell_number(t.margin_a),
@@ -123,7 +125,7 @@ def _sections(found: Findings) -> Iterator[_Section]:
                  spell_percent(r.greedy), "-" if r.prompts is None else str(r.prompts)]
                 for r in found.ladder]  # fmt: skip
         columns = ("backend", "precision", "error", "KL, nats", "top-1 the same", "greedy the same", "prompts")
-        yield _Section("### Precisions against float64", (), columns, rows)
+        yield _Section(f"### {title_of_ladder(found)}", (), columns, rows)
     if found.sensitivity:
         rows = [["✓ caught" if p.caught else "✗ missed", _plain(p.backend), _plain(p.mutant), _plain(p.expected or "-"),
                  _plain(p.headline)] for p in found.sensitivity]  # fmt: skip

@@ -51,18 +51,25 @@ def _attribute(key: str, value: Attribute) -> str:
     return f' {name}="{html.escape(legible(str(value)))}"'
 
 
-def table(caption: str, heading: Iterable[str], rows: Iterable[tuple[Iterable[str | Markup], str | None]]) -> Markup:
+def table(
+    caption: str, heading: Iterable[str], rows: Iterable[tuple[Iterable[str | Markup], str | None]], *,
+    numbers: Iterable[str] = (),
+) -> Markup:  # fmt: skip
     """A table that scrolls in a region of its own, which the keyboard reaches.
 
     Args:
         caption: of the table, and the region's name.
         heading: of the columns.
         rows: cells, the first of which is the row's heading, and the row's class.
+        numbers: the headings of columns of numbers, which stand at the right.
     """
-    head = tag("tr", *(tag("th", text, scope="col") for text in heading))
+    right = frozenset(numbers)
+    kinds = [(text, "number" if text in right else None) for text in heading]
+    head = tag("tr", *(tag("th", text, scope="col", class_=kind) for text, kind in kinds))
     body = []
     for cells, kind in rows:
         first, *others = cells
-        body.append(tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in others), class_=kind))
+        told = (tag("td", cell, class_=of) for cell, (_, of) in zip(others, kinds[1:], strict=True))
+        body.append(tag("tr", tag("th", first, scope="row"), *told, class_=kind))
     whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", join(body, "\n")))
     return tag("div", whole, class_="scroll", role="region", aria_label=caption, tabindex=0)

@@ -28,7 +28,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     return kind
 
 
-def require_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def require_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Make sure that nothing is at `path` that should not be replaced, before long work begins.
 
     Raises:

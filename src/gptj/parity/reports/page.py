@@ -13,11 +13,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gptj.dtypes import PARAMETER_DTYPES
 from gptj.parity.findings import Findings, PairFound, TapFound, TextFound
 from gptj.parity.reports.heat_map import heat_map
 from gptj.parity.reports.line_chart import Line, line_chart
 from gptj.parity.reports.markup import Markup, join, table, tag
-from gptj.parity.reports.spelling import place_of, share_of, spell_born, spell_number, spell_percent, spell_sign
+from gptj.parity.reports.spelling import (
+    place_of,
+    share_of,
+    spell_born,
+    spell_number,
+    spell_percent,
+    spell_sign,
+    title_of_ladder,
+)
 
 __all__ = ["render_page"]
 
@@ -28,6 +37,10 @@ _KEY = (
 )  # fmt: skip
 _CONFIG = ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions", "vocab_size", "activation_function",
            "layer_norm_epsilon")  # fmt: skip
+
+_NUMBERS = ("off by", "bound", "limit", "on its inputs", "share of the bound", "prompt", "tokens", "a's margin",
+            "b's margin", "rounding may turn")  # fmt: skip
+"""Headings of columns that hold numbers."""
 
 
 class _Section(NamedTuple):
@@ -89,38 +102,52 @@ def _sections(found: Findings) -> Iterator[_Section]:
     yield _Section(
         "wrong", "What does not hold", tag("ul", *(tag("li", one) for one in wrong)) if wrong else Markup("")
     )
-    yield _Section("values", "Where computations part", join(_pair(pair) for pair in found.pairs))
+    key = (_key(),) if any(pair.taps for pair in found.pairs) else ()
+    yield _Section("values", "Where computations part", join([*key, *(_pair(pair) for pair in found.pairs)]))
     yield _Section("tokens", "Along generated tokens", _texts(found.texts))
     yield _Section("measures", "Measures", _measures(found))
     yield _Section("matrix", "Invariances", _matrix(found))
-    yield _Section("ladder", "Precisions against float64", _ladder(found))
+    yield _Section("ladder", title_of_ladder(found), _ladder(found))
     yield _Section("sensitivity", "Planted mistakes", join([_sensitivity(found), _smallest(found)]))
+
+
+def _key() -> Markup:
+    """The key to the maps' cells, in colour and in signs."""
+    items = (
+        tag("li", tag("svg", tag("g", tag("rect", width=18, height=14, rx=2), class_=f"l{level}"), width=18, height=14,
+                      aria_hidden="true"), f"{sign}  {words}")
+        for level, sign, words in _KEY
+    )  # fmt: skip
+    return tag("ul", *items, class_="key", aria_label="Key to the maps")
 
 
 def _pair(pair: PairFound) -> Markup:
     """Heat map, depth and table of a pair."""
     dtype = f" in {pair.dtype}" if pair.dtype and pair.dtype not in pair.b else ""
-    key = (
-        tag("li", tag("svg", tag("g", tag("rect", width=18, height=14, rx=2), class_=f"l{level}"), width=18, height=14,
-                      aria_hidden="true"), f"{sign}  {words}")
-        for level, sign, words in _KEY
-    )  # fmt: skip
     said = [tag("h3", f"{spell_sign(pair.right)} {pair.b}{dtype} against {pair.a}")]
     said += [tag("p", pair.headline)] if pair.headline else []
     if pair.looks_like and pair.looks_like not in pair.headline:
         said.append(tag("p", "Looks like: ", tag("strong", pair.looks_like)))
     rows = [_value_row(tap) for tap in pair.taps]
     heading = ("value", "share of the bound", "off by", "bound", "born there", "on its inputs", "bound", "largest at")
-    values = table(f"Values of {pair.b} against {pair.a}", heading, rows) if rows else Markup("")
+    values = table(f"Values of {pair.b} against {pair.a}", heading, rows, numbers=_NUMBERS) if rows else Markup("")
     wrong = sum(not tap.right for tap in pair.taps)
     told = tag("summary", f"All {len(pair.taps):,} values, {wrong:,} of them beyond their bounds")
-    return tag("div", *said, heat_map(pair), tag("ul", *key, class_="key"), _depth(pair), tag("details", told, values))
+    return tag("div", *said, heat_map(pair), _depth(pair), tag("details", told, values) if rows else Markup(""))
 
 
 def _value_row(tap: TapFound) -> tuple[list[str | Markup], str | None]:
-    numbers = [tag("span", spell_number(n), class_="number")
-               for n in (tap.difference, tap.bound, tap.local, tap.local_bound)]  # fmt: skip
-    cells = [tap.tap, share_of(tap).text, numbers[0], numbers[1], spell_born(tap), numbers[2], numbers[3], tap.where]
+    numbers = [spell_number(n) for n in (tap.difference, tap.bound, tap.local, tap.local_bound)]
+    cells: list[str | Markup] = [
+        tap.tap,
+        share_of(tap).text,
+        numbers[0],
+        numbers[1],
+        spell_born(tap),
+        numbers[2],
+        numbers[3],
+        tap.where,
+    ]
     return cells, None if tap.right else "wrong"
 
 
@@ -133,7 +160,8 @@ def _depth(pair: PairFound) -> Markup:
     lines = [Line("difference", [tap.difference for tap in chosen]),
              Line("bound", [tap.bound for tap in chosen], dashed=True)]  # fmt: skip
     first = next((number for number, tap in enumerate(chosen) if not tap.right), None)
-    return line_chart(f"{pair.b} against {pair.a}, by what leaves each block", places, lines, mark=first)
+    return line_chart(f"{pair.b} against {pair.a}, by what leaves each block", places, lines,
+                      marks=() if first is None else (first,))  # fmt: skip
 
 
 def _texts(texts: Sequence[TextFound]) -> Markup:
@@ -146,20 +174,27 @@ def _texts(texts: Sequence[TextFound]) -> Markup:
         numbers = [spell_number(number) for number in (t.margin_a, t.margin_b, t.bound)]
         rows.append(([f"{t.a}, {t.b}", f"{spell_sign(t.right)} {parted}", str(t.prompt), str(t.tokens), *numbers, why],
                      None if t.right else "wrong"))  # fmt: skip
-    heading = ("of", "first difference", "prompt", "tokens", "margin", "margin", "rounding may turn", "explained by")
-    charts = [
-        line_chart(f"{t.a} and {t.b} after prompt {t.prompt}: the logits' largest difference at each token",
-                   [str(number) for number in range(len(t.errors))], _error_lines(t), mark=t.first_difference)
-        for t in texts if t.errors
-    ]  # fmt: skip
-    return join([table("What was written after each prompt", heading, rows), *charts])
+    heading = ("of", "first difference", "prompt", "tokens", "a's margin", "b's margin", "rounding may turn",
+               "explained by")  # fmt: skip
+    alike: dict[tuple[str, int, str], list[TextFound]] = {}
+    for t in texts:
+        if t.errors:
+            dtype = t.b.rpartition(" ")[2]  # whose errors are of one size
+            alike.setdefault((t.a, t.prompt, dtype if dtype in PARAMETER_DTYPES else ""), []).append(t)
+    charts = [_errors(some[start : start + 4]) for some in alike.values() for start in range(0, len(some), 4)]
+    return join([table("What was written after each prompt", heading, rows, numbers=_NUMBERS), *charts])
 
 
-def _error_lines(text: TextFound) -> list[Line]:
-    lines = [Line("difference", text.errors)]
-    if text.bound is not None:
-        lines.append(Line("margin that rounding may turn", [text.bound] * len(text.errors), dashed=True))
-    return lines
+def _errors(texts: Sequence[TextFound]) -> Markup:
+    """The differences of logits along the texts of some computations after one prompt, against one's."""
+    first, tokens = texts[0], max(len(text.errors) for text in texts)
+    lines = [Line(text.b, [*text.errors, *[None] * (tokens - len(text.errors))]) for text in texts]
+    bounds = {text.bound for text in texts if text.bound is not None}
+    if bounds:
+        lines.append(Line("that rounding may turn, at most", [max(bounds)] * tokens, dashed=True))
+    told = f"Against {first.a} after prompt {first.prompt}: the logits' largest difference at each new token"
+    return line_chart(told, [str(number) for number in range(tokens)], lines,
+                      marks=[text.first_difference for text in texts if text.first_difference is not None])  # fmt: skip
 
 
 def _measures(found: Findings) -> Markup:
@@ -169,7 +204,8 @@ def _measures(found: Findings) -> Markup:
         for m in found.measures
     ]  # fmt: skip
     heading = ("of", "what", "off by", "limit", "largest at")
-    return table("Answers against the oracle's and each other's", heading, rows) if rows else Markup("")
+    told = "Answers against the oracle's and each other's"
+    return table(told, heading, rows, numbers=_NUMBERS) if rows else Markup("")
 
 
 def _matrix(found: Findings) -> Markup:
@@ -180,12 +216,14 @@ def _matrix(found: Findings) -> Markup:
     for row in found.matrix:
         size = f"{spell_sign(row.holds)} {spell_number(row.difference)} of {spell_number(row.limit)}"
         place = Markup("") if row.holds or not row.where else tag("span", f" at {row.where}", class_="soft")
-        of_row = cells.setdefault((row.row, row.what), {})
-        of_row[row.backend] = join([*filter(None, [of_row.get(row.backend)]), tag("div", size, place)])
+        of_row = cells.setdefault((row.against, row.what), {})
+        of_row[row.backend] = join(
+            [*filter(None, [of_row.get(row.backend)]), tag("div", size, place, class_=None if row.holds else "differs")]
+        )
         if not row.holds:
-            broken.add((row.row, row.what))
+            broken.add((row.against, row.what))
     rows: list[tuple[list[str | Markup], str | None]] = [
-        ([key[0], key[1], *(of_row.get(backend, "-") for backend in backends)], "wrong" if key in broken else None)
+        ([key[0], key[1], *(of_row.get(backend, "-") for backend in backends)], "part" if key in broken else None)
         for key, of_row in cells.items()
     ]
     told = "Two ways to one answer: the difference, of what is allowed"
@@ -194,12 +232,14 @@ def _matrix(found: Findings) -> Markup:
 
 def _ladder(found: Findings) -> Markup:
     rows: list[tuple[list[str | Markup], str | None]] = [
-        ([f"{r.backend}, {r.rung}", spell_number(r.error), spell_number(r.kl), spell_percent(r.top1),
-          spell_percent(r.greedy), "-" if r.prompts is None else str(r.prompts)], None)
+        ([f"{r.backend}, {r.rung}" if r.right else f"✗ {r.backend}, {r.rung}", spell_number(r.error),
+          spell_number(r.kl), spell_percent(r.top1), spell_percent(r.greedy),
+          "-" if r.prompts is None else str(r.prompts)], None if r.right else "wrong")
         for r in found.ladder
     ]  # fmt: skip
     heading = ("of", "largest error", "KL, nats", "top-1 the same", "greedy the same", "prompts")
-    return table("How far each precision is from float64", heading, rows) if rows else Markup("")
+    told = "The logits, the next token's distribution, and the tokens chosen"
+    return table(told, heading, rows, numbers=heading[1:]) if rows else Markup("")
 
 
 def _smallest(found: Findings) -> Markup:
@@ -208,7 +248,8 @@ def _smallest(found: Findings) -> Markup:
         for s in found.smallest
     ]
     heading = ("of", "a change of", "relative", "shown by", "the number")
-    return table("The smallest change that would have been noticed", heading, rows) if rows else Markup("")
+    told = "The smallest change that would have been noticed"
+    return table(told, heading, rows, numbers=("relative",)) if rows else Markup("")
 
 
 def _sensitivity(found: Findings) -> Markup:

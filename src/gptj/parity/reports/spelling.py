@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import harmless
-from gptj.parity.findings import TapFound
+from gptj.parity.findings import Findings, TapFound
 from gptj.taps import split_tap
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "spell_percent",
     "spell_sign",
     "spell_times",
+    "title_of_ladder",
 ]
 
 NOTHING = "-"
@@ -73,6 +75,12 @@ def spell_born(tap: TapFound) -> str:
     if tap.born is not None:
         return "yes" if tap.born else "no"
     return "-" if tap.needs is None else f"not told: needs {tap.needs}"
+
+
+def title_of_ladder(found: Findings) -> str:
+    """The ladder's heading; two folders' next tokens stand in its place, one against the other."""
+    precise = any(rung.rung in (*PARAMETER_DTYPES, "int8") for rung in found.ladder)
+    return "Precisions against float64" if precise else "Next tokens"
 
 
 def spell_sign(right: bool | None) -> str:

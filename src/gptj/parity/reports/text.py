@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from gptj.parity.findings import Findings, PairFound, TapFound
 from gptj.parity.reports.heat_map import operations_of
-from gptj.parity.reports.spelling import legible, share_of, spell_number, spell_percent, spell_sign
+from gptj.parity.reports.spelling import (
+    legible,
+    share_of,
+    spell_number,
+    spell_percent,
+    spell_sign,
+    title_of_ladder,
+)
 
 __all__ = ["render_text"]
 
@@ -36,14 +44,13 @@ def _lines(found: Findings, width: int) -> Iterator[str]:
             yield f"  and {len(others) - _LONGEST_LIST} more"
     for pair in found.pairs:
         yield from ("", *_pair(pair, width))
-    yield from _table("Invariances: off by, of the limit", [
-        (spell_sign(row.holds), row.backend, f"{row.row}: {row.what}", spell_number(row.difference),
-         spell_number(row.limit)) for row in found.matrix], width)  # fmt: skip
+    yield from _matrix(found, width)
     yield from _table("Texts: first difference, margins, what rounding may turn", [
         (spell_sign(t.right), f"{t.a}, {t.b}", f"prompt {t.prompt}",
          "-" if t.first_difference is None else f"{t.first_difference} of {t.tokens}", spell_number(t.margin_a),
          spell_number(t.margin_b), spell_number(t.bound)) for t in found.texts], width)  # fmt: skip
-    yield from _table("Against float64: error, KL in nats, top-1 and greedy tokens the same", [
+    ladder = title_of_ladder(found).removeprefix("Precisions ").capitalize()
+    yield from _table(f"{ladder}: error, KL in nats, top-1 and greedy tokens the same", [
         (r.backend, r.rung, spell_number(r.error), spell_number(r.kl), spell_percent(r.top1), spell_percent(r.greedy))
         for r in found.ladder], width)  # fmt: skip
     missed = [planted for planted in found.sensitivity if not planted.caught]
@@ -83,6 +90,25 @@ def _pair(pair: PairFound, width: int) -> Iterator[str]:
     if outside:
         yield from _wrapped(", ".join(f"{name} {_cell(outside, name)}" for name in outside), width, "  ")
     yield "  percent of what rounding explains; ✗ beyond it, ● born there"
+
+
+def _matrix(found: Findings, width: int) -> Iterator[str]:
+    """A row an invariance and a column a backend, where that fits; else a line for each of both."""
+    backends = list(dict.fromkeys(row.backend for row in found.matrix))
+    rows: dict[str, dict[str, str]] = {}
+    for row in found.matrix:
+        share = f" {math.ceil(100 * row.difference / row.limit)}%" if row.holds and row.limit and row.difference else ""
+        cell = f"{spell_sign(row.holds)} {spell_number(row.difference)}{share}"
+        rows.setdefault(f"{row.against}: {row.what}", {})[row.backend] = cell
+    grid = [("", *backends), *((name, *(cells.get(one, "-") for one in backends)) for name, cells in rows.items())]
+    whole = sum(max(len(row[column]) for row in grid) + 2 for column in range(len(grid[0])))
+    once = len(found.matrix) == sum(map(len, rows.values()))
+    if found.matrix and once and whole <= width:
+        yield from _table("Invariances: off by, and how much of the limit that is", grid, width)
+        return
+    yield from _table("Invariances: off by, of the limit", [
+        (spell_sign(row.holds), row.backend, f"{row.against}: {row.what}", spell_number(row.difference),
+         spell_number(row.limit)) for row in found.matrix], width)  # fmt: skip
 
 
 def _short(name: str) -> str:

@@ -6,6 +6,6 @@
   what the original model computed from it on prompts of its own: so the last column of truth is not ours.
 """
 
-from gptj.demo.journey import run_demo
+from gptj.command.demo.journey import run_demo
 
 __all__ = ["run_demo"]

@@ -78,7 +78,7 @@ def check_surroundings(backend: str) -> None:
     limit = address_limit()
     if limit is None or limit >= ENOUGH_BYTES:
         return
-    command = [sys.executable, "-P", "-m", "gptj.surroundings", backend, str(limit - SPARE_BYTES)]
+    command = [sys.executable, "-P", "-m", "gptj.backends.surroundings", backend, str(limit - SPARE_BYTES)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     except OSError as error:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.schema import BASE_PREFIX, TensorSpec
+from gptj.schema.tensors import BASE_PREFIX, TensorSpec
 
 __all__ = ["initial_tensor", "resized_tensor"]
 
@@ -38,7 +38,7 @@ def initial_tensor(spec: TensorSpec, config: GPTJConfig, seed: int = 0) -> NDArr
     return values
 
 
-def resized_tensor(spec: TensorSpec, config: GPTJConfig, old: NDArray[Any], seed: int = 0) -> NDArray[Any]:
+def resized_tensor(spec: TensorSpec, config: GPTJConfig, old: NDArray[Any], seed: int) -> NDArray[Any]:
     """A row of the schema with the first axis of another size: what was there stays, what is new starts afresh.
 
     Args:

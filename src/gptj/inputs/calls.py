@@ -193,15 +193,15 @@ def check_head_mask(config: GPTJConfig, shape: tuple[int, ...]) -> None:
         raise InputError("of another shape", where="head_mask", expected=expected, found=tuple(shape))
 
 
-def check_labels(labels: Any, shape: tuple[int, int], classes: int, *, where: str = "labels") -> NDArray[Any]:
+def check_labels(labels: Any, shape: tuple[int, int], classes: int) -> NDArray[Any]:
     """`labels` as whole numbers of this shape, each -100 (ignored) or 0 to `classes` - 1."""
-    array = integers(labels, where=where)
+    array = integers(labels, where="labels")
     if array.shape != shape:
-        raise InputError("of another shape", where=where, expected=shape, found=array.shape)
+        raise InputError("of another shape", where="labels", expected=shape, found=array.shape)
     _refuse_first(
         (array != IGNORED_LABEL) & ((array < 0) | (array >= classes)),
         array,
-        where=where,
+        where="labels",
         problem="no such class",
         expected=f"{IGNORED_LABEL} or 0 to {classes - 1}",
     )

@@ -24,7 +24,17 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Literal
 
-from gptj.errors import BackendAttributeError, BackendError, GPTJError, did_you_mean, shown
+from gptj.errors import (
+    DISTRIBUTION,
+    BackendAttributeError,
+    BackendError,
+    GPTJError,
+    did_you_mean,
+    install_line,
+    install_one_of,
+    requirement,
+    shown,
+)
 
 __all__ = [
     "BACKENDS",
@@ -43,9 +53,6 @@ __all__ = [
     "requirement",
     "unchosen",
 ]
-
-DISTRIBUTION = "gptj-multibackend"
-"""The name that pip knows us by; `[project] name` in pyproject.toml."""
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "pt": ("torch",),
@@ -187,34 +194,6 @@ def backend(name: str | None = None) -> ModuleType:
 def missing_from(extra: str) -> tuple[str, ...]:
     """The modules of an extra that are not installed. Nothing is imported to find out."""
     return tuple(module for module in EXTRAS[extra] if importlib.util.find_spec(module) is None)
-
-
-def requirement(*extras: str) -> str:
-    """The requirement for pip, in quotes, since a shell reads brackets.
-
-    >>> requirement("pt", "hub")
-    '"gptj-multibackend[pt,hub]"'
-    """
-    return f'"{DISTRIBUTION}[{",".join(extras)}]"'
-
-
-def install_line(*extras: str) -> str:
-    """The command that installs extras.
-
-    >>> print(install_line("vocab"))
-    pip install "gptj-multibackend[vocab]"
-    """
-    return f"pip install {requirement(*extras)}"
-
-
-def install_one_of(extras: Iterable[str]) -> str:
-    """The advice to one who needs any of several extras, and has none.
-
-    >>> install_one_of(["pt", "tf"])
-    'Install one: pip install "gptj-multibackend[pt]" or "gptj-multibackend[tf]"'
-    """
-    *most, last = map(requirement, extras)
-    return f"Install one: pip install {', '.join(most)} or {last}"
 
 
 def asked_by_import() -> bool:

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from gptj.backends import BACKENDS, choose_backend, install_line, installed_backends
-from gptj.checkpoint import open_checkpoint, verify_checkpoint
 from gptj.errors import WriteError
 from gptj.parity import ParityReport, Probe, Record, run_parity
-from gptj.parity.run import run_in_process
+from gptj.parity.processes import run_in_process
 from gptj.parity.tolerance import FLOAT32_ABSOLUTE
+from gptj.reading.folder import open_checkpoint, verify_checkpoint
 
 __all__ = ["run_demo"]
 

@@ -86,11 +86,6 @@ class TensorSpec:
         """Number of elements."""
         return math.prod(self.shape)
 
-    @property
-    def split_axis(self) -> int | None:
-        """The axis that tensor parallelism cuts, or None where every shard keeps the whole tensor."""
-        return next((n for n, axis in enumerate(self.axes) if axis in SPLIT_AXES), None)
-
 
 def axis_sizes(config: GPTJConfig) -> dict[str, int]:
     """The size of every named axis."""
