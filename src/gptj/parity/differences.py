@@ -33,6 +33,7 @@ from gptj.parity.oracle_gradients import loss_gradients
 from gptj.parity.pattern import find_pattern
 from gptj.parity.signatures import find_signature
 from gptj.parity.spread import AXES
+from gptj.parity.steps import StepDifference, compare_steps, compare_steps_with_exact
 from gptj.parity.trace import INPUTS, MEANINGS, Trace, rotary_sha256, slices_of
 from gptj.schema import schema
 from gptj.taps import list_taps, split_tap
@@ -109,6 +110,7 @@ def compare_traces(
         texts=tuple(texts),
         untold={name: {tap: one.needs for tap, one in of_trace if one.needs is not None}
                 for name, of_trace in by_trace.items()},
+        steps=tuple(_steps(traces, pairings, weights)),
     )  # fmt: skip
 
 
@@ -118,7 +120,7 @@ class _Pairing:
 
     Attributes:
         base, other: the more exact one, and the other.
-        shared: the names of what both have: taps, `grad.` and a parameter, "generated".
+        shared: the names of what both have: taps, `grad.` or `step.` and a parameter, "generated".
         left_out: of what one of the two lacks.
     """
 
@@ -155,8 +157,9 @@ def _pair_up(traces: Sequence[Trace]) -> list[_Pairing]:
 
 def _contents(trace: Trace) -> dict[str, None]:
     """The names of all that a trace holds, in the order of the computation."""
-    gradients = (f"grad.{name}" for name in trace.extras.gradients)
-    return dict.fromkeys((*trace.places, *gradients, *(["generated"] if trace.extras.generated else [])))
+    extras = trace.extras
+    learnt = (*(f"grad.{name}" for name in extras.gradients), *(f"step.{name}" for name in extras.steps))
+    return dict.fromkeys((*trace.places, *learnt, *(["generated"] if extras.generated else [])))
 
 
 def _unit(trace: Trace) -> float:
@@ -186,6 +189,18 @@ def _gradients(
                 oracle, ids, inputs["attention_mask"], inputs["position_ids"], labels=labels
             )
         yield from compare_with_exact(trace, _rounding(trace), exact[trace.facts.dtype])
+
+
+def _steps(
+    traces: Sequence[Trace], pairings: Sequence[_Pairing], weights: ReadWeight | None
+) -> Iterator[StepDifference]:
+    """The steps of optimizers that two traces share; and each against the definition, from its own gradient."""
+    for one in pairings:
+        names = [name for name in one.base.extras.steps if f"step.{name}" in one.shared]
+        yield from compare_steps(one.base, one.other, names, (_rounding(one.base), _rounding(one.other)))
+    for trace in traces if weights is not None else ():
+        assert weights is not None
+        yield from compare_steps_with_exact(trace, _rounding(trace), _rounded(weights, trace.facts.dtype))
 
 
 def _rounded(weights: ReadWeight, dtype: str) -> Callable[[str], Array]:

@@ -62,6 +62,11 @@ class GradientDifference:
     looks_like: str | None = None
 
     @property
+    def what(self) -> str:
+        """Of what it is a difference."""
+        return "gradient"
+
+    @property
     def holds(self) -> bool:
         """Whether rounding explains it."""
         return math.isfinite(self.difference) and self.difference <= self.bound
