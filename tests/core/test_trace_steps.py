@@ -146,7 +146,8 @@ def test_a_wrong_gradient_is_no_wrong_step(tmp_path, gradients):
 def test_a_bound_counts_a_square_that_underflows():
     slope = np.array([1e-25, -3e-20, 1e-19])
     limit = steps.step_limit(np.zeros(3), slope, "adamw", Rounding.of("float32"))
-    flushed = -steps.RATE * sum((1, 0.6)) * slope / steps.EPSILON  # moments' ratios, over roots of zero
+    kept = 1 - steps.RATE * steps.DECAY
+    flushed = -steps.RATE * (1 * kept + 0.6) * slope / steps.EPSILON  # the moments' ratios, over roots of zero
     assert (np.abs(steps.stepped(np.zeros(3), slope, "adamw") - flushed) <= limit).all() and (limit < 1e-16).all()
 
 

@@ -139,7 +139,7 @@ def findings_of_comparison(
         _verdict(comparison.passed), headline, None if folder is None else os.fspath(folder),
         traces[0].facts.config.to_dict(), versions, tuple(_notes(comparison)), pairs=pairs,
         texts=tuple(map(_text, comparison.texts)),
-        matrix=tuple(map(_learnt, (*comparison.gradients, *comparison.steps))),
+        matrix=(*map(_learnt, comparison.gradients), *map(_learnt, comparison.steps)),
     )  # fmt: skip
 
 
@@ -179,7 +179,8 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
     yield from (
         f"{trace}: {taps[0].tap} is not what its inputs give" for trace, taps in comparison.born.items() if taps
     )
-    yield from (str(one) for one in (*comparison.gradients, *comparison.steps) if not one.holds)
+    yield from (str(one) for one in comparison.gradients if not one.holds)
+    yield from (str(one) for one in comparison.steps if not one.holds)
     yield from (str(text) for text in comparison.texts if not text.holds)
 
 

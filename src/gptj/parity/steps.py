@@ -85,7 +85,8 @@ def step_limit(parameter: Array, slope: Array, kind: str, rounding: Rounding) ->
     updates = np.sum([np.abs(update) for update in _updates(slope)], 0)
     lost = math.sqrt(rounding.smallest) / EPSILON
     counted = 3 * len(SHARES[kind]) * parameter + 16 * RATE * updates
-    return rounding.unit * counted + RATE * updates * lost + rounding.smallest
+    limit = rounding.unit * counted + RATE * updates * lost + rounding.smallest
+    return limit
 
 
 @dataclasses.dataclass(frozen=True)
