@@ -10,6 +10,7 @@ from mutants import revealing_batch
 from recorded import facts_of, inputs_of, recorded_taps
 
 from gptj.dtypes import numpy_dtype
+from gptj.parity.differences import compare_traces
 from gptj.parity.mistaken import MistakenOperation
 from gptj.parity.mutants import MISTAKES, mistakes_at
 from gptj.parity.revealing import revealing_config, revealing_weights
@@ -295,3 +296,49 @@ def test_a_known_mistake_with_another_on_top_is_not_named(right, tmp_path, inner
     values = mistake.expect(MistakenOperation(open_trace(right), tap, read), slice(0, LENGTH)).value.copy()
     values[0, ..., 3, 1] += 1e-2
     assert signature(planted(right, tmp_path / "wrong", tap, values), tap) is None
+
+
+def stepped_pair(right, folder, spoil):
+    """Two traces of a step over a cache of 16, of which the other's scores and what follows are spoilt."""
+    trace = open_trace(right)
+    given = {name: values if name == "attention_mask" else values[:, 16:] for name, values in inputs_of(BATCH).items()}
+    taps = {name: trace.read(name)[..., 16:, :] for name in trace.places if name != "loss"}
+    scores = taps["h.0.scores"].copy()
+    spoil(scores)
+    for name, change in (("base", {}), ("other", {"h.0.scores": scores})):
+        write_trace(folder / name, taps | change, facts_of(CONFIG, "float32"), inputs=given)
+    [pair] = compare_traces([open_trace(folder / name) for name in ("base", "other")], read).pairs
+    assert pair.first.tap == "h.0.scores" and all(origin.verdict == "cannot be told" for origin in pair.origins)
+    return pair
+
+
+def slot_late(scores):
+    scores[..., 1:16] = scores[..., :15].copy()
+    scores[..., 0] = 0
+
+
+def slot_early(scores):
+    scores[..., :15] = scores[..., 1:16].copy()
+    scores[..., 15] = 0
+
+
+def one_slot(scores):
+    scores[2, ..., 5] += 1
+
+
+def one_value(scores):
+    scores[2, 1, 3, 5] += 1
+
+
+def noise(scores):
+    scores += np.random.Generator(np.random.Philox(3)).normal(size=scores.shape).astype(scores.dtype)
+
+
+@pytest.mark.parametrize(("spoil", "name"), [
+    (slot_late, "cached keys one slot late"), (slot_early, "cached keys one slot early"),
+    (one_slot, "row 2, key 5 alone"), (lambda scores: one_slot(scores[:, :, ::2]), "row 2, key 5 alone"),
+    (one_value, None), (noise, None),
+])  # fmt: skip
+def test_a_cache_whose_keys_no_trace_holds_is_told_by_the_pair(right, tmp_path, spoil, name):
+    pair = stepped_pair(right, tmp_path, spoil)
+    assert pair.looks_like == name and (name is None or pair.headline.endswith(f"; looks like: {name}"))
