@@ -76,7 +76,7 @@ def read_files_of(directory: Path, names: Iterable[str], *, limit_bytes: int) ->
 
 
 def encoding_hint(data: bytes) -> str | None:
-    """What to do with bytes that are no text in UTF-8, where that can be seen by their beginning."""
+    """A hint for bytes that are no text in UTF-8, where their beginning tells what they are; else None."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:2] != b"\0\0":
         return "It looks like UTF-16: save it as UTF-8"
     return None if data.strip() else "It is empty"

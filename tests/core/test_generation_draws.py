@@ -60,7 +60,10 @@ def test_the_token_is_the_definitions_or_none(
     config = GenerationConfig(do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     draws, expected = Draws(config, size), defined(logits, config, uniform)
     assert draws._from_best(HostRow(logits), uniform) in (None, expected)
-    assert draws._from_all(logits, uniform) in (None, expected)
+    for depth in (-np.inf, 0.0, -1e-3, -1.0, -20.0, None):  # None: what the step before has left
+        if depth is not None:
+            draws._many[0] = depth
+        assert draws._from_all(logits, uniform, 0) in (None, expected)
     assert draws.token(HostRow(logits), uniform, row=0) in (None, expected)
 
 

@@ -1,4 +1,4 @@
-"""What other programs, and people, call the commands of `gptj`."""
+"""Names that other programs, and people, have for the commands of `gptj`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,6 @@ from gptj.adapters import read_adapter
 from gptj.adapters.files import is_adapter
 from gptj.backends import choose_backend
 from gptj.backends.surroundings import check_surroundings
-from gptj.checkpoint import open_checkpoint
 from gptj.command.prompts import Prompt
 from gptj.command.together import mesh_of
 from gptj.command.waiting import waiting
@@ -41,6 +40,7 @@ from gptj.inputs import check_ids
 from gptj.inputs.prepared import QUANTIZATIONS, check_quantize
 from gptj.paths import missing_folder
 from gptj.paths.hub import locate
+from gptj.reading.folder import open_checkpoint
 from gptj.sharding import require_same
 from gptj.text.tokenizer import GPTJTokenizer
 

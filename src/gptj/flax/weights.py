@@ -1,8 +1,7 @@
 """Weights in and out of Flax: arrays to jax and back, and the hooks that loading, saving and counting need.
 
 Parameters are plain nested dicts whose path, joined with dots, is the schema's name; so loading is one assignment a
-row. Nothing is initialised to be overwritten: each row's array goes to jax as it comes, and on the CPU jax keeps it
-where it is if it lies at a multiple of 64 bytes, else copies it and lets it go.
+row. On the CPU jax keeps an array where it is if it lies at a multiple of 64 bytes, else copies it and lets it go.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -345,7 +343,7 @@ class PretrainedModel(AdapterMixin, Pretrained):
         return None if isinstance(dtype, str) and dtype == "auto" else dtype, one_dtype(**parameter_dtypes)
 
     @classmethod
-    def _on_device(cls, place: str | None) -> AbstractContextManager[Any]:
+    def _on_device(cls, place: str | None) -> contextlib.AbstractContextManager[Any]:
         return _device(place)
 
     @classmethod

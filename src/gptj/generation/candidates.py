@@ -24,7 +24,17 @@ from numpy.typing import NDArray
 from gptj.generation.changes import Changed
 from gptj.generation.config import GenerationConfig
 
-__all__ = ["FEW", "Candidates", "Draws", "HostRow", "RowLogits", "find_candidates", "is_cut_simply", "weight_below"]
+__all__ = [
+    "FEW",
+    "Candidates",
+    "Draws",
+    "HostRow",
+    "RowLogits",
+    "Sums",
+    "find_candidates",
+    "is_cut_simply",
+    "weight_below",
+]
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +56,9 @@ INTERVALS = 4096
 
 LARGEST_EXPONENT = 40.0
 """Weights below e**-40 of the best's share one interval: those of a whole vocabulary are less than 1e-12 together."""
+
+DEEPER = 1.25
+"""How much deeper than top_p went in a row's last step its next one looks at first."""
 
 GROUPS = 8
 """Groups of logits a candidate wanted: with many more groups than candidates, few groups hold two of them."""
@@ -199,10 +212,12 @@ class Draws:
         self._config = config
         self._vocab_size = vocab_size
         self._k = config.top_k if 0 < config.top_k < vocab_size else None
-        self._many: set[int] = set()  # rows whose last token took all of the vocabulary, and most likely will again
+        # Rows whose last token took all of the vocabulary, and most likely will again; and how deep top_p went there.
+        self._many: dict[int, float] = {}
         # Arrays of a vocabulary's size are kept from one token to the next: the system's pages cost more than the sums.
         self._weights = np.empty(vocab_size)
         self._exponents = np.empty(vocab_size)
+        self._near = np.empty((2, vocab_size))
         self._scaled = np.empty(vocab_size)
         self._intervals = np.empty(vocab_size, np.int64)
 
@@ -226,9 +241,10 @@ class Draws:
         """
         many = row in self._many
         for from_all in (many, not many):
-            token = self._from_all(logits.whole(), uniform) if from_all else self._from_best(logits, uniform)
+            token = self._from_all(logits.whole(), uniform, row) if from_all else self._from_best(logits, uniform)
             if token is not None:
-                (self._many.add if from_all else self._many.discard)(row)
+                if not from_all:
+                    self._many.pop(row, None)
                 return token
         return None
 
@@ -269,47 +285,93 @@ class Draws:
         # Divided by the temperature, what is no candidate may equal the last of them.
         return None if place is None or not (complete or values[place] > bound) else int(ids[place])
 
-    def _from_all(self, logits: NDArray[Any] | None, uniform: float) -> int | None:
+    def _from_all(self, logits: NDArray[Any] | None, uniform: float, row: int) -> int | None:
         """The token, from the sums of all weights by intervals; None with top_k and min_p too, and without logits."""
         config, exponents = self._config, self._exponents
         if logits is None or self._k is not None or config.min_p:
             return None
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(exponents, logits)  # a quotient into it would be float32's where the logits are
-            exponents /= config.temperature
-            exponents -= exponents.max()
-        lowest = max(float(exponents.min()), -LARGEST_EXPONENT)
-        if not lowest < 0:
+            best = np.float64(logits.max())
+            if config.temperature != 1:
+                exponents /= config.temperature
+                best /= config.temperature
+            exponents -= best
+        if not np.isfinite(best):
             return None
         np.exp(exponents, out=self._weights)
-        np.maximum(exponents, lowest, out=self._scaled)
-        self._scaled *= (INTERVALS - 1) / lowest
-        np.copyto(self._intervals, self._scaled, casting="unsafe")
-        held = np.cumsum(np.bincount(self._intervals, self._weights, INTERVALS))
-        total = float(held[-1])
+        total = float(self._weights.sum())
+        error = total * SUM_ERROR
+        sums = self._sums_above(self._many.get(row, -np.inf), config.top_p * total + error)
+        depth = -np.inf
         if config.top_p < 1:
-            border = self._find(held, config.top_p * total)
+            border = sums.find(config.top_p * total, error)
             if border is None:
                 return None
-            total = border[1]
-        found = self._find(held, uniform * total)
-        return None if found is None else found[0]
-
-    def _find(self, held: NDArray[Any], target: float) -> tuple[int, float] | None:
-        """The first token, best first, up to which more than `target` is held, and how much that is.
-
-        None where the sums are too near to tell which. `held` are the sums of the intervals' weights (INTERVALS,).
-        """
-        error = float(held[-1]) * SUM_ERROR
-        interval = int(np.searchsorted(held, target))
-        if interval == len(held):
+            _, total, depth = border
+        found = sums.find(uniform * total, error)
+        if found is None:
             return None
-        before = float(held[interval - 1]) if interval else 0.0
-        tokens = np.flatnonzero(self._intervals == interval)
-        tokens = tokens[np.argsort(-self._exponents[tokens], kind="stable")]
-        sums = before + np.cumsum(self._weights[tokens])
+        self._many[row] = DEEPER * depth
+        return found[0]
+
+    def _sums_above(self, depth: float, needed: float) -> Sums:
+        """The sums of the weights whose exponents are above `depth`, if they are more than `needed`; else of all."""
+        exponents, weights = self._exponents, self._weights
+        if depth > -np.inf:
+            near = np.flatnonzero(exponents > depth)
+            at = slice(len(near))
+            held = np.take(weights, near, out=self._near[1, at], mode="clip")
+            if held.sum() > needed:
+                above = np.take(exponents, near, out=self._near[0, at], mode="clip")
+                return Sums(near, above, held, self._scaled[at], self._intervals[at])
+        return Sums(None, exponents, weights, self._scaled, self._intervals)
+
+
+class Sums:
+    """Weights by narrow intervals of their exponents.
+
+    Args:
+        tokens: ids that rise (n,); None for all.
+        exponents, weights: theirs (n,), of which the largest exponent is 0.
+        scaled, intervals: memory to compute in, (n,) each.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[np.intp] | None,
+        exponents: Floats,
+        weights: Floats,
+        scaled: Floats,
+        intervals: NDArray[np.int64],
+    ) -> None:
+        self._tokens, self._exponents, self._weights, self._intervals = tokens, exponents, weights, intervals
+        lowest = min(float(exponents.min()), -1e-300)
+        if lowest < -LARGEST_EXPONENT:
+            lowest = -LARGEST_EXPONENT
+            exponents = np.maximum(exponents, lowest, out=scaled)
+        np.multiply(exponents, (INTERVALS - 1) / lowest, out=scaled)
+        np.copyto(intervals, scaled, casting="unsafe")
+        self._held = np.cumsum(np.bincount(intervals, weights, INTERVALS))
+
+    def find(self, target: float, error: float) -> tuple[int, float, float] | None:
+        """The first token, best first, up to which more than `target` is held, how much that is, and its exponent.
+
+        None where the sums, which err by `error`, are too near to tell which.
+        """
+        interval = int(np.searchsorted(self._held, target))
+        if interval == len(self._held):
+            return None
+        before = float(self._held[interval - 1]) if interval else 0.0
+        places = np.flatnonzero(self._intervals == interval)
+        places = places[np.argsort(-self._exponents[places], kind="stable")]
+        sums = before + np.cumsum(self._weights[places])
         place = _surely(sums, target, error, before=before if interval else None)
-        return None if place is None else (int(tokens[place]), float(sums[place]))
+        if place is None:
+            return None
+        found = int(places[place])
+        token = found if self._tokens is None else int(self._tokens[found])
+        return token, float(sums[place]), float(self._exponents[found])
 
 
 def _surely(held: Floats, target: float, error: float, *, before: float | None = None) -> int | None:

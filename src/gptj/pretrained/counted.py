@@ -1,4 +1,4 @@
-"""What a wing tells of each array that a model holds, so that numbers and bytes are counted once for all three."""
+"""Numbers and bytes of a model, counted once for all three wings by what each tells of its arrays."""
 
 from __future__ import annotations
 
