@@ -40,7 +40,7 @@ class Part:
 
     @property
     def value(self) -> Array:
-        """What is right, float64, of the shape of what was found."""
+        """The right values, float64, of the shape of those that were found."""
         return np.broadcast_to(self.right.value, self.found.shape).astype(np.float64)
 
     @property

@@ -1,4 +1,4 @@
-"""What a difference between two traces looks like, where no inputs tell in which it was born: from the pair alone."""
+"""The look of a difference between two traces, where no inputs tell in which it was born: from the pair alone."""
 
 from __future__ import annotations
 

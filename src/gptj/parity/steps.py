@@ -62,7 +62,7 @@ def stepped(parameter: Array, slope: Array, kind: str) -> Array:
 
 
 def _updates(slope: Array) -> Iterator[Array]:
-    """What each step of AdamW takes off, but for the rate and the decay."""
+    """The quotient of each step of AdamW, which the rate is the factor of."""
     first, second = np.zeros_like(slope), np.zeros_like(slope)
     for number, share in enumerate(SHARES["adamw"], 1):
         first = BETAS[0] * first + (1 - BETAS[0]) * share * slope
