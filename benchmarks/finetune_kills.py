@@ -50,21 +50,17 @@ def check(out: Path, backend: str) -> str:
 def make_parser(text: str | None, *, kills: int) -> argparse.ArgumentParser:
     """The options of a run that is killed."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory")
-    parser.add_argument("data")
-    parser.add_argument("out", type=Path)
     parser.add_argument("--backend", default="pt")
     parser.add_argument("--kills", type=int, default=kills)
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
-def read_options(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
-    """The benchmark's own options, the command up to its output, and its options, the words behind -- among them."""
+def read_options(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """The benchmark's own options, and those of `gptj finetune`: the words behind --."""
+    words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)  # argparse takes no -- behind an option
-    given = parser.parse_args(words[:end])
-    command = [sys.executable, "-m", "gptj", "finetune", given.directory, given.data]
-    return given, command, ["--backend", given.backend, *words[end + 1 :]]
+    return parser.parse_args(words[:end]), words[end + 1 :]
 
 
 def losses(out: Path) -> list[float]:
@@ -73,8 +69,14 @@ def losses(out: Path) -> list[float]:
 
 
 def main() -> None:
-    arguments, command, options = read_options(make_parser(__doc__, kills=20), sys.argv[1:])
+    parser = make_parser(__doc__, kills=20)
+    parser.add_argument("directory")
+    parser.add_argument("data")
+    parser.add_argument("out", type=Path)
+    arguments, options = read_options(parser)
     moments = random.Random(arguments.seed)
+    command = [sys.executable, "-m", "gptj", "finetune", arguments.directory, arguments.data]
+    options = ["--backend", arguments.backend, *options]
     whole = arguments.out.with_name(arguments.out.name + "-whole")
     for kill in range(arguments.kills):
         before = newest(arguments.out)

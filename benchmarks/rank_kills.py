@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gptj.finetune.curve import read_curve
+from finetune_kills import losses, make_parser, read_options
 
 LONGEST_S = 60
 
@@ -44,19 +44,14 @@ def start(command: list[str], processes: int, folder: Path) -> list[subprocess.P
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, kills=10)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--backend", default="pt")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--latest", type=float, default=20, help="the latest moment, in seconds")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=300)
-    words = sys.argv[1:]
-    end = words.index("--") if "--" in words else len(words)
-    given, more = parser.parse_args(words[:end]), words[end + 1 :]
+    given, more = read_options(parser)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         if given.model is None:
@@ -78,17 +73,8 @@ def kill_and_compare(given: argparse.Namespace, folder: Path, more: list[str]) -
     """Whether all ends were as they must be, and the losses are those of a run that nothing stopped."""
     drawn, out = random.Random(given.seed), given.out
     words = [sys.executable, "-m", "gptj", "finetune", str(given.model), str(given.data)]
-    options = [
-        "--backend",
-        given.backend,
-        "--steps",
-        str(given.steps),
-        "--save-every",
-        "1",
-        "--strategy",
-        "fsdp",
-        *more,
-    ]
+    options = ["--backend", given.backend, "--steps", str(given.steps), "--save-every", "1", "--strategy", "fsdp"]
+    options += more
     whole = out.with_name(out.name + "-whole")
 
     def finish(place: Path, *how: str) -> float:
@@ -128,7 +114,7 @@ def kill_and_compare(given: argparse.Namespace, folder: Path, more: list[str]) -
         if not fine:
             print(*((folder / f"said-{n}").read_text()[-3000:] for n in others), sep="\n---\n", flush=True)
     finish(out, "--resume")
-    found, expected = ([row.loss for row in read_curve(place / "loss.csv")] for place in (out, whole))
+    found, expected = losses(out), losses(whole)
     off = max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
     bits = "the same bits" if found == expected else f"within {off:.1e}"
     print(f"losses of {len(found)} updates: {bits}; the slowest end {slow:.1f} s")

@@ -71,9 +71,9 @@ class Host:
 
     def start(self, words: Sequence[Any], **variables: Any) -> tuple[subprocess.Popen[bytes], Path]:
         """The command on this host, and the file that has what it says."""
-        prepare = 'hostname "$0"; mount --bind "$1" /etc/hosts; mount -t tmpfs none "$2"; shift 2; exec "$@"'
-        if self.number == 0:
-            prepare = prepare.replace('mount -t tmpfs none "$2"; ', "")
+        bind = 'mount --bind "$1" /etc/hosts; mount --bind /dev/null /etc/resolv.conf; '
+        hide = 'mount -t tmpfs none "$2"; ' if self.number else ""
+        prepare = f'hostname "$0"; {bind}{hide}shift 2; exec "$@"'
         inside = ["unshare", "--uts", "--mount", "sh", "-c", prepare, self.name, self.folder / f"hosts-{self.number}",
                   self.folder / "of-the-first"]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "JAX_ENABLE_X64": "0", "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -13,6 +13,7 @@ from gptj.command.main import gptj_command
 from gptj.errors import CheckpointWarning, ConfigError, InputError, SchemaError, WriteError
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_weights
+from gptj.sharding import Mesh, Placement
 
 CONFIG = revealing_config()
 IDS = np.array([[5, 9, 200, 31, 7, 64], [3, 1, 4, 1, 5, 9]])
@@ -331,13 +332,20 @@ def test_what_cannot_be_meant_is_refused_by_name_and_changes_nothing(wing, fresh
     assert close(logits(wing, model), expected_logits("all"), "float32")
 
 
-def test_a_cut_model_takes_no_adapter_and_says_the_way(fresh, adapter, monkeypatch):
+def test_what_a_cut_model_does_not_with_an_adapter_says_the_way(fresh, adapter, monkeypatch, tmp_path):
     model = fresh()
-    monkeypatch.setattr(type(model), "placement", "a part", raising=False)
-    for act in (lambda: model.load_adapter(adapter()), lambda: model.add_adapter(r=2)):
+    model.load_adapter(adapter(), "there")
+    monkeypatch.setattr(type(model), "placement", Placement("fsdp", Mesh(dp=2), {}, None), raising=False)
+    for act in (
+        lambda: model.load_adapter(adapter()),
+        lambda: model.load_adapter(adapter(), is_trainable=True),
+        lambda: model.add_adapter(r=2),
+        lambda: model.merge_adapter(),
+        lambda: model.save_adapter(tmp_path / "saved"),
+    ):
         with pytest.raises(InputError, match=r"_adapter: this process holds a part.*adapter merge DIR ADAPTER OUT"):
             act()
-    assert model.adapters == {}
+    assert [*model.adapters] == ["there"] and not (tmp_path / "saved").exists()
 
 
 def test_an_adapter_of_another_model_is_refused(fresh, tmp_path):

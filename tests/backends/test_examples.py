@@ -9,6 +9,8 @@ from finetune_samples import lines_file
 
 from gptj import GPTJConfig, GPTJTokenizer
 from gptj.checkpoint import write_checkpoint
+from gptj.finetune import Settings, finetune
+from gptj.finetune.curve import read_curve
 from gptj.parity.revealing import revealing_fill
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -72,5 +74,9 @@ def test_the_recipe_of_fine_tuning_runs(wing, folders):
     name = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}[wing.name]
     recipe = data + next(recipe for recipe in recipes if recipe.startswith(name))
     test = doctest.DocTestParser().get_doctest(recipe, {}, name, "finetune.md", 0)
-    found = doctest.DocTestRunner().run(test)
+    found = doctest.DocTestRunner().run(test, clear_globs=False)
     assert found.failed == 0 and found.attempted >= 14
+    settings = Settings(length=32, batch=2, steps=8, lr=1e-3, schedule="constant", warmup=0)
+    finetune("gptj-tiny", "lines.jsonl", "command", settings, backend=wing.name, device="cpu")
+    rows = read_curve(Path("command/loss.csv"))
+    assert [row.loss for row in rows] == pytest.approx([float(loss) for loss in test.globs["losses"]], rel=1e-4)

@@ -10,16 +10,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from adapter_samples import write_sample_adapter
 from click.testing import CliRunner
 from finetune_samples import TEXT, lines_file, text_file, tuned_model
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
 from gptj.command.main import gptj_command
-from gptj.errors import CheckpointWarning, InputError
-from gptj.finetune import Settings, finetune
+from gptj.errors import CheckpointWarning, InputError, WriteError
+from gptj.finetune import Settings, finetune, job
 from gptj.finetune.curve import read_curve
 from gptj.reading.safetensors_file import read_safetensors
 from gptj.schema import schema
@@ -220,6 +223,30 @@ def test_another_setting_or_other_data_are_refused_by_name(wing, model, data, tm
     with pytest.raises(InputError, match="DATA"):
         other = text_file(tmp_path, TEXT[1:], "other.txt")
         finetune(model, other, tmp_path / "out", SETTINGS, **arguments, resume=True)
+
+
+def test_what_cannot_be_a_run_is_refused_before_a_model_is_loaded(wing, model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_open", None)  # where the model would be loaded
+    adapter = write_sample_adapter(tmp_path / "adapter")
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"steps": 10, "warmup": 50}, r"--warmup: longer than the run .expected at most 10, found 50."),
+        ({"length": 4096}, "--length: longer than the model's positions"),
+        ({"lora": 4097}, "--lora: more than a matrix has .expected at most n_embd"),
+    ]
+    for change, words in changes:
+        settings = Settings(**{"length": 16, "steps": 4, **change})
+        with pytest.raises(InputError, match=words):
+            finetune(model, data, tmp_path / "out", settings, backend=wing.name)
+    with pytest.raises(InputError, match="a LoRA adapter without its base model"):
+        finetune(adapter, data, tmp_path / "out", SETTINGS, backend=wing.name)
+    monkeypatch.setattr(job.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
+    with pytest.raises(WriteError, match=r"no room for its checkpoints .expected [0-9,]+ bytes free, found 100,000"):
+        finetune(model, data, tmp_path / "out", SETTINGS, backend=wing.name)
+    assert not (tmp_path / "out").exists()
+    done = CliRunner().invoke(
+        gptj_command, ["finetune", *map(str, (model, data, tmp_path / "out")), "--eval-every", "3"]
+    )
+    assert done.exit_code == 2 and "--eval-every: nothing is measured; give --eval too" in done.output
 
 
 # ---- adapters

@@ -52,9 +52,20 @@ def test_all_blocks_and_many_lengths_are_few_compilations(folder):
     model = GPTJForCausalLM.from_pretrained(folder(), layer_norm_epsilon=1.2e-5, inference=True)
     for length in range(9, 17):
         model.generate(IDS[:1].repeat(2, 1)[:, :length], max_new_tokens=4, eos_token_id=None)
-    first, later = (compiled_block(model.config, True, prompt_only, True, False, 1) for prompt_only in (True, False))
+    path = model.fast_path
+    first, later = (compiled_block(path.config, True, prompt_only, True, False, 1) for prompt_only in (True, False))
     assert (first._cache_size(), later._cache_size()) == (1, 1)  # a prompt of 16 and a step, in a cache of 64
-    assert compiled_exit(model.module)._cache_size() == 2
+    assert compiled_exit(path.module)._cache_size() == 2
+
+
+def test_models_that_are_built_alike_share_what_is_compiled(folder):
+    one, other = (
+        GPTJForCausalLM.from_pretrained(folder(), layer_norm_epsilon=1.4e-5, eos_token_id=eos) for eos in (5, 6)
+    )
+    for model in (one, other):
+        model.generate(IDS, max_new_tokens=2, eos_token_id=None)
+        assert compiled_block(model._path().config, True, False, True, False, 1)._cache_size() == 1
+    assert one.config != other.config and one._path().config == other._path().config
 
 
 def test_a_step_writes_the_cache_in_place(prepared):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapter_samples import write_sample_adapter
 
 from gptj import GPTJConfig
 from gptj.checkpoint import write_checkpoint
@@ -43,7 +44,9 @@ CUT = ("tp:1:4", "tp:2:2", "tp_fsdp:2:2", "fsdp:4:1", "dp:4:1")
 
 @pytest.fixture(scope="module")
 def found(model_folder, tmp_path_factory) -> dict[str, Any]:
-    words = [sys.executable, WORKER, model_folder, tmp_path_factory.mktemp("saved"), *CUT]
+    saved = tmp_path_factory.mktemp("saved")
+    write_sample_adapter(saved / "adapter", "all", config=CONFIG)
+    words = [sys.executable, WORKER, model_folder, saved, *CUT]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment(4), timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -70,6 +73,13 @@ def test_each_device_computes_its_own_rows_and_an_uneven_batch_is_refused(found)
     assert all("batch: cannot be cut into 4 equal parts" in one for one in facts["refused"])
 
 
+@pytest.mark.parametrize("words", ("tp:1:4", "tp:2:2", "dp:4:1"))
+def test_an_adapter_is_cut_as_the_matrices_beside_it(found, words):
+    facts = found[words]
+    assert facts["moved"] > 1e-2 and facts["adapted_tokens"]
+    assert max(facts[name] for name in ("adapted", "in training", "after")) <= 2e-5
+
+
 @pytest.mark.parametrize("words", ("tp:1:4", "tp:2:2"))
 def test_a_forward_pass_sums_once_a_block(found, words):
     sums = {"all-reduce": CONFIG.n_layer + 1, "all-to-all": 0, "collective-permute": 0, "most operands": 1}
@@ -90,6 +100,8 @@ def test_two_processes_read_half_each_and_agree(model_folder, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
+    (tmp_path / "saved").mkdir()
+    write_sample_adapter(tmp_path / "saved" / "adapter", "all", config=CONFIG)
     words = [sys.executable, WORKER, model_folder, tmp_path / "saved", "tp:1:2", "tp_fsdp:1:2"]
     running = [
         subprocess.Popen(
@@ -106,7 +118,7 @@ def test_two_processes_read_half_each_and_agree(model_folder, tmp_path):
     facts = json.loads(outputs[0][0].splitlines()[-1])
     for found in facts.values():
         assert found["difference"] <= 2e-5 and found["gradients"] <= 1e-5
-        assert found["read"] == 4 * sum(found["table"])
+        assert found["read"] == 4 * sum(found["table"]) and found.get("adapted", 0) <= 2e-5
     assert facts["tp:1:2"]["tokens"] == [True, True] and facts["tp:1:2"]["one_draw"]
 
 

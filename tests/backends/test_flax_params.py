@@ -33,6 +33,24 @@ def same(one, other) -> bool:
     return jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and bool((a == b).all()), one, other))
 
 
+@pytest.mark.parametrize("kind", ["empty", "a list", "a number", "one without arrays", "nested once more", "lists"])
+def test_parameters_of_a_call_that_are_not_the_models_are_named(model, kind):
+    lists = jax.tree.map(lambda array: array, model.params)
+    lists["lm_head"]["bias"] = [0.0] * model.config.vocab_size
+    given = {
+        "empty": {},
+        "a list": [],
+        "a number": 5,
+        "one without arrays": {"a": 1},
+        "nested once more": {"params": model.params},
+        "lists": lists,
+    }[kind]
+    calls = [lambda: model(IDS, params=given), lambda: model.generate(IDS, params=given, max_new_tokens=1)]
+    for call in calls:
+        with pytest.raises((SchemaError, InputError), match=r"^params"):
+            call()
+
+
 def test_transformers_names_are_the_same_classes():
     for name in wing.__all__:
         if name.startswith("GPTJFor") or name == "GPTJModel":

@@ -211,12 +211,13 @@ def test_the_embedding_is_left_out_of_the_count_as_in_transformers(wing, folder)
         whole, embedding = model.num_parameters(), CONFIG.vocab_size * CONFIG.n_embd
         assert model.num_parameters(exclude_embeddings=True) == whole - embedding
         assert model.num_parameters(True, True) == whole - embedding
-    prepared = head.from_pretrained(folder, inference=True)
+    prepared = head.from_pretrained(folder(), inference=True)
     assert prepared.num_parameters(exclude_embeddings=True) == head(CONFIG).num_parameters() - embedding
     assert prepared.num_parameters(only_trainable=True, exclude_embeddings=True) == 0
 
 
 def test_a_model_says_where_it_was_opened_and_its_files_do_not(wing, folder, tmp_path):
+    folder = folder()
     model = wing.model("causal_lm").from_pretrained(pretrained_model_name_or_path=str(folder))
     assert vars(model)["name_or_path"] == model.config._name_or_path == str(folder)
     model.config.use_cache = False

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapter_samples import write_sample_adapter
 
 from gptj import GPTJConfig
 from gptj.checkpoint import open_checkpoint, write_checkpoint
@@ -42,6 +43,7 @@ def torchrun(processes: int, *words: Any, **options: Any) -> Any:
 def found(model_folder, tmp_path_factory) -> dict[str, Any]:
     """Four processes first, so that two, and one, read what they wrote."""
     place, facts = tmp_path_factory.mktemp("checkpoints"), {}
+    write_sample_adapter(place / "adapter", "all", config=CONFIG)
     for processes, meshes in (
         (4, ("tp:1:4", "tp_fsdp:2:2")),
         (2, ("tp:1:2", "fsdp:2:1", "dp:2:1")),
@@ -75,6 +77,13 @@ def test_answers_and_tokens_are_the_whole_models_after_one_sum_a_block(found, wo
     assert facts["difference"] <= 2e-5 and facts["attentions"] <= 2e-5
     assert facts["tokens"] == [True, True] and facts["one_draw"]
     assert facts["all_reduces"] == CONFIG.n_layer + 1
+
+
+@pytest.mark.parametrize("words", ("tp:1:4", "tp:1:2"))
+def test_an_adapter_is_cut_as_the_matrices_beside_it(found, words):
+    facts = found[words]
+    assert facts["adapted"] <= 2e-5 and facts["after"] <= 2e-5 and facts["moved"] > 1e-2
+    assert facts["adapted_tokens"]
 
 
 @pytest.mark.parametrize("words", ("tp_fsdp:2:2", "fsdp:2:1", "fsdp:1:1", "dp:2:1"))

@@ -306,3 +306,9 @@ def test_recomputed_blocks_drop_the_same_elements_again(folder, jit_compile):
 def test_two_calls_in_training_drop_different_elements(folder):
     model = GPTJForCausalLM.from_pretrained(folder(resid_pdrop=0.2, **FEW))
     assert np.abs(model(IDS, training=True).logits - model(IDS, training=True).logits).max() > 1e-3
+
+
+@pytest.mark.parametrize("head", ["GPTJModel", "GPTJForCausalLM"])
+def test_a_config_in_place_of_keras_settings_gets_the_call_that_is_meant(head):
+    with pytest.raises(InputError, match=rf"config: .*found GPTJConfig.*{head}\(config\)"):
+        globals()[head].from_config(revealing_config())

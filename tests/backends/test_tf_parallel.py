@@ -184,7 +184,7 @@ def test_what_dtensor_has_not_and_what_the_launcher_left_out_is_refused(model_fo
     with pytest.raises(InputError, match="no mesh"):
         load(model_folder, mesh="cpu", strategy="tp")
     for strategy in ("fsdp", "tp_fsdp"):
-        with pytest.raises(InputError, match="nothing trains cut in TensorFlow"):
+        with pytest.raises(InputError, match="TensorFlow trains no model in parts"):
             load(model_folder, mesh=Mesh(), strategy=strategy)
     with pytest.raises(InputError, match="cannot be prepared"):
         load(model_folder, strategy="tp", inference=True)

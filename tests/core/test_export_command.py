@@ -85,6 +85,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path, wing: Any, error: Ba
     wing.write = writes
     place = tmp_path / "model"
     place.mkdir()
+    (place / "config.json").write_text("{}")
     with pytest.raises(WriteError if isinstance(error, OSError) else type(error)):
         run(place, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -92,6 +93,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path, wing: Any, error: Ba
 
 def test_what_stands_there_is_not_replaced(tmp_path: Path, wing: Any) -> None:
     wing.write = lambda model, folder: pytest.fail("written")
+    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     with pytest.raises(WriteError, match=r"is not empty .*Name another"):

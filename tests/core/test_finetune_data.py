@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 
@@ -10,7 +11,7 @@ import pytest
 from finetune_samples import LINES, lines_file, text_file
 from tokenizer_samples import small
 
-from gptj.errors import CheckpointWarning, FormatError, InputError, MissingFileError
+from gptj.errors import CheckpointWarning, ConfigError, FormatError, InputError, MissingFileError
 from gptj.finetune.data import Batches, Document, make_windows, read_documents
 from gptj.finetune.schedule import LossScale, clip_factor, learning_rate
 from gptj.finetune.settings import Settings
@@ -86,16 +87,32 @@ def test_a_malformed_line_is_refused_by_file_and_line(tmp_path, line, words):
         (b"a\nb\xff\n", FormatError, "line 2: not UTF-8"),
         (b"a\n\nb\0\n", FormatError, "line 3: not UTF-8 .*NUL at offset 4"),
         (b'[{"text": "a"}]', InputError, "line 1: a JSON array"),
+        (b'{\n "text": "a"\n}\n', InputError, "line 1: a JSON object over several lines.*jq -c"),
+        (gzip.compress(b'{"text": "a"}'), FormatError, "no text .found gzip.. Unpack it first"),
+        (b"PAR1\x15\x04\x15", FormatError, "no text .found Parquet"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
 def test_a_malformed_file_is_refused(tmp_path, data, error, words, suffix):
-    if suffix == "txt" and data.startswith(b"["):
+    if suffix == "txt" and data[:1] in (b"[", b"{"):
         return
     path = tmp_path / f"data.{suffix}"
     path.write_bytes(data)
     with pytest.raises(error, match=words):
         read_documents(path)
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.TSV"])
+def test_a_table_is_no_text_to_learn(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("prompt,completion\na,b\n")
+    with pytest.raises(InputError, match=r"a table .*a JSON object a line"):
+        read_documents(path)
+
+
+def test_an_adapters_alpha_is_refused_by_its_option():
+    with pytest.raises(ConfigError, match="--lora-alpha: breaks its rule"):
+        Settings(lora=4, lora_alpha=1e300)
 
 
 def test_no_file_and_no_regular_file_are_refused(tmp_path):
@@ -293,6 +310,11 @@ def test_the_peak_is_higher_for_an_adapter():
         ({"lora_targets": ("q_proj",)}, "--lora-targets: is of an adapter"),
         ({"eval_every": 0}, "--eval-every"),
         ({"save_every": 0}, "--save-every"),
+        ({"lr": 1e39}, "--lr: breaks its rule .expected a number, 1e-15 to 1e.15, found"),
+        ({"lr": 1e-60}, "--lr"),
+        ({"weight_decay": 1e300}, "--weight-decay.*, or 0"),
+        ({"clip": 1e-300}, "--clip.*, or 0"),
+        ({"lora": 999_999_999}, "--lora: breaks its rule .expected a whole number from 1 to"),
     ],
     ids=str,
 )

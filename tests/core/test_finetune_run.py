@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import errno
+import io
 import json
 import os
 import signal
@@ -274,8 +276,24 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
     with pytest.raises(WriteError, match="no such folder"):
         RunFolder(tmp_path / "none" / "out", resume=False).require_usable()
     (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="file: could not be written"):
+    with pytest.raises(WriteError, match=r"file: could not be written.*A file stands in the way"):
         RunFolder(tmp_path / "file", resume=False).require_usable()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_of_it(tmp_path):
+    """The disk is full: what was written of it is given back, and the checkpoint before it stands."""
+    first, _ = run(tmp_path / "out", stop_at=3)
+    progress = dataclasses.replace(first.progress, step=6)
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        (path / "model.safetensors").write_bytes(bytes(1000))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RunFolder(tmp_path / "out", resume=True) as place:
+        with pytest.raises(WriteError, match=r"step-00000006: could not be written: No space left.*Free some space"):
+            place.save(progress, identity(), first.rows, write=write)
+        assert names(place.checkpoints) == ["step-00000003"]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
@@ -388,6 +406,27 @@ def test_a_damaged_curve_is_refused(tmp_path, text):
 def test_a_curve_is_drawn():
     one = draw_curve([("", rows())], title="a curve")
     assert one.startswith(b"\x89PNG") and one != draw_curve([("", rows(3))], title="a curve")
+
+
+def coloured(picture: bytes, color: str) -> np.ndarray:
+    """Which of a picture's points are of a color, below and to the left of the legend."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.image import imread
+
+    points = imread(io.BytesIO(picture))[:, :, :3]
+    height, width, _ = points.shape
+    return (np.abs(points - to_rgb(color)) < 0.08).all(2)[height // 3 :, : width * 2 // 3]
+
+
+def test_a_run_of_one_update_and_any_folders_name_are_drawn():
+    """A line through one point would show nothing; $ begins mathematics, and a font lacks letters."""
+    picture = draw_curve([("", rows(1))], title="C:\\$\\frac$_^ 模型 " + "long " * 40)
+    assert coloured(picture, "C0").any()
+
+
+def test_curves_that_are_the_same_all_show():
+    picture = draw_curve([(name, rows(40)) for name in ("PyTorch", "TensorFlow", "Flax")], title="three")
+    assert all(coloured(picture, color).sum() > 800 for color in ("C0", "C1", "C2"))
 
 
 def test_where_matplotlib_is_missing_the_picture_is_left_out_with_a_word(monkeypatch):

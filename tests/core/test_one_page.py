@@ -14,7 +14,7 @@ from gptj.checkpoint import write_checkpoint
 from gptj.command import invariance, one_folder
 from gptj.command.main import gptj_command
 from gptj.parity.differences import compare_traces
-from gptj.parity.findings import Findings, LadderRung, MatrixRow
+from gptj.parity.findings import Findings, LadderRung, MeasureFound
 from gptj.parity.gather import join_findings
 from gptj.parity.oracle import Oracle
 from gptj.parity.report import Measure, ParityReport
@@ -65,7 +65,7 @@ def asked(folder, inside, monkeypatch):
 
     def run_matrix(directory, backends, *, dtype, **_):
         runs.append(("matrix", tuple(backends), dtype))
-        row = MatrixRow("pt", "cached", "logits", 1e-7, 2e-6, True)
+        row = MeasureFound("pt", "cached", "logits", 1e-7, 2e-6, True)
         return Findings("holds", "all 1 rows hold", str(directory), CONFIG.to_dict(), {}, ("a note",), matrix=(row,))
 
     def run_ladder(directory, backends, **_):
@@ -127,7 +127,7 @@ def test_json_on_stdout_has_the_parts_too(folder, asked):
 
 
 def test_a_row_that_differs_is_the_verdict_of_all(folder, asked, monkeypatch, tmp_path):
-    wrong = Findings("differs", "a row differs", matrix=(MatrixRow("pt", "cached", "logits", 1.0, 0.1, False),))
+    wrong = Findings("differs", "a row differs", matrix=(MeasureFound("pt", "cached", "logits", 1.0, 0.1, False),))
     monkeypatch.setattr("gptj.parity.matrix.run_matrix", lambda *_, **__: wrong)
     done = run(folder, "--matrix", "--html", tmp_path / "p.html", "--json")
     assert done.exit_code == 1 and '"passed": false' in done.output

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import html
 import itertools
+import math
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import finding_samples
 import pytest
 
 from gptj.errors import InputError, WriteError
-from gptj.parity.findings import Findings, PairFound, TapFound
+from gptj.parity.findings import Findings, MatrixRow, PairFound, TapFound
 from gptj.parity.reports import page as page_module
 from gptj.parity.reports.junit import render_junit
 from gptj.parity.reports.line_chart import Line, line_chart
@@ -137,6 +138,51 @@ class TestPage:
         shares = [share_of(tap) for tap in taps]
         assert [share.level for share in shares] == [*range(7)]
         assert [share.text for share in shares] == ["0", "<1%", "5%", "90%", "✗ 9×", "✗● 9×", "?"]
+
+    def test_a_backend_has_one_column_of_the_matrix_and_its_own_worst_parameter_stands_in_its_cell(self):
+        rows = (
+            MatrixRow("pt", "gradients", "wte", 1e-7, 1e-6, True),
+            MatrixRow("tf", "gradients", "ln_f", 2.0, 1.0, False, "[3]"),
+            MatrixRow("pt", "cached", "logits", 0.0, 1.0, True),
+            MatrixRow("tf", "cached", "logits", 0.5, 1.0, True),
+            MatrixRow("pt", "gradient against oracle", "a", 1.0, 2.0, True),
+            MatrixRow("pt", "gradient against oracle", "b", 1.0, 2.0, True),
+        )
+        found = Findings("differs", "one differs", matrix=rows)
+        page = Page(render_page(found))
+        heads = [data for place, data in page.texts if place == "th"]
+        assert heads == ["two ways", "of", "pt", "tf", "gradients", "cached", *["gradient against oracle"] * 2]
+        assert (
+            "✓ 1.0e-07 of 1.0e-06" in page.text and "✗ 2.0e+00 of 1.0e+00" in page.text and "ln_f at [3]" in page.text
+        )
+        assert [line.split() for line in render_text(found).splitlines()[-5:]] == [
+            ["pt", "tf"], ["gradients", "✓", "1.0e-07", "10%", "✗", "2.0e+00"],
+            ["cached:", "logits", "✓", "0", "✓", "5.0e-01", "50%"],
+            ["gradient", "against", "oracle:", "a", "✓", "1.0e+00", "50%", "-"],
+            ["gradient", "against", "oracle:", "b", "✓", "1.0e+00", "50%", "-"],
+        ]  # fmt: skip
+        twice = dataclasses.replace(found, matrix=rows[:1] * 2)
+        odd = tuple(dataclasses.replace(rows[0], limit=limit) for limit in (math.nan, math.inf, None, 0.0, 5e-324))
+        assert "✓ 1.0e-07, ✓ 1.0e-07 0%" in render_text(dataclasses.replace(found, matrix=odd))
+        assert "✓ 1.0e-07 10%, ✓ 1.0e-07 10%" in render_text(twice) and render_page(twice).count("✓ 1.0e-07 of") == 2
+
+    def test_lines_of_a_chart_are_told_apart_without_colour_and_labels_do_not_meet(self):
+        lines = [Line(name, [1.0, 2.0]) for name in "abcd"] + [Line("bound", [3.0, 3.0], dashed=True)]
+        chart = Page(line_chart("t", ["0", "1"], lines, marks=(1, 1, 7)))
+        corners = [len(str(one["points"]).split()) for one in chart.all("polygon")]
+        assert corners == [4, 4, 3, 3, 4, 4] and len(chart.all("circle")) == 2
+        assert [data for place, data in chart.texts if place == "span"] == [*"●■▲◆", "╌╌"]
+        assert len(chart.all("line", **{"class": "mark"})) == 1
+        many = Page(line_chart("t", [f"a long name {n}" for n in range(99)], [Line("a", [1.0] * 99)]))
+        drawn = [data for place, data in many.texts if data.startswith("a long name")]
+        assert 3 < len(drawn) < 8 and drawn[0] == "a long name 0"
+
+    def test_many_measures_that_hold_are_folded_and_open_where_one_does_not(self):
+        one = finding_samples.holding().measures[0]
+        for wrong in (False, True):
+            measures = (*[one] * 20, dataclasses.replace(one, holds=not wrong))
+            [details] = Page(render_page(Findings("differs", "x", measures=measures))).all("details")
+            assert ("open" in details) == wrong
 
     def test_no_number_is_lost_where_it_is_not_finite(self):
         text = Page(render_page(finding_samples.full())).text

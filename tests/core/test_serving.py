@@ -583,6 +583,28 @@ def test_larger_caches_are_met_behind_the_engine():
         assert {(decoder.batch, decoder.slots) for decoder in model.decoders} >= set(sizes(model.config, 2))
 
 
+def test_larger_caches_are_met_with_each_adapter_which_the_engine_alone_brings_into_use():
+    model, used = ToyModel(n_positions=1024, slow_s=0.001), []
+    made = []  # the adapter at work, and the size
+    make = model._decoder
+
+    def make_and_tell(batch: int, capacity: int) -> Any:
+        decoder = make(batch, capacity)
+        made.append((used[-1][0], decoder.batch, decoder.slots))
+        return decoder
+
+    model._decoder = make_and_tell  # type: ignore[method-assign]
+    with Served(
+        model, most_rows=2, use_adapter=lambda name: used.append((name, threading.current_thread().name))
+    ) as served:
+        thread = warm_up_behind(served.engine, ["one", "two"])
+        while thread.is_alive():
+            assert served.post(prompt=PROMPT, max_tokens=2)[0] == 200
+        assert served.engine.met_slots is None
+    assert {name for _, name in used} == {"gptj-engine"}
+    assert {(name, *size) for name in (None, "one", "two") for size in sizes(model.config, 2)} <= {*made}
+
+
 def test_the_end_waits_for_what_was_begun_and_takes_no_more():
     served = Served(ToyModel(slow_s=0.01), most_rows=1)
     with served:

@@ -377,6 +377,7 @@ def test_an_answer_that_takes_too_long_is_given_up():
     with Served(ToyModel(slow_s=0.05), limits=Limits(answer_s=0.3)) as served:
         status, answer = served.post(prompt="Once", max_tokens=100, temperature=0)
         assert (status, check_error(answer)["code"]) == (504, "timeout")
+        assert served.last_headers["x-should-retry"] == "false"
         with served.streamed(prompt="Once", max_tokens=100, temperature=0) as events:
             *_, last = events
         assert last["error"]["code"] == "timeout"

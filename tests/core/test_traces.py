@@ -140,7 +140,7 @@ def test_two_lines_that_mean_one_name_are_refused(tmp_path, config):
 def test_two_tensors_cannot_be_one_tap(tmp_path, config):
     (tmp_path / "n.toml").write_text("[[tap]]\nfrom = 'h.{block}.k'\nto = 'h.{block}.q'")
     write_sample(tmp_path / "t", config)
-    with pytest.raises(SchemaError, match="two tensors are one tap"):
+    with pytest.raises(SchemaError, match="two tensors of one tap"):
         open_trace(tmp_path / "t", TapNames.from_file(tmp_path / "n.toml"))
 
 

@@ -2,6 +2,7 @@
 
     python tests/documents/house.py            # the picture as it stands
     python tests/documents/house.py --arrows   # and which room imports which
+    python tests/documents/house.py --write    # put the floors into CONTRIBUTING.md
 
 A room is a folder of the package, or a file that lies beside the folders; the doors of `gptj_conversion` are one room.
 An arrow is a room that imports another, wherever in a file, for type checkers too. A floor is as many rooms as the
@@ -15,7 +16,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from page_parts import ROOT, Part
+
+FLOORS = Part("CONTRIBUTING.md", "floors", "tests/documents/house.py")
 PACKAGES = {"gptj": ROOT / "src" / "gptj", "gptj_conversion": ROOT / "conversion" / "gptj_conversion"}
 FRONT = {"gptj", "gptj.__main__"}
 """The package's own door, which every import passes through; no room, and no part of a circle."""
@@ -125,8 +128,16 @@ def lines_by_room() -> dict[str, int]:
     return counted
 
 
+def list_floors(rooms: Mapping[str, set[str]]) -> str:
+    """The rooms of each floor as a block of text, the highest first."""
+    lines = [" ".join(floor) for floor in reversed(floors(rooms))]
+    return "\n".join(["```text", *lines, "```"])
+
+
 def main() -> None:
     graph = module_graph()
+    if "--write" in sys.argv:
+        FLOORS.write(list_floors(room_graph(graph)))
     rooms = room_graph(graph)
     lines = lines_by_room()
     print(f"{len(rooms)} rooms, {sum(map(len, rooms.values()))} arrows, {sum(lines.values())} lines of product")

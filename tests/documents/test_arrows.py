@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -95,6 +96,20 @@ MODULES = house.modules()
 
 def test_every_arrow_between_rooms_is_in_the_table():
     assert breaches(house.room_graph(house.module_graph())) == []
+
+
+def test_the_map_has_the_floors_as_they_are():
+    made = house.list_floors(house.room_graph(house.module_graph()))
+    assert house.FLOORS.place(made) == house.FLOORS.read_page(), "run: python tests/documents/house.py --write"
+
+
+def test_the_paths_of_the_map_are_files_that_are_there():
+    page = house.FLOORS.read_page()
+    named = set(
+        re.findall(r"`((?:\w+/)+\w+\.py)`", page[page.index("### A weight's path") : page.index("## What the")])
+    )
+    roots = house.ROOT / "src" / "gptj", house.ROOT / "conversion", house.ROOT / "conversion" / "gptj_conversion"
+    assert len(named) > 40 and [path for path in named if not any((root / path).is_file() for root in roots)] == []
 
 
 def test_every_room_of_the_table_is_there():

@@ -333,7 +333,7 @@ class TestTheReport:
         other = dataclasses.replace(
             right, backend="tf", probe=dataclasses.replace(probe, input_ids=(probe.input_ids + 1) % 200)
         )
-        with pytest.raises(InputError, match="tf: input_ids: was asked something else"):
+        with pytest.raises(InputError, match="tf: input_ids: answers another probe"):
             compare_records([right, other], oracle)
 
     def test_dtypes_that_differ_are_refused(self, oracle, right):
@@ -420,7 +420,7 @@ class TestProbe:
             probe.check(revealing_config(vocab_size=8))
         with pytest.raises(InputError, match=r"new_tokens: does not fit .*found 3000"):
             dataclasses.replace(probe, new_tokens=3000).check(CONFIG)
-        with pytest.raises(InputError, match="prefill: leaves nothing to step"):
+        with pytest.raises(InputError, match="prefill: leaves no token for steps"):
             dataclasses.replace(probe, prefill=24).check(CONFIG)
 
     def test_it_comes_back_from_a_file_and_another_file_is_refused(self, probe, tmp_path):

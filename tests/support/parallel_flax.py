@@ -71,6 +71,7 @@ def main(folder: str, saved: str, *meshes: str) -> None:
                 )
                 for s in ({}, {"do_sample": True, "seed": 3})
             ]
+            facts |= adapted(model, whole, Path(saved) / "adapter")
             drawn = to_numpy(model.generate(IDS, max_new_tokens=6, do_sample=True))
             facts["one_draw"] = len(set(parallel.gather_texts(str(drawn.tolist())))) == 1
         else:
@@ -88,6 +89,21 @@ def main(folder: str, saved: str, *meshes: str) -> None:
     if processes.rank == 0:
         print(json.dumps(found))
     parallel.leave_processes()
+
+
+def adapted(model: Any, whole: Any, adapter: Path) -> dict[str, Any]:
+    for one in (model, whole):
+        one.load_adapter(adapter)
+    mine, theirs = (to_numpy(one.generate(IDS, max_new_tokens=6)) for one in (model, whole))
+    logits, expected = to_numpy(model(IDS).logits), to_numpy(whole(IDS).logits)
+    trained = to_numpy(model(IDS, train=True).logits)
+    for one in (model, whole):
+        one.delete_adapter("default")
+    base = to_numpy(whole(IDS).logits)
+    differences = {"adapted": logits - expected, "moved": expected - base, "after": to_numpy(model(IDS).logits) - base}
+    differences["in training"] = trained - expected
+    facts = {name: float(np.abs(array).max()) for name, array in differences.items()}
+    return {**facts, "adapted_tokens": bool((mine == theirs).all())}
 
 
 def rows_facts(model: Any, whole: Any) -> dict[str, Any]:

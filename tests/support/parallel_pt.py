@@ -41,7 +41,7 @@ def main(folder: str, checkpoints: str, *meshes: str) -> None:
         model = gptj.GPTJForCausalLM.from_pretrained(folder, mesh=mesh, strategy=strategy)
         facts: dict[str, Any] = {"read": sum(read), "held": held_numbers(model), "table": table_numbers(model)}
         if strategy == "tp":
-            facts |= compute(model, whole)
+            facts |= compute(model, whole) | adapted(model, whole, Path(checkpoints) / "adapter")
         else:
             facts |= train(model, whole, Path(checkpoints), words)
             facts["loaded"] = (
@@ -106,6 +106,22 @@ def compute(model: Any, whole: Any) -> dict[str, Any]:
         "tokens": same,
         "one_draw": all(torch.equal(other, drawn) for other in others),
         "attentions": float((attentions - expected).abs().max()),
+    }
+
+
+def adapted(model: Any, whole: Any, adapter: Path) -> dict[str, Any]:
+    for one in (model, whole):
+        one.load_adapter(adapter)
+    mine, theirs = (one.generate(IDS, max_new_tokens=8) for one in (model, whole))
+    logits, expected = model(IDS).logits, whole(IDS).logits
+    for one in (model, whole):
+        one.delete_adapter("default")
+    base = whole(IDS).logits
+    return {
+        "adapted": float((logits - expected).abs().max()),
+        "moved": float((expected - base).abs().max()),
+        "adapted_tokens": bool((mine == theirs).all()),
+        "after": float((model(IDS).logits - base).abs().max()),
     }
 
 

@@ -131,7 +131,7 @@ class Served:
         return self.ask("POST", path, given, {"Content-Type": "application/json", **(headers or {})})
 
     def ask(self, method: str, path: str, body: bytes | None = None, headers: Any = None) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=240)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -156,7 +156,7 @@ class Served:
     @contextlib.contextmanager
     def streamed(self, path: str = "/v1/completions", **members: Any) -> Iterator[Iterator[Any]]:
         """The events of a stream as they come; leaving the block closes the connection."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=240)
         try:
             body = json.dumps({"model": "tiny", "stream": True, **members})
             connection.request("POST", path, body, {"Content-Type": "application/json"})

@@ -96,7 +96,7 @@ def _describe_versions(versions: dict[str, str | None], extra: str) -> str:
 
 
 def examine() -> Examination:
-    """Look around without importing a framework."""
+    """Examine the installation, without importing a framework."""
     total, free = memory()
     return Examination(
         platform=f"{platform.python_version()} on {platform.system()} {platform.machine()}",

@@ -120,6 +120,8 @@ def finetune(
         settings = Settings(**options)
     except InputError as error:
         raise click.UsageError(str(error)) from None
+    if settings.eval_every is not None and evaluation is None:
+        raise click.UsageError("--eval-every: nothing is measured; give --eval too.")
     check_axes(strategy, dp, tp)
     backend = choose_backend(backend)
     check_surroundings(backend)
@@ -128,7 +130,7 @@ def finetune(
         if strategy is not None:
             if backend == "tf":
                 raise InputError(
-                    "nothing trains cut in TensorFlow",
+                    "TensorFlow trains no model in parts",
                     where="--strategy",
                     expected="--backend pt or flax",
                     hint="Train the same folder there; docs/scale.md has a loop of TensorFlow's own over copies",

@@ -243,7 +243,7 @@ class OpenedModel:
         return model
 
     def tokens(self, jobs: Sequence[Job], batch_size: int = 1) -> int:
-        """The most steps that continuing them takes, a batch at a time."""
+        """The most decoding steps that the jobs take, a batch at a time."""
         new = [job.config.total_length(len(job.ids), self.model_config.n_positions) - len(job.ids) for job in jobs]
         return sum(max(new[start : start + batch_size]) for start in range(0, len(new), batch_size))
 

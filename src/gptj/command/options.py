@@ -394,7 +394,7 @@ DtypeChoice = Names(PARAMETER_DTYPES, called=DTYPES_CALLED)
 def require_different(
     context: click.Context, option: click.Parameter, names: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
-    """The names of an option that takes several, each of them there once."""
+    """The values of an option that takes several, which must differ."""
     if names is not None and len(set(names)) != len(names):
         raise click.BadParameter(f"{shown(','.join(names))} names one twice")
     return names

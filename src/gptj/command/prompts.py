@@ -86,7 +86,8 @@ def read_lines(file: str, of_members: OfMembers | None = None) -> list[Prompt]:
     name, data = _read(file)
     text, filled = decode_lines(data, file=name)
     if not filled:
-        raise InputError("no prompt", file=name, expected="a prompt a line")
+        what = "prompt" if of_members is None else "text"
+        raise InputError(f"no {what}", file=name, expected=f"a {what} a line")
     if _beginning(filled[0][1]) == "{":
         return [_from_json(line, name, number, of_members or _of_members) for number, line in filled]
     _check_text(text, filled, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
         **{name: options[name] for name in ("backend", "dtype", "quantize", "device", "allow_special", "any_token")},
         mmap=not options["no_mmap"],
     )
-    opened = OpenedModel(request, needs_tokenizer=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no chat template is applied")  # here one is
+        opened = OpenedModel(request, needs_tokenizer=False)
     base = servable(opened.config)
     adapters = named_folders(options["adapters"])
     for folder in adapters.values():
@@ -139,8 +142,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
             with waiting(f"compiling for {options['max_batch']} rows") as say:
                 for one in (None, *adapters):
                     warm_up(engine, say, adapter=one)
-            if not adapters:
-                warm_up_behind(engine)
+            warm_up_behind(engine, [*adapters])
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         write_text(f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n")
         server.serve_on(listener)

@@ -54,8 +54,8 @@ def check_strategy_options(said: Any) -> None:
         click.UsageError: naming them.
     """
     check_axes(said.strategy, said.dp, said.tp)
-    if said.strategy is not None and (said.quantize or said.adapter):
-        raise click.UsageError("--strategy is for the model as it is: leave out --quantize and --adapter.")
+    if said.strategy is not None and said.quantize:
+        raise click.UsageError("--strategy is for the model as it is: leave out --quantize.")
     if said.strategy is not None and said.device != "auto":
         raise click.UsageError("With --strategy the processes say where it runs: leave out --device.")
 
@@ -145,6 +145,10 @@ def together(request: Any) -> Iterator[Any]:
     if request.strategy is None:
         yield request
         return
+    if request.adapter is not None and choose_backend(request.backend) == "tf":
+        hint = "gptj adapter merge DIR ADAPTER OUT makes one model of both"
+        problem = "nothing is beside a cut matrix in TensorFlow"
+        raise InputError(problem, where="--adapter", expected="--backend pt or flax", hint=hint)
     with joined(request.backend) as (backend, parallel):
         seed = parallel.share_number(secrets.randbits(62)) if request.seed is None else request.seed
         dp, tp = complete(request.dp, request.tp, parallel.count_devices())

@@ -56,7 +56,7 @@ _LOCK = ".gptj-finetune-lock"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Identity:
-    """All that a run is, beside its place: a resumed one must be the same.
+    """The facts of a run but for its progress: a resumed one must have the same.
 
     Attributes:
         backend: the framework.
@@ -153,7 +153,7 @@ class Saved:
             progress.check(self.step)
         except (TypeError, ValueError, KeyError) as error:
             raise FormatError(
-                f"not the place of a run: {error}", file=self.folder / _TRAINING, where="progress"
+                f"not a run's progress: {error}", file=self.folder / _TRAINING, where="progress"
             ) from None
         return progress
 
@@ -319,12 +319,16 @@ class RunFolder:
         final = self.path_of(progress.step)
         if not final.exists():  # else of a resumed run that had nothing left to do
             try:
-                write(self.stage_of(progress.step))
-            except OSError as error:
-                if isinstance(error, WriteError):
-                    raise
-                raise write_error(final, error) from error
-            self.finish(progress, identity, rows)
+                try:
+                    write(self.stage_of(progress.step))
+                except OSError as error:
+                    if isinstance(error, WriteError):
+                        raise
+                    raise write_error(final, error) from error
+                self.finish(progress, identity, rows)
+            except Exception:  # what is there of it may be what the disk has no room for
+                shutil.rmtree(self.stage_of(progress.step), ignore_errors=True)
+                raise
         return final
 
     def stage_of(self, step: int) -> Path:

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import io
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ __all__ = ["Row", "can_draw", "curve_text", "draw_curve", "read_curve", "write_c
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """An update.
+    """The losses, rate and pace of one update.
 
     Attributes:
         step: its number, from 1.
@@ -97,6 +98,9 @@ def read_curve(path: Path) -> list[Row]:
         raise FormatError(f"no loss curve: {error}", file=path) from None
 
 
+_FEW, _LONGEST_TITLE = 25, 80
+
+
 def can_draw() -> bool:
     """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
@@ -106,6 +110,7 @@ def draw_curve(curves: Sequence[tuple[str, Sequence[Row]]], *, title: str) -> by
     """A PNG of curves by their names: losses above, the learning rate below. Needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -114,21 +119,32 @@ def draw_curve(curves: Sequence[tuple[str, Sequence[Row]]], *, title: str) -> by
     for number, (name, rows) in enumerate(curves):
         steps = [row.step for row in rows]
         color, label = f"C{number}", f"{name}: training" if name else "training"
-        style = {"color": color, "linestyle": styles[number % 3], "linewidth": 1.2}
+        width = max(1.2, 1.2 * (len(curves) - number))  # those below show beside those above, where they are the same
+        style = {"color": color, "linestyle": styles[number % 3], "linewidth": width}
+        if len(rows) <= _FEW:  # of one, a line shows nothing
+            style |= {"marker": ".", "markersize": 4 + 2 * width}
         upper.plot(steps, [row.loss for row in rows], label=label, alpha=0.8, **style)
         measured = [(row.step, row.eval_loss) for row in rows if row.eval_loss is not None]
         if measured:
             label = f"{name}: evaluation" if name else "evaluation"
-            marks = {"color": "C3" if len(curves) == 1 else color, "marker": "o", "markersize": 4}
+            marks = {
+                "color": "C3" if len(curves) == 1 else color,
+                "marker": "o",
+                "markersize": 4 + 4 * (len(curves) - 1 - number),
+            }
             upper.plot(*zip(*measured, strict=True), label=label, **marks)
         lower.plot(steps, [row.learning_rate for row in rows], **style)
     upper.set_ylabel("loss (nats per token)")
-    upper.set_title(title)
+    short = title if len(title) <= _LONGEST_TITLE else f"…{title[1 - _LONGEST_TITLE :]}"
+    upper.set_title(short, parse_math=False)  # a folder's name may have $ in it
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     upper.legend()
     upper.grid(alpha=0.3)
     lower.set_ylabel("learning rate")
     lower.set_xlabel("update")
     lower.grid(alpha=0.3)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box
+        figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()

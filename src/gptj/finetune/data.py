@@ -33,6 +33,7 @@ _LARGEST_FILE_BYTES = 1_000_000_000
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _TEXT_SUFFIXES = (".txt", ".md")
+_TABLE_SUFFIXES = (".csv", ".tsv")
 
 _FORMS = '{"text": ...} or {"prompt": ..., "completion": ...}'
 
@@ -58,8 +59,8 @@ class Document:
 def read_documents(path: Path) -> list[Document]:
     """The documents of a file.
 
-    .jsonl, .ndjson and .json are JSON lines, .txt and .md are text; any other is JSON lines where its first filled
-    line begins as one does.
+    .jsonl, .ndjson and .json are JSON lines, .txt and .md are text, .csv and .tsv are refused; any other is JSON lines
+    where its first filled line begins as one does.
 
     Raises:
         InputError: there is nothing in it, or a line is not what it should be; it names the line.
@@ -70,6 +71,9 @@ def read_documents(path: Path) -> list[Document]:
     if not lines:
         raise InputError("nothing to learn", file=path, expected=f"text, or JSON lines: {_FORMS}", found="no text")
     suffix = path.suffix.lower()
+    if suffix in _TABLE_SUFFIXES:
+        hint = "Write a JSON object a line; as mere text, name it .txt"
+        raise InputError("a table", file=path, expected=f"text, or JSON lines: {_FORMS}", found=suffix, hint=hint)
     if suffix in _JSON_SUFFIXES or (suffix not in _TEXT_SUFFIXES and _is_meant_as_json(text, lines[0][1])):
         return _from_json(lines, path)
     return [Document(text.replace("\r\n", "\n"))]
@@ -97,6 +101,11 @@ def _from_json(lines: list[tuple[int, str]], path: Path) -> list[Document]:
         hint = "jq -c '.[]' makes lines of an array"
         raise InputError(
             "a JSON array in place of lines", file=path, where=f"line {lines[0][0]}", expected=_FORMS, hint=hint
+        )
+    if lines[0][1].strip() == "{":
+        hint = "jq -c . makes a line of each"
+        raise InputError(
+            "a JSON object over several lines", file=path, where=f"line {lines[0][0]}", expected=_FORMS, hint=hint
         )
     unused: dict[str, int] = {}
     documents = [_document(line, path, number, unused) for number, line in lines]
@@ -154,7 +163,7 @@ class Windows:
 
     @property
     def learnt(self) -> int:
-        """Tokens that are predicted."""
+        """The number of tokens that the loss is taken of."""
         return int((self.labels[:, 1:] != IGNORED_LABEL).sum())
 
     @property

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 import gptj
-from gptj.adapters import Adapter, read_adapter, write_adapter
+from gptj.adapters import Adapter, adapter_rows, read_adapter, write_adapter
+from gptj.adapters.files import is_adapter
 from gptj.adapters.merge import read_companions
 from gptj.backends import choose_backend, install_line
 from gptj.config import GPTJConfig
-from gptj.errors import InputError, shown
+from gptj.errors import InputError, WriteError, shown
 from gptj.finetune.checkpoints import CURVE_FILE, PARTS, Identity, RunFolder, Saved, write_moments
 from gptj.finetune.curve import can_draw, curve_text, draw_curve, perplexity, write_curve
 from gptj.finetune.data import Batches, Windows, describe, make_windows, read_documents
@@ -40,7 +42,7 @@ PICTURE = "loss.png"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The end of a run.
+    """The result of a run.
 
     Attributes:
         folder: OUT.
@@ -148,9 +150,38 @@ def _begin(job: _Job, run: RunFolder, resume: bool, note: Callable[[str], None])
         note(f"goes on from update {saved.step} of {job.steps}")
     elif resume:
         note(f"{run.folder}: no checkpoint yet, so it begins at the beginning")
+    _require_room(job, run.folder, saved)
     for sentence in job.describe():
         note(sentence)
     return saved
+
+
+def _require_room(job: _Job, folder: Path, saved: Saved | None) -> None:
+    """Refuse a run for whose checkpoints the disk has no room, as well as can be known before it.
+
+    Raises:
+        WriteError: with how many bytes would do.
+    """
+    settings = job.settings
+    rows = adapter_rows(settings.adapter_config(), job.config) if settings.lora else schema(job.config)
+    numbers = sum(row.size for row in rows)
+    left = job.steps - (0 if saved is None else saved.step)
+    checkpoint, model = 12 * numbers, 4 * numbers  # a float32 of each parameter, and two moments
+    if left == 0:
+        need = model
+    elif saved is not None:
+        need = checkpoint  # beside the one that is there
+    else:
+        need = checkpoint + (checkpoint if left > (settings.save_every or max(1, job.steps // 10)) else model)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:  # some network file systems do not say
+        return
+    if free < need:
+        hint = "Free some space, or give an OUT on another disk"
+        raise WriteError(
+            "no room for its checkpoints", file=folder, expected=f"{need:,} bytes free", found=f"{free:,}", hint=hint
+        )
 
 
 def _is_in_parts(folder: Path) -> bool:
@@ -218,6 +249,9 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
     directory = locate(directory)
     if not os.path.lexists(directory):
         raise missing_folder(directory, "no such directory")
+    if is_adapter(directory):
+        hint = "Give its base; model.load_adapter(DIR, is_trainable=True) trains it further in a loop of yours"
+        raise InputError("a LoRA adapter without its base model", where=str(directory), hint=hint)
     config = GPTJConfig.from_file(directory)
     tokenizer = GPTJTokenizer.from_pretrained(directory)
     tokenizer.check_fits(config)
@@ -229,10 +263,23 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
     def windows_of(path: Path) -> Windows:
         return make_windows(path, read_documents(path), tokenizer, length=length, pack=settings.pack)
 
+    if settings.lora is not None and settings.lora > config.n_embd:
+        expected = f"at most n_embd = {config.n_embd}"
+        hint = "A larger rank adds nothing; without --lora all is trained"
+        raise InputError("more than a matrix has", where="--lora", expected=expected, found=settings.lora, hint=hint)
     training = windows_of(data)
     measured = None if evaluation is None else windows_of(evaluation)
     batches = Batches(training, settings.batch, settings.accumulate, settings.seed)
     steps = settings.steps or (settings.epochs or 1) * batches.per_epoch
+    if settings.warmup > steps:
+        hint = "Its share of all updates may be said too: 0.03"
+        raise InputError(
+            "longer than the run",
+            where="--warmup",
+            expected=f"at most {steps}",
+            found=f"{settings.warmup:g}",
+            hint=hint,
+        )
     files = read_companions(directory)
     model = {"config_sha256": config.architecture_sha256}
     if settings.lora:  # whose base is read again, and must be the same

@@ -55,7 +55,7 @@ class TrainingStep(Protocol):
         """The mean loss of a batch."""
 
     def settled(self) -> Any:
-        """The model, with its parameters as they are trained by now."""
+        """The model with its trained parameters put in."""
 
     def read(self, name: str) -> NDArray[Any]:
         """A trained parameter by its name, in float32."""
@@ -69,7 +69,7 @@ class TrainingStep(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The place of a run.
+    """The progress of a run.
 
     Attributes:
         step: updates that are over, those left out for an overflow included.
@@ -110,7 +110,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """A line about an update, for whoever waits.
+    """The facts of an update, for a line of progress.
 
     Attributes:
         row: the update.
@@ -129,7 +129,7 @@ class Report:
 
 
 class Training:
-    """A run in the making.
+    """A run of training.
 
     Args:
         step: the wing's.

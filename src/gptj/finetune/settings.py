@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptj.adapters import AdapterConfig
-from gptj.errors import InputError, did_you_mean, shown
+from gptj.errors import ConfigError, InputError, did_you_mean, shown
 
 __all__ = ["BETA_1", "BETA_2", "DTYPES", "EPSILON", "SCHEDULES", "Settings", "option_of"]
 
@@ -18,13 +18,16 @@ DTYPES = ("float32", "bfloat16", "float16")
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 """AdamW's constants, torch.optim.AdamW's own defaults."""
 
+_LEAST, _MOST = 1e-15, 1e15
+"""Beyond, a number or its product with another is 0 or infinite in float32, in one framework before the others."""
+
 LR, LORA_LR = 2e-5, 2e-4
 """Peak learning rates where none is said: of all parameters, and of an adapter, which bears ten times as much."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything beside the model, the data and the framework that decides what comes out.
+    """The hyperparameters: all that decides the result beside model, data and framework.
 
     Attributes:
         steps: updates of the parameters; None for as many as `epochs` take.
@@ -70,8 +73,9 @@ class Settings:
     save_every: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "batch", "accumulate", "lora", "eval_every", "save_every"):
+        for name in ("steps", "epochs", "batch", "accumulate", "eval_every", "save_every"):
             self._check_whole(name, least=1)
+        self._check_whole("lora", least=1, most=2**16)
         self._check_whole("length", least=2)
         self._check_whole("seed", least=0, most=2**64 - 1)
         for name in ("lr", "warmup", "weight_decay", "clip", "lora_alpha"):
@@ -84,7 +88,7 @@ class Settings:
             if value not in known:
                 hint = did_you_mean(value, known) if isinstance(value, str) else None
                 raise InputError(
-                    "no such one", where=option_of(name), expected=" or ".join(known), found=shown(value), hint=hint
+                    "no such value", where=option_of(name), expected=" or ".join(known), found=shown(value), hint=hint
                 )
         if self.steps is not None and self.epochs is not None:
             raise InputError("given beside --steps", where="--epochs", hint="Give one of the two")
@@ -92,7 +96,11 @@ class Settings:
             if self.lora is None and getattr(self, name) is not None:
                 raise InputError("is of an adapter", where=option_of(name), hint="Give --lora too")
         if self.lora is not None:
-            self.adapter_config()  # which checks what an adapter has
+            try:
+                self.adapter_config()  # which checks what an adapter has
+            except ConfigError as error:
+                error.where = option_of("lora_alpha" if error.where == "lora_alpha" else "lora_targets")
+                raise
 
     def _refuse(self, name: str, expected: str) -> None:
         raise InputError("breaks its rule", where=option_of(name), expected=expected, found=shown(getattr(self, name)))
@@ -114,6 +122,8 @@ class Settings:
         fits = type(value) in (int, float) and math.isfinite(value) and (value > 0 if above else value >= 0)
         if not fits:
             self._refuse(name, "a number above 0" if above else "a number, 0 or above")
+        if value and name not in ("warmup", "lora_alpha") and not _LEAST <= value <= _MOST:
+            self._refuse(name, f"a number, {_LEAST:g} to {_MOST:g}" + ("" if above else ", or 0"))
         if name == "warmup" and value >= 1 and value != int(value):
             self._refuse(name, "a whole number of updates, or a share below 1")
 

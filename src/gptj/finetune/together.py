@@ -99,7 +99,7 @@ class Team:
         self.agree(require)
 
     def any(self, mine: bool) -> bool:
-        """Whether one of them says so."""
+        """Whether any process says so."""
         return any(self.parallel.gather_texts("yes" if mine else ""))
 
 

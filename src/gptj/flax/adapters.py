@@ -30,6 +30,8 @@ MATRICES, FACTS = "adapter", "adapter_facts"
 class LowRank:
     """scale B A of the adapter at work, beside the weight of a module that has variables.
 
+    Where devices share the sum over the weight's columns, they share that over A's: the result is in as many parts.
+
     Args:
         linear: the module, bound to its variables.
     """
@@ -39,7 +41,10 @@ class LowRank:
         self.linear = linear
 
     def __call__(self, x: Array, y: Array, train: bool = False) -> Array:
-        """`y` (..., out), the product of `x` (..., in), with what the adapter adds in its own precision."""
+        """`y`, the product of `x` (..., in), with what the adapter adds in its own precision.
+
+        It is (..., out), or (parts, ..., out).
+        """
         linear = self.linear
         if not linear.has_variable(MATRICES, "lora_A"):
             return y
@@ -50,7 +55,16 @@ class LowRank:
             kept = jax.random.bernoulli(linear.make_rng("dropout"), 1 - rate, x.shape)
             x = jnp.where(kept, x / (1 - rate), 0)
         scale = jnp.asarray(linear.get_variable(FACTS, "scale"), a.dtype)
-        return (y + scale * _product(_product(x, a), b)).astype(y.dtype)
+        return (y + scale * _product(_narrow(x, a, linear.parts), b)).astype(y.dtype)
+
+
+def _narrow(x: Array, a: Array, parts: int) -> Array:
+    """A `x`, or (parts, ..., r) of it, each part where its columns of A are."""
+    if parts == 1:
+        return _product(x, a)
+    cut = (x.reshape(*x.shape[:-1], parts, -1), a.reshape(len(a), parts, -1))
+    contracted = ((x.ndim,), (2,)), ((x.ndim - 1,), (1,))
+    return lax.dot_general(*cut, contracted, precision=lax.Precision.HIGHEST)
 
 
 def _product(x: Array, weight: Array) -> Array:
@@ -62,6 +76,7 @@ class AdapterMixin:
     """The hooks of `gptj.pretrained.adapted.Adapted`: an adapter's matrices are nested dicts of their own."""
 
     _held_adapters: HeldAdapters | None
+    _adapted_strategies = frozenset({"tp", "dp"})
 
     @property
     def adapter_params(self) -> Mapping[str, Any]:
@@ -120,10 +135,15 @@ class AdapterMixin:
     def _hold_adapter(
         self, name: str, config: AdapterConfig, arrays: list[tuple[AdapterRow, NDArray[Any], NDArray[Any]]]
     ) -> None:
+        from gptj.flax.parallel import cut_tensor
+
+        placement = self.placement  # type: ignore[attr-defined]
         matrices, facts = {}, {}
         for row, a, b in arrays:
             path = tuple(row.module.split("."))
-            matrices[*path, "lora_A"], matrices[*path, "lora_B"] = jax.device_put(a), jax.device_put(b)
+            for leaf, spec, array in (("lora_A", row.a, a), ("lora_B", row.b, b)):
+                whole = placement is None
+                matrices[*path, leaf] = jax.device_put(array) if whole else cut_tensor(array, spec, placement)
             facts[*path, "scale"] = np.asarray(row.scale, a.dtype)
             if config.lora_dropout:
                 facts[*path, "dropout"] = np.asarray(config.lora_dropout, np.float32)
@@ -140,7 +160,7 @@ class AdapterMixin:
     def _activate_adapter(self, name: str | None) -> None:
         model: Any = self
         if model.fast_path is not None:
-            model.fast_path.adapt(self.adapter_variables())
+            model.fast_path = model.fast_path.adapted(self.adapter_variables())
 
     def _drop_adapter(self, name: str) -> None:
         self._adapters.arrays.pop(name, None)

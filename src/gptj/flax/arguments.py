@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
-from gptj.flax.weights import Params, require_x64
+from gptj.flax.weights import Params, check_params
+from gptj.generation.decoder import built_alike
 from gptj.inputs.prepared import refusal
 from gptj.outputs import KVCache, object_or_tuple
 from gptj.taps import OVER_KEYS, TapCollector, split_tap
@@ -178,6 +179,16 @@ def choose_flags(
     return dict(zip(names, (*flags, bool(train)), strict=True))
 
 
+_BUILT_ALONE = ("base", "causal_lm")
+"""Heads whose modules read no field of the config but those that they are built by."""
+
+
+@functools.lru_cache(maxsize=256)
+def _alike(module: nn.Module) -> nn.Module:
+    """The module of all models that are built alike, so that they share what is compiled."""
+    return module.clone(config=built_alike(module.config))
+
+
 @functools.lru_cache(maxsize=256)
 def compile_module(module: nn.Module, **flags: bool) -> Callable[..., Any]:
     """`module` with these flags as a function (variables, arguments, dropout_rng), compiled once for each shape."""
@@ -203,8 +214,8 @@ def compute(
     rates = (config.embd_pdrop, config.attn_pdrop, config.resid_pdrop, adapter.lora_dropout if adapter else 0)
     if flags["train"] and dropout_rng is None and max(rates) > 0:
         raise InputError("needed for dropout", where="dropout_rng", expected="a jax random key", found="None")
-    for leaf in jax.tree.leaves(params):
-        require_x64(leaf.dtype, where="params")
+    if params is not None and model.fast_path is None:
+        check_params(params, config, model.head)
     if model.placement is not None:
         from gptj.flax.parallel import spread_rows
 
@@ -215,7 +226,7 @@ def compute(
     if past is not None and not isinstance(past.length, Array):
         arguments = arguments | {"past_key_values": dataclasses.replace(past, length=np.int32(past.length))}
     if model.fast_path is None:
-        run = compile_module(model.module, **flags)
+        run = compile_module(_alike(model.module) if model.head in _BUILT_ALONE else model.module, **flags)
         variables = {"params": model.params if params is None else params, **model.adapter_variables()}
         output = run(variables, arguments, dropout_rng)
     else:
@@ -250,8 +261,8 @@ def collect_taps(
 
     Keys beyond a fixed cache's length are cut off where that is known.
     """
-    for leaf in jax.tree.leaves(params):
-        require_x64(leaf.dtype, where="params")
+    if params is not None:
+        check_params(params, model.config, model.head)
     past: KVCache | None = arguments["past_key_values"]
     known = None if past is None else host(past.length)
     if past is not None and known is not None:

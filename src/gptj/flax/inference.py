@@ -13,6 +13,7 @@ microseconds in all.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -29,6 +30,7 @@ from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
 from gptj.flax.layers import Embedding, LayerNorm, Linear, multiply
 from gptj.flax.model import Attention, Block, make_attention_inputs
 from gptj.flax.weights import Params, flat, nested
+from gptj.generation.decoder import built_alike
 from gptj.inputs.prepared import check_quantize
 from gptj.outputs import CausalLMOutputWithPast, KVCache
 
@@ -183,20 +185,27 @@ class FastPath:
     """
 
     def __init__(self, module: Any, params: Params, adapter: Params) -> None:
-        self.module, self.config = module, module.config
+        self.config = built_alike(module.config)
+        self.module = module.clone(config=self.config)
         base = params["transformer"]
         self.embedding: Array = base["wte"]["weight"]
         self.dtype = np.dtype(self.embedding.dtype if module.dtype is None else module.dtype)
         self.blocks = [base["h"][str(n)] for n in range(self.config.n_layer)]
         outer = {"ln_f": base["ln_f"]} | ({"wte": base["wte"]} if self.config.tie_word_embeddings else {})
         self.exit = {"transformer": outer, "lm_head": params["lm_head"]}
-        self.adapt(adapter)
+        self.added = self._beside(adapter)
 
-    def adapt(self, adapter: Params) -> None:
-        """Compute with an adapter from now on; with no collections, with none."""
+    def adapted(self, adapter: Params) -> FastPath:
+        """The same with an adapter, or with no collections with none; this one, which decoders hold, stays as it is."""
+        path = copy.copy(self)
+        path.added = self._beside(adapter)
+        return path
+
+    def _beside(self, adapter: Params) -> list[Params]:
+        """The adapter's collections of each block."""
         trees = {kind: tree["transformer"]["h"] for kind, tree in adapter.items()}
         numbers = map(str, range(self.config.n_layer))
-        self.added = [{kind: tree[n] for kind, tree in trees.items() if n in tree} for n in numbers]
+        return [{kind: tree[n] for kind, tree in trees.items() if n in tree} for n in numbers]
 
     def __call__(
         self,

@@ -71,7 +71,7 @@ class Linear(nn.Module):
             start = nn.initializers.normal(self.deviation)
             weight = self.param("weight", start, (self.outputs, self.inputs), self.param_dtype)
         if self.parts > 1:
-            return self._in_parts(x, weight)
+            return LowRank(self)(x, self._in_parts(x, weight), train)
         y = multiply(x, weight.astype(x.dtype), (x.ndim - 1, 1))
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.outputs,), self.param_dtype).astype(y.dtype)

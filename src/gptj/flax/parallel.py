@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh as JaxMesh
 from jax.sharding import NamedSharding, PartitionSpec
+from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
@@ -92,6 +93,11 @@ def distribute(config: GPTJConfig, head: Head, read_part: ReadPart, placement: P
         return jax.make_array_from_callback(spec.shape, sharding_of(spec, placement), read)
 
     return {spec.name: jax.block_until_ready(make(spec)) for spec in schema(config, head)}
+
+
+def cut_tensor(array: NDArray[Any], spec: TensorSpec, placement: Placement) -> jax.Array:
+    """An array that every process has the whole of, of which each device gets its part."""
+    return jax.make_array_from_callback(spec.shape, sharding_of(spec, placement), lambda index: array[index])
 
 
 def cut_rows(array: Any, placement: Placement) -> jax.Array:

@@ -82,12 +82,8 @@ def require_x64(dtype: Any, *, where: str = "dtype") -> None:
         )
 
 
-for _output in (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    SequenceClassifierOutputWithPast,
-    QuestionAnsweringModelOutput,
-):
+for _output in (BaseModelOutputWithPast, CausalLMOutputWithPast, SequenceClassifierOutputWithPast,
+                QuestionAnsweringModelOutput):  # fmt: skip
     # jit, vmap and export take outputs apart; jax wants to be told how.
     jax.tree_util.register_dataclass(_output)
 jax.tree_util.register_dataclass(KVCache, data_fields=["keys", "values", "length"], meta_fields=["fixed"])
@@ -268,8 +264,7 @@ class PretrainedModel(AdapterMixin, Pretrained):
         """lm_head's weight (v, m), or None where the class has none."""
         if self.head != "causal_lm":
             return None
-        tied = self.config.tie_word_embeddings
-        return self.get_input_embeddings() if tied else self.params["lm_head"]["weight"]
+        return self.get_input_embeddings() if self.config.tie_word_embeddings else self.params["lm_head"]["weight"]
 
     @property
     def _embedding(self) -> str:
@@ -440,8 +435,10 @@ def check_params(params: Params, config: GPTJConfig, head: Head) -> None:
 
     Raises:
         SchemaError: naming all that are missing, unexpected and misshapen.
-        InputError: one is NumPy's float64 and jax has float64 switched off.
+        InputError: they are no arrays in nested dicts, or one is NumPy's float64 and jax has float64 switched off.
     """
+    if not isinstance(params, Mapping):
+        raise InputError("are none", where="params", expected="arrays in nested dicts", found=type(params).__name__)
     rows, found = schema_by_name(config, head), flat(params)
     kinds = {
         "missing": [name for name in rows if name not in found],
@@ -456,6 +453,8 @@ def check_params(params: Params, config: GPTJConfig, head: Head) -> None:
     if problems:
         raise SchemaError(f"they do not fit the model: {'; '.join(problems)}", where="params")
     for name, array in found.items():
+        if not hasattr(array, "dtype"):
+            raise InputError("no array", where=f"params: {name}", found=type(array).__name__)
         require_x64(array.dtype, where=f"params: {name}")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.config import GPTJConfig
+from gptj.config import BUILT_IN, GPTJConfig
 from gptj.errors import InputError
 from gptj.generation.held import HeldLogits
 from gptj.inputs import check_attention_mask, check_cache_room, check_cache_size, check_ids
@@ -30,6 +30,7 @@ __all__ = [
     "Mask",
     "Step",
     "Uncached",
+    "built_alike",
     "round_up",
     "round_up_columns",
     "round_up_slots",
@@ -129,6 +130,15 @@ def round_up(count: int, most: int, *, fewest: int = 1) -> int:
     count = max(count, fewest)
     power = 1 << (count - 1).bit_length()
     return min(power if power <= 256 else -(-count // 256) * 256, most)
+
+
+def built_alike(config: GPTJConfig) -> GPTJConfig:
+    """The fields of a config that a model is built by, and else defaults: all models of these share what is compiled.
+
+    >>> built_alike(GPTJConfig(eos_token_id=7)) == built_alike(GPTJConfig(use_cache=False))
+    True
+    """
+    return GPTJConfig(**{field: getattr(config, field) for field in BUILT_IN})
 
 
 def round_up_slots(config: GPTJConfig, capacity: int) -> int:

@@ -30,6 +30,7 @@ from gptj.errors import InputError, shown
 from gptj.generation.sampling import uniforms
 from gptj.parity.bounds import Rounding, shifted
 from gptj.parity.comparison import Comparison, PairDifferences, spell_tap
+from gptj.parity.extra_differences import TextDifference
 from gptj.parity.oracle import Oracle, positions_of_mask, token_losses
 from gptj.parity.perturbed import Bounded, PerturbedPass
 from gptj.parity.probe import Probe
@@ -105,6 +106,10 @@ def compare_records(
     measures = [m for record in records for m in _against_oracle(record, expected, judged)]
     for one, other in itertools.combinations(records, 2):
         measures += _against_each_other(one, other, expected)
+    if inside is not None:
+        texts = {record.backend: record.answers["greedy"] for record in records}
+        found = tuple(judged.bounded(text, texts[text.other]) for text in inside.texts)
+        inside = dataclasses.replace(inside, texts=found)
     pairs = {} if inside is None else {pair.other: pair for pair in inside.pairs}
     for record in records:
         if inside is not None:
@@ -172,7 +177,7 @@ def _common(records: Sequence[Record]) -> tuple[Probe, Rounding]:
         asked = other.probe.as_arrays()
         for name, value in first.probe.as_arrays().items():
             if not np.array_equal(value, asked[name]):
-                raise InputError("was asked something else", where=f"{other.backend}: {name}")
+                raise InputError("answers another probe", where=f"{other.backend}: {name}")
     if first.dtype not in PARAMETER_DTYPES:
         raise InputError("no bounds", where="dtype", expected=" or ".join(PARAMETER_DTYPES), found=shown(first.dtype))
     return first.probe, Rounding.of(first.dtype)
@@ -276,16 +281,11 @@ class _JudgedTexts:
         def measure(difference: float, limit: float, where: str) -> Measure:
             return Measure(record.backend, ORACLE, f"{answer} tokens", difference, limit, where)
 
+        problem = self._problem(ids)
+        if problem is not None:
+            return measure(np.inf, 0.0, problem)
         rows, start = probe.prompt_ids.shape
         stop = start + probe.new_tokens
-        if ids.dtype.kind not in "iu":
-            return measure(np.inf, 0.0, f"dtype {ids.dtype}, expected whole numbers")
-        if ids.ndim != 2 or len(ids) != rows or not start < ids.shape[1] <= stop:
-            return measure(np.inf, 0.0, f"shape {ids.shape}, expected {(rows, stop)}")
-        if not np.array_equal(ids[:, :start], probe.prompt_ids):
-            return measure(np.inf, 0.0, "does not begin with the prompt")
-        if ((ids < 0) | (ids >= self._oracle.config.vocab_size)).any():
-            return measure(np.inf, 0.0, "a token that the vocabulary does not have")
         found = self._pass(ids)
         worst: tuple[float, float, str] = (0.0, 0.0, "")
         for row in range(rows):
@@ -305,6 +305,32 @@ class _JudgedTexts:
                 if token in self._oracle.config.eos_token_ids:
                     break
         return measure(*worst)
+
+    def bounded(self, text: TextDifference, ids: Array) -> TextDifference:
+        """A text that was compared, with the bound of its own logits in place of one of every token's in the batch.
+
+        Args:
+            text: of a trace.
+            ids: (rows, n), what its backend wrote in its record.
+        """
+        if self._problem(ids) is not None:
+            return text
+        bounds = self._pass(ids).bound[text.prompt, self._probe.prompt_ids.shape[1] - 1 :]
+        return dataclasses.replace(text, bound=float(bounds.max()))
+
+    def _problem(self, ids: Array) -> str | None:
+        """The rule that texts break; None where there is none."""
+        rows, start = self._probe.prompt_ids.shape
+        stop = start + self._probe.new_tokens
+        if ids.dtype.kind not in "iu":
+            return f"dtype {ids.dtype}, expected whole numbers"
+        if ids.ndim != 2 or len(ids) != rows or not start < ids.shape[1] <= stop:
+            return f"shape {ids.shape}, expected {(rows, stop)}"
+        if not np.array_equal(ids[:, :start], self._probe.prompt_ids):
+            return "does not begin with the prompt"
+        if ((ids < 0) | (ids >= self._oracle.config.vocab_size)).any():
+            return "a token that the vocabulary does not have"
+        return None
 
     def _pass(self, ids: Array) -> Bounded:
         """The oracle's logits of some texts."""

@@ -240,12 +240,12 @@ def _require_comparable(traces: Sequence[Trace]) -> None:
         first.require_model(other.facts.config, file=other.file.path)
         for letter in "bts":
             if first.sizes.get(letter) != other.sizes.get(letter):
-                raise InputError("of other inputs", file=other.file.path, where={"b": "rows", "t": "tokens"}.get(
+                raise InputError("of inputs that differ", file=other.file.path, where={"b": "rows", "t": "tokens"}.get(
                     letter, "keys"), expected=first.sizes.get(letter), found=other.sizes.get(letter))  # fmt: skip
         for name in INPUTS:
             wanted, found = first.read_input(name), other.read_input(name)
             if wanted is not None and found is not None and not (wanted == found).all():
-                raise InputError("was given something else", file=other.file.path, where=name,
+                raise InputError("recorded with another value", file=other.file.path, where=name,
                                  expected=f"that of {first.name}")  # fmt: skip
 
 

@@ -266,7 +266,7 @@ def compare_texts(base: Trace, other: Trace, bound: float | None) -> Iterator[Te
     ours, theirs = _texts(base), _texts(other)
     for name in ("prompt_ids", "prompt_mask"):
         if not np.array_equal(ours[name], theirs[name]):
-            raise InputError("was given something else", file=other.file.path, where=f"generated.{name}",
+            raise InputError("recorded with another value", file=other.file.path, where=f"generated.{name}",
                              expected=f"that of {base.name}")  # fmt: skip
     tokens = min(ours["token_ids"].shape[1], theirs["token_ids"].shape[1])
     for prompt in range(len(ours["token_ids"])):

@@ -69,10 +69,9 @@ def findings_of_report(report: ParityReport, *, in_dtype: bool = False) -> Findi
     measures = tuple(MeasureFound(who(m.backend), who(m.against), m.what, float(m.difference), float(m.limit), m.holds,
                                   m.where) for m in report.measures)  # fmt: skip
     notes = [_MANIFEST[report.manifest]]
-    notes += [f"{who(text.backend)} and {who(text.against)} wrote {text.same} of {text.tokens} {text.answer} tokens "
-              "alike." for text in report.texts]  # fmt: skip
+    notes += _alike(report, who)
     inside = report.inside
-    notes += [] if inside is None else _notes(inside)
+    notes += [] if inside is None else [f"{note}." for note in inside.notes()]
     versions = {backend: dict(libraries) for backend, libraries in report.versions.items()}
     pairs = () if inside is None else tuple(_pair(pair, inside, report.dtype) for pair in inside.pairs)
     texts = () if inside is None else tuple(dataclasses.replace(_text(text), b=who(text.other))
@@ -86,6 +85,18 @@ def findings_of_report(report: ParityReport, *, in_dtype: bool = False) -> Findi
     planted = [(one, who(one.backend)) for one in report.sensitivity]
     return found.extended(sensitivity=[row | {"backend": name} for one, name in planted for row in one.as_dict()],
                           smallest=[row for one, _ in planted for row in one.smallest_as_dict()])  # fmt: skip
+
+
+def _alike(report: ParityReport, who: Callable[[str], str]) -> Iterator[str]:
+    """How much of their texts backends share: one sentence where all wrote the same, else one for each two."""
+    for answer in dict.fromkeys(text.answer for text in report.texts):
+        texts = [text for text in report.texts if text.answer == answer]
+        if len(texts) > 1 and all(text.same == text.tokens for text in texts):
+            names = list(dict.fromkeys(who(name) for text in texts for name in (text.backend, text.against)))
+            yield f"{', '.join(names[:-1])} and {names[-1]} wrote the same {texts[0].tokens} {answer} tokens."
+            continue
+        yield from (f"{who(text.backend)} and {who(text.against)} wrote {text.same} of {text.tokens} {answer} tokens "
+                    "alike." for text in texts)  # fmt: skip
 
 
 def join_findings(*found: Findings) -> Findings:

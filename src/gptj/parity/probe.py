@@ -39,7 +39,7 @@ _LIKE_THE_BATCH = ("attention_mask", "position_ids", "far_position_ids", "labels
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """The questions.
+    """The inputs that every backend is given.
 
     Attributes:
         input_ids, attention_mask, position_ids, labels: a batch, each int64 (b, t).
@@ -96,7 +96,12 @@ class Probe:
         rows, n = check_ids(config, self.prompt_ids, where="prompt_ids").shape
         check_attention_mask(self.prompt_mask, rows, (n,))
         if not 1 <= self.prefill < t:
-            raise InputError("leaves nothing to step", where="prefill", expected=f"1 to {t - 1}", found=self.prefill)
+            raise InputError(
+                "leaves no token for steps",
+                where="prefill",
+                expected=f"1 to {t - 1}",
+                found=self.prefill,
+            )
         if n + self.new_tokens > config.n_positions:
             raise InputError(
                 "does not fit behind the prompt",
@@ -173,7 +178,7 @@ def require_seed(seed: int) -> None:
 def require_no_seed(seed: int | None, given: object) -> None:
     """Raise InputError where a seed is given beside what would be drawn with it."""
     if seed is not None and given is not None:
-        raise InputError("is of what is drawn, and nothing is", where="seed", expected="prompts or a seed",
+        raise InputError("given, though nothing is drawn", where="seed", expected="prompts or a seed",
                          found=shown(seed))  # fmt: skip
 
 
@@ -185,7 +190,7 @@ def make_probe(config: GPTJConfig, *, seed: int = 0) -> Probe:
     """
     require_seed(seed)
     if config.n_positions < 8 or config.vocab_size < 2:
-        raise InputError("too small a model to ask anything", expected="8 positions and 2 tokens at least")
+        raise InputError("too small a model for a probe", expected="8 positions and 2 tokens at least")
     t = min(BATCH_TOKENS, config.n_positions)
     random = np.random.Generator(np.random.Philox(seed))
     ids = random.integers(0, config.vocab_size, (4, t))

@@ -114,16 +114,14 @@ def run_side_by_side(
     return said
 
 
-def run_in_process(
-    command: Sequence[str], backend: str, *, dtype: str = "float32", timeout_s: float = PROCESS_TIMEOUT_S
-) -> str:
+def run_in_process(command: Sequence[str], backend: str) -> str:
     """Run `python -m COMMAND` in a new process with a backend's environment, and return what it prints.
 
     Raises:
-        BackendProcessError: the process failed, was ended by a signal, or took longer than `timeout_s`.
+        BackendProcessError: the process failed, was ended by a signal, or took longer than PROCESS_TIMEOUT_S.
         BackendError: the current folder is gone.
     """
-    [said] = run_side_by_side([Job(backend, command, backend, dtype)], timeout_s=timeout_s)
+    [said] = run_side_by_side([Job(backend, command, backend)])
     return said
 
 
@@ -205,7 +203,7 @@ class _Processes:
         """
         with self._lock:
             if self._over:
-                raise RuntimeError("nothing is started any more")
+                raise RuntimeError("interrupted: no further process is started")
             options: dict[str, Any] = {"encoding": "utf-8", "errors": "replace", "stdin": subprocess.DEVNULL}
             process = subprocess.Popen(
                 [*command], env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options

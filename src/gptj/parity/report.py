@@ -67,7 +67,7 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-    """Where a backend first leaves the oracle.
+    """The first value in which a backend differs from the oracle.
 
     Attributes:
         backend: whose.
@@ -88,7 +88,7 @@ class Divergence:
 
     @property
     def headline(self) -> str:
-        """It in a sentence."""
+        """The divergence in a sentence."""
         start = f"{self.backend} first differs in {self.stage}: {'born there, ' if self.born else ''}"
         end = "" if self.looks_like is None else f"; looks like: {self.looks_like}"
         return f"{start}{self.difference:.1e} where rounding explains {self.limit:.0e}; {self.where}{end}"

@@ -56,7 +56,7 @@ class PlantedMistake:
 
     @property
     def headline(self) -> str:
-        """It in a sentence."""
+        """The mistake in a sentence."""
         size = f"{self.difference:.1e} where rounding explains {self.bound:.0e}"
         return f"{spell_tap(self.tap)}: {'born there, ' if self.caught else 'not caught, '}{size}"
 
@@ -80,7 +80,7 @@ class SmallestChange:
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """All of it for one backend's trace.
+    """The mistakes and changes that one backend's trace would show.
 
     Attributes:
         backend: whose, a trace's name.
@@ -100,7 +100,7 @@ class Sensitivity:
         return tuple(one for one in self.planted if not one.caught)
 
     def lines(self, *, every: bool = False) -> Iterator[str]:
-        """It in words."""
+        """The sensitivity in words, a line each."""
         caught = len(self.planted) - len(self.missed)
         yield f"{self.backend} in {self.dtype} would have shown {caught} of {len(self.planted)} planted mistakes"
         for one in self.planted if every else self.missed:

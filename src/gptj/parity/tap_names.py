@@ -191,9 +191,9 @@ def _rule(entry: Mapping[str, Any]) -> Rule:
             raise InputError("breaks its rule", where=key, expected=expected, found=shown(entry[key]))
     pattern, to = entry["from"], entry["to"]
     if (_BLOCK in pattern) < (_BLOCK in to):
-        raise InputError("no block's number to take", where="from", expected=f"{_BLOCK} in it", found=shown(pattern))
+        raise InputError("lacks the block's number", where="from", expected=f"{_BLOCK} in it", found=shown(pattern))
     if _BLOCK in pattern and _BLOCK not in to:
-        raise InputError("every block would be one tap", where="to", expected=f"{_BLOCK} in it", found=shown(to))
+        raise InputError("names the same tap for every block", where="to", expected=f"{_BLOCK} in it", found=shown(to))
     tap = find_tap(to.replace(_BLOCK, "0"))
     if tap is None:
         raise InputError("no tap's name", where="to", found=shown(to), hint="docs/traces.md has the names")

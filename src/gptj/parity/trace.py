@@ -73,7 +73,7 @@ _OTHERS = frozenset({"trace", "source", "dtype", "config", "versions", "format",
 
 @dataclasses.dataclass(frozen=True)
 class TraceFacts:
-    """Who computed a trace, and from what.
+    """The facts of a trace: backend, versions, dtype, model and inputs.
 
     Attributes:
         source: in a word or two, "pt" or "transformers in PyTorch".
@@ -351,7 +351,7 @@ def _places(tensors: Iterable[StoredTensor], names: TapNames) -> tuple[dict[str,
         name, layout = found
         if name in places:
             first = places[name].tensor.name
-            raise SchemaError("two tensors are one tap", where=name, found=f"{shown(first)} and {shown(tensor.name)}")
+            raise SchemaError("two tensors of one tap", where=name, found=f"{shown(first)} and {shown(tensor.name)}")
         tap = find_tap(name)
         assert tap is not None
         _require_dtype(tensor, ("bool",) if tap.name == "visible" else WEIGHT_DTYPES)

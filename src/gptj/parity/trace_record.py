@@ -158,7 +158,7 @@ def take_steps(wing: ModuleType, model: Any, slopes: Mapping[str, Any], kind: st
 
 
 def require_way(backend: str, way: str, *, gradients: bool = False) -> None:
-    """Make sure that a backend can compute so.
+    """Refuse a path of computation that a backend does not have.
 
     Raises:
         InputError: it cannot; naming what it has.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj.errors import InputError, MissingFileError, install_line, shown
-from gptj.paths.folders import likely_folder, require_path
+from gptj.paths import likely_folder, require_path
 
 __all__ = ["HUB_ARGUMENTS", "HubPlace", "is_repository_id", "locate", "locate_source", "split_hub_arguments"]
 

@@ -22,9 +22,6 @@ def _absent(name: str, reason: str, hint: str) -> Callable[..., NoReturn]:
 class Absent:
     """Methods that refuse."""
 
-    from_config = classmethod(
-        _absent("from_config", "a class makes its models itself", "GPTJForCausalLM(config), or another class")
-    )
     push_to_hub = _absent(
         "push_to_hub", "nothing is uploaded from here", "save_pretrained(DIR), then: hf upload OWNER/NAME DIR"
     )

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,8 @@ class Adapted:
     """A model that holds adapters."""
 
     _held_adapters: HeldAdapters | None = None
+    _adapted_strategies: ClassVar[frozenset[str]] = frozenset()
+    """How a model may be cut that is given an adapter."""
 
     # ---- which are there
 
@@ -178,17 +180,21 @@ class Adapted:
     ) -> None:
         """Give the model the adapter in a folder, as PEFT or `save_adapter` writes it, and put it to work.
 
+        In PyTorch and Flax a model that is cut for inference takes one: A and B are cut as the matrix beside them is.
+
         Args:
             directory: with adapter_config.json and adapter_model.safetensors.
             adapter_name, name: what the adapter is called, "default" where nobody says.
             is_trainable: whether it is trained further; else nothing of the model is.
 
         Raises:
-            InputError: the name is taken or odd; or it is to train and the model is prepared for inference.
+            InputError: the name is taken or odd; or it is to train and the model is prepared for inference, or cut; or
+                the model is cut in a way that takes none.
             GPTJError: see `gptj.adapters.read_adapter` and `Adapter.rows`.
         """
         model: Any = self
-        model._refuse_cut("load_adapter")
+        if is_trainable or getattr(model.placement, "strategy", None) not in self._adapted_strategies:
+            model._refuse_cut("load_adapter")
         if not model.parameters_apart:
             model._require_values("load_adapter")
         if is_trainable:
@@ -219,6 +225,7 @@ class Adapted:
             SchemaError: a value is not finite.
         """
         model: Any = self
+        model._refuse_cut("save_adapter")
         settled = self._find_adapter(_one_name(adapter_name, name) or self._adapters.active)
         held = self._adapters.by_name[settled]
         config = held.config
@@ -244,6 +251,7 @@ class Adapted:
         """
         model: Any = self
         model._refuse_prepared("merge_adapter")
+        model._refuse_cut("merge_adapter")
         name = self._find_adapter(adapter_name if adapter_name is not None else self._adapters.active)
         if dtype_name(model._parameter_dtype()) == "float16":  # the one dtype that a sum may not fit
             for _ in self._merged(name):

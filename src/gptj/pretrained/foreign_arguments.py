@@ -78,6 +78,7 @@ FOREIGN_ARGUMENTS: dict[str, ForeignArgument] = {
     "torchscript": ForeignArgument(
         (False,), "no TorchScript is made", "Open the model without it; gptj export DIR OUT --to torch-export"
     ),
+    "input_shape": ForeignArgument(((1, 1),), "no parameter's shape depends on it", "Leave it out"),
     "adapter_kwargs": ForeignArgument((), "an adapter is loaded by a call of its own", "model.load_adapter(folder)"),
 }
 

@@ -63,12 +63,16 @@ class LowRanks(nn.Module):
 class AdapterMixin:
     """The hooks of `gptj.pretrained.adapted.Adapted`: an adapter's matrices are parameters of the layers."""
 
+    _adapted_strategies = frozenset({"tp", "dp"})
+
     def _hold_adapter(
         self, name: str, config: AdapterConfig, arrays: list[tuple[AdapterRow, NDArray[Any], NDArray[Any]]]
     ) -> None:
         model: Any = self
         for row, a, b in arrays:
             beside = self._beside(row.module)
+            if model.placement is not None:
+                a, b = a[model.placement.slices(row.a)], b[model.placement.slices(row.b)]
             # Copies: the arrays may be a mapped file's, and these are written to.
             a_, b_ = (torch.tensor(array, device=model.device) for array in (a, b))
             added = LowRank(row, a_, b_, float(config.lora_dropout)).train(model.training)

@@ -84,13 +84,14 @@ class ParallelBlock(nn.Module):
     def forward(self, x: Tensor, *attention_arguments: Any, taps: Any = None) -> tuple[Tensor, Tensor | None]:
         """The stream after this block (b, t, m), and the attention weights of all heads or None."""
         rotation, mask, update_cache, head_mask, output_attentions = attention_arguments
-        peers, heads = self.peers, self.attn.n_head
+        peers, heads, mlp = self.peers, self.attn.n_head, self.mlp
         if head_mask is not None:
             head_mask = head_mask[peers.rank * heads : (peers.rank + 1) * heads]
         h = CopyToPeers.apply(self.ln_1(x), peers.group)
         attended, weights = self.attn(h, rotation, mask, update_cache, head_mask, output_attentions)
-        mlp = self.mlp
-        partial = attended + F.linear(mlp.activation(mlp.fc_in(h)), mlp.fc_out.weight)
+        inner = mlp.activation(mlp.fc_in(h))
+        fed = F.linear(inner, mlp.fc_out.weight)
+        partial = attended + (fed if mlp.fc_out.lora is None else mlp.fc_out.lora(inner, fed))
         x = mlp.resid_dropout(SumOfPeers.apply(partial, peers.group) + mlp.fc_out.bias) + x
         if weights is not None:
             weights = JoinedColumns.apply(weights.movedim(1, -1), peers).movedim(-1, 1)

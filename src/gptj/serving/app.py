@@ -61,7 +61,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may ask.
+    """The keys and origins that may ask.
 
     Attributes:
         api_key: needed for /v1 and /metrics; None lets everybody.
@@ -145,7 +145,7 @@ class _Left(Exception):
 
 
 class _Channel:
-    """The news of the engine's thread, brought to the event loop."""
+    """A queue from the engine's thread to the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -181,7 +181,7 @@ class _Channel:
 
 
 class _Doors:
-    """The endpoints."""
+    """The handlers of the routes."""
 
     def __init__(self, service: Service, limits: Limits, access: Access) -> None:
         self.service, self.limits, self.access = service, limits, access
@@ -350,8 +350,9 @@ class _Making:
         try:
             async with asyncio.timeout(self._answer_s):
                 await self._events(lambda made: _nothing())
-        except TimeoutError:
-            raise Refusal(504, "the answer took too long", code="timeout") from None
+        except TimeoutError:  # OpenAI's client asks a second and a third time for what took too long, unless it is told
+            headers = {"x-should-retry": "false"}
+            raise Refusal(504, "the answer took too long", code="timeout", headers=headers) from None
         except _Left:
             return Response(status_code=499)
         finally:

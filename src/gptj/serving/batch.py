@@ -67,7 +67,7 @@ class RunningBatch:
         return (0, 0) if self._decoder is None else (self._decoder.batch, self._decoder.slots)
 
     def join(self, newcomers: list[tuple[Continuation, Columns]]) -> None:
-        """Give each a row with the columns of its tokens."""
+        """Give each continuation a row, with the keys and values of its tokens."""
         decoder = self._decoder
         longest = max((columns.count for _, columns in newcomers), default=0)
         if decoder is not None and not len(self) and self._fits(decoder, len(newcomers), longest):
@@ -88,7 +88,7 @@ class RunningBatch:
         self._decoder.clear(row)
 
     def clear(self) -> list[Continuation]:
-        """Free all rows and the cache, and return whose they were."""
+        """Free all rows and the cache, and return the continuations that had them."""
         were, self._rows, self._decoder = self.continuations, [], None
         return were
 

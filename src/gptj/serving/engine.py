@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 
 class Full(GPTJError):
-    """No more can wait."""
+    """The error of a full queue."""
 
 
 class Closed(GPTJError):
-    """The engine takes no more."""
+    """The error of an engine that is being closed."""
 
 
 class Engine:
@@ -110,7 +110,7 @@ class Engine:
             self._changed.notify()
 
     def wake(self) -> None:
-        """Look at once whether somebody has left."""
+        """Look at once whether a client has left."""
         with self._changed:
             self._changed.notify()
 
@@ -124,25 +124,46 @@ class Engine:
 
         Raises:
             Exception: what `run` raises.
+            Closed: the engine is being closed.
         """
         steps: Iterator[T] | None = None
-        while True:
-            done: Future[list[T]] = Future()
 
-            def advance(done: Future[list[T]] = done) -> None:
-                nonlocal steps
-                try:
-                    steps = iter(run(self._decoder_of(adapter))) if steps is None else steps
-                    done.set_result([*itertools.islice(steps, 1)])
-                except BaseException as error:
-                    done.set_exception(error)
+        def advance() -> list[T]:
+            nonlocal steps
+            steps = iter(run(self._decoder_of(adapter))) if steps is None else steps
+            return [*itertools.islice(steps, 1)]
 
-            with self._changed:
-                self._errands.append(advance)
-                self._changed.notify()
-            if not (found := done.result()):
-                return
+        while found := self._between_turns(advance):
             yield found[0]
+
+    def make_decoder_of(self, adapter: str | None, batch: int, capacity: int) -> Any:
+        """An empty decoder that computes with an adapter, to be run in any thread where a wing compiles.
+
+        It is made in the engine's thread: only there may another adapter be brought into use.
+
+        Raises:
+            Closed: the engine is being closed.
+        """
+        if self._use_adapter is None:
+            return self.make_decoder(batch, capacity)
+        return self._between_turns(lambda: self._decoder_of(adapter)(batch, capacity))
+
+    def _between_turns(self, work: Callable[[], T]) -> T:
+        """The work's result, done in the engine's thread."""
+        done: Future[T] = Future()
+
+        def errand() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        with self._changed:
+            if self._closing:
+                raise Closed("the server is shutting down")
+            self._errands.append(errand)
+            self._changed.notify()
+        return done.result()
 
     def close(self, timeout: float | None = None) -> bool:
         """Take no more, finish what there is, and return whether it was finished in time."""
@@ -193,7 +214,7 @@ class Engine:
                     self._abandon(error)
 
     def turn(self) -> None:
-        """Seat and read whoever waits, and give every running row its next token."""
+        """Admit what waits, read some of its prompts, and make the next token of every running row."""
         self._drop_those_who_left()
         self._admit()
         if self._prefills:
@@ -231,12 +252,12 @@ class Engine:
                 self._fail((one for prompt in prompts for one in prompt.continuations), error)
 
     def _next(self) -> Continuation | None:
-        """Who waits first, without those for whose size all others would wait for a compiler."""
+        """The first that waits and whose size is compiled already, so that nobody waits for a compiler."""
         with self._changed:
             return next((one for one in self._waiting if not self.running or self._is_met(one)), None)
 
     def _is_met(self, one: Continuation) -> bool:
-        """Whether nothing is compiled for the caches of a prompt."""
+        """Whether every program for the caches of a prompt has been compiled."""
         met = self.met_slots
         return met is None or slots_of(self.model_config, len(one.prompt)) <= met
 

@@ -19,7 +19,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class Refusal(Exception):
-    """An answer that is an error.
+    """An HTTP error in the shape that OpenAI's clients know.
 
     Args:
         status: of HTTP.

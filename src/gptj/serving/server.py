@@ -65,24 +65,24 @@ class Protocol(H11Protocol):
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for a request."""
+        """Start the timeout of a request."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # whatever the system does not take is waited for
         self._late = self.loop.call_later(self.headers_s, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
+        """Stop the timeouts."""
         self._stop_waiting()
         self._stop_watching()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Watch whether the client reads what waits for it."""
+        """Start the timeout of a client that does not read what waits for it."""
         super().pause_writing()
         self._watch(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """Watch no more."""
+        """Stop that timeout."""
         self._stop_watching()
         super().resume_writing()
 
@@ -91,7 +91,7 @@ class Protocol(H11Protocol):
         self._unread = self.loop.call_later(self.unread_s, self._leave_unread, waiting)
 
     def _leave_unread(self, before: int) -> None:
-        """Leave a client that has read nothing since so many bytes waited for it."""
+        """Close the connection of a client that has read none of the bytes that wait for it."""
         self._unread = None
         waiting = self.transport.get_write_buffer_size()
         if waiting < before:
@@ -115,7 +115,7 @@ class Protocol(H11Protocol):
             self._late = self.loop.call_later(self.headers_s, self._give_up)
 
     def on_response_complete(self) -> None:
-        """Leave a client that goes on sending what nobody reads."""
+        """Close the connection of a client that goes on sending after its answer."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
             self.loop.call_later(self.rest_s, self._leave, self.cycle)
@@ -200,12 +200,12 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """End in order; asked again, at once."""
+        """Shut down in order, at the second signal at once."""
         if self.should_exit:
             self.force_exit = self.was_forced = True
         self.should_exit = True
 
     def serve_on(self, listener: socket.socket) -> None:
-        """Answer until the end is asked for, and then until all is answered."""
+        """Serve until a shutdown is asked for, then finish the answers that were begun."""
         asyncio.run(self.serve(sockets=[listener]))
         self._close(0.0 if self.was_forced else None)

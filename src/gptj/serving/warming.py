@@ -9,11 +9,12 @@ ones in a thread of their own while the engine works; until then, a prompt that 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from gptj.generation import Columns, DecoderFactory, GenerationConfig
 from gptj.generation.session import prepare
 from gptj.serving.batch import choose_slots, power_of_two
 from gptj.serving.continuation import Continuation, Failed, Piece, Scored, Transcript, no_decoder
-from gptj.serving.engine import Engine
+from gptj.serving.engine import Closed, Engine
 from gptj.serving.prefill import FEWEST, MOST, MOST_PROMPTS
 
 __all__ = ["Size", "sizes", "warm_up", "warm_up_behind"]
@@ -84,12 +85,15 @@ def warm_up(engine: Engine, say: Callable[[str], None] = lambda doing: None, *, 
     engine.forget()
 
 
-def warm_up_behind(engine: Engine) -> threading.Thread:
+def warm_up_behind(engine: Engine, adapters: Sequence[str] = ()) -> threading.Thread:
     """Let an engine meet the larger caches, too, in the thread that is returned, while it works.
 
     Until then prompts that need one wait for it, unless nobody else is there. A cache that would take a quarter of the
-    memory that is free is left to the first prompt that needs it. For an engine without adapters: bringing one into use
-    changes the model, which is the engine's.
+    memory that is free is left to the first prompt that needs it.
+
+    Args:
+        engine: which works meanwhile.
+        adapters: of the model, which are served beside it, and whose programs may be others.
     """
     config = engine.model_config
     found = sizes(config, engine.most_rows)
@@ -102,14 +106,16 @@ def warm_up_behind(engine: Engine) -> threading.Thread:
         kept: dict[int, Columns] = {}
         try:
             for slots, those in itertools.groupby(found, lambda size: size[1]):
-                for rows, _ in those:
+                for (rows, _), adapter in itertools.product(those, (None, *adapters)):
                     _, free = memory()
                     if engine.is_closing or (free is not None and 4 * rows * slots * of_token > free):
                         continue
                     with engine.within():
-                        _meet(engine.make_decoder, rows, slots, kept)
+                        _meet(functools.partial(engine.make_decoder_of, adapter), rows, slots, kept)
                 engine.met_slots = slots
                 engine.wake()
+        except Closed:
+            return
         except Exception as error:  # whoever needs that size will meet the same, and be told
             _log.warning("a size was not compiled ahead", exc_info=error)
         finally:
@@ -140,7 +146,7 @@ def _meet(make: DecoderFactory, rows: int, slots: int, kept: dict[int, Columns])
 
 
 class _Silent:
-    """A text that nobody reads."""
+    """A text decoder that makes no text."""
 
     def push(self, token_ids: object) -> str:
         """Nothing."""

@@ -49,7 +49,7 @@ class Work:
         for name, most, why in (("batch", _MOST_ROWS, ""), ("length", config.n_positions, " (n_positions)")):
             value = getattr(self, name)
             if not 1 <= value <= most:
-                raise InputError("no call has that", where=name, expected=f"1 to {most}{why}", found=shown(value))
+                raise InputError("out of range", where=name, expected=f"1 to {most}{why}", found=shown(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class MemoryPlan:
 def list_meshes(devices: int, *, training: bool) -> Iterator[tuple[Strategy, Mesh]]:
     """Every strategy of that work with every mesh of so many devices that is worth a line."""
     if not 1 <= devices <= _MOST_DEVICES:
-        raise InputError("no mesh has that", where="devices", expected=f"1 to {_MOST_DEVICES}", found=shown(devices))
+        raise InputError("out of range", where="devices", expected=f"1 to {_MOST_DEVICES}", found=shown(devices))
     if devices == 1:
         yield "dp", Mesh()
         return

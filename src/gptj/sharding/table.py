@@ -1,4 +1,4 @@
-"""THE table of shardings: which axis of which tensor is cut along which axis of a mesh of devices, per strategy.
+"""The table of shardings: which axis of which tensor is cut along which axis of a mesh of devices, per strategy.
 
 The named axes are `gptj.schema`'s. A mesh has two axes, `dp` and `tp`, of sizes whose product is the number of devices:
 rows of a batch are cut along `dp`, heads, feed-forward and vocabulary along `tp`, and where a strategy says so the rest
@@ -81,9 +81,7 @@ class Mesh:
         for axis in MESH_AXES:
             size = getattr(self, axis)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise InputError(
-                    "no mesh has that", where=axis, expected="a whole number, 1 or more", found=shown(size)
-                )
+                raise InputError("out of range", where=axis, expected="a whole number, 1 or more", found=shown(size))
 
     @property
     def size(self) -> int:

@@ -9,6 +9,17 @@ from gptj.errors import GPTJError, InputError
 
 __all__ = ["decode_lines", "decode_text"]
 
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+}
+"""How files begin that are taken for text by mistake."""
+
 
 def decode_text(
     data: bytes,
@@ -50,6 +61,9 @@ def decode_lines(
         line = data.count(10, 0, place) + 1  # 10 is the line break
         return f"line {line}"
 
+    packed = next((name for begin, name in _PACKED.items() if data.startswith(begin)), None)
+    if packed is not None:
+        raise error("no text", file=file, found=packed, hint="Unpack it first")
     if (place := data.find(0)) >= 0:
         hint = "Is it UTF-16? Save it as UTF-8"
         raise error("not UTF-8", file=file, where=line_of(place), found=f"NUL at offset {place}", hint=hint)

@@ -21,7 +21,7 @@ from gptj import generation, scoring
 from gptj.adapters import TARGETS
 from gptj.config import GPTJConfig
 from gptj.generation import PARTS, Columns, Selected, Step
-from gptj.generation.decoder import Ids, Mask, round_up_slots
+from gptj.generation.decoder import Ids, Mask, built_alike, round_up_slots
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema
 from gptj.tf.adapters import LowRank, add_low_rank
@@ -127,9 +127,10 @@ class CompiledModel:
     The blocks differ in their parameters alone, so one program with the parameters as arguments serves them all: XLA
     compiles one block where it would compile the model, and the graph runs it once a layer (measured with 16 layers
     on 2 virtual cores: 1.0 s to a prompt's first logits in place of 2.7, 0.5 s to the first step's in place of 2.3).
-    It serves other models of the same config too, and all adapters that add to the same matrices.
+    It serves other models that are built alike too, and all adapters that add to the same matrices.
 
     Attributes:
+        config: the sizes.
         dtype: what is computed in. The parameters keep theirs: each is cast in the program that multiplies by it.
         weights: the variables that the graphs hold; a model that has got others gets other graphs.
         functions: graphs and programs, by shape and by what they return.
@@ -138,7 +139,7 @@ class CompiledModel:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self.model, self.config = model, built_alike(model.config)
         self.dtype = tf.as_dtype(model.compute_dtype)
         if self.dtype.size == 2 and not tf.config.list_physical_devices("GPU"):
             # Differs: XLA on a CPU multiplies several rows of 16 bits many times slower; one row it casts as it reads.
@@ -181,7 +182,7 @@ class CompiledModel:
         """The program of `compiled_block` or `compiled_head`, listed."""
         key = (compiled.__name__, *shape, *options.items())
         if key not in self.functions:
-            self.functions[key] = compiled(self.model.config, self.model.dtype_policy.name, shape, **options)
+            self.functions[key] = compiled(self.config, self.model.dtype_policy.name, shape, **options)
         return self.functions[key]
 
     def _run(

@@ -193,8 +193,8 @@ class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> GPTJForCausalLM:
         """A model with start values, as `get_config` described it."""
-        members = dict(config)
-        generation = members.pop("generation_config", None)
+        members = dict(config) if isinstance(config, dict) else config
+        generation = members.pop("generation_config", None) if isinstance(config, dict) else None
         model: GPTJForCausalLM = super().from_config(members)
         model.generation_config = None if generation is None else GenerationConfig.from_dict(generation)
         return model

@@ -61,7 +61,7 @@ def choose_placement(mesh: Any, strategy: Strategy) -> Placement:
     """
     if strategy in ("fsdp", "tp_fsdp"):
         raise InputError(
-            "nothing trains cut in TensorFlow",
+            "TensorFlow trains no model in parts",
             where=f"strategy {strategy}",
             expected="tp or dp, for inference",
             hint="Train it in gptj.pt or gptj.flax, or copies of it here under tf.distribute (docs/scale.md)",

@@ -329,6 +329,9 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
         """A model with start values, as `get_config` described it."""
+        if not isinstance(config, dict):
+            hint = f"{cls.__name__}(config) makes a model of a GPTJConfig"
+            raise InputError("is not get_config()'s", where="config", found=type(config).__name__, hint=hint)
         members = dict(config)
         return cls(GPTJConfig.from_dict(members.pop("config")), **members)
 

@@ -121,6 +121,8 @@ def write_error(path: Path, error: OSError) -> WriteError:
         errno.EACCES: "You may not write there",
         errno.EPERM: "You may not write there",
         errno.EBUSY: "A mount point cannot be replaced; write into a folder inside it",
+        errno.ENOTDIR: "A file stands in the way; give another name",
+        errno.EEXIST: "Something else has that name, maybe a link to nowhere; give another",
         errno.EXDEV: "It is another file system than the folder above it; write into a folder inside it",
     }
     problem = f"could not be written: {error.strerror or error}"

@@ -13,8 +13,8 @@ __all__ = ["Line", "line_chart"]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 18, 28
 _WIDTH, _HEIGHT = 640, 220
 _SIGNS = "●■▲◆"
-_SHAPES = ((), ((-3, -3), (3, -3), (3, 3), (-3, 3)), ((-4, 3), (0, -4), (4, 3)), ((-4, 0), (0, -4), (4, 0), (0, 4)))
-"""The corners of a line's marks, by its number; none is a circle."""
+_SHAPES = ((), ((-4, -4), (4, -4), (4, 4), (-4, 4)), ((-4, 3), (0, -4), (4, 3)), ((-3, 0), (0, -3), (3, 0), (0, 3)))
+"""The corners of a line's marks, by its number; none is a circle. A later one is smaller, and hides none before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +82,12 @@ def _axes(places: Sequence[str], low: int, high: int, x_of: Callable[[int], floa
         y = _TOP + height * (1 - (exponent - low) / (high - low))
         yield tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid")
         yield tag("text", f"1e{exponent}", x=_LEFT - 6, y=y + 4, text_anchor="end", class_="label")
-    every = max(1, math.ceil(len(places) * (7 * max(map(len, places)) + 6) / (_WIDTH - _LEFT - _RIGHT)))
-    for place in range(0, len(places), every):
-        yield tag("text", places[place], x=x_of(place), y=_TOP + height + 18, text_anchor="middle", class_="label")
+    free = 0.0  # where the label before ends: who does not fit beside it is left out
+    for place, text in enumerate(places):
+        x, half = x_of(place), 3.5 * len(text)
+        if x - half >= free:
+            yield tag("text", text, x=x, y=_TOP + height + 18, text_anchor="middle", class_="label")
+            free = x + half + 6
 
 
 def _drawn(line: Line, number: int, x_of: Callable[[int], float], y_of: Callable[[float], float]) -> Markup:
@@ -109,5 +112,5 @@ def _drawn(line: Line, number: int, x_of: Callable[[int], float], y_of: Callable
 def _mark(number: int, x: float, y: float) -> Markup:
     corners = _SHAPES[number]
     if not corners:
-        return tag("circle", cx=x, cy=y, r=3, class_="dot")
+        return tag("circle", cx=x, cy=y, r=5, class_="dot")
     return tag("polygon", points=" ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners), class_="dot")

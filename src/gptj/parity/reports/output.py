@@ -24,7 +24,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     """
     kind = KINDS.get(Path(path).suffix.lower())
     if kind is None:
-        raise InputError("no kind of report ends so", where=shown(path), expected=", ".join(KINDS))
+        raise InputError("not the suffix of a report", where=shown(path), expected=", ".join(KINDS))
     return kind
 
 

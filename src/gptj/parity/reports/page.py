@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gptj.dtypes import PARAMETER_DTYPES
-from gptj.parity.findings import Findings, PairFound, TapFound, TextFound
+from gptj.parity.findings import Findings, MeasureFound, PairFound, TapFound, TextFound
 from gptj.parity.reports.heat_map import heat_map
 from gptj.parity.reports.line_chart import Line, line_chart
 from gptj.parity.reports.markup import Markup, join, table, tag
 from gptj.parity.reports.spelling import (
+    grid_of_matrix,
     place_of,
     share_of,
     spell_born,
@@ -37,6 +38,9 @@ _KEY = (
 )  # fmt: skip
 _CONFIG = ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions", "vocab_size", "activation_function",
            "layer_norm_epsilon")  # fmt: skip
+
+_FEW = 12
+"""Rows that stand open where all of them hold."""
 
 _NUMBERS = ("off by", "bound", "limit", "on its inputs", "share of the bound", "prompt", "tokens", "a's margin",
             "b's margin", "rounding may turn")  # fmt: skip
@@ -76,7 +80,7 @@ def _run(found: Findings, prefix: str) -> Markup:
     title = f"Parity of {found.folder}" if found.folder else "Parity of traces"
     parts = [
         tag("header", tag("h1", title), tag("p", holds, class_=f"verdict {'holds' if found.passed else 'differs'}"),
-            tag("p", found.headline, class_="headline"), *(tag("p", note) for note in found.notes)),
+            tag("p", found.headline, class_="headline"), _notes(found.notes)),
         tag("nav", tag("ul", *links), aria_label=f"Sections of {title}"),
         _facts(found),
     ]  # fmt: skip
@@ -86,6 +90,12 @@ def _run(found: Findings, prefix: str) -> Markup:
         for one in sections
     ]  # fmt: skip
     return tag("article", *parts)
+
+
+def _notes(notes: Sequence[str]) -> Markup:
+    if len(notes) < 2:
+        return join(tag("p", note) for note in notes)
+    return tag("ul", *(tag("li", note) for note in notes), class_="notes")
 
 
 def _facts(found: Findings) -> Markup:
@@ -178,7 +188,7 @@ def _texts(texts: Sequence[TextFound]) -> Markup:
                "explained by")  # fmt: skip
     alike: dict[tuple[str, int, str], list[TextFound]] = {}
     for t in texts:
-        if t.errors:
+        if sum(error is not None for error in t.errors) > 1:  # a line of one point shows nothing
             dtype = t.b.rpartition(" ")[2]  # whose errors are of one size
             alike.setdefault((t.a, t.prompt, dtype if dtype in PARAMETER_DTYPES else ""), []).append(t)
     charts = [_errors(some[start : start + 4]) for some in alike.values() for start in range(0, len(some), 4)]
@@ -204,30 +214,32 @@ def _measures(found: Findings) -> Markup:
         for m in found.measures
     ]  # fmt: skip
     heading = ("of", "what", "off by", "limit", "largest at")
-    told = "Answers against the oracle's and each other's"
-    return table(told, heading, rows, numbers=_NUMBERS) if rows else Markup("")
+    if not rows:
+        return Markup("")
+    shown = table("Answers against the oracle's and each other's", heading, rows, numbers=_NUMBERS)
+    wrong = sum(not m.holds for m in found.measures)
+    told = tag("summary", f"All {len(rows):,} measures, {wrong:,} of them beyond their limits")
+    return tag("details", told, shown, open=wrong > 0 or len(rows) <= _FEW)
 
 
 def _matrix(found: Findings) -> Markup:
     """A row an invariance, a column a backend."""
-    backends = list(dict.fromkeys(row.backend for row in found.matrix))
-    cells: dict[tuple[str, str], dict[str, Markup]] = {}
-    broken: set[tuple[str, str]] = set()
-    for row in found.matrix:
-        size = f"{spell_sign(row.holds)} {spell_number(row.difference)} of {spell_number(row.limit)}"
-        place = Markup("") if row.holds or not row.where else tag("span", f" at {row.where}", class_="soft")
-        of_row = cells.setdefault((row.against, row.what), {})
-        of_row[row.backend] = join(
-            [*filter(None, [of_row.get(row.backend)]), tag("div", size, place, class_=None if row.holds else "differs")]
-        )
-        if not row.holds:
-            broken.add((row.against, row.what))
-    rows: list[tuple[list[str | Markup], str | None]] = [
-        ([key[0], key[1], *(of_row.get(backend, "-") for backend in backends)], "part" if key in broken else None)
-        for key, of_row in cells.items()
-    ]
+    backends, grid = grid_of_matrix(found)
+    rows: list[tuple[list[str | Markup], str | None]] = []
+    for name, what, by_backend in grid:
+        cells = (join(_matrix_cell(row, what) for row in by_backend.get(backend, ())) or "-" for backend in backends)
+        broken = any(not row.holds for some in by_backend.values() for row in some)
+        rows.append(([name, what, *cells], "part" if broken else None))
     told = "Two ways to one answer: the difference, of what is allowed"
     return table(told, ("two ways", "of", *backends), rows) if rows else Markup("")
+
+
+def _matrix_cell(row: MeasureFound, what: str) -> Markup:
+    size = f"{spell_sign(row.holds)} {spell_number(row.difference)} of {spell_number(row.limit)}"
+    own = [] if row.what == what else [row.what]
+    own += [] if row.holds or not row.where else [f"at {row.where}"]
+    more = tag("div", " ".join(own), class_="soft") if own else Markup("")
+    return tag("div", size, more, class_=None if row.holds else "differs")
 
 
 def _ladder(found: Findings) -> Markup:

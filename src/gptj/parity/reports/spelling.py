@@ -7,12 +7,13 @@ import math
 
 from gptj.dtypes import PARAMETER_DTYPES
 from gptj.errors import harmless
-from gptj.parity.findings import Findings, TapFound
+from gptj.parity.findings import Findings, MeasureFound, TapFound
 from gptj.taps import split_tap
 
 __all__ = [
     "NOTHING",
     "Share",
+    "grid_of_matrix",
     "legible",
     "place_of",
     "share_of",
@@ -81,6 +82,30 @@ def title_of_ladder(found: Findings) -> str:
     """The ladder's heading; two folders' next tokens stand in its place, one against the other."""
     precise = any(rung.rung in (*PARAMETER_DTYPES, "int8") for rung in found.ladder)
     return "Precisions against float64" if precise else "Next tokens"
+
+
+GridRow = tuple[str, str, dict[str, list[MeasureFound]]]
+
+
+def grid_of_matrix(found: Findings) -> tuple[list[str], list[GridRow]]:
+    """The backends of the matrix, and its rows: each one's name, what it is of, and each backend's.
+
+    A row is of one thing where a backend has several of its name; else its backends may each have another of their
+    own, which was the worst, and it is called by its name alone.
+    """
+    several = {(row.against, row.backend): 0 for row in found.matrix}
+    for row in found.matrix:
+        several[row.against, row.backend] += 1
+    split = {name for (name, _), count in several.items() if count > 1}
+    rows: dict[tuple[str, str], dict[str, list[MeasureFound]]] = {}
+    for row in found.matrix:
+        place = rows.setdefault((row.against, row.what if row.against in split else ""), {})
+        place.setdefault(row.backend, []).append(row)
+    grid = []
+    for (name, _), by_backend in rows.items():
+        kinds = {row.what for some in by_backend.values() for row in some}
+        grid.append((name, kinds.pop() if len(kinds) == 1 else "", by_backend))
+    return list(dict.fromkeys(row.backend for row in found.matrix)), grid
 
 
 def spell_sign(right: bool | None) -> str:

@@ -6,9 +6,10 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from gptj.parity.findings import Findings, PairFound, TapFound
+from gptj.parity.findings import Findings, MeasureFound, PairFound, TapFound
 from gptj.parity.reports.heat_map import operations_of
 from gptj.parity.reports.spelling import (
+    grid_of_matrix,
     legible,
     share_of,
     spell_number,
@@ -23,6 +24,7 @@ _SHORT = {"q_rotated": "qrot", "k_rotated": "krot", "scores": "scor", "visible":
           "mixed": "mix", "out_proj": "out", "fc_in": "fcin", "activation": "act", "fc_out": "fout"}  # fmt: skip
 _CELL, _NUMBER = 5, 5
 _LONGEST_LIST = 12
+_LONGEST_KIND = 10
 
 
 def render_text(found: Findings, *, width: int = 80) -> str:
@@ -94,21 +96,27 @@ def _pair(pair: PairFound, width: int) -> Iterator[str]:
 
 def _matrix(found: Findings, width: int) -> Iterator[str]:
     """A row an invariance and a column a backend, where that fits; else a line for each of both."""
-    backends = list(dict.fromkeys(row.backend for row in found.matrix))
-    rows: dict[str, dict[str, str]] = {}
-    for row in found.matrix:
-        share = f" {math.ceil(100 * row.difference / row.limit)}%" if row.holds and row.limit and row.difference else ""
-        cell = f"{spell_sign(row.holds)} {spell_number(row.difference)}{share}"
-        rows.setdefault(f"{row.against}: {row.what}", {})[row.backend] = cell
-    grid = [("", *backends), *((name, *(cells.get(one, "-") for one in backends)) for name, cells in rows.items())]
+    backends, rows = grid_of_matrix(found)
+    grid = [["", *backends]]
+    for name, what, by_backend in rows:
+        cells = [", ".join(map(_matrix_cell, by_backend.get(backend, ()))) or "-" for backend in backends]
+        short = what and len(what) <= _LONGEST_KIND  # a parameter's name would leave the columns no room
+        grid.append([f"{name}: {what}" if short else name, *cells])
     whole = sum(max(len(row[column]) for row in grid) + 2 for column in range(len(grid[0])))
-    once = len(found.matrix) == sum(map(len, rows.values()))
-    if found.matrix and once and whole <= width:
+    if rows and whole <= width:
         yield from _table("Invariances: off by, and how much of the limit that is", grid, width)
         return
     yield from _table("Invariances: off by, of the limit", [
         (spell_sign(row.holds), row.backend, f"{row.against}: {row.what}", spell_number(row.difference),
          spell_number(row.limit)) for row in found.matrix], width)  # fmt: skip
+
+
+def _matrix_cell(row: MeasureFound) -> str:
+    """A difference, and in percent how much of its limit that is, where there is some of both."""
+    share = ""
+    if row.holds and row.difference and row.limit and math.isfinite(part := 100 * row.difference / row.limit):
+        share = f" {math.ceil(part)}%"
+    return f"{spell_sign(row.holds)} {spell_number(row.difference)}{share}"
 
 
 def _short(name: str) -> str:
