@@ -288,11 +288,11 @@ _MORE = (
             lambda b: b.positions(lambda at: at - PAST * (at.shape[-1] < LENGTH - PAST + 1)), cached=True),
     Planted("cache: values of the step not kept", "block 0, mixed", None, lambda b: b.cache(_no_new_values(b)),
             cached=True),
-    Planted("gradient: the rotation's slope is doubled", "h.1.attn.k_proj.weight", None, _double_slope_of_rotation,
+    Planted("gradient: the rotation's slope is doubled", "h.1.attn.k_proj.weight", "a factor of 2", _double_slope_of_rotation,
             gradient=True),
     Planted("gradient: the activation's slope is 1", "h.1.mlp.fc_in.bias", None,
             _activation_with(lambda b, x, y: x + b.stop(y - x)), gradient=True),
-    Planted("gradient: the activation's slope is doubled", "h.1.mlp.fc_in.bias", None,
+    Planted("gradient: the activation's slope is doubled", "h.1.mlp.fc_in.bias", "a factor of 2",
             _activation_with(lambda b, x, y: 2 * y - b.stop(y)), gradient=True),
 )  # fmt: skip
 
