@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -124,3 +125,16 @@ def test_the_benchmark_of_the_host_runs(tmp_path):
     head, _, *rows = done.stdout.splitlines()
     assert head == "| strategy | rows | before, ms a step | here, ms a step |" and len(rows) == 6
     assert all(float(cell) > 0 for row in rows for cell in row.split("|")[3:5])
+
+
+@pytest.mark.parametrize("wing", ["pt", "tf", "flax"])
+def test_the_model_without_taps_has_none_left(wing):
+    """Its code names them nowhere, and all else is as it was."""
+    source = (BENCHMARKS.parent / "src" / "gptj" / wing / "model.py").read_text()
+    tree = ast.parse(load("taps_unused").without_taps(source))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.arg | ast.keyword)
+                and "taps" in (getattr(node, "id", None), getattr(node, "arg", None))]  # fmt: skip
+    names = {"before": ast.parse(source), "after": tree}
+    found = {when: [node.name for node in ast.walk(one) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+             for when, one in names.items()}  # fmt: skip
+    assert found["before"] == found["after"] and ast.unparse(names["before"]).count("taps(") > 8

@@ -10,24 +10,12 @@ import pytest
 from gptj.errors import FormatError
 from gptj.parity.bounds import Rounding
 from gptj.parity.invariance_record import rows_of
-from gptj.parity.invariances import (
-    BETAS,
-    DECAY,
-    EPSILON,
-    INT8,
-    RATE,
-    ROWS,
-    Answer,
-    Reference,
-    judge,
-    quantised,
-    step_limit,
-    stepped,
-)
+from gptj.parity.invariances import INT8, ROWS, Answer, Reference, judge, quantised
 from gptj.parity.ladder import LadderQuestion, measure_rung
 from gptj.parity.matrix import findings_of_matrix
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_weights
+from gptj.parity.steps import BETAS, DECAY, EPSILON, RATE, SHARES, step_limit, stepped
 
 CONFIG = revealing_config(n_layer=2)
 ORACLE = Oracle(CONFIG, revealing_weights(CONFIG))
@@ -96,10 +84,15 @@ def test_a_step_in_float32_is_within_its_limit_and_a_mistake_is_not(kind):
     def step(decay=DECAY, epsilon=EPSILON, rate=RATE):
         if kind == "sgd":
             return parameter - np.float32(rate) * slope
-        first, second = np.float32(1 - BETAS[0]) * slope, np.float32(1 - BETAS[1]) * slope**2
-        root = np.sqrt(second / np.float32(1 - BETAS[1])) + np.float32(epsilon)
-        moved = parameter * np.float32(1 - rate * decay)
-        return moved - np.float32(rate) * (first / np.float32(1 - BETAS[0])) / root
+        moved, first, second = parameter, np.zeros_like(slope), np.zeros_like(slope)
+        for number, share in enumerate(SHARES[kind], 1):
+            given = np.float32(share) * slope
+            first = np.float32(BETAS[0]) * first + np.float32(1 - BETAS[0]) * given
+            second = np.float32(BETAS[1]) * second + np.float32(1 - BETAS[1]) * given**2
+            root = np.sqrt(second / np.float32(1 - BETAS[1] ** number)) + np.float32(epsilon)
+            moved = moved * np.float32(1 - rate * decay)
+            moved = moved - np.float32(rate) * (first / np.float32(1 - BETAS[0] ** number)) / root
+        return moved
 
     def holds(**change):
         return judge("pt", kind, [Answer("w", step(**change), stepped(parameter, slope, kind), limit)]).holds

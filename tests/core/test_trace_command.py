@@ -171,6 +171,11 @@ def test_record_replaces_nothing_unasked(folder):
     assert isinstance(done.exception, WriteError) and (folder / "there").read_text() == "x"
 
 
+def test_steps_are_taken_from_gradients_alone(folder):
+    done = run("record", folder / "model", "--backend", "pt", "--steps", "-o", folder / "none")
+    assert done.exit_code == 2 and "give --gradients too" in done.output and not (folder / "none").exists()
+
+
 def test_prompts_that_say_how_to_continue_are_refused(folder):
     (folder / "prompts").write_text('{"token_ids": [1], "temperature": 0.5}\n')
     done = run("record", folder / "model", "--backend", "pt", "-o", folder / "out", "--prompts", folder / "prompts")

@@ -1,275 +1,34 @@
-"""The mistakes of `mutants.MUTANTS`, and more, planted in a wing: its functions or weights replaced while it records.
-
-What is put in place of a wing's function is computed in NumPy, so each mistake is written once for all three. Flax runs
-without `jax.jit`, which would remember the right function.
-"""
+"""The mistakes of `mutants.MUTANTS`, and more, planted in a wing: its functions or weights replaced."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib
 import re
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from adapter_samples import KINDS, sample_pairs, write_sample_adapter
+from further import FURTHER
 from mutants import MUTANTS, Mutant, RotaryWithTable
 from numpy.typing import NDArray
+from workbench import CONFIG, LENGTH, PAST, Planted, Workbench, batch
 
 from gptj import GPTJConfig
+from gptj.adapters import AdapterConfig
 from gptj.checkpoint import write_checkpoint
 from gptj.dtypes import numpy_dtype
 from gptj.errors import InputError
 from gptj.parity.differences import compare_traces, spell_tap
-from gptj.parity.oracle import Oracle, positions_of_mask
+from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_weights
+from gptj.parity.run import whole_weight
 from gptj.parity.trace import TraceFacts, open_trace, write_trace
 from gptj.parity.trace_record import record_trace
 from gptj.schema import schema
 
 Array = NDArray[Any]
-
-PAST = 8
-"""Tokens in the cache where a mistake is one of a cached step."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Planted:
-    """A mistake in a wing.
-
-    Attributes:
-        name: of the mistake.
-        where: block and operation that must be named, "block 0, rotated q"; or the config's field that is refused.
-        looks_like: the signature that must be named, None where the trace cannot tell.
-        plant: replaces a wing's functions; None where the weights or the config are other ones.
-        mutant: makes other weights or another config.
-        cached: whether it is seen in a cached step alone.
-        gradient: whether it is seen in gradients alone; `where` is then the parameter that shows it first, backwards.
-    """
-
-    name: str
-    where: str
-    looks_like: str | None
-    plant: Callable[[Workbench], None] | None = None
-    mutant: Mutant | None = None
-    cached: bool = False
-    gradient: bool = False
-
-
-class Workbench:
-    """A wing whose functions are replaced for a while.
-
-    Args:
-        name: of the wing.
-        patch: pytest's `MonkeyPatch`, which undoes it.
-    """
-
-    def __init__(self, name: str, patch: Any) -> None:
-        self.name, self.patch = name, patch
-        self.wing = importlib.import_module(f"gptj.{name}")
-        self.model, self.layers, self.arguments = (
-            importlib.import_module(f"gptj.{name}.{part}") for part in ("model", "layers", "arguments")
-        )
-        self.call = {"pt": "forward", "tf": "call", "flax": "__call__"}[name]
-
-    def numpy(self, x: Any) -> Array:
-        """The framework's array in NumPy."""
-        return np.asarray(self.wing.to_numpy(x))
-
-    def back(self, x: Array, like: Any) -> Any:
-        """A NumPy array as the framework's, in the dtype of another."""
-        if self.name == "pt":
-            import torch
-
-            return torch.tensor(np.ascontiguousarray(x)).to(like.dtype)
-        if self.name == "tf":
-            import tensorflow as tf
-
-            return tf.cast(tf.constant(x), like.dtype)
-        import jax.numpy as jnp
-
-        return jnp.asarray(x).astype(like.dtype)
-
-    def stop(self, x: Any) -> Any:
-        """The same value, which hands no gradient on."""
-        if self.name == "pt":
-            return x.detach()
-        if self.name == "tf":
-            import tensorflow as tf
-
-            return tf.stop_gradient(x)
-        import jax
-
-        return jax.lax.stop_gradient(x)
-
-    def replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        """Put `make(original)` in place of a function or method."""
-        self.patch.setattr(owner, name, make(getattr(owner, name)))
-
-    def method(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        """The same of a module's method, which Flax wants to know of."""
-        made = make(getattr(owner, name))
-        if self.name == "flax":
-            from flax.linen.module import wrap_method_once
-
-            made = wrap_method_once(made)
-        self.patch.setattr(owner, name, made)
-
-    # ---- places
-
-    def table(self, change: Callable[[Array, Array, int], tuple[Array, Array]]) -> None:
-        """Another rotary table: `change` of sines, cosines and the width."""
-
-        def make(original: Any) -> Any:
-            return lambda n, width, dtype="float32": tuple(
-                np.ascontiguousarray(part).astype(dtype) for part in change(*original(n, width, "float64"), width)
-            )
-
-        self.replace(self.layers, "rotary_table", make)
-
-    def rotation(self, change: Callable[[Callable[[Array], Array], Array, int], Array]) -> None:
-        """Another rotation: `change` of the right one (a function of x), of x, and of how often it was called."""
-        calls = [0]
-
-        def make(original: Any) -> Any:
-            def rotate(x: Any, sin: Any, cos: Any) -> Any:
-                calls[0] += 1
-
-                def right(values: Array) -> Array:
-                    return self.numpy(original(self.back(values, x), sin, cos))
-
-                return self.back(change(right, self.numpy(x), calls[0] - 1), x)
-
-            return rotate
-
-        self.replace(self.model, "rotate_pairs", make)
-
-    def positions(self, change: Callable[[Array], Array]) -> None:
-        """Other positions in the table's call."""
-
-        def make(original: Any) -> Any:
-            def look_up(table: Any, positions: Any) -> Any:
-                return original(table, self.back(change(self.numpy(positions)), positions))
-
-            return look_up
-
-        self.replace(self.layers.RotaryTable, "__call__", make)
-
-    def scale(self, factor: Callable[[Array], float]) -> None:
-        """Another root."""
-        self.patch.setattr(self.model, "math", types.SimpleNamespace(sqrt=factor))
-
-    def mask(self, change: Callable[[Callable[..., Any], Any, Any, int], Any]) -> None:
-        """Another mask: `change` of the right function and its arguments."""
-        owner = self.arguments if self.name == "pt" else self.model
-        self.replace(
-            owner, "causal_mask", lambda original: lambda mask, slots, length: change(original, mask, slots, length)
-        )
-
-    def weights(self, change: Callable[[Array, Array], Array]) -> None:
-        """Other attention weights: `change` of scores and what is visible, both (b, h, t, s)."""
-
-        def make(_: Any) -> Any:
-            def attend(attention: Any, q: Any, k: Any, v: Any, mask: Any, *rest: Any, taps: Any = None) -> Any:
-                taps = rest[-1] if taps is None else taps
-                queries, keys, values = map(self.numpy, (q, k, v))
-                scores = queries @ np.swapaxes(keys, -1, -2) / np.float32(np.sqrt(queries.shape[-1]))
-                visible = np.broadcast_to(self.numpy(mask), (len(scores), 1, *scores.shape[2:]))
-                found = self.back(change(scores, np.broadcast_to(visible, scores.shape)).astype(values.dtype), v)
-                taps(scores=self.back(scores, v), visible=self.back(visible, mask), weights=found)
-                return self.back(self.numpy(found) @ values, v), found
-
-            return attend
-
-        self.replace(self.model.Attention, "_attend", make)
-
-    def block(self, change: Callable[[Any, Any, Callable[[Any], Any], Callable[[Any], Any]], Any]) -> None:
-        """Another sum: `change` of the block, x, the attention and the feed-forward as functions of their input."""
-
-        def put(block: Any, x: Any, taps: Any, attention: Callable[[Any], Any], feed: Callable[[Any], Any]) -> Any:
-            kept: list[Any] = []
-
-            def attend(h: Any) -> Any:
-                out, weights = attention(h)
-                kept.append(weights)
-                return out
-
-            def norm(values: Any) -> Any:
-                found = block.ln_1(values)
-                if not kept:
-                    taps(ln_1=found)
-                return found
-
-            y = change(norm, x, attend, feed)
-            taps(sum=y)
-            return y, kept[0]
-
-        def run(block: Any, x: Any, *arguments: Any, taps: Any = None) -> Any:
-            train = (arguments[-1],) if self.name == "flax" else ()
-            return put(block, x, taps, lambda h: block.attn(h, *arguments, taps=taps),
-                       lambda h: block.mlp(h, *train, taps=taps))  # fmt: skip
-
-        def run_in_keras(
-            block: Any, x: Any, rotation: Any, attention_mask: Any, update_cache: Any, head_mask: Any, seeds: Any,
-            taps: Any = None,
-        ) -> Any:  # fmt: skip
-            def attention(h: Any) -> Any:
-                return block.attn(h, rotation=rotation, attention_mask=attention_mask, update_cache=update_cache,
-                                  head_mask=head_mask, seeds=None, taps=taps)  # fmt: skip
-
-            return put(block, x, taps, attention, lambda h: block.mlp(h, seed=None, taps=taps))
-
-        self.method(self.model.Block, self.call, lambda _: run_in_keras if self.name == "tf" else run)
-
-    def norm(self, change: Callable[[Array, Array, Array, float], Array | None], *, last: bool = False) -> None:
-        """Another layer norm: `change` of x, scale, offset and epsilon; None leaves it. `last`: of ln_f alone."""
-        owner: Any = self.layers.LayerNorm if self.name != "pt" else importlib.import_module("torch").nn.LayerNorm
-        calls = [0]
-
-        def make(original: Any) -> Any:
-            def normalise(module: Any, x: Any) -> Any:
-                right = original(module, x)
-                calls[0] += 1
-                if last and calls[0] <= CONFIG.n_layer:
-                    return right
-                if self.name == "flax":
-                    scale, offset = (module.get_variable("params", kind) for kind in ("weight", "bias"))
-                else:
-                    scale, offset = module.weight, module.bias
-                epsilon = module.eps if self.name == "pt" else module.epsilon
-                return self.back(change(*map(self.numpy, (x, scale, offset)), epsilon), x)
-
-            return normalise
-
-        self.method(owner, self.call, make)
-
-    def result(self, owner: Any, change: Callable[[Array], Array], name: str | None = None) -> None:
-        """Another result of a module's call, or of a method by its name."""
-
-        def make(original: Any) -> Any:
-            def run(module: Any, *arguments: Any) -> Any:
-                right = original(module, *arguments)
-                return self.back(change(self.numpy(right)), right)
-
-            return run
-
-        (self.replace if name else self.method)(owner, name or self.call, make)
-
-    def cache(self, change: Callable[[Any, Any, Callable[[Any, Any], Any], Array], Any]) -> None:
-        """Another cache: `change` of new keys and values, the right update, and the keys before the rotation."""
-
-        def make(original: Any) -> Any:
-            def update_of(builder: Any, layer: int, use_cache: bool) -> Any:
-                right = original(builder, layer, use_cache)
-                return lambda k, v: change(k, v, right)
-
-            return update_of
-
-        self.replace(self.model.CacheBuilder, "update_of", make)
-
 
 # ---- the mistakes
 
@@ -357,8 +116,7 @@ def _interleaved(x: Array) -> Array:
 
 
 def _embedding(bench: Workbench) -> None:
-    owner: Any = bench.layers.Embedding if bench.name != "pt" else importlib.import_module("torch").nn.Embedding
-    bench.result(owner, lambda x: x * np.float32(CONFIG.n_embd**0.5))
+    bench.result(bench.embedding_class, lambda x: x * np.float32(CONFIG.n_embd**0.5))
 
 
 _COMPUTED: dict[str, tuple[str, str | None, Callable[[Workbench], None]]] = {
@@ -530,11 +288,11 @@ _MORE = (
             lambda b: b.positions(lambda at: at - PAST * (at.shape[-1] < LENGTH - PAST + 1)), cached=True),
     Planted("cache: values of the step not kept", "block 0, mixed", None, lambda b: b.cache(_no_new_values(b)),
             cached=True),
-    Planted("gradient: the rotation's slope is doubled", "h.1.attn.k_proj.weight", None, _double_slope_of_rotation,
-            gradient=True),
+    Planted("gradient: the rotation's slope is doubled", "h.1.attn.k_proj.weight", "a factor of 2",
+            _double_slope_of_rotation, gradient=True),
     Planted("gradient: the activation's slope is 1", "h.1.mlp.fc_in.bias", None,
             _activation_with(lambda b, x, y: x + b.stop(y - x)), gradient=True),
-    Planted("gradient: the activation's slope is doubled", "h.1.mlp.fc_in.bias", None,
+    Planted("gradient: the activation's slope is doubled", "h.1.mlp.fc_in.bias", "a factor of 2",
             _activation_with(lambda b, x, y: 2 * y - b.stop(y)), gradient=True),
 )  # fmt: skip
 
@@ -580,32 +338,24 @@ def _list() -> Iterator[Planted]:
             where, like = _READ[mutant.name]
             yield Planted(mutant.name, where, like, mutant=mutant)
     yield from _MORE
+    yield from FURTHER
 
 
-CONFIG = revealing_config(n_layer=2)
 LAYERS = {"layers in lexicographic order": 11, "a layer too few": 3}
-LENGTH = 16
 PLANTED: tuple[Planted, ...] = tuple(_list())
 
 
 # ---- planting and recording
 
 
-def batch() -> dict[str, Array]:
-    """Three rows: whole, padded left, and padded right, at far positions."""
-    ids = np.random.Generator(np.random.Philox(7)).integers(0, CONFIG.vocab_size - 2, (3, LENGTH))
-    mask = np.ones((3, LENGTH), np.int64)
-    mask[1, :4] = 0
-    mask[2, -5:] = 0
-    positions = 1_900 + positions_of_mask(mask)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": ids}
-
-
 def headline(planted: Planted, name: str, folder: Path, patch: Any) -> tuple[str, str | None, str]:
     """The place and the signature that a comparison of a wing with a mistake and the oracle names, and its sentence."""
-    config = revealing_config(n_layer=LAYERS.get(planted.name, CONFIG.n_layer))
+    config = revealing_config(n_layer=LAYERS.get(planted.name, CONFIG.n_layer), tie_word_embeddings=planted.tied)
     weights = dict(revealing_weights(config))
-    bench, given = Workbench(name, patch), batch()
+    weights["transformer.wte.weight"] = weights["transformer.wte.weight"] + np.float32(planted.mean)
+    bench, given = Workbench(name, patch), batch(ignored=planted.ignored)
+    pairs = sample_pairs(AdapterConfig(**KINDS["all"]), config) if planted.adapter else {}
+    adapter = write_sample_adapter(folder / "adapter", config=config) if planted.adapter else None
     wrong_config, wrong_weights = config, weights
     if planted.mutant is not None:
         oracle = planted.mutant.plant(config, weights)
@@ -616,12 +366,13 @@ def headline(planted: Planted, name: str, folder: Path, patch: Any) -> tuple[str
         planted.plant(bench)
     if planted.gradient:
         return _gradient_headline(bench, folder, config, weights, given)
-    _record(bench, folder, wrong_config, given, cached=planted.cached)
-    _record_oracle(folder, config, weights, given, cached=planted.cached)
+    _record(bench, folder, wrong_config, given, cached=planted.cached, adapter=adapter)
+    oracle = Oracle(config, weights, adapter=pairs)
+    _record_oracle(folder, oracle, given, cached=planted.cached)
     try:
         found = compare_traces(
             [open_trace(folder / "oracle"), open_trace(folder / name)],
-            lambda name, dtype: weights[name].astype(numpy_dtype(dtype)),
+            lambda name, dtype: whole_weight(oracle, name).astype(numpy_dtype(dtype)),
         )
     except InputError as error:
         return str(error.where), None, str(error)
@@ -639,15 +390,16 @@ def _gradient_headline(
 
             stack.enter_context(jax.disable_jit())
         record_trace(folder / "model", bench.name, folder / bench.name, batch=given, gradients=True)
-    _record_oracle(folder, config, weights, given, cached=False)
+    _record_oracle(folder, Oracle(config, weights), given, cached=False)
     found = compare_traces(
         [open_trace(folder / "oracle"), open_trace(folder / bench.name)],
         lambda name, dtype: weights[name].astype(numpy_dtype(dtype)),
     )
     assert all(pair.first is None for pair in found.pairs), [*found.lines()]  # forward it is right
     [first, *_] = [line for line in found.lines() if ": the gradient of " in line]
-    name = first.partition("the gradient of transformer.")[2].partition(" ")[0]
-    return name, None, re.sub(r"; \[.*", "", first.partition(": ")[2])
+    name = first.partition("the gradient of ")[2].partition(" ")[0].removeprefix("transformer.")
+    like = first.partition("; looks like: ")[2] or None
+    return name, like, re.sub(r"; \[[^;]*", "", first.partition(": ")[2]).replace("; looks like: ", ": ")
 
 
 def shorten(sentence: str) -> str:
@@ -656,10 +408,14 @@ def shorten(sentence: str) -> str:
     return re.sub(r"; row [^;]*", "", start).replace("; looks like: ", ": ")
 
 
-def _record(bench: Workbench, folder: Path, config: GPTJConfig, given: dict[str, Array], *, cached: bool) -> None:
+def _record(
+    bench: Workbench, folder: Path, config: GPTJConfig, given: dict[str, Array], *, cached: bool, adapter: Path | None
+) -> None:
     """The wing's trace, of a step over a cache where that is asked for."""
     with _no_compilation(bench.name):
         model = bench.wing.GPTJForCausalLM.from_pretrained(folder / "model")
+        if adapter is not None:
+            model.load_adapter(adapter)
         if cached:
             before = {name: value[:, :PAST] for name, value in given.items() if name != "labels"}
             past = model(**before, use_cache=True).past_key_values
@@ -676,16 +432,13 @@ def _step(given: dict[str, Array]) -> dict[str, Array]:
     return {name: value if name == "attention_mask" else value[:, PAST:] for name, value in given.items()}
 
 
-def _record_oracle(
-    folder: Path, config: GPTJConfig, weights: dict[str, Array], given: dict[str, Array], *, cached: bool
-) -> None:
-    taps = Oracle(config, weights).taps(**given)
+def _record_oracle(folder: Path, oracle: Oracle, given: dict[str, Array], *, cached: bool) -> None:
+    taps = oracle.taps(**given)
     if cached:
-        later = Oracle(config, weights).taps(**given)
-        taps = {name: value[..., PAST:, :] if value.ndim else value for name, value in later.items()}
+        taps = {name: value[..., PAST:, :] if value.ndim else value for name, value in taps.items()}
         taps.pop("loss")
         given = _step(given)
-    write_trace(folder / "oracle", taps, TraceFacts("oracle", "float64", config), inputs=given)
+    write_trace(folder / "oracle", taps, TraceFacts("oracle", "float64", oracle.config), inputs=given)
 
 
 @contextlib.contextmanager

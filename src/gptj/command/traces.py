@@ -43,6 +43,7 @@ __all__ = ["compare", "read_batch", "record", "refuse_seed"]
 )  # fmt: skip
 @click.option("--prompts", type=PathArgument, metavar="FILE", help="A prompt a line. [default: random tokens]")
 @click.option("--gradients", is_flag=True, help="Also the loss' gradient by every parameter.")
+@click.option("--steps", is_flag=True, help="Also every parameter after steps of SGD and AdamW, with --gradients.")
 @click.option("--generate", type=click.IntRange(min=0), default=0, metavar="N", help="Also N greedy tokens a prompt.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Of random tokens. [default: 0]")
 @click.option("--output", "-o", type=PathArgument, required=True, metavar="TRACE", help="The file to write.")
@@ -50,8 +51,8 @@ __all__ = ["compare", "read_batch", "record", "refuse_seed"]
 @weights_option
 @revision_option()
 def record(
-    directory: Path, backend: str, dtype: str, way: str, prompts: Path | None, gradients: bool, generate: int,
-    seed: int | None, output: Path, overwrite: bool, weights: str | None,
+    directory: Path, backend: str, dtype: str, way: str, prompts: Path | None, gradients: bool, steps: bool,
+    generate: int, seed: int | None, output: Path, overwrite: bool, weights: str | None,
 ) -> None:  # fmt: skip
     """Run the model in DIR in one framework, and write every intermediate value, by name, into the file TRACE.
 
@@ -62,13 +63,16 @@ def record(
     from gptj.parity.trace_record import record_trace, require_way
 
     refuse_seed(seed, prompts)
+    if steps and not gradients:
+        raise click.UsageError("--steps are taken from gradients: give --gradients too.")
     if os.path.lexists(output) and not overwrite:
         raise WriteError("is there already", file=output, hint="Give --overwrite to replace it")
     batch = None if prompts is None else read_batch(directory, prompts)
     require_way(choose_backend(backend), way, gradients=gradients)
     os.environ.update(child_environment(dtype))  # before the framework is imported, which reads it once
     with waiting(f"recording {backend}"):
-        record_trace(directory, backend, output, dtype=dtype, way=way, batch=batch, gradients=gradients,
+        record_trace(directory, backend, output, dtype=dtype, way=way, batch=batch,
+                     gradients="steps" if steps else gradients,
                      generate=generate, seed=None if batch else seed or 0, weights=weights)  # fmt: skip
     click.echo(f"{output}: written")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax import Array
@@ -18,17 +18,19 @@ def take_step(
     slopes: Mapping[str, Array],
     kind: str,
     *,
+    shares: Sequence[float] = (1.0,),
     rate: float,
     betas: tuple[float, float],
     epsilon: float,
     decay: float,
 ) -> dict[str, Array]:
-    """Every parameter after one step of the framework's own optimizer, by its name; the model itself may be moved.
+    """Every parameter after steps of the framework's own optimizer, by its name; the model itself may be moved.
 
     Args:
         model: whose parameters these are.
         slopes: the gradient by every parameter, see `loss_gradients`.
         kind: "sgd" or "adamw" (Loshchilov and Hutter, arXiv:1711.05101), whose moments are zero.
+        shares: of the gradient, one for each step that is taken.
         rate: how far to go.
         betas, epsilon, decay: AdamW's, as PyTorch has them; everything decays, vectors too.
     """
@@ -43,6 +45,8 @@ def take_step(
         optimizer = optax.adamw(rate, b1=first, b2=second, eps=epsilon, weight_decay=decay)
     else:
         optimizer = optax.sgd(rate)
-    updates, _ = optimizer.update(dict(slopes), optimizer.init(parameters), parameters)
-    moved: Any = optax.apply_updates(parameters, updates)
-    return dict(moved)
+    state, moved = optimizer.init(parameters), dict[str, Any](parameters)
+    for share in shares:
+        updates, state = optimizer.update({name: share * slope for name, slope in slopes.items()}, state, moved)
+        moved = dict[str, Any](optax.apply_updates(moved, updates))
+    return moved

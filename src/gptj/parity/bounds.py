@@ -42,6 +42,7 @@ __all__ = [
     "rounding_of_activation",
     "rounding_of_layer_norm",
     "rounding_of_loss",
+    "rounding_of_one_pass",
     "rounding_of_product",
     "rounding_of_rotation",
     "rounding_of_softmax",
@@ -218,6 +219,21 @@ def rounding_of_layer_norm(
     share = scale_off + 4 * rounding.unit
     bound: Array = np.abs(weight) * off / deviation + normal * share + rounding.unit * np.abs(bias)
     return bound + rounding.smallest
+
+
+def rounding_of_one_pass(square: Array, length: int, rounding: Rounding) -> Array:
+    """How far a variance may be off that is the mean of the squares less the square of the mean: a deviation, thrice.
+
+    Args:
+        square: the mean of the squares, which the square of the mean is no larger than.
+        length: of what they are means of.
+        rounding: the arithmetic.
+
+    A sum of n roundings of a root of the mean square of u / sqrt(3), of partial sums a third as large in the mean
+    square, is off by sqrt(n) u / 3; the mean's is there twice over in its square. Each is rounded as it is squared,
+    divided and subtracted. It is no bound but what is expected: to tell this variance from others, not to allow it.
+    """
+    return square * (3 * math.sqrt(length) + 8) * rounding.summing
 
 
 def rounding_of_loss(largest: float, loss: float, count: int, vocabulary: int, rounding: Rounding) -> float:

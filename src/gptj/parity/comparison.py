@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from gptj.parity.extra_differences import GradientDifference, TextDifference, backward_rank
+from gptj.parity.steps import StepDifference
 from gptj.taps import split_tap
 
 __all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "spell_tap", "spell_taps"]
@@ -83,6 +84,7 @@ class PairDifferences:
         origins: of `first`, in the base and in the other.
         left_out: what one of the two has and the other lacks: taps, gradients (`grad.` and the parameter), "generated".
         alone: a tap before `first` that one of the two has alone, and that is not what its operation gives.
+        pattern: what the difference in `first` looks like, where it cannot be told in which of the two it was born.
     """
 
     base: str
@@ -92,6 +94,7 @@ class PairDifferences:
     origins: tuple[Origin, ...]
     left_out: tuple[str, ...] = ()
     alone: Origin | None = None
+    pattern: str | None = None
 
     @property
     def headline(self) -> str:
@@ -113,10 +116,11 @@ class PairDifferences:
             return f"{start}: born there, {' and '.join(f'in {origin.trace}, {_own(origin)}' for origin in born)}"
         if all(origin.verdict == "came in" for origin in self.origins):
             return f"{start}: it came in with that operation's inputs; {size}"
+        seems = "" if self.pattern is None else f"; looks like: {self.pattern}"
         needs = ", ".join(sorted({origin.needs for origin in self.origins if origin.needs is not None}))
         if needs == "weights":  # no tap before it differs, its inputs' neither
-            return f"{start}: born there, in one of the two, whose inputs agree; {size}. Which needs the weights"
-        return f"{start}: {size}. Whether it was born there needs {needs}"
+            return f"{start}: born there, in one of the two, whose inputs agree; {size}. Which needs the weights{seems}"
+        return f"{start}: {size}. Whether it was born there needs {needs}{seems}"
 
     def _headline_of_alone(self, alone: Origin) -> str:
         """The same where what is wrong first stands in one of the two alone."""
@@ -137,7 +141,7 @@ class PairDifferences:
         """The known mistakes that explain what is wrong first; None where none does, or it was not born there."""
         if self.alone is not None:
             return self.alone.looks_like
-        return next((origin.looks_like for origin in self.origins if origin.looks_like is not None), None)
+        return next((origin.looks_like for origin in self.origins if origin.looks_like is not None), self.pattern)
 
     def as_dict(self) -> dict[str, Any]:
         """The facts as JSON takes them."""
@@ -165,6 +169,7 @@ class Comparison:
         looks_like: of each trace, by name, the known mistakes that explain a tap: of each operation the first block's
             that is wrong.
         gradients: of every parameter that two traces have, and against the oracle's where the weights are given.
+        steps: of every parameter, after an optimizer's steps, in the same way.
         texts: each prompt's greedy continuation, of each trace but the base against the base.
         untold: of each trace, by name, every tap that could not be computed again, and the input that was not there.
     """
@@ -176,6 +181,7 @@ class Comparison:
     gradients: tuple[GradientDifference, ...] = ()
     texts: tuple[TextDifference, ...] = ()
     untold: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    steps: tuple[StepDifference, ...] = ()
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -185,7 +191,8 @@ class Comparison:
     @property
     def passed(self) -> bool:
         """Whether rounding explains every difference, and every tap that was computed again."""
-        extras = all(one.holds for one in self.gradients) and all(one.holds for one in self.texts)
+        learnt = all(one.holds for one in self.gradients) and all(one.holds for one in self.steps)
+        extras = learnt and all(one.holds for one in self.texts)
         return extras and all(pair.right for pair in self.pairs) and not any(self.born.values())
 
     def lines(self, *, every: bool = False) -> Iterator[str]:
@@ -225,6 +232,12 @@ class Comparison:
             yield f"and {len(beyond) - 3} gradients more"
         if self.gradients and not beyond:
             yield f"all {len(self.gradients)} gradients within what rounding explains"
+        wrong = [one for one in self.steps if not one.holds]
+        yield from map(str, self.steps if every else wrong[:3])
+        if len(wrong) > 3 and not every:
+            yield f"and {len(wrong) - 3} steps more"
+        if self.steps and not wrong:
+            yield f"all {len(self.steps)} steps of optimizers within what rounding explains"
         yield from (str(text) for text in self.texts if every or text.first is not None)
         if self.texts and all(text.first is None for text in self.texts):
             yield f"all {len(self.texts)} greedy texts the same"
@@ -240,6 +253,7 @@ class Comparison:
             "untold": self.untold,
             "facts": list(self.facts),
             "gradients": [one.as_dict() for one in self.gradients],
+            "steps": [one.as_dict() for one in self.steps],
             "texts": [one.to_json() for one in self.texts],
         }
 
@@ -264,7 +278,7 @@ def spell_taps(taps: Iterable[str]) -> str:
     spelt: list[str] = []
     runs: dict[str, list[int]] = {}  # by inner name, the first and last block of the run, and where it is spelt
     for tap in taps:
-        block, inner = (None, tap) if tap.startswith(("grad.", "generated")) else split_tap(tap)
+        block, inner = (None, tap) if tap.startswith(("grad.", "step.", "generated")) else split_tap(tap)
         run = runs.get(inner)
         if block is not None and run is not None and block == run[1] + 1:
             run[1] = block

@@ -30,7 +30,10 @@ from gptj.parity.extra_differences import GradientDifference, compare_gradients,
 from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
 from gptj.parity.oracle import Oracle
 from gptj.parity.oracle_gradients import loss_gradients
+from gptj.parity.pattern import find_pattern
 from gptj.parity.signatures import find_signature
+from gptj.parity.spread import AXES
+from gptj.parity.steps import StepDifference, compare_steps, compare_steps_with_exact
 from gptj.parity.trace import INPUTS, MEANINGS, Trace, rotary_sha256, slices_of
 from gptj.schema import schema
 from gptj.taps import list_taps, split_tap
@@ -43,8 +46,6 @@ _MOST_EXACT = 2**27
 """Parameters of a model whose gradients are computed in float64: 1 GB of them."""
 
 _FACTS = ("dtype", "path", "weights_sha256")
-_AXES = {"b": "row", "h": "head", "t": "token", "s": "key", "d": "channel", "m": "channel", "f": "channel",
-         "v": "vocabulary"}  # fmt: skip
 
 
 # ---- comparing
@@ -109,6 +110,7 @@ def compare_traces(
         texts=tuple(texts),
         untold={name: {tap: one.needs for tap, one in of_trace if one.needs is not None}
                 for name, of_trace in by_trace.items()},
+        steps=tuple(_steps(traces, pairings, weights)),
     )  # fmt: skip
 
 
@@ -118,7 +120,7 @@ class _Pairing:
 
     Attributes:
         base, other: the more exact one, and the other.
-        shared: the names of what both have: taps, `grad.` and a parameter, "generated".
+        shared: the names of what both have: taps, `grad.` or `step.` and a parameter, "generated".
         left_out: of what one of the two lacks.
     """
 
@@ -155,8 +157,9 @@ def _pair_up(traces: Sequence[Trace]) -> list[_Pairing]:
 
 def _contents(trace: Trace) -> dict[str, None]:
     """The names of all that a trace holds, in the order of the computation."""
-    gradients = (f"grad.{name}" for name in trace.extras.gradients)
-    return dict.fromkeys((*trace.places, *gradients, *(["generated"] if trace.extras.generated else [])))
+    extras = trace.extras
+    learnt = (*(f"grad.{name}" for name in extras.gradients), *(f"step.{name}" for name in extras.steps))
+    return dict.fromkeys((*trace.places, *learnt, *(["generated"] if extras.generated else [])))
 
 
 def _unit(trace: Trace) -> float:
@@ -186,6 +189,18 @@ def _gradients(
                 oracle, ids, inputs["attention_mask"], inputs["position_ids"], labels=labels
             )
         yield from compare_with_exact(trace, _rounding(trace), exact[trace.facts.dtype])
+
+
+def _steps(
+    traces: Sequence[Trace], pairings: Sequence[_Pairing], weights: ReadWeight | None
+) -> Iterator[StepDifference]:
+    """The steps of optimizers that two traces share; and each against the definition, from its own gradient."""
+    for one in pairings:
+        names = [name for name in one.base.extras.steps if f"step.{name}" in one.shared]
+        yield from compare_steps(one.base, one.other, names, (_rounding(one.base), _rounding(one.other)))
+    for trace in traces if weights is not None else ():
+        assert weights is not None
+        yield from compare_steps_with_exact(trace, _rounding(trace), _rounded(weights, trace.facts.dtype))
 
 
 def _rounded(weights: ReadWeight, dtype: str) -> Callable[[str], Array]:
@@ -306,7 +321,7 @@ def _shares(difference: Array, bounds: Array) -> Array:
 
 
 def _spell(place: Array, axes: str) -> str:
-    words = [f"{_AXES[axis]} {int(index)}" for axis, index in zip(axes, place, strict=True) if axis != "1"]
+    words = [f"{AXES[axis]} {int(index)}" for axis, index in zip(axes, place, strict=True) if axis != "1"]
     return ", ".join(words) or "the value"
 
 
@@ -437,7 +452,10 @@ def _pair(
     alone = next((origin for tap in pairing.left_out if tap in origins and born(tap) for origin in of_pair(tap)
                   if first is None or order.index(tap) < order.index(first.tap)), None)  # fmt: skip
     shown = () if first is None else of_pair(first.tap)
-    return PairDifferences(base.name, other.name, taps, first, shown, pairing.left_out, alone)
+    pattern = None
+    if first is not None and not any(origin.own is not None for origin in shown):
+        pattern = find_pattern(base, other, first.tap, ours[first.tap] + theirs[first.tap])
+    return PairDifferences(base.name, other.name, taps, first, shown, pairing.left_out, alone, pattern)
 
 
 def _judge(tap: str, bounds: Array, every: _Largest, but_padding: _Largest) -> TapDifference:

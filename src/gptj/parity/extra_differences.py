@@ -50,6 +50,7 @@ class GradientDifference:
         difference: the largest, as a share of the largest gradient of the base; infinity where a value is not finite.
         bound: how much of it rounding explains.
         where: the index.
+        looks_like: what explains all of a wrong one: "no gradient" or "a factor of 45"; None where neither does.
     """
 
     base: str
@@ -58,6 +59,12 @@ class GradientDifference:
     difference: float
     bound: float
     where: tuple[int, ...]
+    looks_like: str | None = None
+
+    @property
+    def what(self) -> str:
+        """Of what it is a difference."""
+        return "gradient"
 
     @property
     def holds(self) -> bool:
@@ -70,9 +77,10 @@ class GradientDifference:
         return {**dataclasses.asdict(self), "difference": found, "where": list(self.where), "holds": self.holds}
 
     def __str__(self) -> str:
+        seems = "" if self.looks_like is None else f"; looks like: {self.looks_like}"
         return (
             f"{self.other}: the gradient of {self.parameter} differs from {self.base}'s by {self.difference:.1e} "
-            f"of its largest, where rounding explains {self.bound:.0e}; {list(self.where)}"
+            f"of its largest, where rounding explains {self.bound:.0e}; {list(self.where)}{seems}"
         )
 
 
@@ -138,9 +146,8 @@ def _compare(
 ) -> GradientDifference:
     """Two gradients, some rows at a time."""
     largest, worst, place = 0.0, -1.0, (0,) * len(shape)
-    step = max(1, _ROWS // max(1, math.prod(shape[1:])))
-    for start in range(0, shape[0], step):
-        rows = slice(start, min(start + step, shape[0]))
+    for rows in _rows(shape):
+        start = rows.start
         wanted, got = (read(rows) for read in reads)
         with np.errstate(invalid="ignore", over="ignore"):
             difference = np.abs(got - wanted)
@@ -150,7 +157,36 @@ def _compare(
         if difference[at] > worst:
             worst, place = float(difference[at]), (start + int(at[0]), *(int(n) for n in at[1:]))
     relative = 0.0 if worst == 0 else worst / largest if largest > 0 and math.isfinite(largest) else math.inf
-    return GradientDifference(*names, parameter, relative, share, place)
+    like = None if relative <= share else _factor_of(shape, reads, share * largest)
+    return GradientDifference(*names, parameter, relative, share, place, like)
+
+
+def _rows(shape: tuple[int, ...]) -> Iterator[slice]:
+    """All rows of a gradient, some at a time."""
+    step = max(1, _ROWS // max(1, math.prod(shape[1:])))
+    return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+
+
+def _factor_of(shape: tuple[int, ...], reads: tuple[Any, Any], bound: float) -> str | None:
+    """The multiple of the wanted gradient that explains the found one everywhere; None where none does.
+
+    Args:
+        shape, reads: of the wanted and the found one.
+        bound: of the absolute difference that rounding explains.
+    """
+    both, own = 0.0, 0.0
+    for rows in _rows(shape):
+        wanted, got = (read(rows) for read in reads)
+        both, own = both + float((wanted * got).sum()), own + float((wanted * wanted).sum())
+    factor = both / own if own > 0 else math.nan
+    if not math.isfinite(factor):
+        return None
+    allowed = bound * max(1.0, abs(factor))
+    for rows in _rows(shape):
+        wanted, got = (read(rows) for read in reads)
+        if not (np.abs(got - factor * wanted) <= (allowed if factor else 0)).all():
+            return None
+    return "no gradient" if factor == 0 else f"a factor of {factor:.4g}"
 
 
 # ---- texts

@@ -1,6 +1,8 @@
 """A trace's tensors that are no taps: the gradient of every parameter, and the texts that were generated.
 
 grad.<parameter>        of the parameter's shape, under its name in the schema: the gradient of the tap `loss`
+step.sgd.<parameter>    of the parameter's shape: it after a step of SGD from that gradient; `gptj.parity.steps`
+step.adamw.<parameter>  of the parameter's shape: it after two steps of AdamW
 generated.prompt_ids    (prompts, l), whole numbers
 generated.prompt_mask   (prompts, l), whole numbers
 generated.token_ids     (prompts, n): the tokens that were chosen, greedily
@@ -32,15 +34,17 @@ class Extras:
 
     Attributes:
         gradients: by their parameters' names.
+        steps: by their optimizers' and parameters' names, "sgd.lm_head.bias"; each beside its gradient.
         generated: by the names of `GENERATED`; empty where nothing was generated.
     """
 
     gradients: Mapping[str, StoredTensor] = dataclasses.field(default_factory=dict)
     generated: Mapping[str, StoredTensor] = dataclasses.field(default_factory=dict)
+    steps: Mapping[str, StoredTensor] = dataclasses.field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Whether there is any."""
-        return bool(self.gradients or self.generated)
+        return bool(self.gradients or self.generated or self.steps)
 
 
 def examine_extras(config: GPTJConfig, tensors: Mapping[str, StoredTensor]) -> tuple[Extras, list[StoredTensor]]:
@@ -52,12 +56,16 @@ def examine_extras(config: GPTJConfig, tensors: Mapping[str, StoredTensor]) -> t
     shapes = {row.name: row.shape for row in schema(config)}
     gradients: dict[str, StoredTensor] = {}
     generated: dict[str, StoredTensor] = {}
+    steps: dict[str, StoredTensor] = {}
     others: list[StoredTensor] = []
     for name, tensor in tensors.items():
         kind, _, inner = name.partition(".")
         if kind == "grad":
             _require_parameter(tensor, inner, shapes)
             gradients[inner] = tensor
+        elif kind == "step":
+            _require_step(tensor, inner, shapes)
+            steps[inner] = tensor
         elif kind == "generated":
             if inner not in GENERATED:
                 hint = did_you_mean(inner, list(GENERATED))
@@ -67,7 +75,21 @@ def examine_extras(config: GPTJConfig, tensors: Mapping[str, StoredTensor]) -> t
             others.append(tensor)
     if generated:
         _require_texts(generated)
-    return Extras(gradients, generated), others
+    if lone := [name for name in steps if name.partition(".")[2] not in gradients]:
+        raise SchemaError("is missing", where=f"grad.{lone[0].partition('.')[2]}",
+                          expected=f"the gradient beside step.{lone[0]}")  # fmt: skip
+    return Extras(gradients, generated, steps), others
+
+
+OPTIMIZERS = ("sgd", "adamw")
+
+
+def _require_step(tensor: StoredTensor, inner: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    optimizer, _, parameter = inner.partition(".")
+    if optimizer not in OPTIMIZERS:
+        raise SchemaError("no optimizer's step", where=shown(tensor.name), expected=" or ".join(OPTIMIZERS),
+                          hint=did_you_mean(optimizer, OPTIMIZERS))  # fmt: skip
+    _require_parameter(tensor, parameter, shapes)
 
 
 def _require_parameter(tensor: StoredTensor, inner: str, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gptj.parity.comparison import Comparison, PairDifferences, TapDifference
     from gptj.parity.extra_differences import GradientDifference, TextDifference
     from gptj.parity.report import ParityReport
+    from gptj.parity.steps import StepDifference
     from gptj.parity.trace import Trace
     from gptj.parity.two_folders import FolderDifference
 
@@ -148,7 +149,8 @@ def findings_of_comparison(
     return Findings(
         _verdict(comparison.passed), headline, None if folder is None else os.fspath(folder),
         traces[0].facts.config.to_dict(), versions, tuple(_notes(comparison)), pairs=pairs,
-        texts=tuple(map(_text, comparison.texts)), matrix=tuple(map(_gradient, comparison.gradients)),
+        texts=tuple(map(_text, comparison.texts)),
+        matrix=(*map(_learnt, comparison.gradients), *map(_learnt, comparison.steps)),
     )  # fmt: skip
 
 
@@ -188,7 +190,8 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
     yield from (
         f"{trace}: {taps[0].tap} is not what its inputs give" for trace, taps in comparison.born.items() if taps
     )
-    yield from (str(gradient) for gradient in comparison.gradients if not gradient.holds)
+    yield from (str(one) for one in comparison.gradients if not one.holds)
+    yield from (str(one) for one in comparison.steps if not one.holds)
     yield from (str(text) for text in comparison.texts if not text.holds)
 
 
@@ -203,8 +206,8 @@ def _text(text: TextDifference) -> TextFound:
     return TextFound(text.base, text.other, text.prompt, text.tokens, text.first, a, b, text.bound, tie, text.errors)
 
 
-def _gradient(one: GradientDifference) -> MeasureFound:
-    return MeasureFound(one.other, f"gradient against {one.base}", one.parameter, float(one.difference),
+def _learnt(one: GradientDifference | StepDifference) -> MeasureFound:
+    return MeasureFound(one.other, f"{one.what} against {one.base}", one.parameter, float(one.difference),
                      float(one.bound), one.holds, str(list(one.where)))  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import sys
@@ -21,23 +20,18 @@ import gptj
 from gptj.errors import GPTJError
 from gptj.parity.findings import MeasureFound
 from gptj.parity.invariances import (
-    BETAS,
-    DECAY,
-    EPSILON,
     INT8,
-    RATE,
     ROWS,
     Answer,
     Reference,
     judge,
     quantised,
-    step_limit,
-    stepped,
     through,
 )
 from gptj.parity.oracle import positions_of_mask
 from gptj.parity.run import open_oracle
-from gptj.parity.trace_record import PATHS, probe_batch
+from gptj.parity.steps import step_limit, stepped
+from gptj.parity.trace_record import PATHS, probe_batch, take_steps
 from gptj.schema import schema
 from gptj.writing.output_file import whole_file
 
@@ -153,8 +147,7 @@ class _Ways:
         _, slopes = model.loss_gradients(**self._batch)
         kept = {name: self._numpy(slope) for name, slope in slopes.items()}
         before = {name: np.array(model._read(name)) for name in kept}
-        take_step = importlib.import_module(f"{self._wing.__name__}.one_step").take_step
-        after = take_step(model, slopes, kind, rate=RATE, betas=BETAS, epsilon=EPSILON, decay=DECAY)
+        after = take_steps(self._wing, model, slopes, kind)
         for name, slope in kept.items():
             expected = stepped(before[name], slope, kind)
             limit = step_limit(before[name], slope, kind, self._reference.rounding)

@@ -9,7 +9,7 @@ Judged with NumPy alone. What each limit is made of:
 * **Gradients**: the same for each parameter. Where a parameter's rounding happened to be small, the middle one of all
   parameters' stands for it.
 * **An optimizer's step**: from the gradient that the backend itself gave, so a wrong gradient is no wrong step. The
-  roundings are counted: `step_limit`.
+  roundings are counted: `gptj.parity.steps.step_limit`.
 * **int8**: against the oracle on the weights that the whole numbers and their scales stand for. What is left is that
   activations become whole numbers too, of 14 bits at least and a scale a row: `INT8`.
 * **Parameters** that were saved, converted and loaded: nothing. They are equal, bit by bit.
@@ -31,18 +31,12 @@ from gptj.parity.oracle import Oracle
 from gptj.parity.oracle_gradients import loss_gradients
 
 __all__ = [
-    "BETAS",
-    "DECAY",
-    "EPSILON",
     "INT8",
-    "RATE",
     "ROWS",
     "Answer",
     "Reference",
     "judge",
     "quantised",
-    "step_limit",
-    "stepped",
     "through",
 ]
 
@@ -52,7 +46,7 @@ ROWS: dict[str, str] = {
     "whole pass": "the logits of a batch, against the oracle's",
     "gradients": "of the loss by every parameter, against the oracle's",
     "step of SGD": "every parameter after it, against the definition",
-    "step of AdamW": "every parameter after it, against the definition",
+    "step of AdamW": "every parameter after two, the second of a quarter of the gradient, against the definition",
     "cached": "a prefill and single steps over the cache, against the whole pass",
     "chunks": "the prompt in pieces over the cache, against the whole pass",
     "prepared": "prepared for inference, against the whole pass",
@@ -65,10 +59,6 @@ ROWS: dict[str, str] = {
     "saved": "every parameter after save_pretrained and from_pretrained, against the one before",
 }
 """Each row's name and meaning; beside them one for each file format, see `through`."""
-
-RATE, BETAS, EPSILON, DECAY = 2**-10, (0.875, 0.96875), 2**-20, 2**-7
-"""Of the steps. Powers of two and their sums, which every dtype here holds exactly: Keras keeps its rate in float32.
-Keras adds epsilon before it corrects the second moment, so it is given epsilon times the correction's root."""
 
 INT8 = Rounding(2.0**-13, 2.0**-24, 2.0**-126)
 """The narrowest kernel has activations of -8,192 to 8,192, whose step is 2^-13 of a row's peak. Rounding to it has a
@@ -185,26 +175,6 @@ class Reference:
 
 
 _SINGLE = Rounding.of("float32")
-
-
-def stepped(parameter: Array, slope: Array, kind: str) -> Array:
-    """A parameter after one step in float64: of SGD, or of AdamW (arXiv:1711.05101, algorithm 2) from no moments."""
-    parameter, slope = np.asarray(parameter, np.float64), np.asarray(slope, np.float64)
-    if kind == "sgd":
-        return parameter - RATE * slope
-    return parameter - RATE * (slope / (np.abs(slope) + EPSILON) + DECAY * parameter)
-
-
-def step_limit(parameter: Array, slope: Array, kind: str, rounding: Rounding) -> Array:
-    """How far roundings may take a parameter after one step.
-
-    The parameter is rounded twice, by its decay and by the update, the update of SGD once. AdamW's is made of two
-    moments, two corrections, a square, a root, a sum, a quotient and the rate: 12 at most.
-    """
-    parameter, slope = np.abs(np.asarray(parameter, np.float64)), np.abs(np.asarray(slope, np.float64))
-    update = RATE * slope if kind == "sgd" else RATE * (slope / (slope + EPSILON))
-    limit: Array = rounding.unit * (3 * parameter + 12 * update) + rounding.smallest
-    return limit
 
 
 def quantised(oracle: Oracle) -> Oracle:

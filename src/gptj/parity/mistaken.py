@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.inputs import IGNORED_LABEL
 from gptj.parity import bounds
 from gptj.parity.operations import PRODUCTS, Expected, Missing, OperationOf
+from gptj.parity.oracle import token_losses
 from gptj.schema import BASE_PREFIX
 from gptj.schema.rotary import ROTARY_BASE, rotate_pairs
 from gptj.taps import split_tap
@@ -66,6 +68,11 @@ class MistakenOperation(OperationOf):
     def length(self) -> int:
         """t, the tokens of the trace."""
         return self._trace.sizes["t"]
+
+    @property
+    def rounding(self) -> bounds.Rounding:
+        """The arithmetic of what was read so far."""
+        return self._rounding
 
     def round_to(self, dtype: str) -> None:
         """Let the bounds be those of a dtype that is not recorded."""
@@ -124,8 +131,9 @@ class MistakenOperation(OperationOf):
         return Expected(rotate_pairs(x, sin, cos)[..., back], bound[..., back])
 
     def normed(
-        self, tokens: slice, *, x: Array | None = None, mean: bool = True, spare: int = 0, epsilon: float | None = None,
-        weight: Round | None = None, bias: Round | None = None, layer: int | None = None,
+        self, tokens: slice, *, x: Array | None = None, mean: bool = True, spare: float = 0,
+        epsilon: float | None = None, outside: bool = False, weight: Round | None = None, bias: Round | None = None,
+        layer: int | None = None,
     ) -> Expected:  # fmt: skip
         """The layer norm.
 
@@ -135,6 +143,7 @@ class MistakenOperation(OperationOf):
             mean: whether it is taken off.
             spare: how many less the variance divides by.
             epsilon: in place of the config's.
+            outside: whether epsilon is added to the root, not under it.
             weight, bias: what becomes of them.
             layer: the block whose they are.
         """
@@ -144,7 +153,8 @@ class MistakenOperation(OperationOf):
         scale, offset = scale if weight is None else weight(scale), offset if bias is None else bias(offset)
         centred = x - x.mean(-1, keepdims=True) if mean else x
         variance = (centred * centred).sum(-1, keepdims=True) / (x.shape[-1] - spare)
-        value = centred / np.sqrt(variance + epsilon) * scale + offset
+        root = np.sqrt(variance) + epsilon if outside else np.sqrt(variance + epsilon)
+        value = centred / root * scale + offset
         bound = bounds.rounding_of_layer_norm(x, scale, offset, epsilon, self._rounding, parts=self._parts(tokens))
         return Expected(value, bound)
 
@@ -172,6 +182,22 @@ class MistakenOperation(OperationOf):
         right = self.expect(tokens)
         value = right.value * factor
         return Expected(value, right.bound * abs(factor) + 2 * self._rounding.unit * np.abs(value))
+
+    def lost(self, *, ahead: int = 1, over: Callable[[Array], float] | None = None) -> Expected:
+        """The loss.
+
+        Args:
+            ahead: how many positions before a label the logits are that predict it.
+            over: what the sum is divided by, from the labels that are predicted (b, n); None is how many count.
+        """
+        right, labels = self.expect(slice(None)), self.given("labels")
+        after = labels[:, ahead:]
+        logits = self._read("logits", slice(0, after.shape[1]))
+        counted = int((after != IGNORED_LABEL).sum())
+        total = float(token_losses(logits, after).sum())
+        value = total / max(1.0, counted if over is None else over(after))
+        share = value / float(right.value) if right.value else 1.0
+        return Expected(np.asarray(value), right.bound * max(1.0, abs(share)))
 
     def bound_of_sum(self, parts: list[Array]) -> Array:
         """The bound of a sum of these."""

@@ -108,6 +108,15 @@ def _from_zero(positions: Array) -> Array:
     return np.broadcast_to(np.arange(positions.shape[1]), positions.shape)
 
 
+def _padding_counted(op: MistakenOperation, tokens: slice) -> Expected:
+    """Slots in place of positions: on the left, padding is counted."""
+    mask, given = op.given("attention_mask"), op.given("position_ids")
+    if mask.shape[1] != given.shape[1]:
+        raise Missing("the positions of the cache")
+    first = np.take_along_axis(np.broadcast_to(given, mask.shape), mask.argmax(1)[:, None], 1)
+    return op.rotated(tokens, positions=first + np.arange(given.shape[1]))
+
+
 def _restarted(positions: Array) -> Array:
     restarted: Array = positions - ((positions.shape[1] + 1) // 2) * _late(positions)
     return restarted
@@ -137,6 +146,7 @@ _ROTATIONS = (
     Mistake("rotary of the whole head", _TURNED, _whole_head),
     Mistake("position off by one", _TURNED, _positions(lambda positions: positions + 1)),
     Mistake("position ids not used", _TURNED, _positions(_from_zero)),
+    Mistake("padding counted in the positions", _TURNED, _padding_counted),
     Mistake("step position off by one", _TURNED, _positions(lambda positions: positions + _late(positions))),
     Mistake("step position restarts", _TURNED, _positions(_restarted)),
 )  # fmt: skip
@@ -149,19 +159,29 @@ def _factor(of: Callable[[Any], float]) -> Expect:
 
 
 def _seen(change: Callable[[Array, Array | None], Array]) -> Expect:
-    """Visible keys, from the causal triangle (1, 1, t, t) and the mask (b, t)."""
+    """Visible keys, from the causal triangle (1, 1, t, s) and the mask (b, s)."""
 
     def expect(op: MistakenOperation, tokens: slice) -> Expected:
-        t = op.length
+        t, s = op.length, op.keys
         try:
             mask = op.given("attention_mask").astype(bool)
         except Missing:
             mask = None
-        value = change(np.tril(np.ones((t, t), bool))[None, None], mask)
-        value = np.broadcast_to(value, (len(value), 1, t, t))[:, :, tokens]
+        value = change(np.tril(np.ones((t, s), bool), s - t)[None, None], mask)
+        value = np.broadcast_to(value, (len(value), 1, t, s))[:, :, tokens]
         return Expected(value, np.zeros(value.shape))
 
     return expect
+
+
+def _moved(causal: Array, by: int) -> Array:
+    """The triangle with as many more keys for each query."""
+    t, s = causal.shape[-2:]
+    return np.tril(np.ones_like(causal), s - t + by)
+
+
+def _of_queries(causal: Array, mask: Array | None) -> Array:
+    return causal if mask is None else causal & mask[:, None, mask.shape[1] - causal.shape[-2] :, None]
 
 
 def _with_keys(seen: Array, mask: Array | None) -> Array:
@@ -213,14 +233,13 @@ _ATTENTION = (
     Mistake("scale of model width", ("scores",), _factor(lambda config: config.n_head**-0.5)),
     Mistake("scale applied twice", ("scores",), _factor(lambda config: config.head_dim**-0.5)),
     Mistake("mask shows the next token", ("visible",),
-            _seen(lambda causal, mask: _with_keys(np.tril(np.ones_like(causal), 1), mask))),
+            _seen(lambda causal, mask: _with_keys(_moved(causal, 1), mask))),
     Mistake("mask hides the token itself", ("visible",),
-            _seen(lambda causal, mask: _with_keys(causal & ~np.eye(causal.shape[-1], dtype=bool), mask))),
+            _seen(lambda causal, mask: _with_keys(_moved(causal, -1), mask))),
     Mistake("mask shows the future", ("visible",),
             _seen(lambda causal, mask: _with_keys(np.ones_like(causal), mask))),
     Mistake("mask shows padding", ("visible",), _seen(lambda causal, mask: causal)),
-    Mistake("mask of queries", ("visible",),
-            _seen(lambda causal, mask: causal if mask is None else causal & mask[:, None, :, None])),
+    Mistake("mask of queries", ("visible",), _seen(_of_queries)),
     Mistake("mask inverted", ("visible",),
             _seen(lambda causal, mask: causal if mask is None else causal & ~mask[:, None, None, :])),
     Mistake("mask too weak", ("weights",),
@@ -282,16 +301,33 @@ _STREAM = (
     Mistake("MLP reads the stream", ("fc_in",), lambda op, tokens: op.multiplied(tokens, x=op.entering(tokens))),
     Mistake("no residual", ("sum",), _parts("out_proj", "fc_out")),
     Mistake("residual of ln_1", ("sum",), _parts("out_proj", "fc_out", "ln_1")),
+    Mistake("residual added twice", ("sum",), _parts("out_proj", "fc_out", "entering", "entering")),
     Mistake("attention left out of the sum", ("sum",), _parts("fc_out", "entering")),
     Mistake("feed-forward left out of the sum", ("sum",), _parts("out_proj", "entering")),
     Mistake("no norm", _NORMS, lambda op, tokens: Expected(op.entering(tokens), op.expect(tokens).bound)),
     Mistake("norm without mean", _NORMS, lambda op, tokens: op.normed(tokens, mean=False)),
+    Mistake("epsilon outside the root", _NORMS, lambda op, tokens: op.normed(tokens, outside=True)),
     Mistake("norm unbiased variance", _NORMS, lambda op, tokens: op.normed(tokens, spare=1)),
     *map(_epsilon, (1e-3, 1e-5, 1e-6, 1e-8, 1e-12)),
     *(
         Mistake("exact GELU" if name == "gelu" else f"activation {name}", ("activation",), _activated(name))
         for name in (*(known for known in ACTIVATIONS if known not in _SAME), "quick gelu", "linear")
     ),
+)
+
+# ---- the loss
+
+
+def _lost(ahead: int = 1, over: Callable[[Array], float] | None = None) -> Expect:
+    return lambda op, tokens: op.lost(ahead=ahead, over=over)
+
+
+_LOSS = (
+    Mistake("labels not shifted", ("loss",), _lost(0)),
+    Mistake("labels shifted twice", ("loss",), _lost(2)),
+    Mistake("ignored labels counted in the mean", ("loss",), _lost(over=lambda labels: float(labels.size))),
+    Mistake("sum in place of the mean", ("loss",), _lost(over=lambda labels: 1.0)),
+    Mistake("mean of the rows alone", ("loss",), _lost(over=lambda labels: float(len(labels)))),
 )
 
 # ---- weights
@@ -353,4 +389,4 @@ _WEIGHTS = (
     Mistake("lm_head tied", ("logits",), _tied),
 )  # fmt: skip
 
-MISTAKES: tuple[Mistake, ...] = (*_ROTATIONS, *_ATTENTION, *_STREAM, *_WEIGHTS)
+MISTAKES: tuple[Mistake, ...] = (*_ROTATIONS, *_ATTENTION, *_STREAM, *_WEIGHTS, *_LOSS)

@@ -42,6 +42,7 @@ __all__ = [
     "open_reference",
     "require_framework",
     "run_parity",
+    "whole_weight",
 ]
 
 TRACE_FILE = "trace.safetensors"
@@ -117,7 +118,7 @@ def run_parity(
                 return report
             if progress is not None:
                 progress("planting mistakes")
-            found = [measure_sensitivity(trace, lambda name, _: _whole_weight(oracle, name)) for trace in traces[1:]]
+            found = [measure_sensitivity(trace, lambda name, _: whole_weight(oracle, name)) for trace in traces[1:]]
             return dataclasses.replace(report, sensitivity=tuple(found))
 
 
@@ -134,10 +135,10 @@ def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: P
     write_trace(folder / "oracle.safetensors", oracle.taps(**batch), TraceFacts("oracle", "float64", oracle.config),
                 inputs=batch, extras=texts)  # fmt: skip
     traces.insert(0, dataclasses.replace(open_trace(folder / "oracle.safetensors"), name="oracle"))
-    return traces, compare_traces(traces, lambda name, _: _whole_weight(oracle, name))
+    return traces, compare_traces(traces, lambda name, _: whole_weight(oracle, name))
 
 
-def _whole_weight(oracle: Oracle, name: str) -> NDArray[Any]:
+def whole_weight(oracle: Oracle, name: str) -> NDArray[Any]:
     """A weight of the oracle's, with what its adapter adds: the steps between are judged by one matrix each."""
     weight, pair = oracle.read(name), oracle.adapter_of(name.removesuffix(".weight"))
     if pair is None:

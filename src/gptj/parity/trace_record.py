@@ -7,11 +7,13 @@ The environment that a framework reads when it is imported is the caller's to se
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL, check_call
 from gptj.parity.oracle import positions_of_mask
 from gptj.parity.probe import Probe, make_probe
+from gptj.parity.steps import BETAS, DECAY, EPSILON, KINDS, RATE, SHARES
 from gptj.parity.trace import TraceFacts, table_sha256, write_trace
 from gptj.parity.versions import library_versions
 from gptj.reading.folder import open_checkpoint
@@ -40,6 +43,7 @@ __all__ = [
     "probe_batch",
     "record_trace",
     "require_way",
+    "take_steps",
     "texts_of",
     "weights_sha256",
 ]
@@ -66,7 +70,7 @@ def record_trace(
     dtype: str = "float32",
     way: str = "plain",
     batch: Mapping[str, NDArray[np.int64]] | None = None,
-    gradients: bool = False,
+    gradients: bool | Literal["steps"] = False,
     generate: int = 0,
     seed: int | None = None,
     weights: str | None = None,
@@ -83,7 +87,8 @@ def record_trace(
         way: of computing, one of the backend's `PATHS`. A prepared model gives what its outputs show: embedding, sums,
             weights, ln_f, logits and loss.
         batch: input_ids, attention_mask, position_ids and labels; None makes one of `seed`.
-        gradients: also the loss' gradient by every parameter.
+        gradients: also the loss' gradient by every parameter; "steps": and every parameter after steps of SGD and of
+            AdamW from it, see `gptj.parity.steps`.
         generate: how many tokens to add, greedily, to each prompt: the batch's rows, or of `seed` where there is none.
         seed: of the inputs, as the trace says.
         weights: which weights file, where the directory holds several sets.
@@ -97,7 +102,9 @@ def record_trace(
         GPTJError: the checkpoint or the batch breaks a rule.
     """
     dtype, backend = dtype_name(dtype), choose_backend(backend)
-    require_way(backend, way, gradients=gradients)
+    require_way(backend, way, gradients=bool(gradients))
+    if gradients == "steps" and dtype not in _STEPPED:
+        raise InputError("no steps are taken in it", where="dtype", expected=" or ".join(_STEPPED), found=shown(dtype))
     wing = gptj.backend(backend)
     ways: dict[str, dict[str, Any]] = {
         "prepared": {"inference": True}, "int8": {"inference": True, "quantize": "int8"},
@@ -117,6 +124,10 @@ def record_trace(
     if gradients:
         _, slopes = model.loss_gradients(**batch)
         extras |= {f"grad.{name}": np.asarray(wing.to_numpy(slope)) for name, slope in slopes.items()}
+        for kind in KINDS if gradients == "steps" else ():
+            moved = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights, mmap=False)
+            after = take_steps(wing, moved, slopes, kind)
+            extras |= {f"step.{kind}.{name}": np.asarray(wing.to_numpy(value)) for name, value in after.items()}
     if generate and prompts is not None:
         extras |= _generate(wing, model, *prompts, generate)
     facts = TraceFacts(
@@ -125,6 +136,25 @@ def record_trace(
     )  # fmt: skip
     write_trace(path, taps, facts, inputs=batch, extras=extras)
     return facts
+
+
+_STEPPED = ("float32", "float64")
+"""16 bits lose the squares of gradients and the last places of parameters, so that their steps prove nothing."""
+
+
+def take_steps(wing: ModuleType, model: Any, slopes: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Every parameter after the steps of `gptj.parity.steps`, by the framework's optimizer, which may move the model.
+
+    Args:
+        wing: the model's module.
+        model: whose parameters are moved; no part of a file's map.
+        slopes: the gradient by every parameter, the framework's arrays.
+        kind: "sgd" or "adamw".
+    """
+    take_step = importlib.import_module(f"{wing.__name__}.one_step").take_step
+    after: dict[str, Any] = take_step(model, slopes, kind, shares=SHARES[kind], rate=RATE, betas=BETAS,
+                                      epsilon=EPSILON, decay=DECAY)  # fmt: skip
+    return after
 
 
 def require_way(backend: str, way: str, *, gradients: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,17 +16,19 @@ def take_step(
     slopes: Mapping[str, tf.Tensor],
     kind: str,
     *,
+    shares: Sequence[float] = (1.0,),
     rate: float,
     betas: tuple[float, float],
     epsilon: float,
     decay: float,
 ) -> dict[str, tf.Tensor]:
-    """Every parameter after one step of the framework's own optimizer, by its name; the model itself may be moved.
+    """Every parameter after steps of the framework's own optimizer, by its name; the model itself may be moved.
 
     Args:
         model: whose parameters these are.
         slopes: the gradient by every parameter, see `loss_gradients`.
         kind: "sgd" or "adamw" (Loshchilov and Hutter, arXiv:1711.05101), whose moments are zero.
+        shares: of the gradient, one for each step that is taken.
         rate: how far to go.
         betas, epsilon, decay: AdamW's, as PyTorch has them; everything decays, vectors too.
     """
@@ -34,10 +36,12 @@ def take_step(
     optimizer: Any
     if kind == "adamw":
         first, second = betas
-        # Differs: Keras adds epsilon to the root before it corrects the bias, PyTorch and optax after.
-        of_root = epsilon * (1 - second) ** 0.5
-        optimizer = keras.optimizers.AdamW(rate, beta_1=first, beta_2=second, epsilon=of_root, weight_decay=decay)
+        optimizer = keras.optimizers.AdamW(rate, beta_1=first, beta_2=second, epsilon=epsilon, weight_decay=decay)
     else:
         optimizer = keras.optimizers.SGD(rate)
-    optimizer.apply([slopes[name] for name in variables], list(variables.values()))
+    for number, share in enumerate(shares, 1):
+        if kind == "adamw":
+            # Differs: Keras adds epsilon to the root before it corrects the bias, PyTorch and optax after.
+            optimizer.epsilon = epsilon * (1 - betas[1] ** number) ** 0.5
+        optimizer.apply([share * slopes[name] for name in variables], list(variables.values()))
     return {name: tf.convert_to_tensor(variable) for name, variable in variables.items()}
