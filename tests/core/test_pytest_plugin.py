@@ -80,11 +80,11 @@ def test_what_could_not_be_judged_is_told_from_what_differs(pytester, traces):
     done = pytester.runpytest_inprocess(*LOADED)
     done.assert_outcomes(failed=2)
     done.stdout.fnmatch_lines(
-        ["*= gptj parity =*", "not judged: base, nothing: *no such file*", "not judged: nowhere: no such directory*"]
+        ["*= gptj parity =*", "not judged: base, nothing: *no such file*", "not judged: nowhere*: *"]
     )
     done.stdout.no_fnmatch_line("differs: *")
     done.stdout.fnmatch_lines(
-        [">*gptj_parity.compare(*", "E *MissingFileError: nothing*", ">*gptj_parity(*", "E *nowhere*"]
+        [">*gptj_parity.compare(*", "E *MissingFileError: nothing*", ">*gptj_parity(*", "E *Error: *"]
     )
     assert "gptj/" not in done.stdout.str().split("short test summary")[0], "a frame of ours"
 

@@ -82,7 +82,7 @@ CASES = [
     case("not UTF-8", b"one\ntwo \xff", "offset 8"),
     case("not UTF-8, as a whole", b"one\ntwo \xff", "offset 8", whole=True),
     case("UTF-16", "one".encode("utf-16"), "UTF-8"),
-    case("spaces alone", b" \n\t\n", "no prompt"),
+    case("spaces alone", b" \n\t\n", "no text"),
     case("JSON, then text", lines(GOOD) + b"\nplain", "line 2"),
     case("text, then JSON", b"plain\n" + lines(GOOD), "line 2"),
     case("an array of objects", json.dumps([GOOD, GOOD]).encode(), "array"),
