@@ -88,12 +88,15 @@ def test_a_long_prompt_while_another_is_answered(served):
     assert done == "[DONE]" and len(parts) > 20
 
 
-def test_nothing_is_compiled_after_the_warm_up(wing, model, monkeypatch):
+def test_nothing_is_compiled_after_the_warm_up(wing, tmp_path, monkeypatch):
     """Prompts of many lengths, with prefixes in common, that join and leave: XLA has met all their sizes."""
     if wing.name == "pt":
         return  # compiles nothing
     for room in (engine, prefill, warming):
         monkeypatch.setattr(room, "MOST", 32)  # fewer widths, to be quick
+    # Models that are built alike share programs: no other test's has these sizes.
+    config = revealing_config(n_positions=256, n_inner=88, vocab_size=300, eos_token_id=289, bos_token_id=289)
+    model = prepared(wing, write_checkpoint(tmp_path / "tiny", config, revealing_fill(0)))
     made = programs(wing, model)
     with Served(model, most_rows=2) as served:
         warm_up(served.engine)
@@ -116,9 +119,7 @@ def test_larger_caches_are_compiled_behind_the_engine_with_every_adapter(wing, t
         monkeypatch.setattr(room, "MOST", 8)  # one width, to be quick
     config = revealing_config(n_positions=512, vocab_size=300, eos_token_id=289, bos_token_id=289)
     folder = write_checkpoint(tmp_path / "tiny", config, revealing_fill(0))
-    model = wing.model("causal_lm").from_pretrained(folder, param_dtype="float32")
-    model.prepare_for_inference()
-    model.to_numpy = wing.numpy
+    model = prepared(wing, folder)
     names = ("one", "two")
     for seed, name in enumerate(names):
         model.load_adapter(write_sample_adapter(tmp_path / name, "default", config=config, seed=seed), name)
@@ -139,6 +140,13 @@ def test_larger_caches_are_compiled_behind_the_engine_with_every_adapter(wing, t
         for adapter, answer in zip((None, *names), answers, strict=True):
             model.set_adapter(adapter)
             assert answer == served.lone(prompt, max_new_tokens=4)
+
+
+def prepared(wing, folder):
+    model = wing.model("causal_lm").from_pretrained(folder, param_dtype="float32")
+    model.prepare_for_inference()
+    model.to_numpy = wing.numpy
+    return model
 
 
 def programs(wing, model):
