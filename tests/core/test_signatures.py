@@ -204,7 +204,8 @@ def test_one_row_token_head_channel_or_key_alone_is_called_that(right, tmp_path,
     ("h.1.q", [at(row=0, head=1, token=3, last=2)]),  # of one value nothing can be said
     ("h.1.q", [at(row=0, token=3, last=slice(0, 2)), at(row=0, token=5, last=4)]),  # here and there in one row
     ("loss", [lambda x: x * 1.07]),  # any one number is a multiple of another
-], ids=str)  # fmt: skip
+], ids=["a value of another row", "two rows", "two tokens", "one value", "here and there in a row", "one number"],
+)  # fmt: skip
 def test_what_is_wrong_elsewhere_too_is_not_called_alone(right, tmp_path, tap, changes):
     values = open_trace(right).read(tap)
     for change in changes:
