@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune_kills import losses, make_parser, read_options
+from benchmarks.finetune_kills import losses, make_parser, read_options
 
 LONGEST_S = 60
 
