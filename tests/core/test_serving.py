@@ -573,6 +573,45 @@ def test_who_needs_what_is_not_compiled_yet_waits_without_the_others():
         asker.join()
 
 
+def test_a_text_that_outgrows_what_is_compiled_waits_without_the_others():
+    """It is put aside with its columns while others run, and goes on once its cache is met, or nobody else is there."""
+    model = ToyModel(n_positions=512, slow_s=0.003)
+    endless = {"max_tokens": 400, "temperature": 0, "logit_bias": {"289": -100}}
+    ids = [3 * n % 280 for n in range(90)]
+
+    def largest() -> int:
+        return max(decoder.slots for decoder in model.decoders)
+
+    with Served(model, most_rows=4) as served:
+        expected = served.tokens(prompt=ids, **endless)
+        served.engine.met_slots = 256
+        assert served.tokens(prompt=ids, **endless) == expected, "nobody else is there: it waits for no thread"
+        found: list[Any] = []
+        model.decoders.clear()
+        thread = threading.Thread(target=lambda: found.append(served.tokens(prompt=ids, **endless)))
+        with served.streamed(prompt="Once", **{**endless, "max_tokens": 500}) as events:
+            next(events)
+            thread.start()
+            (batch,) = served.engine._batches.values()
+            while not batch.aside:
+                next(events)
+            assert served.engine.running == 2 and largest() == 256
+            served.engine.met_slots = None
+            while batch.aside:
+                next(events)
+            assert largest() == 512
+        thread.join(20)
+        assert found == [expected]
+        served.engine.met_slots = 256
+        with served.streamed(prompt="Once", **endless) as events:
+            next(events)
+            with served.streamed(prompt=ids, **endless) as others:
+                next(others)
+                while not batch.aside:
+                    next(events)
+        assert served.is_empty(), "who leaves while it is aside is forgotten"
+
+
 def test_larger_caches_are_met_behind_the_engine():
     model = ToyModel(n_positions=1024)
     with Served(model, most_rows=2) as served:

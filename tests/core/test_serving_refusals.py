@@ -181,6 +181,8 @@ def test_an_unknown_model_is_not_found(served):
         ("GET", "/v1/completions", 405),
         ("DELETE", "/v1/models", 405),
         ("GET", "/../../etc/passwd", 404),
+        ("POST", "/v1/completions/", 404),
+        ("GET", "/v1/models/", 404),
     ],
 )
 def test_what_is_not_there_is_said_in_json(served, method, path, status):
@@ -189,7 +191,9 @@ def test_what_is_not_there_is_said_in_json(served, method, path, status):
     check_error(answer)
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "", 'application/json; charset="UTF-16"']
+)
 def test_a_form_that_any_page_may_send_is_refused(served, kind):
     status, answer = served.post(body=b'{"model": "tiny", "prompt": "a"}', headers={"Content-Type": kind})
     assert status == 415

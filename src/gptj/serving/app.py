@@ -98,7 +98,7 @@ def make_app(service: Service, *, limits: Limits | None, access: Access | None) 
         allow_methods=["GET", "POST"],
         allow_headers=["*"],  # OpenAI's client in a browser sends x-stainless-* of its own
     )
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", doors.page),
             Route("/health", doors.health),
@@ -111,6 +111,8 @@ def make_app(service: Service, *, limits: Limits | None, access: Access | None) 
         middleware=[cors] if origins else [],
         exception_handlers={Refusal: _answer_refusal, HTTPException: _answer_http, Exception: _answer_any},
     )
+    app.router.redirect_slashes = False  # a path with a slash too many is not there, and said so in JSON
+    return app
 
 
 # ---- errors
@@ -275,9 +277,10 @@ class _Doors:
     async def _answer(
         self, request: Request, read: Callable[[dict[str, Any]], CompletionRequest], begin: float
     ) -> Response:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise Refusal(415, "Content-Type: expected application/json", code="unsupported_media_type")
+        kind, _, more = request.headers.get("content-type", "").lower().partition(";")
+        charset = re.search(r'charset\s*=\s*"?([^\s";]*)', more)
+        if kind.strip() != "application/json" or (charset and charset[1] not in ("utf-8", "utf8", "us-ascii")):
+            raise Refusal(415, "Content-Type: expected application/json in UTF-8", code="unsupported_media_type")
         if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise Refusal(415, "Content-Encoding: a body is read as it is", code="unsupported_media_type")
         body = await self._read_body(request)

@@ -3,10 +3,13 @@
 A decoder writes the same slot in every row. So a row that joins is put into the cache such that its last token stands
 in the slot before the next one, as left padding would put it, and what lies before its first token is masked. When
 the slots are used up, or most of them belong to nobody any more, the rows are put together anew at the beginning of
-another cache. Sizes are few, since XLA compiles for each: powers of two, and what is asked for at most.
+another cache. Sizes are few, since XLA compiles for each: powers of two, and what is asked for at most. A row that has
+outgrown the compiled ones is put aside with its columns, so that the others need not wait for a compiler.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -45,10 +48,21 @@ class RunningBatch:
         make_decoder: makes an empty decoder for (batch, capacity).
         config: the model's.
         most: rows at most.
+        limit: gives the slots of the largest cache that may be made now; None for any.
+
+    Attributes:
+        aside: continuations that wait for a larger cache, with their columns.
     """
 
-    def __init__(self, make_decoder: DecoderFactory, config: GPTJConfig, most: int) -> None:
-        self._make_decoder, self._config, self.most = make_decoder, config, most
+    def __init__(
+        self,
+        make_decoder: DecoderFactory,
+        config: GPTJConfig,
+        most: int,
+        limit: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self._make_decoder, self._config, self.most, self._limit = make_decoder, config, most, limit
+        self.aside: list[tuple[Continuation, Columns]] = []
         self._decoder: Decoder | None = None
         self._rows: list[Continuation | None] = []
         self._idle_steps = 0
@@ -88,13 +102,23 @@ class RunningBatch:
         self._decoder.clear(row)
 
     def clear(self) -> list[Continuation]:
-        """Free all rows and the cache, and return the continuations that had them."""
-        were, self._rows, self._decoder = self.continuations, [], None
+        """Free all rows and the cache, and return the continuations that had them, and those aside."""
+        were = [*self.continuations, *(one for one, _ in self.aside)]
+        self._rows, self._decoder, self.aside = [], None, []
         return were
+
+    def take_ready(self) -> list[tuple[Continuation, Columns]]:
+        """Those aside that a cache may be made for now, which are to join again."""
+        limit, there = self._limit(), self.aside
+        is_ready = [limit is None or slots_of(self._config, columns.count) <= limit for _, columns in there]
+        self.aside = [pair for pair, ready in zip(there, is_ready, strict=True) if not ready]
+        return [pair for pair, ready in zip(there, is_ready, strict=True) if ready]
 
     def step(self) -> list[tuple[Continuation, Step]]:
         """One more token of each read by the model, and the logits (1, v) of the next."""
         decoder = self._tidy()
+        if decoder is None:
+            return []
         tokens = np.array([0 if one is None else one.last_token for one in self._rows], np.int64)
         there = np.array([[one is not None] for one in self._rows])
         step = decoder.extend(tokens[:, None], there, last_only=True)
@@ -103,8 +127,11 @@ class RunningBatch:
 
     # ---- the cache
 
-    def _tidy(self) -> Decoder:
-        """The decoder with room for a step, rebuilt where there is none, or where much of it is waste."""
+    def _tidy(self) -> Decoder | None:
+        """The decoder with room for a step, rebuilt where there is none, or where much of it is waste.
+
+        None where all rows were put aside.
+        """
         decoder, active = self._decoder, self.continuations
         assert decoder is not None
         longest = max(one.cached for one in active)
@@ -112,11 +139,11 @@ class RunningBatch:
         self._idle_steps = self._idle_steps + 1 if idle else 0
         wasted = decoder.length - longest > max(_ROOM, longest)
         if decoder.length == decoder.capacity or wasted or self._idle_steps > _PATIENCE:
-            decoder = self._rebuild([])
+            return self._rebuild([])
         return decoder
 
-    def _rebuild(self, newcomers: list[tuple[Continuation, Columns]]) -> Decoder:
-        """Another cache, with those that have a row and the newcomers."""
+    def _rebuild(self, newcomers: list[tuple[Continuation, Columns]]) -> Decoder | None:
+        """Another cache, with those that have a row and the newcomers; None where all of them are put aside."""
         old = self._decoder
         kept = []
         for row, one in enumerate(self._rows):
@@ -125,9 +152,17 @@ class RunningBatch:
                 kept.append((one, old.read(row, old.length - one.cached, one.cached)))
         kept += newcomers
         old = self._decoder = None  # given back before the next one is made
+        limit = self._limit()
+        if limit is not None:
+            self.aside += [(one, columns) for one, columns in kept if columns.count >= limit]
+            kept = [(one, columns) for one, columns in kept if columns.count < limit]
+        if not kept:
+            self._rows = []
+            return None
         longest = max(columns.count for _, columns in kept)
         batch = power_of_two(len(kept), self.most)
-        decoder = self._decoder = self._make_decoder(batch, choose_slots(self._config, longest + _ROOM))
+        slots = choose_slots(self._config, longest + _ROOM)
+        decoder = self._decoder = self._make_decoder(batch, slots if limit is None else min(slots, limit))
         decoder.restart(longest)
         for row, (_, columns) in enumerate(kept):
             decoder.write(row, longest - columns.count, columns)

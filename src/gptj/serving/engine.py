@@ -50,8 +50,8 @@ class Engine:
         use_adapter: brings an adapter of the model into use; None where there are none.
 
     Attributes:
-        met_slots: the largest cache that is compiled; a prompt that needs a larger one waits while others are there.
-            None: nothing waits for a compiler.
+        met_slots: the largest cache that is compiled; a prompt or a text that needs a larger one waits while others
+            are there. None: nothing waits for a compiler.
     """
 
     def __init__(
@@ -192,7 +192,8 @@ class Engine:
     @property
     def running(self) -> int:
         """How many have a row, or their prompt is being read."""
-        return sum(map(len, list(self._batches.values()))) + sum(prefill.rows for prefill in list(self._prefills))
+        rows = sum(len(batch) + len(batch.aside) for batch in list(self._batches.values()))
+        return rows + sum(prefill.rows for prefill in list(self._prefills))
 
     # ---- the engine's thread
 
@@ -216,6 +217,7 @@ class Engine:
     def turn(self) -> None:
         """Admit what waits, read some of its prompts, and make the next token of every running row."""
         self._drop_those_who_left()
+        self._take_back()
         self._admit()
         if self._prefills:
             self._read_some()
@@ -238,9 +240,31 @@ class Engine:
             for one in [one for one in batch.continuations if one.left]:
                 batch.leave(one)
                 left.append(one)
+            left += [one for one, _ in batch.aside if one.left]
+            batch.aside = [pair for pair in batch.aside if not pair[0].left]
         for one in left:
             one.ended = True
         self.metrics.add("gptj_cancelled_total", len(left))
+
+    def _take_back(self) -> None:
+        """Go on with texts that waited for a larger cache."""
+        for batch in self._batches.values():
+            if ready := batch.take_ready():
+                self._join(batch, ready)
+
+    def _join(self, batch: RunningBatch, newcomers: list[tuple[Continuation, Columns]]) -> None:
+        try:
+            batch.join(newcomers)
+        except Exception as error:
+            self._fail([*batch.clear(), *(one for one, _ in newcomers)], error)
+
+    def _limit(self) -> int | None:
+        """The largest cache to be made now: what is compiled, where others would have to wait for a compiler."""
+        met = self.met_slots
+        if met is None or self._prefills:
+            return met
+        rows = (one for batch in self._batches.values() for one in batch.continuations)
+        return met if any(one.cached < met for one in rows) else None
 
     def _admit(self) -> None:
         """Begin to read the prompts that there are rows for."""
@@ -335,11 +359,10 @@ class Engine:
             batch = self._batches.get(prefill.adapter)
             if batch is None:
                 make = self._decoder_of(prefill.adapter)
-                batch = self._batches[prefill.adapter] = RunningBatch(make, self.model_config, self.most_rows)
-            try:
-                batch.join(newcomers)
-            except Exception as error:
-                self._fail([*batch.clear(), *(one for one, _ in newcomers)], error)
+                batch = self._batches[prefill.adapter] = RunningBatch(
+                    make, self.model_config, self.most_rows, self._limit
+                )
+            self._join(batch, newcomers)
 
     def _step(self, adapter: str | None, batch: RunningBatch) -> None:
         begin = self._pace.clock()
@@ -376,7 +399,7 @@ class Engine:
             there = [*self._waiting]
             self._waiting.clear()
         there += [one for prefill in self._prefills for prompt in prefill.prompts for one in prompt.continuations]
-        there += [one for batch in self._batches.values() for one in batch.continuations]
+        there += [one for batch in self._batches.values() for one in batch.clear()]
         self._prefills.clear()
         self._batches.clear()
         self._fail(there, error)
