@@ -1,12 +1,13 @@
 """Kill -9 of one of the processes that fine-tune together, at random moments: the others end, and the run goes on.
 
-    python -m benchmarks.rank_kills [--backend flax] [--processes 2] [--kills 10]         # a small model of its own
+    python -m benchmarks.rank_kills [--backend flax] [--processes 2 4] [--finish 1]       # a small model of its own
     python -m benchmarks.rank_kills --model DIR --data DATA --out OUT [-- options of finetune]
 
 Processes are started by themselves, with torchrun's variables and without its agent, so that what ends them is theirs.
-A moment is between the start and --latest. For each kill: how long the others lived on, their status, and what they
-said. In the end the run goes to its end, and its losses are compared with those of the run that nothing stopped. The
-status is 1 where an end took longer than 60 s, was no error or had no line that says so, or a loss is another.
+A moment comes up to --latest seconds after the first checkpoint of a run. For each kill: how long the others lived on,
+their status, and what they said. In the end the run goes to its end, and its losses are compared with those of the run
+that nothing stopped. The status is 1 where an end took longer than 60 s, was no error or had not one line that says
+so, or a loss is another.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.finetune_kills import losses, make_parser, read_options
+from benchmarks.finetune_kills import losses, make_parser, newest, read_options
 
 LONGEST_S = 60
 
@@ -48,15 +49,16 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--latest", type=float, default=20, help="the latest moment, in seconds")
+    parser.add_argument("--processes", type=int, nargs="+", default=[2], help="of the runs, in turn")
+    parser.add_argument("--finish", type=int, help="processes of the run that goes to the end")
+    parser.add_argument("--latest", type=float, default=0.5, help="seconds after a checkpoint")
     parser.add_argument("--steps", type=int, default=300)
     given, more = read_options(parser)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         if given.model is None:
             given.model, given.data = make_model(folder)
-            more = ["--batch", str(2 * given.processes), "--lr", "0.01", "--pad", *more]
+            more = ["--batch", str(2 * max(given.processes)), "--lr", "0.01", "--pad", *more]
         given.out = given.out or folder / "out"
         sys.exit(not kill_and_compare(given, folder, more))
 
@@ -77,21 +79,26 @@ def kill_and_compare(given: argparse.Namespace, folder: Path, more: list[str]) -
     options += more
     whole = out.with_name(out.name + "-whole")
 
-    def finish(place: Path, *how: str) -> float:
+    def finish(place: Path, processes: int, *how: str) -> float:
         began = time.monotonic()
-        for process in start([*words, str(place), *options, *how], given.processes, folder):
+        for process in start([*words, str(place), *options, *how], processes, folder):
             assert process.wait() == 0, (folder / "said-0").read_text()
         return time.monotonic() - began
 
-    lasts = finish(whole)
-    print(f"{given.backend}, {given.processes} processes: {given.steps} updates that nothing stops take {lasts:.0f} s",
-          flush=True)  # fmt: skip
+    lasts = finish(whole, given.processes[0])
+    print(f"{given.backend}, {given.processes[0]} processes: {given.steps} updates that nothing stops "
+          f"take {lasts:.0f} s", flush=True)  # fmt: skip
     slow, good = 0.0, True
     for kill in range(given.kills):
-        moment, victim = drawn.uniform(0, given.latest), drawn.randrange(given.processes)
-        running = start([*words, str(out), *options, "--resume"], given.processes, folder)
+        moment = drawn.uniform(0, given.latest)
+        before, processes = newest(out), given.processes[kill % len(given.processes)]
+        victim = drawn.randrange(processes)
+        running = start([*words, str(out), *options, "--resume"], processes, folder)
+        while newest(out) <= before and all(process.poll() is None for process in running):
+            time.sleep(0.001)
         time.sleep(moment)
-        over = all(process.poll() is not None for process in running)
+        over = any(process.poll() is not None for process in running)
+        at = newest(out) + 1
         running[victim].send_signal(signal.SIGKILL)
         killed = time.monotonic()
         others = {n: process for n, process in enumerate(running) if n != victim}
@@ -105,15 +112,14 @@ def kill_and_compare(given: argparse.Namespace, folder: Path, more: list[str]) -
         running[victim].wait()
         slow = max(slow, took)
         said = [line for n in others for line in (folder / f"said-{n}").read_text().splitlines() if is_clear(line)]
-        fine = over or (0 not in statuses and took <= LONGEST_S and bool(said))
+        fine = not over and (0 not in statuses and took <= LONGEST_S and len(said) == 1)
         good &= fine
-        steps = sorted(int(path.name[5:]) for path in out.glob("checkpoints/step-*"))
-        print(f"kill {kill + 1} of process {victim} after {moment:.1f} s: the others ended after {took:.1f} s with "
-              f"{statuses}; they said {said}; checkpoints {steps}{'' if fine else ' FAILS'}"
-              f"{', it was over' if over else ''}", flush=True)  # fmt: skip
+        print(f"kill {kill + 1} of process {victim} of {processes} in update {at}: the others ended after {took:.1f} s "
+              f"with {statuses}; they said {said}; checkpoint {newest(out)}{'' if fine else ' FAILS'}"
+              f"{', it was over: give it more --steps' if over else ''}", flush=True)  # fmt: skip
         if not fine:
             print(*((folder / f"said-{n}").read_text()[-3000:] for n in others), sep="\n---\n", flush=True)
-    finish(out, "--resume")
+    finish(out, given.finish or given.processes[0], "--resume")
     found, expected = losses(out), losses(whole)
     off = max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
     bits = "the same bits" if found == expected else f"within {off:.1e}"

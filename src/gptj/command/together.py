@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib
 import json
@@ -14,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -183,11 +184,12 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
     except (Exception, SystemExit) as error:
         ended = not isinstance(error, GPTJError) and parallel.is_of_processes(error)
         alone = processes.size == 1
-        atexit.register(_end_at_once, error, 0 if alone or ended else _LISTENING_S)
+        silent = alone or (ended and (processes.rank > 0 or processes.size == 2))  # nobody is left who would ask it
+        atexit.register(_end_at_once, error, 0 if silent else _LISTENING_S)
         if isinstance(error, SystemExit):
             raise
         first = True if alone else parallel.speaks_first()
-        if not (ended if first is None else first):
+        if not (ended and _is_first_here() if first is None else first):
             raise SystemExit(1) from None
         if ended:
             raise ProcessError(
@@ -195,21 +197,61 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
                 hint="The cause is what that one said, or what killed it; what was saved stands",
             ) from None  # fmt: skip
         raise
-    parallel.leave_processes()
+    with contextlib.suppress(Exception):  # all is written: one that died since takes nothing away
+        parallel.leave_processes()
+    atexit.register(_end_well)
 
 
 _LISTENING_S = 2.0
 """For as long a process that failed stays, so that others who fail at the same can learn from it that it said why."""
 
 
+def _is_first_here() -> bool:
+    """Whether no other process of this run on this host asked before: where the first is gone, nobody else counts.
+
+    A name that one process alone can have, until it ends; where the system has no such names, each is the first.
+    """
+    name = "\0gptj.failed:" + ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    try:
+        claim = socket.socket(socket.AF_UNIX)
+        atexit.register(claim.close)  # which keeps it open
+        claim.bind(name)
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
+    except AttributeError:  # Windows
+        return True
+    atexit.register(time.sleep, _LISTENING_S)
+    return True
+
+
+def _end_well() -> None:
+    """End this process with status 0 where Python ends, once all that is to be done at its end is done.
+
+    A thread of gloo's may still want Python's lock, and where Python has gone too far to give it, C++ aborts
+    ("terminate called without an active exception", status -6).
+    """
+    atexit.unregister(_end_well)
+    atexit._run_exitfuncs()
+    _exit(0)
+
+
 def _end_at_once(error: BaseException, wait_s: float) -> None:
     """End this process without taking leave of others that may be no more, at which frameworks wait for minutes."""
+    _flush()
+    time.sleep(wait_s)
+    code = error.code if isinstance(error, SystemExit) else 1
+    _exit(code if isinstance(code, int) else 1)
+
+
+def _exit(status: int) -> NoReturn:
+    _flush()
+    os._exit(status)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    time.sleep(wait_s)
-    code = error.code if isinstance(error, SystemExit) else 1
-    os._exit(code if isinstance(code, int) else 1)
 
 
 _LAUNCHED = ("WORLD_SIZE", "JAX_NUM_PROCESSES", "DTENSOR_NUM_CLIENTS")

@@ -45,6 +45,7 @@ from gptj.sharding import (
     environment_place,
     interface_of,
     join_seconds,
+    leave_in_order,
     natural_mesh,
     own_address,
     partition_of,
@@ -374,8 +375,7 @@ def _choose_interface(store: Any, rank: int, size: int) -> None:
 
     if "GLOO_SOCKET_IFNAME" not in os.environ:
         address = own_address(os.environ.get("MASTER_ADDR", ""), gather)
-        name = None if address is None else interface_of(address)
-        if name is not None:
+        if address is not None and (name := interface_of(address)) is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
@@ -385,17 +385,18 @@ def count_devices() -> int:
 
 
 def leave_processes() -> None:
-    """Let go of the others."""
+    """Let go of the others; the first, which keeps the store, goes last."""
     if dist.is_initialized():
+        place, store = Processes(dist.get_rank(), count_devices()), dist.distributed_c10d._get_default_store()
         dist.destroy_process_group()
+        leave_in_order(place, lambda more: int(store.add("gptj.left", more)))
 
 
 def is_of_processes(error: BaseException) -> bool:
     """Whether it tells of another process that is no more: gloo's, nccl's and the store's own words."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "TCPStore")
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return told or isinstance(error, dist.DistError)
 
 
 def speaks_first() -> bool | None:
@@ -451,8 +452,7 @@ def save_training(directory: str | os.PathLike[str], model: Any, optimizer: Any,
     if dist.get_rank() == 0:
         written = checkpoint.FileSystemReader(partial).read_metadata().storage_data or {}
         names = sorted({part.relative_path for part in written.values()})
-        missing = next((name for name in names if not (partial / name).is_file()), "")
-        if not missing:
+        if not (missing := next((name for name in names if not (partial / name).is_file()), "")):
             partial.rename(place)
     missing = gather_texts(missing)[0]
     if missing:

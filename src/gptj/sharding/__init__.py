@@ -11,6 +11,7 @@ from gptj.sharding.processes import (
     environment_place,
     interface_of,
     join_seconds,
+    leave_in_order,
     own_address,
     require_same,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "held_by_one",
     "interface_of",
     "join_seconds",
+    "leave_in_order",
     "natural_mesh",
     "own_address",
     "partition_of",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ __all__ = [
     "environment_place",
     "interface_of",
     "join_seconds",
+    "leave_in_order",
     "own_address",
     "require_same",
 ]
@@ -69,6 +71,21 @@ def join_seconds() -> int:
     if not said.isdecimal() or int(said) < 1:
         raise InputError("no number", where="environment: GPTJ_JOIN_SECONDS", expected="1 or more", found=shown(said))
     return int(said)
+
+
+def leave_in_order(place: Processes, count: Callable[[int], int]) -> None:
+    """Let the first process, which keeps what the others still ask, be the last to leave.
+
+    Args:
+        place: this process'.
+        count: adds so many to the number of those that left, and gives it.
+    """
+    if place.rank > 0:
+        count(1)
+        return
+    latest_s = time.monotonic() + join_seconds()
+    while count(0) < place.size - 1 and time.monotonic() < latest_s:
+        time.sleep(0.01)
 
 
 def own_address(coordinator: str, gather: Callable[[str], list[str]]) -> str | None:

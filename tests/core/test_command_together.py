@@ -1,0 +1,62 @@
+"""How a command's processes end: in their order, with one line, and without Python's own end."""
+
+from __future__ import annotations
+
+import atexit
+import subprocess
+import sys
+
+import pytest
+
+from gptj.command import together
+from gptj.sharding import Processes, leave_in_order
+
+SCRIPT = """
+import atexit, sys, types
+import gptj.command.together as together
+from gptj.sharding import Processes
+
+class Late:
+    def __del__(self):
+        print("Python ended")
+
+parallel = types.ModuleType("gptj.fake.parallel")
+parallel.join_processes = lambda: Processes(int(sys.argv[1]), 2)
+parallel.leave_processes = lambda: 1 / 0 if sys.argv[1] == "1" else print("left")
+sys.modules["gptj.fake.parallel"] = parallel
+together.choose_backend = lambda name: "fake"
+atexit.register(print, "put in order")
+late = Late()
+with together.joined(None):
+    print("written")
+"""
+
+
+@pytest.mark.parametrize(("rank", "said"), ((0, "written\nleft\nput in order\n"), (1, "put in order\n")))
+def test_a_process_that_is_done_ends_before_threads_lose_pythons_lock(rank, said):
+    """Even where another is gone by then, and with what was registered for the end done."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(rank)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_one_process_of_a_host_says_that_another_ended_where_the_first_is_gone(monkeypatch):
+    kept: list[tuple[object, ...]] = []
+    monkeypatch.setattr(atexit, "register", lambda *words: kept.append(words))
+    monkeypatch.setenv("MASTER_ADDR", "host-of-a-test")
+    assert [together._is_first_here() for _ in range(3)] == [True, False, False]
+    monkeypatch.setenv("MASTER_ADDR", "another-run")
+    assert together._is_first_here()
+    for work, *_ in kept:
+        if getattr(work, "__name__", "") == "close":
+            work()
+
+
+def test_the_first_process_is_the_last_to_leave(monkeypatch):
+    left = iter((0, 1, 2))
+    leave_in_order(Processes(0, 3), lambda more: next(left))
+    assert next(left, None) is None
+    counted: list[int] = []
+    leave_in_order(Processes(2, 3), lambda more: counted.append(more) or 1)
+    assert counted == [1]
+    monkeypatch.setenv("GPTJ_JOIN_SECONDS", "1")
+    leave_in_order(Processes(0, 2), lambda more: 0)  # which waits no longer for one that is no more
