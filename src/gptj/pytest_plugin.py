@@ -39,7 +39,7 @@ class Parity:
 
     def __call__(
         self, directory: str | os.PathLike[str], other: str | os.PathLike[str] | None = None, *,
-        backends: Sequence[str] | None = None, **options: Any,
+        backends: Sequence[str] | None = None, matrix: bool = False, ladder: bool = False, **options: Any,
     ) -> Findings:  # fmt: skip
         """The findings on the model in `directory`, each framework in a process of its own.
 
@@ -47,12 +47,16 @@ class Parity:
             directory: a checkpoint of a causal language model.
             other: of another folder, whose model is compared with that one's in each framework.
             backends: their names; None is those of --gptj-backends, else all that are installed.
+            matrix: whether each framework's ways to one answer are compared too: `gptj parity matrix`.
+            ladder: whether each precision is measured too: `gptj parity ladder`.
             options: of `gptj.parity.run_parity`, with `other` of `gptj.parity.two_folders.compare_folders`: dtype ...
 
         Raises:
+            InputError: the matrix or the ladder, which take one folder as it is, beside another folder, weights, an
+                adapter or a probe.
             GPTJError: see these. That something differs is no error: see `Findings.raise_if_failed`.
         """
-        from gptj.parity.gather import findings_of_folders, findings_of_report
+        from gptj.parity.gather import findings_of_folders, findings_of_report, join_findings
         from gptj.parity.run import run_parity
         from gptj.parity.two_folders import compare_folders
 
@@ -61,10 +65,13 @@ class Parity:
 
         def judge() -> Findings:
             __tracebackhide__ = True
+            more = [name for name, wanted in (("matrix", matrix), ("ladder", ladder)) if wanted]
+            _refuse_beside(more, options | {"other": other})
             if other is None:
-                return findings_of_report(run_parity(directory, names, **options))
-            found = compare_folders(directory, other, names, **options)
-            return findings_of_folders(found, os.fspath(directory), os.fspath(other))
+                found = findings_of_report(run_parity(directory, names, **options))
+                return join_findings(found, *(_find(name, directory, names, options) for name in more))
+            folders = compare_folders(directory, other, names, **options)
+            return findings_of_folders(folders, os.fspath(directory), os.fspath(other))
 
         return self._keep(judge, directory)
 
@@ -100,6 +107,44 @@ class Parity:
             raise error.with_traceback(None) from None
         self.found.append(found)
         return found
+
+
+def _refuse_beside(more: Sequence[str], options: dict[str, Any]) -> None:
+    """Make sure that the matrix and the ladder are asked of what else is compared.
+
+    Raises:
+        InputError: they are not.
+    """
+    from gptj.errors import InputError
+
+    for option in ("other", "weights", "adapter", "probe"):
+        if more and options.get(option) is not None:
+            raise InputError(f"not beside {more[0]}, which takes one folder as it is", where=option, expected="None")
+
+
+def _find(what: str, directory: str | os.PathLike[str], backends: Sequence[str] | None, options: dict[str, Any]) -> Any:
+    """The findings of the "matrix", with a row for each file format, or of the "ladder", with the comparison's seed."""
+    from gptj.backends import choose_backend, installed_backends
+
+    names = installed_backends() if backends is None else tuple(map(choose_backend, backends))
+    seed, progress = options.get("seed") or 0, options.get("progress")
+    if what == "ladder":
+        from gptj.parity.ladder import run_ladder
+
+        return run_ladder(directory, names, seed=seed, progress=progress)
+    import tempfile
+    from pathlib import Path
+
+    from gptj_conversion.round_trip import through_formats
+
+    from gptj.dtypes import dtype_name
+    from gptj.parity.matrix import run_matrix
+
+    dtype = dtype_name(options.get("dtype", "float32"))
+    dtype = dtype if dtype == "float64" else "float32"  # which 16 bits cannot be held to
+    with tempfile.TemporaryDirectory(prefix="gptj-parity-") as kept:
+        folders, notes = through_formats(directory, Path(kept))
+        return run_matrix(directory, names, folders=folders, notes=notes, dtype=dtype, seed=seed, progress=progress)
 
 
 _parity = pytest.StashKey[Parity]()

@@ -51,6 +51,29 @@ def test_a_pair_has_its_taps_headline_and_signature(base, tmp_path, name):
     assert {tap.tap for tap in pair.taps if tap.born} == born
 
 
+def test_each_two_of_a_run_are_a_pair_too(base, tmp_path):
+    """One wrong of three: its pairs differ at the same value, the pair of the other two holds, and all are mapped."""
+    others = [write_sample(tmp_path / name, CONFIG, "float32", batch=BATCH, mutant=mutant)
+              for name, mutant in (("pt", None), ("tf", next(m for m in MUTANTS if m.name == "rotary sign")),
+                                   ("flax", None))]  # fmt: skip
+    inside = compare_traces([base, *others], between=True)
+    assert len(inside.pairs) == 3 and not compare_traces([base, *others]).between
+    measure = Measure("tf", "oracle", "every value", 0.5, 0.1)
+    report = ParityReport("float32", ("pt", "tf", "flax"), (measure,), (), (), 9.0, inside=inside)
+    found = findings_of_report(report)
+    assert [(pair.a, pair.b, pair.right) for pair in found.pairs] == [
+        ("base", "pt", True), ("base", "tf", False), ("base", "flax", True),
+        ("pt", "tf", False), ("pt", "flax", True), ("tf", "flax", False),
+    ]  # fmt: skip
+    assert {pair.looks_like for pair in found.pairs if not pair.right} == {"rotary sign"}
+    wrong = found.pairs[3]
+    assert "first differs from pt in block 0, rotated q: born there" in wrong.headline and len(wrong.taps) == 34
+    page = render("html", found)
+    assert page.count("<title>Heat map") == 6 and page.count("by what leaves each block</title>") == 6
+    assert page.count("Map, depth and values") == 3
+    assert page.count("<details open><summary>Map, depth and values") == 2, "folded where all holds"
+
+
 @pytest.mark.parametrize("name", ["rotary sign", None])
 def test_the_traces_of_a_run_are_its_pairs(base, tmp_path, name):
     mutant = {None: None, **{mutant.name: mutant for mutant in MUTANTS}}[name]

@@ -36,7 +36,7 @@ def run(*arguments):
 def test_the_matrix_is_printed_and_its_verdict_is_the_exit_status(folder, monkeypatch, holds):
     row = MeasureFound("pt", "cached", "logits", 0.25, 1.0 if holds else 0.125, holds)
     found = Findings("holds" if holds else "differs", "headline", str(folder), matrix=(row,))
-    monkeypatch.setattr(invariance, "_through_formats", lambda *_: ({}, []))
+    monkeypatch.setattr("gptj_conversion.round_trip.through_formats", lambda *_: ({}, []))
     monkeypatch.setattr("gptj.parity.matrix.run_matrix", lambda *_, **__: found)
     done = run("matrix", folder)
     assert done.exit_code == (0 if holds else 1)

@@ -78,7 +78,7 @@ def asked(folder, inside, monkeypatch):
     monkeypatch.setattr("gptj.parity.run.run_parity", run_parity)
     monkeypatch.setattr("gptj.parity.matrix.run_matrix", run_matrix)
     monkeypatch.setattr("gptj.parity.ladder.run_ladder", run_ladder)
-    monkeypatch.setattr(invariance, "_through_formats", lambda *_: ({}, []))
+    monkeypatch.setattr("gptj_conversion.round_trip.through_formats", lambda *_: ({}, []))
     return runs
 
 

@@ -14,6 +14,8 @@ from recorded import write_sample
 
 import gptj.parity.differences
 import gptj.parity.gather
+import gptj.parity.ladder
+import gptj.parity.matrix
 import gptj.parity.report
 import gptj.parity.reports.junit
 import gptj.parity.reports.markdown
@@ -22,7 +24,7 @@ import gptj.parity.run
 import gptj.parity.trace
 import gptj.parity.two_folders
 from gptj.checkpoint import write_checkpoint
-from gptj.parity.findings import Findings
+from gptj.parity.findings import Findings, LadderRung, MeasureFound
 from gptj.parity.report import Divergence, Measure, ParityReport, TextMatch
 from gptj.parity.revealing import revealing_config, revealing_fill
 
@@ -122,6 +124,42 @@ def test_the_frameworks_are_compared_as_the_options_say(pytester, monkeypatch):
     assert asked == [(("tf", "flax"), {}), (["pt"], {"dtype": "bfloat16"})]
     pytester.runpytest_inprocess(*LOADED).assert_outcomes(passed=2)
     assert asked[2] == (None, {})
+
+
+def test_the_matrix_and_the_ladder_are_found_where_they_are_asked_for(pytester, monkeypatch):
+    asked = []
+
+    def found(what, **part):
+        def run(directory, backends, **options):
+            asked.append((what, tuple(backends), options["seed"], sorted(options.get("folders", ()))))
+            return Findings("differs", f"{what} differs", str(directory), **part)
+
+        return run
+
+    monkeypatch.setattr(gptj.parity.run, "run_parity", report)
+    wrong = MeasureFound("pt", "cached against whole", "logits", 1.0, 0.1, False)
+    monkeypatch.setattr(gptj.parity.matrix, "run_matrix", found("matrix", matrix=(wrong,)))
+    monkeypatch.setattr(gptj.parity.ladder, "run_ladder", found("ladder", ladder=(LadderRung("pt", "int8"),)))
+    write_checkpoint(pytester.path / "model", CONFIG, revealing_fill())
+    pytester.makepyfile("""
+        def test_both(gptj_parity):
+            found = gptj_parity("model", backends=["pt"], matrix=True, ladder=True)
+            assert not found.passed and found.headline == "matrix differs"
+            assert len(found.matrix) == len(found.ladder) == 1 and len(found.measures) == 1
+
+        def test_neither(gptj_parity):
+            assert gptj_parity("model", backends=["pt"]).passed
+
+        def test_other(gptj_parity):
+            gptj_parity("model", "model", matrix=True)
+
+        def test_weights(gptj_parity):
+            gptj_parity("model", weights="model.safetensors", ladder=True)
+    """)
+    done = pytester.runpytest_inprocess(*LOADED)
+    done.assert_outcomes(passed=2, failed=2)
+    done.stdout.fnmatch_lines(["*other: not beside matrix*", "*weights: not beside ladder*"])
+    assert [one[:3] for one in asked] == [("matrix", ("pt",), 0), ("ladder", ("pt",), 0)] and "bin" in asked[0][3]
 
 
 def test_two_folders_are_compared(pytester, monkeypatch, traces):

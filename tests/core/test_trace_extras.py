@@ -96,6 +96,23 @@ def test_texts_part_in_a_tie_or_not(tmp_path, seconds, margins, tie):
     assert one.to_json()["tie"] is tie and one.to_json()["first_difference"] == 1
 
 
+def test_the_weights_tell_what_rounding_may_do_at_the_very_token(tmp_path):
+    """Sizes of a batch's logits allow more: between the two lies a margin that only the weights call no tie."""
+
+    def compared(margin, weights=None, dtype="float32"):
+        (tmp_path / f"{margin}").mkdir(exist_ok=True)
+        a = trace(tmp_path / f"{margin}" / "a", text([7, 8, 3], [1, 9, 1], [1, margin, 1]), "float64")
+        b = trace(tmp_path / f"{margin}" / "b", text([7, 9, 4], [1, 8, 1], [1, margin, 1]), dtype)
+        return compare_traces([a, b], weights).texts[0]
+
+    estimate, derived = compared(1e-7).bound, compared(1e-7, read).bound
+    assert 1e-6 < derived < estimate / 3
+    between = derived + estimate  # a margin is held to two bounds
+    assert compared(between).tie and not compared(between, read).tie
+    assert compared(derived, read).tie
+    assert compared(1e-7, read, "bfloat16").bound > 1000 * derived, "of other weights, in 16 bits"
+
+
 def test_texts_that_are_the_same_or_of_other_prompts(tmp_path):
     a, b = (trace(tmp_path / name, text([7, 8], [1, 2], [1, 1])) for name in "ab")
     found = compare_traces([a, b])

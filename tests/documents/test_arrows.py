@@ -40,7 +40,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "conversion.hf": _FILES | {"conversion.common"},
     "conversion": _FILES | {"parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
     "harness": CONTRACT | {"scoring", "text"},
-    "pytest_plugin": frozenset({"backends", "errors", "parity"}),
+    "pytest_plugin": frozenset({"backends", "conversion", "dtypes", "errors", "parity"}),
     "serving": CONTRACT | {"generation"},
     "command": _FILES | _MODELS | {"serving", "harness", "finetune", "parity", "conversion"},
 }

@@ -22,12 +22,12 @@ from gptj.parity import compare
 from gptj.parity.bounds import Rounding
 from gptj.parity.compare import compare_records, expect
 from gptj.parity.comparison import Comparison
-from gptj.parity.extra_differences import TextDifference
 from gptj.parity.oracle import Oracle, positions_of_mask
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.record import ANSWERS, Record
 from gptj.parity.report import ParityReport
 from gptj.parity.revealing import revealing_config, revealing_weights
+from gptj.parity.text_differences import TextDifference
 from gptj.parity.tolerance import FLOAT32_ABSOLUTE, tolerance_of
 
 CONFIG = revealing_config()

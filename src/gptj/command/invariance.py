@@ -16,7 +16,6 @@ from gptj.command.options import ModelArgument, Names, PathArgument, backends_op
 from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
 from gptj.dtypes import DTYPES_CALLED
-from gptj.errors import ConfigError
 
 if TYPE_CHECKING:
     from gptj.parity.findings import Findings
@@ -60,6 +59,8 @@ def find_matrix(
     Raises:
         GPTJError: see `gptj.parity.matrix.run_matrix`.
     """
+    from gptj_conversion.round_trip import through_formats
+
     from gptj.parity.matrix import run_matrix
     from gptj.parity.run import require_framework
 
@@ -69,30 +70,9 @@ def find_matrix(
         tempfile.TemporaryDirectory(prefix="gptj-parity-") as kept,
         waiting("converting to each format and back") as say,
     ):
-        folders, notes = _through_formats(directory, Path(kept))
+        folders, notes = through_formats(directory, Path(kept))
         return run_matrix(directory, names, folders=folders, notes=notes, dtype=dtype, seed=seed,
                           progress=lambda words: say(f"ways to one answer: {words}"))  # fmt: skip
-
-
-def _through_formats(directory: Path, kept: Path) -> tuple[dict[str, Path], list[str]]:
-    """The model after it was written in each format and converted back, by the format's name; what had to be left out.
-
-    mesh-transformer-jax computes fewer models than a config can describe, so its format cannot hold every one.
-    """
-    from gptj_conversion.convert import convert, target_formats
-
-    back, notes = {}, []
-    for name in target_formats():
-        shards = 1 if name == "mesh" else None
-        try:
-            there = convert(directory, kept / f"{name}-there", to=name, shards=shards, fingerprint=False)
-        except ConfigError as error:
-            if name != "mesh":
-                raise
-            notes.append(f"There is no row through {name}: {error}.")
-        else:
-            back[name] = convert(there, kept / f"{name}-back", fingerprint=False)
-    return back, notes
 
 
 @click.command(cls=TakesJsonFile, short_help="Measure each precision against float64.")

@@ -30,7 +30,6 @@ from gptj.errors import InputError, shown
 from gptj.generation.sampling import uniforms
 from gptj.parity.bounds import Rounding, shifted
 from gptj.parity.comparison import Comparison, PairDifferences, spell_tap
-from gptj.parity.extra_differences import TextDifference
 from gptj.parity.oracle import Oracle, positions_of_mask, token_losses
 from gptj.parity.perturbed import Bounded, PerturbedPass
 from gptj.parity.probe import Probe
@@ -107,9 +106,7 @@ def compare_records(
     for one, other in itertools.combinations(records, 2):
         measures += _against_each_other(one, other, expected)
     if inside is not None:
-        texts = {record.backend: record.answers["greedy"] for record in records}
-        found = tuple(judged.bounded(text, texts[text.other]) for text in inside.texts)
-        inside = dataclasses.replace(inside, texts=found)
+        measures += [_between(pair) for pair in inside.between]
     pairs = {} if inside is None else {pair.other: pair for pair in inside.pairs}
     for record in records:
         if inside is not None:
@@ -144,6 +141,13 @@ def _inside(pair: PairDifferences, inside: Comparison) -> Measure:
     worst = max(inside.born.get(pair.other) or pair.taps, key=lambda tap: _share(tap.difference, tap.bound))
     what = "every value between"
     return Measure(pair.other, ORACLE, what, worst.difference, worst.bound, f"{spell_tap(worst.tap)}, {worst.where}")
+
+
+def _between(pair: PairDifferences) -> Measure:
+    """The same between two backends: the value that is the largest share of what rounding explains of both."""
+    worst = max(pair.taps, key=lambda tap: _share(tap.difference, tap.bound))
+    where = f"{spell_tap(worst.tap)}, {worst.where}"
+    return Measure(pair.other, pair.base, "every value between", worst.difference, worst.bound, where)
 
 
 def _parted(backend: str, inside: Comparison) -> Iterator[Measure]:
@@ -305,18 +309,6 @@ class _JudgedTexts:
                 if token in self._oracle.config.eos_token_ids:
                     break
         return measure(*worst)
-
-    def bounded(self, text: TextDifference, ids: Array) -> TextDifference:
-        """A text that was compared, with the bound of its own logits in place of one of every token's in the batch.
-
-        Args:
-            text: of a trace.
-            ids: (rows, n), what its backend wrote in its record.
-        """
-        if self._problem(ids) is not None:
-            return text
-        bounds = self._pass(ids).bound[text.prompt, self._probe.prompt_ids.shape[1] - 1 :]
-        return dataclasses.replace(text, bound=float(bounds.max()))
 
     def _problem(self, ids: Array) -> str | None:
         """The rule that texts break; None where there is none."""

@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from gptj.parity.extra_differences import GradientDifference, TextDifference, backward_rank
+from gptj.parity.extra_differences import GradientDifference, backward_rank
 from gptj.parity.steps import StepDifference
+from gptj.parity.text_differences import TextDifference
 from gptj.taps import split_tap
 
 __all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "spell_tap", "spell_taps"]
@@ -170,6 +171,7 @@ class Comparison:
             that is wrong.
         gradients: of every parameter that two traces have, and against the oracle's where the weights are given.
         steps: of every parameter, after an optimizer's steps, in the same way.
+        between: each two of the other traces, where these were asked for.
         texts: each prompt's greedy continuation, of each trace but the base against the base.
         untold: of each trace, by name, every tap that could not be computed again, and the input that was not there.
     """
@@ -182,6 +184,7 @@ class Comparison:
     texts: tuple[TextDifference, ...] = ()
     untold: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     steps: tuple[StepDifference, ...] = ()
+    between: tuple[PairDifferences, ...] = ()
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -193,7 +196,7 @@ class Comparison:
         """Whether rounding explains every difference, and every tap that was computed again."""
         learnt = all(one.holds for one in self.gradients) and all(one.holds for one in self.steps)
         extras = learnt and all(one.holds for one in self.texts)
-        return extras and all(pair.right for pair in self.pairs) and not any(self.born.values())
+        return extras and all(pair.right for pair in (*self.pairs, *self.between)) and not any(self.born.values())
 
     def lines(self, *, every: bool = False) -> Iterator[str]:
         """The report: headlines, errors that were born, what was left out; with `every`, each tap."""
@@ -246,7 +249,7 @@ class Comparison:
         """The facts as JSON takes them."""
         return {
             "passed": self.passed,
-            "pairs": [pair.as_dict() for pair in self.pairs],
+            "pairs": [pair.as_dict() for pair in (*self.pairs, *self.between)],
             "born": {trace: [tap.as_dict() for tap in taps] for trace, taps in self.born.items()},
             "looks_like": self.looks_like,
             "left_out": list(self.left_out),

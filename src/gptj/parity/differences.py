@@ -24,16 +24,19 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL
-from gptj.parity.bounds import Rounding, TokenSizes, accumulated
+from gptj.parity.bounds import TokenSizes, accumulated
 from gptj.parity.comparison import Comparison, Origin, PairDifferences, TapDifference, spell_tap
-from gptj.parity.extra_differences import GradientDifference, compare_gradients, compare_texts, compare_with_exact
+from gptj.parity.extra_differences import GradientDifference, compare_gradients, compare_with_exact
 from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
 from gptj.parity.oracle import Oracle
 from gptj.parity.oracle_gradients import loss_gradients
+from gptj.parity.pairing import Pairing, pair_others, pair_up, rounding_of, unit_of
 from gptj.parity.pattern import find_pattern
+from gptj.parity.perturbed import Bounded
 from gptj.parity.signatures import find_signature
 from gptj.parity.spread import AXES
 from gptj.parity.steps import StepDifference, compare_steps, compare_steps_with_exact
+from gptj.parity.text_differences import TextDifference, bound_texts, compare_texts, logits_of_texts
 from gptj.parity.trace import INPUTS, MEANINGS, Trace, rotary_sha256, slices_of
 from gptj.schema import schema
 from gptj.taps import list_taps, split_tap
@@ -52,8 +55,9 @@ _FACTS = ("dtype", "path", "weights_sha256")
 
 
 def compare_traces(
-    traces: Sequence[Trace], weights: ReadWeight | None = None, *, config: GPTJConfig | None = None
-) -> Comparison:
+    traces: Sequence[Trace], weights: ReadWeight | None = None, *, config: GPTJConfig | None = None,
+    between: bool = False,
+) -> Comparison:  # fmt: skip
     """The judgement on two or more traces of one model on the same inputs, each against the most exact one.
 
     A pair is judged by what its two have, whatever a third lacks; and each value of each trace by its own inputs.
@@ -62,6 +66,7 @@ def compare_traces(
         traces: opened.
         weights: reads a weight of the model by its name, rounded to a dtype; None leaves operations that have
             weights to the comparison between the traces.
+        between: whether the taps of each two others than the most exact are compared too: `Comparison.between`.
         config: of the weights, by which each operation is computed again; None is the most exact trace's.
 
     Raises:
@@ -70,8 +75,9 @@ def compare_traces(
     """
     traces = _named_apart(traces)
     _require_comparable(traces)
-    pairings = _pair_up(traces)
-    first = min(traces, key=_unit)
+    judging = pair_up(traces)
+    pairings = [*judging, *(pair_others(traces, judging) if between else ())]
+    first = min(traces, key=unit_of)
     # By one epsilon and activation: a trace that says others computed something else.
     config = first.facts.config if config is None else config
     judged = [dataclasses.replace(trace, facts=dataclasses.replace(trace.facts, config=config)) for trace in traces]
@@ -97,82 +103,32 @@ def compare_traces(
     pairs = tuple(
         _pair(one, sizes[one.base.name], differences, origins) for one, differences in zip(pairings, found, strict=True)
     )
-    texts = [text for one in pairings if "generated" in one.shared
-             for text in compare_texts(one.base, one.other, _logit_bound(one, sizes[one.base.name]))]  # fmt: skip
+    passes: dict[Any, Bounded] = {}
+    texts = [text for one in judging if "generated" in one.shared
+             for text in _texts(one, sizes[one.base.name], weights, passes)]  # fmt: skip
     return Comparison(
-        pairs,
+        pairs[: len(judging)],
         born={name: tuple(one.own for _, one in of_trace if one.verdict == "born there" and one.own is not None)
               for name, of_trace in by_trace.items()},
         facts=tuple(_facts(config, first, [trace for trace in traces if trace is not first])),
         looks_like={name: {tap: one.looks_like for tap, one in of_trace if one.looks_like is not None}
                     for name, of_trace in by_trace.items()},
-        gradients=tuple(_gradients(traces, pairings, weights)),
+        gradients=tuple(_gradients(traces, judging, weights)),
         texts=tuple(texts),
         untold={name: {tap: one.needs for tap, one in of_trace if one.needs is not None}
                 for name, of_trace in by_trace.items()},
-        steps=tuple(_steps(traces, pairings, weights)),
+        steps=tuple(_steps(traces, judging, weights)),
+        between=pairs[len(judging) :],
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pairing:
-    """Two traces that are compared.
-
-    Attributes:
-        base, other: the more exact one, and the other.
-        shared: the names of what both have: taps, `grad.` or `step.` and a parameter, "generated".
-        left_out: of what one of the two lacks.
-    """
-
-    base: Trace
-    other: Trace
-    shared: frozenset[str]
-    left_out: tuple[str, ...]
-
-
-def _pair_up(traces: Sequence[Trace]) -> list[_Pairing]:
-    """Each trace with the most exact one; what that one lacks is compared among the others, in the same way.
-
-    Raises:
-        InputError: a trace has nothing in common with any other.
-    """
-    pairings: list[_Pairing] = []
-    among, done = [*traces], frozenset[str]()
-    while len(among) > 1:
-        base = min(among, key=_unit)
-        among = [trace for trace in among if trace is not base]
-        ours = _contents(base)
-        for other in among:
-            theirs = _contents(other)
-            shared = (ours.keys() & theirs.keys()) - done
-            lacking = tuple(name for name in ours | theirs if name not in done and (name in ours) != (name in theirs))
-            if shared:
-                pairings.append(_Pairing(base, other, frozenset(shared), lacking))
-        done |= ours.keys()
-    paired = {id(trace) for one in pairings for trace in (one.base, one.other)}
-    if lone := [trace for trace in traces if id(trace) not in paired]:
-        raise InputError("no tap in common", where=_names(lone), expected="what another trace has too")
-    return pairings
-
-
-def _contents(trace: Trace) -> dict[str, None]:
-    """The names of all that a trace holds, in the order of the computation."""
-    extras = trace.extras
-    learnt = (*(f"grad.{name}" for name in extras.gradients), *(f"step.{name}" for name in extras.steps))
-    return dict.fromkeys((*trace.places, *learnt, *(["generated"] if extras.generated else [])))
-
-
-def _unit(trace: Trace) -> float:
-    return _rounding(trace).unit
-
-
 def _gradients(
-    traces: Sequence[Trace], pairings: Sequence[_Pairing], weights: ReadWeight | None
+    traces: Sequence[Trace], pairings: Sequence[Pairing], weights: ReadWeight | None
 ) -> Iterator[GradientDifference]:
     """The gradients that two traces share; and each against the oracle's, of weights few enough to differentiate."""
     for one in pairings:
         names = [name for name in one.base.extras.gradients if f"grad.{name}" in one.shared]
-        yield from compare_gradients(one.base, one.other, names, (_rounding(one.base), _rounding(one.other)))
+        yield from compare_gradients(one.base, one.other, names, (rounding_of(one.base), rounding_of(one.other)))
     config = traces[0].facts.config
     if weights is None or sum(math.prod(row.shape) for row in schema(config)) > _MOST_EXACT:
         return
@@ -188,32 +144,49 @@ def _gradients(
             _, exact[trace.facts.dtype] = loss_gradients(
                 oracle, ids, inputs["attention_mask"], inputs["position_ids"], labels=labels
             )
-        yield from compare_with_exact(trace, _rounding(trace), exact[trace.facts.dtype])
+        yield from compare_with_exact(trace, rounding_of(trace), exact[trace.facts.dtype])
 
 
 def _steps(
-    traces: Sequence[Trace], pairings: Sequence[_Pairing], weights: ReadWeight | None
+    traces: Sequence[Trace], pairings: Sequence[Pairing], weights: ReadWeight | None
 ) -> Iterator[StepDifference]:
     """The steps of optimizers that two traces share; and each against the definition, from its own gradient."""
     for one in pairings:
         names = [name for name in one.base.extras.steps if f"step.{name}" in one.shared]
-        yield from compare_steps(one.base, one.other, names, (_rounding(one.base), _rounding(one.other)))
+        yield from compare_steps(one.base, one.other, names, (rounding_of(one.base), rounding_of(one.other)))
     for trace in traces if weights is not None else ():
         assert weights is not None
-        yield from compare_steps_with_exact(trace, _rounding(trace), _rounded(weights, trace.facts.dtype))
+        yield from compare_steps_with_exact(trace, rounding_of(trace), _rounded(weights, trace.facts.dtype))
 
 
 def _rounded(weights: ReadWeight, dtype: str) -> Callable[[str], Array]:
     return lambda name: weights(name, dtype)
 
 
-def _logit_bound(pairing: _Pairing, sizes: dict[str, TokenSizes]) -> float | None:
-    """How far rounding may move a logit of any token, in the two together; None where the base has no logits."""
-    if "logits" not in sizes:
-        return None
-    config, keys = pairing.base.facts.config, pairing.base.sizes["s"]
-    return sum(float(accumulated(sizes, config, _rounding(trace), keys=keys)["logits"].max())
-               for trace in (pairing.base, pairing.other))  # fmt: skip
+def _texts(
+    pairing: Pairing, sizes: dict[str, TokenSizes], weights: ReadWeight | None, passes: dict[Any, Bounded]
+) -> Iterator[TextDifference]:
+    """The texts of two traces, each with the bound of its own logits where the weights are given.
+
+    Without them, and on a grid of 8 bits, it is an estimate from the sizes of the batch's logits, or none where the
+    base has no logits. `passes` are those that were made for other pairs.
+    """
+    pair, config, estimate = (pairing.base, pairing.other), pairing.base.facts.config, None
+    if "logits" in sizes:
+        keys = pairing.base.sizes["s"]
+        estimate = sum(
+            float(accumulated(sizes, config, rounding_of(trace), keys=keys)["logits"].max()) for trace in pair
+        )
+    texts = [*compare_texts(*pair, estimate)]
+    if weights is None or any(trace.facts.path == "int8" for trace in pair):
+        return iter(texts)
+    found = []
+    for dtype, rounding in ((trace.facts.dtype, rounding_of(trace)) for trace in pair):
+        key = pairing.base.name, dtype, rounding
+        if key not in passes:
+            passes[key] = logits_of_texts(pairing.base, Oracle(config, _rounded(weights, dtype)), rounding)
+        found.append(passes[key])
+    return bound_texts(texts, *found)
 
 
 def _named_apart(traces: Sequence[Trace]) -> list[Trace]:
@@ -223,10 +196,6 @@ def _named_apart(traces: Sequence[Trace]) -> list[Trace]:
         trace if names.count(trace.name) == 1 else dataclasses.replace(trace, name=str(trace.file.path))
         for trace in traces
     ]
-
-
-def _names(traces: Sequence[Trace]) -> str:
-    return ", ".join(trace.name for trace in traces)
 
 
 def _require_comparable(traces: Sequence[Trace]) -> None:
@@ -247,12 +216,6 @@ def _require_comparable(traces: Sequence[Trace]) -> None:
             if wanted is not None and found is not None and not (wanted == found).all():
                 raise InputError("recorded with another value", file=other.file.path, where=name,
                                  expected=f"that of {first.name}")  # fmt: skip
-
-
-def _rounding(trace: Trace) -> Rounding:
-    stored = {place.tensor.dtype for place in trace.places.values()} - {"bool"}
-    rounding = Rounding.of(trace.facts.dtype, *sorted(stored))
-    return rounding.quantized() if trace.facts.path == "int8" else rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,13 +393,13 @@ def _judge_part(
 
 
 def _pair(
-    pairing: _Pairing, sizes: dict[str, TokenSizes], found: dict[str, tuple[_Largest, _Largest]],
+    pairing: Pairing, sizes: dict[str, TokenSizes], found: dict[str, tuple[_Largest, _Largest]],
     origins: dict[str, dict[str, Origin]],
 ) -> PairDifferences:  # fmt: skip
     """The judgement on one trace against its base."""
     base, other = pairing.base, pairing.other
     config, keys = base.facts.config, base.sizes.get("s", 1)
-    ours, theirs = (accumulated(sizes, config, _rounding(trace), keys=keys) for trace in (base, other))
+    ours, theirs = (accumulated(sizes, config, rounding_of(trace), keys=keys) for trace in (base, other))
     taps = tuple(_judge(tap, ours[tap] + theirs[tap], *largest) for tap, largest in found.items())
 
     def of_pair(tap: str) -> tuple[Origin, ...]:

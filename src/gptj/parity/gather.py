@@ -26,9 +26,10 @@ from gptj.taps import list_taps, split_tap
 
 if TYPE_CHECKING:
     from gptj.parity.comparison import Comparison, PairDifferences, TapDifference
-    from gptj.parity.extra_differences import GradientDifference, TextDifference
+    from gptj.parity.extra_differences import GradientDifference
     from gptj.parity.report import ParityReport
     from gptj.parity.steps import StepDifference
+    from gptj.parity.text_differences import TextDifference
     from gptj.parity.trace import Trace
     from gptj.parity.two_folders import FolderDifference
 
@@ -73,7 +74,8 @@ def findings_of_report(report: ParityReport, *, in_dtype: bool = False) -> Findi
     inside = report.inside
     notes += [] if inside is None else [f"{note}." for note in inside.notes()]
     versions = {backend: dict(libraries) for backend, libraries in report.versions.items()}
-    pairs = () if inside is None else tuple(_pair(pair, inside, report.dtype) for pair in inside.pairs)
+    pairs = () if inside is None else tuple(_pair(pair, inside, report.dtype)
+                                            for pair in (*inside.pairs, *inside.between))  # fmt: skip
     texts = () if inside is None else tuple(dataclasses.replace(_text(text), b=who(text.other))
                                             for text in inside.texts)  # fmt: skip
     right = report.passed and all(pair.right for pair in pairs) and all(text.right for text in texts)

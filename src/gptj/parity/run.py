@@ -135,7 +135,7 @@ def _compare_inside(folder: Path, names: Sequence[str], oracle: Oracle, probe: P
     write_trace(folder / "oracle.safetensors", oracle.taps(**batch), TraceFacts("oracle", "float64", oracle.config),
                 inputs=batch, extras=texts)  # fmt: skip
     traces.insert(0, dataclasses.replace(open_trace(folder / "oracle.safetensors"), name="oracle"))
-    return traces, compare_traces(traces, lambda name, _: whole_weight(oracle, name))
+    return traces, compare_traces(traces, lambda name, _: whole_weight(oracle, name), between=True)
 
 
 def whole_weight(oracle: Oracle, name: str) -> NDArray[Any]:

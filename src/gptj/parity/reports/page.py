@@ -113,12 +113,20 @@ def _sections(found: Findings) -> Iterator[_Section]:
         "wrong", "What does not hold", tag("ul", *(tag("li", one) for one in wrong)) if wrong else Markup("")
     )
     key = (_key(),) if any(pair.taps for pair in found.pairs) else ()
-    yield _Section("values", "Where computations part", join([*key, *(_pair(pair) for pair in found.pairs)]))
+    yield _Section("values", "Where computations part", join([*key, *_pairs(found)]))
     yield _Section("tokens", "Along generated tokens", _texts(found.texts))
     yield _Section("measures", "Measures", _measures(found))
     yield _Section("matrix", "Invariances", _matrix(found))
     yield _Section("ladder", title_of_ladder(found), _ladder(found))
     yield _Section("sensitivity", "Planted mistakes", join([_sensitivity(found), _smallest(found)]))
+
+
+def _pairs(found: Findings) -> Iterator[Markup]:
+    """Each pair; one of two that stand against a third too is folded, since that one shows the same errors."""
+    bases: dict[str, set[str]] = {}
+    for pair in found.pairs:
+        yield _pair(pair, folded=bool(bases.get(pair.a, set()) & bases.get(pair.b, set())))
+        bases.setdefault(pair.b, set()).add(pair.a)
 
 
 def _key() -> Markup:
@@ -131,8 +139,8 @@ def _key() -> Markup:
     return tag("ul", *items, class_="key", aria_label="Key to the maps")
 
 
-def _pair(pair: PairFound) -> Markup:
-    """Heat map, depth and table of a pair."""
+def _pair(pair: PairFound, *, folded: bool = False) -> Markup:
+    """Heat map, depth and table of a pair; folded, they open where something is wrong."""
     dtype = f" in {pair.dtype}" if pair.dtype and pair.dtype not in pair.b else ""
     said = [tag("h3", f"{spell_sign(pair.right)} {pair.b}{dtype} against {pair.a}")]
     said += [tag("p", pair.headline)] if pair.headline else []
@@ -143,7 +151,10 @@ def _pair(pair: PairFound) -> Markup:
     values = table(f"Values of {pair.b} against {pair.a}", heading, rows, numbers=_NUMBERS) if rows else Markup("")
     wrong = sum(not tap.right for tap in pair.taps)
     told = tag("summary", f"All {len(pair.taps):,} values, {wrong:,} of them beyond their bounds")
-    return tag("div", *said, heat_map(pair), _depth(pair), tag("details", told, values) if rows else Markup(""))
+    maps = [heat_map(pair), _depth(pair), tag("details", told, values) if rows else Markup("")]
+    if folded:
+        maps = [tag("details", tag("summary", "Map, depth and values"), *maps, open=not pair.right)]
+    return tag("div", *said, *maps)
 
 
 def _value_row(tap: TapFound) -> tuple[list[str | Markup], str | None]:
