@@ -256,6 +256,7 @@ def test_the_command_prints_a_plan_and_the_line_that_starts_it(tmp_path):
         (["--devices", "2"], "torchrun --nproc_per_node=2 -m gptj finetune"),
         (["--devices", "2", "--recompute"], "DATA OUT --checkpoint-gradients --backend pt --strategy"),
         (["--devices", "2", "--dtype", "bfloat16"], 'dtype="bfloat16"'),
+        (["--devices", "2", "--batch", "6"], " --batch 6 --length 2048"),
         ([], "gptj finetune"),
     ):
         words = ["plan", str(tmp_path), "--training", "--memory", "999GiB", *words]
