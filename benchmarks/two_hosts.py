@@ -63,7 +63,7 @@ class Host:
 
     @property
     def namespace(self) -> str:
-        return f"gptj-{self.name}"
+        return f"gptj-{os.getpid()}-{self.name}"
 
     @property
     def address(self) -> str:
@@ -403,6 +403,7 @@ def main() -> None:
     asked = parser.parse_args()
     if os.geteuid() or not shutil.which("ip") or not shutil.which("unshare"):
         sys.exit("two hosts are two network namespaces: this needs Linux, root, iproute2 and util-linux")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which leaves no host behind
     sys.path.insert(0, str(SUPPORT))
     from finetune_samples import lines_file, tuned_model
 

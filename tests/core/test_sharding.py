@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import socket
@@ -255,6 +256,7 @@ def test_the_command_prints_a_plan_and_the_line_that_starts_it(tmp_path):
         (["--devices", "2"], "torchrun --nproc_per_node=2 -m gptj finetune"),
         (["--devices", "2", "--recompute"], "DATA OUT --checkpoint-gradients --backend pt --strategy"),
         (["--devices", "2", "--dtype", "bfloat16"], 'dtype="bfloat16"'),
+        (["--devices", "2", "--batch", "6"], " --batch 6 --length 2048"),
         ([], "gptj finetune"),
     ):
         words = ["plan", str(tmp_path), "--training", "--memory", "999GiB", *words]
@@ -296,3 +298,21 @@ def test_start_values_do_not_hang_on_the_mesh():
     parts = [whole[slices(spec, "tp", Mesh(tp=4), {"tp": n})] for n in range(4)]
     assert np.array_equal(np.concatenate(parts), whole)
     assert len(list(itertools.chain(*parts))) == len(whole)
+
+
+def test_a_refusal_names_the_sizes_that_every_field_would_fit():
+    config = GPTJConfig(vocab_size=100, n_positions=32, n_embd=64, n_layer=1, n_head=16, rotary_dim=4, n_inner=96)
+    cases = itertools.product(("tp", "fsdp", "tp_fsdp"), (1, 3, 4, 6), (1, 2, 5, 8, 16))
+    hints = {}
+    for strategy, dp, tp in cases:
+        if strategy == "fsdp" and tp > 1:
+            continue
+        with contextlib.suppress(InputError):
+            check_mesh(config, strategy, Mesh(dp=dp, tp=tp))
+            continue
+        with pytest.raises(InputError) as refused:
+            check_mesh(config, strategy, Mesh(dp=dp, tp=tp))
+        hints[strategy, dp, tp] = str(refused.value).rpartition("Choose ")[2]
+    assert hints["tp", 1, 5] == "tp among 1, 2, 4"  # 16 heads go onto 8 devices, 100 tokens do not
+    assert hints["fsdp", 3, 1] == "dp among 1, 2" and hints["tp_fsdp", 3, 2] == "dp among 1, 2"
+    assert hints["tp_fsdp", 6, 8] == "tp among 1, 2, 4, and another dp"

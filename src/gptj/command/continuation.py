@@ -15,7 +15,6 @@ from gptj.command.prompts import Prompt
 from gptj.command.together import Copies
 from gptj.errors import InputError
 from gptj.generation import GenerationConfig, TokenStep
-from gptj.sharding import check_rows
 
 __all__ = ["batches", "continue_prompts", "pieces", "stream_prompts"]
 
@@ -49,11 +48,14 @@ def _continue(
 ) -> None:  # fmt: skip
     alone = len(jobs) == 1 and jobs[0].config.num_return_sequences == 1
     copies = Copies.of(model, opened.backend, [job.ids for job in jobs])
-    work = [*batches(jobs, batch_size)]
+    rows = 1  # of one program, which all devices run together, each its own; else a copy's
+    if copies.count == 1 and model.placement is not None:
+        rows = model.placement.mesh.dp
+        if len(jobs) < rows:
+            hint = "Give more, use a smaller --dp, or --strategy tp"
+            raise InputError("fewer than dp", where="prompts", expected=f"{rows} or more", found=len(jobs), hint=hint)
+    work = [*batches(jobs, batch_size * rows)]
     copies.check(len(work), "batches of prompts")
-    for batch in work if copies.count == 1 and model.placement is not None else ():
-        config = batch[0].config  # rows of one program, which all devices run together
-        check_rows(len(batch) * max(config.num_beams, config.num_return_sequences), model.placement)
     first = True
 
     def write_records(records: Iterable[dict[str, Any]]) -> None:
@@ -69,7 +71,7 @@ def _continue(
 
     if copies.count == 1:
         for batch in work:
-            write_records(continue_batch(opened, model, assistant, batch))
+            write_records(continue_batch(opened, model, assistant, batch, rows))
         return
     mine = {n: [*continue_batch(opened, model, assistant, work[n])] for n in range(len(work)) if copies.is_mine(n)}
     for records in copies.gather(mine):
@@ -90,9 +92,15 @@ def _batch_key(job: Job) -> tuple[GenerationConfig, int]:
     return job.config, len(job.ids) if counts_columns else 0
 
 
-def continue_batch(opened: OpenedModel, model: Any, assistant: Any, batch: Sequence[Job]) -> Iterator[dict[str, Any]]:
-    """A record for every returned sequence of every prompt of the batch."""
-    config = batch[0].config
+def continue_batch(
+    opened: OpenedModel, model: Any, assistant: Any, batch: Sequence[Job], multiple: int = 1
+) -> Iterator[dict[str, Any]]:
+    """A record for every returned sequence of every prompt of the batch.
+
+    The model gets a multiple of so many rows: the last prompt again and again, where there are fewer.
+    """
+    config, asked = batch[0].config, len(batch)
+    batch = [*batch, *[batch[-1]] * (-asked % multiple)]
     width = max(len(job.ids) for job in batch)
     ids = np.array([[0] * (width - len(job.ids)) + job.ids for job in batch])
     mask = np.array([[0] * (width - len(job.ids)) + [1] * len(job.ids) for job in batch])
@@ -107,7 +115,10 @@ def continue_batch(opened: OpenedModel, model: Any, assistant: Any, batch: Seque
     )
     sequences = gptj.backend(opened.backend).to_numpy(output.sequences)
     for row, (sequence, length) in enumerate(zip(sequences, output.lengths, strict=True)):
-        job, copy = batch[row // config.num_return_sequences], row % config.num_return_sequences
+        prompt, copy = divmod(row, config.num_return_sequences)
+        if prompt == asked:
+            return
+        job = batch[prompt]
         made = [int(i) for i in sequence[width - len(job.ids) : length]]
         yield {
             **({} if job.prompt.line is None else {"line": job.prompt.line}),

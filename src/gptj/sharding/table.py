@@ -172,31 +172,49 @@ def check_mesh(config: GPTJConfig, strategy: Strategy, mesh: Mesh, *, batch: int
             found=mesh.tp,
             hint=f"Use dp={mesh.size}, or strategy {other}",
         )
-    used = RULES[strategy].values()
-    units = {
-        "n_head": (config.n_head, mesh.tp if "tp" in used else 1),
-        "vocab_size": (config.vocab_size, mesh.tp if "tp" in used else 1),
-        "n_inner": (config.inner_width, mesh.along(set(used))),
-        "n_embd": (config.n_embd, mesh.dp if strategy in _SHARDS_ALL else 1),
-        "batch": (mesh.dp if batch is None else batch, mesh.dp),
-    }
+    units = _units(config, strategy, mesh) | {"batch": (mesh.dp if batch is None else batch, mesh.dp)}
     for name, (count, parts) in units.items():
         if count % parts:
+            choice = _fitting_batch(count, parts) if name == "batch" else _fitting_mesh(name, config, strategy, mesh)
             raise InputError(
                 f"cannot be cut into {parts} equal parts (strategy {strategy}, dp={mesh.dp}, tp={mesh.tp})",
                 where=name,
                 expected=f"a multiple of {parts}",
                 found=count,
-                hint=f"Choose {_fitting(name, count, parts)}",
+                hint=f"Choose {choice}",
             )
 
 
-def _fitting(name: str, count: int, parts: int) -> str:
-    """The numbers that would fit in place of so many parts."""
-    if name == "batch":
-        return f"a batch of {-(-count // parts) * parts}, or a smaller dp"
-    axis = "tp" if name == "n_head" else "dp x tp"
-    return f"{axis} among " + ", ".join(str(n) for n in range(1, parts + 1) if count % n == 0)
+def _units(config: GPTJConfig, strategy: Strategy, mesh: Mesh) -> dict[str, tuple[int, int]]:
+    """How many of a field there are, and into how many parts they are cut, by the field's name."""
+    used = RULES[strategy].values()
+    tp, dp = mesh.tp if "tp" in used else 1, mesh.dp if strategy in _SHARDS_ALL else 1
+    return {
+        "n_head": (config.n_head, tp), "vocab_size": (config.vocab_size, tp), "n_inner": (config.inner_width, dp * tp),
+        "n_embd": (config.n_embd, dp),
+    }  # fmt: skip
+
+
+def _fitting_batch(count: int, parts: int) -> str:
+    return f"a batch of {-(-count // parts) * parts}, or a smaller dp"
+
+
+def _fitting_mesh(name: str, config: GPTJConfig, strategy: Strategy, mesh: Mesh) -> str:
+    """The sizes, no larger than the mesh's, of the axis that the field is cut along, which every field would fit."""
+    axis: MeshAxis = "dp" if name == "n_embd" or (name == "n_inner" and mesh.tp == 1) else "tp"
+
+    def fit(size: int, names: Iterable[str]) -> bool:
+        units = _units(config, strategy, dataclasses.replace(mesh, **{axis: size}))
+        return all(units[one][0] % units[one][1] == 0 for one in names)
+
+    sizes = range(1, getattr(mesh, axis) + 1)
+    of_tp = ("n_head", "vocab_size")  # the rest depends on dp too, of which no tp may make a fit
+    fitting = [size for size in sizes if fit(size, _units(config, strategy, mesh))]
+    fitting = fitting or [size for size in sizes if fit(size, of_tp if axis == "tp" else (name,))]
+    beside = (
+        "" if fit(fitting[0], _units(config, strategy, mesh)) else f", and another {'tp' if axis == 'dp' else 'dp'}"
+    )
+    return f"{axis} among {', '.join(map(str, fitting))}{beside}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +266,7 @@ def check_rows(rows: int, placement: Placement) -> None:
             where="batch",
             expected=f"a multiple of {dp}",
             found=rows,
-            hint=f"Choose {_fitting('batch', rows, dp)}",
+            hint=f"Choose {_fitting_batch(rows, dp)}",
         )
 
 

@@ -352,7 +352,8 @@ def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
 def gather_texts(text: str) -> list[str]:
     """Every process' text, in their order: all wait for each other, for as long as it takes.
 
-    It goes through the service that the processes know each other by.
+    It goes through the service that the processes know each other by; what waits is a sum, which a process that is
+    gone ends, as it does not end the service's own waiting.
     """
     if dtensor.num_clients() == 1:
         return [text]
@@ -363,6 +364,7 @@ def gather_texts(text: str) -> list[str]:
             break
         except tf.errors.AlreadyExistsError:
             continue
+    share_number(0)
     return [service.get_config_key_value(f"gptj.text.{at}.{n}") for n in range(dtensor.num_clients())]
 
 
