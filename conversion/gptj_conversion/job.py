@@ -15,7 +15,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import ConfigError, InputError, SchemaError, WriteError, shown
 from gptj.parity.fingerprint import FingerprintObserver
 from gptj.reading.buffers import Room

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recorded import facts_of, inputs_of, recorded_taps, small_batch, write_sample
 
 from gptj import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.parity import bounds
 from gptj.parity.bounds import Rounding, TokenSizes, accumulated
 from gptj.parity.differences import compare_traces

@@ -9,7 +9,7 @@ import pytest
 from mutants import revealing_batch
 from recorded import facts_of, inputs_of, recorded_taps
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.parity.differences import compare_traces
 from gptj.parity.mistaken import MistakenOperation
 from gptj.parity.mutants import MISTAKES, mistakes_at

@@ -18,7 +18,7 @@ from workbench import CONFIG, LENGTH, PAST, Planted, Workbench, batch
 from gptj import GPTJConfig
 from gptj.adapters import AdapterConfig
 from gptj.checkpoint import write_checkpoint
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import InputError
 from gptj.parity.differences import compare_traces, spell_tap
 from gptj.parity.oracle import Oracle

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import MissingFileError, SchemaError, shown, warn_of
 from gptj.reading.buffers import Room
 from gptj.reading.load_plan import LM_HEAD_BIAS, describe_left, warn_of_zero_bias

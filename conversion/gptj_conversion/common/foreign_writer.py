@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.reading.files import BLOCK_BYTES
 from gptj.schema import Head, TensorSpec, schema
 from gptj.writing.checkpoint_writer import check_head_and_size, written_config

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.reading.files import BLOCK_BYTES
 from gptj.reading.weight_files import WEIGHTS_FILE
 from gptj.schema import TensorSpec

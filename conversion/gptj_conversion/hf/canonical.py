@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import GPTJError, SchemaError
 from gptj.json_file import read_json_object
 from gptj.reading.buffers import Room

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import ConfigError, InputError, shown
 from gptj.reading.manifest import MANIFEST_FILE, FileRecord
 from gptj.reading.npz import npy_header

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gptj.adapters.files import read_adapter
 from gptj.adapters.rows import AdapterRow
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import SchemaError, shown
 from gptj.json_file import read_files_of
 from gptj.reading.folder import open_checkpoint

@@ -21,7 +21,7 @@ from typing import Any
 
 from gptj.backends.surroundings import address_limit, memory, processors, require_current_folder
 from gptj.config import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import GPTJError, harmless
 from gptj.schema import schema
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import gptj
 from gptj.backends import BACKENDS
 from gptj.config import GPTJConfig
-from gptj.dtypes import PARAMETER_DTYPES
+from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import FormatError, GPTJError, InputError, LimitError, naming_file, shown
 from gptj.json_file import read_json_object
 from gptj.parity.probe import Probe, make_probe

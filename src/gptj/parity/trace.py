@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import PARAMETER_DTYPES
+from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import ConfigError, FormatError, InputError, SchemaError, naming_file, shown, warn_of
 from gptj.inputs import IGNORED_LABEL
 from gptj.json_file import parse_json_object
@@ -77,7 +77,7 @@ class TraceFacts:
 
     Attributes:
         source: in a word or two, "pt" or "transformers in PyTorch".
-        dtype: computed in, one of `gptj.dtypes.PARAMETER_DTYPES`.
+        dtype: computed in, one of `gptj.config.dtypes.PARAMETER_DTYPES`.
         config: of the model.
         versions: of libraries, by name.
         path: the way of computing, "plain", "prepared", "compiled" ...; None is not said.

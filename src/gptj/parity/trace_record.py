@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import gptj
 from gptj.backends import choose_backend
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name
+from gptj.config.dtypes import dtype_name
 from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL, check_call
 from gptj.parity.oracle import positions_of_mask

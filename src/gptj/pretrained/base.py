@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.config.dtypes import dtype_name, numpy_dtype
 from gptj.errors import ConfigError, InputError
 from gptj.generation.mixin import Generates
 from gptj.generation.typed import Off, On, typed_load

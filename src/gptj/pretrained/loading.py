@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig, is_field
-from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
+from gptj.config.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
 from gptj.errors import ConfigError, InputError, MissingFileError, SchemaError, did_you_mean, shown
 from gptj.generation.config import GenerationConfig
 from gptj.parity.fingerprint import check_fingerprint

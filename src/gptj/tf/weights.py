@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gptj import inputs
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.config.dtypes import dtype_name, numpy_dtype
 from gptj.errors import InputError
 from gptj.inputs.prepared import check_device
 from gptj.outputs import (

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import InputError, shown
 from gptj.reading.manifest import (
     CONFIG_HASH_KEY,

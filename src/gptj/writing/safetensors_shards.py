@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import FormatError, WriteError, naming_file, shown
 from gptj.reading.buffers import PAGE_BYTES
 from gptj.reading.manifest import FileRecord, FoundTensor, TensorRecord, examine_tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from gptj.dtypes import PARAMETER_DTYPES
+from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import harmless
 from gptj.parity.findings import Findings, MeasureFound, TapFound
 from gptj.taps import split_tap
