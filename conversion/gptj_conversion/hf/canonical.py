@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.config.dtypes import numpy_dtype
 from gptj.errors import GPTJError, SchemaError
-from gptj.json_file import read_json_object
+from gptj.paths.json_file import read_json_object
 from gptj.reading.buffers import Room
 from gptj.reading.files import FileIdentity
 from gptj.reading.folder import Checkpoint, open_checkpoint

@@ -18,8 +18,8 @@ from gptj.adapters.rows import AdapterRow, adapter_rows
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import FormatError, MissingFileError, SchemaError, naming_file, shown, warn_of
-from gptj.json_file import read_json_object
 from gptj.paths import likely_folder, require_path, safe_path
+from gptj.paths.json_file import read_json_object
 from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor, pack_header, read_safetensors
 from gptj.schema import BASE_PREFIX, TensorSpec
 from gptj.writing.containers import Entry

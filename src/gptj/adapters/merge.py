@@ -13,7 +13,7 @@ from gptj.adapters.files import read_adapter
 from gptj.adapters.rows import AdapterRow
 from gptj.config.dtypes import numpy_dtype
 from gptj.errors import SchemaError, shown
-from gptj.json_file import read_files_of
+from gptj.paths.json_file import read_files_of
 from gptj.reading.folder import open_checkpoint
 from gptj.reading.load_plan import plan_load
 from gptj.schema import BASE_PREFIX, TensorSpec
@@ -112,6 +112,6 @@ def read_companions(directory: Path) -> dict[str, bytes]:
     """The files beside a model's weights that hold as well for one that is made of it, by name.
 
     Raises:
-        GPTJError: see `gptj.json_file.read_files_of`.
+        GPTJError: see `gptj.paths.json_file.read_files_of`.
     """
     return read_files_of(directory, _COMPANIONS, limit_bytes=_LARGEST_COMPANION_BYTES)

@@ -24,7 +24,7 @@ from gptj.config.labels import derive_labels
 from gptj.config.rules import is_number, is_whole, plain, spelt
 from gptj.config.settings import DTYPE_KEYS, READ_AS, Settings, default_members, plain_extra
 from gptj.errors import ConfigError, naming_file, shown
-from gptj.json_file import read_json_object
+from gptj.paths.json_file import read_json_object
 
 __all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig", "is_field"]
 

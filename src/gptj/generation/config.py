@@ -37,8 +37,8 @@ from gptj.generation.rules import (
 )
 from gptj.generation.stored import drop_ids_beyond, find_unhonoured, fit, read_members
 from gptj.generation.together import check_together, refuse
-from gptj.json_file import read_json_object
 from gptj.paths import find_beside
+from gptj.paths.json_file import read_json_object
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
 

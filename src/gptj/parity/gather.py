@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.json_file import read_json_object
 from gptj.parity.findings import (
     PARTS,
     Findings,
@@ -22,6 +21,7 @@ from gptj.parity.findings import (
     TextFound,
     Verdict,
 )
+from gptj.paths.json_file import read_json_object
 from gptj.taps import list_taps, split_tap
 
 if TYPE_CHECKING:

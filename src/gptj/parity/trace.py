@@ -25,10 +25,10 @@ from gptj.config import GPTJConfig
 from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import ConfigError, FormatError, InputError, SchemaError, naming_file, shown, warn_of
 from gptj.inputs import IGNORED_LABEL
-from gptj.json_file import parse_json_object
 from gptj.parity.extras import Extras, examine_extras
 from gptj.parity.layout import Layout
 from gptj.parity.tap_names import TapNames, find_tap
+from gptj.paths.json_file import parse_json_object
 from gptj.reading.files import BLOCK_BYTES
 from gptj.reading.safetensors_file import WEIGHT_DTYPES, SafetensorsFile, StoredTensor, pack_header, read_safetensors
 from gptj.schema.rotary import rotary_table
