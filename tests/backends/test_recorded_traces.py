@@ -12,6 +12,7 @@ from mutants import revealing_batch
 
 from gptj.checkpoint import write_checkpoint
 from gptj.errors import InputError
+from gptj.outputs.taps import IN_BLOCK, list_taps
 from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
@@ -20,7 +21,6 @@ from gptj.parity.trace import TraceFacts, open_trace, rotary_sha256, table_sha25
 from gptj.parity.trace_record import PATHS, probe_batch, record_trace, weights_sha256
 from gptj.schema import schema
 from gptj.schema.rotary import rotary_table
-from gptj.taps import IN_BLOCK, list_taps
 
 CONFIG = revealing_config(n_layer=2)
 

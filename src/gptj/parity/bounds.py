@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.config.dtypes import numpy_dtype
-from gptj.taps import split_tap
+from gptj.outputs.taps import split_tap
 
 __all__ = [
     "LAMBDA",

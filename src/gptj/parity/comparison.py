@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
+from gptj.outputs.taps import split_tap
 from gptj.parity.extra_differences import GradientDifference, TextDifference, backward_rank
 from gptj.parity.steps import StepDifference
-from gptj.taps import split_tap
 
 __all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "spell_tap", "spell_taps"]
 

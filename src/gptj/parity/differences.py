@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL
+from gptj.outputs.taps import list_taps, split_tap
 from gptj.parity.bounds import Rounding, TokenSizes, accumulated
 from gptj.parity.comparison import Comparison, Origin, PairDifferences, TapDifference, spell_tap
 from gptj.parity.extra_differences import GradientDifference, compare_gradients, compare_texts, compare_with_exact
@@ -36,7 +37,6 @@ from gptj.parity.spread import AXES
 from gptj.parity.steps import StepDifference, compare_steps, compare_steps_with_exact
 from gptj.parity.trace import INPUTS, MEANINGS, Trace, rotary_sha256, slices_of
 from gptj.schema import schema
-from gptj.taps import list_taps, split_tap
 
 __all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap"]
 

@@ -26,14 +26,14 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
+from gptj.generation.scoring import Score, windows_of
+from gptj.generation.scoring.sequences import Prefix, sequences_of
+from gptj.generation.scoring.windows import limits_of
 from gptj.inputs import check_call
+from gptj.outputs.taps import TapCollector, choose_taps
 from gptj.parity.losses import causal_lm_loss, classification_loss, question_answering_loss, token_losses
 from gptj.schema import BASE_PREFIX
 from gptj.schema.rotary import rotary_rows, rotate_pairs
-from gptj.scoring import Score, windows_of
-from gptj.scoring.sequences import Prefix, sequences_of
-from gptj.scoring.windows import limits_of
-from gptj.taps import TapCollector, choose_taps
 
 __all__ = [
     "Oracle",
@@ -181,7 +181,7 @@ class Oracle:
         labels: ArrayLike | None = None,
         names: str | Iterable[str] | None = None,
     ) -> dict[str, Array]:
-        """The intermediate values of a forward pass by the names that every wing's `taps` has; see `gptj.taps`."""
+        """The intermediate values of a forward pass by the names of `gptj.outputs.taps`."""
         absent = ("loss",) if labels is None else ()
         chosen = choose_taps(names, self.config.n_layer, absent=absent)
         oracle, collector = copy.copy(self), TapCollector(chosen)
@@ -356,7 +356,7 @@ class Oracle:
     ) -> list[Score]:
         """The log-likelihood of every token of each text, or of its continuation, window by window without padding.
 
-        The arguments are those of a model's `score` (see `gptj.scoring.Scores`).
+        The arguments are those of a model's `score` (see `gptj.generation.scoring.Scores`).
         """
         limits = limits_of(self.config, max_length, stride)
         scores = []

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gptj.errors import FormatError, InputError, did_you_mean, shown
+from gptj.outputs.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, Tap, split_tap
 from gptj.parity.layout import Layout
 from gptj.paths.json_file import read_small_file
 from gptj.reading.safetensors_file import LONGEST_NAME
-from gptj.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, Tap, split_tap
 
 __all__ = ["Rule", "TapNames", "find_tap", "shipped_names"]
 

@@ -25,6 +25,7 @@ from gptj.config import GPTJConfig
 from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import ConfigError, FormatError, InputError, SchemaError, naming_file, shown, warn_of
 from gptj.inputs import IGNORED_LABEL
+from gptj.outputs.taps import list_taps, split_tap
 from gptj.parity.extras import Extras, examine_extras
 from gptj.parity.layout import Layout
 from gptj.parity.tap_names import TapNames, find_tap
@@ -32,7 +33,6 @@ from gptj.paths.json_file import parse_json_object
 from gptj.reading.files import BLOCK_BYTES
 from gptj.reading.safetensors_file import WEIGHT_DTYPES, SafetensorsFile, StoredTensor, pack_header, read_safetensors
 from gptj.schema.rotary import rotary_table
-from gptj.taps import list_taps, split_tap
 from gptj.writing.output_file import whole_file
 
 __all__ = [

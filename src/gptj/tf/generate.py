@@ -17,10 +17,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from gptj import generation, scoring
+from gptj import generation
 from gptj.adapters import TARGETS
 from gptj.config import GPTJConfig
-from gptj.generation import PARTS, Columns, Selected, Step
+from gptj.generation import PARTS, Columns, Selected, Step, scoring
 from gptj.generation.decoder import Ids, Mask, built_alike, round_up_slots
 from gptj.outputs import KVCache
 from gptj.schema import BASE_PREFIX, schema

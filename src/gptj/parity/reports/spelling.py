@@ -7,8 +7,8 @@ import math
 
 from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import harmless
+from gptj.outputs.taps import split_tap
 from gptj.parity.findings import Findings, MeasureFound, TapFound
-from gptj.taps import split_tap
 
 __all__ = [
     "NOTHING",
