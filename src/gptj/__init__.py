@@ -10,8 +10,7 @@ Table of contents:
     GenerationConfig                             how text is made                     gptj.generation
     GPTJTokenizer                                text to token ids and back           gptj.text.tokenizer
     GPTJError and its tree                       everything that can go wrong         gptj.errors
-    schema, checkpoint, inputs, rotary, taps,    the rooms behind them
-      parity
+    schema, checkpoint, inputs, rotary, taps, parity  the rooms behind them
 
 Importing this module loads no framework: a model class is looked up in the chosen backend when it is asked
 for (`from gptj import GPTJForCausalLM`), and not before. Where none is chosen, the module has no such name, and
@@ -26,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from gptj.backends import BACKENDS, backend, choose_backend, installed_backends
 from gptj.errors import GPTJError
-from gptj.schema import HEADS
 
 if TYPE_CHECKING:
     from gptj.config import GPTJConfig
@@ -37,9 +35,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _CORE = {"GPTJConfig": "gptj.config", "GenerationConfig": "gptj.generation", "GPTJTokenizer": "gptj.text.tokenizer"}
-_MODELS = tuple(HEADS.values())
+_MODELS = ("GPTJModel", "GPTJForCausalLM", "GPTJForSequenceClassification", "GPTJForQuestionAnswering")
 _ROOMS = {name: f"gptj.{name}" for name in ("checkpoint", "errors", "generation", "inputs", "parity", "schema")}
-_ROOMS |= {"rotary": "gptj.schema.rotary", "taps": "gptj.outputs.taps"}
+_ROOMS |= {"rotary": "gptj.config.rotary", "taps": "gptj.outputs.taps"}
 
 __all__ = [
     "GPTJConfig",

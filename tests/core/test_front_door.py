@@ -35,13 +35,13 @@ from gptj.command.called import CALLED
 from gptj.command.doctor import examine
 from gptj.command.options import BackendsChoice
 from gptj.config import GPTJConfig
+from gptj.config.schema import HEADS
 from gptj.errors import BackendAttributeError, BackendError, InputError
 from gptj.generation import GenerateOutput, GenerationConfig, TokenStep
 from gptj.generation.fields import CallFields, GenerationFields
 from gptj.inputs.prepared import check_device, check_quantize
 from gptj.outputs import CausalLMOutputWithPast, KVCache
 from gptj.parity.report import Measure, ParityReport
-from gptj.schema import HEADS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

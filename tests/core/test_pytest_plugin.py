@@ -214,7 +214,7 @@ def test_loading_it_imports_nothing_heavy_and_strict_settings_hold(pytester):
             heavy = {"numpy", "torch", "tensorflow", "keras", "jax", "flax", "rich", "click", "ml_dtypes"}
             assert not heavy & set(sys.modules)
             ours = {name for name in sys.modules if name.partition(".")[0] == "gptj"}
-            own = {"gptj.backends", "gptj.errors", "gptj.schema", "gptj.parity", "gptj.parity.pytest_plugin"}
+            own = {"gptj.backends", "gptj.errors", "gptj.parity", "gptj.parity.pytest_plugin"}
             assert ours <= {"gptj"} | own, ours
     """)
     pytester.runpytest_subprocess(*LOADED).assert_outcomes(passed=1)

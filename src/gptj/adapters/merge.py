@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from gptj.adapters.files import read_adapter
 from gptj.adapters.rows import AdapterRow
 from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import BASE_PREFIX, TensorSpec
 from gptj.errors import SchemaError, shown
 from gptj.paths.json_file import read_files_of
 from gptj.reading.folder import open_checkpoint
 from gptj.reading.load_plan import plan_load
-from gptj.schema import BASE_PREFIX, TensorSpec
 from gptj.writing.checkpoint_writer import write_checkpoint
 
 __all__ = ["merge_folder", "merged_kernel", "read_companions"]

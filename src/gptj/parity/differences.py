@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import schema
 from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL
 from gptj.outputs.taps import list_taps, split_tap
@@ -36,7 +37,6 @@ from gptj.parity.signatures import find_signature
 from gptj.parity.spread import AXES
 from gptj.parity.steps import StepDifference, compare_steps, compare_steps_with_exact
 from gptj.parity.trace import INPUTS, MEANINGS, Trace, rotary_sha256, slices_of
-from gptj.schema import schema
 
 __all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap"]
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import BASE_PREFIX
 from gptj.errors import InputError, SchemaError
 from gptj.parity.bounds import Rounding
 from gptj.parity.trace import Trace
-from gptj.schema import BASE_PREFIX
 
 __all__ = [
     "GradientDifference",

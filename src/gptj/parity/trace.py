@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.config.dtypes import PARAMETER_DTYPES
+from gptj.config.rotary import rotary_table
 from gptj.errors import ConfigError, FormatError, InputError, SchemaError, naming_file, shown, warn_of
 from gptj.inputs import IGNORED_LABEL
 from gptj.outputs.taps import list_taps, split_tap
@@ -32,7 +33,6 @@ from gptj.parity.tap_names import TapNames, find_tap
 from gptj.paths.json_file import parse_json_object
 from gptj.reading.files import BLOCK_BYTES
 from gptj.reading.safetensors_file import WEIGHT_DTYPES, SafetensorsFile, StoredTensor, pack_header, read_safetensors
-from gptj.schema.rotary import rotary_table
 from gptj.writing.output_file import whole_file
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Literal
 
 from gptj.config import GPTJConfig
 from gptj.config.dtypes import numpy_dtype
-from gptj.schema import schema
+from gptj.config.schema import schema
 from gptj.sharding.plan import Work
 from gptj.sharding.table import Mesh, MeshAxis, Strategy, held_by_one
 
