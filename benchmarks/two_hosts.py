@@ -221,9 +221,12 @@ MESHES = {
 
 def check_engine(table: Table, run: Runner, engine: str, place: Path) -> None:
     """A row for each mesh."""
+    from adapter_samples import write_sample_adapter
+
     meshes = MESHES[engine, run.each]
     saved = place / f"saved-{engine}-{run.each}"
     saved.mkdir()
+    write_sample_adapter(saved / "adapter", "all", config=CONFIG)
     mode = ("cut",) if engine == "tf" else ()
     launcher = LAUNCHERS[engine][0]
     words = (SUPPORT / f"parallel_{engine}.py", *mode, place / "model", saved, *meshes)

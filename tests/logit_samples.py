@@ -8,7 +8,7 @@ import numpy as np
 
 from gptj.generation import PARTS, HeldLogits, Selected
 
-KINDS = ("normal", "ties", "one hot", "flat", "masked", "tail", "huge", "staircase", "twins")
+KINDS = ("normal", "ties", "one hot", "flat", "masked", "tail", "huge", "staircase", "twins", "whiskers")
 
 
 def make_logits(kind: str, size: int, scale: float, seed: int, dtype: Any) -> np.ndarray:
@@ -31,6 +31,9 @@ def make_logits(kind: str, size: int, scale: float, seed: int, dtype: Any) -> np
         logits = -np.arange(size) * np.log(2.0)
     elif kind == "twins":
         logits = np.repeat(logits[: (size + 1) // 2], 2)[:size]
+    elif kind == "whiskers":  # different numbers that are the same when the best is subtracted
+        logits = random.permutation(size) * 1e-20
+        logits[random.integers(size)] = scale
     return logits.astype(dtype)
 
 

@@ -45,6 +45,7 @@ def borders(logits: np.ndarray, temperature: float) -> np.ndarray:
 )
 @example("flat", 20_000, 0.0, 0, np.float32, 1.0, 0, "border", None, "border")
 @example("staircase", 60, 1.0, 0, np.float64, 1.0, 0, 0.5, None, "border")
+@example("whiskers", 4097, 4.0, 0, np.float32, 1.0, 0, 1.0, None, "anywhere")
 @example("twins", 4097, 1.0, 1, np.float32, 1.0, 50, 1.0, None, "anywhere")
 def test_the_token_is_the_definitions_or_none(
     kind, size, scale, seed, dtype, temperature, top_k, top_p, min_p, where

@@ -54,6 +54,20 @@ def test_the_pages_are_dropped_when_the_disk_has_them_and_before_they_are_read(t
     assert fs.calls[at : at + 5] == ["fsync", "drop_pages", "seek", "read_into", "close"]
 
 
+def test_a_large_file_is_forced_and_dropped_window_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptj.writing.output_file.WINDOW_BYTES", 1000)
+    fs = _Noting()
+    with OutputDirectory(tmp_path / "x", fs=fs) as output:
+        file = output.create("weights")
+        for _ in range(5):
+            file.write(bytes(600))
+        written = ["write", "fsync", "drop_pages"]
+        at = fs.calls.index("write")
+        assert fs.calls[at:] == [*written, *written, "write"]
+        assert file.finish()[0] == hashlib.sha256(bytes(3000)).hexdigest()
+        output.commit()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.ESPIPE])
 def test_a_kernel_that_cannot_drop_them_is_read_from_memory(tmp_path: Path, number: int) -> None:
     fs = _Noting(OSError(number, "not here"))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import itertools
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ import numpy as np
 
 import gptj
 from gptj.adapters import read_adapter
-from gptj.adapters.files import is_adapter
+from gptj.adapters.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, is_adapter
 from gptj.backends import choose_backend
 from gptj.backends.surroundings import check_surroundings
 from gptj.command.prompts import Prompt
@@ -41,7 +41,7 @@ from gptj.inputs.prepared import QUANTIZATIONS, check_quantize
 from gptj.paths import missing_folder
 from gptj.paths.hub import locate
 from gptj.reading.folder import open_checkpoint
-from gptj.sharding import require_same
+from gptj.reading.same_model import require_same_model
 from gptj.text.tokenizer import GPTJTokenizer
 
 __all__ = ["NEW_TOKENS", "PAYS_FROM_TOKENS", "IdPrinter", "Job", "OpenedModel", "Request", "TextDecoder"]
@@ -224,10 +224,9 @@ class OpenedModel:
             parallel: Any = importlib.import_module(f"gptj.{self.backend}.parallel")
             mesh = parallel.mesh_of_copy(mesh_of(self.request.dp, self.request.tp), self.request.strategy)
             options |= {"strategy": self.request.strategy, "mesh": mesh}
-            require_same(
-                open_checkpoint(directory, weights=weights).sample_sha256(), parallel.share_number, file=directory,
-                problem=f"the model on {socket.gethostname()} is another than the first process'",
-                hint="Give every host the same folder, or one that all of them share",
+            require_same_model(
+                open_checkpoint(directory, weights=weights), parallel.join_processes().rank, parallel.gather_texts,
+                facts=self._facts(),
             )  # fmt: skip
         packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)
         packs = packs and self.request.strategy is None
@@ -241,6 +240,15 @@ class OpenedModel:
             if alone and self.backend == "flax" and model.dtype.itemsize >= 4 and model.fast_path is None:
                 model.prepare_for_inference()
         return model
+
+    def _facts(self) -> dict[str, str]:
+        """Hashes of what beside the model decides which tokens are made, by what it is called."""
+        asked = (self.config, self.seed, self.request.dtype, self.request.any_token)
+        facts = {"options and generation_config.json": repr(asked).encode()}
+        if self.request.adapter is not None:
+            for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
+                facts[name] = (self.request.adapter / name).read_bytes()
+        return {name: hashlib.sha256(value).hexdigest() for name, value in facts.items()}
 
     def tokens(self, jobs: Sequence[Job], batch_size: int = 1) -> int:
         """The most decoding steps that the jobs take, a batch at a time."""

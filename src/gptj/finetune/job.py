@@ -135,7 +135,8 @@ def finetune(
             saved = _begin(job, run, resume, note)
             return _train(job, run, saved, device, note, report, stop or (lambda: False))
     job = team.agree(prepare)
-    team.require_alike(team.agree(job.together))
+    checkpoint = team.agree(lambda: open_checkpoint(job.directory))
+    team.require_alike(job.identity, checkpoint)
     shared = SharedRunFolder(place, resume=resume, team=team)
     with shared:
         saved = _begin(job, shared, resume, note)
@@ -223,11 +224,6 @@ class _Job:
     @property
     def steps(self) -> int:
         return self.identity.steps
-
-    def together(self) -> Identity:
-        """The identity, with as much of the weights as tells hosts' folders apart: for processes to compare."""
-        model = {**self.identity.model, "sample_sha256": open_checkpoint(self.directory).sample_sha256()}
-        return dataclasses.replace(self.identity, model=model)
 
     def describe(self) -> list[str]:
         """The run in a sentence, and what of it may surprise."""

@@ -18,6 +18,8 @@ from gptj.errors import GPTJError, InputError, WriteError, shown
 from gptj.finetune.checkpoints import Identity, RunFolder
 from gptj.finetune.curve import Row
 from gptj.finetune.loop import Progress
+from gptj.reading.folder import Checkpoint
+from gptj.reading.same_model import require_same_model
 from gptj.sharding import Processes
 from gptj.writing.file_system import write_error
 
@@ -76,8 +78,12 @@ class Team:
             raise SystemExit(1)
         return result
 
-    def require_alike(self, mine: Identity) -> None:
+    def require_alike(self, mine: Identity, checkpoint: Checkpoint) -> None:
         """Refuse to train what is not the same in every process, as where each host has files of its own.
+
+        Args:
+            mine: the facts of the run.
+            checkpoint: the model that it begins with.
 
         Raises:
             InputError: naming what is another than the first process'.
@@ -97,6 +103,7 @@ class Team:
                 )  # fmt: skip
 
         self.agree(require)
+        self.agree(lambda: require_same_model(checkpoint, self.processes.rank, self.parallel.gather_texts, facts={}))
 
     def any(self, mine: bool) -> bool:
         """Whether any process says so."""

@@ -57,8 +57,8 @@ INTERVALS = 4096
 LARGEST_EXPONENT = 40.0
 """Weights below e**-40 of the best's share one interval: those of a whole vocabulary are less than 1e-12 together."""
 
-DEEPER = 1.25
-"""How much deeper than top_p went in a row's last step its next one looks at first."""
+DEEPER = (1.25, -0.1)
+"""How much deeper than top_p went in a row's last step its next one looks at first: times the exponent, and beyond."""
 
 GROUPS = 8
 """Groups of logits a candidate wanted: with many more groups than candidates, few groups hold two of them."""
@@ -302,30 +302,45 @@ class Draws:
         np.exp(exponents, out=self._weights)
         total = float(self._weights.sum())
         error = total * SUM_ERROR
-        sums = self._sums_above(self._many.get(row, -np.inf), config.top_p * total + error)
+        sums = self._sums_above(self._many.get(row, -np.inf), config.top_p * total + error, logits)
         depth = -np.inf
         if config.top_p < 1:
             border = sums.find(config.top_p * total, error)
             if border is None:
                 return None
-            _, total, depth = border
+            total, depth = border.held, border.exponent
         found = sums.find(uniform * total, error)
         if found is None:
             return None
-        self._many[row] = DEEPER * depth
-        return found[0]
+        self._many[row] = DEEPER[0] * depth + DEEPER[1]
+        return found.token
 
-    def _sums_above(self, depth: float, needed: float) -> Sums:
+    def _sums_above(self, depth: float, needed: float, logits: NDArray[Any]) -> Sums:
         """The sums of the weights whose exponents are above `depth`, if they are more than `needed`; else of all."""
-        exponents, weights = self._exponents, self._weights
+        exponents, weights, temperature = self._exponents, self._weights, self._config.temperature
         if depth > -np.inf:
             near = np.flatnonzero(exponents > depth)
             at = slice(len(near))
             held = np.take(weights, near, out=self._near[1, at], mode="clip")
             if held.sum() > needed:
                 above = np.take(exponents, near, out=self._near[0, at], mode="clip")
-                return Sums(near, above, held, self._scaled[at], self._intervals[at])
-        return Sums(None, exponents, weights, self._scaled, self._intervals)
+                return Sums(near, logits, temperature, above, held, self._scaled[at], self._intervals[at])
+        return Sums(None, logits, temperature, exponents, weights, self._scaled, self._intervals)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Where a sum of weights, best first, passes a target.
+
+    Attributes:
+        token: the first up to which more than the target is held.
+        held: how much that is.
+        exponent: of the token's weight.
+    """
+
+    token: int
+    held: float
+    exponent: float
 
 
 class Sums:
@@ -333,29 +348,35 @@ class Sums:
 
     Args:
         tokens: ids that rise (n,); None for all.
-        exponents, weights: theirs (n,), of which the largest exponent is 0.
+        logits: of all tokens (v,). Different ones may have one exponent, where what is subtracted is much larger.
+        temperature: of the exponents.
+        exponents, weights: of `tokens` (n,), of which the largest exponent is 0.
         scaled, intervals: memory to compute in, (n,) each.
     """
 
     def __init__(
         self,
         tokens: NDArray[np.intp] | None,
+        logits: NDArray[Any],
+        temperature: float,
         exponents: Floats,
         weights: Floats,
         scaled: Floats,
         intervals: NDArray[np.int64],
     ) -> None:
-        self._tokens, self._exponents, self._weights, self._intervals = tokens, exponents, weights, intervals
+        self._tokens, self._logits, self._temperature = tokens, logits, temperature
+        self._exponents, self._weights, self._intervals = exponents, weights, intervals
         lowest = min(float(exponents.min()), -1e-300)
         if lowest < -LARGEST_EXPONENT:
             lowest = -LARGEST_EXPONENT
             exponents = np.maximum(exponents, lowest, out=scaled)
-        np.multiply(exponents, (INTERVALS - 1) / lowest, out=scaled)
+        count = min(INTERVALS, len(weights) // 4 + 1)
+        np.multiply(exponents, (count - 1) / lowest, out=scaled)
         np.copyto(intervals, scaled, casting="unsafe")
-        self._held = np.cumsum(np.bincount(intervals, weights, INTERVALS))
+        self._held = np.cumsum(np.bincount(intervals, weights, count))
 
-    def find(self, target: float, error: float) -> tuple[int, float, float] | None:
-        """The first token, best first, up to which more than `target` is held, how much that is, and its exponent.
+    def find(self, target: float, error: float) -> Found | None:
+        """The first token, best first, up to which more than `target` is held.
 
         None where the sums, which err by `error`, are too near to tell which.
         """
@@ -364,14 +385,15 @@ class Sums:
             return None
         before = float(self._held[interval - 1]) if interval else 0.0
         places = np.flatnonzero(self._intervals == interval)
-        places = places[np.argsort(-self._exponents[places], kind="stable")]
-        sums = before + np.cumsum(self._weights[places])
+        tokens = places if self._tokens is None else self._tokens[places]
+        with np.errstate(over="ignore"):
+            order = np.argsort(-(self._logits[tokens].astype(np.float64) / self._temperature), kind="stable")
+        sums = before + np.cumsum(self._weights[places[order]])
         place = _surely(sums, target, error, before=before if interval else None)
         if place is None:
             return None
-        found = int(places[place])
-        token = found if self._tokens is None else int(self._tokens[found])
-        return token, float(sums[place]), float(self._exponents[found])
+        found = order[place]
+        return Found(int(tokens[found]), float(sums[place]), float(self._exponents[places[found]]))
 
 
 def _surely(held: Floats, target: float, error: float, *, before: float | None = None) -> int | None:

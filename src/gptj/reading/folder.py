@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,9 +25,6 @@ from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, sa
 from gptj.reading.weight_names import PlainNames, head_of, infer_dialect, plain_names
 
 __all__ = ["Checkpoint", "open_checkpoint", "verify_checkpoint"]
-
-_SAMPLED = 64
-"""Numbers of each tensor that `Checkpoint.sample_sha256` reads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,16 +91,6 @@ class Checkpoint:
         """
         file, tensor = self._find(name)
         return file.map(tensor)
-
-    def sample_sha256(self) -> str:
-        """A hash by which one model's folder is told from another's: of the config, and of each tensor's first row."""
-        digest = hashlib.sha256(self.config.architecture_sha256.encode())
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            *outer, last = tensor.shape or (1,)
-            part = (*(slice(0, 1) for _ in outer), slice(0, min(last, _SAMPLED)))
-            digest.update(self.read_part(name, part[: len(tensor.shape)]).tobytes())
-        return digest.hexdigest()
 
     def _find(self, name: str) -> tuple[SafetensorsFile, StoredTensor]:
         tensor = self.tensors.get(name)

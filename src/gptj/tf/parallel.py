@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import time
@@ -346,6 +347,23 @@ def copy_of(model: Any) -> tuple[int, int]:
 def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
     """The mesh that the processes of one command open a model on."""
     return mesh
+
+
+def gather_texts(text: str) -> list[str]:
+    """Every process' text, in their order: all wait for each other, for as long as it takes.
+
+    It goes through the service that the processes know each other by.
+    """
+    if dtensor.num_clients() == 1:
+        return [text]
+    service, rank = context.context(), dtensor.client_id()
+    for at in itertools.count(1):
+        try:  # nobody else writes this process' keys: the first that is free is the next
+            service.set_config_key_value(f"gptj.text.{at}.{rank}", text)
+            break
+        except tf.errors.AlreadyExistsError:
+            continue
+    return [service.get_config_key_value(f"gptj.text.{at}.{n}") for n in range(dtensor.num_clients())]
 
 
 def share_number(number: int) -> int:

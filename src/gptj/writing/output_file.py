@@ -1,7 +1,8 @@
 """A file that is written, forced to the disk, and read again from there.
 
 What is read back comes from the disk, not from memory: once the file has been forced there, the kernel is asked to drop
-its pages, where it can be asked.
+its pages, where it can be asked. A large file is forced and dropped window by window, so that it never fills the page
+cache: the first touch of a page costs more than all else that is done with its bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ __all__ = ["BLOCK_BYTES", "Checksum", "OutputFile", "whole_file"]
 BLOCK_BYTES = 2**22
 """Of what is read back at a time; into one buffer, since fresh memory costs more than reading."""
 
+WINDOW_BYTES = 2**27
+"""Of what is written, and of what is read back, before the kernel is asked to drop it from memory."""
+
 
 class Checksum(Protocol):
     """The interface of hashlib's objects."""
@@ -42,6 +46,7 @@ class OutputFile:
         self._fs = fs
         self._descriptor = call_at(path, fs.create, path)
         self.nbytes = 0
+        self._in_memory = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`."""
@@ -52,6 +57,10 @@ class OutputFile:
                 raise WriteError("nothing was written", file=self.path)
             view = view[count:]
             self.nbytes += count
+            self._in_memory += count
+            if self._in_memory >= WINDOW_BYTES:
+                call_at(self.path, self._fs.fsync, self._descriptor)
+                self._drop_pages()
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Put `data` at `offset`, over what stands there or beyond the end, for formats that are not streamed."""
@@ -91,8 +100,7 @@ class OutputFile:
         """
         fs = self._fs
         call_at(self.path, fs.fsync, self._descriptor)
-        with contextlib.suppress(OSError):  # an advice; who cannot take it compares with what memory holds
-            fs.drop_pages(self._descriptor)
+        self._drop_pages()
         call_at(self.path, fs.seek, self._descriptor, 0)
         sums = [checksum() for _ in parts]
         left = [*parts]
@@ -118,6 +126,15 @@ class OutputFile:
         buffer = memoryview(bytearray(BLOCK_BYTES))
         while count := call_at(self.path, self._fs.read_into, self._descriptor, buffer):
             yield buffer[:count]
+            self._in_memory += count
+            if self._in_memory >= WINDOW_BYTES:
+                self._drop_pages()
+
+    def _drop_pages(self) -> None:
+        """Drop from memory what the disk has."""
+        self._in_memory = 0
+        with contextlib.suppress(OSError):  # an advice; who cannot take it compares with what memory holds
+            self._fs.drop_pages(self._descriptor)
 
 
 @contextlib.contextmanager
