@@ -29,7 +29,7 @@ import numpy as np
 from gptj_conversion.mesh.writer import write_mesh
 
 from gptj.config import GPTJConfig
-from gptj.schema import TensorSpec, schema
+from gptj.config.schema import TensorSpec, schema
 
 SHARDS = 8
 

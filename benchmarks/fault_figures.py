@@ -35,9 +35,9 @@ from gptj_conversion.verify import verify
 from page_parts import Part, markdown_table
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
+from gptj.config.schema import schema
 from gptj.errors import FormatError, GPTJError
 from gptj.parity.revealing import revealing_config, revealing_fill
-from gptj.schema import schema
 from gptj.writing.file_system import FileSystem
 
 ROOT = Path(__file__).parents[1]
@@ -216,7 +216,7 @@ SHRINK = """
     else:
         source = open_source(folder)
         cut()
-        from gptj.schema import schema
+        from gptj.config.schema import schema
         for row in schema(source.config):
             source.read(row)
 """

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import gptj
 from gptj.checkpoint import verify_checkpoint
+from gptj.config.schema import schema
 from gptj.finetune.checkpoints import RunFolder
 from gptj.finetune.curve import read_curve
-from gptj.schema import schema
 
 
 def newest(out: Path) -> int:

@@ -133,8 +133,8 @@ def work(folder: Path, case: Case) -> None:
     import torch.distributed as dist
 
     from gptj.checkpoint import write_checkpoint
+    from gptj.config.initial import initial_tensor
     from gptj.pt import parallel
-    from gptj.schema.initial import initial_tensor
 
     parallel.join_processes()
     tiny = dataclasses.replace(SHAPES["tiny"].config)

@@ -32,9 +32,9 @@ import numpy as np
 
 from gptj import GPTJConfig
 from gptj.checkpoint import open_checkpoint, write_checkpoint
+from gptj.config.schema import schema
 from gptj.finetune.curve import read_curve
 from gptj.parity.revealing import revealing_fill
-from gptj.schema import schema
 
 ROOT = Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "support"

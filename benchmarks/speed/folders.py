@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from benchmarks.speed.shapes import Shape
 from gptj.checkpoint import write_checkpoint
+from gptj.config.schema import TensorSpec
 from gptj.parity.revealing import revealing_tensor
-from gptj.schema import TensorSpec
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from gptj.config import GPTJConfig
-from gptj.schema import schema
+from gptj.config.schema import schema
 
 VOCABULARY = 50400
 

@@ -25,8 +25,8 @@ from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, GPTJError, shown
 from gptj.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from gptj.generation.stored import drop_ids_beyond, read_members
-from gptj.json_file import read_json_object, read_small_file
 from gptj.paths import safe_path
+from gptj.paths.json_file import read_json_object, read_small_file
 from gptj.text.tokenizer import GPTJTokenizer
 from gptj_conversion.common.source import TOKENIZER_SIGNS, Source
 

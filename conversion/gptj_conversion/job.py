@@ -15,11 +15,11 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import ConfigError, InputError, SchemaError, WriteError, shown
 from gptj.parity.fingerprint import FingerprintObserver
 from gptj.reading.buffers import Room
-from gptj.schema import Head, TensorSpec, schema
 from gptj.writing.folder import ManifestFacts, WritingOptions
 from gptj_conversion.common.plan import interim_dtype, plan_memory
 from gptj_conversion.common.source import Source

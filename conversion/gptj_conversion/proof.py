@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import Head, TensorSpec, schema_by_name
 from gptj.errors import FormatError, ParityError
 from gptj.parity.fingerprint import FINGERPRINT_TOLERANCE, FingerprintObserver, StreamedOracle, take_fingerprint
 from gptj.parity.oracle import OracleOutput
 from gptj.reading.manifest import Fingerprint, Origin
-from gptj.schema import Head, TensorSpec, schema_by_name
 from gptj_conversion.common.source import Source
 
 __all__ = ["describe_origin", "identify_input", "make_examiner"]

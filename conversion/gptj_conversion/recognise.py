@@ -11,8 +11,8 @@ from pathlib import Path
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, FormatError, InputError, MissingFileError, shown
-from gptj.json_file import read_json_object
 from gptj.paths import is_folder, likely_folder
+from gptj.paths.json_file import read_json_object
 from gptj.reading.weight_files import choose_set, refuse_folder, split_weights, weights_suffix
 from gptj_conversion.common.source import Facts, Source
 from gptj_conversion.formats import FORMATS, Format, Opening

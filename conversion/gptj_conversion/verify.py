@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import TensorSpec, schema
 from gptj.errors import FormatError, MissingFileError, shown
 from gptj.parity.fingerprint import check_fingerprint, compare_fingerprint
 from gptj.paths import is_folder, missing_folder
@@ -20,7 +21,6 @@ from gptj.reading.manifest import (
     warn_of_unchecked,
 )
 from gptj.reading.weight_files import safe_path, split_weights
-from gptj.schema import TensorSpec, schema
 from gptj.writing.folder import canonical_tensors
 from gptj_conversion.common.source import Source
 from gptj_conversion.convert import open_source, target_formats

@@ -10,7 +10,7 @@ Table of contents:
     GenerationConfig                             how text is made                     gptj.generation
     GPTJTokenizer                                text to token ids and back           gptj.text.tokenizer
     GPTJError and its tree                       everything that can go wrong         gptj.errors
-    schema, checkpoint, rotary, inputs, parity   the rooms behind them
+    schema, checkpoint, inputs, rotary, taps, parity  the rooms behind them
 
 Importing this module loads no framework: a model class is looked up in the chosen backend when it is asked
 for (`from gptj import GPTJForCausalLM`), and not before. Where none is chosen, the module has no such name, and
@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from gptj.backends import BACKENDS, backend, choose_backend, installed_backends
 from gptj.errors import GPTJError
-from gptj.schema import HEADS
 
 if TYPE_CHECKING:
     from gptj.config import GPTJConfig
@@ -36,8 +35,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _CORE = {"GPTJConfig": "gptj.config", "GenerationConfig": "gptj.generation", "GPTJTokenizer": "gptj.text.tokenizer"}
-_MODELS = tuple(HEADS.values())
-_ROOMS = ("checkpoint", "errors", "generation", "inputs", "parity", "rotary", "schema")
+_MODELS = ("GPTJModel", "GPTJForCausalLM", "GPTJForSequenceClassification", "GPTJForQuestionAnswering")
+_ROOMS = {name: f"gptj.{name}" for name in ("checkpoint", "errors", "generation", "inputs", "parity", "schema")}
+_ROOMS |= {"rotary": "gptj.config.rotary", "taps": "gptj.outputs.taps"}
 
 __all__ = [
     "GPTJConfig",
@@ -64,7 +64,7 @@ if not TYPE_CHECKING:  # a checker would take every misspelt name for one that i
         if name in _CORE:
             return getattr(importlib.import_module(_CORE[name]), name)
         if name in _ROOMS:
-            return importlib.import_module(f"gptj.{name}")
+            return importlib.import_module(_ROOMS[name])
         from gptj.backends import asked_by_import, missing_name, unchosen
 
         by_import = asked_by_import()

@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 from gptj.backends import backend as load_backend
 from gptj.backends import choose_backend
+from gptj.config.schema import schema
 from gptj.errors import InputError, shown
+from gptj.generation.scoring import Score, Sequenced, limits_of, score_sequences
 from gptj.paths.hub import HubPlace
-from gptj.schema import schema
-from gptj.scoring import Score, Sequenced, limits_of, score_sequences
 from gptj.text.tokenizer import GPTJTokenizer
 
 __all__ = ["GPTJLM", "main"]

@@ -23,9 +23,9 @@ from wings import Wing, named_backends
 from gptj import GPTJConfig
 from gptj.backends import BACKENDS
 from gptj.checkpoint import write_checkpoint
+from gptj.config.schema import Head
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
-from gptj.schema import Head
 
 _others = set(BACKENDS) - set(named_backends())
 collect_ignore_glob = [f"test_{name}_*.py" for name in _others] if named_backends() else ["*.py"]

@@ -5,10 +5,10 @@ import pytest
 from mutants import revealing_batch
 from wings import close
 
+from gptj.config.schema import HEADS, schema
 from gptj.errors import InputError
 from gptj.parity.oracle import Oracle, causal_lm_loss, classification_loss, question_answering_loss
 from gptj.parity.revealing import revealing_config, revealing_weights
-from gptj.schema import HEADS, schema
 
 CONFIG = revealing_config()
 BATCH = revealing_batch(CONFIG)

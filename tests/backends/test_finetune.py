@@ -21,11 +21,11 @@ from finetune_samples import TEXT, lines_file, text_file, tuned_model
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
 from gptj.command.main import gptj_command
+from gptj.config.schema import schema
 from gptj.errors import CheckpointWarning, InputError, WriteError
 from gptj.finetune import Settings, finetune, job
 from gptj.finetune.curve import read_curve
 from gptj.reading.safetensors_file import read_safetensors
-from gptj.schema import schema
 from gptj.text.tokenizer import GPTJTokenizer
 
 SETTINGS = Settings(steps=8, batch=3, length=16, lr=3e-3, save_every=3, eval_every=4)

@@ -15,9 +15,9 @@ from adapter_samples import write_sample_adapter
 
 from gptj import GPTJConfig
 from gptj.checkpoint import write_checkpoint
+from gptj.config.schema import schema
 from gptj.errors import InputError
 from gptj.parity.revealing import revealing_fill
-from gptj.schema import schema
 from gptj.sharding import Mesh
 from gptj.sharding.plan import Work
 from gptj.sharding.traffic import list_collectives

@@ -174,7 +174,7 @@ import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from gptj.flax import GPTJForCausalLM
-from gptj.schema import SPLIT_AXES, schema
+from gptj.config.schema import SPLIT_AXES, schema
 from gptj.flax.weights import flat, nested
 
 model = GPTJForCausalLM.from_pretrained(sys.argv[1])

@@ -8,9 +8,9 @@ from reference import MESH_FIXTURE, mesh_outputs
 from wings import FLOAT32_ABSOLUTE, close
 
 from gptj.config import ACTIVATIONS
+from gptj.config.schema import schema
 from gptj.parity.oracle import Oracle, causal_lm_loss, token_losses
 from gptj.parity.revealing import revealing_config, revealing_weights
-from gptj.schema import schema
 
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 CONFIG = revealing_config()

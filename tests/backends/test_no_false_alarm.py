@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from gptj.checkpoint import write_checkpoint
 from gptj.config import ACTIVATIONS
+from gptj.config.schema import schema
 from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle, positions_of_mask
 from gptj.parity.revealing import revealing_config, revealing_tensor
 from gptj.parity.run import open_reference
 from gptj.parity.trace import TraceFacts, open_trace, write_trace
 from gptj.parity.trace_record import record_trace
-from gptj.schema import schema
 
 MODELS = {"pt": 25, "tf": 12, "flax": 4}
 """Of the suite; GPTJ_RANDOM_MODELS says another number. Flax compiles each shape, which takes two seconds."""

@@ -13,12 +13,12 @@ from pages import block
 from recorded import facts_of, inputs_of, recorded_taps, small_batch
 
 from gptj.checkpoint import write_checkpoint
+from gptj.config.rotary import rotary_rows
 from gptj.parity.differences import compare_traces
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.parity.run import open_reference
 from gptj.parity.tap_names import TapNames
 from gptj.parity.trace import open_trace, write_trace
-from gptj.schema.rotary import rotary_rows
 
 CONFIG = revealing_config(n_layer=1, n_positions=512)
 BATCH = small_batch(CONFIG)

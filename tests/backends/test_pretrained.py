@@ -12,12 +12,12 @@ from wings import close
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
+from gptj.config.initial import initial_tensor
+from gptj.config.schema import HEADS, schema, schema_by_name
 from gptj.errors import FormatError, GPTJError, InputError, MissingFileError, ParityError, SchemaError, WriteError
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.pretrained import FreshWeightsWarning
 from gptj.pretrained.absent import Absent
-from gptj.schema import HEADS, schema, schema_by_name
-from gptj.schema.initial import initial_tensor
 
 CONFIG = revealing_config()
 EVERY_HEAD = pytest.mark.parametrize("head", HEADS)

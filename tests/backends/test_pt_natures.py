@@ -9,12 +9,12 @@ import torch
 from mutants import revealing_batch
 from wings import close
 
+from gptj.config.rotary import rotary_table
 from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config
 from gptj.pt import GPTJForCausalLM
 from gptj.pt.heads import cross_entropy
 from gptj.pt.kernels import Linear, Product, onednn_linear
-from gptj.schema.rotary import rotary_table
 
 CONFIG = revealing_config()
 IDS = torch.from_numpy(revealing_batch(CONFIG).input_ids[:2])

@@ -16,9 +16,9 @@ from adapter_samples import write_sample_adapter
 
 from gptj import GPTJConfig
 from gptj.checkpoint import open_checkpoint, write_checkpoint
+from gptj.config.schema import schema
 from gptj.errors import InputError, WriteError
 from gptj.parity.revealing import revealing_fill
-from gptj.schema import schema
 from gptj.sharding import Mesh
 
 WORKER = Path(__file__).parents[1] / "support" / "parallel_pt.py"

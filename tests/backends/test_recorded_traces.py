@@ -11,16 +11,16 @@ import pytest
 from mutants import revealing_batch
 
 from gptj.checkpoint import write_checkpoint
+from gptj.config.rotary import rotary_table
+from gptj.config.schema import schema
 from gptj.errors import InputError
+from gptj.outputs.taps import IN_BLOCK, list_taps
 from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
 from gptj.parity.run import open_reference
 from gptj.parity.trace import TraceFacts, open_trace, rotary_sha256, table_sha256, write_trace
 from gptj.parity.trace_record import PATHS, probe_batch, record_trace, weights_sha256
-from gptj.schema import schema
-from gptj.schema.rotary import rotary_table
-from gptj.taps import IN_BLOCK, list_taps
 
 CONFIG = revealing_config(n_layer=2)
 

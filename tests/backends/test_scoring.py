@@ -49,7 +49,7 @@ def test_scores_are_the_oracles(wing, revealing, oracle, dtype, bound):
 
 
 def test_continuations_and_windows_are_the_oracles(wing, revealing, oracle, monkeypatch):
-    monkeypatch.setattr("gptj.scoring.likelihood.LOGITS_AT_ONCE", 5 * CONFIG.vocab_size)
+    monkeypatch.setattr("gptj.generation.scoring.likelihood.LOGITS_AT_ONCE", 5 * CONFIG.vocab_size)
     contexts, continuations = [[1, 2, 3], [1, 2, 3], [], TEXTS[4]], [[4], [5], [6, 7], TEXTS[1]]
     model = revealing()
     for options in ({}, {"max_length": 17}, {"max_length": 9, "stride": 4}):

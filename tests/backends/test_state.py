@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from gptj.config import GPTJConfig
+from gptj.config.rotary import rotary_table
+from gptj.config.schema import HEADS, schema
 from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config
-from gptj.schema import HEADS, schema
-from gptj.schema.rotary import rotary_table
 
 CONFIG = revealing_config()
 STATES = [(head, state) for head in HEADS for state in ("made", "without values", "loaded")]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptj.checkpoint import write_checkpoint
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import InputError
 from gptj.parity import trace_record
 from gptj.parity.differences import compare_traces

@@ -11,8 +11,8 @@ from mutants import revealing_batch
 from wings import FLOAT32_ABSOLUTE, FLOAT64_RELATIVE, Wing
 
 from gptj.errors import InputError
+from gptj.outputs.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, TapCollector, list_taps, split_tap
 from gptj.parity.revealing import revealing_config
-from gptj.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, TapCollector, list_taps, split_tap
 
 CONFIG = revealing_config()
 BATCH = dataclasses.asdict(revealing_batch(CONFIG))

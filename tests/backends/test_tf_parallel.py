@@ -16,10 +16,10 @@ import pytest
 
 from gptj import GPTJConfig
 from gptj.checkpoint import write_checkpoint
+from gptj.config.schema import schema
 from gptj.errors import InputError
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_fill
-from gptj.schema import schema
 from gptj.sharding import Mesh
 
 ROOT = Path(__file__).parents[2]

@@ -20,9 +20,9 @@ if __test__:
     from gptj import tf as wing
     from gptj.checkpoint import write_checkpoint
     from gptj.config import GPTJConfig
+    from gptj.config.schema import schema
     from gptj.errors import InputError
     from gptj.parity.revealing import revealing_config
-    from gptj.schema import schema
     from gptj.tf import GPTJForCausalLM, GPTJModel, from_numpy, to_numpy
 
 

@@ -35,8 +35,8 @@ from gptj_conversion.hf import h5_process, h5_survey
 from gptj_conversion.hf.h5_process import H5Process
 from gptj_conversion.hf.keras_h5 import H5_FILE, H5_INDEX, read_h5
 
+from gptj.config.schema import schema
 from gptj.errors import CheckpointWarning, GPTJError
-from gptj.schema import schema
 
 Outcome = Literal["refused", "ended", "said", "warned", "equal", "unnamed", "different", "traceback", "slow"]
 GOOD = ("refused", "ended", "said", "warned", "equal")

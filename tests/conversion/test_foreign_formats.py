@@ -24,8 +24,8 @@ from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 
 from gptj.checkpoint import open_checkpoint
 from gptj.config import GPTJConfig
+from gptj.config.schema import schema
 from gptj.errors import CheckpointWarning, FormatError, InputError, MissingFileError, SchemaError, WriteError
-from gptj.schema import schema
 from gptj.writing.containers import Entry
 from gptj.writing.output_directory import OutputDirectory
 

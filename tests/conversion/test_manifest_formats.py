@@ -26,6 +26,7 @@ from gptj_conversion.mesh.writer import write_mesh
 from gptj_conversion.verify import verify
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import schema
 from gptj.errors import (
     CheckpointWarning,
     FormatError,
@@ -36,7 +37,6 @@ from gptj.errors import (
     WriteError,
 )
 from gptj.reading.manifest import Manifest
-from gptj.schema import schema
 from gptj.writing.file_system import FileSystem
 from gptj.writing.folder import ManifestFacts, WritingOptions
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 
 from gptj.checkpoint import open_checkpoint
+from gptj.config.schema import schema, schema_by_name
 from gptj.errors import GPTJError, InputError, SchemaError
 from gptj.reading import npz
 from gptj.reading.manifest import Manifest
-from gptj.schema import schema, schema_by_name
 from gptj.sharding import Mesh, partition_of, slices
 
 DATA = Path(__file__).parent.parent / "data"

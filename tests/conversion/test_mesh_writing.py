@@ -20,9 +20,9 @@ from hypothesis.extra import numpy as hnp
 from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import TensorSpec, schema
 from gptj.errors import ConfigError, InputError, SchemaError, WriteError
 from gptj.reading.npz import npy_header, open_npz
-from gptj.schema import TensorSpec, schema
 from gptj.writing.file_system import FileSystem
 from gptj.writing.folder import WritingOptions
 from gptj.writing.stored_zip import StoredZipWriter

@@ -10,12 +10,12 @@ from missing_bias import BIAS, FORMATS, with_zeros, without_bias
 from weight_changes import arrays, store
 
 from gptj.checkpoint import open_checkpoint
+from gptj.config.schema import schema
 from gptj.errors import CheckpointWarning, SchemaError
 from gptj.parity.fingerprint import read_by_row, take_fingerprint
 from gptj.parity.oracle import Oracle
 from gptj.parity.run import open_oracle
 from gptj.reading.manifest import Manifest
-from gptj.schema import schema
 
 SAID = r"lm_head\.bias: is missing; zeros are taken for it"
 IGNORED = pytest.mark.filterwarnings("ignore:.*saved by PyTorch before 1.6", "ignore:.*noted no checksums")

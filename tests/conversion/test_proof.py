@@ -23,10 +23,10 @@ from gptj_conversion.proof import identify_input
 from mesh_samples import MeshSample, write_mesh_sample
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
+from gptj.config.schema import schema_by_name
 from gptj.errors import MissingFileError, ParityError, SchemaError
 from gptj.parity.fingerprint import check_fingerprint
 from gptj.parity.revealing import revealing_config, revealing_fill
-from gptj.schema import schema_by_name
 
 CONFIG = revealing_config()
 

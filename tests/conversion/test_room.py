@@ -10,8 +10,8 @@ import pytest
 from checkpoint_samples import CONFIG, write_sample
 from gptj_conversion.convert import convert, plan
 
+from gptj.config.schema import schema
 from gptj.errors import WriteError
-from gptj.schema import schema
 
 BYTES = 4 * sum(row.size for row in schema(CONFIG, "causal_lm"))
 

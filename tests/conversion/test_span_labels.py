@@ -11,8 +11,8 @@ from gptj_conversion.verify import verify
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
+from gptj.config.schema import schema
 from gptj.parity.revealing import revealing_config, revealing_fill
-from gptj.schema import schema
 
 FORMATS = ["safetensors", "bin", "flax", "tf"]
 LABELS = {

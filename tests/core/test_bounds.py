@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from recorded import facts_of, inputs_of, recorded_taps, small_batch, write_sample
 
 from gptj import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.outputs.taps import list_taps
 from gptj.parity import bounds
 from gptj.parity.bounds import Rounding, TokenSizes, accumulated
 from gptj.parity.differences import compare_traces
@@ -20,7 +21,6 @@ from gptj.parity.operations import OperationOf
 from gptj.parity.oracle import Oracle, activation, causal_lm_loss
 from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.parity.trace import open_trace, write_trace
-from gptj.taps import list_taps
 
 Array = NDArray[Any]
 DTYPES = ("float32", "bfloat16", "float16")

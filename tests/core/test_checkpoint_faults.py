@@ -307,7 +307,7 @@ def test_S4_a_reader_beside_a_writer_sees_the_old_or_the_new_directory(tmp_path:
 
 
 def rows() -> Any:
-    from gptj.schema import schema
+    from gptj.config.schema import schema
 
     return schema(SMALL)
 

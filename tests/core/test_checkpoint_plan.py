@@ -11,8 +11,8 @@ from checkpoint_samples import CONFIG, arrays, write_raw
 
 from gptj.checkpoint import Checkpoint, LoadPlan, Mismatch, open_checkpoint, plan_load
 from gptj.config import GPTJConfig
+from gptj.config.schema import HEADS, schema
 from gptj.errors import CheckpointWarning, ConfigError, SchemaError
-from gptj.schema import HEADS, schema
 
 Q = "transformer.h.0.attn.q_proj.weight"
 

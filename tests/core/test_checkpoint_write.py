@@ -20,9 +20,9 @@ from checkpoint_samples import CONFIG, array_of, arrays, write_sample
 from safetensors import safe_open
 
 from gptj.checkpoint import open_checkpoint, verify_checkpoint, write_checkpoint
+from gptj.config.schema import schema
 from gptj.errors import FormatError, InputError, MissingFileError, SchemaError, WriteError
 from gptj.reading import safetensors_file
-from gptj.schema import schema
 from gptj.writing import output_file, stored_tensor
 from gptj.writing.output_directory import OutputDirectory
 

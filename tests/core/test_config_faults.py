@@ -9,7 +9,7 @@ import pytest
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, LimitError
-from gptj.json_file import SMALL_FILE_BYTES
+from gptj.paths.json_file import SMALL_FILE_BYTES
 
 SMALL = {"vocab_size": 11, "n_positions": 16, "n_embd": 12, "n_layer": 2, "n_head": 3, "rotary_dim": 2}
 

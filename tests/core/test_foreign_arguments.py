@@ -3,8 +3,9 @@
 import pytest
 
 from gptj.errors import InputError
-from gptj.pretrained import saving_options, shard_bytes
+from gptj.pretrained import saving_options
 from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_foreign_arguments
+from gptj.writing.shards import shard_bytes
 
 
 @pytest.mark.parametrize("name", FOREIGN_ARGUMENTS)

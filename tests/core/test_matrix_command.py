@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from gptj.checkpoint import write_checkpoint
 from gptj.command import invariance
 from gptj.command.main import gptj_command
+from gptj.config.schema import schema
 from gptj.parity.findings import Findings, LadderRung, MeasureFound
 from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.parity.run import open_reference
-from gptj.schema import schema
 
 CONFIG = revealing_config(n_layer=1, n_inner=192)  # that the TPU's format can hold
 

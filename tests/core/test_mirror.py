@@ -14,7 +14,7 @@ import pytest
 
 import gptj
 from gptj.backends import BACKENDS
-from gptj.schema import HEADS
+from gptj.config.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
 FILES = ("__init__.py", "adapters.py", "arguments.py", "finetune.py", "generate.py", "heads.py", "inference.py")

@@ -17,7 +17,7 @@ from gptj.adapters.files import read_adapter, write_adapter
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.command import main as cli
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name
+from gptj.config.dtypes import dtype_name
 from gptj.errors import ConfigError, GPTJError, InputError, MissingFileError
 from gptj.generation import GenerationConfig
 from gptj.generation.config import UNSUPPORTED

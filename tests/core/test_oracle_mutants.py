@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from mutants import MUTANTS, VISIBLE, Mutant, logits_of, revealing_batch
 
+from gptj.config.schema import schema
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_tensor, revealing_weights
-from gptj.schema import schema
 
 PINNED = [0xBCA23CA3, 0x3AB433DB, 0x3D025021]
 """The bits of the first three values of wte.weight under seed 0."""

@@ -7,9 +7,9 @@ import pytest
 from mutants import MUTANTS, revealing_batch
 
 from gptj.errors import InputError
+from gptj.outputs.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, choose_taps, list_taps, split_tap
 from gptj.parity.oracle import Oracle, activation, causal_lm_loss
 from gptj.parity.revealing import revealing_config, revealing_weights
-from gptj.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, choose_taps, list_taps, split_tap
 
 SAME_EQUATIONS = 1e-12
 """Of the largest value: two float64 derivations in another order of sums."""

@@ -31,7 +31,7 @@ from gptj.parity.revealing import revealing_config, revealing_fill
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
-LOADED = ("-p", "gptj.pytest_plugin")
+LOADED = ("-p", "gptj.command.pytest_plugin")
 CONFIG = revealing_config(n_layer=1, n_positions=64)
 
 COMPARES = """
@@ -252,7 +252,7 @@ def test_loading_it_imports_nothing_heavy_and_strict_settings_hold(pytester):
             heavy = {"numpy", "torch", "tensorflow", "keras", "jax", "flax", "rich", "click", "ml_dtypes"}
             assert not heavy & set(sys.modules)
             ours = {name for name in sys.modules if name.partition(".")[0] == "gptj"}
-            own = {"gptj.backends", "gptj.errors", "gptj.schema", "gptj.pytest_plugin"}
+            own = {"gptj.backends", "gptj.errors", "gptj.command", "gptj.command.pytest_plugin"}
             assert ours <= {"gptj"} | own, ours
     """)
     pytester.runpytest_subprocess(*LOADED).assert_outcomes(passed=1)
@@ -267,15 +267,15 @@ def test_the_fixture_and_the_options_are_in_pytests_own_help(pytester):
 
 def test_the_page_names_every_option():
     page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
-    source = (ROOT / "src" / "gptj" / "pytest_plugin.py").read_text(encoding="utf-8")
+    source = (ROOT / "src" / "gptj" / "command" / "pytest_plugin.py").read_text(encoding="utf-8")
     options = set(re.findall(r"addoption\(\s*\"(--[a-z-]+)", source))
     assert len(options) == 2 and all(f"`{option} " in page for option in options)
 
 
 def test_it_is_declared_as_a_plugin_and_loaded_where_the_package_is_installed(pytestconfig):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["entry-points"] == {"pytest11": {"gptj": "gptj.pytest_plugin"}}
-    installed = [entry.name for entry in entry_points(group="pytest11") if entry.value == "gptj.pytest_plugin"]
+    assert project["entry-points"] == {"pytest11": {"gptj": "gptj.command.pytest_plugin"}}
+    installed = [entry.name for entry in entry_points(group="pytest11") if entry.value == "gptj.command.pytest_plugin"]
     assert pytestconfig.pluginmanager.hasplugin("gptj") == bool(installed)
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from gptj.errors import GPTJError, InputError
 from gptj.generation.held import PARTS, HeldLogits, Selected
+from gptj.generation.scoring import Measure, Score, Scores, windows_of
+from gptj.generation.scoring.likelihood import likelihoods_of, score_windows
+from gptj.generation.scoring.sequences import encode_pair
+from gptj.generation.scoring.windows import Limits, Window, limits_of
 from gptj.parity.oracle import Oracle, token_losses
 from gptj.parity.revealing import revealing_config, revealing_weights
-from gptj.scoring import Measure, Score, Scores, windows_of
-from gptj.scoring.likelihood import likelihoods_of, score_windows
-from gptj.scoring.sequences import encode_pair
-from gptj.scoring.windows import Limits, Window, limits_of
 
 CONFIG = revealing_config()
 ORACLE = Oracle(CONFIG, revealing_weights(CONFIG))
@@ -211,7 +211,7 @@ def test_choices_of_one_token_are_read_once():
 
 
 def test_logits_are_made_of_the_scored_places_alone_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr("gptj.scoring.likelihood.LOGITS_AT_ONCE", 3 * CONFIG.vocab_size)
+    monkeypatch.setattr("gptj.generation.scoring.likelihood.LOGITS_AT_ONCE", 3 * CONFIG.vocab_size)
     model = OracleModel()
     context, continuation = rows(20, 7)
     found = model.score([context], [continuation])
@@ -232,7 +232,7 @@ def test_a_long_text_is_scored_in_windows(monkeypatch):
 
 def test_windows_are_made_as_they_are_needed(monkeypatch):
     """A small stride reads each token many times, so that all windows at once would be many times the text."""
-    monkeypatch.setattr("gptj.scoring.likelihood.TOKENS_SORTED", 40)
+    monkeypatch.setattr("gptj.generation.scoring.likelihood.TOKENS_SORTED", 40)
     made, read, model = [], [], OracleModel()
 
     def windows():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from recorded import facts_of, inputs_of, recorded_taps, small_batch
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.parity.differences import compare_traces
 from gptj.parity.mistaken import MistakenOperation
 from gptj.parity.revealing import revealing_config, revealing_weights

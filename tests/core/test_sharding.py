@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from gptj import GPTJConfig
 from gptj.command.main import gptj_command
 from gptj.command.together import Copies
+from gptj.config.initial import initial_tensor
+from gptj.config.schema import schema, schema_by_name
 from gptj.errors import InputError
-from gptj.schema import schema, schema_by_name
-from gptj.schema.initial import initial_tensor
 from gptj.sharding import STRATEGIES, Mesh, check_mesh, check_strategy, held_by_one, partition_of, slices
 from gptj.sharding.plan import MemoryPlan, Work, list_meshes, plan_memory
 from gptj.sharding.processes import environment_place, interface_of, own_address, require_same

@@ -98,7 +98,7 @@ def test_a_model_stands_beside_the_others_of_which_nothing_is_touched(tmp_path: 
 
 
 def rows() -> Any:
-    from gptj.schema import schema
+    from gptj.config.schema import schema
 
     return schema(SMALL)
 

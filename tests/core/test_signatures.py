@@ -9,7 +9,8 @@ import pytest
 from mutants import revealing_batch
 from recorded import facts_of, inputs_of, recorded_taps
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.outputs.taps import IN_BLOCK
 from gptj.parity.differences import compare_traces
 from gptj.parity.mistaken import MistakenOperation
 from gptj.parity.mutants import MISTAKES, mistakes_at
@@ -17,7 +18,6 @@ from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.parity.signatures import find_signature
 from gptj.parity.spread import Spread
 from gptj.parity.trace import open_trace, write_trace
-from gptj.taps import IN_BLOCK
 
 CONFIG = revealing_config(n_layer=2)
 WEIGHTS = revealing_weights(CONFIG)

@@ -21,8 +21,8 @@ from benchmarks.speed.machine import Others
 from benchmarks.speed.picture import apart, draw
 from benchmarks.speed.results import Results
 from benchmarks.speed.shapes import SHAPES
+from gptj.config.schema import schema
 from gptj.parity.oracle import Oracle
-from gptj.schema import schema
 
 ROOT = Path(__file__).parents[2]
 LIMITS = {"read": 42e9, "float32": 190e9, "bfloat16": 800e9, "int8": 1600e9}

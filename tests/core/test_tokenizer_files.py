@@ -19,7 +19,7 @@ from tokenizer_samples import gpt2, small
 
 from gptj import GPTJTokenizer
 from gptj.errors import CheckpointWarning, ConfigError, LimitError, MissingFileError, TokenizerError, WriteError
-from gptj.json_file import parse_json_object
+from gptj.paths.json_file import parse_json_object
 from gptj.text import tokenizer_files
 
 Edit = Callable[[dict[str, Any]], Any]

@@ -15,7 +15,7 @@ import pytest
 from mutants import MUTANTS, Mutant, revealing_batch
 from recorded import facts_of, inputs_of, recorded_taps, small_batch, write_sample
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import InputError
 from gptj.parity.differences import compare_traces
 from gptj.parity.gather import findings_of_comparison

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from recorded import facts_of, inputs_of, recorded_taps, small_batch
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import InputError, SchemaError
 from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from recorded import facts_of, inputs_of, small_batch
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import SchemaError
 from gptj.parity import steps
 from gptj.parity.bounds import Rounding

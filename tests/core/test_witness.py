@@ -11,10 +11,10 @@ from checkpoint_samples import CONFIG, array_of
 
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
+from gptj.config.schema import HEADS, Head, schema, schema_by_name
 from gptj.parity import fingerprint
 from gptj.parity.fingerprint import FINGERPRINT_TOLERANCE, FingerprintObserver, read_by_row, take_fingerprint
 from gptj.reading.manifest import Fingerprint
-from gptj.schema import HEADS, Head, schema, schema_by_name
 
 
 def show(config: GPTJConfig, head: Head, *, rows: int = 3, without: str = "") -> Fingerprint | None:

@@ -18,7 +18,7 @@ from mutants import revealing_batch
 from page_parts import Part, markdown_table
 from recorded import facts_of, inputs_of, recorded_taps
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.parity.sensitivity import Sensitivity, measure_sensitivity
 from gptj.parity.trace import open_trace, write_trace

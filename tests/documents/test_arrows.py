@@ -11,14 +11,12 @@ from collections.abc import Iterator, Mapping
 import house
 import pytest
 
-CONTRACT = frozenset(
-    {"backends", "brief", "config", "dtypes", "errors", "inputs", "json_file", "outputs", "paths", "schema"} | {"taps"}
-)
+CONTRACT = frozenset({"backends", "config", "errors", "inputs", "outputs", "paths"})
 """The rooms that say what a GPT-J is, and what a call takes and gives. Nothing above them is imported there."""
 
 WINGS = frozenset({"pt", "tf", "flax"})
 _FILES = CONTRACT | {"reading", "writing"}
-_MODELS = CONTRACT | {"adapters", "pretrained", "generation", "scoring", "text", "sharding"}
+_MODELS = CONTRACT | {"adapters", "pretrained", "generation", "text", "sharding"}
 
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACT, CONTRACT),
@@ -26,12 +24,11 @@ ARROWS: dict[str, frozenset[str]] = {
     "reading": CONTRACT,
     "writing": CONTRACT | {"reading"},
     "checkpoint": frozenset({"reading", "writing"}),
-    "rotary": frozenset({"schema"}),
+    "schema": frozenset({"config"}),
     "adapters": _FILES,
     "text": CONTRACT,
     "generation": CONTRACT | {"text"},
-    "scoring": CONTRACT | {"generation"},
-    "parity": _FILES | {"adapters", "generation", "scoring"},
+    "parity": _FILES | {"adapters", "generation"},
     "pretrained": _FILES | {"adapters", "generation", "parity", "sharding"},
     "finetune": _FILES | {"adapters", "sharding", "text"},
     **dict.fromkeys(WINGS, _MODELS | {"finetune"}),
@@ -39,8 +36,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "conversion.mesh": _FILES | {"conversion.common"},
     "conversion.hf": _FILES | {"conversion.common"},
     "conversion": _FILES | {"parity", "generation", "text", "conversion.common", "conversion.mesh", "conversion.hf"},
-    "harness": CONTRACT | {"scoring", "text"},
-    "pytest_plugin": frozenset({"backends", "conversion", "dtypes", "errors", "parity"}),
+    "harness": CONTRACT | {"generation", "text"},
     "serving": CONTRACT | {"generation"},
     "command": _FILES | _MODELS | {"serving", "harness", "finetune", "parity", "conversion"},
 }
@@ -55,9 +51,8 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "writing": frozenset({"filelock", "safetensors"}),
     "paths": frozenset({"huggingface_hub"}),
     "text": frozenset({"tokenizers"}) | FRAMEWORKS,  # frameworks for who asks for their arrays, in a function alone
-    "parity": frozenset({"rich", "transformers"}),  # transformers for its own rungs of the ladder, in a function alone
-    "command": frozenset({"click", "rich"}),
-    "pytest_plugin": frozenset({"pytest"}),
+    "parity": frozenset({"rich", "transformers"}),  # transformers' rungs in a function
+    "command": frozenset({"click", "pytest", "rich"}),
     "serving": frozenset({"starlette", "uvicorn", "h11", "jinja2"}),
     "harness": frozenset({"lm_eval", "tqdm"}),
     "conversion.mesh": frozenset({"zstandard"}),
@@ -151,7 +146,7 @@ def test_a_foreign_library_would_be_noticed(room, source):
 @pytest.mark.parametrize(
     ("module", "source", "arrow"),
     [
-        ("gptj.schema", "from gptj import pt", "schema -> pt"),
+        ("gptj.config.schema", "from gptj import pt", "config -> pt"),
         ("gptj.generation.loop", "import gptj.tf.model", "generation -> tf"),
         ("gptj.pt.model", "from gptj.flax.weights import to_numpy", "pt -> flax"),
         ("gptj.tf.heads", "def f():\n    from gptj_conversion.convert import convert", "tf -> conversion"),

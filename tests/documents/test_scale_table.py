@@ -5,7 +5,7 @@ from __future__ import annotations
 from scale_table import TABLE, table
 
 from gptj import GPTJConfig
-from gptj.schema import schema
+from gptj.config.schema import schema
 from gptj.sharding import Mesh
 from gptj.sharding.plan import Work
 from gptj.sharding.traffic import list_collectives, sent_bytes

@@ -8,10 +8,10 @@ import numpy as np
 from taps_table import TABLE, table
 
 from gptj.config import GPTJConfig
+from gptj.config.initial import initial_tensor
+from gptj.config.schema import schema
+from gptj.outputs.taps import list_taps
 from gptj.parity.oracle import Oracle
-from gptj.schema import schema
-from gptj.schema.initial import initial_tensor
-from gptj.taps import list_taps
 
 
 def test_the_pages_table_is_the_list_of_names() -> None:

@@ -19,8 +19,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gptj import GPTJConfig
 from gptj.command.main import gptj_command
 from gptj.errors import BackendError, InputError
+from gptj.generation.scoring.windows import Limits, windows_of
 from gptj.harness import GPTJLM, evaluate
-from gptj.scoring.windows import Limits, windows_of
 
 NAMES = ("local_choice", "local_last_word", "local_perplexity", "local_continue")
 LOG_LIKELIHOOD = 1e-4

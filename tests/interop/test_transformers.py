@@ -20,9 +20,9 @@ from wings import FLOAT32_ABSOLUTE
 import gptj.pt
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
+from gptj.config.schema import HEADS
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights
-from gptj.schema import HEADS
 
 CONFIG = revealing_config()
 BATCH = revealing_batch(CONFIG, first_position=0)

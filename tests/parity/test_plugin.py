@@ -15,7 +15,7 @@ def test_the_fixture_runs_the_frameworks_that_an_option_names(pytester, monkeypa
         def test_it(gptj_parity):
             gptj_parity({str(checkpoint)!r}, dtype="float64", seed=3).raise_if_failed()
     """)
-    words = ["-p", "gptj.pytest_plugin", "--gptj-backends", backend_names[0], "--gptj-report", "found.json"]
+    words = ["-p", "gptj.command.pytest_plugin", "--gptj-backends", backend_names[0], "--gptj-report", "found.json"]
     done = pytester.runpytest_subprocess(*words)
     assert done.ret == pytest.ExitCode.OK
     done.stdout.fnmatch_lines([f"holds: *: {backend_names[0]} agrees with the oracle in float64: all * measures*"])

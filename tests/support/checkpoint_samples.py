@@ -11,7 +11,7 @@ import numpy as np
 
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
-from gptj.schema import TensorSpec, schema
+from gptj.config.schema import TensorSpec, schema
 
 # All axes differ: vocab 11, embed 12, mlp 20, head width 4, labels 2.
 CONFIG = GPTJConfig(vocab_size=11, n_positions=16, n_embd=12, n_layer=2, n_head=3, rotary_dim=2, n_inner=20)

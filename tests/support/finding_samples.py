@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from gptj.outputs.taps import list_taps
 from gptj.parity.findings import (
     Findings,
     LadderRung,
@@ -14,7 +15,6 @@ from gptj.parity.findings import (
     TapFound,
     TextFound,
 )
-from gptj.taps import list_taps
 
 HOSTILE = '<script>alert(1)</script> "><img src=x onerror=alert(1)> |x| [a](javascript:x) @you #1 `c` '
 HOSTILE += "\x00\x1b[31m\ud800\u202e]]>"

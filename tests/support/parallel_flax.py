@@ -18,11 +18,11 @@ import optax
 import orbax.checkpoint as ocp
 
 import gptj.flax as gptj
+from gptj.config.schema import schema
 from gptj.errors import InputError
 from gptj.flax import parallel
 from gptj.flax.weights import flat, to_numpy
 from gptj.reading import safetensors_file
-from gptj.schema import schema
 from gptj.sharding import Mesh, held_by_one
 
 IDS = np.random.default_rng(0).integers(0, 96, (4, 9)).astype(np.int32)

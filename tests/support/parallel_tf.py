@@ -44,8 +44,8 @@ def cut(folder: str, saved: str, *meshes: str) -> None:
 
 def facts(folder: str, saved: Path, words: str, *, alone: bool) -> dict[str, Any]:
     import gptj.tf as gptj
+    from gptj.config.schema import schema
     from gptj.reading import safetensors_file
-    from gptj.schema import schema
     from gptj.sharding import Mesh, held_by_one, partition_of
     from gptj.tf import parallel
 

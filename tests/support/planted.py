@@ -18,7 +18,8 @@ from workbench import CONFIG, LENGTH, PAST, Planted, Workbench, batch
 from gptj import GPTJConfig
 from gptj.adapters import AdapterConfig
 from gptj.checkpoint import write_checkpoint
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import schema
 from gptj.errors import InputError
 from gptj.parity.differences import compare_traces, spell_tap
 from gptj.parity.oracle import Oracle
@@ -26,7 +27,6 @@ from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.parity.run import whole_weight
 from gptj.parity.trace import TraceFacts, open_trace, write_trace
 from gptj.parity.trace_record import record_trace
-from gptj.schema import schema
 
 Array = NDArray[Any]
 

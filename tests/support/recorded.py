@@ -10,7 +10,7 @@ from mutants import Batch, Mutant
 from numpy.typing import NDArray
 
 from gptj import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.parity.oracle import Oracle, causal_lm_loss, positions_of_mask
 from gptj.parity.revealing import revealing_weights
 from gptj.parity.trace import Trace, TraceFacts, open_trace, rotary_sha256, write_trace

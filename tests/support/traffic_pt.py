@@ -17,10 +17,10 @@ from gptj_conversion.mesh.reader import open_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gptj.pt as gptj
+from gptj.config.schema import schema
 from gptj.pretrained import cut_model
 from gptj.pt import parallel
 from gptj.reading import npz
-from gptj.schema import schema
 from gptj.sharding import Mesh
 
 KINDS = {"allreduce_": ("all-reduce", 0), "_allgather_base_": ("all-gather", 0), "allgather_": ("all-gather", 0),

@@ -14,7 +14,7 @@ import numpy as np
 
 import gptj
 from gptj.backends import BACKENDS
-from gptj.schema import HEADS, Head
+from gptj.config.schema import HEADS, Head
 
 FLOAT64_RELATIVE = 1e-9
 """Of the largest value: some 50 sums of 100 terms in another order cost 1e-14; 1e-9 still sees every mistake."""

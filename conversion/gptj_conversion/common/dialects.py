@@ -17,8 +17,8 @@ import dataclasses
 import functools
 from typing import Literal
 
+from gptj.config.schema import SPLIT_AXES
 from gptj.reading.weight_names import Dialect
-from gptj.schema import SPLIT_AXES
 
 __all__ = ["MESH_MODULE", "ROWS", "Dialect", "ForeignArray", "MeshLeaf", "Row", "Spelling", "mesh_leaves", "spell"]
 

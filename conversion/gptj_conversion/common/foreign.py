@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema
 from gptj.errors import MissingFileError, SchemaError, shown, warn_of
 from gptj.reading.buffers import Room
 from gptj.reading.load_plan import LM_HEAD_BIAS, describe_left, warn_of_zero_bias
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj.reading.weight_files import Index, is_index_name, listed, read_index, require_index_agrees, safe_path
 from gptj.reading.weight_names import HEAD_WORDS, PlainNames, head_of, plain_names
-from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema
 from gptj_conversion.common.dialects import Dialect, Spelling, spell
 from gptj_conversion.common.source import Context, Facts
 from gptj_conversion.common.stored_array import StoredArray

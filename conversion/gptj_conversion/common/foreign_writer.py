@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import Head, TensorSpec, schema
 from gptj.reading.files import BLOCK_BYTES
-from gptj.schema import Head, TensorSpec, schema
 from gptj.writing.checkpoint_writer import check_head_and_size, written_config
 from gptj.writing.containers import Entry, NamedContainer
 from gptj.writing.extra_files import check_extra_files, choose_fate

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import TensorSpec
 from gptj.reading.files import BLOCK_BYTES
 from gptj.reading.weight_files import WEIGHTS_FILE
-from gptj.schema import TensorSpec
 from gptj.writing.shards import cut_sizes, shard_name
 from gptj_conversion.common.source import Facts, Source
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import Head, TensorSpec
 from gptj.reading.buffers import Room
-from gptj.schema import Head, TensorSpec
 
 __all__ = ["TOKENIZER_SIGNS", "Context", "Facts", "Source"]
 

@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import Head, TensorSpec
 from gptj.errors import GPTJError, SchemaError
-from gptj.json_file import read_json_object
+from gptj.paths.json_file import read_json_object
 from gptj.reading.buffers import Room
 from gptj.reading.files import FileIdentity
 from gptj.reading.folder import Checkpoint, open_checkpoint
 from gptj.reading.load_plan import LoadPlan, describe_left, plan_load
 from gptj.reading.safetensors_file import StoredTensor, cast
 from gptj.reading.weight_names import infer_dialect
-from gptj.schema import Head, TensorSpec
 from gptj_conversion.common.foreign import LIKE, ZEROS_ORIGIN, ForeignCheckpoint, match_arrays
 from gptj_conversion.common.source import Context, Facts, Source
 from gptj_conversion.common.stored_array import DTYPES, StoredArray

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
+from gptj.config.schema import Head
 from gptj.errors import FormatError, GPTJError, LimitError, SchemaError, shown
 from gptj.reading.files import FileIdentity, file_identity, open_regular_file, read_into
 from gptj.reading.manifest import FileRecord
-from gptj.schema import Head
 from gptj.writing.containers import Entry, HashedFile
 from gptj.writing.output_directory import OutputDirectory
 from gptj_conversion.common.stored_array import DTYPES, StoredArray

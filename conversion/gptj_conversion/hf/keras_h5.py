@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.config.schema import Head
 from gptj.errors import BackendError, FormatError, SchemaError, WriteError, install_line, shown, warn_of
 from gptj.reading.files import FileIdentity, file_identity, open_regular_file
 from gptj.reading.manifest import FileRecord
 from gptj.reading.weight_names import plain_variable
-from gptj.schema import Head
 from gptj.writing.column_sums import ColumnSums
 from gptj.writing.containers import Entry
 from gptj.writing.output_directory import OutputDirectory

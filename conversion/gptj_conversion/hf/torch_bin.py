@@ -17,11 +17,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from gptj.config.schema import Head
 from gptj.errors import FormatError, SchemaError, UnsafeFileError, shown, warn_of
 from gptj.reading.files import file_identity, open_regular_file, read_into
 from gptj.reading.manifest import FileRecord
 from gptj.reading.stored_zip import StoredZip, ZipMember, open_stored_zip
-from gptj.schema import Head
 from gptj.writing.containers import Entry, HashedFile
 from gptj.writing.output_directory import OutputDirectory
 from gptj.writing.stored_zip import StoredZipWriter

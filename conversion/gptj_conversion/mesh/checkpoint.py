@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import (
     InputError,
     LimitError,
@@ -30,7 +31,6 @@ from gptj.errors import (
 from gptj.reading.buffers import Room
 from gptj.reading.npz import NpyArray, NpzFile
 from gptj.reading.safetensors_file import cast
-from gptj.schema import Head, TensorSpec, schema
 from gptj_conversion.common.dialects import MeshLeaf, mesh_leaves
 from gptj_conversion.common.source import Context, Facts
 from gptj_conversion.common.transpose import copy_transposed

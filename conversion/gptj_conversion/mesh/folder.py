@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gptj.errors import ConfigError, FormatError, GPTJError, MissingFileError, UnsafeFileError, shown
-from gptj.json_file import read_json_object
+from gptj.paths.json_file import read_json_object
 from gptj.reading.npz import NpzFile, open_npz
 
 __all__ = [

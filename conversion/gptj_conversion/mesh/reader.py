@@ -24,7 +24,7 @@ from gptj.errors import (
     SchemaError,
     shown,
 )
-from gptj.json_file import read_json_object
+from gptj.paths.json_file import read_json_object
 from gptj.reading.npz import NpyArray, NpzFile
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj_conversion.common.dialects import mesh_leaves

@@ -19,7 +19,7 @@ from typing import Any
 
 from gptj.config import GPTJConfig
 from gptj.errors import FormatError, GPTJError, LimitError, MissingFileError, UnsafeFileError, WriteError, shown
-from gptj.json_file import parse_json_object
+from gptj.paths.json_file import parse_json_object
 from gptj.reading.files import open_regular_file, read_into
 from gptj.reading.kinds import HEAD_BYTES, describe_file
 from gptj.reading.npz import NpzFile, open_npz

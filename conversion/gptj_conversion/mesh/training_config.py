@@ -19,7 +19,7 @@ from typing import Any
 
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, shown
-from gptj.json_file import read_json_object
+from gptj.paths.json_file import read_json_object
 
 __all__ = ["TOKEN_ID_KEYS", "TrainingConfig", "parse_config"]
 

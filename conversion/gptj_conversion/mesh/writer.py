@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import TensorSpec, axis_sizes, schema, schema_by_name
 from gptj.errors import ConfigError, InputError, shown
 from gptj.reading.manifest import MANIFEST_FILE, FileRecord
 from gptj.reading.npz import npy_header
-from gptj.schema import TensorSpec, axis_sizes, schema, schema_by_name
 from gptj.writing.containers import HashedFile
 from gptj.writing.extra_files import check_extra_files
 from gptj.writing.folder import FolderWriter, WritingOptions, WritingOrder

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from gptj.adapters.config import AdapterConfig, stranger_hint
 from gptj.adapters.rows import AdapterRow, adapter_rows
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.dtypes import PARAMETER_DTYPES
+from gptj.config.dtypes import PARAMETER_DTYPES
+from gptj.config.schema import BASE_PREFIX, TensorSpec
 from gptj.errors import FormatError, MissingFileError, SchemaError, naming_file, shown, warn_of
-from gptj.json_file import read_json_object
 from gptj.paths import likely_folder, require_path, safe_path
+from gptj.paths.json_file import read_json_object
 from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor, pack_header, read_safetensors
-from gptj.schema import BASE_PREFIX, TensorSpec
 from gptj.writing.containers import Entry
 from gptj.writing.safetensors_shards import SafetensorsFile as WrittenFile
 from gptj.writing.shared_directory import SharedDirectory

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from gptj.adapters.files import read_adapter
 from gptj.adapters.rows import AdapterRow
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import BASE_PREFIX, TensorSpec
 from gptj.errors import SchemaError, shown
-from gptj.json_file import read_files_of
+from gptj.paths.json_file import read_files_of
 from gptj.reading.folder import open_checkpoint
 from gptj.reading.load_plan import plan_load
-from gptj.schema import BASE_PREFIX, TensorSpec
 from gptj.writing.checkpoint_writer import write_checkpoint
 
 __all__ = ["merge_folder", "merged_kernel", "read_companions"]
@@ -112,6 +112,6 @@ def read_companions(directory: Path) -> dict[str, bytes]:
     """The files beside a model's weights that hold as well for one that is made of it, by name.
 
     Raises:
-        GPTJError: see `gptj.json_file.read_files_of`.
+        GPTJError: see `gptj.paths.json_file.read_files_of`.
     """
     return read_files_of(directory, _COMPANIONS, limit_bytes=_LARGEST_COMPANION_BYTES)

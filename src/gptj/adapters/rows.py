@@ -1,4 +1,4 @@
-"""Every tensor of an adapter, by named axes: rows of a kind of their own beside those of `gptj.schema`."""
+"""Every tensor of an adapter, by named axes: rows of a kind of their own beside those of `gptj.config.schema`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gptj.adapters.config import TARGETS, AdapterConfig, stranger_hint
 from gptj.config import GPTJConfig
+from gptj.config.schema import TensorSpec, schema_by_name
 from gptj.errors import ConfigError, shown
-from gptj.schema import TensorSpec, schema_by_name
 
 __all__ = ["AdapterRow", "adapter_rows", "initial_arrays"]
 

@@ -32,7 +32,7 @@ from gptj.command.printing import (
 )
 from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
-from gptj.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
+from gptj.config.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
 
 __all__ = ["demo", "doctor", "init", "parity"]
 

@@ -140,9 +140,9 @@ def write(directory: Path, out: Path, form: Format, *, dtype: str | None, weight
     from gptj.backends import backend, install_line
     from gptj.config import CONFIG_FILE
     from gptj.errors import BackendError, WriteError
-    from gptj.json_file import read_small_file
     from gptj.paths import safe_path
     from gptj.paths.hub import locate
+    from gptj.paths.json_file import read_small_file
     from gptj.writing.output_directory import OutputDirectory
 
     missing = [module for module in form.needs if importlib.util.find_spec(module) is None]

@@ -28,7 +28,7 @@ from gptj.command.options import (
 )
 from gptj.command.printing import print_facts, print_json
 from gptj.command.together import check_axes, complete, joined, mesh_of, strategy_options
-from gptj.dtypes import DTYPES_CALLED
+from gptj.config.dtypes import DTYPES_CALLED
 from gptj.errors import InputError
 from gptj.finetune.settings import DTYPES, SCHEDULES
 from gptj.sharding import STRATEGIES

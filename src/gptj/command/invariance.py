@@ -15,7 +15,7 @@ from gptj.backends import choose_backend, installed_backends
 from gptj.command.options import ModelArgument, Names, PathArgument, backends_option, revision_option
 from gptj.command.reports import Destinations, TakesJsonFile, report_options
 from gptj.command.waiting import waiting
-from gptj.dtypes import DTYPES_CALLED
+from gptj.config.dtypes import DTYPES_CALLED
 
 if TYPE_CHECKING:
     from gptj.parity.findings import Findings

@@ -20,7 +20,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from gptj.backends import BACKENDS, likely_backend
-from gptj.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
+from gptj.config.dtypes import DTYPES_CALLED, PARAMETER_DTYPES
 from gptj.errors import InputError, did_you_mean, shown
 from gptj.paths.hub import HubPlace, is_repository_id, locate, locate_source
 

@@ -35,8 +35,8 @@ def plan(
     DIR is a model's folder, or a config.json.
     """
     from gptj.config import CONFIG_FILE, GPTJConfig
-    from gptj.pretrained.saving import shard_bytes
     from gptj.sharding.plan import Work, list_meshes, plan_memory
+    from gptj.writing.shards import shard_bytes
 
     if not directory.exists():
         raise missing_folder(directory, "no such file or folder")

@@ -20,7 +20,7 @@ from typing import Any
 
 from gptj.errors import GPTJError, InputError, LimitError, shown, warn_of
 from gptj.generation.config import UNSUPPORTED, GenerationConfig
-from gptj.json_file import parse_json_object, read_small_file
+from gptj.paths.json_file import parse_json_object, read_small_file
 from gptj.text.lines import decode_lines, decode_text
 
 __all__ = ["STDIN", "OfMembers", "Prompt", "check_text", "check_token_ids", "read_lines", "read_prompt"]

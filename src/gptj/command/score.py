@@ -27,7 +27,7 @@ from gptj.reading.weight_files import split_weights
 if TYPE_CHECKING:
     from gptj.command.documents import Document
     from gptj.command.opened_model import OpenedModel
-    from gptj.scoring import Measure, Score, Sequenced
+    from gptj.generation.scoring import Measure, Score, Sequenced
 
 __all__ = ["check_documents", "score"]
 
@@ -65,7 +65,7 @@ def score(directory: Path, file: str, **options: Any) -> None:
     """
     from gptj.command.documents import read_documents
     from gptj.command.opened_model import OpenedModel, Request
-    from gptj.scoring import limits_of, prefix_of, score_sequences
+    from gptj.generation.scoring import limits_of, prefix_of, score_sequences
 
     said = ScoreOptions(**options)
     if said.tokens and not said.as_json:
@@ -128,7 +128,7 @@ def _to_json(one: Score) -> dict[str, Any]:
 
 
 def _from_json(facts: Mapping[str, Any]) -> Score:
-    from gptj.scoring import Score
+    from gptj.generation.scoring import Score
 
     token_ids, numbers = np.array(facts["token_ids"], np.int64), np.array(facts["log_likelihoods"], np.float64)
     return Score(token_ids, numbers, np.array(facts["greedy"], np.bool_), facts["n_bytes"])
@@ -156,7 +156,7 @@ def check_documents(opened: OpenedModel, documents: Sequence[Document], prefix: 
         InputError: they are none of the model's, or none of all is scored; with the line.
     """
     from gptj.errors import GPTJError, InputError
-    from gptj.scoring import sequence_of
+    from gptj.generation.scoring import sequence_of
 
     some = False
     for document in documents:
@@ -208,7 +208,7 @@ class _progress:
 
 
 def _print(opened: OpenedModel, documents: Sequence[Document], scores: Sequence[Score], said: ScoreOptions) -> None:
-    from gptj.scoring import Measure
+    from gptj.generation.scoring import Measure
 
     total = Measure.of(scores)
     if said.as_json:

@@ -17,14 +17,14 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypedDict, Unpack
 
-from gptj.brief import brief, html_table
+from gptj.config.dtypes import dtype_name
 from gptj.config.file import ALIASES, is_alike, meant_field, misleads, read_members
 from gptj.config.labels import derive_labels
 from gptj.config.rules import is_number, is_whole, plain, spelt
 from gptj.config.settings import DTYPE_KEYS, READ_AS, Settings, default_members, plain_extra
-from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, naming_file, shown
-from gptj.json_file import read_json_object
+from gptj.errors.brief import brief, html_table
+from gptj.paths.json_file import read_json_object
 
 __all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig", "is_field"]
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from gptj.config.dtypes import dtype_name
 from gptj.config.file import ALIASES
-from gptj.dtypes import dtype_name
 from gptj.errors import ConfigError, WriteError, did_you_mean, shown
 from gptj.paths import find_beside, is_folder, missing_folder, path_called, require_path
 from gptj.paths.hub import split_hub_arguments

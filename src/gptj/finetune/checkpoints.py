@@ -34,7 +34,7 @@ from gptj.finetune.curve import Row, read_curve, write_curve
 from gptj.finetune.loop import Progress
 from gptj.finetune.schedule import LossScale
 from gptj.finetune.settings import Settings
-from gptj.json_file import read_json_object
+from gptj.paths.json_file import read_json_object
 from gptj.reading.safetensors_file import pack_header, read_safetensors
 from gptj.writing.file_system import write_error
 from gptj.writing.output_file import whole_file

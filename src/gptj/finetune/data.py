@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gptj.errors import FormatError, InputError, shown, warn_of
 from gptj.inputs import IGNORED_LABEL
-from gptj.json_file import parse_json_object, read_small_file
+from gptj.paths.json_file import parse_json_object, read_small_file
 from gptj.text.lines import decode_lines
 from gptj.text.tokenizer import GPTJTokenizer
 

@@ -19,6 +19,7 @@ from gptj.adapters.files import is_adapter
 from gptj.adapters.merge import read_companions
 from gptj.backends import choose_backend, install_line
 from gptj.config import GPTJConfig
+from gptj.config.schema import TensorSpec, schema
 from gptj.errors import InputError, WriteError, shown
 from gptj.finetune.checkpoints import CURVE_FILE, PARTS, Identity, RunFolder, Saved, write_moments
 from gptj.finetune.curve import can_draw, curve_text, draw_curve, perplexity, write_curve
@@ -29,7 +30,6 @@ from gptj.finetune.together import SharedRunFolder, Team
 from gptj.paths import missing_folder
 from gptj.paths.hub import locate
 from gptj.reading.folder import open_checkpoint
-from gptj.schema import TensorSpec, schema
 from gptj.sharding import Mesh, ReadTogether, Strategy
 from gptj.text.tokenizer import GPTJTokenizer
 from gptj.writing.checkpoint_writer import write_checkpoint

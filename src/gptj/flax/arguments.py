@@ -26,7 +26,7 @@ from gptj.flax.weights import Params, check_params
 from gptj.generation.decoder import built_alike
 from gptj.inputs.prepared import refusal
 from gptj.outputs import KVCache, object_or_tuple
-from gptj.taps import OVER_KEYS, TapCollector, split_tap
+from gptj.outputs.taps import OVER_KEYS, TapCollector, split_tap
 
 UpdateCache = Callable[[Array, Array], tuple[Array, Array]]
 """Takes a layer's new keys and values (b, h, t, d), and returns all that its queries attend over, (b, h, s, d)."""

@@ -32,7 +32,7 @@ from gptj.flax.model import GPTJModule
 from gptj.flax.weights import Params, PretrainedModel, flat
 from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
-from gptj.taps import TapCollector
+from gptj.outputs.taps import TapCollector
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

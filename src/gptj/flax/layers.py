@@ -10,8 +10,8 @@ from flax import linen as nn
 from jax import Array, lax
 
 from gptj.config import GPTJConfig
+from gptj.config.rotary import rotary_table
 from gptj.flax.adapters import LowRank
-from gptj.schema.rotary import rotary_table
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),

@@ -46,7 +46,7 @@ from gptj.flax.layers import (
 from gptj.flax.weights import Params, PretrainedModel
 from gptj.generation.typed import ReturnDict, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache
-from gptj.taps import TapCollector
+from gptj.outputs.taps import TapCollector
 
 
 def make_attention_inputs(

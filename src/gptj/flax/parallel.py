@@ -19,8 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import InputError, shown
-from gptj.schema import Head, TensorSpec, schema
 from gptj.sharding import (
     Mesh,
     Placement,

@@ -14,13 +14,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import schema_by_name
 from gptj.errors import FormatError, WriteError
 from gptj.finetune.settings import Settings
 from gptj.flax import finetune
 from gptj.flax.heads import GPTJForCausalLM
 from gptj.flax.parallel import choose_placement, cut_rows, sharding_of
 from gptj.flax.weights import to_numpy
-from gptj.schema import schema_by_name
 from gptj.sharding import Mesh, Strategy, check_mesh
 
 

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from gptj import inputs
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.config.dtypes import dtype_name, numpy_dtype
+from gptj.config.schema import Head, TensorSpec, schema, schema_by_name
 from gptj.errors import InputError, SchemaError
 from gptj.flax.adapters import AdapterMixin
 from gptj.inputs.prepared import check_device
@@ -35,13 +36,12 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
+from gptj.outputs.taps import TapCollector
 from gptj.paths import path_called
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.adapted import HeldAdapters
 from gptj.pretrained.counted import ArrayFacts, is_embedding
-from gptj.schema import Head, TensorSpec, schema, schema_by_name
 from gptj.sharding import Placement, ReadPart, Strategy
-from gptj.taps import TapCollector
 
 Params = Mapping[str, Any]
 """Nested dicts of arrays: `params["transformer"]["h"]["0"]["attn"]["q_proj"]["weight"]`."""

@@ -19,11 +19,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Unpack
 
-from gptj.brief import brief, html_table
 from gptj.config import GPTJConfig
 from gptj.config.rules import plain, spelt
 from gptj.config.settings import Settings
 from gptj.errors import ConfigError, GPTJError, InputError, shown, warn_of
+from gptj.errors.brief import brief, html_table
 from gptj.generation.fields import GenerationFields
 from gptj.generation.rules import (
     ASSISTANT_FIELDS,
@@ -37,8 +37,8 @@ from gptj.generation.rules import (
 )
 from gptj.generation.stored import drop_ids_beyond, find_unhonoured, fit, read_members
 from gptj.generation.together import check_together, refuse
-from gptj.json_file import read_json_object
 from gptj.paths import find_beside
+from gptj.paths.json_file import read_json_object
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
 

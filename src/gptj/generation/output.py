@@ -9,8 +9,8 @@ from typing import Any, Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.brief import brief_fields
 from gptj.errors import InputError
+from gptj.errors.brief import brief_fields
 from gptj.generation.sampling import log_softmax
 from gptj.outputs import Array, KVCache, ModelOutput
 

@@ -11,8 +11,8 @@ import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from gptj.config.schema import HEADS, Head
 from gptj.errors import InputError, shown
-from gptj.schema import HEADS, Head
 
 __all__ = [
     "DEVICES",

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import numpy_dtype
-from gptj.taps import split_tap
+from gptj.config.dtypes import numpy_dtype
+from gptj.outputs.taps import split_tap
 
 __all__ = [
     "LAMBDA",

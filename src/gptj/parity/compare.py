@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.backends import BACKENDS
-from gptj.dtypes import PARAMETER_DTYPES
+from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import InputError, shown
 from gptj.generation.sampling import uniforms
 from gptj.parity.bounds import Rounding, shifted

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
+from gptj.outputs.taps import split_tap
 from gptj.parity.extra_differences import GradientDifference, backward_rank
 from gptj.parity.steps import StepDifference
 from gptj.parity.text_differences import TextDifference
-from gptj.taps import split_tap
 
 __all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "spell_tap", "spell_taps"]
 

@@ -22,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import schema
 from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL
+from gptj.outputs.taps import list_taps, split_tap
 from gptj.parity.bounds import TokenSizes, accumulated
 from gptj.parity.comparison import Comparison, Origin, PairDifferences, TapDifference, spell_tap
 from gptj.parity.extra_differences import GradientDifference, compare_gradients, compare_with_exact
@@ -38,8 +40,6 @@ from gptj.parity.spread import AXES
 from gptj.parity.steps import StepDifference, compare_steps, compare_steps_with_exact
 from gptj.parity.text_differences import TextDifference, bound_texts, compare_texts, logits_of_texts
 from gptj.parity.trace import INPUTS, MEANINGS, Trace, rotary_sha256, slices_of
-from gptj.schema import schema
-from gptj.taps import list_taps, split_tap
 
 __all__ = ["Comparison", "Origin", "PairDifferences", "TapDifference", "compare_traces", "spell_tap"]
 

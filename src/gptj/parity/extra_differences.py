@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import BASE_PREFIX
 from gptj.parity.bounds import Rounding
 from gptj.parity.trace import Trace
-from gptj.schema import BASE_PREFIX
 
 __all__ = [
     "GradientDifference",
@@ -38,16 +38,15 @@ _ROWS = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class GradientDifference:
-    """One parameter's gradient.
+class ParameterDifference:
+    """A value that belongs to one parameter, in two traces.
 
     Attributes:
         base, other: whose: traces' names, or "oracle".
         parameter: its name.
-        difference: the largest, as a share of the largest gradient of the base; infinity where a value is not finite.
+        difference: the largest; infinity where a value is not finite.
         bound: how much of it rounding explains.
         where: the index.
-        looks_like: what explains all of a wrong one: "no gradient" or "a factor of 45"; None where neither does.
     """
 
     base: str
@@ -56,12 +55,6 @@ class GradientDifference:
     difference: float
     bound: float
     where: tuple[int, ...]
-    looks_like: str | None = None
-
-    @property
-    def what(self) -> str:
-        """Of what it is a difference."""
-        return "gradient"
 
     @property
     def holds(self) -> bool:
@@ -72,6 +65,22 @@ class GradientDifference:
         """The facts as JSON takes them."""
         found = self.difference if math.isfinite(self.difference) else None
         return {**dataclasses.asdict(self), "difference": found, "where": list(self.where), "holds": self.holds}
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientDifference(ParameterDifference):
+    """One parameter's gradient; the difference is a share of the largest gradient of the base.
+
+    Attributes:
+        looks_like: what explains all of a wrong one: "no gradient" or "a factor of 45"; None where neither does.
+    """
+
+    looks_like: str | None = None
+
+    @property
+    def what(self) -> str:
+        """Of what it is a difference."""
+        return "gradient"
 
     def __str__(self) -> str:
         seems = "" if self.looks_like is None else f"; looks like: {self.looks_like}"

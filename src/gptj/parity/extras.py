@@ -16,9 +16,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import schema
 from gptj.errors import SchemaError, did_you_mean, shown
 from gptj.reading.safetensors_file import WEIGHT_DTYPES, StoredTensor
-from gptj.schema import schema
 
 __all__ = ["GENERATED", "Extras", "examine_extras"]
 

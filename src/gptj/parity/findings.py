@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptj.errors import FormatError, ParityError, naming_file, shown, warn_of
-from gptj.json_file import parse_json_object, read_small_file
 from gptj.parity.json_schema import check_schema
+from gptj.paths.json_file import parse_json_object, read_small_file
 
 __all__ = [
     "PARTS",
@@ -72,7 +72,7 @@ class TapFound:
     """One intermediate value of two computations.
 
     Attributes:
-        tap: its name, see `gptj.taps`.
+        tap: its name, see `gptj.outputs.taps`.
         difference: absolute, at the place where it is the largest share of its bound.
         bound: how much of it rounding explains.
         holds: whether rounding explains it.
@@ -322,7 +322,7 @@ class Findings:
         """The findings in a file.
 
         Raises:
-            MissingFileError, LimitError: see `gptj.json_file.read_small_file`.
+            MissingFileError, LimitError: see `gptj.paths.json_file.read_small_file`.
             FormatError: see `from_json`.
         """
         return cls.from_json(read_small_file(path, limit_bytes=LARGEST_FILE_BYTES), file=path)

@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import Head
 from gptj.errors import MissingFileError, ParityError
 from gptj.parity.oracle import Oracle
 from gptj.reading.folder import Checkpoint, open_checkpoint
 from gptj.reading.load_plan import plan_load
 from gptj.reading.manifest import MANIFEST_FILE, Fingerprint, Manifest
 from gptj.reading.weight_files import safe_path, set_among
-from gptj.schema import Head
 
 __all__ = [
     "FINGERPRINT_TOLERANCE",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.parity import bounds
 from gptj.parity.explanation import APART, WrongTap, largest_share
 from gptj.parity.mistaken import MistakenOperation, rotary

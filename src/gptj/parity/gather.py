@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.json_file import read_json_object
+from gptj.outputs.taps import list_taps, split_tap
 from gptj.parity.findings import (
     PARTS,
     Findings,
@@ -22,7 +22,7 @@ from gptj.parity.findings import (
     TextFound,
     Verdict,
 )
-from gptj.taps import list_taps, split_tap
+from gptj.paths.json_file import read_json_object
 
 if TYPE_CHECKING:
     from gptj.parity.comparison import Comparison, PairDifferences, TapDifference

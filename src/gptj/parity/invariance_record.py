@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gptj
+from gptj.config.schema import schema
 from gptj.errors import GPTJError
 from gptj.parity.findings import MeasureFound
 from gptj.parity.invariances import (
@@ -32,7 +33,6 @@ from gptj.parity.oracle import positions_of_mask
 from gptj.parity.run import open_oracle
 from gptj.parity.steps import step_limit, stepped
 from gptj.parity.trace_record import PATHS, probe_batch, take_steps
-from gptj.schema import schema
 from gptj.writing.output_file import whole_file
 
 __all__ = ["record_matrix", "rows_of"]

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import ACTIVATIONS
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.rotary import ROTARY_BASE
 from gptj.parity.mistaken import Expect, MistakenOperation, Round, rotary
 from gptj.parity.operations import Expected, Missing
 from gptj.parity.oracle import activation
-from gptj.schema.rotary import ROTARY_BASE
 
 __all__ = ["MISTAKES", "Mistake", "mistakes_at"]
 

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.rotary import rotary_rows, rotate_pairs
+from gptj.config.schema import BASE_PREFIX
 from gptj.inputs import IGNORED_LABEL
+from gptj.outputs.taps import split_tap
 from gptj.parity import bounds
 from gptj.parity.bounds import Rounding
 from gptj.parity.oracle import activation, token_losses
 from gptj.parity.trace import Trace
-from gptj.schema import BASE_PREFIX
-from gptj.schema.rotary import rotary_rows, rotate_pairs
-from gptj.taps import split_tap
 
 __all__ = ["Expected", "Missing", "OperationOf"]
 

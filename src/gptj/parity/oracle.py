@@ -25,15 +25,15 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.rotary import rotary_rows, rotate_pairs
+from gptj.config.schema import BASE_PREFIX
 from gptj.errors import InputError
+from gptj.generation.scoring import Score, windows_of
+from gptj.generation.scoring.sequences import Prefix, sequences_of
+from gptj.generation.scoring.windows import limits_of
 from gptj.inputs import check_call
+from gptj.outputs.taps import TapCollector, choose_taps
 from gptj.parity.losses import causal_lm_loss, classification_loss, question_answering_loss, token_losses
-from gptj.schema import BASE_PREFIX
-from gptj.schema.rotary import rotary_rows, rotate_pairs
-from gptj.scoring import Score, windows_of
-from gptj.scoring.sequences import Prefix, sequences_of
-from gptj.scoring.windows import limits_of
-from gptj.taps import TapCollector, choose_taps
 
 __all__ = [
     "Oracle",
@@ -80,7 +80,7 @@ class Oracle:
         adapter: a LoRA adapter's scale, A (r, in) and B (out, r), by the layer: `h.0.attn.q_proj`.
 
     >>> config = GPTJConfig(vocab_size=7, n_positions=16, n_embd=8, n_layer=1, n_head=2, rotary_dim=2)
-    >>> from gptj.schema import schema
+    >>> from gptj.config.schema import schema
     >>> weights = {row.name: np.full(row.shape, 0.5) for row in schema(config)}
     >>> Oracle(config, weights).forward([[1, 2, 3]]).logits.shape
     (1, 3, 7)
@@ -181,7 +181,7 @@ class Oracle:
         labels: ArrayLike | None = None,
         names: str | Iterable[str] | None = None,
     ) -> dict[str, Array]:
-        """The intermediate values of a forward pass by the names that every wing's `taps` has; see `gptj.taps`."""
+        """The intermediate values of a forward pass by the names of `gptj.outputs.taps`."""
         absent = ("loss",) if labels is None else ()
         chosen = choose_taps(names, self.config.n_layer, absent=absent)
         oracle, collector = copy.copy(self), TapCollector(chosen)
@@ -356,7 +356,7 @@ class Oracle:
     ) -> list[Score]:
         """The log-likelihood of every token of each text, or of its continuation, window by window without padding.
 
-        The arguments are those of a model's `score` (see `gptj.scoring.Scores`).
+        The arguments are those of a model's `score` (see `gptj.generation.scoring.Scores`).
         """
         limits = limits_of(self.config, max_length, stride)
         scores = []

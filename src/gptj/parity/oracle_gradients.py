@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gptj.config.rotary import rotate_pairs
 from gptj.inputs import IGNORED_LABEL
 from gptj.parity.oracle import Oracle, activation
-from gptj.schema.rotary import rotate_pairs
 
 __all__ = ["loss_gradients"]
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from gptj.backends.surroundings import address_limit, memory, processors, require_current_folder
 from gptj.config import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import schema
 from gptj.errors import GPTJError, harmless
-from gptj.schema import schema
 
 __all__ = [
     "PROCESS_TIMEOUT_S",

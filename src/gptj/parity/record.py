@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 import gptj
 from gptj.backends import BACKENDS
 from gptj.config import GPTJConfig
-from gptj.dtypes import PARAMETER_DTYPES
+from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import FormatError, GPTJError, InputError, LimitError, naming_file, shown
-from gptj.json_file import read_json_object
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.trace_record import batch_of_probe, record_trace
 from gptj.parity.versions import library_versions
+from gptj.paths.json_file import read_json_object
 from gptj.reading.npz import NpyArray, open_named_npz
 from gptj.writing.file_system import make_folder
 from gptj.writing.npz import write_npz

@@ -22,8 +22,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gptj.brief import html_table
 from gptj.errors import ParityError
+from gptj.errors.brief import html_table
 from gptj.parity.comparison import Comparison
 from gptj.parity.sensitivity import Sensitivity
 

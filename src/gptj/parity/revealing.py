@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.schema import BASE_PREFIX, Head, TensorSpec, schema
+from gptj.config.schema import BASE_PREFIX, Head, TensorSpec, schema
 
 __all__ = ["revealing_config", "revealing_fill", "revealing_tensor", "revealing_weights"]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gptj.adapters import read_adapter
 from gptj.backends import BACKENDS, choose_backend, install_one_of, installed_backends
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.config.dtypes import dtype_name, numpy_dtype
 from gptj.errors import BackendError, FormatError, InputError, SchemaError, shown
 from gptj.parity.compare import compare_records
 from gptj.parity.comparison import Comparison

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.outputs.taps import split_tap
 from gptj.parity.comparison import spell_tap
 from gptj.parity.mistaken import Expect, MistakenOperation, rotary
 from gptj.parity.mutants import MISTAKES
 from gptj.parity.operations import PRODUCTS, Expected, Missing, ReadWeight
 from gptj.parity.trace import Trace, slices_of
-from gptj.taps import split_tap
 
 __all__ = ["PlantedMistake", "Sensitivity", "SmallestChange", "measure_sensitivity"]
 

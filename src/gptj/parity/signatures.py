@@ -12,12 +12,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from gptj.outputs.taps import split_tap
 from gptj.parity.explanation import Array, Slices, WrongTap
 from gptj.parity.fitted import FITS, spell_place
 from gptj.parity.mutants import mistakes_at
 from gptj.parity.operations import ReadWeight
 from gptj.parity.trace import Trace, slices_of
-from gptj.taps import split_tap
 
 __all__ = ["find_signature"]
 

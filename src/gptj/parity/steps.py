@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.parity.bounds import Rounding
+from gptj.parity.extra_differences import ParameterDifference
 from gptj.parity.trace import Trace
 
 __all__ = [
@@ -90,40 +91,19 @@ def step_limit(parameter: Array, slope: Array, kind: str, rounding: Rounding) ->
 
 
 @dataclasses.dataclass(frozen=True)
-class StepDifference:
-    """One parameter after an optimizer's steps.
+class StepDifference(ParameterDifference):
+    """One parameter after an optimizer's steps; the difference is absolute, where it is the largest share of its bound.
 
     Attributes:
-        base, other: whose: traces' names, or "oracle".
         kind: of `KINDS`.
-        parameter: its name.
-        difference: absolute, where it is the largest share of its bound; infinity where a value is not finite.
-        bound: how much of it rounding explains.
-        where: the index.
     """
 
-    base: str
-    other: str
     kind: str
-    parameter: str
-    difference: float
-    bound: float
-    where: tuple[int, ...]
 
     @property
     def what(self) -> str:
         """Of what it is a difference."""
         return f"step of {KINDS[self.kind]}"
-
-    @property
-    def holds(self) -> bool:
-        """Whether rounding explains it."""
-        return math.isfinite(self.difference) and self.difference <= self.bound
-
-    def as_dict(self) -> dict[str, Any]:
-        """The facts as JSON takes them."""
-        found = self.difference if math.isfinite(self.difference) else None
-        return {**dataclasses.asdict(self), "difference": found, "where": list(self.where), "holds": self.holds}
 
     def __str__(self) -> str:
         return (
@@ -194,7 +174,7 @@ def _worst(
     off: Callable[[slice], tuple[Array, Array]],
 ) -> StepDifference:  # fmt: skip
     """The difference that is the largest share of its own element's bound, some rows at a time."""
-    worst, found = -1.0, StepDifference(*names, kind, parameter, 0.0, 0.0, (0,) * len(shape))
+    worst, found = -1.0, StepDifference(*names, parameter, 0.0, 0.0, (0,) * len(shape), kind)
     step = max(1, _ROWS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -205,5 +185,5 @@ def _worst(
         at = np.unravel_index(int(share.argmax()), share.shape)
         if share[at] > worst:
             worst, place = float(share[at]), (start + int(at[0]), *(int(n) for n in at[1:]))
-            found = StepDifference(*names, kind, parameter, float(difference[at]), float(bound[at]), place)
+            found = StepDifference(*names, parameter, float(difference[at]), float(bound[at]), place, kind)
     return found

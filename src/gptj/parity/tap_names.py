@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gptj.errors import FormatError, InputError, did_you_mean, shown
-from gptj.json_file import read_small_file
+from gptj.outputs.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, Tap, split_tap
 from gptj.parity.layout import Layout
+from gptj.paths.json_file import read_small_file
 from gptj.reading.safetensors_file import LONGEST_NAME
-from gptj.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, Tap, split_tap
 
 __all__ = ["Rule", "TapNames", "find_tap", "shipped_names"]
 
@@ -88,7 +88,7 @@ class TapNames:
         """The mapping in the TOML file at `path`.
 
         Raises:
-            MissingFileError, LimitError: see `gptj.json_file.read_small_file`.
+            MissingFileError, LimitError: see `gptj.paths.json_file.read_small_file`.
             FormatError: it is no TOML, or no mapping; the line's number says where.
         """
         data = read_small_file(path)

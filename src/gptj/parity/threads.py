@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj.config import GPTJConfig
-from gptj.schema import schema
+from gptj.config.schema import schema
 
 __all__ = ["few_threads"]
 

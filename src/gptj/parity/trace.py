@@ -22,17 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import PARAMETER_DTYPES
+from gptj.config.dtypes import PARAMETER_DTYPES
+from gptj.config.rotary import rotary_table
 from gptj.errors import ConfigError, FormatError, InputError, SchemaError, naming_file, shown, warn_of
 from gptj.inputs import IGNORED_LABEL
-from gptj.json_file import parse_json_object
+from gptj.outputs.taps import list_taps, split_tap
 from gptj.parity.extras import Extras, examine_extras
 from gptj.parity.layout import Layout
 from gptj.parity.tap_names import TapNames, find_tap
+from gptj.paths.json_file import parse_json_object
 from gptj.reading.files import BLOCK_BYTES
 from gptj.reading.safetensors_file import WEIGHT_DTYPES, SafetensorsFile, StoredTensor, pack_header, read_safetensors
-from gptj.schema.rotary import rotary_table
-from gptj.taps import list_taps, split_tap
 from gptj.writing.output_file import whole_file
 
 __all__ = [
@@ -77,7 +77,7 @@ class TraceFacts:
 
     Attributes:
         source: in a word or two, "pt" or "transformers in PyTorch".
-        dtype: computed in, one of `gptj.dtypes.PARAMETER_DTYPES`.
+        dtype: computed in, one of `gptj.config.dtypes.PARAMETER_DTYPES`.
         config: of the model.
         versions: of libraries, by name.
         path: the way of computing, "plain", "prepared", "compiled" ...; None is not said.

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 import gptj
 from gptj.backends import choose_backend
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name
+from gptj.config.dtypes import dtype_name
+from gptj.config.schema import schema
 from gptj.errors import InputError, shown
 from gptj.inputs import IGNORED_LABEL, check_call
+from gptj.outputs.taps import choose_taps, split_tap
 from gptj.parity.oracle import positions_of_mask
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.steps import BETAS, DECAY, EPSILON, KINDS, RATE, SHARES
@@ -32,8 +34,6 @@ from gptj.parity.versions import library_versions
 from gptj.reading.folder import open_checkpoint
 from gptj.reading.load_plan import plan_load
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
-from gptj.schema import schema
-from gptj.taps import choose_taps, split_tap
 
 __all__ = [
     "PATHS",

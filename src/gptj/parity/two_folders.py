@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gptj.backends import choose_backend, installed_backends
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name
+from gptj.config.dtypes import dtype_name
 from gptj.parity.differences import Comparison, compare_traces, spell_tap
 from gptj.parity.probe import require_no_seed
 from gptj.parity.processes import Job, memory_of, run_side_by_side

@@ -4,7 +4,7 @@
     prepare, Loading                 the decisions of a load: config, rows, dtype, device         loading.py
     Tapped                           intermediate values by name                                  tapped.py
     Adapted                          LoRA adapters: held, switched, stored and merged             adapted.py
-    saving_options, shard_bytes      the options of save_pretrained                               saving.py
+    saving_options                   the options of save_pretrained                               saving.py
     cut_model                        a model on several devices, from a reader of any format       placing.py
     FOREIGN_ARGUMENTS                arguments of transformers that cannot be had here            foreign_arguments.py
 
@@ -15,7 +15,7 @@ from gptj.pretrained.base import Pretrained
 from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS
 from gptj.pretrained.loading import FreshWeightsWarning, Loading, one_dtype, prepare
 from gptj.pretrained.placing import cut_model
-from gptj.pretrained.saving import saving_options, shard_bytes
+from gptj.pretrained.saving import saving_options
 
 __all__ = [
     "FOREIGN_ARGUMENTS",
@@ -26,5 +26,4 @@ __all__ = [
     "one_dtype",
     "prepare",
     "saving_options",
-    "shard_bytes",
 ]

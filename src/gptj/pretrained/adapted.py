@@ -27,9 +27,9 @@ from gptj.adapters import (
     write_adapter,
 )
 from gptj.adapters.config import stranger_hint
-from gptj.dtypes import dtype_name
+from gptj.config.dtypes import dtype_name
+from gptj.config.schema import BASE_PREFIX, TensorSpec, schema
 from gptj.errors import ConfigError, InputError, did_you_mean, shown, warn_of
-from gptj.schema import BASE_PREFIX, TensorSpec, schema
 
 __all__ = ["Adapted", "HeldAdapter", "HeldAdapters"]
 

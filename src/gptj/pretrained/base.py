@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.config.dtypes import dtype_name, numpy_dtype
+from gptj.config.initial import initial_tensor, resized_tensor
+from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import ConfigError, InputError
 from gptj.generation.mixin import Generates
 from gptj.generation.typed import Off, On, typed_load
@@ -30,8 +32,6 @@ from gptj.pretrained.loading import Loading, one_dtype, prepare
 from gptj.pretrained.placing import place_model
 from gptj.pretrained.saving import check_rows, saving_options, write_model
 from gptj.pretrained.tapped import Tapped
-from gptj.schema import Head, TensorSpec, schema
-from gptj.schema.initial import initial_tensor, resized_tensor
 from gptj.sharding import Placement, ReadPart, Strategy
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptj.config import BUILT_IN, GPTJConfig
+from gptj.config.schema import Head
 from gptj.errors import ConfigError, InputError, shown
-from gptj.schema import Head
 
 
 def check_same_build(old: GPTJConfig, new: GPTJConfig, head: Head) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gptj.schema import BASE_PREFIX
+from gptj.config.schema import BASE_PREFIX
 
 __all__ = ["ArrayFacts", "is_embedding"]
 

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig, is_field
-from gptj.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
+from gptj.config.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
+from gptj.config.initial import initial_tensor
+from gptj.config.schema import HEADS, Head, TensorSpec, schema
 from gptj.errors import ConfigError, InputError, MissingFileError, SchemaError, did_you_mean, shown
 from gptj.generation.config import GenerationConfig
 from gptj.parity.fingerprint import check_fingerprint
@@ -26,8 +28,6 @@ from gptj.pretrained.foreign_arguments import FOREIGN_ARGUMENTS, place_of, take_
 from gptj.reading.folder import Checkpoint, open_checkpoint, verify_checkpoint
 from gptj.reading.load_plan import LoadPlan, plan_load
 from gptj.reading.weight_files import FOREIGN_WEIGHTS, split_weights, variant_sets
-from gptj.schema import HEADS, Head, TensorSpec, schema
-from gptj.schema.initial import initial_tensor
 
 
 class FreshWeightsWarning(UserWarning):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import InputError, SchemaError, shown
 from gptj.generation.config import GENERATION_CONFIG_FILE
 from gptj.generation.mixin import Generates
-from gptj.schema import Head, TensorSpec, schema
 from gptj.sharding import ReadTogether
 from gptj.writing.checkpoint_writer import write_checkpoint
+from gptj.writing.shards import shard_bytes
 
 
 def write_model(
@@ -57,27 +57,6 @@ def side_files(model: Any) -> dict[str, bytes]:
     if model.derives_generation_config and (settled.pad_token_id or 0) >= model.config.vocab_size:
         settled = settled.replace(pad_token_id=None)  # it would be left out when it is read
     return {GENERATION_CONFIG_FILE: settled.to_json().encode()}
-
-
-_MOST_BYTES = 2**63
-
-
-def shard_bytes(size: int | str, *, where: str = "max_shard_size") -> int:
-    """The bytes of "5GB", "200MB" or "1GiB", or of a number.
-
-    >>> shard_bytes("5GB"), shard_bytes("1KiB"), shard_bytes(7)
-    (5000000000, 1024, 7)
-
-    Raises:
-        InputError: it is no size, or less than a byte, or more than 2**63.
-    """
-    spelt = size if isinstance(size, str) else shown(size)
-    found = re.fullmatch(r"([0-9]{1,30}(?:\.[0-9]{1,30})?) ?(?:([KMGT])(i?)B|B)?", spelt, re.IGNORECASE)
-    power = 0 if found is None else " KMGT".index((found[2] or " ").upper())
-    count = 0.0 if found is None else float(found[1]) * (1024 if found[3] else 1000) ** power
-    if isinstance(size, bool) or not 1 <= count <= _MOST_BYTES:
-        raise InputError("no size", where=where, expected='bytes, or such as "5GB", 1 to 2**63', found=shown(size))
-    return int(count)
 
 
 def saving_options(max_shard_bytes: int | str, others: Mapping[str, Any]) -> int:

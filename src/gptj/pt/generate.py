@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from gptj import generation, scoring
-from gptj.generation import PARTS, Columns, Selected, Step
+from gptj import generation
+from gptj.generation import PARTS, Columns, Selected, Step, scoring
 from gptj.generation.decoder import Ids, Mask
 from gptj.outputs import KVCache
 from gptj.pt.arguments import host

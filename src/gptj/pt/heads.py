@@ -20,6 +20,7 @@ from gptj.outputs import (
     SequenceClassifierOutputWithPast,
     object_or_tuple,
 )
+from gptj.outputs.taps import TapCollector
 from gptj.pretrained import one_dtype
 from gptj.pt.arguments import as_ids, as_tensor, host, place
 from gptj.pt.generate import GenerationMixin
@@ -28,7 +29,6 @@ from gptj.pt.kernels import Linear
 from gptj.pt.layers import at_least_float32
 from gptj.pt.model import GPTJModel
 from gptj.pt.weights import PretrainedModel, empty_parameters
-from gptj.taps import TapCollector
 
 
 class CrossEntropy(torch.autograd.Function):

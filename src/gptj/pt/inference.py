@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gptj.config.schema import BASE_PREFIX, TensorSpec
 from gptj.errors import InputError
 from gptj.inputs.prepared import QUANTIZATIONS, check_quantize, give_up, refusal
 from gptj.pt.adapters import LowRanks
@@ -24,7 +25,6 @@ from gptj.pt.arguments import AttentionMask, UpdateCache
 from gptj.pt.kernels import can_apply_gelu, pack, stack
 from gptj.pt.layers import GELUS, rotate_pairs
 from gptj.pt.model import MLP, Attention, Block
-from gptj.schema import BASE_PREFIX, TensorSpec
 
 
 class OneProduct(nn.Module):

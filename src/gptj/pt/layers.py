@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptj.config import GPTJConfig
-from gptj.schema.rotary import rotary_table
+from gptj.config.rotary import rotary_table
 
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 """`F.gelu`'s `approximate=` argument for each activation."""

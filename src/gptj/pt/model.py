@@ -22,12 +22,12 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
+from gptj.outputs.taps import TapCollector
 from gptj.pretrained import one_dtype
 from gptj.pt.arguments import AttentionMask, CacheBuilder, Call, UpdateCache, cache_length, convert_arguments
 from gptj.pt.kernels import Linear
 from gptj.pt.layers import ACTIVATIONS, RotaryTable, at_least_float32, rotate_pairs
 from gptj.pt.weights import PretrainedModel, empty_parameters
-from gptj.taps import TapCollector
 
 
 class Attention(nn.Module):

@@ -17,6 +17,7 @@ from torch.distributed import checkpoint
 from torch.distributed.tensor import DTensor
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import schema_by_name
 from gptj.errors import WriteError
 from gptj.finetune.settings import Settings
 from gptj.inputs import IGNORED_LABEL
@@ -35,7 +36,6 @@ from gptj.pt.parallel import (
     whole,
 )
 from gptj.pt.weights import from_numpy, to_numpy
-from gptj.schema import schema_by_name
 from gptj.sharding import Mesh, Strategy, check_mesh
 
 

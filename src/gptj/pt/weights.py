@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import Head, TensorSpec, schema, schema_by_name
 from gptj.inputs.prepared import check_device
 from gptj.outputs import (
     BaseModelOutputWithPast,
@@ -31,7 +32,6 @@ from gptj.outputs import (
 from gptj.pretrained import Loading, Pretrained
 from gptj.pretrained.counted import ArrayFacts
 from gptj.pt.adapters import AdapterMixin
-from gptj.schema import Head, TensorSpec, schema, schema_by_name
 from gptj.sharding import Placement, ReadPart, Strategy
 
 

@@ -16,13 +16,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
+from gptj.config.schema import Head
 from gptj.errors import ConfigError, FormatError, SchemaError, shown
 from gptj.paths import missing_folder
 from gptj.reading.manifest import CONFIG_HASH_KEY, VerifiedManifest, verify_manifest, warn_of_unchecked
 from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor
 from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path, split_weights
 from gptj.reading.weight_names import PlainNames, head_of, infer_dialect, plain_names
-from gptj.schema import Head
 
 __all__ = ["Checkpoint", "open_checkpoint", "verify_checkpoint"]
 

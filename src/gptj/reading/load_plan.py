@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema_by_name
 from gptj.errors import ConfigError, SchemaError, shown, warn_of
 from gptj.reading.safetensors_file import MOST_TENSORS, WEIGHT_DTYPES, StoredTensor
 from gptj.reading.weight_files import convert_hint, listed
 from gptj.reading.weight_names import PlainNames, infer_dialect
-from gptj.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema_by_name
 
 if TYPE_CHECKING:
     from gptj.reading.folder import Checkpoint

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import FormatError, GPTJError, MissingFileError, naming_file, shown, warn_of
-from gptj.json_file import read_json_object
+from gptj.paths.json_file import read_json_object
 from gptj.reading.files import BLOCK_BYTES, file_identity, open_regular_file, read_into
 from gptj.reading.manifest_records import (
     FileRecord,

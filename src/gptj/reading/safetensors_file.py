@@ -24,9 +24,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 from gptj.errors import FormatError, GPTJError, InputError, LimitError, SchemaError, shown
-from gptj.json_file import parse_json_object
+from gptj.paths.json_file import parse_json_object
 from gptj.reading.buffers import page_aligned
 from gptj.reading.files import (
     ALIGNMENT,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
 
 __all__ = ["CastRecord", "CastTally", "ValueRecord", "ValueTally"]
 

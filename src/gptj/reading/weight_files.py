@@ -27,8 +27,8 @@ from gptj.errors import (
     warn_again,
     warn_of,
 )
-from gptj.json_file import read_json_object
 from gptj.paths import safe_path
+from gptj.paths.json_file import read_json_object
 from gptj.reading.kinds import describe_folder
 from gptj.reading.safetensors_file import SafetensorsFile, read_safetensors
 from gptj.reading.weight_names import plain_variable

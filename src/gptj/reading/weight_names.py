@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from gptj.config.schema import BASE_PREFIX, HEADS, Head, is_old_buffer
 from gptj.errors import SchemaError, shown, warn_of
-from gptj.schema import BASE_PREFIX, HEADS, Head, is_old_buffer
 
 __all__ = ["HEAD_WORDS", "Dialect", "PlainNames", "head_of", "infer_dialect", "plain_names", "plain_variable"]
 

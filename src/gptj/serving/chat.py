@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gptj.errors import TokenizerError
-from gptj.json_file import encoding_hint, read_json_object, read_small_file
 from gptj.paths import find_beside
+from gptj.paths.json_file import encoding_hint, read_json_object, read_small_file
 from gptj.serving.refusals import Refusal
 
 __all__ = ["CHAT_TEMPLATE_FILE", "ChatTemplate"]

@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import schema
 from gptj.errors import GPTJError, InputError, shown
-from gptj.schema import schema
 from gptj.sharding.table import Mesh, Strategy, check_mesh, held_by_one
 
 __all__ = ["MemoryPlan", "Work", "list_meshes", "plan_memory"]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from gptj.config.schema import TensorSpec
 from gptj.errors import InputError, shown
-from gptj.schema import TensorSpec
 
 __all__ = [
     "Processes",

@@ -1,12 +1,12 @@
 """The table of shardings: which axis of which tensor is cut along which axis of a mesh of devices, per strategy.
 
-The named axes are `gptj.schema`'s. A mesh has two axes, `dp` and `tp`, of sizes whose product is the number of devices:
+The named axes are the schema's. A mesh has two axes, `dp` and `tp`, of sizes whose product is the number of devices:
 rows of a batch are cut along `dp`, heads, feed-forward and vocabulary along `tp`, and where a strategy says so the rest
 of each weight along `dp` (FSDP, ZeRO-3). PyTorch's placements and jax's NamedSharding are derived from `partition_of`
 and compared with it.
 
 >>> from gptj import GPTJConfig
->>> from gptj.schema import schema_by_name
+>>> from gptj.config.schema import schema_by_name
 >>> spec = schema_by_name(GPTJConfig())["transformer.h.0.mlp.fc_out.weight"]
 >>> partition_of(spec, "tp"), partition_of(spec, "tp_fsdp")
 (((), ('tp',)), (('dp',), ('tp',)))
@@ -24,8 +24,8 @@ from typing import Any, Literal, get_args
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import TensorSpec
 from gptj.errors import InputError, did_you_mean, shown
-from gptj.schema import TensorSpec
 
 __all__ = [
     "MESH_AXES",

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from gptj.config import GPTJConfig
-from gptj.dtypes import numpy_dtype
-from gptj.schema import schema
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import schema
 from gptj.sharding.plan import Work
 from gptj.sharding.table import Mesh, MeshAxis, Strategy, held_by_one
 

@@ -30,8 +30,8 @@ from gptj.errors import (
     shown,
     warn_of,
 )
-from gptj.json_file import SMALL_FILE_BYTES, encoding_hint, parse_json_object, read_json_object, read_small_file
 from gptj.paths import find_beside, is_folder, likely_folder, require_path
+from gptj.paths.json_file import SMALL_FILE_BYTES, encoding_hint, parse_json_object, read_json_object, read_small_file
 from gptj.text.tokenizer_data import (
     END_OF_TEXT,
     EXTRA_TOKENS,

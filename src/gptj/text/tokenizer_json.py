@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj.errors import TokenizerError, shown, warn_of
-from gptj.json_file import parse_json_object
+from gptj.paths.json_file import parse_json_object
 from gptj.text.tokenizer_data import AddedToken, TokenizerData, spelt
 
 __all__ = ["check_twice", "kind_of", "parse_added_token", "parse_tokenizer_json"]

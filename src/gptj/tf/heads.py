@@ -22,7 +22,7 @@ from gptj.outputs import (
     SequenceClassifierOutputWithPast,
     object_or_tuple,
 )
-from gptj.taps import TapCollector
+from gptj.outputs.taps import TapCollector
 from gptj.tf.arguments import batch_and_length, check_traced_ids, host, sizes
 from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
 from gptj.config import GPTJConfig
-from gptj.schema.rotary import rotary_table
+from gptj.config.rotary import rotary_table
 from gptj.tf.arguments import sizes
 
 

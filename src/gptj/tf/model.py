@@ -19,7 +19,7 @@ from gptj import inputs
 from gptj.config import GPTJConfig
 from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
-from gptj.taps import TapCollector
+from gptj.outputs.taps import TapCollector
 from gptj.tf.arguments import (
     CacheBuilder,
     UpdateCache,

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from gptj import inputs
 from gptj.config import GPTJConfig
-from gptj.dtypes import dtype_name, numpy_dtype
+from gptj.config.dtypes import dtype_name, numpy_dtype
+from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import InputError
 from gptj.inputs.prepared import check_device
 from gptj.outputs import (
@@ -35,7 +36,6 @@ from gptj.outputs import (
 )
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.counted import ArrayFacts, is_embedding
-from gptj.schema import Head, TensorSpec, schema
 from gptj.sharding import Placement, ReadPart, Strategy
 from gptj.tf.adapters import AdapterMixin
 from gptj.tf.arguments import as_ids, as_tensor, check_traced_ids, host

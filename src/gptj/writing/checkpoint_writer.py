@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import CONFIG_FILE, GPTJConfig
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import HEADS, Head, TensorSpec, schema
 from gptj.errors import InputError, shown
 from gptj.reading.manifest import (
     CONFIG_HASH_KEY,
@@ -25,7 +26,6 @@ from gptj.reading.manifest import (
 )
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj.reading.weight_files import INDEX_FILE, is_weights_name
-from gptj.schema import HEADS, Head, TensorSpec, schema
 from gptj.writing.extra_files import check_extra_files, choose_fate
 from gptj.writing.file_system import FileSystem
 from gptj.writing.folder import FolderWriter, ManifestFacts, TensorObserver, WritingOrder

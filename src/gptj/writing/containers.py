@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gptj.config.schema import Head, TensorSpec
 from gptj.errors import WriteError
 from gptj.reading.manifest import FileRecord
-from gptj.schema import Head, TensorSpec
 from gptj.writing.column_sums import ColumnSums
 from gptj.writing.output_directory import OutputDirectory
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import FormatError
 from gptj.reading.manifest import (
     MANIFEST_FILE,
@@ -35,7 +36,6 @@ from gptj.reading.manifest import (
     examine_tensor,
     tool_name,
 )
-from gptj.schema import Head, TensorSpec, schema
 from gptj.writing.file_system import FileSystem
 from gptj.writing.journal import (
     Journal,

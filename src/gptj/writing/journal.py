@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from gptj.config.schema import TensorSpec
 from gptj.errors import FormatError, GPTJError, InputError, naming_file, shown
-from gptj.json_file import read_json_object
+from gptj.paths.json_file import read_json_object
 from gptj.reading.manifest import FileRecord, Origin, TensorRecord, hash_of_start, tool_name
 from gptj.reading.manifest_records import file_record, records_of, tensor_record
 from gptj.reading.tally import is_narrowing
 from gptj.reading.weight_files import LARGEST_INDEX_BYTES
-from gptj.schema import TensorSpec
 from gptj.writing.output_directory import OutputDirectory
 
 __all__ = [

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from gptj.dtypes import numpy_dtype
+from gptj.config.dtypes import numpy_dtype
+from gptj.config.schema import TensorSpec
 from gptj.errors import FormatError, WriteError, naming_file, shown
 from gptj.reading.buffers import PAGE_BYTES
 from gptj.reading.manifest import FileRecord, FoundTensor, TensorRecord, examine_tensor
 from gptj.reading.safetensors_file import pack_header, read_safetensors
 from gptj.reading.weight_files import WEIGHTS_FILE
-from gptj.schema import TensorSpec
 from gptj.writing.column_sums import ColumnSums
 from gptj.writing.containers import Entry
 from gptj.writing.folder import FolderWriter

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 
-from gptj.errors import InputError
+from gptj.errors import InputError, shown
 
-__all__ = ["ShardCutter", "cut_sizes", "index_text", "shard_name"]
+__all__ = ["ShardCutter", "cut_sizes", "index_text", "shard_bytes", "shard_name"]
 
+_MOST_BYTES = 2**63
 _MOST_SHARDS = 99_999  # names have five digits
+
+
+def shard_bytes(size: int | str, *, where: str = "max_shard_size") -> int:
+    """The bytes of "5GB", "200MB" or "1GiB", or of a number.
+
+    >>> shard_bytes("5GB"), shard_bytes("1KiB"), shard_bytes(7)
+    (5000000000, 1024, 7)
+
+    Raises:
+        InputError: it is no size, or less than a byte, or more than 2**63.
+    """
+    spelt = size if isinstance(size, str) else shown(size)
+    found = re.fullmatch(r"([0-9]{1,30}(?:\.[0-9]{1,30})?) ?(?:([KMGT])(i?)B|B)?", spelt, re.IGNORECASE)
+    power = 0 if found is None else " KMGT".index((found[2] or " ").upper())
+    count = 0.0 if found is None else float(found[1]) * (1024 if found[3] else 1000) ** power
+    if isinstance(size, bool) or not 1 <= count <= _MOST_BYTES:
+        raise InputError("no size", where=where, expected='bytes, or such as "5GB", 1 to 2**63', found=shown(size))
+    return int(count)
 
 
 class ShardCutter:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.config.schema import TensorSpec
 from gptj.errors import SchemaError, shown
 from gptj.reading.files import BLOCK_BYTES
 from gptj.reading.manifest import Origin, TensorRecord
 from gptj.reading.safetensors_file import WEIGHT_DTYPES, cast
 from gptj.reading.tally import CastTally, ValueTally, is_narrowing
-from gptj.schema import TensorSpec
 from gptj.writing.journal import WritingRules
 
 __all__ = ["BlockTally", "native", "record_tensor", "stored_blocks", "stored_dtype"]

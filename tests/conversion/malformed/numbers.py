@@ -16,9 +16,9 @@ from toy_decoder import ToyDecoder, toy_config
 from gptj.checkpoint import verify_checkpoint
 from gptj.config import GPTJConfig
 from gptj.generation import GenerationConfig, generate
-from gptj.pretrained.saving import shard_bytes
 from gptj.sharding.plan import Work, list_meshes, plan_memory
 from gptj.text.tokenizer import GPTJTokenizer
+from gptj.writing.shards import shard_bytes
 from malformed import Malformed
 from malformed.configs import converted, opened, read, setting
 

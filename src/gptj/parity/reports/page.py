@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gptj.dtypes import PARAMETER_DTYPES
+from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.parity.findings import Findings, MeasureFound, PairFound, TapFound, TextFound
 from gptj.parity.reports.heat_map import heat_map
 from gptj.parity.reports.line_chart import Line, line_chart

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from gptj.dtypes import PARAMETER_DTYPES
+from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import harmless
+from gptj.outputs.taps import split_tap
 from gptj.parity.findings import Findings, MeasureFound, TapFound
-from gptj.taps import split_tap
 
 __all__ = [
     "NOTHING",

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
 from gptj.generation.held import HeldLogits
-from gptj.scoring.likelihood import Progress, score_sequences
-from gptj.scoring.result import Score
-from gptj.scoring.sequences import Prefix, sequences_of
-from gptj.scoring.windows import limits_of
+from gptj.generation.scoring.likelihood import Progress, score_sequences
+from gptj.generation.scoring.result import Score
+from gptj.generation.scoring.sequences import Prefix, sequences_of
+from gptj.generation.scoring.windows import limits_of
 
 __all__ = ["Scores"]
 

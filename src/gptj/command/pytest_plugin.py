@@ -137,7 +137,7 @@ def _find(what: str, directory: str | os.PathLike[str], backends: Sequence[str] 
 
     from gptj_conversion.round_trip import through_formats
 
-    from gptj.dtypes import dtype_name
+    from gptj.config.dtypes import dtype_name
     from gptj.parity.matrix import run_matrix
 
     dtype = dtype_name(options.get("dtype", "float32"))

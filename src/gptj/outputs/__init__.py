@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar, cast
 
-from gptj.brief import brief, brief_fields, html_table
 from gptj.errors import InputError
+from gptj.errors.brief import brief, brief_fields, html_table
 
 __all__ = [
     "BaseModelOutputWithPast",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.schema import BASE_PREFIX, TensorSpec
+from gptj.config.schema import BASE_PREFIX, TensorSpec
 
 __all__ = ["initial_tensor", "resized_tensor"]
 

@@ -11,11 +11,11 @@ Table of contents:
 
 from __future__ import annotations
 
-from gptj.scoring.likelihood import Progress, score_sequences
-from gptj.scoring.mixin import Scores
-from gptj.scoring.result import Measure, Score
-from gptj.scoring.sequences import Prefix, Sequenced, prefix_of, sequence_of
-from gptj.scoring.windows import Window, limits_of, windows_of
+from gptj.generation.scoring.likelihood import Progress, score_sequences
+from gptj.generation.scoring.mixin import Scores
+from gptj.generation.scoring.result import Measure, Score
+from gptj.generation.scoring.sequences import Prefix, Sequenced, prefix_of, sequence_of
+from gptj.generation.scoring.windows import Window, limits_of, windows_of
 
 __all__ = [
     "Measure",

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.errors import GPTJError
 from gptj.generation.held import HeldLogits
-from gptj.scoring.result import Score
-from gptj.scoring.sequences import Sequenced
-from gptj.scoring.windows import Limits, Window, windows_of
+from gptj.generation.scoring.result import Score
+from gptj.generation.scoring.sequences import Sequenced
+from gptj.generation.scoring.windows import Limits, Window, windows_of
 
 __all__ = ["TOKENS_AT_ONCE", "Progress", "ScoredModel", "likelihoods_of", "score_sequences", "score_windows"]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.brief import brief_fields
+from gptj.errors.brief import brief_fields
 
 __all__ = ["Measure", "Score"]
 
