@@ -236,14 +236,16 @@ class Threads:
         ({"settings": dataclasses.replace(SETTINGS, save_every=9)}, "settings"),
     ],
 )
-def test_processes_that_have_other_files_or_options_are_refused_by_name(changes, words):
+def test_processes_that_have_other_files_or_options_are_refused_by_name(tmp_path, changes, words):
+    checkpoint = open_checkpoint(tuned_model(tmp_path))
+
     def work(team):
-        team.require_alike(identity() if team.first else dataclasses.replace(identity(), **changes))
+        team.require_alike(identity() if team.first else dataclasses.replace(identity(), **changes), checkpoint)
 
     first, second = Threads().run(work)
     assert isinstance(first, SystemExit)
     assert isinstance(second, InputError) and words in str(second) and "process 1 on" in str(second)
-    assert Threads().run(lambda team: team.require_alike(identity())) == [None, None]
+    assert Threads().run(lambda team: team.require_alike(identity(), checkpoint)) == [None, None]
 
 
 def test_a_folder_that_the_others_do_not_see_is_refused_and_leaves_nothing(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from mutants import MUTANTS
 from recorded import write_sample
 
+import gptj.backends
 import gptj.parity.differences
 import gptj.parity.gather
 import gptj.parity.ladder
@@ -136,6 +137,7 @@ def test_the_matrix_and_the_ladder_are_found_where_they_are_asked_for(pytester, 
 
         return run
 
+    monkeypatch.setattr(gptj.backends, "choose_backend", str)  # none is installed here
     monkeypatch.setattr(gptj.parity.run, "run_parity", report)
     wrong = MeasureFound("pt", "cached against whole", "logits", 1.0, 0.1, False)
     monkeypatch.setattr(gptj.parity.matrix, "run_matrix", found("matrix", matrix=(wrong,)))
