@@ -303,7 +303,7 @@ def _say_jobs(count: int, index: int) -> None:
                 "is missing", where=f"environment: {name}", expected="beside the processes' numbers", found=value
             )
     jobs = ",".join(f"{host_name}:{int(port) + 1 + n}" for n in range(count))
-    os.environ |= {"DTENSOR_JOBS": jobs, "DTENSOR_CLIENT_ID": str(index)}
+    os.environ |= {"DTENSOR_JOBS": jobs, "DTENSOR_NUM_CLIENTS": str(count), "DTENSOR_CLIENT_ID": str(index)}
 
 
 def count_devices() -> int:
