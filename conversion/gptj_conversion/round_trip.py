@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from gptj.errors import ConfigError
 from gptj_conversion.convert import convert, target_formats
 
-__all__ = ["through_formats"]
+__all__ = ["run_matrix_through_formats", "through_formats"]
+
+
+def run_matrix_through_formats(
+    directory: str | os.PathLike[str], backends: Sequence[str], *, dtype: str, seed: int,
+    progress: Callable[[str], None] | None = None,
+) -> Any:  # fmt: skip
+    """The matrix of a model, with a row for each file format.
+
+    Raises:
+        GPTJError: see `gptj.parity.matrix.run_matrix`.
+    """
+    from gptj.parity.matrix import run_matrix
+
+    with tempfile.TemporaryDirectory(prefix="gptj-parity-") as kept:
+        folders, notes = through_formats(directory, Path(kept))
+        return run_matrix(directory, backends, folders=folders, notes=notes, dtype=dtype, seed=seed, progress=progress)
 
 
 def through_formats(directory: str | os.PathLike[str], kept: Path) -> tuple[dict[str, Path], list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,20 +58,17 @@ def find_matrix(
     Raises:
         GPTJError: see `gptj.parity.matrix.run_matrix`.
     """
-    from gptj_conversion.round_trip import through_formats
+    from gptj_conversion.round_trip import run_matrix_through_formats
 
-    from gptj.parity.matrix import run_matrix
     from gptj.parity.run import require_framework
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     require_framework(names)  # before anything is converted
-    with (
-        tempfile.TemporaryDirectory(prefix="gptj-parity-") as kept,
-        waiting("converting to each format and back") as say,
-    ):
-        folders, notes = through_formats(directory, Path(kept))
-        return run_matrix(directory, names, folders=folders, notes=notes, dtype=dtype, seed=seed,
-                          progress=lambda words: say(f"ways to one answer: {words}"))  # fmt: skip
+    with waiting("converting to each format and back") as say:
+        found: Findings = run_matrix_through_formats(
+            directory, names, dtype=dtype, seed=seed, progress=lambda words: say(f"ways to one answer: {words}")
+        )
+    return found
 
 
 @click.command(cls=TakesJsonFile, short_help="Measure each precision against float64.")

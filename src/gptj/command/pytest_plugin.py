@@ -110,10 +110,10 @@ class Parity:
 
 
 def _refuse_beside(more: Sequence[str], options: dict[str, Any]) -> None:
-    """Make sure that the matrix and the ladder are asked of what else is compared.
+    """Refuse the matrix and the ladder, named in `more`, beside options that they do not have.
 
     Raises:
-        InputError: they are not.
+        InputError: naming the option.
     """
     from gptj.errors import InputError
 
@@ -132,19 +132,13 @@ def _find(what: str, directory: str | os.PathLike[str], backends: Sequence[str] 
         from gptj.parity.ladder import run_ladder
 
         return run_ladder(directory, names, seed=seed, progress=progress)
-    import tempfile
-    from pathlib import Path
-
-    from gptj_conversion.round_trip import through_formats
+    from gptj_conversion.round_trip import run_matrix_through_formats
 
     from gptj.config.dtypes import dtype_name
-    from gptj.parity.matrix import run_matrix
 
     dtype = dtype_name(options.get("dtype", "float32"))
     dtype = dtype if dtype == "float64" else "float32"  # which 16 bits cannot be held to
-    with tempfile.TemporaryDirectory(prefix="gptj-parity-") as kept:
-        folders, notes = through_formats(directory, Path(kept))
-        return run_matrix(directory, names, folders=folders, notes=notes, dtype=dtype, seed=seed, progress=progress)
+    return run_matrix_through_formats(directory, names, dtype=dtype, seed=seed, progress=progress)
 
 
 _parity = pytest.StashKey[Parity]()
