@@ -93,10 +93,10 @@ def _launch_line(made: Any, directory: Path, work: Any) -> str:
         placed = f'strategy="{made.strategy}", mesh=Mesh(dp={mesh.dp}, tp={mesh.tp}), ' if start else ""
         loop = f'a loop of your own (docs/scale.md) over from_pretrained({folder}, {placed}dtype="{work.dtype}")'
         return f"{start or 'python '}LOOP.py, {loop}"
-    rows = work.batch // mesh.dp
-    prompts = '"..."' if work.batch == 1 else f"--prompts FILE --batch-size {rows}"  # as many rows as were planned for
-    verb = f"generate {folder} {prompts} --dtype {work.dtype}"
     if work.training:
-        cut += f" --batch {work.batch} --length {work.length}"
-        verb = f"finetune {folder} DATA OUT{' --checkpoint-gradients' if work.recompute else ''}"
-    return f"{start}-m gptj {verb}{cut}" if start else f"gptj {verb}{cut}"
+        recompute = " --checkpoint-gradients" if work.recompute else ""
+        verb = f"finetune {folder} DATA OUT{recompute}{cut} --batch {work.batch} --length {work.length}"
+    else:  # as many rows as were planned for
+        prompts = '"..."' if work.batch == 1 else f"--prompts FILE --batch-size {work.batch // mesh.dp}"
+        verb = f"generate {folder} {prompts} --dtype {work.dtype}{cut}"
+    return f"{start}-m gptj {verb}" if start else f"gptj {verb}"
