@@ -44,8 +44,9 @@ def test_one_process_of_a_host_says_that_another_ended_where_the_first_is_gone(m
     monkeypatch.setattr(atexit, "register", lambda *words: kept.append(words))
     monkeypatch.setenv("MASTER_ADDR", "host-of-a-test")
     assert [together._is_first_here() for _ in range(3)] == [True, False, False]
-    monkeypatch.setenv("MASTER_ADDR", "another-run")
-    assert together._is_first_here()
+    for launcher in ("MASTER_ADDR", "DTENSOR_JOBS", "JAX_COORDINATOR_ADDRESS", "SLURM_JOB_ID"):
+        monkeypatch.setenv(launcher, "another-run")
+        assert together._is_first_here()
     for work, *_ in kept:
         if getattr(work, "__name__", "") == "close":
             work()

@@ -211,7 +211,7 @@ def _is_first_here() -> bool:
 
     A name that one process alone can have, until it ends; where the system has no such names, each is the first.
     """
-    name = "\0gptj.failed:" + ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    name = "\0gptj.failed:" + ":".join(os.environ.get(name, "") for name in _RUN)
     try:
         claim = socket.socket(socket.AF_UNIX)
         atexit.register(claim.close)  # which keeps it open
@@ -222,6 +222,10 @@ def _is_first_here() -> bool:
         return True
     atexit.register(time.sleep, _LISTENING_S)
     return True
+
+
+_RUN = ("MASTER_ADDR", "MASTER_PORT", "DTENSOR_JOBS", "JAX_COORDINATOR_ADDRESS", "SLURM_JOB_ID")
+"""Variables that are one run's, so that runs beside each other on a host each have a process that speaks."""
 
 
 def _end_well() -> None:
