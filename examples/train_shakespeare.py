@@ -40,9 +40,9 @@ from gptj_conversion.convert import convert
 from torch import Tensor
 
 import gptj
+from gptj.calls.inputs import IGNORED_LABEL
 from gptj.config import GPTJConfig
 from gptj.generation.config import GenerationConfig
-from gptj.inputs import IGNORED_LABEL
 from gptj.pt import GPTJForCausalLM
 from gptj.text.tokenizer import GPTJTokenizer
 
