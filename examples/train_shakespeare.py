@@ -40,8 +40,8 @@ from gptj_conversion.convert import convert
 from torch import Tensor
 
 import gptj
-from gptj.calls.inputs import IGNORED_LABEL
 from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.generation.config import GenerationConfig
 from gptj.pt import GPTJForCausalLM
 from gptj.text.tokenizer import GPTJTokenizer

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.calls.inputs import IGNORED_LABEL
 from gptj.calls.taps import list_taps, split_tap
 from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.schema import schema
 from gptj.errors import InputError, shown
 from gptj.parity.bounds import TokenSizes, accumulated

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gptj.calls.inputs import IGNORED_LABEL
+from gptj.config.labels import IGNORED_LABEL
 from gptj.errors import InputError
 
 __all__ = ["causal_lm_loss", "classification_loss", "question_answering_loss", "token_losses"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gptj.calls.inputs import IGNORED_LABEL
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.rotary import rotate_pairs
 from gptj.parity.oracle import Oracle, activation
 

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement as TorchPlacement
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from gptj.calls.inputs import IGNORED_LABEL
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.schema import TensorSpec, schema
 from gptj.errors import InputError, MissingFileError, SchemaError, WriteError, shown
 from gptj.pt.crossing import CopyToPeers, JoinedColumns, LossOfColumns, Peers, SumOfPeers

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.tensor import DTensor
 
-from gptj.calls.inputs import IGNORED_LABEL
 from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.schema import schema_by_name
 from gptj.errors import WriteError
 from gptj.finetune.settings import Settings
