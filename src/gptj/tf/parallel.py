@@ -27,9 +27,9 @@ from tensorflow.dtensor.python.accelerator_util import is_initialized
 from tensorflow.experimental import dtensor
 from tensorflow.python.eager import context
 
+from gptj.calls.outputs import object_or_tuple
 from gptj.config.schema import TensorSpec, schema
 from gptj.errors import InputError, ProcessError, shown
-from gptj.outputs import object_or_tuple
 from gptj.sharding import (
     Mesh,
     Placement,
