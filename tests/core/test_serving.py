@@ -613,17 +613,17 @@ def test_a_text_that_outgrows_what_is_compiled_waits_without_the_others():
 
 
 def test_larger_caches_are_met_behind_the_engine():
-    model = ToyModel(n_positions=1024)
+    model = ToyModel(n_positions=512)
     with Served(model, most_rows=2) as served:
         thread = warm_up_behind(served.engine)
         assert served.post(prompt=PROMPT)[0] == 200
-        thread.join(30)
+        thread.join(120)
         assert served.engine.met_slots is None and not thread.is_alive()
         assert {(decoder.batch, decoder.slots) for decoder in model.decoders} >= set(sizes(model.config, 2))
 
 
 def test_larger_caches_are_met_with_each_adapter_which_the_engine_alone_brings_into_use():
-    model, used = ToyModel(n_positions=1024, slow_s=0.001), []
+    model, used = ToyModel(n_positions=512, slow_s=0.001), []
     made = []  # the adapter at work, and the size
     make = model._decoder
 
@@ -639,6 +639,7 @@ def test_larger_caches_are_met_with_each_adapter_which_the_engine_alone_brings_i
         thread = warm_up_behind(served.engine, ["one", "two"])
         while thread.is_alive():
             assert served.post(prompt=PROMPT, max_tokens=2)[0] == 200
+            thread.join(0.05)  # which runs when nobody else would
         assert served.engine.met_slots is None
     assert {name for _, name in used} == {"gptj-engine"}
     assert {(name, *size) for name in (None, "one", "two") for size in sizes(model.config, 2)} <= {*made}
