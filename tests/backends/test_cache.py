@@ -15,7 +15,8 @@ MASK[1, :4] = 0
 MASK[2, 5:7] = 0
 
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
-CUTS = pytest.mark.parametrize("cuts", [(4, 5), (1,), (11,), tuple(range(1, 12))], ids=str)
+# Token by token past all that MASK hides, and the rest at once: a piece of another length is another program in jax.
+CUTS = pytest.mark.parametrize("cuts", [(4, 5), (1,), (11,), tuple(range(1, 9))], ids=str)
 KINDS = pytest.mark.parametrize("fixed", [False, True], ids=["growing", "fixed"])
 
 
