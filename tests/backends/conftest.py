@@ -15,6 +15,10 @@ import pytest
 
 # float64 is a mode of the whole process in jax, and float32 tests are float32 in it all the same.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
+# XLA compiles for seconds what runs for milliseconds here. Without LLVM's optimizations that takes a third less in
+# Flax, a fifth in TensorFlow; the bounds are the same. tests/parity, interop and peers compile as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 for _name, _value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "KERAS_BACKEND": "tensorflow"}.items():
     os.environ.setdefault(_name, _value)
 
