@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.inputs import check_attention_mask, check_ids, check_labels, check_positions, integers
 from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.errors import FormatError, InputError, LimitError, naming_file, shown
-from gptj.inputs import IGNORED_LABEL, check_attention_mask, check_ids, check_labels, check_positions, integers
 from gptj.parity.oracle import positions_of_mask
 from gptj.reading.npz import NpyArray, NpzFile, open_named_npz
 from gptj.writing.npz import write_npz

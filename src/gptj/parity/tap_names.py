@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gptj.calls.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, Tap, split_tap
 from gptj.errors import FormatError, InputError, did_you_mean, shown
-from gptj.outputs.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, Tap, split_tap
 from gptj.parity.layout import Layout
 from gptj.paths.json_file import read_small_file
 from gptj.reading.safetensors_file import LONGEST_NAME

@@ -29,9 +29,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement as TorchPlacement
 from torch.distributed.tensor.placement_types import _StridedShard
 
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.schema import TensorSpec, schema
 from gptj.errors import InputError, MissingFileError, SchemaError, WriteError, shown
-from gptj.inputs import IGNORED_LABEL
 from gptj.pt.crossing import CopyToPeers, JoinedColumns, LossOfColumns, Peers, SumOfPeers
 from gptj.pt.kernels import Linear
 from gptj.pt.layers import at_least_float32

@@ -20,9 +20,9 @@ import keras
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
+from gptj.calls.outputs import object_or_tuple
 from gptj.config.schema import TensorSpec, schema
 from gptj.errors import InputError, shown
-from gptj.outputs import object_or_tuple
 from gptj.sharding import (
     Mesh,
     Placement,

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.inputs import check_ids, check_method, check_row
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
-from gptj.inputs import check_ids, check_method, check_row
 
 __all__ = ["Prefix", "Sequenced", "encode_pair", "prefix_of", "sequence_of", "sequences_of"]
 
