@@ -83,6 +83,7 @@ def serve(directory: Path, **options: Any) -> None:
 def _serve(directory: Path, options: dict[str, Any]) -> None:
     import gptj
     from gptj.adapters import read_adapter
+    from gptj.backends.surroundings import memory
     from gptj.command.opened_model import OpenedModel, Request
     from gptj.command.printing import write_text
     from gptj.command.waiting import waiting
@@ -151,7 +152,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
             with waiting(f"compiling for {options['max_batch']} rows") as say:
                 for one in (None, *adapters):
                     warm_up(engine, say, adapter=one)
-            warm_up_behind(engine, [*adapters])
+            warm_up_behind(engine, [*adapters], free_bytes=lambda: memory()[1])
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         write_text(f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n")
         server.serve_on(listener)

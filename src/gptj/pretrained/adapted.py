@@ -201,7 +201,6 @@ class Adapted:
             model._refuse_prepared("is_trainable")
         settled = self._new_name(_one_name(adapter_name, name))
         adapter = read_adapter(directory)
-        adapter.rows(model.config)
         self._take(settled, adapter.config, adapter.arrays(model.config), trains=is_trainable)
 
     def save_adapter(
