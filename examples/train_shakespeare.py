@@ -41,8 +41,8 @@ from torch import Tensor
 
 import gptj
 from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.generation.config import GenerationConfig
-from gptj.inputs import IGNORED_LABEL
 from gptj.pt import GPTJForCausalLM
 from gptj.text.tokenizer import GPTJTokenizer
 

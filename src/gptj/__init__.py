@@ -10,7 +10,7 @@ Table of contents:
     GenerationConfig                             how text is made                     gptj.generation
     GPTJTokenizer                                text to token ids and back           gptj.text.tokenizer
     GPTJError and its tree                       everything that can go wrong         gptj.errors
-    schema, checkpoint, inputs, rotary, taps, parity  the rooms behind them
+    schema, checkpoint, inputs, outputs, rotary, taps, parity  the rooms behind them
 
 Importing this module loads no framework: a model class is looked up in the chosen backend when it is asked
 for (`from gptj import GPTJForCausalLM`), and not before. Where none is chosen, the module has no such name, and
@@ -36,8 +36,8 @@ __version__ = "0.1.0"
 
 _CORE = {"GPTJConfig": "gptj.config", "GenerationConfig": "gptj.generation", "GPTJTokenizer": "gptj.text.tokenizer"}
 _MODELS = ("GPTJModel", "GPTJForCausalLM", "GPTJForSequenceClassification", "GPTJForQuestionAnswering")
-_ROOMS = {name: f"gptj.{name}" for name in ("checkpoint", "errors", "generation", "inputs", "parity", "schema")}
-_ROOMS |= {"rotary": "gptj.config.rotary", "taps": "gptj.outputs.taps"}
+_ROOMS = {name: f"gptj.{name}" for name in ("checkpoint", "errors", "generation", "outputs", "parity", "schema")}
+_ROOMS |= {"inputs": "gptj.calls.inputs", "rotary": "gptj.config.rotary", "taps": "gptj.calls.taps"}
 
 __all__ = [
     "GPTJConfig",

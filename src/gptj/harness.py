@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from tqdm import tqdm
 
 from gptj.backends import backend as load_backend
 from gptj.backends import choose_backend
-from gptj.config.schema import schema
 from gptj.errors import InputError, shown
 from gptj.generation.scoring import Score, Sequenced, limits_of, score_sequences
 from gptj.paths.hub import HubPlace
@@ -150,9 +148,8 @@ class GPTJLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """The facts that the harness writes beside its results."""
-        rows = schema(self.model.config, "causal_lm")
         return {
-            "model_num_parameters": sum(math.prod(row.shape) for row in rows),
+            "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.model.dtype),
             "backend": self.wing,
         }

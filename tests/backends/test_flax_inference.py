@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from wings import FLOAT32_ABSOLUTE
 
+from gptj.calls.outputs import KVCache
 from gptj.errors import InputError
 from gptj.flax import Decoder, GPTJForCausalLM
 from gptj.flax.inference import compiled_block, compiled_exit
 from gptj.flax.weights import flat
-from gptj.outputs import KVCache
 
 IDS = np.random.default_rng(0).integers(0, 214, (3, 9))
 

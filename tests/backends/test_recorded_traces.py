@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from mutants import revealing_batch
 
+from gptj.calls.taps import IN_BLOCK, list_taps
 from gptj.checkpoint import write_checkpoint
 from gptj.config.rotary import rotary_table
 from gptj.config.schema import schema
 from gptj.errors import InputError
-from gptj.outputs.taps import IN_BLOCK, list_taps
 from gptj.parity.differences import compare_traces
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_fill, revealing_weights

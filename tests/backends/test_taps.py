@@ -10,8 +10,8 @@ import pytest
 from mutants import revealing_batch
 from wings import FLOAT32_ABSOLUTE, FLOAT64_RELATIVE, Wing
 
+from gptj.calls.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, TapCollector, list_taps, split_tap
 from gptj.errors import InputError
-from gptj.outputs.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, TapCollector, list_taps, split_tap
 from gptj.parity.revealing import revealing_config
 
 CONFIG = revealing_config()

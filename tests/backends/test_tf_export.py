@@ -66,7 +66,7 @@ def test_a_reloaded_model_serves_without_a_cache_by_its_signatures(served, oracl
 
 def test_a_mask_longer_than_the_tokens_is_none_of_theirs_in_a_graph_of_any_size(folder, oracle):
     """Where neither size is known, the mask of the keys was taken for one of the tokens."""
-    from gptj.outputs import KVCache
+    from gptj.calls.outputs import KVCache
     from gptj.tf import GPTJForCausalLM
 
     model = GPTJForCausalLM.from_pretrained(folder())

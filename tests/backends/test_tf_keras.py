@@ -11,9 +11,9 @@ if __test__:
     import keras
     import tensorflow as tf
 
+    from gptj.calls.outputs import CausalLMOutputWithPast
     from gptj.errors import InputError
     from gptj.generation import GenerationConfig
-    from gptj.outputs import CausalLMOutputWithPast
     from gptj.parity.revealing import revealing_config
     from gptj.tf import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification, GPTJModel
 

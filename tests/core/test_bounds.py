@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from recorded import facts_of, inputs_of, recorded_taps, small_batch, write_sample
 
 from gptj import GPTJConfig
+from gptj.calls.taps import list_taps
 from gptj.config.dtypes import numpy_dtype
-from gptj.outputs.taps import list_taps
 from gptj.parity import bounds
 from gptj.parity.bounds import Rounding, TokenSizes, accumulated
 from gptj.parity.differences import compare_traces

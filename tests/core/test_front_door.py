@@ -30,6 +30,8 @@ from generation_fields import TOKENS
 import gptj
 from gptj import backends
 from gptj.backends import BACKENDS, DISTRIBUTION, EXTRAS, install_line, likely_backend
+from gptj.calls.outputs import CausalLMOutputWithPast, KVCache
+from gptj.calls.prepared import check_device, check_quantize
 from gptj.command import main as cli
 from gptj.command.called import CALLED
 from gptj.command.doctor import examine
@@ -39,8 +41,6 @@ from gptj.config.schema import HEADS
 from gptj.errors import BackendAttributeError, BackendError, InputError
 from gptj.generation import GenerateOutput, GenerationConfig, TokenStep
 from gptj.generation.fields import CallFields, GenerationFields
-from gptj.inputs.prepared import check_device, check_quantize
-from gptj.outputs import CausalLMOutputWithPast, KVCache
 from gptj.parity.report import Measure, ParityReport
 
 ROOT = Path(__file__).parents[2]

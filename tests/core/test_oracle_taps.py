@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mutants import MUTANTS, revealing_batch
 
+from gptj.calls.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, choose_taps, list_taps, split_tap
 from gptj.errors import InputError
-from gptj.outputs.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, choose_taps, list_taps, split_tap
 from gptj.parity.oracle import Oracle, activation, causal_lm_loss
 from gptj.parity.revealing import revealing_config, revealing_weights
 

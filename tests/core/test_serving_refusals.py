@@ -157,6 +157,17 @@ def test_a_field_that_breaks_its_rule_is_refused_by_name(served, name):
     assert param is None or param in error["message"]
 
 
+def test_a_short_list_or_object_is_shown_as_it_was_found(served):
+    asked = {"model": "tiny", "prompt": "Once"}
+    for name, value, shown in [
+        ("prompt", [[1], [-5]], "found [[1], [-5]]"),
+        ("logit_bias", {"-1": 1}, 'found {"-1": 1}'),
+        ("stop", [3, "a" * 90], "found a list of 2"),
+        ("prompt", [True] * 30, "found a list of 30"),
+    ]:
+        assert check_error(served.post(body=asked | {name: value})[1])["message"].endswith(shown)
+
+
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_that_cannot_be_had_is_refused(served, name):
     status, answer = served.post("/v1/chat/completions", {"model": "tiny", **CHATS[name]})
@@ -279,6 +290,11 @@ LIES: dict[str, tuple[bytes, int]] = {
     "the beginning of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404),
     "a path that is no text": (b"GET /v1/models/%ff%00%zz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
     "no host": (b"GET /health HTTP/1.1\r\n\r\n", 400),
+    "a target for a proxy": (_POST.replace(b"/v1", b"HTTP://x:1/v1") + _SIZED + b"\r\n" + _BODY, 200),
+    "a proxy's target without a path": (b"GET http://x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
+    "a target of another kind": (b"GET ftp://x/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    "a size that is refused unread": (_POST + b"Content-Length: 999999999\r\n\r\n", 413),
+    "a size that asks first": (_POST + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % (LIMIT + 1), 413),
 }
 
 
@@ -295,8 +311,13 @@ def test_a_request_that_lies_about_itself_is_answered_in_json(served):
 def test_a_half_closed_socket_takes_no_row(served):
     body = json.dumps({"model": "tiny", "prompt": "Once", "max_tokens": 60}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    served.raw(head % len(body) + body, half_close=True)
-    served.raw(head % len(body) + body[:20], half_close=True)
+    for sent in (head % len(body) + body, head % len(body) + body[:20], head[:20]):
+        answer = served.raw(sent, half_close=True)
+        assert answer.startswith(b"HTTP/1.1 400"), sent
+        check_error(json.loads(answer.partition(b"\r\n\r\n")[2]))
+    short = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert served.raw(short, half_close=True).startswith(b"HTTP/1.1 200")
+    assert served.raw(b"", half_close=True) == b""
     check_alive(served)
 
 
@@ -364,6 +385,8 @@ def test_pages_of_others_may_not_ask_unless_they_are_named():
         asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": names}
         assert served.ask("OPTIONS", "/v1/completions", headers=friend | asked)[0] == 200
         assert served.ask("OPTIONS", "/v1/completions", headers=evil | asked)[0] == 400
+        assert "access-control-allow-origin" not in served.last_headers
+        assert served.last_headers.get_content_type() == "application/json"
 
 
 def test_who_would_wait_too_long_is_told_to_come_again():

@@ -9,8 +9,8 @@ import pytest
 from mutants import revealing_batch
 from recorded import facts_of, inputs_of, recorded_taps
 
+from gptj.calls.taps import IN_BLOCK
 from gptj.config.dtypes import numpy_dtype
-from gptj.outputs.taps import IN_BLOCK
 from gptj.parity.differences import compare_traces
 from gptj.parity.mistaken import MistakenOperation
 from gptj.parity.mutants import MISTAKES, mistakes_at

@@ -1,4 +1,4 @@
-"""The table of docs/parity.md: every name of `gptj.outputs.taps`, its axes and its meaning.
+"""The table of docs/parity.md: every name of `gptj.calls.taps`, its axes and its meaning.
 
 python tests/documents/taps_table.py          print the table
 python tests/documents/taps_table.py --write  put it into docs/parity.md
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from page_parts import Part, markdown_table
 
-from gptj.outputs.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, Tap
+from gptj.calls.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, Tap
 
 TABLE = Part("docs/parity.md", "taps", "tests/documents/taps_table.py")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import house
 import pytest
 
-CONTRACT = frozenset({"backends", "config", "errors", "inputs", "outputs", "paths"})
+CONTRACT = frozenset({"backends", "calls", "config", "errors", "paths"})
 """The rooms that say what a GPT-J is, and what a call takes and gives. Nothing above them is imported there."""
 
 WINGS = frozenset({"pt", "tf", "flax"})
@@ -25,9 +25,10 @@ ARROWS: dict[str, frozenset[str]] = {
     "writing": CONTRACT | {"reading"},
     "checkpoint": frozenset({"reading", "writing"}),
     "schema": frozenset({"config"}),
+    "outputs": frozenset({"calls"}),
     "adapters": _FILES,
     "text": CONTRACT,
-    "generation": CONTRACT | {"text"},
+    "generation": CONTRACT,
     "parity": _FILES | {"adapters", "generation"},
     "pretrained": _FILES | {"adapters", "generation", "parity", "sharding"},
     "finetune": _FILES | {"adapters", "sharding", "text"},
@@ -41,6 +42,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "command": _FILES | _MODELS | {"serving", "harness", "finetune", "parity", "conversion"},
 }
 """Which rooms each room may import. There are no circles among them (see `tests/documents/house.py`)."""
+
+MOST_ROOMS, MOST_ARROWS = 27, 141
+"""They fall; a new room says in its commit which arrows it needs."""
 
 FRAMEWORKS = frozenset({"torch", "tensorflow", "keras", "jax", "flax", "optax"})
 LIBRARIES: dict[str, frozenset[str]] = {
@@ -91,6 +95,11 @@ MODULES = house.modules()
 
 def test_every_arrow_between_rooms_is_in_the_table():
     assert breaches(house.room_graph(house.module_graph())) == []
+
+
+def test_there_are_no_more_rooms_and_arrows_than_there_were():
+    rooms = house.room_graph(house.module_graph())
+    assert len(rooms) <= MOST_ROOMS and sum(map(len, rooms.values())) <= MOST_ARROWS
 
 
 def test_the_map_has_the_floors_as_they_are():

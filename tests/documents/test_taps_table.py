@@ -7,10 +7,10 @@ import re
 import numpy as np
 from taps_table import TABLE, table
 
+from gptj.calls.taps import list_taps
 from gptj.config import GPTJConfig
 from gptj.config.initial import initial_tensor
 from gptj.config.schema import schema
-from gptj.outputs.taps import list_taps
 from gptj.parity.oracle import Oracle
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gptj.outputs.taps import list_taps
+from gptj.calls.taps import list_taps
 from gptj.parity.findings import (
     Findings,
     LadderRung,

@@ -13,7 +13,7 @@ from tokenizer_samples import small
 from gptj.checkpoint import write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.config.initial import initial_tensor
-from gptj.inputs import IGNORED_LABEL
+from gptj.config.labels import IGNORED_LABEL
 
 CONFIG = GPTJConfig(
     vocab_size=300, n_positions=32, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, resid_pdrop=0.1, bos_token_id=0,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from workbench import CONFIG, LENGTH, Array, Planted, Workbench, batch
 
-from gptj.inputs import IGNORED_LABEL
+from gptj.config.labels import IGNORED_LABEL
 from gptj.parity.losses import token_losses
 from gptj.parity.oracle import Oracle
 

@@ -16,7 +16,7 @@ import numpy as np
 from mutants import Mutant
 from numpy.typing import NDArray
 
-from gptj.inputs import IGNORED_LABEL
+from gptj.config.labels import IGNORED_LABEL
 from gptj.parity.oracle import positions_of_mask
 from gptj.parity.revealing import revealing_config
 

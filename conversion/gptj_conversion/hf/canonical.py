@@ -18,7 +18,6 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.config.dtypes import numpy_dtype
 from gptj.config.schema import Head, TensorSpec
 from gptj.errors import GPTJError, SchemaError
-from gptj.paths.json_file import read_json_object
 from gptj.reading.buffers import Room
 from gptj.reading.files import FileIdentity
 from gptj.reading.folder import Checkpoint, open_checkpoint
@@ -162,7 +161,7 @@ def describe_safetensors(
 
 def _note_assumed_rotary(facts: Facts, found: GPTJConfig, given: GPTJConfig | None) -> Facts:
     """The facts, and among the problems that config.json says nothing of the rotary width."""
-    if given is not None or "rotary_dim" in read_json_object(Path(facts.path) / CONFIG_FILE):
+    if given is not None or "rotary_dim" in GPTJConfig.read_members(Path(facts.path) / CONFIG_FILE)[1]:
         return facts
     problem = f"{CONFIG_FILE} has no rotary_dim: the default {found.rotary_dim} is taken"
     return dataclasses.replace(facts, problems=(*facts.problems, problem))

@@ -226,11 +226,5 @@ def missing_name(
 def unchosen(name: str, error: ImportError) -> BackendAttributeError:
     """The error of a model class that cannot be had, in the words of the `error` of its backend, for `hasattr`."""
     if isinstance(error, BackendError):
-        return BackendAttributeError(
-            f"gptj.{name} is a class of a backend, and {error.problem}",
-            where=error.where,
-            expected=error.expected,
-            found=error.found,
-            hint=error.hint,
-        )
+        return BackendAttributeError(f"gptj.{name} is a class of a backend, and {error.problem}", **error.facts())
     return BackendAttributeError(f"gptj.{name} is a class of a backend, which cannot be imported", found=str(error))

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from gptj.calls.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
 from gptj.command.options import BackendChoice, DtypeChoice, Inside, Names, PathArgument, option, revision_option
-from gptj.inputs.prepared import DEVICES, DEVICES_CALLED, QUANTIZATIONS
 
 __all__ = ["MODEL_OPTIONS", "adapter_option", "batch_size_option", "no_mmap_option", "place_options"]
 

@@ -28,6 +28,8 @@ from gptj.adapters import read_adapter
 from gptj.adapters.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, is_adapter
 from gptj.backends import choose_backend
 from gptj.backends.surroundings import check_surroundings
+from gptj.calls.inputs import check_ids
+from gptj.calls.prepared import QUANTIZATIONS, check_quantize
 from gptj.command.prompts import Prompt
 from gptj.command.together import mesh_of
 from gptj.command.waiting import waiting
@@ -36,8 +38,6 @@ from gptj.errors import ConfigError, GPTJError, InputError, warn_of
 from gptj.generation import GenerationConfig, known_tokens_only
 from gptj.generation.sampling import SEEDS
 from gptj.generation.session import LogitsProcessor
-from gptj.inputs import check_ids
-from gptj.inputs.prepared import QUANTIZATIONS, check_quantize
 from gptj.paths import missing_folder
 from gptj.paths.hub import locate
 from gptj.reading.folder import open_checkpoint
@@ -84,7 +84,7 @@ class Request:
         assistant: a smaller model's folder, that guesses ahead.
         adapter: a LoRA adapter's folder, to put to work in the model.
         quantize: the precision of the weights that are decoded with; None for the parameters' own.
-        device: one of `gptj.inputs.prepared.DEVICES`; "auto" is the CPU where weights are quantized.
+        device: one of `gptj.calls.prepared.DEVICES`; "auto" is the CPU where weights are quantized.
         settings: fields of `GenerationConfig`, over those of the folder's generation_config.json.
         seed: of the draws; None for one from the operating system.
         truncate: whether a prompt that is too long loses its beginning; otherwise it is refused.

@@ -24,7 +24,6 @@ from gptj.config.rules import is_number, is_whole, plain, spelt
 from gptj.config.settings import DTYPE_KEYS, READ_AS, Settings, default_members, plain_extra
 from gptj.errors import ConfigError, naming_file, shown
 from gptj.errors.brief import brief, html_table
-from gptj.paths.json_file import read_json_object
 
 __all__ = ["ACTIVATIONS", "BUILT_IN", "GPTJConfig", "is_field"]
 
@@ -421,8 +420,8 @@ class GPTJConfig(Settings):
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> GPTJConfig:
         """The config in `path`: a config.json, or the folder that holds one."""
-        path = cls._file_in(path)
-        return cls.from_dict(read_json_object(path, error=ConfigError), file=path)
+        path, members = cls.read_members(path)
+        return cls.from_dict(members, file=path)
 
     def for_other_programs(self) -> GPTJConfig:
         """A copy for a new folder, without what would mislead there: code, keys of other models or like a field's."""

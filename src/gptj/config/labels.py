@@ -1,4 +1,4 @@
-"""The labels of a classifier: their number, their names by id, and their ids by name, each derived from the others."""
+"""The label that no loss counts, and a classifier's labels: their number, names by id and ids by name, each derived."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 from gptj.config.rules import is_whole, spelt
 from gptj.errors import ConfigError
 
-__all__ = ["derive_labels"]
+__all__ = ["IGNORED_LABEL", "derive_labels"]
+
+IGNORED_LABEL = -100
+"""The label that no loss counts."""
 
 _MOST = 2**31 - 1
 

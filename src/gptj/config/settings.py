@@ -22,6 +22,7 @@ from gptj.config.file import ALIASES
 from gptj.errors import ConfigError, WriteError, did_you_mean, shown
 from gptj.paths import find_beside, is_folder, missing_folder, path_called, require_path
 from gptj.paths.hub import split_hub_arguments
+from gptj.paths.json_file import read_json_object
 
 __all__ = ["DTYPE_KEYS", "READ_AS", "Settings", "default_members", "plain_extra"]
 
@@ -79,6 +80,16 @@ class Settings:
         if not is_folder(path) or (path.name == cls.FILE and not os.path.lexists(inside)):
             return path
         return find_beside(path, cls.FILE) or inside
+
+    @classmethod
+    def read_members(cls, path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+        """The file that is meant by `path`, itself or the folder that holds it, and the members of its JSON object.
+
+        Raises:
+            ConfigError: not JSON, or no object.
+        """
+        path = cls._file_in(path)
+        return path, read_json_object(path, error=ConfigError)
 
     def opened_from(self, name: str | os.PathLike[str]) -> Self:
         """A copy whose `name_or_path` says where it was opened. No file says so: paths stay on their machine."""

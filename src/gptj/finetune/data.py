@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.config.labels import IGNORED_LABEL
 from gptj.errors import FormatError, InputError, shown, warn_of
-from gptj.inputs import IGNORED_LABEL
 from gptj.paths.json_file import parse_json_object, read_small_file
 from gptj.text.lines import decode_lines
 from gptj.text.tokenizer import GPTJTokenizer

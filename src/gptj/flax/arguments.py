@@ -19,14 +19,14 @@ from flax import linen as nn
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from gptj import inputs
+from gptj.calls import inputs
+from gptj.calls.outputs import KVCache, object_or_tuple
+from gptj.calls.prepared import refusal
+from gptj.calls.taps import OVER_KEYS, TapCollector, split_tap
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.flax.weights import Params, check_params
 from gptj.generation.decoder import built_alike
-from gptj.inputs.prepared import refusal
-from gptj.outputs import KVCache, object_or_tuple
-from gptj.outputs.taps import OVER_KEYS, TapCollector, split_tap
 
 UpdateCache = Callable[[Array, Array], tuple[Array, Array]]
 """Takes a layer's new keys and values (b, h, t, d), and returns all that its queries attend over, (b, h, s, d)."""
@@ -70,7 +70,7 @@ def convert_arguments(
     """The arguments of a call as arrays by name, after the host has looked at their values where they have any.
 
     Raises:
-        InputError: see `gptj.inputs.check_call`.
+        InputError: see `gptj.calls.inputs.check_call`.
     """
     past = KVCache.of(past_key_values, config.n_layer)
     arguments = {

@@ -20,11 +20,11 @@ from jax import Array, lax
 from numpy.typing import NDArray
 
 from gptj import generation
+from gptj.calls.outputs import KVCache
 from gptj.flax.inference import FastPath
 from gptj.flax.weights import from_numpy, to_numpy
 from gptj.generation import PARTS, Columns, Selected, Step, scoring
 from gptj.generation.decoder import Ids, Mask, round_up, round_up_columns, round_up_slots
-from gptj.outputs import KVCache
 from gptj.sharding import Placement, check_rows
 
 _FEWEST_MOVED = 64

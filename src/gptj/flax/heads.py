@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from gptj import inputs
+from gptj.calls import inputs
+from gptj.calls.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
+from gptj.calls.taps import TapCollector
 from gptj.config import GPTJConfig
 from gptj.flax.arguments import (
     as_array,
@@ -31,8 +33,6 @@ from gptj.flax.layers import Linear, at_least_float32
 from gptj.flax.model import GPTJModule
 from gptj.flax.weights import Params, PretrainedModel, flat
 from gptj.generation.typed import ReturnDict, typed_call
-from gptj.outputs import CausalLMOutputWithPast, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
-from gptj.outputs.taps import TapCollector
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

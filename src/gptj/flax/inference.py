@@ -24,6 +24,8 @@ import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
+from gptj.calls.outputs import CausalLMOutputWithPast, KVCache
+from gptj.calls.prepared import check_quantize
 from gptj.config import GPTJConfig
 from gptj.flax.adapters import LowRank
 from gptj.flax.arguments import CacheBuilder, UpdateCache, cache_length
@@ -31,8 +33,6 @@ from gptj.flax.layers import Embedding, LayerNorm, Linear, multiply
 from gptj.flax.model import Attention, Block, make_attention_inputs
 from gptj.flax.weights import Params, flat, nested
 from gptj.generation.decoder import built_alike
-from gptj.inputs.prepared import check_quantize
-from gptj.outputs import CausalLMOutputWithPast, KVCache
 
 FEW_ROWS = range(2, 65)
 """For how many rows the product is written weights first: as many as it was measured to be faster for."""

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from gptj.calls.outputs import BaseModelOutputWithPast, KVCache
+from gptj.calls.taps import TapCollector
 from gptj.config import GPTJConfig
 from gptj.flax.arguments import (
     CacheBuilder,
@@ -45,8 +47,6 @@ from gptj.flax.layers import (
 )
 from gptj.flax.weights import Params, PretrainedModel
 from gptj.generation.typed import ReturnDict, typed_call
-from gptj.outputs import BaseModelOutputWithPast, KVCache
-from gptj.outputs.taps import TapCollector
 
 
 def make_attention_inputs(
@@ -363,7 +363,7 @@ class GPTJModel(PretrainedModel):
             train: whether dropout and gradient checkpointing are on.
 
         Raises:
-            InputError: see `gptj.inputs.check_call`.
+            InputError: see `gptj.calls.inputs.check_call`.
         """
         arguments = convert_arguments(
             self.config,

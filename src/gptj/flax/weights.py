@@ -22,21 +22,21 @@ from jax import Array
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
-from gptj import inputs
-from gptj.config import GPTJConfig
-from gptj.config.dtypes import dtype_name, numpy_dtype
-from gptj.config.schema import Head, TensorSpec, schema, schema_by_name
-from gptj.errors import InputError, SchemaError
-from gptj.flax.adapters import AdapterMixin
-from gptj.inputs.prepared import check_device
-from gptj.outputs import (
+from gptj.calls import inputs
+from gptj.calls.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     KVCache,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
-from gptj.outputs.taps import TapCollector
+from gptj.calls.prepared import check_device
+from gptj.calls.taps import TapCollector
+from gptj.config import GPTJConfig
+from gptj.config.dtypes import dtype_name, numpy_dtype
+from gptj.config.schema import Head, TensorSpec, schema, schema_by_name
+from gptj.errors import InputError, SchemaError
+from gptj.flax.adapters import AdapterMixin
 from gptj.paths import path_called
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.adapted import HeldAdapters

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.outputs import KVCache
 from gptj.config import GPTJConfig
 from gptj.generation.decoder import Decoder, Ids, Mask, Step
 from gptj.generation.held import HeldLogits
-from gptj.outputs import KVCache
 
 __all__ = ["CalledDecoder", "CalledModel", "Conditions"]
 

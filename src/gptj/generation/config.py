@@ -37,8 +37,6 @@ from gptj.generation.rules import (
 )
 from gptj.generation.stored import drop_ids_beyond, find_unhonoured, fit, read_members
 from gptj.generation.together import check_together, refuse
-from gptj.paths import find_beside
-from gptj.paths.json_file import read_json_object
 
 __all__ = ["ASSISTANT_FIELDS", "GENERATION_CONFIG_FILE", "UNSUPPORTED", "GenerationConfig", "Strategy"]
 
@@ -400,8 +398,8 @@ class GenerationConfig(Settings):
         Raises:
             ConfigError: not JSON, or no object.
         """
-        path = cls._file_in(path)
-        return cls.from_dict(read_json_object(path, error=ConfigError), file=path, vocab_size=vocab_size)
+        path, members = cls.read_members(path)
+        return cls.from_dict(members, file=path, vocab_size=vocab_size)
 
     @classmethod
     def of_folder(cls, directory: Path, vocab_size: int) -> GenerationConfig | None:
@@ -411,19 +409,14 @@ class GenerationConfig(Settings):
         defaults stand in its place.
         """
         path = directory / GENERATION_CONFIG_FILE
+        if not os.path.lexists(path):
+            return None
         try:
-            if find_beside(directory, GENERATION_CONFIG_FILE) is None:
-                return None
-            return cls.from_dict(read_json_object(path, error=ConfigError), file=path, vocab_size=vocab_size)
+            return cls.from_file(directory, vocab_size=vocab_size)
         except GPTJError as error:
-            warn_of(
-                f"cannot be read, so the defaults take its place: {error.problem}",
-                file=path,
-                where=error.where,
-                expected=error.expected,
-                found=error.found,
-                hint="Mend or remove the file, or give each call a generation_config",
-            )
+            hint = "Mend or remove the file, or give each call a generation_config"
+            problem = f"cannot be read, so the defaults take its place: {error.problem}"
+            warn_of(problem, **error.facts(file=path, hint=hint))
             return None
 
     @classmethod

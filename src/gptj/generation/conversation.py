@@ -13,6 +13,7 @@ from typing import Any, Protocol, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.inputs import check_method, check_row
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.generation.config import GenerationConfig
@@ -22,7 +23,6 @@ from gptj.generation.loop import stream
 from gptj.generation.output import TokenStep
 from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import decode_with
-from gptj.inputs import check_method, check_row
 
 __all__ = ["Conversation"]
 

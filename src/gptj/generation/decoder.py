@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.inputs import check_attention_mask, check_cache_room, check_cache_size, check_ids
+from gptj.calls.outputs import KVCache
 from gptj.config import BUILT_IN, GPTJConfig
 from gptj.errors import InputError
 from gptj.generation.held import HeldLogits
-from gptj.inputs import check_attention_mask, check_cache_room, check_cache_size, check_ids
-from gptj.outputs import KVCache
 
 __all__ = [
     "Columns",

@@ -7,6 +7,8 @@ from typing import Any, Protocol, Unpack
 
 import numpy as np
 
+from gptj.calls.inputs import check_method
+from gptj.calls.outputs import KVCache
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.generation.assisted import AssistantGuesses, PromptLookup, assisted_steps
@@ -16,8 +18,6 @@ from gptj.generation.contrastive import contrastive_steps
 from gptj.generation.decoder import DecoderFactory
 from gptj.generation.output import GenerateOutput, TokenStep
 from gptj.generation.session import Session, SessionArguments, prepare
-from gptj.inputs import check_method
-from gptj.outputs import KVCache
 
 __all__ = ["Streamer", "generate", "stream"]
 

@@ -24,6 +24,8 @@ from typing import (
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.inputs import check_embeds, check_head_mask, check_ids, check_method, numbers
+from gptj.calls.outputs import Array
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
 from gptj.generation.called import CalledDecoder, Conditions
@@ -37,8 +39,6 @@ from gptj.generation.output import GenerateOutput, TokenStep, transition_scores
 from gptj.generation.processors import AllowedTokens
 from gptj.generation.session import LogitsProcessor
 from gptj.generation.stopping import StoppingCriterion, decode_with
-from gptj.inputs import check_embeds, check_head_mask, check_ids, check_method, numbers
-from gptj.outputs import Array
 
 __all__ = ["Generates", "inside_a_graph"]
 

@@ -9,10 +9,10 @@ from typing import Any, Generic
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.outputs import Array, KVCache, ModelOutput
 from gptj.errors import InputError
 from gptj.errors.brief import brief_fields
 from gptj.generation.sampling import log_softmax
-from gptj.outputs import Array, KVCache, ModelOutput
 
 __all__ = ["GenerateOutput", "TokenStep", "transition_scores"]
 

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.inputs import check_attention_mask, check_functions, check_ids
 from gptj.config import GPTJConfig
 from gptj.errors import GPTJError, InputError, shown, warn_of
 from gptj.generation.candidates import Candidates
@@ -25,7 +26,6 @@ from gptj.generation.output import TokenStep
 from gptj.generation.processors import AllowedTokens, Processor, Row, filters, processors, repair
 from gptj.generation.sampling import draw, log_softmax, seeds_and_rows, uniforms
 from gptj.generation.stopping import DecodeText, Stopper, StoppingCriterion
-from gptj.inputs import check_attention_mask, check_functions, check_ids
 
 __all__ = ["LogitsProcessor", "Session", "SessionArguments", "prepare"]
 

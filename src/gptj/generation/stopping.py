@@ -6,7 +6,6 @@ a beam search: `Stopper.ends(ids)`. It keeps no state between calls but the mome
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,18 +28,12 @@ _SPARE_TOKENS = 8  # beyond one token a byte of the stop string: the rest of a t
 
 
 def decode_with(tokenizer: Any) -> DecodeText | None:
-    """The tokenizer's `decode`; ours puts U+FFFD for an id that it does not know, where a stop string then ends.
+    """The tokenizer's `decode`, or its `decode_any` where it has one, as ours has.
 
-    Refusing one would lose all that was made, and its number is no text that could be stopped at.
+    Refusing an unknown id would lose all that was made, and its number is no text that could be stopped at.
     """
-    if tokenizer is None:
-        return None
-    from gptj.text.tokenizer import GPTJTokenizer  # not before there is one: the library under it takes its time
-
-    if isinstance(tokenizer, GPTJTokenizer):
-        return functools.partial(tokenizer.decode, unknown="replace")
-    decode: DecodeText = tokenizer.decode
-    return decode
+    decode: DecodeText | None = getattr(tokenizer, "decode_any", None)
+    return tokenizer.decode if decode is None and tokenizer is not None else decode
 
 
 class Stopper:

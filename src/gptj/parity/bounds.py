@@ -29,9 +29,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.taps import split_tap
 from gptj.config import GPTJConfig
 from gptj.config.dtypes import numpy_dtype
-from gptj.outputs.taps import split_tap
 
 __all__ = [
     "LAMBDA",

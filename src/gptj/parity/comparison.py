@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from gptj.outputs.taps import split_tap
+from gptj.calls.taps import split_tap
 from gptj.parity.extra_differences import GradientDifference, backward_rank
 from gptj.parity.steps import StepDifference
 from gptj.parity.text_differences import TextDifference

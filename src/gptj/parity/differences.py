@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.taps import list_taps, split_tap
 from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.schema import schema
 from gptj.errors import InputError, shown
-from gptj.inputs import IGNORED_LABEL
-from gptj.outputs.taps import list_taps, split_tap
 from gptj.parity.bounds import TokenSizes, accumulated
 from gptj.parity.comparison import Comparison, Origin, PairDifferences, TapDifference, spell_tap
 from gptj.parity.extra_differences import GradientDifference, compare_gradients, compare_with_exact

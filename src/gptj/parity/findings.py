@@ -72,7 +72,7 @@ class TapFound:
     """One intermediate value of two computations.
 
     Attributes:
-        tap: its name, see `gptj.outputs.taps`.
+        tap: its name, see `gptj.calls.taps`.
         difference: absolute, at the place where it is the largest share of its bound.
         bound: how much of it rounding explains.
         holds: whether rounding explains it.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from gptj.calls.taps import list_taps, split_tap
 from gptj.config import GPTJConfig
-from gptj.outputs.taps import list_taps, split_tap
 from gptj.parity.findings import (
     PARTS,
     Findings,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gptj.config.labels import IGNORED_LABEL
 from gptj.errors import InputError
-from gptj.inputs import IGNORED_LABEL
 
 __all__ = ["causal_lm_loss", "classification_loss", "question_answering_loss", "token_losses"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.taps import split_tap
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.rotary import ROTARY_BASE, rotate_pairs
 from gptj.config.schema import BASE_PREFIX
-from gptj.inputs import IGNORED_LABEL
-from gptj.outputs.taps import split_tap
 from gptj.parity import bounds
 from gptj.parity.operations import PRODUCTS, Expected, Missing, OperationOf
 from gptj.parity.oracle import token_losses

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.taps import split_tap
 from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.rotary import rotary_rows, rotate_pairs
 from gptj.config.schema import BASE_PREFIX
-from gptj.inputs import IGNORED_LABEL
-from gptj.outputs.taps import split_tap
 from gptj.parity import bounds
 from gptj.parity.bounds import Rounding
 from gptj.parity.oracle import activation, token_losses

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from gptj.calls.inputs import check_call
+from gptj.calls.taps import TapCollector, choose_taps
 from gptj.config import GPTJConfig
 from gptj.config.rotary import rotary_rows, rotate_pairs
 from gptj.config.schema import BASE_PREFIX
@@ -31,8 +33,6 @@ from gptj.errors import InputError
 from gptj.generation.scoring import Score, windows_of
 from gptj.generation.scoring.sequences import Prefix, sequences_of
 from gptj.generation.scoring.windows import limits_of
-from gptj.inputs import check_call
-from gptj.outputs.taps import TapCollector, choose_taps
 from gptj.parity.losses import causal_lm_loss, classification_loss, question_answering_loss, token_losses
 
 __all__ = [
@@ -181,7 +181,7 @@ class Oracle:
         labels: ArrayLike | None = None,
         names: str | Iterable[str] | None = None,
     ) -> dict[str, Array]:
-        """The intermediate values of a forward pass by the names of `gptj.outputs.taps`."""
+        """The intermediate values of a forward pass by the names of `gptj.calls.taps`."""
         absent = ("loss",) if labels is None else ()
         chosen = choose_taps(names, self.config.n_layer, absent=absent)
         oracle, collector = copy.copy(self), TapCollector(chosen)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.rotary import rotate_pairs
-from gptj.inputs import IGNORED_LABEL
 from gptj.parity.oracle import Oracle, activation
 
 __all__ = ["loss_gradients"]

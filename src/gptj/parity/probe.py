@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.inputs import check_attention_mask, check_ids, check_labels, check_positions, integers
 from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.errors import FormatError, InputError, LimitError, naming_file, shown
-from gptj.inputs import IGNORED_LABEL, check_attention_mask, check_ids, check_labels, check_positions, integers
 from gptj.parity.oracle import positions_of_mask
 from gptj.reading.npz import NpyArray, NpzFile, open_named_npz
 from gptj.writing.npz import write_npz
@@ -158,9 +159,7 @@ class Probe:
         try:
             return cls.of({name: file.read(array).astype(np.int64) for name, array in arrays.items()})
         except InputError as error:
-            raise FormatError(
-                error.problem, file=file.path, where=error.where, expected=error.expected, found=error.found
-            ) from None
+            raise FormatError(error.problem, **error.facts(file=file.path)) from None
 
     @classmethod
     def of(cls, arrays: dict[str, NDArray[np.int64]]) -> Probe:

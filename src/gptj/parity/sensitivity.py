@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.outputs.taps import split_tap
+from gptj.calls.taps import split_tap
 from gptj.parity.comparison import spell_tap
 from gptj.parity.mistaken import Expect, MistakenOperation, rotary
 from gptj.parity.mutants import MISTAKES

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from gptj.outputs.taps import split_tap
+from gptj.calls.taps import split_tap
 from gptj.parity.explanation import Array, Slices, WrongTap
 from gptj.parity.fitted import FITS, spell_place
 from gptj.parity.mutants import mistakes_at

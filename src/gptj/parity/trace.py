@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.taps import list_taps, split_tap
 from gptj.config import GPTJConfig
 from gptj.config.dtypes import PARAMETER_DTYPES
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.rotary import rotary_table
 from gptj.errors import ConfigError, FormatError, InputError, SchemaError, naming_file, shown, warn_of
-from gptj.inputs import IGNORED_LABEL
-from gptj.outputs.taps import list_taps, split_tap
 from gptj.parity.extras import Extras, examine_extras
 from gptj.parity.layout import Layout
 from gptj.parity.tap_names import TapNames, find_tap
@@ -404,8 +404,8 @@ def _solved(name: str, place: Place, sizes: Mapping[str, int], told_by: Mapping[
         return layout.solve(tensor.shape, {**sizes, "b": 1} if once else sizes)
     except InputError as error:
         told = [f"{letter} is {sizes[letter]} in {told_by[letter]}" for letter in layout.letters if letter in told_by]
-        raise SchemaError(error.problem, where=shown(tensor.name), expected=error.expected, found=error.found,
-                          hint=", ".join(told) or None) from None  # fmt: skip
+        facts = error.facts(where=shown(tensor.name), hint=", ".join(told) or None)
+        raise SchemaError(error.problem, **facts) from None
 
 
 # ---- writing

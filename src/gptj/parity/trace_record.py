@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 import gptj
 from gptj.backends import choose_backend
+from gptj.calls.inputs import check_call
+from gptj.calls.taps import choose_taps, split_tap
 from gptj.config import GPTJConfig
 from gptj.config.dtypes import dtype_name
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.schema import schema
 from gptj.errors import InputError, shown
-from gptj.inputs import IGNORED_LABEL, check_call
-from gptj.outputs.taps import choose_taps, split_tap
 from gptj.parity.oracle import positions_of_mask
 from gptj.parity.probe import Probe, make_probe
 from gptj.parity.steps import BETAS, DECAY, EPSILON, KINDS, RATE, SHARES

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from gptj.calls.inputs import check_embeddings, part_of_a_model
+from gptj.calls.prepared import check_inference, refusal
 from gptj.config import GPTJConfig
 from gptj.config.dtypes import dtype_name, numpy_dtype
 from gptj.config.initial import initial_tensor, resized_tensor
@@ -21,8 +23,6 @@ from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import ConfigError, InputError
 from gptj.generation.mixin import Generates
 from gptj.generation.typed import Off, On, typed_load
-from gptj.inputs import check_embeddings, part_of_a_model
-from gptj.inputs.prepared import check_inference, refusal
 from gptj.paths import path_called, require_path
 from gptj.pretrained.absent import Absent
 from gptj.pretrained.adapted import Adapted

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from gptj.calls.taps import HEAD_TAPS, TapCollector, choose_taps
 from gptj.errors import InputError
-from gptj.outputs.taps import HEAD_TAPS, TapCollector, choose_taps
 
 __all__ = ["Tapped"]
 
@@ -31,10 +31,10 @@ class Tapped:
         Args:
             input_ids, attention_mask, position_ids, past_key_values, labels: see the model's call. Labels are for
                 GPTJForCausalLM alone.
-            names: names of `gptj.outputs.taps.list_taps`, or patterns such as `h.3.*`; None means all.
+            names: names of `gptj.calls.taps.list_taps`, or patterns such as `h.3.*`; None means all.
 
         Returns:
-            The framework's arrays, in the dtypes that they are computed in; see `gptj.outputs.taps` for names and axes.
+            The framework's arrays, in the dtypes that they are computed in; see `gptj.calls.taps` for names and axes.
 
         Raises:
             InputError: a name that there is none of; an argument breaks its rule; the model is prepared for inference.

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptj import inputs
+from gptj.calls import inputs
+from gptj.calls.outputs import KVCache
 from gptj.config import GPTJConfig
-from gptj.outputs import KVCache
 from gptj.pt.weights import from_numpy, to_numpy
 
 UpdateCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -96,7 +96,7 @@ def convert_arguments(
     """The arguments of a call as tensors on `device`, after the host has checked their values where they have any.
 
     Raises:
-        InputError: see `gptj.inputs.check_call`.
+        InputError: see `gptj.calls.inputs.check_call`.
     """
     past = KVCache.of(past_key_values, config.n_layer)
     tensors = {

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gptj.inputs import IGNORED_LABEL
+from gptj.config.labels import IGNORED_LABEL
 
 
 class Peers(NamedTuple):

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptj.calls.outputs import KVCache
 from gptj.errors import InputError
-from gptj.outputs import KVCache
 
 __all__ = ["PROGRAM_FILE", "cache_names", "export_program", "write_onnx", "write_torch_export"]
 

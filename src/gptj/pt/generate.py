@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from gptj import generation
+from gptj.calls.outputs import KVCache
 from gptj.generation import PARTS, Columns, Selected, Step, scoring
 from gptj.generation.decoder import Ids, Mask
-from gptj.outputs import KVCache
 from gptj.pt.arguments import host
 from gptj.pt.weights import from_numpy, to_numpy
 from gptj.sharding import check_decodes

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptj import inputs
-from gptj.config import GPTJConfig
-from gptj.generation.typed import ReturnDict, same_as, typed_call
-from gptj.outputs import (
+from gptj.calls import inputs
+from gptj.calls.outputs import (
     CausalLMOutputWithPast,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     object_or_tuple,
 )
-from gptj.outputs.taps import TapCollector
+from gptj.calls.taps import TapCollector
+from gptj.config import GPTJConfig
+from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.pretrained import one_dtype
 from gptj.pt.arguments import as_ids, as_tensor, host, place
 from gptj.pt.generate import GenerationMixin

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gptj.calls.prepared import QUANTIZATIONS, check_quantize, give_up, refusal
 from gptj.config.schema import BASE_PREFIX, TensorSpec
 from gptj.errors import InputError
-from gptj.inputs.prepared import QUANTIZATIONS, check_quantize, give_up, refusal
 from gptj.pt.adapters import LowRanks
 from gptj.pt.arguments import AttentionMask, UpdateCache
 from gptj.pt.kernels import can_apply_gelu, pack, stack

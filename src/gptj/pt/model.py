@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gptj import inputs
+from gptj.calls import inputs
+from gptj.calls.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
+from gptj.calls.taps import TapCollector
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.generation.typed import ReturnDict, same_as, typed_call
-from gptj.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
-from gptj.outputs.taps import TapCollector
 from gptj.pretrained import one_dtype
 from gptj.pt.arguments import AttentionMask, CacheBuilder, Call, UpdateCache, cache_length, convert_arguments
 from gptj.pt.kernels import Linear
@@ -265,7 +265,7 @@ class GPTJModel(PretrainedModel):
             use_cache, output_attentions, output_hidden_states, return_dict: None means the config's.
 
         Raises:
-            InputError: see `gptj.inputs.check_call`.
+            InputError: see `gptj.calls.inputs.check_call`.
         """
         config = self.config
         call = convert_arguments(

@@ -17,10 +17,10 @@ from torch.distributed import checkpoint
 from torch.distributed.tensor import DTensor
 
 from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.config.schema import schema_by_name
 from gptj.errors import WriteError
 from gptj.finetune.settings import Settings
-from gptj.inputs import IGNORED_LABEL
 from gptj.pt import finetune
 from gptj.pt.heads import GPTJForCausalLM
 from gptj.pt.parallel import (

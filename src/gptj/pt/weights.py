@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gptj.config import GPTJConfig
-from gptj.config.schema import Head, TensorSpec, schema, schema_by_name
-from gptj.inputs.prepared import check_device
-from gptj.outputs import (
+from gptj.calls.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     KVCache,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
+from gptj.calls.prepared import check_device
+from gptj.config import GPTJConfig
+from gptj.config.schema import Head, TensorSpec, schema, schema_by_name
 from gptj.pretrained import Loading, Pretrained
 from gptj.pretrained.counted import ArrayFacts
 from gptj.pt.adapters import AdapterMixin

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import math
 import signal
@@ -32,6 +33,13 @@ UNREAD_S = 30.0
 
 _HEADER_BYTES = 64 * 1024
 
+_HINTS = {
+    errno.EADDRINUSE: "--port 0 takes any that is free",
+    errno.EACCES: "Ports below 1024 are the system's: take one above",
+    errno.EADDRNOTAVAIL: "Give an address of this machine; 0.0.0.0 is all of them",
+    socket.EAI_NONAME: "Give an address of this machine; 0.0.0.0 is all of them",
+}
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; port 0 is any that is free.
@@ -47,8 +55,11 @@ def listen(host: str, port: int) -> socket.socket:
         found.listen(512)
     except (OSError, OverflowError, UnicodeError) as error:
         found.close()
+        place = f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
+        number, why = (error.errno, error.strerror) if isinstance(error, OSError) else (None, str(error))
+        hint = None if number is None else _HINTS.get(number)
         raise InputError(
-            "cannot listen there", where="--host and --port", found=f"{host}:{port} ({error})", hint="Is it in use?"
+            "cannot listen there", where="--host and --port", found=f"{place} ({why})", hint=hint
         ) from error
     return found
 
@@ -113,6 +124,18 @@ class Protocol(H11Protocol):
             self._stop_waiting()
         elif self._late is None:
             self._late = self.loop.call_later(self.headers_s, self._give_up)
+
+    def eof_received(self) -> Any:
+        """Refuse a request that has no end, and who waits for a long answer with half a connection: they look alike."""
+        is_waited_for = self.cycle is not None and not self.cycle.response_complete
+        begun = self.conn.their_state is h11.SEND_BODY or (
+            self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        )
+        if not begun and is_waited_for and self.scope["method"] != "POST":
+            return True  # the answer is short: it is written before the other half is closed
+        if not self._is_refused and (begun or is_waited_for):
+            self._refuse(Refusal(400, "the connection ended before the answer", code="invalid_http"), "Bad Request")
+        return None
 
     def on_response_complete(self) -> None:
         """Close the connection of a client that goes on sending after its answer."""

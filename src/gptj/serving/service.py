@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gptj.calls.inputs import check_ids
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, warn_of
 from gptj.generation import GenerationConfig
@@ -20,7 +21,6 @@ from gptj.generation.changes import decline
 from gptj.generation.processors import FewTokens
 from gptj.generation.session import LogitsProcessor, Session, prepare
 from gptj.generation.stopping import decode_with
-from gptj.inputs import check_ids
 from gptj.serving.chat import ChatTemplate
 from gptj.serving.continuation import Continuation, Listener, TextDecoder, Transcript, no_decoder
 from gptj.serving.engine import Engine

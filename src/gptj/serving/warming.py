@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from gptj.backends.surroundings import memory
 from gptj.config import GPTJConfig
 from gptj.generation import Columns, DecoderFactory, GenerationConfig
 from gptj.generation.session import prepare
@@ -85,7 +84,9 @@ def warm_up(engine: Engine, say: Callable[[str], None] = lambda doing: None, *, 
     engine.forget()
 
 
-def warm_up_behind(engine: Engine, adapters: Sequence[str] = ()) -> threading.Thread:
+def warm_up_behind(
+    engine: Engine, adapters: Sequence[str] = (), *, free_bytes: Callable[[], int | None] = lambda: None
+) -> threading.Thread:
     """Let an engine meet the larger caches, too, in the thread that is returned, while it works.
 
     Until then prompts that need one wait for it, unless nobody else is there. A cache that would take a quarter of the
@@ -94,6 +95,7 @@ def warm_up_behind(engine: Engine, adapters: Sequence[str] = ()) -> threading.Th
     Args:
         engine: which works meanwhile.
         adapters: of the model, which are served beside it, and whose programs may be others.
+        free_bytes: gives the memory that is free now; None where nobody knows.
     """
     config = engine.model_config
     found = sizes(config, engine.most_rows)
@@ -107,7 +109,7 @@ def warm_up_behind(engine: Engine, adapters: Sequence[str] = ()) -> threading.Th
         try:
             for slots, those in itertools.groupby(found, lambda size: size[1]):
                 for (rows, _), adapter in itertools.product(those, (None, *adapters)):
-                    _, free = memory()
+                    free = free_bytes()
                     if engine.is_closing or (free is not None and 4 * rows * slots * of_token > free):
                         continue
                     with engine.within():

@@ -446,6 +446,10 @@ class GPTJTokenizer(TransformersCalls):
         data = self._decoder.to_bytes(token_ids, leave_out=leave_out, unknown=unknown)
         return clean_up_spaces(data.decode("utf-8", "replace"), asked=clean_up_tokenization_spaces)
 
+    def decode_any(self, token_ids: Any) -> str:
+        """`decode`, with U+FFFD for an id that this tokenizer does not have."""
+        return self.decode(token_ids, unknown="replace")
+
     def batch_decode(
         self,
         sequences: Any,

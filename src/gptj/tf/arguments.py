@@ -17,10 +17,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from gptj import inputs
+from gptj.calls import inputs
+from gptj.calls.outputs import KVCache
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
-from gptj.outputs import KVCache
 
 UpdateCache = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """Takes a layer's new keys and values (b, h, t, d), and returns all that its queries attend over, (b, h, s, d)."""

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gptj.outputs import KVCache
+from gptj.calls.outputs import KVCache
 
 __all__ = ["cache_names", "write_saved_model"]
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from gptj import generation
 from gptj.adapters import TARGETS
+from gptj.calls.outputs import KVCache
 from gptj.config import GPTJConfig
 from gptj.config.schema import BASE_PREFIX, schema
 from gptj.generation import PARTS, Columns, Selected, Step, scoring
 from gptj.generation.decoder import Ids, Mask, built_alike, round_up_slots
-from gptj.outputs import KVCache
 from gptj.tf.adapters import LowRank, add_low_rank
 from gptj.tf.arguments import CacheBuilder, causal_mask, host
 from gptj.tf.layers import LayerNorm, Linear, at_least_float32

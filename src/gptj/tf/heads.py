@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from gptj import inputs
-from gptj.config import GPTJConfig
-from gptj.generation import GenerationConfig
-from gptj.generation.typed import ReturnDict, same_as, typed_call
-from gptj.inputs.prepared import refusal
-from gptj.outputs import (
+from gptj.calls import inputs
+from gptj.calls.outputs import (
     CausalLMOutputWithPast,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     object_or_tuple,
 )
-from gptj.outputs.taps import TapCollector
+from gptj.calls.prepared import refusal
+from gptj.calls.taps import TapCollector
+from gptj.config import GPTJConfig
+from gptj.generation import GenerationConfig
+from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.tf.arguments import batch_and_length, check_traced_ids, host, sizes
 from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin

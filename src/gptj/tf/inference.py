@@ -12,9 +12,9 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
+from gptj.calls.outputs import CausalLMOutputWithPast, KVCache
+from gptj.calls.prepared import check_quantize, give_up
 from gptj.config import GPTJConfig
-from gptj.inputs.prepared import check_quantize, give_up
-from gptj.outputs import CausalLMOutputWithPast, KVCache
 from gptj.tf.weights import to_numpy
 
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from gptj import inputs
+from gptj.calls import inputs
+from gptj.calls.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
+from gptj.calls.taps import TapCollector
 from gptj.config import GPTJConfig
 from gptj.generation.typed import ReturnDict, same_as, typed_call
-from gptj.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
-from gptj.outputs.taps import TapCollector
 from gptj.tf.arguments import (
     CacheBuilder,
     UpdateCache,
@@ -255,7 +255,7 @@ class GPTJModel(PretrainedModel):
             training: whether to drop.
 
         Raises:
-            InputError: see `gptj.inputs.check_call`.
+            InputError: see `gptj.calls.inputs.check_call`.
         """
         given = {
             "input_ids": input_ids,

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tensorflow.experimental import dtensor
 
 from gptj import generation
+from gptj.calls.outputs import KVCache
 from gptj.generation import Step
 from gptj.generation.decoder import Ids, Mask, round_up_slots
-from gptj.outputs import KVCache
 from gptj.sharding import Placement, check_rows
 from gptj.tf.arguments import CacheBuilder, causal_mask
 from gptj.tf.layers import at_least_float32

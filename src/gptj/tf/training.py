@@ -17,9 +17,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gptj.calls.outputs import BaseModelOutputWithPast, ModelOutput, QuestionAnsweringModelOutput
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
-from gptj.outputs import BaseModelOutputWithPast, ModelOutput, QuestionAnsweringModelOutput
 from gptj.tf.arguments import assert_arguments
 from gptj.tf.parallel_training import check_fit, count_copies
 

@@ -20,13 +20,8 @@ import optree
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from gptj import inputs
-from gptj.config import GPTJConfig
-from gptj.config.dtypes import dtype_name, numpy_dtype
-from gptj.config.schema import Head, TensorSpec, schema
-from gptj.errors import InputError
-from gptj.inputs.prepared import check_device
-from gptj.outputs import (
+from gptj.calls import inputs
+from gptj.calls.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     KVCache,
@@ -34,6 +29,11 @@ from gptj.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
 )
+from gptj.calls.prepared import check_device
+from gptj.config import GPTJConfig
+from gptj.config.dtypes import dtype_name, numpy_dtype
+from gptj.config.schema import Head, TensorSpec, schema
+from gptj.errors import InputError
 from gptj.pretrained import Loading, Pretrained, one_dtype
 from gptj.pretrained.counted import ArrayFacts, is_embedding
 from gptj.sharding import Placement, ReadPart, Strategy

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gptj.calls.inputs import check_ids, check_method, check_row
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, shown
-from gptj.inputs import check_ids, check_method, check_row
 
 __all__ = ["Prefix", "Sequenced", "encode_pair", "prefix_of", "sequence_of", "sequences_of"]
 
@@ -181,4 +181,4 @@ def _encode(config: GPTJConfig, text: Any, where: str, tokenizer: Any) -> list[i
         return [int(token) for token in check_ids(config, [[*ids]], where=where)[0]]
     except InputError as error:  # of a batch of this one row
         place = None if error.where is None else error.where.replace(f"{where}[0]", where)
-        raise InputError(error.problem, where=place, expected=error.expected, found=error.found) from None
+        raise InputError(error.problem, **error.facts(where=place)) from None

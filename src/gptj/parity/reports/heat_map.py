@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gptj.outputs.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK
+from gptj.calls.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK
 from gptj.parity.findings import PairFound, TapFound
 from gptj.parity.reports.markup import Markup, join, tag
 from gptj.parity.reports.spelling import place_of, share_of, spell_number, spell_sign

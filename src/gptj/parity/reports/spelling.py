@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from gptj.calls.taps import split_tap
 from gptj.config.dtypes import PARAMETER_DTYPES
 from gptj.errors import harmless
-from gptj.outputs.taps import split_tap
 from gptj.parity.findings import Findings, MeasureFound, TapFound
 
 __all__ = [

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.errors import InputError, shown
 
 __all__ = [
@@ -44,9 +45,6 @@ __all__ = [
     "part_of_a_model",
     "problem_type",
 ]
-
-IGNORED_LABEL = -100
-"""The label that no loss counts."""
 
 
 def numbers(value: Any, *, where: str) -> NDArray[Any]:
