@@ -18,7 +18,7 @@ from gptj.config.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
 FILES = ("__init__.py", "adapters.py", "arguments.py", "finetune.py", "generate.py", "heads.py", "inference.py")
-FILES += ("layers.py", "model.py", "one_step.py", "parallel.py", "weights.py")
+FILES += ("layers.py", "model.py", "one_step.py", "parallel.py", "processes.py", "weights.py")
 
 OWN_FILES = {
     "pt": {"crossing.py", "export.py", "kernels.py", "parallel_training.py"},

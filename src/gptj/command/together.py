@@ -23,7 +23,7 @@ from gptj.backends import choose_backend
 from gptj.command.options import Names, option
 from gptj.command.standard_streams import stdout_apart
 from gptj.errors import GPTJError, InputError, ProcessError, warn_of
-from gptj.sharding import Mesh, require_same
+from gptj.sharding import Mesh, Processes, Watch, require_same, silence_seconds
 
 __all__ = [
     "Copies",
@@ -168,7 +168,7 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
         InputError: the launcher's variables are there in part.
         ProcessError: another process ended.
     """
-    backend = choose_backend(backend)
+    backend, bound_s = choose_backend(backend), silence_seconds()
     parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
     try:
         processes = parallel.join_processes()
@@ -176,6 +176,10 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
         atexit.register(_end_at_once, error, 0)
         cause = str(error).splitlines()[0]
         raise ProcessError(f"the other processes did not come: {cause}", where="--strategy") from None
+    watch = None
+    if processes.size > 1:
+        watch = Watch(processes, parallel.make_keys, lambda n: _end_silent(n, processes, bound_s), bound_s=bound_s)
+        watch.start()
     try:
         with stdout_apart(), _silent(processes.rank > 0):
             if processes.size == 1 and parallel.count_devices() == 1:
@@ -197,6 +201,8 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
                 hint="The cause is what that one said, or what killed it; what was saved stands",
             ) from None  # fmt: skip
         raise
+    if watch is not None:
+        watch.leave()
     with contextlib.suppress(Exception):  # all is written: one that died since takes nothing away
         parallel.leave_processes()
     atexit.register(_end_well)
@@ -245,6 +251,19 @@ def _end_at_once(error: BaseException, wait_s: float) -> None:
     time.sleep(wait_s)
     code = error.code if isinstance(error, SystemExit) else 1
     _exit(code if isinstance(code, int) else 1)
+
+
+def _end_silent(silent: int, processes: Processes, bound_s: int) -> None:
+    """End this process, which waits for one that is silent, from a thread beside it; one on each host says so."""
+    if _is_first_here():
+        error = ProcessError(
+            f"was silent for {bound_s} s", where=f"process {silent} of {processes.size}",
+            hint="It was stopped, or its host is gone; what was saved stands. GPTJ_SILENCE_SECONDS allows more",
+        )  # fmt: skip
+        click.echo(f"gptj: {error.code}: {error}", err=True)
+    _flush()
+    time.sleep(_LISTENING_S)
+    _exit(1)
 
 
 def _exit(status: int) -> NoReturn:

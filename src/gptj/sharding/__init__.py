@@ -2,6 +2,7 @@
 
 table.py    strategies, meshes, the part of each tensor that a process holds    Mesh, Strategy, Placement
 processes.py which of how many processes this is                               Processes
+watch.py    a process that is silent                                            Watch, silence_seconds
 plan.py     memory of each device, per strategy: arithmetic alone               plan_memory
 """
 
@@ -33,10 +34,12 @@ from gptj.sharding.table import (
     partition_of,
     slices,
 )
+from gptj.sharding.watch import Keys, Watch, silence_seconds
 
 __all__ = [
     "MESH_AXES",
     "STRATEGIES",
+    "Keys",
     "Mesh",
     "MeshAxis",
     "Partition",
@@ -45,6 +48,7 @@ __all__ = [
     "ReadPart",
     "ReadTogether",
     "Strategy",
+    "Watch",
     "check_decodes",
     "check_mesh",
     "check_rows",
@@ -58,5 +62,6 @@ __all__ = [
     "own_address",
     "partition_of",
     "require_same",
+    "silence_seconds",
     "slices",
 ]

@@ -67,9 +67,18 @@ def join_seconds() -> int:
     Raises:
         InputError: it is no such number.
     """
-    said = os.environ.get("GPTJ_JOIN_SECONDS", "30")
+    return seconds_of("GPTJ_JOIN_SECONDS", 30)
+
+
+def seconds_of(name: str, default: int) -> int:
+    """Whole seconds, as an environment variable says.
+
+    Raises:
+        InputError: it is no such number.
+    """
+    said = os.environ.get(name, str(default))
     if not said.isdecimal() or int(said) < 1:
-        raise InputError("no number", where="environment: GPTJ_JOIN_SECONDS", expected="1 or more", found=shown(said))
+        raise InputError("no number", where=f"environment: {name}", expected="1 or more", found=shown(said))
     return int(said)
 
 

@@ -11,38 +11,39 @@ made while one is set; and what DTensor cannot do is refused by name.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
 import math
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-from tensorflow.dtensor.python.accelerator_util import is_initialized
 from tensorflow.experimental import dtensor
-from tensorflow.python.eager import context
 
 from gptj.calls.outputs import object_or_tuple
 from gptj.config.schema import TensorSpec, schema
-from gptj.errors import InputError, ProcessError, shown
+from gptj.errors import InputError, shown
 from gptj.sharding import (
     Mesh,
     Placement,
-    Processes,
     ReadPart,
     Strategy,
     check_rows,
-    environment_place,
     natural_mesh,
     partition_of,
     slices,
 )
 from gptj.tf.arguments import host
+from gptj.tf.processes import count_devices as count_devices
+from gptj.tf.processes import device_kind
+from gptj.tf.processes import ending_together as ending_together
+from gptj.tf.processes import gather_texts as gather_texts
+from gptj.tf.processes import is_of_processes as is_of_processes
+from gptj.tf.processes import join_processes as join_processes
+from gptj.tf.processes import leave_processes as leave_processes
+from gptj.tf.processes import make_keys as make_keys
+from gptj.tf.processes import share_number as share_number
+from gptj.tf.processes import speaks_first as speaks_first
 
 GIVEN_UP = (
     *("compile", "evaluate", "export", "fit", "get_weights", "load_weights", "predict", "predict_on_batch"),
@@ -91,7 +92,7 @@ def choose_placement(mesh: Any, strategy: Strategy) -> Placement:
             hint="tf.config.set_logical_device_configuration makes several of one; see docs/scale.md",
         )
     axes = [("dp", sizes.dp), ("tp", sizes.tp)]
-    kind = _device_kind()
+    kind = device_kind()
     if dtensor.num_clients() > 1:
         return _placement_of(dtensor.create_distributed_mesh(axes, device_type=kind), strategy)
     devices = [f"{kind}:{n}" for n in range(sizes.size)]
@@ -103,10 +104,6 @@ def _placement_of(mesh: Any, strategy: Strategy) -> Placement:
     if not here:
         raise InputError("this process is not in it", where="mesh", expected="devices of every process")
     return Placement(strategy, Mesh(dp=mesh.dim_size("dp"), tp=mesh.dim_size("tp")), here[0], mesh)
-
-
-def _device_kind() -> str:
-    return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
 
 
 def layout_of(spec: TensorSpec, placement: Placement) -> Any:
@@ -247,95 +244,6 @@ _EAGERLY = "Call it with arrays; it compiles what it needs itself"
 # ---- processes
 
 
-def join_processes() -> Processes:
-    """Make the processes that belong together know each other; a process that was started alone is alone.
-
-    DTENSOR_JOBS, DTENSOR_NUM_CLIENTS and DTENSOR_CLIENT_ID say it, or torchrun's own variables on one host: process n
-    listens at the port n + 1 after torchrun's.
-
-    Raises:
-        InputError: the variables are there in part, or TensorFlow computed something already.
-    """
-    count, index = environment_place("DTENSOR_NUM_CLIENTS", "DTENSOR_CLIENT_ID")
-    if count is None:
-        count, index = environment_place("WORLD_SIZE", "RANK")
-        if count is not None and count > 1:
-            _say_jobs(count, index or 0)
-    jobs = dtensor.jobs()
-    if count is not None and count > 1 and len(jobs) != count:
-        raise InputError(
-            "not one address a process", where="environment: DTENSOR_JOBS", expected=f"{count}, HOST:PORT,HOST:PORT",
-            found=os.environ.get("DTENSOR_JOBS"),
-        )  # fmt: skip
-    if jobs and count is None:
-        raise InputError(
-            "is missing", where="environment: DTENSOR_NUM_CLIENTS", expected="beside DTENSOR_JOBS", found=None
-        )
-    if len(jobs) > 1 and not is_initialized():
-        try:
-            dtensor.initialize_accelerator_system(_device_kind())
-        except ValueError as error:
-            raise InputError(
-                "TensorFlow has computed something already",
-                where="join_processes",
-                hint="Call it first, before any tensor is made",
-            ) from error
-    return Processes(index or 0, count or 1)
-
-
-def _say_jobs(count: int, index: int) -> None:
-    """Tell DTensor in its own variables what torchrun said in torch's.
-
-    Raises:
-        InputError: they are on several hosts, whose names torchrun does not say.
-    """
-    if os.environ.get("LOCAL_WORLD_SIZE", str(count)) != str(count):
-        raise InputError(
-            "torchrun names one host alone",
-            where="environment: DTENSOR_JOBS",
-            expected="HOST:PORT of each process, beside DTENSOR_NUM_CLIENTS and DTENSOR_CLIENT_ID",
-            found=os.environ.get("DTENSOR_JOBS"),
-        )
-    host_name, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    for name, value in (("MASTER_ADDR", host_name), ("MASTER_PORT", port)):
-        if not value or (name == "MASTER_PORT" and not value.isdecimal()):
-            raise InputError(
-                "is missing", where=f"environment: {name}", expected="beside the processes' numbers", found=value
-            )
-    jobs = ",".join(f"{host_name}:{int(port) + 1 + n}" for n in range(count))
-    os.environ |= {"DTENSOR_JOBS": jobs, "DTENSOR_NUM_CLIENTS": str(count), "DTENSOR_CLIENT_ID": str(index)}
-
-
-def count_devices() -> int:
-    """How many devices there are for a model, of all processes together."""
-    return int(dtensor.num_global_devices(_device_kind()))
-
-
-def leave_processes() -> None:
-    """Let go of the others; the first, which the others report to, goes last."""
-    if dtensor.num_clients() > 1:
-        share_number(0)
-        if dtensor.client_id() == 0:
-            time.sleep(1)
-
-
-def is_of_processes(error: BaseException) -> bool:
-    """Whether it tells of another process that is no more: TensorFlow's own kinds of errors that do."""
-    kinds = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
-    return isinstance(error, (*kinds, tf.errors.DeadlineExceededError))
-
-
-def speaks_first() -> bool | None:
-    """Whether no other process failed before this one: for the first to say why. None where that is not known."""
-    try:
-        context.context().set_config_key_value("gptj.failed", "1")
-    except tf.errors.AlreadyExistsError:
-        return False
-    except Exception:  # with the process that kept the keys
-        return None
-    return True
-
-
 def copy_of(model: Any) -> tuple[int, int]:
     """Which of how many copies of the model this process has alone.
 
@@ -347,65 +255,6 @@ def copy_of(model: Any) -> tuple[int, int]:
 def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
     """The mesh that the processes of one command open a model on."""
     return mesh
-
-
-def gather_texts(text: str) -> list[str]:
-    """Every process' text, in their order: all wait for each other, for as long as it takes.
-
-    It goes through the service that the processes know each other by; what waits is a sum, which a process that is
-    gone ends, as it does not end the service's own waiting.
-    """
-    if dtensor.num_clients() == 1:
-        return [text]
-    service, rank = context.context(), dtensor.client_id()
-    for at in itertools.count(1):
-        try:  # nobody else writes this process' keys: the first that is free is the next
-            service.set_config_key_value(f"gptj.text.{at}.{rank}", text)
-            break
-        except tf.errors.AlreadyExistsError:
-            continue
-    share_number(0)
-    return [service.get_config_key_value(f"gptj.text.{at}.{n}") for n in range(dtensor.num_clients())]
-
-
-def share_number(number: int) -> int:
-    """The first process' number, 0 to 2**63 - 1."""
-    if dtensor.num_clients() == 1:
-        return number
-    kind = _device_kind()
-    mesh = dtensor.create_distributed_mesh([("all", count_devices())], device_type=kind)
-    said = np.array([[number >> shift & 0xFFFF for shift in (0, 16, 32, 48)]], np.int32)
-    first = dtensor.client_id() == 0
-    parts = [tf.constant(said if first and n == 0 else said * 0) for n in range(dtensor.num_local_devices(kind))]
-    spread = dtensor.pack(parts, dtensor.Layout(["all", dtensor.UNSHARDED], mesh))
-    with dtensor.default_mesh(mesh):
-        total = tf.function(_sum_rows, autograph=False)(spread)
-    pieces = dtensor.unpack(total)[0].numpy()
-    return sum(int(piece) << shift for piece, shift in zip(pieces, (0, 16, 32, 48), strict=True))
-
-
-def _sum_rows(x: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(x, 0)
-
-
-@contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """While this is open, a process that dies ends this one with one line, and not with TensorFlow's account of it.
-
-    Raises:
-        ProcessError: another process is gone.
-    """
-    try:
-        yield
-    except tf.errors.OpError as error:
-        if not is_of_processes(error):
-            raise
-        raise ProcessError(
-            "another process is gone, and nothing can be computed without it",
-            where="processes",
-            found=type(error).__name__,
-            hint="See what it said last, and start all of them anew",
-        ) from None
 
 
 def refuse_distribution() -> None:
