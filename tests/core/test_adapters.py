@@ -17,7 +17,7 @@ from gptj.adapters import (
     adapter_rows,
     initial_arrays,
     merge_folder,
-    merged_kernel,
+    merge_kernel,
     read_adapter,
     write_adapter,
 )
@@ -242,7 +242,7 @@ def test_a_sum_that_does_not_fit_is_refused():
     row = adapter_rows(AdapterConfig(r=1, lora_alpha=1), CONFIG)[0]
     a, b = np.full(row.a.shape, 300, np.float32), np.full(row.b.shape, 300, np.float32)
     with pytest.raises(SchemaError, match="does not fit float16"):
-        merged_kernel(np.zeros((48, 48), np.float16), row, a, b)
+        merge_kernel(np.zeros((48, 48), np.float16), row, a, b)
 
 
 # ---- the oracle, and mistakes that it finds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,3 +134,5 @@ def test_evaluation_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Mon
     for limit in ("3", "0.5"):
         with pytest.raises(BackendError, match=r'lm_eval cannot be imported.*pip install "gptj-multibackend\[eval\]"'):
             gptj_command.main(["eval", str(tmp_path), "--tasks", "a", "--limit", limit], standalone_mode=False)
+    with pytest.raises(SystemExit, match=r"^gptj: .*lm_eval cannot be imported.*pip install"):
+        runpy.run_module("gptj.harness", run_name="__main__")

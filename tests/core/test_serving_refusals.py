@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from served import Served, ToyModel
 
+from gptj.serving import server
 from gptj.serving.app import Access, Limits
 from gptj.serving.server import Protocol
 
@@ -346,6 +348,28 @@ def test_a_client_that_does_not_read_is_left(monkeypatch):
             time.sleep(0.01)
         assert not served.server.server_state.connections
         assert served.ask("GET", "/health")[0] == 200
+
+
+def test_what_is_one_connection_too_many_is_told_to_come_again(monkeypatch):
+    monkeypatch.setattr(server, "_backlog", lambda: 2)
+    monkeypatch.setattr(Protocol, "headers_s", 20.0)
+    with Served(ToyModel()) as served, contextlib.ExitStack() as held:
+        for _ in range(6):
+            held.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+        head, _, body = served.raw(b"").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503") and b"Retry-After: 1" in head
+        assert check_error(json.loads(body))["code"] == "too_many_connections"
+        held.close()
+        until = time.monotonic() + 5
+        while len(served.server.server_state.connections) and time.monotonic() < until:
+            time.sleep(0.01)
+        check_alive(served)
+
+
+def test_connections_leave_files_for_others(monkeypatch):
+    for most, backlog in ((1024, 128), (120, 15), (2**20, 2048), (resource.RLIM_INFINITY, 2048), (4, 1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, most=most: (most, most))
+        assert server._backlog() == backlog
 
 
 def test_the_key_is_needed_where_there_is_one():

@@ -434,7 +434,7 @@ def _open(job: _Job, room: Any, saved: Saved | None) -> Any:
 def _write(job: _Job, folder: Path, step: TrainingStep) -> None:
     """Write the model as it is, or its adapter, into a new folder."""
     if job.settings.lora:
-        step.settled().save_adapter(folder)
+        step.trained_model().save_adapter(folder)
         return
     write_checkpoint(
         folder, job.config, lambda row: step.read(row.name), dtype="float32", extra_files=job.files,

@@ -54,7 +54,7 @@ class TrainingStep(Protocol):
     def evaluate(self, ids: NDArray[Any], labels: NDArray[Any]) -> float:
         """The mean loss of a batch."""
 
-    def settled(self) -> Any:
+    def trained_model(self) -> Any:
         """The model with its trained parameters put in."""
 
     def read(self, name: str) -> NDArray[Any]:

@@ -30,7 +30,7 @@ from gptj.parity.invariances import (
 from gptj.parity.oracle import positions_of_mask
 from gptj.parity.processes import record_rows
 from gptj.parity.run import open_oracle
-from gptj.parity.steps import step_limit, stepped
+from gptj.parity.steps import apply_steps, step_limit
 from gptj.parity.trace_record import PATHS, probe_batch, take_steps
 
 __all__ = ["record_matrix", "rows_of"]
@@ -147,7 +147,7 @@ class _Ways:
         before = {name: np.array(model._read(name)) for name in kept}
         after = take_steps(self._wing, model, slopes, kind)
         for name, slope in kept.items():
-            expected = stepped(before[name], slope, kind)
+            expected = apply_steps(before[name], slope, kind)
             limit = step_limit(before[name], slope, kind, self._reference.rounding)
             yield Answer(name, self._numpy(after[name]), expected, limit)
 
