@@ -1,4 +1,4 @@
-"""Which format a path is in, and which set of weights in it is meant: known by what lies on the disk.
+"""The format of a path, and the set of weights in it that is meant: known by what lies on the disk.
 
 Where two formats fit (a folder with the weights of two frameworks), none is guessed, unless they hold the same model.
 """

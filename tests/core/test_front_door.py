@@ -183,7 +183,7 @@ def test_the_rooms_that_the_table_of_contents_names_are_there():
 def test_names_like_none_of_ours_are_left_to_python():
     with pytest.raises(ImportError, match="cannot import name 'xyzzy'"):
         exec("from gptj import xyzzy")
-    exec("from gptj import checkpoint, inputs, parity")  # submodules
+    exec("from gptj import checkpoint, inputs, outputs, parity, taps")  # submodules
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -508,3 +508,8 @@ def test_the_keywords_that_checkers_know_are_the_configs_fields():
 def test_the_package_says_that_it_is_typed():
     for package in (gptj, gptj_conversion):
         assert (Path(package.__file__).parent / "py.typed").exists()
+
+
+def test_the_door_of_outputs_gives_the_classes_themselves():
+    door, room = importlib.import_module("gptj.outputs"), importlib.import_module("gptj.calls.outputs")
+    assert door.__all__ and all(getattr(door, name) is getattr(room, name) for name in door.__all__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def test_an_adapter_has_a_name_and_a_folder(tmp_path, said):
 def test_seconds_are_finite(tmp_path, option, seconds):
     result = CliRunner().invoke(serve, [str(tmp_path), option, seconds])
     assert result.exit_code == 2 and option in result.output
+
+
+def test_a_signal_that_follows_the_line_at_once_ends_it_in_order():
+    ends = []
+    server = Server(None, close=ends.append)
+    server.serve_on(listen("127.0.0.1", 0), ready=lambda: signal.raise_signal(signal.SIGTERM))
+    assert ends == [None] and not server.was_forced
 
 
 def test_the_drain_is_rounded_up():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,24 @@ FILE_LINES = 500
 MODEL_LINES = 450
 ARGUMENTS = 12
 COMPLEXITY = 15
-CLAUSES = ("What ", "That ", "By which ")
-"""Beginnings of a docstring that is a clause and no noun or verb."""
+CLAUSES = (
+    "What ",
+    "That ",
+    "By which ",
+    "Which ",
+    "Where ",
+    "For how ",
+    "From how ",
+    "By how ",
+    "Between which ",
+    "Of what ",
+)
+"""Beginnings of a docstring that is a clause and no noun or verb. ("Whether" and "How many" say which type it is.)"""
+
+PRIVATE_WORDS = frozenset(
+    ("settle", "settled", "desk", "witness", "spoiled", "turned", "remember", "weigh", "accumulated", "stepped")
+)
+"""Words that stand in no name of a function or class: each was the name of several things, or another's of one."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -110,6 +127,15 @@ def clauses() -> list[tuple[str, str]]:
         for text in docstrings(path.read_text(encoding="utf-8"))
         if text.startswith(CLAUSES)
     ]
+
+
+def private_names(module: str, source: str) -> Iterator[str]:
+    """The functions and classes of a source one of whose words is a private one: `settle_dtype`, `Desk`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, Function | ast.ClassDef):
+            words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", node.name).lower().split("_")
+            if not PRIVATE_WORDS.isdisjoint(words):
+                yield f"{module}:{node.name}"
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import house
 import pytest
 from budgets import Over, clauses, complexity, count_arguments, functions, over, over_in
 
-PRODUCT_LINES = 63_320
+PRODUCT_LINES = 63_400
 """The most lines of product; it falls, but for a new room, whose commit says what it takes. The aim is 24,000."""
 
 CLAUSE_DOCSTRINGS = 0
@@ -64,6 +64,11 @@ def test_the_ratchet_of_the_product_follows_what_is_deleted():
 
 def test_no_docstring_begins_with_a_clause():
     assert len(clauses()) <= CLAUSE_DOCSTRINGS, clauses()
+
+
+def test_no_function_and_no_class_has_a_word_of_our_own_for_a_name():
+    sources = {module: path.read_text(encoding="utf-8") for module, path in house.modules().items()}
+    assert [name for module, source in sources.items() for name in budgets.private_names(module, source)] == []
 
 
 # ---- each rule can fail
@@ -127,3 +132,8 @@ def test_a_docstring_that_is_a_clause_would_be_noticed():
     source += 'def g():\n  """The thing. What is more."""\n'
     found = [text for text in budgets.docstrings(source) if text.startswith(budgets.CLAUSES)]
     assert found == ["What it does.", "That is one.", "By which it is."]
+
+
+def test_a_name_of_our_own_words_would_be_noticed():
+    source = "def settle_dtype(): ...\nclass FrontDesk:\n  def weigh(self): ...\ndef weight(): ...\nclass DeskTop2: ..."
+    assert [*budgets.private_names("m", source)] == ["m:settle_dtype", "m:FrontDesk", "m:DeskTop2", "m:weigh"]

@@ -55,6 +55,7 @@ model.generate(ids, max_new_tokens="20")  # wrong: text
 model.stream(ids, tempereture=0.5)  # wrong: misspelt
 model(ids, atention_mask=ids)  # wrong: misspelt
 gptj.GPTJForCausalLM.from_pretrained("x", mmap="yes")  # wrong: text
+model.score("text", tokeniser=tokenizer)  # wrong: misspelt
 gptj.GenerationConfig().replace(top_q=0.5)  # wrong: misspelt
 gptj.GPTJForCasualLM  # wrong: misspelt
 output.logit  # wrong: misspelt

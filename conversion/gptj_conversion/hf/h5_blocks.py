@@ -1,4 +1,4 @@
-"""Where the structure of an HDF5 file lies, found without libhdf5: the bytes that can be nobody's numbers.
+"""The structure of an HDF5 file, found without libhdf5: the bytes that can be nobody's numbers.
 
 Files as Keras writes them (superblock 0, object headers of version 1) have no checksums, so a damaged address of a
 dataset may lead into the structure, and libhdf5 reads that as numbers. What newer files have instead (superblock 2 or

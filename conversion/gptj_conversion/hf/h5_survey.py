@@ -1,4 +1,4 @@
-"""Where the datasets of an HDF5 file lie: the only code that lets libhdf5 read a file of unknown origin.
+"""The places of an HDF5 file's datasets: the only code that lets libhdf5 read a file of unknown origin.
 
 libhdf5 believes what it reads. A heap whose free block is its own successor, or a B-tree that is its own child, makes
 it loop or allocate without end, in C code that Python cannot interrupt. So this program runs in a process of its own

@@ -386,7 +386,7 @@ class _Interpreter:
             self.refuse("elements for something that is no list")
         target.extend(values)
 
-    def remember(self, number: int) -> None:
+    def memoize(self, number: int) -> None:
         self.memo[number] = self.top()
 
     def recall(self, number: int) -> None:
@@ -454,9 +454,9 @@ _OPCODES: dict[int, Callable[[_Interpreter], None]] = {
     ord("a"): _append,
     ord("e"): lambda m: m.append(m.pop_to_mark()),
     ord("b"): _Interpreter.build,
-    ord("q"): lambda m: m.remember(m.number("<B")),
-    ord("r"): lambda m: m.remember(m.number("<I")),
-    0x94: lambda m: m.remember(len(m.memo)),
+    ord("q"): lambda m: m.memoize(m.number("<B")),
+    ord("r"): lambda m: m.memoize(m.number("<I")),
+    0x94: lambda m: m.memoize(len(m.memo)),
     ord("h"): lambda m: m.recall(m.number("<B")),
     ord("j"): lambda m: m.recall(m.number("<I")),
     ord("c"): _global,

@@ -1,4 +1,4 @@
-"""Where a mesh-transformer-jax checkpoint is: which step of which folder, and whether all its files are there.
+"""The place of a mesh-transformer-jax checkpoint: its folder and step, and whether all its files are there.
 
 A folder may lie on the disk or in an archive; `MeshFolder` is what the search needs to know of either.
 """
@@ -32,7 +32,7 @@ __all__ = [
 FILES_PER_SHARD = 16
 META_FILE = "meta.json"
 TRAINING_FILE = "training_config.json"
-"""Where our writer keeps the training config, beside meta.json; the original never wrote one."""
+"""The file of the training config beside meta.json, by our writer; the original never wrote one."""
 
 LARGEST_META_BYTES = 2**24  # it lists every file that the data loader has used
 

@@ -1,4 +1,4 @@
-"""Which of a TPU checkpoint's leaves are parameters: nothing names them, so their number and shapes must tell.
+"""The leaves of a TPU checkpoint that are parameters: nothing names them, so their number and shapes must tell.
 
 A shard's leaves are those of opt_state, params and step, in that order. What an optimizer keeps differs from one to
 the next, and is not read; the parameters and the step are the last leaves whatever it is.

@@ -219,7 +219,7 @@ def check_row_ends(config: GPTJConfig, *, batch: int | None, has_ids: bool) -> N
 
 
 def problem_type(config: GPTJConfig, *, whole: bool) -> str:
-    """Which loss a classifier takes: the config's, else by num_labels and by whether the labels are whole numbers."""
+    """The loss of a classifier: the config's, else by num_labels and by whether the labels are whole numbers."""
     if config.problem_type is not None:
         return config.problem_type
     if config.num_labels == 1:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["convert", "inspect", "verify"]
 
 _WORTH_LINES_BYTES = 100_000_000
-"""From how many bytes on a conversion that is not watched on a terminal prints a line for each tenth."""
+"""The bytes from which on a conversion without a terminal prints a line for each tenth."""
 
 # What people call the formats, by their files or their frameworks.
 _CALLED = {

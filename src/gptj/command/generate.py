@@ -71,7 +71,7 @@ HOW_OPTIONS = (
     option("Decoding", "--set", "fields", multiple=True, metavar="NAME=VALUE", help="Any other field of "
             "GenerationConfig, as in --set no_repeat_ngram_size=3."),
 )  # fmt: skip
-"""Which model is opened, and how it continues a prompt: what every command that does so takes."""
+"""The model to open, and how it continues a prompt: what every command that does so takes."""
 
 
 @click.command(cls=Sections, short_help="Continue a prompt, or many, or turn by turn.")

@@ -154,8 +154,8 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
                     warm_up(engine, say, adapter=one)
             warm_up_behind(engine, [*adapters], free_bytes=lambda: memory()[1])
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
-        write_text(f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n")
-        server.serve_on(listener)
+        line = f"{name} in {opened.backend} at http://{host}:{listener.getsockname()[1]}\n"
+        server.serve_on(listener, ready=lambda: write_text(line))
         if server.was_forced:
             raise KeyboardInterrupt
 

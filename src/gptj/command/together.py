@@ -209,7 +209,7 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
 
 
 _LISTENING_S = 2.0
-"""For as long a process that failed stays, so that others who fail at the same can learn from it that it said why."""
+"""Seconds for which a process that failed stays, so that others who fail alike learn from it that it said why."""
 
 
 def _is_first_here() -> bool:

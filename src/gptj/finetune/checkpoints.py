@@ -335,7 +335,7 @@ class RunFolder:
         return final
 
     def stage_of(self, step: int) -> Path:
-        """Where a checkpoint is written, before it has its name."""
+        """The folder in which a checkpoint is written, before it has its name."""
         return self.checkpoints / f".{self.path_of(step).name}"
 
     def make(self, folder: Path) -> None:

@@ -31,7 +31,7 @@ _SIGN = ".sign-"
 """In OUT's checkpoints, for a moment: what the first process writes for the others to see."""
 
 _PATIENCE_S = 10.0
-"""For how long the others look for it: a network's file system keeps what it saw of a folder for some seconds."""
+"""Seconds for which the others look for it: a network's file system keeps what it saw of a folder for some seconds."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ from gptj.flax.weights import Params, flat, nested
 from gptj.generation.decoder import built_alike
 
 FEW_ROWS = range(2, 65)
-"""For how many rows the product is written weights first: as many as it was measured to be faster for."""
+"""The numbers of rows for which the product is written weights first: as many as it was measured to be faster for."""
 
 
 def weights_first(call: Callable[..., Array], arguments: Any, keywords: Any, context: Any) -> Array:

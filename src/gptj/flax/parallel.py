@@ -151,7 +151,7 @@ def rows_sharding(placement: Placement) -> NamedSharding:
 
 
 def copy_of(model: Any) -> tuple[int, int]:
-    """Which of how many copies of the model this process has alone: each may read other rows."""
+    """This process' number among the copies of the model, and how many there are: each may read other rows."""
     alone = {device.process_index for device in model.placement.native.devices.flat} == {jax.process_index()}
     return (jax.process_index(), jax.process_count()) if alone else (0, 1)
 

@@ -19,7 +19,7 @@ _SHUTDOWN_S = 30
 """How long a process waits for others that do not leave; jax's own bound is 300."""
 
 _AFTER_US_S = 15
-"""For so much longer than a command's own bound jax waits for a process that is silent: it says more than one line."""
+"""Seconds by which jax waits longer than a command's own bound for a silent process: it says more than one line."""
 
 
 def join_processes() -> Processes:

@@ -221,7 +221,7 @@ class PretrainedModel(AdapterMixin, Pretrained):
 
     @property
     def device(self) -> jax.Device:
-        """Where the parameters are; the first device of several."""
+        """The device of the parameters; the first of several."""
         leaf = jax.tree.leaves(self.params)[0]
         return min(leaf.devices(), key=lambda device: device.id) if isinstance(leaf, Array) else jax.devices()[0]
 

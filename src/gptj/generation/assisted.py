@@ -28,7 +28,7 @@ Ids = NDArray[np.int64]
 
 
 class Guesses(Protocol):
-    """Where guesses come from."""
+    """The source of guesses."""
 
     def guess(self, session: Session, most: int) -> Ids:
         """At most `most` tokens to follow each row's: int64 (rows, n), n 0 for no idea."""

@@ -330,7 +330,7 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Where a sum of weights, best first, passes a target.
+    """The place at which a sum of weights, best first, passes a target.
 
     Attributes:
         token: the first up to which more than the target is held.

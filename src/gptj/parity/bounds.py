@@ -159,7 +159,7 @@ def rounding_of_softmax(
 
 
 def shifted(probability: Array, off: Array | float) -> tuple[Array, Array]:
-    """Between which two a probability lies whose softmax' scores are each off by `off` at most.
+    """The two bounds of a probability whose softmax' scores are each off by `off` at most.
 
     The lowest is where what it is of fell by that and all else rose, the highest the other way round.
 

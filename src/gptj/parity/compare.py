@@ -151,7 +151,7 @@ def _between(pair: PairDifferences) -> Measure:
 
 
 def _parted(backend: str, inside: Comparison) -> Iterator[Measure]:
-    """By how much each token was preferred at which a backend's own greedy text parts from the oracle's."""
+    """The preference for each token at which a backend's own greedy text parts from the oracle's."""
     for text in (text for text in inside.texts if text.other == backend):
         if text.first is None and text.holds:
             continue

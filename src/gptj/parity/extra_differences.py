@@ -79,7 +79,7 @@ class GradientDifference(ParameterDifference):
 
     @property
     def what(self) -> str:
-        """Of what it is a difference."""
+        """The quantity that differs, in a word."""
         return "gradient"
 
     def __str__(self) -> str:

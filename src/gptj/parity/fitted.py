@@ -343,7 +343,7 @@ def _one_token_id(wrong: WrongTap) -> str | None:
 
 
 def _spread(wrong: WrongTap) -> Spread:
-    """Where the tap is wrong."""
+    """The elements at which the tap is wrong."""
     spread = Spread(wrong.axes, wrong.shape)
     for part in wrong.parts():
         spread.add(part.wrong, part.tokens.indices(max(1, wrong.trace.sizes.get("t", 1)))[0])

@@ -71,7 +71,7 @@ def _made_in(dtype: str) -> Expect:
     return lambda op, tokens: op.rotated(tokens, table=table)
 
 
-def _turned(name: str, **changes: Any) -> Mistake:
+def _rotary_mistake(name: str, **changes: Any) -> Mistake:
     """A mistake of the table."""
     return Mistake(name, _TURNED, lambda op, tokens: op.rotated(tokens, table=functools.partial(rotary, **changes)))
 
@@ -82,7 +82,7 @@ def _half_split(op: MistakenOperation, tokens: slice) -> Expected:
     return op.rotated(tokens, order=np.concatenate([pairs, np.arange(width, d)]))
 
 
-def _unturned(positions: Array, width: int) -> tuple[Array, Array]:
+def _no_rotation(positions: Array, width: int) -> tuple[Array, Array]:
     return np.zeros((*positions.shape, width // 2)), np.ones((*positions.shape, width // 2))
 
 
@@ -99,7 +99,7 @@ def _positions(change: Callable[[Array], Array]) -> Expect:
 
 
 def _late(positions: Array) -> Array:
-    """Which tokens are in the later half: those that are stepped after a prefill."""
+    """The tokens of the later half: those that are stepped after a prefill."""
     late: Array = np.arange(positions.shape[1]) >= (positions.shape[1] + 1) // 2
     return late
 
@@ -123,18 +123,18 @@ def _restarted(positions: Array) -> Array:
 
 
 _ROTATIONS = (
-    _turned("rotary sign", sign=-1),  # transformers issue 16288: Flax, and TensorFlow with it
+    _rotary_mistake("rotary sign", sign=-1),  # transformers issue 16288: Flax, and TensorFlow with it
     Mistake("rotary half split", _TURNED, _half_split),  # the GPT-NeoX and Llama layout
-    _turned("rotary base 1,000", base=1e3),
-    _turned("rotary base 500,000", base=5e5),
-    _turned("rotary base 1,000,000", base=1e6),
+    _rotary_mistake("rotary base 1,000", base=1e3),
+    _rotary_mistake("rotary base 500,000", base=5e5),
+    _rotary_mistake("rotary base 1,000,000", base=1e6),
     Mistake("rotary exponent of head", _TURNED, _exponent_of_head),
-    *(_turned(f"rotary table {dtype}", table=_rounds_to(dtype)) for dtype in ("bfloat16", "float16")),
+    *(_rotary_mistake(f"rotary table {dtype}", table=_rounds_to(dtype)) for dtype in ("bfloat16", "float16")),
     *(
-        _turned(f"rotary positions {dtype}", places=_rounds_to(dtype)) for dtype in ("bfloat16", "float16")
+        _rotary_mistake(f"rotary positions {dtype}", places=_rounds_to(dtype)) for dtype in ("bfloat16", "float16")
     ),
     # Frequencies and angles in float32 are off by 2^-24 of an angle that grows with the position.
-    _turned("rotary angles in float32, as by transformers in Flax", angles=_rounds_to("float32")),
+    _rotary_mistake("rotary angles in float32, as by transformers in Flax", angles=_rounds_to("float32")),
     Mistake("rotary angles and frequencies in float32, as by transformers", _TURNED, _made_in("float32")),
     *(
         Mistake(f"rotary table made in {dtype}, as by transformers 4.28 to 4.57", _TURNED, _made_in(dtype))
@@ -142,7 +142,7 @@ _ROTATIONS = (
     ),
     Mistake("rotary last dimensions", _TURNED,
             lambda op, tokens: op.rotated(tokens, order=np.arange(op.config.head_dim)[::-1])),
-    Mistake("rotary none", _TURNED, lambda op, tokens: op.rotated(tokens, table=_unturned)),
+    Mistake("rotary none", _TURNED, lambda op, tokens: op.rotated(tokens, table=_no_rotation)),
     Mistake("rotary of the whole head", _TURNED, _whole_head),
     Mistake("position off by one", _TURNED, _positions(lambda positions: positions + 1)),
     Mistake("position ids not used", _TURNED, _positions(_from_zero)),

@@ -204,7 +204,7 @@ class Oracle:
         return rows.astype(self.dtype)
 
     def visible_keys(self, t: int, mask: Array | None) -> Array:
-        """Which position may attend to which, (b or 1, 1, t, s): causal and, where there is a mask, not padding."""
+        """The keys that each query sees, (b or 1, 1, t, s): causal and, where there is a mask, not padding."""
         causal = np.tril(np.ones((t, t), bool))[None, None]
         return causal if mask is None else causal & mask[:, None, None, :]
 

@@ -1,4 +1,4 @@
-"""Which traces are compared with which, by what they share, and in which arithmetic each was computed."""
+"""The pairs of traces that are compared, by what they share, and the arithmetic of each."""
 
 from __future__ import annotations
 

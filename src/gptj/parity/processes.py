@@ -44,7 +44,7 @@ _FRAMEWORK_BYTES = 1.5e9
 """Of a framework that has been imported and has compiled something."""
 
 _LINES_KEPT = 200
-"""Of what a process says, of which the last is what an error tells."""
+"""The bytes that are kept of what a process says, of which the last is what an error tells."""
 
 
 class BackendProcessError(GPTJError, RuntimeError):

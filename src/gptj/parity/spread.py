@@ -1,4 +1,4 @@
-"""Where in a tensor something is wrong: everywhere, or in one row, token, head, channel or key alone."""
+"""The part of a tensor that is wrong: all, or one row, token, head, channel or key alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ out, and a token that sees one key alone has the weight 1 whatever the scores.""
 
 
 class Spread:
-    """Which indices of each axis hold something wrong, added up over slices of the tokens.
+    """The indices of each axis that hold something wrong, added up over slices of the tokens.
 
     Args:
         axes: of the tap, a letter each.

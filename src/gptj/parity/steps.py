@@ -102,7 +102,7 @@ class StepDifference(ParameterDifference):
 
     @property
     def what(self) -> str:
-        """Of what it is a difference."""
+        """The quantity that differs, in a word."""
         return f"step of {KINDS[self.kind]}"
 
     def __str__(self) -> str:

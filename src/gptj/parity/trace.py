@@ -168,7 +168,7 @@ def _config(members: Mapping[str, Any], file: str | os.PathLike[str]) -> GPTJCon
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a tap lies.
+    """The place of a tap.
 
     Attributes:
         tensor: in the file.

@@ -193,7 +193,7 @@ LOADING_ARGUMENTS = (
 
 
 def _require_safetensors(path: Path, name: str | os.PathLike[str]) -> None:
-    """Where a repository of the hub has no safetensors, say how its other weights are had.
+    """Say how a hub repository's other weights are had, where it has no safetensors.
 
     Raises:
         MissingFileError: with the command that converts them.

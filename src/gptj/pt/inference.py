@@ -244,6 +244,6 @@ def _train(model: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def _block_number(name: str) -> int | None:
-    """Which block a row of the schema belongs to, None where to none."""
+    """The number of the block that a row of the schema belongs to, None where to none."""
     parts = name.removeprefix(BASE_PREFIX).split(".")
     return int(parts[1]) if parts[0] == "h" else None

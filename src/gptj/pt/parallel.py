@@ -341,7 +341,7 @@ def gradient_norm(model: Any) -> Tensor:
 
 
 def copy_of(model: Any) -> tuple[int, int]:
-    """Which of how many copies of the model this process has a part of: each may read other rows."""
+    """This process' number among the copies of the model, and how many there are: each may read other rows."""
     return model.placement.coordinates["dp"], model.placement.mesh.dp
 
 

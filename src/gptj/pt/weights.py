@@ -96,7 +96,7 @@ class PretrainedModel(AdapterMixin, Pretrained, nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     @property

@@ -332,7 +332,7 @@ class Engine:
             shape, tokens = prefill.advance(self._tokens_a_turn())
             if others_wait:
                 prefill.wait()
-                self._pace.filled(shape, tokens, clock() - begin)
+                self._pace.note_prompt(shape, tokens, clock() - begin)
             if prefill.is_done:
                 self._seat(prefill)
                 self._prefills.remove(prefill)
@@ -378,7 +378,7 @@ class Engine:
             if one.ended:
                 batch.leave(one)
         seconds = self._pace.clock() - begin  # a device computes on after the call, until its result is needed
-        self._pace.stepped(("step", shape), seconds)
+        self._pace.note_step(("step", shape), seconds)
         self.metrics.observe("gptj_step_seconds", seconds)
 
     def _choose(self, one: Continuation, step: Any) -> None:

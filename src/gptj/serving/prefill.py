@@ -42,12 +42,12 @@ class Pace:
         self._step_s: float | None = None
         self._seen: set[Any] = set()
 
-    def stepped(self, shape: Any, seconds: float) -> None:
+    def note_step(self, shape: Any, seconds: float) -> None:
         """Learn what a step took. A shape's first may have been compiled, and teaches nothing."""
         if self._is_known(shape):
             self._step_s = seconds if self._step_s is None else 0.8 * self._step_s + 0.2 * seconds
 
-    def filled(self, shape: Any, tokens: int, seconds: float) -> None:
+    def note_prompt(self, shape: Any, tokens: int, seconds: float) -> None:
         """Learn what it took to read so many tokens while others waited."""
         if not self._is_known(shape) or self._step_s is None:
             return

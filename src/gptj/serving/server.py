@@ -226,7 +226,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=None if drain_s is None else max(math.ceil(drain_s), 1),
         )
         super().__init__(config)
-        self._close = close
+        self._close, self._ready = close, lambda: None
         self.should_exit = self.force_exit = False
         self.was_forced = False
 
@@ -249,7 +249,13 @@ class Server(uvicorn.Server):
             self.force_exit = self.was_forced = True
         self.should_exit = True
 
-    def serve_on(self, listener: socket.socket) -> None:
-        """Serve until a shutdown is asked for, then finish the answers that were begun."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so: from here on a signal ends it in order."""
+        await super().startup(sockets)
+        self._ready()
+
+    def serve_on(self, listener: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until a shutdown is asked for, then finish the answers that were begun; `ready` says that it began."""
+        self._ready = ready
         asyncio.run(self.serve(sockets=[listener]))
         self._close(0.0 if self.was_forced else None)

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Processes(NamedTuple):
-    """Which of how many.
+    """The number of this one, and how many there are.
 
     Attributes:
         rank: this process' number, from 0.

@@ -17,7 +17,7 @@ __all__ = ["Keys", "Watch", "silence_seconds"]
 
 
 def silence_seconds() -> int:
-    """For how long a process may be silent before the others end: GPTJ_SILENCE_SECONDS, or 45.
+    """Seconds for which a process may be silent before the others end: GPTJ_SILENCE_SECONDS, or 45.
 
     Raises:
         InputError: it is no such number.

@@ -245,7 +245,7 @@ _EAGERLY = "Call it with arrays; it compiles what it needs itself"
 
 
 def copy_of(model: Any) -> tuple[int, int]:
-    """Which of how many copies of the model this process has alone.
+    """This process' number among the copies of the model, and how many there are.
 
     Differs: one, since what runs over a mesh is one program of all processes, which cuts the rows itself.
     """

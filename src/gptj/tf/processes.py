@@ -19,7 +19,7 @@ from gptj.sharding import Keys, Processes, environment_place
 
 
 def device_kind() -> str:
-    """Which devices DTensor computes on."""
+    """The kind of device that DTensor computes on."""
     return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
 
 

@@ -43,7 +43,7 @@ from gptj.tf.parallel import call_over_mesh, choose_placement, distribute, held_
 from gptj.tf.training import TrainableModel
 
 ALIGNMENT_BYTES = 64
-"""Where TensorFlow's kernels want a tensor to begin; what begins elsewhere is copied."""
+"""The multiple of bytes at which TensorFlow's kernels want a tensor to begin; what begins elsewhere is copied."""
 
 
 def to_numpy(array: Any) -> NDArray[Any]:

@@ -104,7 +104,7 @@ class ManifestFacts:
 
     @property
     def adopt(self) -> Callable[[list[str]], bool] | None:
-        """Which stage of a killed writer is to be continued; for `OutputDirectory`."""
+        """The killed writer's stage that is to be continued; for `OutputDirectory`."""
         return Journal.has_notes if self.resume else None
 
 
@@ -171,7 +171,7 @@ class WritingOrder:
         return schema(self.config, self.head)
 
     def origin_of(self, row: TensorSpec) -> Origin | None:
-        """Where a tensor comes from, for its record."""
+        """The origin of a tensor, for its record."""
         return None if self.facts.origin is None else self.facts.origin(row)
 
     def journal(self) -> Journal | None:

@@ -22,10 +22,10 @@ from gptj.writing.file_system import FileSystem, call_at, write_error
 __all__ = ["BLOCK_BYTES", "Checksum", "OutputFile", "whole_file"]
 
 BLOCK_BYTES = 2**22
-"""Of what is read back at a time; into one buffer, since fresh memory costs more than reading."""
+"""The bytes that are read back at a time; into one buffer, since fresh memory costs more than reading."""
 
 WINDOW_BYTES = 2**27
-"""Of what is written, and of what is read back, before the kernel is asked to drop it from memory."""
+"""The bytes that are written, or read back, before the kernel is asked to drop it from memory."""
 
 
 class Checksum(Protocol):
