@@ -15,7 +15,7 @@ from typing import Protocol
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, SchemaError, shown
 from gptj.parity.fingerprint import FingerprintObserver
-from gptj.reading.buffers import Room
+from gptj.reading.buffers import ReusedBuffer
 from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, weight_sets
 from gptj.writing.checkpoint_writer import write_checkpoint
 from gptj.writing.containers import NamedContainer
@@ -129,15 +129,15 @@ class _SafetensorsTarget:
 
     def write(self, job: Job, reopen: Reopen) -> Path:
         """See `Target`."""
-        choices, room = job.choices, Room()
+        choices, buffer = job.choices, ReusedBuffer()
         with FingerprintObserver(job.config, job.head) if choices.fingerprint else contextlib.nullcontext() as witness:
             facts = job.facts(reopen, witness)
             return write_checkpoint(
                 job.directory,
                 job.config,
-                lambda row: job.read_for_cast(row, room),
+                lambda row: job.read_for_cast(row, buffer),
                 head=job.head,
-                dtype=lambda row: job.dtype_of(row.name),  # known beforehand, so the room that is needed is too
+                dtype=lambda row: job.dtype_of(row.name),  # known beforehand, so the buffer that is needed is too
                 max_shard_bytes=choices.max_shard_bytes,
                 overwrite=choices.overwrite,
                 extra_files=job.companions,

@@ -19,7 +19,7 @@ from gptj.config.dtypes import numpy_dtype
 from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import ConfigError, InputError, SchemaError, WriteError, shown
 from gptj.parity.fingerprint import FingerprintObserver
-from gptj.reading.buffers import Room
+from gptj.reading.buffers import ReusedBuffer
 from gptj.writing.folder import ManifestFacts, WritingOptions
 from gptj_conversion.common.plan import interim_dtype, plan_memory
 from gptj_conversion.common.source import Source
@@ -110,9 +110,9 @@ class Job:
         """The dtype that a tensor is to be written in."""
         return self.choices.dtype or self.source.dtype_of(name)
 
-    def read_for_cast(self, row: TensorSpec, room: Room | None = None) -> NDArray[Any]:
+    def read_for_cast(self, row: TensorSpec, buffer: ReusedBuffer | None = None) -> NDArray[Any]:
         """A tensor as a writer wants it that casts and counts by itself."""
-        return self.source.read(row, interim_dtype(self.source.dtype_of(row.name), self.choices.dtype), room=room)
+        return self.source.read(row, interim_dtype(self.source.dtype_of(row.name), self.choices.dtype), buffer=buffer)
 
     def read(self, row: TensorSpec) -> NDArray[Any]:
         """A tensor in the dtype to be written."""

@@ -20,20 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lm_eval import simple_evaluate
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.tasks import TaskManager
-from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
-from tqdm import tqdm
 
 from gptj.backends import backend as load_backend
-from gptj.backends import choose_backend
-from gptj.errors import InputError, shown
+from gptj.backends import choose_backend, install_line
+from gptj.errors import BackendError, InputError, shown
 from gptj.generation.scoring import Score, Sequenced, limits_of, score_sequences
 from gptj.paths.hub import HubPlace
 from gptj.text.tokenizer import GPTJTokenizer
+
+try:
+    from lm_eval import simple_evaluate
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
+    from tqdm import tqdm
+except ImportError as error:
+    told = BackendError(f"lm_eval cannot be imported: {error}", hint=f"Run: {install_line('eval')}")
+    raise (SystemExit(f"gptj: BackendError: {told}") if __name__ == "__main__" else told) from None
 
 __all__ = ["GPTJLM", "main"]
 

@@ -22,7 +22,7 @@ from finetune_samples import TEXT, lines_file, text_file, tuned_model
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
 from gptj.command.main import gptj_command
 from gptj.config.schema import schema
-from gptj.errors import CheckpointWarning, InputError, WriteError
+from gptj.errors import CheckpointWarning, FormatError, InputError, WriteError
 from gptj.finetune import Settings, finetune, job
 from gptj.finetune.curve import read_curve
 from gptj.reading.safetensors_file import read_safetensors
@@ -239,6 +239,8 @@ def test_what_cannot_be_a_run_is_refused_before_a_model_is_loaded(wing, model, d
             finetune(model, data, tmp_path / "out", settings, backend=wing.name)
     with pytest.raises(InputError, match="a LoRA adapter without its base model"):
         finetune(adapter, data, tmp_path / "out", SETTINGS, backend=wing.name)
+    with pytest.raises(FormatError, match=f"{data.name}: not a directory"):
+        finetune(data, data, tmp_path / "out", SETTINGS, backend=wing.name)
     monkeypatch.setattr(job.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
     with pytest.raises(WriteError, match=r"no room for its checkpoints .expected [0-9,]+ bytes free, found 100,000"):
         finetune(model, data, tmp_path / "out", SETTINGS, backend=wing.name)
@@ -247,6 +249,8 @@ def test_what_cannot_be_a_run_is_refused_before_a_model_is_loaded(wing, model, d
         gptj_command, ["finetune", *map(str, (model, data, tmp_path / "out")), "--eval-every", "3"]
     )
     assert done.exit_code == 2 and "--eval-every: nothing is measured; give --eval too" in done.output
+    done = CliRunner().invoke(gptj_command, ["finetune", str(model), "-", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "DATA: - is no file" in done.output
 
 
 # ---- adapters

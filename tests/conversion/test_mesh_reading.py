@@ -17,6 +17,7 @@ from gptj_conversion.mesh.training_config import TrainingConfig
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mesh_samples import BFLOAT16, same_bits, write_mesh_sample
+from watching import count_reads
 
 from gptj.checkpoint import open_checkpoint
 from gptj.config.schema import schema, schema_by_name
@@ -220,19 +221,9 @@ def test_a_destination_inside_the_source_is_refused_and_nothing_is_written(tmp_p
     assert sorted(sample.path.rglob("*")) == before
 
 
-def count_bytes(patch, read: list[int]) -> None:
-    real = npz.read_into
-
-    def count(stream, out, *rest, **named):
-        read.append(len(out))
-        real(stream, out, *rest, **named)
-
-    patch.setattr(npz, "read_into", count)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_each_process_reads_its_own_shards_and_what_all_hold(tmp_path, monkeypatch, processes, dtype):
+def test_each_process_reads_its_own_shards_and_what_all_hold(tmp_path, processes, dtype):
     sample = write_mesh_sample(tmp_path / "run", shards=4, heads=4, dtype=dtype)
     source = open_mesh(sample.path, config=sample.config_file)
     mesh, rows = Mesh(tp=processes), schema(source.config)
@@ -241,9 +232,7 @@ def test_each_process_reads_its_own_shards_and_what_all_hold(tmp_path, monkeypat
     copies = sum(row.size * (4 if row.name.endswith("fc_out.bias") else 1) for row in rows if row not in cut)
     most = width * (sum(row.size for row in cut) // processes + copies + 4 * source.config.n_embd)  # wte's summed bias
     for rank in range(processes):
-        read: list[int] = []
-        with monkeypatch.context() as patch:
-            count_bytes(patch, read)
+        with count_reads(npz) as read:
             parts = {row.name: source.read_part(row, slices(row, "tp", mesh, {"tp": rank})) for row in rows}
         for row in rows:
             expected = source.read(row)[slices(row, "tp", mesh, {"tp": rank})]
@@ -252,13 +241,12 @@ def test_each_process_reads_its_own_shards_and_what_all_hold(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("strategy,mesh", [("tp", Mesh(tp=4)), ("fsdp", Mesh(dp=2)), ("tp_fsdp", Mesh(dp=2, tp=2))])
-def test_parts_that_are_no_whole_shards_are_refused_by_name(tmp_path, monkeypatch, strategy, mesh):
+def test_parts_that_are_no_whole_shards_are_refused_by_name(tmp_path, strategy, mesh):
     sample = write_mesh_sample(tmp_path / "run", shards=2, heads=4, vocab_per_shard=8)
     source = open_mesh(sample.path, config=sample.config_file)
     row = schema_by_name(source.config)["transformer.h.0.attn.q_proj.weight"]
-    read: list[int] = []
-    count_bytes(monkeypatch, read)
-    with pytest.raises(InputError, match="no whole number of the checkpoint's shards") as caught:
+    refused = pytest.raises(InputError, match="no whole number of the checkpoint's shards")
+    with count_reads(npz) as read, refused as caught:
         source.read_part(row, slices(row, strategy, mesh, mesh.coordinates(1)))
     assert caught.value.where == row.name and "gptj convert" in str(caught.value) and not read
 

@@ -17,7 +17,7 @@ from gptj.adapters import (
     adapter_rows,
     initial_arrays,
     merge_folder,
-    merged_kernel,
+    merge_kernel,
     read_adapter,
     write_adapter,
 )
@@ -126,6 +126,35 @@ def test_fields_that_change_nothing_are_let_be(tmp_path, fields):
     assert len(found.rows(CONFIG)) == 6
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"target_modules": "q_proj"}, r"Text is a regular expression of whole names: say \['q_proj'\]"),
+        ({"exclude_modules": ["q_proj", "v_proj"]}, "exclude_modules leaves none of them"),
+        ({"target_modules": ["gate_proj", "up_proj"]}, "Did you mean out_proj"),
+    ],
+)
+def test_an_adapter_of_nothing_says_why(tmp_path, fields, words):
+    found = read_adapter(write_sample_adapter(tmp_path / "a", "default", change=lambda members: members.update(fields)))
+    with pytest.raises(ConfigError, match=f"means no matrix of this model.*{words}"):
+        found.rows(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("base_model.model.lm_head.base_layer.bias", "lm_head"),
+        ("base_model.model.lm_head.lora_A.weight", "lm_head"),
+        ("base_model.model.transformer.wte.lora_embedding_A", "wte"),
+    ],
+)
+def test_an_adapter_beside_another_module_is_named_as_that(tmp_path, name, module):
+    folder = write_sample_adapter(tmp_path / "a")
+    write_tensors(folder / "adapter_model.safetensors", {name: np.zeros((3, 48), np.float32)})
+    with pytest.raises(SchemaError, match=f"{name}': an adapter of {module}, which is no matrix of a block. Merge"):
+        read_adapter(folder)
+
+
 def test_names_without_prefixes_are_understood(tmp_path):
     """transformers writes them so where PEFT is not around the model."""
     folder = write_sample_adapter(tmp_path / "a")
@@ -170,7 +199,11 @@ def test_the_config_is_what_peft_reads(tmp_path):
 
 
 def test_a_call_refuses_what_a_file_may_hold():
-    for fields, names in (({"target_modles": []}, "Did you mean target_modules"), ({"use_dora": True}, "use_dora")):
+    for fields, names in (
+        ({"target_modles": []}, "Did you mean target_modules"),
+        ({"use_dora": True}, "use_dora"),
+        ({"rank": 2}, "The fields are .*r, "),
+    ):
         with pytest.raises(ConfigError, match=names):
             AdapterConfig.from_fields(fields)
 
@@ -209,7 +242,7 @@ def test_a_sum_that_does_not_fit_is_refused():
     row = adapter_rows(AdapterConfig(r=1, lora_alpha=1), CONFIG)[0]
     a, b = np.full(row.a.shape, 300, np.float32), np.full(row.b.shape, 300, np.float32)
     with pytest.raises(SchemaError, match="does not fit float16"):
-        merged_kernel(np.zeros((48, 48), np.float16), row, a, b)
+        merge_kernel(np.zeros((48, 48), np.float16), row, a, b)
 
 
 # ---- the oracle, and mistakes that it finds

@@ -15,7 +15,7 @@ from gptj import GPTJConfig
 from gptj.calls.taps import list_taps
 from gptj.config.dtypes import numpy_dtype
 from gptj.parity import bounds
-from gptj.parity.bounds import Rounding, TokenSizes, accumulated
+from gptj.parity.bounds import Rounding, TokenSizes, accumulate
 from gptj.parity.differences import compare_traces
 from gptj.parity.operations import OperationOf
 from gptj.parity.oracle import Oracle, activation, causal_lm_loss
@@ -104,7 +104,7 @@ def _token_bound(base, other, tap: str) -> float:
     }
     dtypes = ("float64",), (other.facts.dtype, "float32")
     return sum(
-        float(bounds.accumulated(sizes, base.facts.config, Rounding.of(*names), keys=base.sizes["s"])[tap].max())
+        float(bounds.accumulate(sizes, base.facts.config, Rounding.of(*names), keys=base.sizes["s"])[tap].max())
         for names in dtypes
     )
 
@@ -224,6 +224,6 @@ def test_no_bound_of_a_deep_model_reaches_its_value(dtype):
     one = np.ones((1, 3))
     sizes = {tap: TokenSizes(one, 4 * one, one) for tap in list_taps(28) if tap != "loss"}
     sizes |= {tap: TokenSizes(5 * one, 20 * one, 5 * one) for tap in sizes if tap.endswith(".scores")}
-    bounds = accumulated(sizes, config, Rounding.of(dtype), keys=3)
+    bounds = accumulate(sizes, config, Rounding.of(dtype), keys=3)
     assert (2 * bounds["logits"] < 4).all() and (2 * bounds["h.27.sum"] < 4).all()
     assert (bounds["h.0.sum"] <= bounds["h.27.sum"]).all() and (bounds["h.0.sum"] > 0).all()

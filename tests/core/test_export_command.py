@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from adapter_samples import write_sample_adapter
 
 from gptj.command.export import ELSEWHERE, FORMATS, write
 from gptj.command.main import gptj_command
-from gptj.errors import BackendError, InputError, MissingFileError, WriteError
+from gptj.errors import BackendError, FormatError, InputError, MissingFileError, WriteError
 
 
 def export(*words: object) -> None:
@@ -107,6 +108,9 @@ def test_a_folder_that_is_no_models_is_refused_before_a_way_is_said(tmp_path: Pa
     """ "vLLM opens this folder as it is" would be a lie of one that is not there, or an adapter's."""
     with pytest.raises(MissingFileError, match="no such directory"):
         export(tmp_path / "nothing", tmp_path / "out", "--to", target)
+    (tmp_path / "file").write_text("a text")
+    with pytest.raises(FormatError, match=r"file: not a directory .found a file of 6 bytes"):
+        export(tmp_path / "file", tmp_path / "out", "--to", target)
     adapter = write_sample_adapter(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"adapter: a LoRA adapter without its base model\. Merge it"):
         export(adapter, tmp_path / "out", "--to", target)
@@ -130,3 +134,5 @@ def test_evaluation_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Mon
     for limit in ("3", "0.5"):
         with pytest.raises(BackendError, match=r'lm_eval cannot be imported.*pip install "gptj-multibackend\[eval\]"'):
             gptj_command.main(["eval", str(tmp_path), "--tasks", "a", "--limit", limit], standalone_mode=False)
+    with pytest.raises(SystemExit, match=r"^gptj: .*lm_eval cannot be imported.*pip install"):
+        runpy.run_module("gptj.harness", run_name="__main__")

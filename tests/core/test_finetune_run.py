@@ -23,7 +23,7 @@ from tokenizer_samples import small
 
 from gptj.backends import install_line
 from gptj.checkpoint import open_checkpoint, verify_checkpoint
-from gptj.errors import CheckpointWarning, FormatError, GPTJError, InputError, WriteError
+from gptj.errors import CheckpointWarning, FormatError, GPTJError, InputError, MissingFileError, WriteError
 from gptj.finetune import job, together
 from gptj.finetune.checkpoints import Identity, RunFolder, write_moments
 from gptj.finetune.curve import Row, draw_curve, perplexity, read_curve, write_curve
@@ -166,7 +166,7 @@ def test_a_gradient_that_is_no_number_ends_the_run(tmp_path):
     step = TableStep(300)
     step.overflows = [False, True]
     training = Training(step, SETTINGS, batches(), None, steps=3, progress=Progress(), rows=[])
-    with pytest.raises(InputError, match=r"the gradient of update 2 is no number.*Lower --lr"):
+    with pytest.raises(InputError, match=r"the gradient of update 2 is no number.*in another OUT, with a lower --lr"):
         training.run(save=lambda training: None, report=lambda report: None, stop=lambda: False)
     assert step.updates == 1
 
@@ -293,7 +293,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing_of_it(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with RunFolder(tmp_path / "out", resume=True) as place:
-        with pytest.raises(WriteError, match=r"step-00000006: could not be written: No space left.*Free some space"):
+        with pytest.raises(
+            WriteError,
+            match=r"step-00000006: could not be written: No space.*Free some space.*3 is saved: with --resume",
+        ):
             place.save(progress, identity(), first.rows, write=write)
         assert names(place.checkpoints) == ["step-00000003"]
 
@@ -402,6 +405,16 @@ def test_a_curve_is_read_as_it_was_written(tmp_path):
 def test_a_damaged_curve_is_refused(tmp_path, text):
     (tmp_path / "loss.csv").write_text(text)
     with pytest.raises(FormatError, match=r"loss\.csv: no loss curve"):
+        read_curve(tmp_path / "loss.csv")
+
+
+def test_a_curve_that_is_cut_short_or_missing_is_said(tmp_path):
+    with pytest.raises(MissingFileError, match=r"loss\.csv: no such file"):
+        read_curve(tmp_path / "loss.csv")
+    write_curve(tmp_path / "loss.csv", rows())
+    text = (tmp_path / "loss.csv").read_text()
+    (tmp_path / "loss.csv").write_text(text[: len(text) * 2 // 3])
+    with pytest.raises(FormatError, match=r"row 3 has \d of 9 columns .is the file cut short"):
         read_curve(tmp_path / "loss.csv")
 
 

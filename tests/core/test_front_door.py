@@ -29,7 +29,7 @@ from generation_fields import TOKENS
 
 import gptj
 from gptj import backends
-from gptj.backends import BACKENDS, DISTRIBUTION, EXTRAS, install_line, likely_backend
+from gptj.backends import BACKENDS, DISTRIBUTION, EXTRAS, EXTRAS_BESIDE_ALL, install_line, likely_backend
 from gptj.calls.outputs import CausalLMOutputWithPast, KVCache
 from gptj.calls.prepared import check_device, check_quantize
 from gptj.command import main as cli
@@ -58,7 +58,7 @@ def test_the_distribution_is_called_as_the_hints_say():
 
 def test_every_extra_that_the_hints_name_is_one_and_all_has_them_all():
     extras = PROJECT["optional-dependencies"]
-    assert extras.keys() >= EXTRAS.keys()
+    assert extras.keys() >= (EXTRAS | EXTRAS_BESIDE_ALL).keys()
     assert extras["all"] == [f"{DISTRIBUTION}[{','.join(EXTRAS)}]"]
     own = [one for group in extras.values() for one in group if one.startswith("gptj")]
     assert own and all(one.startswith(f"{DISTRIBUTION}[") for one in own)
@@ -361,9 +361,9 @@ def test_doctor_says_what_the_machine_and_the_extras_are(monkeypatch):
     report = examine()
     assert report.cores >= 1 and report.threads["OMP_NUM_THREADS"] == "3"
     assert report.memory_bytes is None or report.memory_bytes >= (report.free_memory_bytes or 0) > 0
-    assert report.extras.keys() == EXTRAS.keys() - BACKENDS.keys()
+    assert report.extras.keys() == (EXTRAS | EXTRAS_BESIDE_ALL).keys() - BACKENDS.keys()
     lines = report.lines()
-    assert {"threads", "memory", "devices", "[hub]", "[vocab]", "[convert]"} <= lines.keys()
+    assert {"threads", "memory", "devices", "[hub]", "[vocab]", "[convert]", "[eval]", "[onnx]"} <= lines.keys()
     json.dumps(report.as_dict())
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "h5py" else found(name))

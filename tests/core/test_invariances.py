@@ -15,7 +15,7 @@ from gptj.parity.ladder import LadderQuestion, measure_rung
 from gptj.parity.matrix import findings_of_matrix
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_weights
-from gptj.parity.steps import BETAS, DECAY, EPSILON, RATE, SHARES, step_limit, stepped
+from gptj.parity.steps import BETAS, DECAY, EPSILON, RATE, SHARES, apply_steps, step_limit
 
 CONFIG = revealing_config(n_layer=2)
 ORACLE = Oracle(CONFIG, revealing_weights(CONFIG))
@@ -95,7 +95,7 @@ def test_a_step_in_float32_is_within_its_limit_and_a_mistake_is_not(kind):
         return moved
 
     def holds(**change):
-        return judge("pt", kind, [Answer("w", step(**change), stepped(parameter, slope, kind), limit)]).holds
+        return judge("pt", kind, [Answer("w", step(**change), apply_steps(parameter, slope, kind), limit)]).holds
 
     assert holds()
     assert not holds(rate=RATE * 1.001)

@@ -11,7 +11,7 @@ import pytest
 from failing_disks import WatchedFileSystem
 
 from gptj.errors import WriteError
-from gptj.reading.buffers import PAGE_BYTES, Room
+from gptj.reading.buffers import PAGE_BYTES, ReusedBuffer
 from gptj.writing.file_system import FileSystem
 from gptj.writing.output_directory import OutputDirectory
 
@@ -119,7 +119,7 @@ def test_short_transfers_are_continued(tmp_path: Path) -> None:
 
 
 def test_a_room_gives_each_array_the_same_pages_and_grows() -> None:
-    room = Room()
+    room = ReusedBuffer()
     one = room.array((3, 5), np.dtype(np.float32))
     assert one.ctypes.data % PAGE_BYTES == 0 and one.shape == (3, 5)
     one[:] = 7

@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from watching import count_reads
 
 from gptj import GPTJConfig
 from gptj.checkpoint import open_checkpoint, write_checkpoint
@@ -55,18 +55,6 @@ def ask(folders: list[Path], facts: list[dict[str, str]] | None = None) -> list[
         return [*pool.map(process, range(len(folders)))]
 
 
-def read_tensor_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    counted: list[int] = []
-    real = safetensors_file.read_into
-
-    def count(stream: Any, out: Any, *rest: Any, **named: Any) -> None:
-        counted.append(len(out))
-        real(stream, out, *rest, **named)
-
-    monkeypatch.setattr(safetensors_file, "read_into", count)
-    return counted
-
-
 def change_one_number(folder: Path, name: str, at: int) -> None:
     tensor = open_checkpoint(folder).tensors[name]
     with tensor.file.open("r+b") as stream:
@@ -76,15 +64,15 @@ def change_one_number(folder: Path, name: str, at: int) -> None:
         stream.write(value.tobytes())
 
 
-def test_one_folder_is_not_read(here, monkeypatch):
-    counted = read_tensor_bytes(monkeypatch)
-    assert ask([here] * 3) == ["", "", ""] and not counted
+def test_one_folder_is_not_read(here):
+    with count_reads(safetensors_file) as counted:
+        assert ask([here] * 3) == ["", "", ""] and not counted
 
 
-def test_a_copy_is_read_once_by_those_who_share_it(here, tmp_path, monkeypatch):
+def test_a_copy_is_read_once_by_those_who_share_it(here, tmp_path):
     there = shutil.copytree(here, tmp_path / "there")
-    counted = read_tensor_bytes(monkeypatch)
-    assert ask([here, here, there, there]) == [""] * 4
+    with count_reads(safetensors_file) as counted:
+        assert ask([here, here, there, there]) == [""] * 4
     whole = sum(tensor.nbytes for tensor in open_checkpoint(here).tensors.values())
     assert sum(counted) == 2 * whole
 

@@ -27,7 +27,7 @@ from gptj.serving.prefill import Prefill, Prompt
 from gptj.serving.prefixes import PrefixStore
 from gptj.serving.prefixes import _in_common as in_common
 from gptj.serving.requests import read_chat
-from gptj.serving.service import Numbers, servable
+from gptj.serving.service import IdTokenizer, servable
 from gptj.serving.warming import sizes, warm_up, warm_up_behind
 
 PROMPT = "Once upon a time there was"
@@ -485,7 +485,7 @@ def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
 def test_the_pieces_of_a_prompt_are_widths_that_are_compiled_once():
     config = toy_config(n_positions=300)
     for begin in (0, 130, 203):
-        prompt = Prompt(Continuation(np.arange(297) % 23, None, Transcript(Numbers()), print), None)
+        prompt = Prompt(Continuation(np.arange(297) % 23, None, Transcript(IdTokenizer()), print), None)
         prefill = Prefill(lambda batch, capacity: ToyDecoder(config, batch, capacity), config, [prompt])
         prefill._decoder.restart(begin)
         while not prefill.is_done:

@@ -30,6 +30,16 @@ def test_a_key_that_nobody_can_send_is_refused(tmp_path, key):
     assert result.exit_code == 2 and "--api-key" in result.output
 
 
+@pytest.mark.parametrize(
+    "given",
+    [("--host", " "), ("--name", ""), ("--name", "a\nb"), ("--cors", ""), ("--cors", "example.com"),
+     ("--cors", "http://example.com/"), ("--cors", "http://Example.com")],
+)  # fmt: skip
+def test_what_would_reach_nobody_or_everybody_is_refused(tmp_path, given):
+    result = CliRunner().invoke(serve, [str(tmp_path), *given])
+    assert result.exit_code == 2 and f"{given[0]}" in result.output
+
+
 @pytest.mark.parametrize("said", [["one"], ["=a"], ["one="], ["one=a", "one=b"]])
 def test_an_adapter_has_a_name_and_a_folder(tmp_path, said):
     with pytest.raises(click.UsageError, match="NAME=DIR"):
@@ -56,7 +66,9 @@ def test_a_port_that_is_taken_is_named():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(InputError, match=f"127.0.0.1:{taken.getsockname()[1]}"):
+        with pytest.raises(InputError, match=f"127.0.0.1:{taken.getsockname()[1]} .*--port 0"):
             listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(InputError, match=r"192\.0\.2\.1:0 .*an address of this machine"):
+        listen("192.0.2.1", 0)
     with pytest.raises(InputError, match="nowhere"):
         listen("nowhere.invalid", 0)

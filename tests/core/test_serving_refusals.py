@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from served import Served, ToyModel
 
+from gptj.serving import server
 from gptj.serving.app import Access, Limits
 from gptj.serving.server import Protocol
 
@@ -157,6 +159,17 @@ def test_a_field_that_breaks_its_rule_is_refused_by_name(served, name):
     assert param is None or param in error["message"]
 
 
+def test_a_short_list_or_object_is_shown_as_it_was_found(served):
+    asked = {"model": "tiny", "prompt": "Once"}
+    for name, value, shown in [
+        ("prompt", [[1], [-5]], "found [[1], [-5]]"),
+        ("logit_bias", {"-1": 1}, 'found {"-1": 1}'),
+        ("stop", [3, "a" * 90], "found a list of 2"),
+        ("prompt", [True] * 30, "found a list of 30"),
+    ]:
+        assert check_error(served.post(body=asked | {name: value})[1])["message"].endswith(shown)
+
+
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_that_cannot_be_had_is_refused(served, name):
     status, answer = served.post("/v1/chat/completions", {"model": "tiny", **CHATS[name]})
@@ -279,6 +292,11 @@ LIES: dict[str, tuple[bytes, int]] = {
     "the beginning of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404),
     "a path that is no text": (b"GET /v1/models/%ff%00%zz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
     "no host": (b"GET /health HTTP/1.1\r\n\r\n", 400),
+    "a target for a proxy": (_POST.replace(b"/v1", b"HTTP://x:1/v1") + _SIZED + b"\r\n" + _BODY, 200),
+    "a proxy's target without a path": (b"GET http://x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
+    "a target of another kind": (b"GET ftp://x/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    "a size that is refused unread": (_POST + b"Content-Length: 999999999\r\n\r\n", 413),
+    "a size that asks first": (_POST + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % (LIMIT + 1), 413),
 }
 
 
@@ -295,8 +313,13 @@ def test_a_request_that_lies_about_itself_is_answered_in_json(served):
 def test_a_half_closed_socket_takes_no_row(served):
     body = json.dumps({"model": "tiny", "prompt": "Once", "max_tokens": 60}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    served.raw(head % len(body) + body, half_close=True)
-    served.raw(head % len(body) + body[:20], half_close=True)
+    for sent in (head % len(body) + body, head % len(body) + body[:20], head[:20]):
+        answer = served.raw(sent, half_close=True)
+        assert answer.startswith(b"HTTP/1.1 400"), sent
+        check_error(json.loads(answer.partition(b"\r\n\r\n")[2]))
+    short = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert served.raw(short, half_close=True).startswith(b"HTTP/1.1 200")
+    assert served.raw(b"", half_close=True) == b""
     check_alive(served)
 
 
@@ -325,6 +348,28 @@ def test_a_client_that_does_not_read_is_left(monkeypatch):
             time.sleep(0.01)
         assert not served.server.server_state.connections
         assert served.ask("GET", "/health")[0] == 200
+
+
+def test_what_is_one_connection_too_many_is_told_to_come_again(monkeypatch):
+    monkeypatch.setattr(server, "_backlog", lambda: 2)
+    monkeypatch.setattr(Protocol, "headers_s", 20.0)
+    with Served(ToyModel()) as served, contextlib.ExitStack() as held:
+        for _ in range(6):
+            held.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+        head, _, body = served.raw(b"").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503") and b"Retry-After: 1" in head
+        assert check_error(json.loads(body))["code"] == "too_many_connections"
+        held.close()
+        until = time.monotonic() + 5
+        while len(served.server.server_state.connections) and time.monotonic() < until:
+            time.sleep(0.01)
+        check_alive(served)
+
+
+def test_connections_leave_files_for_others(monkeypatch):
+    for most, backlog in ((1024, 128), (120, 15), (2**20, 2048), (resource.RLIM_INFINITY, 2048), (4, 1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, most=most: (most, most))
+        assert server._backlog() == backlog
 
 
 def test_the_key_is_needed_where_there_is_one():
@@ -364,6 +409,8 @@ def test_pages_of_others_may_not_ask_unless_they_are_named():
         asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": names}
         assert served.ask("OPTIONS", "/v1/completions", headers=friend | asked)[0] == 200
         assert served.ask("OPTIONS", "/v1/completions", headers=evil | asked)[0] == 400
+        assert "access-control-allow-origin" not in served.last_headers
+        assert served.last_headers.get_content_type() == "application/json"
 
 
 def test_who_would_wait_too_long_is_told_to_come_again():

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from watching import count_reads
 
 from gptj import GPTJConfig
 from gptj.command.main import gptj_command
@@ -279,15 +280,8 @@ def test_a_part_of_a_file_is_that_part_and_no_more_is_read(tmp_path_factory, row
     path = tmp_path_factory.mktemp("part") / "x.safetensors"
     save_file({"before": np.zeros(3, np.float32), "x": whole}, path)
     part = tuple(slice(*sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))) for n in (rows, columns))
-    read, file = [], safetensors_file.read_safetensors(path)
-    real = safetensors_file.read_into
-
-    def count(stream, out, *rest, **named):
-        read.append(len(out))
-        real(stream, out, *rest, **named)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(safetensors_file, "read_into", count)
+    file = safetensors_file.read_safetensors(path)
+    with count_reads(safetensors_file) as read:
         found = file.read_part(file.tensors["x"], part)
     assert np.array_equal(found, whole[part]) and sum(read) == found.nbytes
 

@@ -102,7 +102,7 @@ WRONG = {
     "no correction": AdamW(corrected=False),
     "the rate": AdamW(rate=steps.RATE * 1.001),
     "the sign": lambda p, g: AdamW()(p, -g),
-    "one step": lambda p, g: steps.stepped(p, g, "adamw") * 0 + p - steps.RATE * (np.sign(g) + steps.DECAY * p),
+    "one step": lambda p, g: steps.apply_steps(p, g, "adamw") * 0 + p - steps.RATE * (np.sign(g) + steps.DECAY * p),
     "decay in the gradient, as of Adam": lambda p, g: AdamW(decay=0.0)(p, g + np.float32(steps.DECAY) * p),
     "not finite": lambda p, g: np.full_like(p, np.nan),
 }
@@ -148,7 +148,7 @@ def test_a_bound_counts_a_square_that_underflows():
     limit = steps.step_limit(np.zeros(3), slope, "adamw", Rounding.of("float32"))
     kept = 1 - steps.RATE * steps.DECAY
     flushed = -steps.RATE * (1 * kept + 0.6) * slope / steps.EPSILON  # the moments' ratios, over roots of zero
-    assert (np.abs(steps.stepped(np.zeros(3), slope, "adamw") - flushed) <= limit).all() and (limit < 1e-16).all()
+    assert (np.abs(steps.apply_steps(np.zeros(3), slope, "adamw") - flushed) <= limit).all() and (limit < 1e-16).all()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def show(config: GPTJConfig, head: Head, *, rows: int = 3, without: str = "") ->
             values = array_of(row)
             for at in range(0, len(values), rows):
                 witness.see(row.name, values[at : at + rows])
-            witness.settle(row.name)
+            witness.wait_for(row.name)
             values[...] = np.nan
         return witness.fingerprint()
 

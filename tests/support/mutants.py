@@ -116,9 +116,9 @@ class RotaryLastDimensions(Oracle):
 
 
 class RotaryOnlyQueries(Oracle):
-    def attention(self, name: str, h: Array, allowed: Array, positions: Array, factors: Array | None) -> Any:
+    def attention(self, name: str, h: Array, visible: Array, positions: Array, factors: Array | None) -> Any:
         self.turn = 0
-        return super().attention(name, h, allowed, positions, factors)
+        return super().attention(name, h, visible, positions, factors)
 
     def rotate(self, x: Array, positions: Array) -> Array:
         self.turn += 1
@@ -155,25 +155,25 @@ class ScaleOfModelWidth(Oracle):
 
 
 class SerialResidual(Oracle):
-    def block(self, layer: int, x: Array, allowed: Array, positions: Array, factors: Array | None) -> Any:
+    def block(self, layer: int, x: Array, visible: Array, positions: Array, factors: Array | None) -> Any:
         name = f"transformer.h.{layer}."
         h = self.layer_norm(f"{name}ln_1", x)
-        attended, weights = self.attention(f"{name}attn.", h, allowed, positions, factors)
+        attended, weights = self.attention(f"{name}attn.", h, visible, positions, factors)
         x = x + attended
         return x + self.mlp(f"{name}mlp.", self.layer_norm(f"{name}ln_1", x)), weights
 
 
 class MlpReadsTheStream(Oracle):
-    def block(self, layer: int, x: Array, allowed: Array, positions: Array, factors: Array | None) -> Any:
+    def block(self, layer: int, x: Array, visible: Array, positions: Array, factors: Array | None) -> Any:
         name = f"transformer.h.{layer}."
         h = self.layer_norm(f"{name}ln_1", x)
-        attended, weights = self.attention(f"{name}attn.", h, allowed, positions, factors)
+        attended, weights = self.attention(f"{name}attn.", h, visible, positions, factors)
         return attended + self.mlp(f"{name}mlp.", x) + x, weights
 
 
 class NoResidual(Oracle):
-    def block(self, layer: int, x: Array, allowed: Array, positions: Array, factors: Array | None) -> Any:
-        y, weights = super().block(layer, x, allowed, positions, factors)
+    def block(self, layer: int, x: Array, visible: Array, positions: Array, factors: Array | None) -> Any:
+        y, weights = super().block(layer, x, visible, positions, factors)
         return y - x, weights
 
 
@@ -197,52 +197,52 @@ class NormUnbiasedVariance(Oracle):
 
 
 class MaskShowsTheNextToken(Oracle):
-    def allowed(self, t: int, mask: Array | None) -> Array:
+    def visible_keys(self, t: int, mask: Array | None) -> Array:
         seen = np.tril(np.ones((t, t), bool), 1)[None, None]
         return seen if mask is None else seen & mask[:, None, None, :]
 
 
 class MaskHidesTheTokenItself(Oracle):
-    def allowed(self, t: int, mask: Array | None) -> Array:
-        return super().allowed(t, mask) & np.tril(np.ones((t, t), bool), -1)
+    def visible_keys(self, t: int, mask: Array | None) -> Array:
+        return super().visible_keys(t, mask) & np.tril(np.ones((t, t), bool), -1)
 
 
 class MaskShowsTheFuture(Oracle):
-    def allowed(self, t: int, mask: Array | None) -> Array:
-        return np.broadcast_to(super().allowed(t, mask)[:, :, -1:, :], (1 if mask is None else len(mask), 1, t, t))
+    def visible_keys(self, t: int, mask: Array | None) -> Array:
+        return np.broadcast_to(super().visible_keys(t, mask)[:, :, -1:, :], (1 if mask is None else len(mask), 1, t, t))
 
 
 class MaskShowsPadding(Oracle):
-    def allowed(self, t: int, mask: Array | None) -> Array:
-        return super().allowed(t, None)
+    def visible_keys(self, t: int, mask: Array | None) -> Array:
+        return super().visible_keys(t, None)
 
 
 class MaskOfQueries(Oracle):
     """The padding mask laid along the queries in place of the keys."""
 
-    def allowed(self, t: int, mask: Array | None) -> Array:
-        causal = super().allowed(t, None)
+    def visible_keys(self, t: int, mask: Array | None) -> Array:
+        causal = super().visible_keys(t, None)
         return causal if mask is None else causal & mask[:, None, :, None]
 
 
 class MaskTooWeak(Oracle):
     """-10 in place of the dtype's least number: hidden tokens leak a little."""
 
-    def attention_weights(self, scores: Array, allowed: Array) -> Array:
-        return super().attention_weights(np.where(allowed, scores, scores - 10.0), np.ones_like(allowed))
+    def attention_weights(self, scores: Array, visible: Array) -> Array:
+        return super().attention_weights(np.where(visible, scores, scores - 10.0), np.ones_like(visible))
 
 
 class MaskedRowAttendsEvenly(Oracle):
-    """A query that is allowed no key attends evenly to every slot, as a bare softmax does."""
+    """A query that sees no key attends evenly to every slot, as a bare softmax does."""
 
-    def attention_weights(self, scores: Array, allowed: Array) -> Array:
-        weights = super().attention_weights(scores, allowed)
-        return np.where(allowed.any(-1, keepdims=True), weights, 1 / scores.shape[-1])
+    def attention_weights(self, scores: Array, visible: Array) -> Array:
+        weights = super().attention_weights(scores, visible)
+        return np.where(visible.any(-1, keepdims=True), weights, 1 / scores.shape[-1])
 
 
 class SoftmaxOverQueries(Oracle):
-    def attention_weights(self, scores: Array, allowed: Array) -> Array:
-        exponentials = np.where(allowed, np.exp(scores - scores.max()), 0)
+    def attention_weights(self, scores: Array, visible: Array) -> Array:
+        exponentials = np.where(visible, np.exp(scores - scores.max()), 0)
         return exponentials / np.maximum(exponentials.sum(-2, keepdims=True), 1e-30)
 
 

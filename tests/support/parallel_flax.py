@@ -16,10 +16,10 @@ import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from watching import count_reads, refusal_of
 
 import gptj.flax as gptj
 from gptj.config.schema import schema
-from gptj.errors import InputError
 from gptj.flax import parallel
 from gptj.flax.weights import flat, to_numpy
 from gptj.reading import safetensors_file
@@ -30,23 +30,15 @@ IDS = np.random.default_rng(0).integers(0, 96, (4, 9)).astype(np.int32)
 
 def main(folder: str, saved: str, *meshes: str) -> None:
     processes = parallel.join_processes()
-    read: list[int] = []
-    real = safetensors_file.read_into
-
-    def count(stream: Any, out: Any, *rest: Any, **named: Any) -> None:
-        read.append(len(out))
-        real(stream, out, *rest, **named)
-
-    safetensors_file.read_into = count
     whole = gptj.GPTJForCausalLM.from_pretrained(folder)
     expected = np.asarray(whole(IDS).logits)
     expected_loss, expected_gradients = gradients(whole, whole.params)
     found = {}
     for words in meshes:
         strategy, dp, tp = words.split(":")
-        read.clear()
         mesh = Mesh(dp=int(dp), tp=int(tp))
-        model = gptj.GPTJForCausalLM.from_pretrained(folder, mesh=mesh, strategy=strategy)
+        with count_reads(safetensors_file) as read:
+            model = gptj.GPTJForCausalLM.from_pretrained(folder, mesh=mesh, strategy=strategy)
         rows = schema(model.config)
         arrays = flat(model.params)
         facts: dict[str, Any] = {
@@ -115,17 +107,9 @@ def rows_facts(model: Any, whole: Any) -> dict[str, Any]:
     return {
         "rows": [array.addressable_shards[0].data.shape[0] for array in arrays],
         "scores": max(float(np.abs(a.log_likelihoods - b.log_likelihoods).max()) for a, b in pairs),
-        "refused": [said(lambda: model(IDS[:3])), said(lambda: model.generate(IDS[:3], max_new_tokens=2)),
-                    said(lambda: model(IDS[:1], labels=IDS[:1]))],
+        "refused": [refusal_of(lambda: model(IDS[:3])), refusal_of(lambda: model.generate(IDS[:3], max_new_tokens=2)),
+                    refusal_of(lambda: model(IDS[:1], labels=IDS[:1]))],
     }  # fmt: skip
-
-
-def said(act: Any) -> str:
-    try:
-        act()
-    except InputError as error:
-        return str(error)
-    return ""
 
 
 def held_in_writing(model: Any) -> int:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
+from watching import count_reads
 
 import gptj.pt as gptj
 from gptj.errors import WriteError
@@ -37,8 +38,8 @@ def main(folder: str, checkpoints: str, *meshes: str) -> None:
     for words in meshes:
         strategy, dp, tp = words.split(":")
         mesh = Mesh(dp=int(dp), tp=int(tp))
-        read = count_reads()
-        model = gptj.GPTJForCausalLM.from_pretrained(folder, mesh=mesh, strategy=strategy)
+        with count_reads(safetensors_file) as read:
+            model = gptj.GPTJForCausalLM.from_pretrained(folder, mesh=mesh, strategy=strategy)
         facts: dict[str, Any] = {"read": sum(read), "held": held_numbers(model), "table": table_numbers(model)}
         if strategy == "tp":
             facts |= compute(model, whole) | adapted(model, whole, Path(checkpoints) / "adapter")
@@ -63,19 +64,6 @@ def load(model: Any, place: Path) -> str:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     assert parallel.load_training(place, model, optimizer) == 1
     return digest(model, optimizer)
-
-
-def count_reads() -> list[int]:
-    read: list[int] = []
-    real = getattr(safetensors_file.read_into, "real", safetensors_file.read_into)
-
-    def count(stream: Any, out: Any, *rest: Any, **named: Any) -> None:
-        read.append(len(out))
-        real(stream, out, *rest, **named)
-
-    count.real = real  # type: ignore[attr-defined]
-    safetensors_file.read_into = count
-    return read
 
 
 def held_numbers(model: Any) -> list[int]:

@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from watching import count_reads, refusal_of
 
 IDS = np.random.default_rng(0).integers(0, 96, (4, 9))
 LABELS = IDS.copy()
@@ -51,16 +52,8 @@ def facts(folder: str, saved: Path, words: str, *, alone: bool) -> dict[str, Any
 
     strategy, dp, tp = words.split(":")
     mesh = Mesh(dp=int(dp), tp=int(tp))
-    read: list[int] = []
-    real = safetensors_file.read_into
-
-    def count(stream: Any, out: Any, *rest: Any, **named: Any) -> None:
-        read.append(len(out))
-        real(stream, out, *rest, **named)
-
-    safetensors_file.read_into = count
-    model = gptj.GPTJForCausalLM.from_pretrained(folder, mesh=mesh, strategy=strategy)
-    safetensors_file.read_into = real
+    with count_reads(safetensors_file) as read:
+        model = gptj.GPTJForCausalLM.from_pretrained(folder, mesh=mesh, strategy=strategy)
     whole = gptj.GPTJForCausalLM.from_pretrained(folder)
     rows = schema(model.config)
     layouts, held = [], []
@@ -100,7 +93,7 @@ def facts(folder: str, saved: Path, words: str, *, alone: bool) -> dict[str, Any
         made["scores"] = max(
             float(np.abs(a.log_likelihoods - b.log_likelihoods).max()) for a, b in zip(*scores, strict=True)
         )
-        made["refused"] = {name: said(act) for name, act in refusals(model).items()}
+        made["refused"] = {name: refusal_of(act) for name, act in refusals(model).items()}
     return made
 
 
@@ -152,16 +145,6 @@ def refusals(model: Any) -> dict[str, Any]:
         "a gradient": lambda: model.loss_gradients(IDS, labels=IDS),
         "taps": lambda: model.taps(IDS),
     } | ({"batch": lambda: model(IDS[:3])} if model.placement.mesh.dp > 1 else {})
-
-
-def said(act: Any) -> str:
-    from gptj.errors import InputError
-
-    try:
-        act()
-    except InputError as error:
-        return str(error)
-    return ""
 
 
 # ---- copies
@@ -253,7 +236,7 @@ def workers(folder: str, page: str) -> None:
 
 
 def said_of_fit(model: Any) -> str:
-    return said(lambda: model.fit(IDS, IDS, verbose=0))
+    return refusal_of(lambda: model.fit(IDS, IDS, verbose=0))
 
 
 if __name__ == "__main__":

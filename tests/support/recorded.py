@@ -67,9 +67,9 @@ class Recorder(Oracle):
     def scores(self, q: Array, k: Array) -> Array:
         return self.keep(f"{self.at}scores", super().scores(q, k))
 
-    def attention_weights(self, scores: Array, allowed: Array) -> Array:
-        self.keep(f"{self.at}visible", np.broadcast_to(allowed, (len(scores), 1, *scores.shape[2:])))
-        return self.keep(f"{self.at}weights", super().attention_weights(scores, allowed))
+    def attention_weights(self, scores: Array, visible: Array) -> Array:
+        self.keep(f"{self.at}visible", np.broadcast_to(visible, (len(scores), 1, *scores.shape[2:])))
+        return self.keep(f"{self.at}weights", super().attention_weights(scores, visible))
 
     def lm_head(self, hidden: Array) -> Array:
         return self.keep("logits", super().lm_head(hidden))

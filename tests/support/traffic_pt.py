@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from gptj_conversion.mesh.reader import open_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
+from watching import count_reads
 
 import gptj.pt as gptj
 from gptj.config.schema import schema
@@ -92,16 +93,9 @@ def train(folder: str, strategy: str, mesh: Mesh) -> list[float]:
 
 def open_tpu_checkpoint(step: str, config: str) -> dict[str, Any]:
     """The logits of a TPU checkpoint that is opened in parts, and the bytes that this took."""
-    source, read = open_mesh(step, config=config), []
-    real = npz.read_into
-
-    def count(stream: Any, out: Any, *rest: Any, **named: Any) -> None:
-        read.append(len(out))
-        real(stream, out, *rest, **named)
-
-    npz.read_into = count
-    model = cut_model(gptj.GPTJForCausalLM, source.config, source.read_part, strategy="tp")
-    npz.read_into = real
+    source = open_mesh(step, config=config)
+    with count_reads(npz) as read:
+        model = cut_model(gptj.GPTJForCausalLM, source.config, source.read_part, strategy="tp")
     whole = gptj.GPTJForCausalLM(source.config)
     whole._assign((row, source.read(row)) for row in schema(source.config))
     ids = np.arange(6).reshape(2, 3)

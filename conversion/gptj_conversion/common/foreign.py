@@ -19,10 +19,10 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.config.dtypes import numpy_dtype
 from gptj.config.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema
 from gptj.errors import MissingFileError, SchemaError, shown, warn_of
-from gptj.reading.buffers import Room
+from gptj.reading.buffers import ReusedBuffer
 from gptj.reading.load_plan import LM_HEAD_BIAS, describe_left, warn_of_zero_bias
 from gptj.reading.safetensors_file import WEIGHT_DTYPES
-from gptj.reading.weight_files import Index, is_index_name, listed, read_index, require_index_agrees, safe_path
+from gptj.reading.weight_files import Index, is_index_name, list_some, read_index, require_index_agrees, safe_path
 from gptj.reading.weight_names import HEAD_WORDS, PlainNames, head_of, plain_names
 from gptj_conversion.common.dialects import Dialect, Spelling, spell
 from gptj_conversion.common.source import Context, Facts
@@ -83,7 +83,7 @@ class ForeignCheckpoint:
         dtype: Any = None,
         *,
         allow_overflow: bool = False,
-        room: Room | None = None,
+        buffer: ReusedBuffer | None = None,
     ) -> NDArray[Any]:
         """A canonical tensor in its own dtype or in `dtype`."""
         if row.name in self.zeros:
@@ -91,7 +91,7 @@ class ForeignCheckpoint:
         array, spelling = self.arrays[row.name]
         wanted = array.dtype if dtype is None else numpy_dtype(dtype)
         return array.read(
-            wanted, transposed=spelling.transposed, where=spelling.name, allow_overflow=allow_overflow, room=room
+            wanted, transposed=spelling.transposed, where=spelling.name, allow_overflow=allow_overflow, buffer=buffer
         )
 
     def origin(self, name: str) -> str:
@@ -209,12 +209,12 @@ def match_arrays(
     dropped = [*names.buffers, *names.other_heads, *_find_tied_head(by_plain, config, head, dialect, found)]
     unexpected = [shown(array.name) for array in by_plain.values() if array.name not in dropped]
     if missing and not zeros:
-        problems.append(f"missing: {listed([*missing.values()])}")
+        problems.append(f"missing: {list_some([*missing.values()])}")
     if unexpected:
-        problems.append(f"unexpected: {listed(unexpected)}")
+        problems.append(f"unexpected: {list_some(unexpected)}")
     if problems:
         raise SchemaError(
-            f"not the tensors of a {HEADS[head]} of this config: {listed(problems)}",
+            f"not the tensors of a {HEADS[head]} of this config: {list_some(problems)}",
             file=path,
             hint=f"Compare with {CONFIG_FILE}",
         )

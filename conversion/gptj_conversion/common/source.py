@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.config.schema import Head, TensorSpec
-from gptj.reading.buffers import Room
+from gptj.reading.buffers import ReusedBuffer
 
 __all__ = ["TOKENIZER_SIGNS", "Context", "Facts", "Source"]
 
@@ -107,11 +107,11 @@ class Source(Protocol):
         dtype: Any = None,
         *,
         allow_overflow: bool = False,
-        room: Room | None = None,
+        buffer: ReusedBuffer | None = None,
     ) -> NDArray[Any]:
         """A canonical tensor in its own dtype or in `dtype`.
 
-        Its memory is its own; or, if a `room` is given, it may be the room's, which the next tensor will take.
+        Its memory is its own; or, if a `buffer` is given, it may be the buffer's, which the next tensor will take.
         """
 
     def origin(self, name: str) -> str:

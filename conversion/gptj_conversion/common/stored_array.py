@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.errors import FormatError, LimitError
-from gptj.reading.buffers import Room
+from gptj.reading.buffers import ReusedBuffer
 from gptj.reading.files import FileIdentity, file_identity, open_regular_file, read_into
 from gptj.reading.safetensors_file import cast
 from gptj_conversion.common.transpose import copy_transposed
@@ -112,7 +112,7 @@ class StoredArray:
         transposed: bool = False,
         where: str = "",
         allow_overflow: bool = False,
-        room: Room | None = None,
+        buffer: ReusedBuffer | None = None,
     ) -> NDArray[Any]:
         """The array in `dtype`, transposed if asked.
 
@@ -121,7 +121,7 @@ class StoredArray:
             transposed: return it with its two axes swapped.
             where: what errors name, besides the file; the array's name if empty.
             allow_overflow: let a narrowing cast turn finite values into infinity.
-            room: whose memory to take; None takes new.
+            buffer: whose memory to take; None takes new.
 
         Raises:
             FormatError: the file changed or ends too early.
@@ -131,7 +131,7 @@ class StoredArray:
         where = where or self.name
         shape = self.shape[::-1] if transposed else self.shape
         try:
-            out = (room or Room()).array(shape, dtype)
+            out = (buffer or ReusedBuffer()).array(shape, dtype)
         except (MemoryError, ValueError):
             gigabytes = math.prod(shape) * dtype.itemsize / 1e9
             raise LimitError(

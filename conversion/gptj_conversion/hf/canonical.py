@@ -18,7 +18,7 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.config.dtypes import numpy_dtype
 from gptj.config.schema import Head, TensorSpec
 from gptj.errors import GPTJError, SchemaError
-from gptj.reading.buffers import Room
+from gptj.reading.buffers import ReusedBuffer
 from gptj.reading.files import FileIdentity
 from gptj.reading.folder import Checkpoint, open_checkpoint
 from gptj.reading.load_plan import LoadPlan, describe_left, plan_load
@@ -73,7 +73,7 @@ class CanonicalDirectory:
         dtype: Any = None,
         *,
         allow_overflow: bool = False,
-        room: Room | None = None,
+        buffer: ReusedBuffer | None = None,
     ) -> NDArray[Any]:
         """The tensor in its own dtype or in `dtype`."""
         if row.name in self.plan.zeros:

@@ -28,7 +28,7 @@ from gptj.errors import (
     LimitError,
     SchemaError,
 )
-from gptj.reading.buffers import Room
+from gptj.reading.buffers import ReusedBuffer
 from gptj.reading.npz import NpyArray, NpzFile
 from gptj.reading.safetensors_file import cast
 from gptj_conversion.common.dialects import MeshLeaf, mesh_leaves
@@ -121,9 +121,9 @@ class MeshCheckpoint:
         dtype: Any = None,
         *,
         allow_overflow: bool = False,
-        room: Room | None = None,
+        buffer: ReusedBuffer | None = None,
     ) -> NDArray[Any]:
-        """A canonical tensor in the checkpoint's dtype or in `dtype`, in the memory of `room` or in its own.
+        """A canonical tensor in the checkpoint's dtype or in `dtype`, in the memory of `buffer` or in its own.
 
         Never more than the tensor, one copy of a summed bias and two buffers are in memory.
 
@@ -132,7 +132,7 @@ class MeshCheckpoint:
             SchemaError: there is no such tensor, or a value overflows `dtype`.
         """
         name = row if isinstance(row, str) else row.name
-        out = self._read_shards(name, range(self.shards), dtype, allow_overflow=allow_overflow, room=room)
+        out = self._read_shards(name, range(self.shards), dtype, allow_overflow=allow_overflow, buffer=buffer)
         return out[: len(out) - self.padding] if self.padding and "vocab" in self.leaves(name)[0][1].axes else out
 
     def read_part(self, row: TensorSpec, part: tuple[slice, ...], dtype: Any = None) -> NDArray[Any]:
@@ -165,7 +165,7 @@ class MeshCheckpoint:
         return self._read_shards(row.name, range(cut.start // size, cut.stop // size), dtype)
 
     def _read_shards(
-        self, name: str, shards: range, dtype: Any, *, allow_overflow: bool = False, room: Room | None = None
+        self, name: str, shards: range, dtype: Any, *, allow_overflow: bool = False, buffer: ReusedBuffer | None = None
     ) -> NDArray[Any]:
         """The pieces of these neighbouring shards, joined; padding included."""
         wanted = numpy_dtype(self.dtype if dtype is None else dtype)
@@ -179,7 +179,7 @@ class MeshCheckpoint:
         shape = list(self._derive_whole_shape(leaf))
         if leaf.cut is not None:
             shape[leaf.cut] = shape[leaf.cut] // self.shards * len(shards)
-        out = _allocate(tuple(shape[::-1] if leaf.transposed else shape), wanted, self.path, name, room)
+        out = _allocate(tuple(shape[::-1] if leaf.transposed else shape), wanted, self.path, name, buffer)
         bias = self._sum(added[0][0]) if added else None
         if bias is not None and not bias.any():
             bias = None
@@ -280,9 +280,11 @@ def axis_sizes(width: int, vocab: int) -> dict[str, int]:
     return {"vocab": vocab, "embed": width, "heads": width, "mlp": 4 * width, "norm": width}
 
 
-def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, name: str, room: Room | None) -> NDArray[Any]:
+def _allocate(
+    shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, name: str, buffer: ReusedBuffer | None
+) -> NDArray[Any]:
     try:
-        return (room or Room()).array(shape, dtype)
+        return (buffer or ReusedBuffer()).array(shape, dtype)
     except (MemoryError, ValueError):
         gigabytes = math.prod(shape) * dtype.itemsize / 1e9
         raise LimitError(f"needs {gigabytes:.3g} GB of memory, more than there is", file=path, where=name) from None

@@ -162,9 +162,7 @@ class TrainingConfig:
             )
         except ConfigError as error:
             key = {"rotary_dim": "pe_rotary_dims", "n_positions": "seq"}.get(str(error.where), error.where)
-            raise ConfigError(
-                error.problem, file=self.file, where=key, expected=error.expected, found=error.found, hint=error.hint
-            ) from None
+            raise ConfigError(error.problem, **error.facts(file=self.file, where=key)) from None
 
 
 def parse_config(members: Mapping[str, Any], *, file: str | os.PathLike[str] | None) -> TrainingConfig | GPTJConfig:

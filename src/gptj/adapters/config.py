@@ -24,8 +24,10 @@ TARGETS = ("attn.k_proj", "attn.v_proj", "attn.q_proj", "attn.out_proj", "mlp.fc
 DEFAULT_TARGETS = ("q_proj", "v_proj")
 """PEFT's own for a GPT-J."""
 
-_OTHER_MODULES = ("wte", "lm_head", "ln_1", "ln_f", "score", "qa_outputs", "transformer", "h", "attn", "mlp")
+OTHER_MODULES = ("wte", "lm_head", "ln_1", "ln_f", "score", "qa_outputs", "transformer", "h", "attn", "mlp")
 _NAMES = tuple(target.split(".")[1] for target in TARGETS)
+
+MERGE_HINT = "Merge the adapter with PEFT: merge_and_unload(), then save_pretrained"
 
 _REFUSED = {
     "use_dora": "it scales each output by a magnitude of its own",
@@ -142,7 +144,8 @@ class AdapterConfig:
             if name in own:
                 continue
             if name not in _INERT and name not in _REFUSED:
-                raise ConfigError("no such field", where=shown(name), hint=did_you_mean(name, own))
+                hint = did_you_mean(name, own) or f"The fields are {', '.join(sorted(own))}"
+                raise ConfigError("no such field", where=shown(name), hint=hint)
             _refuse_unsupported(name, value)
         return cls(**{name: value for name, value in fields.items() if name in own})
 
@@ -258,9 +261,20 @@ class AdapterConfig:
 
 def stranger_hint(name: str) -> str:
     """The sentence that says what a target that is none may have meant."""
-    if name.split(".")[-1] in _OTHER_MODULES:
+    if name.split(".")[-1] in OTHER_MODULES:
         return f"{shown(name)} is no matrix of a block; those are {', '.join(_NAMES)}"
     return did_you_mean(name.split(".")[-1], _NAMES) or f"The matrices of a block are {', '.join(_NAMES)}"
+
+
+def nothing_hint(adapter: AdapterConfig, blocks: int) -> str:
+    """The sentence that says why an adapter means no matrix of a model with so many blocks."""
+    modules = adapter.target_modules
+    if isinstance(modules, str) and any(_is_meant((modules,), f".{target}") for target in TARGETS):
+        return f"Text is a regular expression of whole names: say [{shown(modules)}]"
+    if strangers := adapter.strangers(blocks):
+        return stranger_hint(strangers[0])
+    leaving = [name for name in ("exclude_modules", "layers_to_transform") if getattr(adapter, name) not in (None, ())]
+    return f"{leaving[0]} leaves none of them" if leaving else stranger_hint("")
 
 
 def _spellings(block: int, target: str) -> tuple[str, str]:
@@ -343,7 +357,7 @@ def _require_lora(members: Mapping[str, Any]) -> None:
 
 def _refuse_unsupported(name: str, value: Any) -> None:
     """Refuse a field of PEFT's whose value changes the computation in a way that is not supported."""
-    hint = "Merge the adapter with PEFT: merge_and_unload(), then save_pretrained"
+    hint = MERGE_HINT
     if name == "bias" and value != "none":
         raise ConfigError(
             "biases of the base are part of it", where=name, expected="none", found=shown(value), hint=hint

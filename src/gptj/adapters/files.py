@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.adapters.config import AdapterConfig, stranger_hint
+from gptj.adapters.config import MERGE_HINT, OTHER_MODULES, AdapterConfig, stranger_hint
 from gptj.adapters.rows import AdapterRow, adapter_rows
 from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.config.dtypes import PARAMETER_DTYPES
@@ -37,6 +37,9 @@ PREFIX = "base_model.model."
 """The beginning of PEFT's names; transformers' own files may lack it."""
 
 _PART = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+
+_ELSEWHERE = re.compile(rf"(?:.+\.)?(?P<module>{'|'.join(OTHER_MODULES)})\.(?:lora_|base_layer\.|modules_to_save\.).+")
+"""A tensor beside what is no matrix of a block: PEFT adapts those, too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +106,7 @@ class Adapter:
 
     def arrays(self, config: GPTJConfig) -> Iterator[tuple[AdapterRow, NDArray[Any], NDArray[Any]]]:
         """Every row for a model, with its A and B as stored, one at a time."""
-        for row in self.rows(config):
-            yield row, *self.read(row)
+        return ((row, *self.read(row)) for row in self.rows(config))
 
     def _values(self, name: str) -> NDArray[Any]:
         tensor = self.stored[name]
@@ -173,8 +175,10 @@ def _plain_names(file: SafetensorsFile) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for name, tensor in file.tensors.items():
         plain = name.removeprefix(PREFIX).removeprefix(BASE_PREFIX)
-        match = _PART.fullmatch(plain)
-        if match is None:
+        if elsewhere := _ELSEWHERE.fullmatch(plain):
+            problem = f"an adapter of {elsewhere['module']}, which is no matrix of a block"
+            raise SchemaError(problem, file=file.path, where=shown(name), hint=MERGE_HINT)
+        if _PART.fullmatch(plain) is None:
             hint = "A stored adapter has lora_A.weight and lora_B.weight alone: save it with PEFT's save_pretrained"
             raise SchemaError("no tensor of a LoRA adapter", file=file.path, where=shown(name), hint=hint)
         if tensor.dtype not in PARAMETER_DTYPES:

@@ -19,7 +19,7 @@ from gptj.reading.folder import open_checkpoint
 from gptj.reading.load_plan import plan_load
 from gptj.writing.checkpoint_writer import write_checkpoint
 
-__all__ = ["merge_folder", "merged_kernel", "read_companions"]
+__all__ = ["merge_folder", "merge_kernel", "read_companions"]
 
 _COMPANIONS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -31,7 +31,7 @@ BLOCK_ROWS = 1024
 """Rows of W that are merged at a time, so that the float64 in between is small."""
 
 
-def merged_kernel(
+def merge_kernel(
     kernel: NDArray[Any], row: AdapterRow, a: NDArray[Any], b: NDArray[Any], *, dtype: str | None = None
 ) -> NDArray[Any]:
     """W + scale B A (out, in), computed in float64 and rounded once, to `dtype` or to W's own.
@@ -93,7 +93,7 @@ def merge_folder(
         row = rows.get(spec.name.removeprefix(BASE_PREFIX))
         if row is None:
             return checkpoint.read(stored, dtype)
-        return merged_kernel(checkpoint.read(stored), row, *opened.read(row), dtype=dtype)
+        return merge_kernel(checkpoint.read(stored), row, *opened.read(row), dtype=dtype)
 
     origin = {"base": os.fspath(directory), "adapter": os.fspath(adapter), "r": opened.config.r}
     return write_checkpoint(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.adapters.config import TARGETS, AdapterConfig, stranger_hint
+from gptj.adapters.config import TARGETS, AdapterConfig, nothing_hint
 from gptj.config import GPTJConfig
 from gptj.config.schema import TensorSpec, schema_by_name
 from gptj.errors import ConfigError, shown
@@ -83,7 +83,7 @@ def adapter_rows(adapter: AdapterConfig, config: GPTJConfig) -> tuple[AdapterRow
     if not rows:
         named = [adapter.target_modules] if isinstance(adapter.target_modules, str) else adapter.target_modules or ()
         found = ", ".join(shown(name) for name in named)
-        hint = stranger_hint(named[0])
+        hint = nothing_hint(adapter, config.n_layer)
         raise ConfigError("means no matrix of this model", where="target_modules", found=found, hint=hint)
     return tuple(rows)
 

@@ -40,6 +40,7 @@ __all__ = [
     "BACKENDS",
     "DISTRIBUTION",
     "EXTRAS",
+    "EXTRAS_BESIDE_ALL",
     "Backend",
     "BackendName",
     "asked_by_import",
@@ -65,6 +66,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "finetune": ("matplotlib", "optax"),
 }
 """The extras that add something to what can be done, each with the modules that it brings."""
+
+EXTRAS_BESIDE_ALL: dict[str, tuple[str, ...]] = {"eval": ("lm_eval",), "onnx": ("onnx", "onnxscript")}
+"""Those that `all` leaves out."""
 
 BackendName = Literal["pt", "tf", "flax"]
 
@@ -193,7 +197,7 @@ def backend(name: str | None = None) -> ModuleType:
 
 def missing_from(extra: str) -> tuple[str, ...]:
     """The modules of an extra that are not installed. Nothing is imported to find out."""
-    return tuple(module for module in EXTRAS[extra] if importlib.util.find_spec(module) is None)
+    return tuple(module for module in (EXTRAS | EXTRAS_BESIDE_ALL)[extra] if importlib.util.find_spec(module) is None)
 
 
 def asked_by_import() -> bool:
@@ -226,11 +230,5 @@ def missing_name(
 def unchosen(name: str, error: ImportError) -> BackendAttributeError:
     """The error of a model class that cannot be had, in the words of the `error` of its backend, for `hasattr`."""
     if isinstance(error, BackendError):
-        return BackendAttributeError(
-            f"gptj.{name} is a class of a backend, and {error.problem}",
-            where=error.where,
-            expected=error.expected,
-            found=error.found,
-            hint=error.hint,
-        )
+        return BackendAttributeError(f"gptj.{name} is a class of a backend, and {error.problem}", **error.facts())
     return BackendAttributeError(f"gptj.{name} is a class of a backend, which cannot be imported", found=str(error))

@@ -21,6 +21,7 @@ from gptj.backends import (
     DISTRIBUTION,
     ENVIRONMENT_VARIABLE,
     EXTRAS,
+    EXTRAS_BESIDE_ALL,
     choose_backend,
     install_line,
     installed_backends,
@@ -109,7 +110,7 @@ def examine() -> Examination:
         backends={name: {module: _version(module) for module in one.requires} for name, one in BACKENDS.items()},
         extras={
             extra: {module: _version(module) if module not in missing_from(extra) else None for module in modules}
-            for extra, modules in EXTRAS.items()
+            for extra, modules in (EXTRAS | EXTRAS_BESIDE_ALL).items()
             if extra not in BACKENDS
         },
         warnings=tuple(_warnings()),

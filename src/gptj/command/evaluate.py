@@ -51,8 +51,7 @@ def eval(
     For all of the harness' own options, run it as: python -m gptj.harness --model gptj --model_args
     pretrained=DIR,backend=pt --tasks ...
     """
-    from gptj.backends import install_line
-    from gptj.errors import BackendError, InputError
+    from gptj.errors import InputError
 
     if samples and not as_json:
         raise click.UsageError("--samples is for --json.")
@@ -63,10 +62,8 @@ def eval(
         raise click.UsageError("--tasks names none.")
     if include_path is not None and not include_path.is_dir():
         raise InputError("no such folder", where="--include-path", found=str(include_path))
-    try:
-        from gptj import harness
-    except ImportError as error:
-        raise BackendError(f"lm_eval cannot be imported: {error}", hint=f"Run: {install_line('eval')}") from None
+    from gptj import harness
+
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     directory, weights = split_weights(directory, options.pop("weights"))
     results = harness.evaluate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -68,6 +67,7 @@ ELSEWHERE = {
         "TensorFlow Lite's converter reads a SavedModel",
         "gptj export {DIR} {OUT} --to savedmodel, then tf.lite.TFLiteConverter.from_saved_model('{OUT}')",
     ),
+    "gguf": ("llama.cpp runs no GPT-J", "gptj generate {DIR} --backend pt --quantize int8 is quick on a CPU"),
     "torchscript": ("torch.jit is deprecated in favour of torch.export", "gptj export {DIR} {OUT} --to torch-export"),
 }
 """Formats that others write better: the reason, and the way."""
@@ -76,6 +76,7 @@ _CALLED = {
     "ct2": "ctranslate2", "saved_model": "savedmodel", "saved-model": "savedmodel", "tensorflow": "savedmodel",
     "keras": "savedmodel", "torch_export": "torch-export", "torch.export": "torch-export", "pt2": "torch-export",
     "litert": "tflite", "jit": "torchscript", "onnxruntime": "onnx", "trt": "tensorrt", "hf": "transformers",
+    "llama.cpp": "gguf", "ggml": "gguf",
 }  # fmt: skip
 
 
@@ -113,17 +114,16 @@ def require_model(directory: Path, *, fetch: bool) -> None:
         fetch: whether a repository is fetched now; else it is taken for a model's.
 
     Raises:
-        MissingFileError, InputError: naming it.
+        MissingFileError, FormatError, InputError: naming it.
     """
     from gptj.adapters.files import is_adapter
-    from gptj.paths import missing_folder
     from gptj.paths.hub import is_repository_id, locate
+    from gptj.reading.folder import require_directory
 
     if not fetch and is_repository_id(directory):
         return
     place = locate(directory)
-    if not os.path.lexists(place):
-        raise missing_folder(place, "no such directory")
+    require_directory(split_weights(place, None)[0])
     if is_adapter(place):
         hint = f"Merge it into its base first: gptj adapter merge BASE {shlex.quote(str(place))} OUT"
         raise InputError("a LoRA adapter without its base model", where=str(place), hint=hint)

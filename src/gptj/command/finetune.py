@@ -120,6 +120,9 @@ def finetune(
         settings = Settings(**options)
     except InputError as error:
         raise click.UsageError(str(error)) from None
+    for name, path in (("DATA", data), ("--eval", evaluation)):
+        if path is not None and str(path) == "-" and not path.exists():
+            raise click.UsageError(f"{name}: - is no file, and --resume reads it again; write it into one.")
     if settings.eval_every is not None and evaluation is None:
         raise click.UsageError("--eval-every: nothing is measured; give --eval too.")
     check_axes(strategy, dp, tp)

@@ -62,9 +62,7 @@ class Prompt:
         if self.line is None:
             return error
         where = f"line {self.line}" + (f": {error.where}" if error.where else "")
-        return type(error)(
-            error.problem, file=self.file, where=where, expected=error.expected, found=error.found, hint=error.hint
-        )
+        return type(error)(error.problem, **error.facts(file=self.file, where=where))
 
 
 def read_prompt(file: str) -> Prompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Iterable
@@ -63,6 +64,14 @@ def serve(directory: Path, **options: Any) -> None:
     """
     if options["api_key"] is not None and not (options["api_key"].strip() and options["api_key"].isprintable()):
         raise click.UsageError("--api-key is empty, or cannot be written in a request.")
+    if not options["host"].strip():
+        raise click.UsageError("--host is empty; 0.0.0.0 is everywhere.")
+    if options["name"] is not None and not (options["name"].strip() and options["name"].isprintable()):
+        raise click.UsageError("--name is empty, or cannot be written in a request.")
+    for origin in options["cors"]:
+        if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+", origin):
+            rule = "expected *, or an origin as browsers spell it, such as http://localhost:3000"
+            raise click.UsageError(f"--cors: {rule}; found {origin!r}.")
     from gptj.backends import install_line, missing_from
     from gptj.errors import BackendError
 

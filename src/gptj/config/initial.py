@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.config.schema import BASE_PREFIX, TensorSpec
 
-__all__ = ["initial_tensor", "resized_tensor"]
+__all__ = ["initial_tensor", "resize_tensor"]
 
 
 def initial_tensor(spec: TensorSpec, config: GPTJConfig, seed: int = 0) -> NDArray[Any]:
@@ -38,7 +38,7 @@ def initial_tensor(spec: TensorSpec, config: GPTJConfig, seed: int = 0) -> NDArr
     return values
 
 
-def resized_tensor(spec: TensorSpec, config: GPTJConfig, old: NDArray[Any], seed: int) -> NDArray[Any]:
+def resize_tensor(spec: TensorSpec, config: GPTJConfig, old: NDArray[Any], seed: int) -> NDArray[Any]:
     """A row of the schema with the first axis of another size: what was there stays, what is new starts afresh.
 
     Args:

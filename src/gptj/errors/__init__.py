@@ -30,6 +30,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 __all__ = [
     "DISTRIBUTION",
@@ -190,18 +191,13 @@ class GPTJError(Exception):
 
     def as_dict(self) -> dict[str, str | None]:
         """The error's facts as JSON-ready text: code, message, file, where, expected, found, hint."""
-        facts = {
-            "file": self.file,
-            "where": self.where,
-            "expected": self.expected,
-            "found": self.found,
-            "hint": self.hint,
-        }
-        return {
-            "code": self.code,
-            "message": str(self),
-            **{key: None if value is None else _printable(_text(value)) for key, value in facts.items()},
-        }
+        facts = {key: None if value is None else _printable(_text(value)) for key, value in self.facts().items()}
+        return {"code": self.code, "message": str(self), **facts}
+
+    def facts(self, **others: Any) -> dict[str, Any]:
+        """Its keyword arguments, with `others` in place of some: for an error or a warning of the same."""
+        names = ("file", "where", "expected", "found", "hint")
+        return {**{name: getattr(self, name) for name in names}, **others}
 
 
 @contextlib.contextmanager

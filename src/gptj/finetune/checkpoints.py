@@ -326,8 +326,11 @@ class RunFolder:
                         raise
                     raise write_error(final, error) from error
                 self.finish(progress, identity, rows)
-            except Exception:  # what is there of it may be what the disk has no room for
+            except Exception as error:  # what is there of it may be what the disk has no room for
                 shutil.rmtree(self.stage_of(progress.step), ignore_errors=True)
+                if isinstance(error, WriteError) and (steps := self.steps()):
+                    way = f"Update {steps[-1]} is saved: with --resume it goes on from there"
+                    error.hint = f"{error.hint.removesuffix('.')}. {way}" if error.hint else way
                 raise
         return final
 

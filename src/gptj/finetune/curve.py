@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gptj.errors import FormatError
+from gptj.errors import FormatError, MissingFileError
 from gptj.writing.output_file import whole_file
 
 __all__ = ["Row", "can_draw", "curve_text", "draw_curve", "read_curve", "write_curve"]
@@ -77,6 +77,7 @@ def read_curve(path: Path) -> list[Row]:
     """The rows of a file that `write_curve` wrote.
 
     Raises:
+        MissingFileError: there is no such file.
         FormatError: it is none.
     """
     try:
@@ -84,6 +85,9 @@ def read_curve(path: Path) -> list[Row]:
             head, *lines = csv.reader(stream, strict=True)
         if head != [*_COLUMNS, _LAST]:
             raise ValueError(f"columns {', '.join(head)}")
+        for number, line in enumerate(lines, 1):
+            if len(line) != len(head):
+                raise ValueError(f"row {number} has {len(line)} of {len(head)} columns (is the file cut short?)")
         records = [dict(zip(head, line, strict=True)) for line in lines]
         return [
             Row(
@@ -94,6 +98,8 @@ def read_curve(path: Path) -> list[Row]:
             )
             for record in records
         ]  # fmt: skip
+    except FileNotFoundError:
+        raise MissingFileError("no such file", file=path, expected="the curve up to here") from None
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise FormatError(f"no loss curve: {error}", file=path) from None
 

@@ -27,9 +27,8 @@ from gptj.finetune.data import Batches, Windows, describe, make_windows, read_do
 from gptj.finetune.loop import Progress, Report, Training, TrainingStep
 from gptj.finetune.settings import Settings
 from gptj.finetune.together import SharedRunFolder, Team
-from gptj.paths import missing_folder
 from gptj.paths.hub import locate
-from gptj.reading.folder import open_checkpoint
+from gptj.reading.folder import open_checkpoint, require_directory
 from gptj.sharding import Mesh, ReadTogether, Strategy
 from gptj.text.tokenizer import GPTJTokenizer
 from gptj.writing.checkpoint_writer import write_checkpoint
@@ -243,8 +242,7 @@ class _Job:
 def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Settings, backend: str | None) -> _Job:
     chosen = choose_backend(backend)
     directory = locate(directory)
-    if not os.path.lexists(directory):
-        raise missing_folder(directory, "no such directory")
+    require_directory(directory)
     if is_adapter(directory):
         hint = "Give its base; model.load_adapter(DIR, is_trainable=True) trains it further in a loop of yours"
         raise InputError("a LoRA adapter without its base model", where=str(directory), hint=hint)
@@ -436,7 +434,7 @@ def _open(job: _Job, room: Any, saved: Saved | None) -> Any:
 def _write(job: _Job, folder: Path, step: TrainingStep) -> None:
     """Write the model as it is, or its adapter, into a new folder."""
     if job.settings.lora:
-        step.settled().save_adapter(folder)
+        step.trained_model().save_adapter(folder)
         return
     write_checkpoint(
         folder, job.config, lambda row: step.read(row.name), dtype="float32", extra_files=job.files,

@@ -54,7 +54,7 @@ class TrainingStep(Protocol):
     def evaluate(self, ids: NDArray[Any], labels: NDArray[Any]) -> float:
         """The mean loss of a batch."""
 
-    def settled(self) -> Any:
+    def trained_model(self) -> Any:
         """The model with its trained parameters put in."""
 
     def read(self, name: str) -> NDArray[Any]:
@@ -234,7 +234,7 @@ class Training:
                 f"the gradient of update {progress.step + 1} is no number",
                 where="--lr",
                 found=f"loss {loss}, norm {norm}",
-                hint="Lower --lr or --clip, or lengthen --warmup; --resume goes on from the last checkpoint",
+                hint="Begin again, in another OUT, with a lower --lr or --clip, or a longer --warmup",
             )
         if not finite and scale <= 1:
             self.step.discard()
@@ -242,7 +242,7 @@ class Training:
                 f"the gradient of update {progress.step + 1} overflows float16, however small the loss is made",
                 where="--dtype",
                 found=f"loss {loss}, norm {norm}, scale {scale}",
-                hint="Take --dtype bfloat16, or lower --lr; --resume goes on from the last checkpoint",
+                hint="Begin again, in another OUT, with --dtype bfloat16 or a lower --lr",
             )
         rate = learning_rate(settings, progress.step, self.steps)
         if finite:

@@ -89,7 +89,7 @@ class TrainingStep:
         """The mean loss of a batch."""
         return float(self._evaluate(self.parameters, self._fixed, ids, labels))
 
-    def settled(self) -> GPTJForCausalLM:
+    def trained_model(self) -> GPTJForCausalLM:
         """The model, with its parameters as they are trained by now; the next update takes them away again."""
         if self._fixed is None:
             self.model.params = nested(self.parameters.items())

@@ -414,14 +414,9 @@ class GenerationConfig(Settings):
         try:
             return cls.from_file(directory, vocab_size=vocab_size)
         except GPTJError as error:
-            warn_of(
-                f"cannot be read, so the defaults take its place: {error.problem}",
-                file=path,
-                where=error.where,
-                expected=error.expected,
-                found=error.found,
-                hint="Mend or remove the file, or give each call a generation_config",
-            )
+            hint = "Mend or remove the file, or give each call a generation_config"
+            problem = f"cannot be read, so the defaults take its place: {error.problem}"
+            warn_of(problem, **error.facts(file=path, hint=hint))
             return None
 
     @classmethod

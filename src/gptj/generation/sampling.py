@@ -21,9 +21,9 @@ from gptj.errors import InputError, shown
 
 __all__ = [
     "SEEDS",
+    "argsort_descending",
     "best",
     "best_counts",
-    "descending",
     "draw",
     "draw_without_replacement",
     "log_softmax",
@@ -78,7 +78,7 @@ def _seed(value: Any) -> int:
     return int(value)
 
 
-def descending(values: NDArray[Any]) -> NDArray[np.intp]:
+def argsort_descending(values: NDArray[Any]) -> NDArray[np.intp]:
     """The indices of `values` (1-D) from the largest to the smallest, the lower index first among equals."""
     return np.argsort(-values, kind="stable")
 
@@ -91,14 +91,14 @@ def best(values: NDArray[Any], count: int) -> NDArray[np.intp]:
     array([1, 3, 2])
     """
     if count >= len(values):
-        return descending(values)
+        return argsort_descending(values)
     if values.min() == -np.inf:  # a cut left many of them, and NumPy is slow where most are equal
         there = np.flatnonzero(values != -np.inf)
         cut = np.flatnonzero(values == -np.inf)[: max(count - len(there), 0)]
         return np.concatenate([there[best(values[there], count)], cut])
     border = np.partition(values, -count)[-count]
     candidates = np.flatnonzero(values >= border)
-    return candidates[descending(values[candidates])][:count]
+    return candidates[argsort_descending(values[candidates])][:count]
 
 
 def best_counts(size: int) -> tuple[int, ...]:

@@ -85,14 +85,7 @@ def read_members(
     refused = {str(error.where) for error in find_unhonoured(config)}
     for key, error in {**left, **said}.items():
         kept = "kept, and `generate` refuses it until the call says otherwise" if key in refused else "kept, not read"
-        say(
-            f"{error.problem}: {kept}",
-            file=file,
-            where=error.where,
-            expected=error.expected,
-            found=error.found,
-            hint=error.hint,
-        )
+        say(f"{error.problem}: {kept}", **error.facts(file=file))
     for key, value in offered.items():
         if key not in left and (problem := _lenient(key, value)[1]):
             say(problem, file=file, where=key, found=spelt(value))
@@ -148,12 +141,10 @@ def find_unhonoured(config: Any) -> Iterator[ConfigError]:
                 yields = key in _YIELDS and RULES[key][0](_convert(key, value))
                 problem = None if yields or error.problem.startswith("has no effect") else error
         if problem is not None:
+            hint = f"Say otherwise in the call: {key}=None, or a generation_config of its own"
             yield ConfigError(
                 f"is asked for by the model's generation_config.json and cannot be honoured: {problem.problem}",
-                where=key,
-                expected=problem.expected,
-                found=spelt(value),
-                hint=f"Say otherwise in the call: {key}=None, or a generation_config of its own",
+                **problem.facts(where=key, found=spelt(value), hint=hint),
             )
 
 

@@ -9,7 +9,7 @@ additions is n roundings in one direction; rounding errors of mean zero stay bel
 above 1 - 2 n exp(-lambda^2 / 2) (Higham and Mary 2019, SIAM J. Sci. Comput. 41, A2815, theorem 3.1), which is what
 is used where it is smaller, with lambda = 8. It holds for every order of summation.
 
-**A whole forward pass** (`accumulated`): without the weights no bound of an error's way through the blocks can be
+**A whole forward pass** (`accumulate`): without the weights no bound of an error's way through the blocks can be
 proven, so its size is estimated, a token at a time: each operation hands on the relative error of its inputs as it
 hands on the values themselves, and adds its own; independent errors add up as squares do. `SAFETY` times that is the
 bound. It tells where two traces part; whether an error was born there, the first answer tells.
@@ -38,7 +38,7 @@ __all__ = [
     "SAFETY",
     "Rounding",
     "TokenSizes",
-    "accumulated",
+    "accumulate",
     "rounding_of_activation",
     "rounding_of_layer_norm",
     "rounding_of_loss",
@@ -294,7 +294,7 @@ _FREE = frozenset({"scores", "weights", "mixed", "loss"})
 """Taps that may truly lie further off: terms cancel in scores and loss, and a sharp softmax turns with its scores."""
 
 
-def accumulated(
+def accumulate(
     sizes: Mapping[str, TokenSizes], config: GPTJConfig, rounding: Rounding, *, keys: int
 ) -> dict[str, Array]:
     """How far rounding in all of a forward pass up to each tap takes it from float64: a bound a token.

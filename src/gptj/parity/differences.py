@@ -5,7 +5,7 @@ operation's other inputs (keys, values, a weight). The most exact trace is the b
 what the two have, and what the base lacks is compared among the others.
 
 Each tap gets two judgements. Between two traces: is the difference within what rounding explains up to there
-(`gptj.parity.bounds.accumulated`)? Of one trace alone: is the tap what its operation gives, computed again in float64
+(`gptj.parity.bounds.accumulate`)? Of one trace alone: is the tap what its operation gives, computed again in float64
 from the inputs that the trace itself recorded (`gptj.parity.operations`)? So an error is told from its consequences
 without a reference, wherever an operation needs no weights or these are given.
 """
@@ -26,7 +26,7 @@ from gptj.config import GPTJConfig
 from gptj.config.labels import IGNORED_LABEL
 from gptj.config.schema import schema
 from gptj.errors import InputError, shown
-from gptj.parity.bounds import TokenSizes, accumulated
+from gptj.parity.bounds import TokenSizes, accumulate
 from gptj.parity.comparison import Comparison, Origin, PairDifferences, TapDifference, spell_tap
 from gptj.parity.extra_differences import GradientDifference, compare_gradients, compare_with_exact
 from gptj.parity.operations import Expected, Missing, OperationOf, ReadWeight
@@ -175,7 +175,7 @@ def _texts(
     if "logits" in sizes:
         keys = pairing.base.sizes["s"]
         estimate = sum(
-            float(accumulated(sizes, config, rounding_of(trace), keys=keys)["logits"].max()) for trace in pair
+            float(accumulate(sizes, config, rounding_of(trace), keys=keys)["logits"].max()) for trace in pair
         )
     texts = [*compare_texts(*pair, estimate)]
     if weights is None or any(trace.facts.path == "int8" for trace in pair):
@@ -399,7 +399,7 @@ def _pair(
     """The judgement on one trace against its base."""
     base, other = pairing.base, pairing.other
     config, keys = base.facts.config, base.sizes.get("s", 1)
-    ours, theirs = (accumulated(sizes, config, rounding_of(trace), keys=keys) for trace in (base, other))
+    ours, theirs = (accumulate(sizes, config, rounding_of(trace), keys=keys) for trace in (base, other))
     taps = tuple(_judge(tap, ours[tap] + theirs[tap], *largest) for tap, largest in found.items())
 
     def of_pair(tap: str) -> tuple[Origin, ...]:

@@ -109,7 +109,7 @@ def _fingerprint_of(oracle: StreamedOracle, head: Head) -> Fingerprint:
 class FingerprintObserver:
     """Takes the fingerprint of a model whose tensors pass by once, in the schema's order, in a thread of its own.
 
-    `with FingerprintObserver(config, head) as observer:` show it each tensor's blocks with `see`, say with `settle`
+    `with FingerprintObserver(config, head) as observer:` show it each tensor's blocks with `see`, say with `wait_for`
     that the tensor is over, and ask for the `fingerprint` at the end.
     """
 
@@ -133,10 +133,10 @@ class FingerprintObserver:
         self._thread.shutdown()
 
     def see(self, name: str, rows: NDArray[Any]) -> None:
-        """Look at the next rows of a tensor, which must stay as they are until `settle` returns."""
+        """Look at the next rows of a tensor, which must stay as they are until `wait_for` returns."""
         self._seen.put((name, rows))
 
-    def settle(self, name: str) -> None:
+    def wait_for(self, name: str) -> None:
         """Return when all rows of a tensor have been used."""
         self._seen.put((name, None))
         self._seen.join()

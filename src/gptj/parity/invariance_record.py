@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
+import functools
 import os
 import sys
 import tempfile
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 
 import gptj
 from gptj.config.schema import schema
-from gptj.errors import GPTJError
 from gptj.parity.findings import MeasureFound
 from gptj.parity.invariances import (
     INT8,
@@ -30,10 +28,10 @@ from gptj.parity.invariances import (
     through,
 )
 from gptj.parity.oracle import positions_of_mask
+from gptj.parity.processes import record_rows
 from gptj.parity.run import open_oracle
-from gptj.parity.steps import step_limit, stepped
+from gptj.parity.steps import apply_steps, step_limit
 from gptj.parity.trace_record import PATHS, probe_batch, take_steps
-from gptj.writing.output_file import whole_file
 
 __all__ = ["record_matrix", "rows_of"]
 
@@ -149,7 +147,7 @@ class _Ways:
         before = {name: np.array(model._read(name)) for name in kept}
         after = take_steps(self._wing, model, slopes, kind)
         for name, slope in kept.items():
-            expected = stepped(before[name], slope, kind)
+            expected = apply_steps(before[name], slope, kind)
             limit = step_limit(before[name], slope, kind, self._reference.rounding)
             yield Answer(name, self._numpy(after[name]), expected, limit)
 
@@ -228,7 +226,7 @@ class _Ways:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write what `record_matrix` gives. Returns 0, or 2 after an error, whose message is the last line of stderr."""
+    """Write what `record_matrix` gives; see `gptj.parity.processes.end_of` for what is returned."""
     parser = argparse.ArgumentParser(prog="python -m gptj.parity.invariance_record")
     parser.add_argument("directory", help="a checkpoint")
     parser.add_argument("--backend", required=True, choices=("pt", "tf", "flax"))
@@ -237,15 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", action="append", nargs=2, default=[], metavar=("FORMAT", "DIR"))
     parser.add_argument("--out", required=True, help="the JSON file for the rows")
     options = parser.parse_args(arguments)
-    try:
-        rows = record_matrix(options.directory, options.backend, folders=dict(options.folder), dtype=options.dtype,
-                             seed=options.seed, progress=lambda row: print(row, flush=True))  # fmt: skip
-        with whole_file(Path(options.out)) as write:
-            write(json.dumps([dataclasses.asdict(row) for row in rows]).encode())
-    except GPTJError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    chosen = {"folders": dict(options.folder), "dtype": options.dtype, "seed": options.seed}
+    record = functools.partial(record_matrix, options.directory, options.backend, **chosen)
+    return record_rows(lambda: record(progress=lambda row: print(row, flush=True)), options.out)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Judged with NumPy alone. What each limit is made of:
 
 * **Logits** against the oracle: the oracle's own equations in float32 lie as far from float64 as rounding takes them;
   the largest of that, times the ratio of the units, times `SAFETY`. (A bound that is derived a token at a time,
-  `gptj.parity.bounds.accumulated`, is a hundred times as wide, since it must hold without the weights.) Two ways of one
+  `gptj.parity.bounds.accumulate`, is a hundred times as wide, since it must hold without the weights.) Two ways of one
   backend lie each within that of the exact answer, so within twice that of each other.
 * **Gradients**: the same for each parameter. Where a parameter's rounding happened to be small, the middle one of all
   parameters' stands for it.

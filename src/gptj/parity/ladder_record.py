@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import gptj
-from gptj.errors import GPTJError
 from gptj.parity.findings import LadderRung
 from gptj.parity.ladder import NEW_TOKENS, RUNGS, TRANSFORMERS, LadderQuestion, measure_rung
 from gptj.parity.oracle import positions_of_mask
-from gptj.writing.output_file import whole_file
+from gptj.parity.processes import record_rows
 
 __all__ = ["record_rung"]
 
@@ -72,7 +68,7 @@ def _answer_of_transformers(directory: Any, _: str, rung: str, question: LadderQ
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write what `record_rung` gives. Returns 0, or 2 after an error, whose message is the last line of stderr."""
+    """Write what `record_rung` gives; see `gptj.parity.processes.end_of` for what is returned."""
     parser = argparse.ArgumentParser(prog="python -m gptj.parity.ladder_record")
     parser.add_argument("directory", help="a checkpoint")
     parser.add_argument("--backend", required=True, choices=tuple(RUNGS))
@@ -80,18 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--question", required=True, help="the .npz of prompts and the oracle's answers")
     parser.add_argument("--out", required=True, help="the JSON file for the rungs")
     options = parser.parse_args(arguments)
-    try:
+
+    def record() -> list[LadderRung]:
         question = LadderQuestion.load(options.question)
         rungs = []
         for rung in options.rungs:
             print(rung, flush=True)  # who started this process shows it
             rungs.append(record_rung(options.directory, options.backend, rung, question))
-        with whole_file(Path(options.out)) as write:
-            write(json.dumps([dataclasses.asdict(rung) for rung in rungs]).encode())
-    except GPTJError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return rungs
+
+    return record_rows(record, options.out)
 
 
 if __name__ == "__main__":

@@ -156,14 +156,14 @@ class Oracle:
         if positions is None:
             positions = np.arange(t)[None]
         positions = np.broadcast_to(positions, (b, t))
-        allowed = self.allowed(t, None if mask is None else mask.astype(bool))
+        visible = self.visible_keys(t, None if mask is None else mask.astype(bool))
         factors = None
         if heads is not None:
             factors = np.broadcast_to(heads.astype(self.dtype), (self.config.n_layer, self.config.n_head))
 
         states, kept = [x], []
         for layer in range(self.config.n_layer):
-            x, weights = self.block(layer, x, allowed, positions, None if factors is None else factors[layer])
+            x, weights = self.block(layer, x, visible, positions, None if factors is None else factors[layer])
             self._keep(f"h.{layer}.", sum=x)
             states.append(x)
             if attentions:
@@ -203,18 +203,18 @@ class Oracle:
         rows: Array = np.asarray(self._read(f"{self._prefix}wte.weight"))[ids]
         return rows.astype(self.dtype)
 
-    def allowed(self, t: int, mask: Array | None) -> Array:
+    def visible_keys(self, t: int, mask: Array | None) -> Array:
         """Which position may attend to which, (b or 1, 1, t, s): causal and, where there is a mask, not padding."""
         causal = np.tril(np.ones((t, t), bool))[None, None]
         return causal if mask is None else causal & mask[:, None, None, :]
 
     def block(
-        self, layer: int, x: Array, allowed: Array, positions: Array, factors: Array | None
+        self, layer: int, x: Array, visible: Array, positions: Array, factors: Array | None
     ) -> tuple[Array, Array]:
         """Block `layer` of x, and its attention weights: attn(h) + mlp(h) + x with h = ln_1(x), in that order."""
         name = f"{self._prefix}h.{layer}."
         h = self.layer_norm(f"{name}ln_1", x)
-        attended, weights = self.attention(f"{name}attn.", h, allowed, positions, factors)
+        attended, weights = self.attention(f"{name}attn.", h, visible, positions, factors)
         return attended + self.mlp(f"{name}mlp.", h) + x, weights
 
     def layer_norm(self, name: str, x: Array) -> Array:
@@ -226,7 +226,7 @@ class Oracle:
         return y
 
     def attention(
-        self, name: str, h: Array, allowed: Array, positions: Array, factors: Array | None
+        self, name: str, h: Array, visible: Array, positions: Array, factors: Array | None
     ) -> tuple[Array, Array]:
         """Multi-head attention of h (b, t, m), and its weights (b, h, t, s). No projection has a bias."""
         k, v, q = (self.split_heads(self.linear(f"{name}{kind}_proj", h)) for kind in "kvq")  # the schema's order
@@ -235,12 +235,12 @@ class Oracle:
         q, k = self.rotate(q, positions), self.rotate(k, positions)
         scores = self.scores(q, k)
         self._keep(block, q_rotated=q, k_rotated=k, scores=scores)
-        weights = self.attention_weights(scores, allowed)
+        weights = self.attention_weights(scores, visible)
         if factors is not None:
             weights = weights * factors[:, None, None]
         merged = np.swapaxes(weights @ v, 1, 2).reshape(h.shape)
         out = self.linear(f"{name}out_proj", merged)
-        visible = np.broadcast_to(allowed, (len(h), *allowed.shape[1:]))
+        visible = np.broadcast_to(visible, (len(h), *visible.shape[1:]))
         self._keep(block, visible=visible, weights=weights, mixed=merged, out_proj=out)
         return out, weights
 
@@ -267,15 +267,15 @@ class Oracle:
         scores: Array = q @ np.swapaxes(k, -1, -2)
         return scores / math.sqrt(self.config.head_dim)
 
-    def attention_weights(self, scores: Array, allowed: Array) -> Array:
-        """Softmax over the allowed keys, and exactly 0 elsewhere.
+    def attention_weights(self, scores: Array, visible: Array) -> Array:
+        """Softmax over the visible keys, and exactly 0 elsewhere.
 
-        So a query that is allowed no key (a padded position that only sees padding) attends to nothing. Without
+        So a query that sees no key (a padded position that only sees padding) attends to nothing. Without
         the second `where` it would attend evenly to every slot, and its value would hang on how many there are.
         """
-        scores = np.where(allowed, scores, np.finfo(self.dtype).min)
+        scores = np.where(visible, scores, np.finfo(self.dtype).min)
         exponentials = np.exp(scores - scores.max(-1, keepdims=True))
-        return np.where(allowed, exponentials / exponentials.sum(-1, keepdims=True), 0)
+        return np.where(visible, exponentials / exponentials.sum(-1, keepdims=True), 0)
 
     def mlp(self, name: str, h: Array) -> Array:
         """fc_out(activation(fc_in(h))), both with bias."""

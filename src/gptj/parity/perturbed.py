@@ -1,6 +1,6 @@
 """The oracle with errors as large as rounding's put in at every step: how far rounding takes each answer of a model.
 
-A bound of a whole pass that needs no weights (`gptj.parity.bounds.accumulated`) has to take every operation at its
+A bound of a whole pass that needs no weights (`gptj.parity.bounds.accumulate`) has to take every operation at its
 worst. Whoever has the weights can try: rounding errors are drawn at random, independent, where an arithmetic makes
 them, and what they do to the answers is measured (stochastic arithmetic, as in CESTAC: Vignes 1993, Math. Comput.
 Simul. 35, 233-261). Beside the exact rows of a batch lie its perturbed ones, so that weights are read once.
@@ -74,10 +74,10 @@ class _PerturbedOracle(Oracle):
         return self._off(super().linear(name, given, bias=bias), x.shape[-1])
 
     def block(
-        self, layer: int, x: Array, allowed: Array, positions: Array, factors: Array | None
+        self, layer: int, x: Array, visible: Array, positions: Array, factors: Array | None
     ) -> tuple[Array, Array]:
         """The same, its sum rounded."""
-        found, weights = super().block(layer, x, allowed, positions, factors)
+        found, weights = super().block(layer, x, visible, positions, factors)
         return self._off(found), weights
 
     def rotate(self, x: Array, positions: Array) -> Array:
@@ -88,9 +88,9 @@ class _PerturbedOracle(Oracle):
         """The same, rounded."""
         return self._off(super().scores(q, k), q.shape[-1])
 
-    def attention_weights(self, scores: Array, allowed: Array) -> Array:
+    def attention_weights(self, scores: Array, visible: Array) -> Array:
         """The same, rounded."""
-        return self._off(super().attention_weights(scores, allowed))
+        return self._off(super().attention_weights(scores, visible))
 
     def lm_head(self, hidden: Array) -> Array:
         """The same of an input that was rounded, rounded."""

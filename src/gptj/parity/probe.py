@@ -159,9 +159,7 @@ class Probe:
         try:
             return cls.of({name: file.read(array).astype(np.int64) for name, array in arrays.items()})
         except InputError as error:
-            raise FormatError(
-                error.problem, file=file.path, where=error.where, expected=error.expected, found=error.found
-            ) from None
+            raise FormatError(error.problem, **error.facts(file=file.path)) from None
 
     @classmethod
     def of(cls, arrays: dict[str, NDArray[np.int64]]) -> Probe:

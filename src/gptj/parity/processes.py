@@ -8,6 +8,7 @@ the child alone, and a variable that the caller had set stays.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +26,7 @@ from gptj.config import GPTJConfig
 from gptj.config.dtypes import numpy_dtype
 from gptj.config.schema import schema
 from gptj.errors import GPTJError, harmless
+from gptj.writing.output_file import whole_file
 
 __all__ = [
     "PROCESS_TIMEOUT_S",
@@ -285,6 +288,27 @@ def _run(job: Job, timeout_s: float, alive: _Processes, board: _Board) -> str:
         where=job.name,
         hint=_hint_of(done.returncode),
     )
+
+
+def record_rows(act: Callable[[], Sequence[Any]], out: str) -> int:
+    """Write the dataclasses that `act` gives as JSON. See `end_of` for what is returned."""
+
+    def write() -> None:
+        rows = [dataclasses.asdict(row) for row in act()]
+        with whole_file(Path(out)) as write_bytes:
+            write_bytes(json.dumps(rows).encode())
+
+    return end_of(write)
+
+
+def end_of(act: Callable[[], object]) -> int:
+    """The exit status of a recorder's process: 0, or 2 after an error, whose message is the last line of stderr."""
+    try:
+        act()
+    except GPTJError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _hint_of(status: int) -> str | None:

@@ -27,8 +27,9 @@ import gptj
 from gptj.backends import BACKENDS
 from gptj.config import GPTJConfig
 from gptj.config.dtypes import PARAMETER_DTYPES
-from gptj.errors import FormatError, GPTJError, InputError, LimitError, naming_file, shown
+from gptj.errors import FormatError, InputError, LimitError, naming_file, shown
 from gptj.parity.probe import Probe, make_probe
+from gptj.parity.processes import end_of
 from gptj.parity.trace_record import batch_of_probe, record_trace
 from gptj.parity.versions import library_versions
 from gptj.paths.json_file import read_json_object
@@ -290,7 +291,7 @@ def _facts(backend: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save what `record_backend` gives. Returns 0, or 2 after an error, whose message is the last line of stderr."""
+    """Save what `record_backend` gives; see `gptj.parity.processes.end_of` for what is returned."""
     parser = argparse.ArgumentParser(
         prog="python -m gptj.parity.record", description="Write down what one backend answers."
     )
@@ -303,14 +304,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", help="the folder of a LoRA adapter")
     parser.add_argument("--out", required=True, help="the folder for record.npz and record.json")
     options = parser.parse_args(arguments)
-    try:
+
+    def record() -> None:
         probe = None if options.probe is None else Probe.load(options.probe)
         chosen = {name: getattr(options, name) for name in ("dtype", "weights", "adapter", "trace")}
         record_backend(options.directory, options.backend, probe=probe, **chosen).save(options.out)
-    except GPTJError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return end_of(record)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def run_parity(
     require_seed(seed)
     directory, weights = split_weights(directory, weights)
     manifest = _check_manifest(Path(directory), weights, wanted=check_manifest)
-    names = _settle_backends(backends)
+    names = _choose_backends(backends)
     oracle = open_oracle(directory, dtype=dtype, weights=weights, adapter=adapter)
     probe = make_probe(oracle.config, seed=seed) if probe is None else probe
     probe.check(oracle.config)
@@ -253,7 +253,7 @@ def require_framework(names: Sequence[str]) -> None:
         raise BackendError("no framework is installed", where="backends", expected=", ".join(BACKENDS), hint=hint)
 
 
-def _settle_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
+def _choose_backends(backends: Sequence[str] | None) -> tuple[str, ...]:
     """The names, each known, installed and there once."""
     if isinstance(backends, str):
         backends = [backends]

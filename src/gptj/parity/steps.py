@@ -30,10 +30,10 @@ __all__ = [
     "RATE",
     "SHARES",
     "StepDifference",
+    "apply_steps",
     "compare_steps",
     "compare_steps_with_exact",
     "step_limit",
-    "stepped",
 ]
 
 Array = NDArray[Any]
@@ -52,7 +52,7 @@ _ROWS = 2**20
 """Elements of a parameter that are read at a time."""
 
 
-def stepped(parameter: Array, slope: Array, kind: str) -> Array:
+def apply_steps(parameter: Array, slope: Array, kind: str) -> Array:
     """A parameter after the steps in float64: of SGD, or of AdamW (arXiv:1711.05101, algorithm 2) from no moments."""
     parameter, slope = np.asarray(parameter, np.float64), np.asarray(slope, np.float64)
     if kind == "sgd":
@@ -129,7 +129,7 @@ def compare_steps(
             values, limits = [], np.zeros(())
             for trace, rounding in zip((base, other), roundings, strict=True):
                 after, slope = _read(trace, name, rows), _gradient(trace, parameter, rows)
-                moved = stepped(np.zeros_like(slope), slope, kind)
+                moved = apply_steps(np.zeros_like(slope), slope, kind)
                 values.append(after - moved)
                 limits = limits + step_limit(np.abs(after) + np.abs(moved), slope, kind, rounding)
             return values[1] - values[0], limits
@@ -155,7 +155,7 @@ def compare_steps_with_exact(
 
         def off(rows: slice, name: str = name, kind: str = kind, before: Array = read[parameter]) -> Any:
             slope = _gradient(trace, name.partition(".")[2], rows)
-            wanted = stepped(before[rows], slope, kind)
+            wanted = apply_steps(before[rows], slope, kind)
             return _read(trace, name, rows) - wanted, step_limit(before[rows], slope, kind, rounding)
 
         yield _worst(("oracle", trace.name), kind, parameter, tensor.shape, off)

@@ -94,7 +94,7 @@ class TapNames:
         data = read_small_file(path)
 
         def refuse(problem: str, **facts: Any) -> NoReturn:
-            raise FormatError(problem, file=path, **facts) from None
+            raise FormatError(problem, **{**facts, "file": path}) from None
 
         try:
             members = tomllib.loads(data.decode("utf-8"))
@@ -118,8 +118,7 @@ class TapNames:
             try:
                 rules.append(_rule(entry))
             except InputError as error:
-                refuse(error.problem, where=f"tap {number}: {error.where}", expected=error.expected,
-                       found=error.found, hint=error.hint)  # fmt: skip
+                refuse(error.problem, **error.facts(where=f"tap {number}: {error.where}"))
         patterns = [rule.pattern for rule in rules]
         if twice := next((pattern for pattern in patterns if patterns.count(pattern) > 1), None):
             refuse("mapped twice", where=shown(twice))

@@ -404,8 +404,8 @@ def _solved(name: str, place: Place, sizes: Mapping[str, int], told_by: Mapping[
         return layout.solve(tensor.shape, {**sizes, "b": 1} if once else sizes)
     except InputError as error:
         told = [f"{letter} is {sizes[letter]} in {told_by[letter]}" for letter in layout.letters if letter in told_by]
-        raise SchemaError(error.problem, where=shown(tensor.name), expected=error.expected, found=error.found,
-                          hint=", ".join(told) or None) from None  # fmt: skip
+        facts = error.facts(where=shown(tensor.name), hint=", ".join(told) or None)
+        raise SchemaError(error.problem, **facts) from None
 
 
 # ---- writing

@@ -22,7 +22,7 @@ from gptj.adapters import (
     AdapterRow,
     adapter_rows,
     initial_arrays,
-    merged_kernel,
+    merge_kernel,
     read_adapter,
     write_adapter,
 )
@@ -163,7 +163,7 @@ class Adapted:
         if isinstance(adapter_config, str):
             adapter_config, adapter_name = None, _one_name(adapter_config, adapter_name)
         settled = self._new_name(_one_name(adapter_name, name))
-        config = _settle_config(adapter_config, fields)
+        config = _convert_config(adapter_config, fields)
         if odd := config.strangers(model.config.n_layer):
             problem = "means no matrix of this model"
             raise ConfigError(problem, where=f"target_modules: {shown(odd[0])}", hint=stranger_hint(odd[0]))
@@ -201,7 +201,6 @@ class Adapted:
             model._refuse_prepared("is_trainable")
         settled = self._new_name(_one_name(adapter_name, name))
         adapter = read_adapter(directory)
-        adapter.rows(model.config)
         self._take(settled, adapter.config, adapter.arrays(model.config), trains=is_trainable)
 
     def save_adapter(
@@ -310,7 +309,7 @@ class Adapted:
         for spec in schema(model.config, model.head):
             row = rows.get(spec.name.removeprefix(BASE_PREFIX))
             if row is not None:
-                yield spec, merged_kernel(model._read(spec.name), row, *self._read_adapter(name, row))
+                yield spec, merge_kernel(model._read(spec.name), row, *self._read_adapter(name, row))
 
     def _find_adapter(self, name: Any) -> str:
         """The name, which is one of the adapters'.
@@ -390,7 +389,7 @@ def _one_name(first: str | None, second: str | None) -> str | None:
     return second if first is None else first
 
 
-def _settle_config(config: Any, fields: Mapping[str, Any]) -> AdapterConfig:
+def _convert_config(config: Any, fields: Mapping[str, Any]) -> AdapterConfig:
     """The config given, ours or PEFT's or a mapping of its fields, or that of the fields."""
     if config is None:
         return AdapterConfig.from_fields(fields)

@@ -18,7 +18,7 @@ from gptj.calls.inputs import check_embeddings, part_of_a_model
 from gptj.calls.prepared import check_inference, refusal
 from gptj.config import GPTJConfig
 from gptj.config.dtypes import dtype_name, numpy_dtype
-from gptj.config.initial import initial_tensor, resized_tensor
+from gptj.config.initial import initial_tensor, resize_tensor
 from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import ConfigError, InputError
 from gptj.generation.mixin import Generates
@@ -213,7 +213,7 @@ class Pretrained(Absent, Tapped, Adapted):
             self._require_values("resize_token_embeddings")
             config = self.config.replace(vocab_size=new_num_tokens)
             rows = [row for row in schema(config, self.head) if "vocab" in row.axes]
-            self._assign((row, resized_tensor(row, config, self._read(row.name), seed)) for row in rows)
+            self._assign((row, resize_tensor(row, config, self._read(row.name), seed)) for row in rows)
             self._set_config(config)
             self._note_vocabulary(new_num_tokens)
         return self.get_input_embeddings()

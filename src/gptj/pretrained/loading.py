@@ -152,7 +152,7 @@ def prepare(
         verify_checkpoint(path, weights=weights)
         check_fingerprint(path, config=settled, weights=weights)
     plan = plan_load(checkpoint, settled, head, ignore_mismatched_sizes=ignore_mismatched_sizes)
-    loading = Loading(checkpoint, settled, head, _settle_dtype(dtype, checkpoint, plan), plan, seed, place)
+    loading = Loading(checkpoint, settled, head, _choose_dtype(dtype, checkpoint, plan), plan, seed, place)
     fresh = [*plan.missing, *(row.name for row in plan.mismatched)]
     if fresh:
         warnings.warn(
@@ -220,7 +220,7 @@ def _variant_set(path: Path, variant: str | None, weights: str | None) -> str | 
     return sets[0] if sets else f"model.{variant}.safetensors"
 
 
-def _settle_dtype(dtype: Any, checkpoint: Checkpoint, plan: LoadPlan) -> str:
+def _choose_dtype(dtype: Any, checkpoint: Checkpoint, plan: LoadPlan) -> str:
     """The dtype asked for, or the one that all the stored tensors have."""
     if dtype is not None and not (isinstance(dtype, str) and dtype == "auto"):
         return dtype_name(dtype)

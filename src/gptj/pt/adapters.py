@@ -92,7 +92,7 @@ class AdapterMixin:
             if isinstance(module, LowRanks):
                 module.active = name
         for block in model.base_model.h if model._is_prepared else ():
-            block.into.settle(block.beside)
+            block.into.use_adapters(block.beside)
 
     def _drop_adapter(self, name: str) -> None:
         model: Any = self

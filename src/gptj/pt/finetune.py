@@ -85,7 +85,7 @@ class TrainingStep:
         self.model.eval()
         return float(self._loss(ids, labels).item())
 
-    def settled(self) -> GPTJForCausalLM:
+    def trained_model(self) -> GPTJForCausalLM:
         """The model, with its parameters as they are trained by now."""
         return self.model
 

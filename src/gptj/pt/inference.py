@@ -41,7 +41,7 @@ class OneProduct(nn.Module):
         qkv = add_into_qkv(x, both[..., : self.width], beside)
         return qkv, self.activation(beside["fc_in"](x, both[..., self.width :]))
 
-    def settle(self, beside: nn.ModuleDict) -> None:
+    def use_adapters(self, beside: nn.ModuleDict) -> None:
         """Take note of which adapter is at work."""
 
 
@@ -69,7 +69,7 @@ class TwoProducts(nn.Module):
             inner = F.gelu(beside["fc_in"](x, inner), approximate=self.gelu)
         return qkv, inner
 
-    def settle(self, beside: nn.ModuleDict) -> None:
+    def use_adapters(self, beside: nn.ModuleDict) -> None:
         """Apply GELU as the product goes only where no adapter adds to what enters it."""
         self.fc_in.gelu = None if beside["fc_in"].works else self.gelu
 
@@ -112,7 +112,7 @@ class PreparedBlock(nn.Module):
         linears |= {"fc_in": mlp.fc_in, "fc_out": mlp.fc_out}
         self.beside = nn.ModuleDict({name: linear.lora or LowRanks() for name, linear in linears.items()})
         into: Any = self.into
-        into.settle(self.beside)
+        into.use_adapters(self.beside)
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             delattr(attn, name)
         attn.fused = True

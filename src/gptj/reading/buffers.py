@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PAGE_BYTES", "Room", "page_aligned"]
+__all__ = ["PAGE_BYTES", "ReusedBuffer", "page_aligned"]
 
 PAGE_BYTES = 4096
 """A page of memory, and at least a block of any disk."""
 
 
-class Room:
+class ReusedBuffer:
     """Memory for one array at a time; the next takes its place."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor
 from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path, split_weights
 from gptj.reading.weight_names import PlainNames, head_of, infer_dialect, plain_names
 
-__all__ = ["Checkpoint", "open_checkpoint", "verify_checkpoint"]
+__all__ = ["Checkpoint", "open_checkpoint", "require_directory", "verify_checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def open_checkpoint(
             written with.
     """
     directory, weights = split_weights(directory, weights)
-    _require_directory(directory)
+    require_directory(directory)
     files = open_weights(directory, weights, follow_links=follow_links)
     metadata = {key: value for file in files for key, value in file.metadata.items()}
     config = _choose_config(directory, config, metadata, follow_links=follow_links)
@@ -158,7 +158,7 @@ def verify_checkpoint(
             weights that would be loaded are not those of the manifest.
     """
     directory = Path(directory)
-    _require_directory(directory)
+    require_directory(directory)
     manifest = verify_manifest(directory, follow_links=follow_links)
     present = [name for name in (WEIGHTS_FILE, INDEX_FILE) if os.path.lexists(directory / name)]
     chosen = present[0] if weights is None and present else weights
@@ -175,7 +175,13 @@ def verify_checkpoint(
     return manifest
 
 
-def _require_directory(directory: Path) -> None:
+def require_directory(directory: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        MissingFileError: there is nothing.
+        FormatError: it is a file, or cannot be looked at.
+    """
     try:
         found = directory.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -19,7 +19,7 @@ from gptj.config import GPTJConfig
 from gptj.config.schema import BASE_PREFIX, HEADS, Head, TensorSpec, schema_by_name
 from gptj.errors import ConfigError, SchemaError, shown, warn_of
 from gptj.reading.safetensors_file import MOST_TENSORS, WEIGHT_DTYPES, StoredTensor
-from gptj.reading.weight_files import convert_hint, listed
+from gptj.reading.weight_files import convert_hint, list_some
 from gptj.reading.weight_names import PlainNames, infer_dialect
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _raise_all(
         "misshapen": shapes,
         f"of a dtype other than {', '.join(WEIGHT_DTYPES)}": findings.dtypes,
     }
-    problems = [f"{len(items)} {kind}: {listed(items)}" for kind, items in kinds.items() if items]
+    problems = [f"{len(items)} {kind}: {list_some(items)}" for kind, items in kinds.items() if items]
     if problems:
         hints = _config_hints(checkpoint, config)
         raise SchemaError(

@@ -40,7 +40,7 @@ from gptj.reading.manifest_records import (
 )
 from gptj.reading.safetensors_file import read_safetensors
 from gptj.reading.tally import CastRecord, ValueRecord, ValueTally
-from gptj.reading.weight_files import LARGEST_INDEX_BYTES, listed, safe_path
+from gptj.reading.weight_files import LARGEST_INDEX_BYTES, list_some, safe_path
 
 __all__ = [
     "CONFIG_HASH_KEY",
@@ -283,7 +283,7 @@ def verify_manifest(
     problems += [problem for name, problem in files.items() if name not in explained]
     if problems:
         raise FormatError(
-            f"not what was written: {listed(problems)}", file=directory, hint="Fetch or convert the checkpoint again"
+            f"not what was written: {list_some(problems)}", file=directory, hint="Fetch or convert the checkpoint again"
         )
     if config is None:
         there = GPTJConfig.from_file(safe_path(directory, CONFIG_FILE, follow_links=follow_links))
@@ -308,7 +308,7 @@ _READ = (".json", ".txt", ".safetensors", ".bin", ".h5", ".msgpack", ".npz")
 def warn_of_unchecked(directory: Path, manifest: VerifiedManifest) -> None:
     """Warn of files of a verified directory that no hash covers, though a program may read them."""
     if read := [shown(name) for name in manifest.unchecked if name.endswith(_READ)]:
-        names = listed(read)
+        names = list_some(read)
         warn_of(f"not checked, since {MANIFEST_FILE} has no hash of it: {names}", file=directory)
 
 
@@ -347,7 +347,7 @@ def _tensor_problems(
     problems: list[tuple[str, tuple[str, ...]]] = []
     for name, record in manifest.tensors.items():
         culprits = [file for file in record.files if file in damaged] or [*record.files]
-        where = f"tensor {name} in {listed(culprits, most=3)}"
+        where = f"tensor {name} in {list_some(culprits, most=3)}"
         tensor = found.get(name)
         if tensor is None:
             problems.append((f"{where} is missing", record.files))

@@ -41,7 +41,7 @@ __all__ = [
     "convert_hint",
     "is_index_name",
     "is_weights_name",
-    "listed",
+    "list_some",
     "open_weights",
     "read_index",
     "refuse_folder",
@@ -309,7 +309,7 @@ def refuse_folder(directory: Path, expected: str) -> NoReturn:
             "no weights that are whole: shards without their index",
             file=directory,
             expected=_index_names(shards[0])[0],
-            found=listed(shards),
+            found=list_some(shards),
             hint="Fetch the index too",
         )
     kind = describe_folder(directory)
@@ -385,7 +385,7 @@ def read_index(path: Path) -> Index:
             raise UnsafeFileError(problem, file=path, where=where, expected=f"*{suffix}", found=shown(name))
     folded = Counter(name.casefold() for name in set(weight_map.values()))
     if twins := sorted(name for name in set(weight_map.values()) if folded[name.casefold()] > 1):
-        raise FormatError("names that differ only in case", file=path, where="weight_map", found=listed(twins))
+        raise FormatError("names that differ only in case", file=path, where="weight_map", found=list_some(twins))
     if not isinstance(metadata, dict):
         raise FormatError("breaks its rule", file=path, where="metadata", expected="an object", found=shown(metadata))
     plain = {plain_variable(tensor): name for tensor, name in weight_map.items()}
@@ -428,7 +428,7 @@ def require_index_agrees(
     problems += [f"{shown(name)} is not listed" for name in _stray_shards(index)]
     problems += more
     if problems:
-        raise SchemaError(f"the index and the files contradict each other: {listed(problems)}", file=index.path)
+        raise SchemaError(f"the index and the files contradict each other: {list_some(problems)}", file=index.path)
     said = index.total_size
     if said is not None and (isinstance(said, bool) or said != total):
         warn_of("not the bytes of its tensors", file=index.path, where="metadata.total_size", expected=total,
@@ -447,7 +447,7 @@ def _stray_shards(index: Index) -> list[str]:
     ]
 
 
-def listed(items: list[str], most: int = 10) -> str:
+def list_some(items: list[str], most: int = 10) -> str:
     """The first `most` items, and how many more there are."""
     rest = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + rest

@@ -25,12 +25,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptj.serving.answers import Answer, event
 from gptj.serving.continuation import Continuation, Failed, Listener, Piece, Scored
@@ -93,7 +95,7 @@ def make_app(service: Service, *, limits: Limits | None, access: Access | None) 
     doors = _Doors(service, limits or Limits(), access or Access())
     origins = list(doors.access.origins)
     cors = Middleware(
-        CORSMiddleware,
+        _Preflights,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],  # OpenAI's client in a browser sends x-stainless-* of its own
@@ -108,11 +110,39 @@ def make_app(service: Service, *, limits: Limits | None, access: Access | None) 
             Route("/v1/completions", doors.completions, methods=["POST"]),
             Route("/v1/chat/completions", doors.chat, methods=["POST"]),
         ],
-        middleware=[cors] if origins else [],
+        middleware=[Middleware(_WholeTargets), *([cors] if origins else [])],
         exception_handlers={Refusal: _answer_refusal, HTTPException: _answer_http, Exception: _answer_any},
     )
     app.router.redirect_slashes = False  # a path with a slash too many is not there, and said so in JSON
     return app
+
+
+class _WholeTargets:
+    """A target as proxies are told it, http://host/path, is taken for its path (RFC 9112, 3.2.2).
+
+    Args:
+        app: what is asked.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = re.fullmatch(r"https?://[^/]*(/.*)?", scope.get("path", ""), re.DOTALL | re.IGNORECASE)
+        await self._app(scope if whole is None else {**scope, "path": whole[1] or "/"}, receive, send)
+
+
+class _Preflights(CORSMiddleware):
+    """CORS, whose refusals are JSON as all are."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser that asks whether a page may ask."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        own = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        said = "pages of this origin, or with this method, may not ask; --cors lets origins"
+        return _error(Refusal(response.status_code, said, code="origin_not_allowed", headers=own))
 
 
 # ---- errors
@@ -307,8 +337,12 @@ class _Doors:
         """
         limit = self.limits.body_bytes
         size, parts = 0, []
+        waits = "expect" in request.headers  # its client sends nothing before it is told to go on
+        told = request.headers.get("content-length", "")
         too_large = Refusal(413, f"the body is larger than {limit} bytes", code="body_too_large")
         too_large.headers["Connection"] = "close"
+        if told.isdecimal() and int(told[:20]) > (limit if waits else 8 * limit):
+            raise too_large
         try:
             async with asyncio.timeout(self.limits.read_s):
                 async for part in request.stream():

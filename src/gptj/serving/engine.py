@@ -70,7 +70,7 @@ class Engine:
         self.most_rows, self.most_waiting = most_rows, most_waiting
         self.metrics = metrics or Metrics()
         self.within, self._use_adapter = within, use_adapter
-        self._adapter_in_use: str | None = "?"
+        self._adapter_in_use: object = object()
         self._prefixes = PrefixStore(prefix_tokens)
         self._pace = Pace()
         self._changed = threading.Condition()
@@ -413,6 +413,6 @@ class Engine:
 
     def _select_adapter(self, adapter: str | None) -> None:
         if self._use_adapter is not None and adapter != self._adapter_in_use:
-            self._adapter_in_use = "?"  # not known, should the next line fail
+            self._adapter_in_use = object()  # not known, should the next line fail
             self._use_adapter(adapter)
             self._adapter_in_use = adapter

@@ -8,6 +8,7 @@ A message says what the reader of the answer can do something about: never a pat
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 from gptj.errors import GPTJError, shown
@@ -59,8 +60,18 @@ def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | dict):
+        spelt = _spelt(value) if len(value) <= 20 else ""
+        if 0 < len(spelt) <= 80:
+            return spelt
         return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)}"
     return shown(value, longest=60)
+
+
+def _spelt(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        return ""
 
 
 def refusal_of(error: BaseException) -> Refusal:

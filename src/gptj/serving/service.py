@@ -27,7 +27,7 @@ from gptj.serving.engine import Engine
 from gptj.serving.refusals import Refusal
 from gptj.serving.requests import CompletionRequest, Prompt, Sampling
 
-__all__ = ["DEFAULT_TOKENS", "Choice", "Numbers", "Service", "servable"]
+__all__ = ["DEFAULT_TOKENS", "Choice", "IdTokenizer", "Service", "servable"]
 
 DEFAULT_TOKENS = 16
 """New tokens of a completion that does not say: OpenAI's number."""
@@ -52,7 +52,7 @@ class Choice:
     ids: tuple[int, ...]
 
 
-class Numbers:
+class IdTokenizer:
     """Token ids as text, for a folder without a tokenizer: numbers with spaces between them."""
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ class Service:
 
     def decoder(self) -> TextDecoder:
         """A decoder for one text."""
-        decoder: TextDecoder = Numbers() if self.tokenizer is None else self.tokenizer.stream(unknown="show")
+        decoder: TextDecoder = IdTokenizer() if self.tokenizer is None else self.tokenizer.stream(unknown="show")
         return decoder
 
     def spell(self, token: int) -> str:

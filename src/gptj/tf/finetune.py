@@ -104,7 +104,7 @@ class TrainingStep:
         """The mean loss of a batch."""
         return float(self._evaluate(tf.convert_to_tensor(ids), tf.convert_to_tensor(labels)))
 
-    def settled(self) -> GPTJForCausalLM:
+    def trained_model(self) -> GPTJForCausalLM:
         """The model, with its parameters as they are trained by now."""
         return self.model
 

@@ -154,7 +154,7 @@ class GPTJForCausalLM(GenerationMixin, InferenceMixin, PretrainedModel):
         return cross_entropy(flat, tf.reshape(following, (-1,)))
 
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> None:
-        settled = self._settle_arguments((), {**given, "labels": labels})
+        settled = self._convert_arguments((), {**given, "labels": labels})
         self._check(settled)
         labels = settled.pop("labels", None)
         hidden = self.transformer._run(**settled, taps=collector).last_hidden_state

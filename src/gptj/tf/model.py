@@ -349,7 +349,7 @@ class GPTJModel(PretrainedModel):
 
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> tf.Tensor:
         """The hidden states (b, t, m); a hook."""
-        settled = self._settle_arguments((), given)
+        settled = self._convert_arguments((), given)
         self._check(settled)
         return self._run(**settled, taps=collector).last_hidden_state
 

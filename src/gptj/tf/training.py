@@ -79,13 +79,13 @@ class TrainableModel(keras.Model):
         if all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in _arrays(x)):
             arrays = all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in _arrays(labels))
             given = self._with_labels(x, labels) if labels is not None and self._own_loss and arrays else x
-            self._check(self._settle_arguments((given,), {}))
+            self._check(self._convert_arguments((given,), {}))
         return x
 
     @tf.autograph.experimental.do_not_convert
     def _check_batch(self, *batch: Any) -> Any:
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch if len(batch) > 1 else batch[0])
-        given = self._settle_arguments((self._with_labels(x, y) if y is not None and self._own_loss else x,), {})
+        given = self._convert_arguments((self._with_labels(x, y) if y is not None and self._own_loss else x,), {})
         self._check(given)
         assert_arguments(self.config, given)
         return batch if len(batch) > 1 else batch[0]

@@ -74,7 +74,7 @@ def _copy_aligned(array: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
-def settle_policy(dtype: Any, *, param_dtype: Any = None) -> keras.DTypePolicy:
+def choose_policy(dtype: Any, *, param_dtype: Any = None) -> keras.DTypePolicy:
     """The Keras policy of a dtype, or of a policy's name: what variables are kept in, and what is computed in.
 
     Args:
@@ -125,7 +125,7 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
 
     def __init__(self, config: GPTJConfig, *, dtype: Any, seed: int, name: str | None, param_dtype: Any = None) -> None:
         refuse_distribution()
-        super().__init__(name=name, dtype=settle_policy(dtype, param_dtype=param_dtype), autocast=False)
+        super().__init__(name=name, dtype=choose_policy(dtype, param_dtype=param_dtype), autocast=False)
         self.config = config
         self.seed = seed
         self.built = True  # there is nothing to infer from inputs: every shape follows from the config
@@ -142,7 +142,7 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
         kept = one_dtype(**parameter_dtypes)
         if isinstance(dtype, str) and dtype == "auto" and isinstance(kept, str) and kept == "auto":
             return None, "auto"
-        policy = settle_policy(dtype, param_dtype=kept)
+        policy = choose_policy(dtype, param_dtype=kept)
         return policy, policy.variable_dtype
 
     @classmethod
@@ -228,7 +228,7 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
 
     def _initial_dtype(self, dtype: Any) -> str:
         # Differs: what a Keras model computes in is settled when it is made.
-        if settle_policy(dtype).name != self.dtype_policy.name:
+        if choose_policy(dtype).name != self.dtype_policy.name:
             raise InputError(
                 "another dtype than the model's", where="dtype", expected=self.dtype_policy.name, found=dtype
             )
@@ -255,7 +255,7 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
         """
         if self.base_model.wte.weight is None:
             raise InputError("the model was made without parameters", where="_do_init", hint="Use from_pretrained")
-        given = self._settle_arguments(args, kwargs)
+        given = self._convert_arguments(args, kwargs)
         symbolic = any(isinstance(value, keras.KerasTensor) for value in given.values())
         if symbolic and "use_cache" in inspect.signature(self.call).parameters:
             given.setdefault("use_cache", False)  # a cache is no output of a functional model
@@ -268,7 +268,7 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
     def _taps(self, names: str | Iterable[str] | None, labels: Any, given: dict[str, Any]) -> dict[str, Any]:
         return super()._taps(names, labels, given)
 
-    def _settle_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _convert_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name, without those that are None, with arrays as tensors."""
         signature = inspect.signature(self.call)
         given = dict(signature.bind(*args, **kwargs).arguments)
@@ -283,13 +283,13 @@ class PretrainedModel(AdapterMixin, Pretrained, TrainableModel):
                 if named[name] is not None and given.get(name) is not None:
                     raise InputError("given twice", where=name)
             given = {**named, **{name: value for name, value in given.items() if value is not None}}
-        return {name: self._settle_argument(name, value) for name, value in given.items() if value is not None}
+        return {name: self._convert_argument(name, value) for name, value in given.items() if value is not None}
 
     def _by_name(self, listed: Sequence[Any]) -> dict[str, Any]:
         """The arguments of a call, given as a list, by their names."""
         return _name_arguments(listed, list(inspect.signature(self.call).parameters))
 
-    def _settle_argument(self, name: str, value: Any) -> Any:
+    def _convert_argument(self, name: str, value: Any) -> Any:
         if name == "past_key_values":
             return KVCache.of(value, self.config.n_layer)
         if name in ("input_ids", "token_type_ids", "position_ids"):

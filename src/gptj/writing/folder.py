@@ -70,9 +70,9 @@ class TensorObserver(Protocol):
     """Looks at each tensor as it is stored; `gptj.parity.fingerprint.FingerprintObserver` is one."""
 
     def see(self, name: str, rows: NDArray[Any], /) -> None:
-        """Look at the next rows of a tensor, which stay as they are until `settle` returns."""
+        """Look at the next rows of a tensor, which stay as they are until `wait_for` returns."""
 
-    def settle(self, name: str, /) -> None:
+    def wait_for(self, name: str, /) -> None:
         """Be done with the tensor."""
 
 
@@ -277,7 +277,7 @@ class FolderWriter:
         if hashing is not None:
             hashing.result()
         if observer is not None:
-            observer.settle(row.name)
+            observer.wait_for(row.name)
         self._fresh[row.name] = record_tensor(
             row,
             tally,

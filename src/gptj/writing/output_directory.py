@@ -81,7 +81,7 @@ class OutputDirectory:
     # ---- the life of an output
 
     def __enter__(self) -> OutputDirectory:
-        self._settle_names()
+        self._choose_names()
         self._require_writable_place()
         self._lock()
         try:
@@ -178,7 +178,7 @@ class OutputDirectory:
 
     # ---- before
 
-    def _settle_names(self) -> None:
+    def _choose_names(self) -> None:
         try:
             self.target = Path(os.path.realpath(self.asked))
         except (OSError, ValueError) as error:

@@ -181,4 +181,4 @@ def _encode(config: GPTJConfig, text: Any, where: str, tokenizer: Any) -> list[i
         return [int(token) for token in check_ids(config, [[*ids]], where=where)[0]]
     except InputError as error:  # of a batch of this one row
         place = None if error.where is None else error.where.replace(f"{where}[0]", where)
-        raise InputError(error.problem, where=place, expected=error.expected, found=error.found) from None
+        raise InputError(error.problem, **error.facts(where=place)) from None
