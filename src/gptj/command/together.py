@@ -270,7 +270,8 @@ def _end_for(other: int, failed: bool, processes: Processes, bound_s: int) -> No
         )  # fmt: skip
         click.echo(f"gptj: {error.code}: {error}", err=True)
     _flush()
-    time.sleep(_QUIET_S if failed else _LISTENING_S)
+    keeps = processes.rank == 0  # what the others ask, and jax' processes do not outlive
+    time.sleep(_LISTENING_S if not failed else 2 * _LISTENING_S if keeps else _QUIET_S)
     _exit(1)
 
 
