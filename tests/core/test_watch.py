@@ -43,12 +43,12 @@ class Names:
 
 def watches(count: int, pause_s: float):
     names, silent = Names(), {rank: threading.Event() for rank in range(count)}
-    told: dict[int, int] = {}
+    told: dict[int, tuple[int, bool]] = {}
     made = []
     for rank in range(count):
         watch = Watch(
             Processes(rank, count), lambda rank=rank: names.keys(silent[rank]),
-            lambda other, rank=rank: told.update({rank: other}), bound_s=5 * pause_s, pause_s=pause_s,
+            lambda *who, rank=rank: told.update({rank: who}), bound_s=5 * pause_s, pause_s=pause_s,
         )  # fmt: skip
         watch.start()
         made.append(watch)
@@ -68,7 +68,16 @@ def test_the_others_are_told_which_process_is_silent():
         silent[victim].set()
         others = {0, 1, 2, 3} - {victim}
         assert wait_for(lambda told=told, others=others: others <= told.keys())
-        assert {told[rank] for rank in others} == {victim}
+        assert {told[rank] for rank in others} == {(victim, False)}
+
+
+def test_one_that_fails_ends_the_others_at_once():
+    for failed in (2, 0):
+        _, _, told, made = watches(4, 0.05)
+        made[failed].fail()
+        others = {0, 1, 2, 3} - {failed}
+        assert wait_for(lambda told=told, others=others: others <= told.keys())
+        assert {told[rank] for rank in others} == {(failed, True)} and failed not in told
 
 
 def test_those_that_leave_at_times_of_their_own_are_not_missed():

@@ -178,7 +178,10 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
         raise ProcessError(f"the other processes did not come: {cause}", where="--strategy") from None
     watch = None
     if processes.size > 1:
-        watch = Watch(processes, parallel.make_keys, lambda n: _end_silent(n, processes, bound_s), bound_s=bound_s)
+        watch = Watch(
+            processes, parallel.make_keys, lambda other, failed: _end_for(other, failed, processes, bound_s),
+            bound_s=bound_s,
+        )  # fmt: skip
         watch.start()
     try:
         with stdout_apart(), _silent(processes.rank > 0):
@@ -193,6 +196,8 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
         if isinstance(error, SystemExit):
             raise
         first = True if alone else parallel.speaks_first()
+        if watch is not None:
+            watch.fail()
         if not (ended and _is_first_here() if first is None else first):
             raise SystemExit(1) from None
         if ended:
@@ -253,17 +258,25 @@ def _end_at_once(error: BaseException, wait_s: float) -> None:
     _exit(code if isinstance(code, int) else 1)
 
 
-def _end_silent(silent: int, processes: Processes, bound_s: int) -> None:
-    """End this process, which waits for one that is silent, from a thread beside it; one on each host says so."""
-    if _is_first_here():
+def _end_for(other: int, failed: bool, processes: Processes, bound_s: int) -> None:
+    """End this process, which may wait for one that failed or is silent, from a thread beside it.
+
+    One that failed says why; of one that is silent a process on each host says so.
+    """
+    if not failed and _is_first_here():
         error = ProcessError(
-            f"was silent for {bound_s} s", where=f"process {silent} of {processes.size}",
+            f"was silent for {bound_s} s", where=f"process {other} of {processes.size}",
             hint="It was stopped, or its host is gone; what was saved stands. GPTJ_SILENCE_SECONDS allows more",
         )  # fmt: skip
         click.echo(f"gptj: {error.code}: {error}", err=True)
     _flush()
-    time.sleep(_LISTENING_S)
+    keeps = processes.rank == 0  # what the others ask, and jax' processes do not outlive
+    time.sleep(_LISTENING_S if not failed else 2 * _LISTENING_S if keeps else _QUIET_S)
     _exit(1)
+
+
+_QUIET_S = 0.5
+"""For so long a process whose fellow failed may still end by itself: less than that one stays."""
 
 
 def _exit(status: int) -> NoReturn:

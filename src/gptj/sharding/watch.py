@@ -45,7 +45,7 @@ class Watch:
     Args:
         place: this process'.
         make_keys: gives a connection to the names, which one thread uses.
-        end: called once with the number of a process that is silent.
+        end: called once with the number of a process that is silent, or that failed, and whether it did.
         bound_s: for how long it may be.
         pause_s: between two signs.
     """
@@ -54,7 +54,7 @@ class Watch:
     """Pauses for which the others wait longer than the first process, so that it can say who it is."""
 
     def __init__(
-        self, place: Processes, make_keys: Callable[[], Keys], end: Callable[[int], object], *, bound_s: float,
+        self, place: Processes, make_keys: Callable[[], Keys], end: Callable[[int, bool], object], *, bound_s: float,
         pause_s: float = 1.0,
     ) -> None:  # fmt: skip
         self._rank, self._size = place
@@ -63,7 +63,7 @@ class Watch:
         self._leaving, self._hurry, self._gone = threading.Event(), threading.Event(), threading.Event()
         self._ending = threading.Lock()
         self._present = [*range(1, self._size)]
-        self._silent, self._answered = 0, 0
+        self._silent, self._answered, self._parting = 0, 0, ""
 
     def start(self) -> None:
         """Begin to give signs, and to wait for the others'."""
@@ -72,10 +72,19 @@ class Watch:
 
     def leave(self) -> None:
         """Say that this process is done: the others wait for no more signs of it, and it for none of theirs."""
-        self._leaving.set()
+        self._part("leaves")
         if self._rank:  # the first answers the others until it ends
-            self._hurry.set()
             self._gone.wait(self._most * self._pause_s)
+
+    def fail(self) -> None:
+        """Say that this process failed, which ends the others."""
+        self._part("failed")
+
+    def _part(self, how: str) -> None:
+        self._parting = how
+        self._leaving.set()
+        if self._rank or how == "failed":
+            self._hurry.set()
 
     def _give_signs(self) -> None:
         one_round = self._ask_all if self._rank == 0 else self._report
@@ -88,23 +97,33 @@ class Watch:
 
     def _report(self, name: str) -> None:
         """Another process' round: its sign, and the first's answer."""
-        leaves = self._leaving.is_set()
-        self._keys.set(f"{name}.{self._rank}", "leaves" if leaves else "")
-        if leaves:
+        parting = self._parting
+        self._keys.set(f"{name}.{self._rank}", parting)
+        if parting:
             self._gone.set()
-        elif silent := self._keys.get(name):
-            self._end_once(int(silent))
+        elif answer := self._keys.get(name):
+            how, number = answer.split()
+            self._end_once(int(number), how == "failed")
 
     def _ask_all(self, name: str) -> None:
         """The first process' round: everybody's sign, and the answer to all."""
-        for other in [*self._present]:
+        failed = 0 if self._parting == "failed" else None
+        for other in [*self._present] if failed is None else ():
             self._silent = other
-            if self._keys.get(f"{name}.{other}"):
-                self._present.remove(other)
+            sign = self._keys.get(f"{name}.{other}")
             self._keys.delete(f"{name}.{other}")
-        self._keys.set(name, "")
+            if sign:
+                self._present.remove(other)
+            if sign == "failed":
+                failed = other
+                break
+        self._keys.set(name, "" if failed is None else f"failed {failed}")
         if self._answered > 1:  # all have given a sign since it was answered
             self._keys.delete(f"gptj.sign.{self._answered - 2}")
+        if failed is not None:
+            self._gone.set()
+        if failed:
+            self._end_once(failed, True)
 
     def _count(self) -> None:
         """Count the pauses without an answer, and end where they are too many."""
@@ -119,13 +138,12 @@ class Watch:
     def _say_silent(self) -> None:
         silent = self._silent
         if self._rank == 0:
-            said = threading.Thread(
-                target=lambda: self._loud.set(f"gptj.sign.{self._answered}", str(silent)), daemon=True
-            )
+            answer = (f"gptj.sign.{self._answered}", f"silent {silent}")
+            said = threading.Thread(target=lambda: self._loud.set(*answer), daemon=True)
             said.start()
             said.join(self._pause_s)  # its keeper may be the silent one
-        self._end_once(silent)
+        self._end_once(silent, False)
 
-    def _end_once(self, silent: int) -> None:
+    def _end_once(self, number: int, failed: bool) -> None:
         if self._ending.acquire(blocking=False):
-            self._end(silent)
+            self._end(number, failed)
