@@ -50,7 +50,7 @@ def test_the_fuzzer_notices_a_crash(tmp_path):
     assert crashes and crashes[0][0].startswith("IndexError")
 
 
-@pytest.mark.parametrize(("to", "rounds"), [("safetensors", 8), ("tf", 3), ("mesh", 3)])
+@pytest.mark.parametrize(("to", "rounds"), [("safetensors", 8), ("tf", 4), ("mesh", 4)])
 def test_S2_a_killed_conversion_leaves_the_old_directory_or_the_new_one(tmp_path, to, rounds):
     """In an interpreter of its own, since the driver forks."""
     options = ["--to", to, "--rounds", str(rounds), "--directory", tmp_path]

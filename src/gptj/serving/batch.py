@@ -154,8 +154,10 @@ class RunningBatch:
         old = self._decoder = None  # given back before the next one is made
         limit = self._limit()
         if limit is not None:
-            self.aside += [(one, columns) for one, columns in kept if columns.count >= limit]
+            outgrown = [(one, columns) for one, columns in kept if columns.count >= limit]
             kept = [(one, columns) for one, columns in kept if columns.count < limit]
+            self._rows = [one for one, _ in kept]  # first, so that who counts from another thread counts none twice
+            self.aside += outgrown
         if not kept:
             self._rows = []
             return None
