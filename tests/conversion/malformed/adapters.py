@@ -111,7 +111,7 @@ def with_base(make: Callable[[Path], object]) -> Callable[[Path], object]:
     """Makes the base beside the adapter."""
 
     def both(folder: Path) -> None:
-        write_sample(folder / "base")
+        write_sample(folder / "base", revealing_config())
         make(folder)
 
     return both
