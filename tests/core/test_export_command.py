@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import runpy
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,5 +135,7 @@ def test_evaluation_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Mon
     for limit in ("3", "0.5"):
         with pytest.raises(BackendError, match=r'lm_eval cannot be imported.*pip install "gptj-multibackend\[eval\]"'):
             gptj_command.main(["eval", str(tmp_path), "--tasks", "a", "--limit", limit], standalone_mode=False)
-    with pytest.raises(SystemExit, match=r"^gptj: .*lm_eval cannot be imported.*pip install"):
-        runpy.run_module("gptj.harness", run_name="__main__")
+    # In an interpreter of its own: pytest's loader, which has an installed plugin's modules, runs none as a program.
+    code = "import runpy, sys; sys.modules['lm_eval'] = None; runpy.run_module('gptj.harness', run_name='__main__')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1 and re.match(r"gptj: .*lm_eval cannot be imported.*pip install", ran.stderr), ran.stderr
