@@ -159,9 +159,11 @@ def in_parallel(count: int, work: Any) -> None:
         raise failed[0]
 
 
-def measure_clients(client: Client, clients: int, *, requests: int, prompt: int, new: int, vocab_size: int) -> float:
+def measure_clients(
+    client: Client, clients: int, *, turn: int, requests: int, prompt: int, new: int, vocab_size: int
+) -> float:
     """Tokens a second of so many clients."""
-    source = random.Random(clients)
+    source = random.Random(f"{turn} {clients}")  # nobody's prompt is found among the kept prefixes
     prompts = [[source.randrange(vocab_size) for _ in range(prompt)] for _ in range(requests)]
     left = iter(prompts)
     lock = threading.Lock()
@@ -286,12 +288,12 @@ def main() -> None:
     with contextlib.closing(baseline), server(asked.directory, asked.backend, asked.dtype) as (port, pid):
         client = Client(port, baseline.told["eos"])
         shape = {"prompt": asked.prompt, "new": asked.new, "vocab_size": vocab_size}
-        measure_clients(client, 32, requests=32, **shape)  # compiles, and warms the memory
+        measure_clients(client, 32, turn=-1, requests=32, **shape)  # compiles, and warms the memory
         rates: dict[str, list[float]] = {}
-        for _ in range(asked.turns):
+        for turn in range(asked.turns):
             rates.setdefault("generate", []).append(baseline.rate())
             for clients in (8, 32):
-                rate = measure_clients(client, clients, requests=max(asked.requests, clients), **shape)
+                rate = measure_clients(client, clients, turn=turn, requests=max(asked.requests, clients), **shape)
                 rates.setdefault(f"clients_{clients}", []).append(rate)
         medians = {name: statistics.median(found) for name, found in rates.items()}
         result["tokens_per_s"] = rates
