@@ -38,7 +38,7 @@ try:
     from tqdm import tqdm
 except ImportError as error:
     told = BackendError(f"lm_eval cannot be imported: {error}", hint=f"Run: {install_line('eval')}")
-    raise (SystemExit(f"gptj: BackendError: {told}") if __name__ == "__main__" else told) from None
+    raise (SystemExit(f"gptj: {told.code}: {told}") if __name__ == "__main__" else told) from None
 
 __all__ = ["GPTJLM", "main"]
 

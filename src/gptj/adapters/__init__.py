@@ -4,7 +4,7 @@
     adapter_rows, AdapterRow         every pair of matrices that an adapter has for a model              rows.py
     initial_arrays                   their start values, the same bits in all three wings                rows.py
     read_adapter, write_adapter      a folder as PEFT writes and reads it                                files.py
-    merge_kernel                    W + scale B A, rounded once                                         merge.py
+    merge_kernel                     W + scale B A, rounded once                                         merge.py
     merge_folder                     a checkpoint with an adapter merged into it, tensor by tensor       merge.py
 
 Hu et al. 2021, arXiv:2106.09685: y = W x + scale B (A x), with A (r, in), B (out, r) and scale = lora_alpha / r, or

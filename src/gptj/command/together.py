@@ -216,6 +216,9 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
 _LISTENING_S = 2.0
 """Seconds for which a process that failed stays, so that others who fail alike learn from it that it said why."""
 
+_QUIET_S = 0.5
+"""For so long a process whose fellow failed may still end by itself: less than that one stays."""
+
 
 def _is_first_here() -> bool:
     """Whether no other process of this run on this host asked before: where the first is gone, nobody else counts.
@@ -273,10 +276,6 @@ def _end_for(other: int, failed: bool, processes: Processes, bound_s: int) -> No
     keeps = processes.rank == 0  # what the others ask, and jax' processes do not outlive
     time.sleep(_LISTENING_S if not failed else 2 * _LISTENING_S if keeps else _QUIET_S)
     _exit(1)
-
-
-_QUIET_S = 0.5
-"""For so long a process whose fellow failed may still end by itself: less than that one stays."""
 
 
 def _exit(status: int) -> NoReturn:

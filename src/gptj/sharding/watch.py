@@ -90,7 +90,7 @@ class Watch:
         one_round = self._ask_all if self._rank == 0 else self._report
         with contextlib.suppress(Exception):  # the keeper of the names is gone: whoever needs it is told by it
             while not self._gone.is_set():
-                one_round(f"gptj.sign.{self._answered}")
+                one_round(_name_of(self._answered))
                 self._answered += 1
                 self._hurry.wait(self._pause_s)
         self._gone.set()
@@ -119,7 +119,7 @@ class Watch:
                 break
         self._keys.set(name, "" if failed is None else f"failed {failed}")
         if self._answered > 1:  # all have given a sign since it was answered
-            self._keys.delete(f"gptj.sign.{self._answered - 2}")
+            self._keys.delete(_name_of(self._answered - 2))
         if failed is not None:
             self._gone.set()
         if failed:
@@ -138,7 +138,7 @@ class Watch:
     def _say_silent(self) -> None:
         silent = self._silent
         if self._rank == 0:
-            answer = (f"gptj.sign.{self._answered}", f"silent {silent}")
+            answer = (_name_of(self._answered), f"silent {silent}")
             said = threading.Thread(target=lambda: self._loud.set(*answer), daemon=True)
             said.start()
             said.join(self._pause_s)  # its keeper may be the silent one
@@ -147,3 +147,8 @@ class Watch:
     def _end_once(self, number: int, failed: bool) -> None:
         if self._ending.acquire(blocking=False):
             self._end(number, failed)
+
+
+def _name_of(number: int) -> str:
+    """The name of a round's answer."""
+    return f"gptj.sign.{number}"
