@@ -291,8 +291,8 @@ def main() -> None:
         measure_clients(client, 32, turn=-1, requests=32, **shape)  # compiles, and warms the memory
         rates: dict[str, list[float]] = {}
         for turn in range(asked.turns):
-            rates.setdefault("generate", []).append(baseline.rate())
             for clients in (8, 32):
+                rates.setdefault("generate", []).append(baseline.rate())
                 rate = measure_clients(client, clients, turn=turn, requests=max(asked.requests, clients), **shape)
                 rates.setdefault(f"clients_{clients}", []).append(rate)
         medians = {name: statistics.median(found) for name, found in rates.items()}

@@ -21,9 +21,10 @@ from gptj.errors import CheckpointWarning, TokenizerError
 from gptj.generation import Columns, GenerationConfig
 from gptj.generation.sampling import log_softmax
 from gptj.serving import prefixes
+from gptj.serving.batch import power_of_two
 from gptj.serving.chat import ChatTemplate
 from gptj.serving.continuation import Continuation, Transcript
-from gptj.serving.prefill import Prefill, Prompt
+from gptj.serving.prefill import Pace, Prefill, Prompt
 from gptj.serving.prefixes import PrefixStore
 from gptj.serving.prefixes import _in_common as in_common
 from gptj.serving.requests import read_chat
@@ -248,6 +249,7 @@ def test_the_model_is_listed(served):
 
 def test_metrics_are_prometheus_text(served):
     served.text(prompt=PROMPT, **GREEDY)
+    assert served.is_empty(), "an answer may be there before its row is given back"
     status, text = served.ask("GET", "/metrics")
     assert status == 200 and served.last_headers["Content-Type"].startswith("text/plain; version=0.0.4")
     line = r'(# (HELP|TYPE) \S+ .+|[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? -?[0-9.e+-]+)'
@@ -451,19 +453,77 @@ def watched(served: Served) -> list[tuple[str, int]]:
     calls: list[tuple[str, int]] = served.__dict__.setdefault("calls", [])
     if not calls:
         engine = served.engine
-        read, step = engine._read_some, engine._step
+        extend = engine._extend
 
-        def reads() -> None:
-            calls.append(("read", engine._tokens_a_turn()))
-            read()
+        def extends(adapter: Any, asked: Any) -> Any:
+            running = [batch._decoder for batch in engine._batches.values()]
+            for one in asked:
+                calls.append(("step" if one.decoder in running else "read", one.token_ids.shape[1]))
+            return extend(adapter, asked)
 
-        def steps(adapter: Any, batch: Any) -> None:
-            calls.append(("step", 1))
-            step(adapter, batch)
-
-        engine._read_some, engine._step = reads, steps  # type: ignore[method-assign]
+        engine._extend = extends  # type: ignore[method-assign]
         calls.append(("step", 1))
     return calls
+
+
+@pytest.mark.parametrize(
+    ("step", "weights", "a_token", "most"),
+    [(70, 0, 1.5, 64), (77, 65, 1.6, 32), (108, 68, 5, 16), (100, 90, 20, 8), (9, 0, 0.01, 512)],
+    ids=["joined", "read apart", "slow", "no room", "a device"],
+)
+def test_as_much_is_read_as_delays_the_others_by_less_than_two_steps(step, weights, a_token, most):
+    pace, random = Pace(), np.random.default_rng(0)
+    for _ in range(4):
+        pace.note_step((8, 256), step * random.uniform(0.95, 1.05))
+    delays = []
+    for _ in range(600):
+        tokens = pace.tokens
+        delays.append((weights + a_token * tokens) * random.uniform(0.97, 1.03))
+        pace.note_prompt((8, tokens), tokens, delays[-1])
+    assert pace.tokens == most
+    assert max(delays) < 2 * step or most == 8
+    assert sum(delay == max(delays) for delay in delays) < 3
+
+
+def test_a_size_that_was_slow_for_another_reason_is_tried_again():
+    pace = Pace()
+    for _ in range(3):
+        pace.note_step("rows", 70)
+    for turn in range(900):
+        tokens = pace.tokens
+        pace.note_prompt(tokens, tokens, (1 if turn > 60 else 9) * tokens)
+    assert pace.tokens == 64
+
+
+def test_what_was_compiled_meanwhile_teaches_nothing():
+    pace = Pace()
+    pace.note_step("rows", 9000)
+    assert pace.step_s("rows") is None
+    pace.note_step("rows", 70)
+    for tokens in (8, 16, 32):
+        pace.note_prompt(tokens, tokens, 9000)
+        for _ in range(3):
+            pace.note_prompt(tokens, tokens, tokens)
+    assert pace.tokens == 64, "the next, which the two before allow"
+
+
+def test_of_a_prompt_and_rows_that_are_read_together_the_one_at_fault_fails_alone():
+    class Failing(ToyDecoder):
+        def _run(self, ids: np.ndarray, *arguments: Any, **options: Any) -> Any:
+            if 277 in ids and ids.shape[1] > 1:
+                raise MemoryError("no room for this prompt")
+            return super()._run(ids, *arguments, **options)
+
+    model = ToyModel()
+    model._decoder = lambda batch, capacity: Failing(model.config, batch, capacity)
+    endless = {"prompt": "Once", "max_tokens": 60, "temperature": 0, "logit_bias": {"289": -100}}
+    with Served(model, most_rows=4) as served, served.streamed(**endless) as events:
+        next(events)
+        assert served.post(prompt=[5, 277, 6, 7], max_tokens=2)[0] == 500
+        assert served.post(prompt=[5, 6, 7], max_tokens=2)[0] == 200
+        *_, last = (event for event in events if event != "[DONE]")
+        assert last["choices"][0]["finish_reason"] == "length"
+        assert served.is_empty()
 
 
 def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
@@ -490,8 +550,10 @@ def test_the_pieces_of_a_prompt_are_widths_that_are_compiled_once():
         prefill._decoder.restart(begin)
         while not prefill.is_done:
             room = prefill._decoder.slots - prefill._decoder.length
-            shape, _ = prefill.advance(512)
-            assert shape[2] <= max(room, 8), "no piece is cut at the cache's end to an odd width"
+            piece = prefill.extension(512)
+            prefill.take(piece.decoder.extend(piece.token_ids, piece.mask, last_only=True))
+            width = power_of_two(piece.token_ids.shape[1], 512)
+            assert width <= max(room, 8), "no piece is cut at the cache's end to an odd width"
 
 
 def test_few_numbers_of_rows_are_met_whatever_the_lengths():
@@ -597,9 +659,8 @@ def test_a_text_that_outgrows_what_is_compiled_waits_without_the_others():
                 next(events)
             assert served.engine.running == 2 and largest() == 256
             served.engine.met_slots = None
-            while batch.aside:
+            while batch.aside or largest() < 512:  # none is aside any more before its cache is made
                 next(events)
-            assert largest() == 512
         thread.join(20)
         assert found == [expected]
         served.engine.met_slots = 256

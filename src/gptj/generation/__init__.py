@@ -8,6 +8,7 @@ Table of contents:
     Conversation                       turns over one cache                        conversation
     GenerateOutput, TokenStep          their results                               output
     Decoder, Step, Columns             a wing's part                               decoder
+    Extension, extend_together         several decoders in one pass                decoder
     HeldLogits, Selected               logits that a device keeps, and their best  held
     known_tokens_only                  no id beyond a tokenizer's                  known
     uniforms, draw                     randomness as data                          sampling
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 from gptj.generation.config import GenerationConfig
 from gptj.generation.conversation import Conversation
-from gptj.generation.decoder import Columns, Decoder, DecoderFactory, Step
+from gptj.generation.decoder import Columns, Decoder, DecoderFactory, Extension, Step, extend_together
 from gptj.generation.held import PARTS, HeldLogits, Selected
 from gptj.generation.known import known_tokens_only
 from gptj.generation.loop import Streamer, generate, stream
@@ -43,6 +44,7 @@ __all__ = [
     "Conversation",
     "Decoder",
     "DecoderFactory",
+    "Extension",
     "GenerateOutput",
     "Generates",
     "GenerationConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "Streamer",
     "TokenStep",
     "draw",
+    "extend_together",
     "generate",
     "inside_a_graph",
     "known_tokens_only",

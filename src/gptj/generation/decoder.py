@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,13 @@ __all__ = [
     "Columns",
     "Decoder",
     "DecoderFactory",
+    "Extension",
     "Ids",
     "Mask",
     "Step",
     "Uncached",
     "built_alike",
+    "extend_together",
     "round_up",
     "round_up_columns",
     "round_up_slots",
@@ -240,6 +242,13 @@ class Decoder(abc.ABC):
         Raises:
             InputError: a token that the model does not have, another batch, or no room in the cache.
         """
+        run = self._checked(token_ids, mask, last_only)
+        step = self._run(*run.arguments, last_only=last_only, want=want)
+        self.length = run.end
+        return step
+
+    def _checked(self, token_ids: Ids, mask: Mask | None, last_only: bool) -> Run:
+        """The arguments of `_run` for these tokens, which the mask counts already."""
         ids = check_ids(self.config, token_ids).astype(np.int64, copy=False)
         batch, columns = ids.shape
         if batch != self.batch:
@@ -251,9 +260,7 @@ class Decoder(abc.ABC):
         self.mask[:, start:end] = True if mask is None else mask
         # A token's position counts the tokens before it, so left padding moves nothing; padding itself gets 0.
         positions = np.clip(np.cumsum(self.mask[:, :end], axis=1)[:, start:] - 1, 0, None).astype(np.int64)
-        step = self._run(ids, positions, self.mask, start, last_only=last_only, want=want)
-        self.length = end
-        return step
+        return Run(self, ids, positions, self.mask, start, last_only)
 
     def select(self, rows: Sequence[int] | NDArray[Any]) -> None:
         """Row r of the cache becomes what row `rows[r]` was; there may be more or fewer rows than before."""
@@ -335,6 +342,13 @@ class Decoder(abc.ABC):
             want: "hidden_states", "attentions": what the Step holds besides.
         """
 
+    def _run_together(self, runs: Sequence[Run]) -> list[Step]:
+        """The steps of several decoders of one model, this one's the first; one after another, unless a wing can join.
+
+        Joined, they read the weights once.
+        """
+        return [run.decoder._run(*run.arguments, last_only=run.last_only, want=frozenset()) for run in runs]
+
     @abc.abstractmethod
     def _gather(self, rows: NDArray[np.int64]) -> None:
         """Make the cache's row r what row `rows[r]` was, for every r."""
@@ -354,6 +368,59 @@ class Decoder(abc.ABC):
     def _forget(self, length: int) -> None:
         """Called before the slots from `length` on are given up. They are masked and overwritten: nothing to do."""
         return
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """More tokens that a decoder is to take: the arguments of its `extend`.
+
+    Attributes:
+        decoder: which.
+        token_ids: int64 (b, n).
+        mask: bool (b, n), True where a column is a token. None: all are.
+        last_only: logits (b, v) of the last position, else (b, n, v).
+    """
+
+    decoder: Decoder
+    token_ids: Ids
+    mask: Mask | None = None
+    last_only: bool = True
+
+
+class Run(NamedTuple):
+    """An extension whose arguments are checked, as `Decoder._run` takes them."""
+
+    decoder: Decoder
+    token_ids: Ids
+    position_ids: Ids
+    mask: Mask
+    offset: int
+    last_only: bool
+
+    @property
+    def arguments(self) -> tuple[Ids, Ids, Mask, int]:
+        """Those of `_run` without a name."""
+        return self.token_ids, self.position_ids, self.mask, self.offset
+
+    @property
+    def end(self) -> int:
+        """The slot after the last that is written."""
+        return self.offset + len(self.token_ids[0])
+
+
+def extend_together(extensions: Sequence[Extension]) -> list[Step]:
+    """Each extension's step; the decoders are of one model, whose weights are read once where its wing can.
+
+    Where it raises, no decoder has grown, and the same may be tried again.
+
+    Raises:
+        InputError: see `Decoder.extend`.
+    """
+    runs = [one.decoder._checked(one.token_ids, one.mask, one.last_only) for one in extensions]
+    steps = runs[0].decoder._run_together(runs)
+    for run in runs:
+        run.decoder.length = run.end
+    return steps
 
 
 class Uncached(Decoder):

@@ -7,7 +7,7 @@ Axes: b batch, t query time, s key time, h head, d head width, m model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,6 +149,44 @@ class AttentionMask(NamedTuple):
             return cls(None, is_causal=False)
         is_causal = attention_mask is None and len(slots) == length
         return cls(causal_mask(attention_mask, slots, length), is_causal)
+
+
+class JoinedCalls(NamedTuple):
+    """The masks of several calls whose tokens are one stream (1, n, m); attention alone parts them.
+
+    n is rounded up to a multiple of 8, as prompts' columns are, so that few numbers of rows are multiplied.
+
+    Attributes:
+        masks: of each call.
+        shapes: (b, t) of each.
+    """
+
+    masks: Sequence[AttentionMask]
+    shapes: Sequence[tuple[int, int]]
+
+    def join(self, parts: Iterable[Tensor]) -> Tensor:
+        """The calls' own (b, t, ...) as one stream (1, n, ...)."""
+        rows = [part.flatten(0, 1) for part in parts]
+        return torch.cat([*rows, rows[0].new_zeros(-sum(map(len, rows)) % 8, *rows[0].shape[1:])])[None]
+
+    def part(self, stream: Tensor) -> list[Tensor]:
+        """The calls' own (b, t, ...) of a stream (1, n, ...)."""
+        sizes = [b * t for b, t in self.shapes]
+        parts = stream[0].split([*sizes, stream.shape[1] - sum(sizes)])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=False)]
+
+    def part_heads(self, x: Tensor) -> list[Tensor]:
+        """The calls' own (b, h, t, d) of queries, keys or values (1, h, n, d)."""
+        return [part.transpose(1, 2) for part in self.part(x.transpose(1, 2))]
+
+    def update_all(self, updates: Sequence[UpdateCache]) -> Callable[[Tensor, Tensor], Any]:
+        """The calls' functions that take new keys and values, as one: it returns a tuple of keys and one of values."""
+
+        def update_caches(k: Tensor, v: Tensor) -> Any:
+            parts = zip(updates, self.part_heads(k), self.part_heads(v), strict=True)
+            return zip(*(update(*its) for update, *its in parts), strict=True)
+
+        return update_caches
 
 
 class CacheBuilder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from gptj import generation
 from gptj.calls.outputs import KVCache
 from gptj.generation import PARTS, Columns, Selected, Step, scoring
-from gptj.generation.decoder import Ids, Mask
-from gptj.pt.arguments import host
+from gptj.generation.decoder import Ids, Mask, Run
+from gptj.pt.arguments import convert_arguments, host
 from gptj.pt.weights import from_numpy, to_numpy
 from gptj.sharding import check_decodes
 
@@ -56,6 +56,38 @@ class Decoder(generation.Decoder):
             hidden = outputs.last_hidden_state
             logits = self.model._logits(hidden[:, -1] if last_only else hidden)
         return Step.of(self.model._held(logits), outputs.hidden_states, outputs.attentions, fetch=to_numpy)
+
+    @torch.inference_mode()
+    def _run_together(self, runs: Sequence[Run]) -> list[Step]:
+        if self.model.placement is not None:
+            return super()._run_together(runs)
+        calls = []
+        for run in runs:
+            cache: KVCache = run.decoder.cache  # type: ignore[attr-defined]
+            cache.length = run.offset
+            seen = run.mask[:, : run.end]
+            nothing = {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}
+            calls.append(
+                convert_arguments(
+                    self.config,
+                    self.model.device,
+                    input_ids=run.token_ids,
+                    past_key_values=cache,
+                    attention_mask=None if seen.all() else seen,
+                    position_ids=run.position_ids,
+                    **nothing,
+                )
+            )
+        with evaluating(self.model):
+            states = self.model.transformer._run_together(calls)
+            states = [hidden[:, -1] if run.last_only else hidden for run, hidden in zip(runs, states, strict=True)]
+            rows = [hidden.shape[:-1] for hidden in states]
+            logits = self.model._logits(torch.cat([hidden.flatten(0, -2) for hidden in states]))
+        parts = logits.split([shape.numel() for shape in rows])
+        return [
+            Step.of(self.model._held(part.unflatten(0, shape)), None, None, fetch=to_numpy)
+            for part, shape in zip(parts, rows, strict=True)
+        ]
 
     def _gather(self, rows: NDArray[np.int64]) -> None:
         keys, values = (

@@ -9,7 +9,7 @@ scores, softmax, layer norms and logits are float32 at least whatever the parame
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,15 @@ from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.pretrained import one_dtype
-from gptj.pt.arguments import AttentionMask, CacheBuilder, Call, UpdateCache, cache_length, convert_arguments
+from gptj.pt.arguments import (
+    AttentionMask,
+    CacheBuilder,
+    Call,
+    JoinedCalls,
+    UpdateCache,
+    cache_length,
+    convert_arguments,
+)
 from gptj.pt.kernels import Linear
 from gptj.pt.layers import ACTIVATIONS, RotaryTable, at_least_float32, rotate_pairs
 from gptj.pt.weights import PretrainedModel, empty_parameters
@@ -94,6 +102,9 @@ class Attention(nn.Module):
             output_attentions: whether the weights are asked for.
             taps: is given the scores, what is visible and the weights; where it asks for them, nothing is fused.
         """
+        if isinstance(mask, JoinedCalls):
+            calls = zip(mask.part_heads(q), k, v, mask.masks, strict=True)
+            return mask.join(self.mix(*its, head_mask, output_attentions)[0] for its in calls), None
         by_step = output_attentions or (taps is not None and taps.asks("scores", "visible", "weights"))
         if self.fused and head_mask is None and not by_step:
             mixed, weights = self._attend_fused(q, k, v, mask), None
@@ -338,6 +349,25 @@ class GPTJModel(PretrainedModel):
             hidden_states=(*hidden, x) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    def _run_together(self, calls: Sequence[Any]) -> list[Tensor]:
+        """The hidden states (b, t, m) of several calls, which all have a cache, positions and no more than they need.
+
+        Their tokens are one stream (1, n, m), so that each matrix is read once; attention alone parts them.
+        """
+        masks, caches = [], [CacheBuilder(call.past_key_values) for call in calls]
+        shapes = [(len(call.input_ids), call.input_ids.shape[1]) for call in calls]
+        for call, (_, t) in zip(calls, shapes, strict=True):
+            start = cache_length(call.past_key_values)
+            slots = start + torch.arange(t, device=self.wte.weight.device)
+            masks.append(AttentionMask.of(call.attention_mask, slots, start + t))
+        joined = JoinedCalls(masks, shapes)
+        x = self.wte(joined.join(call.input_ids for call in calls))
+        rotation = self.rotary(joined.join(call.position_ids for call in calls))
+        for n, block in enumerate(self.h):
+            update_caches = joined.update_all([cache.update_of(n, False) for cache in caches])
+            x, _ = block(x, rotation, joined, update_caches, None, False)
+        return joined.part(self.ln_f(x))
 
     def _rotation_of(self, position_ids: Any) -> tuple[Tensor, Tensor]:
         return self.rotary(torch.as_tensor(position_ids, device=self.rotary.sin.device))

@@ -8,11 +8,11 @@ Table of contents:
     Prefill, Pace                      prompts that are read in pieces           prefill
     warm_up                            what is compiled, before others ask      warming
     PrefixStore                        what many prompts begin with, once        prefixes
-                                       a request's fields, each with its rule    requests, fields
+                                       a request's fields, each with its rule    requests
                                        what is answered, whole or piece by piece answers
                                        a folder's chat template                  chat
     Metrics                            counters as Prometheus reads them         metrics
-                                       routes, limits and errors                 app, guard
+                                       routes, limits and errors                 app, channel, refusals
                                        the socket, its timeouts and its end      server
 
 The engine needs no web framework, and nothing here knows which backend computes: a `Decoder` is all that it sees.

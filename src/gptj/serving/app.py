@@ -35,7 +35,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptj.serving.answers import Answer, event
-from gptj.serving.continuation import Continuation, Failed, Listener, Piece, Scored
+from gptj.serving.channel import Channel, Left
+from gptj.serving.continuation import Continuation
 from gptj.serving.refusals import Refusal, refusal_of
 from gptj.serving.requests import CompletionRequest, read_chat, read_completion, read_json
 from gptj.serving.service import Service
@@ -172,46 +173,6 @@ def _stopped() -> Refusal:
     return Refusal(503, "the server was stopped", code="shutting_down")
 
 
-class _Left(Exception):
-    """The client has left."""
-
-
-class _Channel:
-    """A queue from the engine's thread to the event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._told: asyncio.Queue[tuple[int, Piece | Scored | Failed | None]] = asyncio.Queue()
-
-    def listener(self, index: int) -> Listener:
-        """The listener of a choice."""
-        return lambda told: self._tell(index, told)
-
-    def leave(self) -> None:
-        """Say that the client has left."""
-        self._told.put_nowait((-1, None))
-
-    async def next(self) -> tuple[int, Piece | Scored]:
-        """The next news, and the choice that it is of.
-
-        Raises:
-            _Left: the client has left.
-            Exception: what ended a choice.
-        """
-        index, told = await self._told.get()
-        if told is None:
-            raise _Left
-        if isinstance(told, Failed):
-            raise told.error
-        return index, told
-
-    def _tell(self, index: int, told: Piece | Scored | Failed) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._told.put_nowait, (index, told))
-        except RuntimeError:  # the loop is closed: nobody listens any more
-            return
-
-
 class _Doors:
     """The handlers of the routes."""
 
@@ -314,7 +275,7 @@ class _Doors:
         if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise Refusal(415, "Content-Encoding: a body is read as it is", code="unsupported_media_type")
         body = await self._read_body(request)
-        channel = _Channel()
+        channel = Channel()
         asked, answer, continuations = await asyncio.to_thread(self._prepare, read, body, channel)
         making = _Making(self.service, asked, answer, continuations, channel, self.limits.answer_s)
         making.begin = begin
@@ -322,10 +283,11 @@ class _Doors:
         return making.stream(request) if asked.stream else await making.whole(request)
 
     def _prepare(
-        self, read: Callable[[dict[str, Any]], CompletionRequest], body: bytes, channel: _Channel
+        self, read: Callable[[dict[str, Any]], CompletionRequest], body: bytes, channel: Channel
     ) -> tuple[CompletionRequest, Answer, list[Continuation]]:
         """The parts of a request that take time and no event loop: JSON, tokens, settings."""
         asked = read(read_json(body))
+        channel.waits = not asked.stream
         choices = self.service.choices(asked)
         return asked, Answer(self.service, asked, choices), self.service.continuations(asked, choices, channel.listener)
 
@@ -373,7 +335,7 @@ class _Making:
         asked: CompletionRequest,
         answer: Answer,
         continuations: Sequence[Continuation],
-        channel: _Channel,
+        channel: Channel,
         answer_s: float,
     ) -> None:
         self._service, self._asked, self._answer = service, asked, answer
@@ -390,7 +352,7 @@ class _Making:
         except TimeoutError:  # OpenAI's client asks a second and a third time for what took too long, unless it is told
             headers = {"x-should-retry": "false"}
             raise Refusal(504, "the answer took too long", code="timeout", headers=headers) from None
-        except _Left:
+        except Left:
             return Response(status_code=499)
         finally:
             self._end(watch)
@@ -409,7 +371,7 @@ class _Making:
                 await self._events(send)
                 for one in self._answer.end():
                     await send(one)
-        except _Left:
+        except Left:
             return
         except asyncio.CancelledError:
             await self._send_error(send, _stopped())

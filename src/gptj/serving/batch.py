@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gptj.config import GPTJConfig
-from gptj.generation import Columns, Decoder, DecoderFactory, Step
+from gptj.generation import Columns, Decoder, DecoderFactory, Extension, Step
 from gptj.serving.continuation import Continuation
 
 __all__ = ["RunningBatch", "choose_slots", "power_of_two", "slots_of"]
@@ -75,11 +75,6 @@ class RunningBatch:
         """Those that have a row."""
         return [one for one in self._rows if one is not None]
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and slots of the cache."""
-        return (0, 0) if self._decoder is None else (self._decoder.batch, self._decoder.slots)
-
     def join(self, newcomers: list[tuple[Continuation, Columns]]) -> None:
         """Give each continuation a row, with the keys and values of its tokens."""
         decoder = self._decoder
@@ -114,14 +109,17 @@ class RunningBatch:
         self.aside = [pair for pair, ready in zip(there, is_ready, strict=True) if not ready]
         return [pair for pair, ready in zip(there, is_ready, strict=True) if ready]
 
-    def step(self) -> list[tuple[Continuation, Step]]:
-        """One more token of each read by the model, and the logits (1, v) of the next."""
+    def extension(self) -> Extension | None:
+        """One more token of each, for the model to read; None where all rows were put aside."""
         decoder = self._tidy()
         if decoder is None:
-            return []
+            return None
         tokens = np.array([0 if one is None else one.last_token for one in self._rows], np.int64)
         there = np.array([[one is not None] for one in self._rows])
-        step = decoder.extend(tokens[:, None], there, last_only=True)
+        return Extension(decoder, tokens[:, None], there)
+
+    def share(self, step: Step) -> list[tuple[Continuation, Step]]:
+        """Each continuation with its own of the logits (b, v) after the extension."""
         whole = len(self._rows) == 1
         return [(one, step if whole else step.select([row])) for row, one in enumerate(self._rows) if one is not None]
 

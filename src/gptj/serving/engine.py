@@ -1,7 +1,7 @@
 """One thread that owns the model: it reads prompts, steps the running rows, and tells who listens.
 
 Between two steps everything may change: a row that ended is free at once, so is that of a client who left, and who
-waits takes it. A turn reads some of one waiting prompt and makes one step of all running rows.
+waits takes it. A turn makes one step of all running rows, and reads some of one waiting prompt beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from gptj.errors import GPTJError
-from gptj.generation import Columns, DecoderFactory
+from gptj.generation import Columns, DecoderFactory, Extension, Step, extend_together
 from gptj.generation.decoder import round_up
 from gptj.serving.batch import RunningBatch, slots_of
 from gptj.serving.continuation import Continuation
@@ -219,11 +219,11 @@ class Engine:
         self._drop_those_who_left()
         self._take_back()
         self._admit()
-        if self._prefills:
-            self._read_some()
-        for adapter, batch in self._batches.items():
-            if len(batch):
-                self._step(adapter, batch)
+        prefill, tokens = self._prefills[0] if self._prefills else None, self._tokens_a_turn()
+        self._prefills.rotate(-1)
+        of_prompt = [] if prefill is None else [prefill.adapter]
+        for adapter in dict.fromkeys([*of_prompt, *self._batches]):
+            self._advance(adapter, prefill if adapter in of_prompt else None, tokens)
 
     def _drop_those_who_left(self) -> None:
         with self._changed:
@@ -269,7 +269,7 @@ class Engine:
     def _admit(self) -> None:
         """Begin to read the prompts that there are rows for."""
         while (free := self.most_rows - self.running) > 0 and (first := self._next()) is not None:
-            prompts = self._take(first, free)
+            prompts = self._gather(first, free)
             try:
                 self._prefills.append(Prefill(self._decoder_of(prompts[0].adapter), self.model_config, prompts))
             except Exception as error:
@@ -285,7 +285,7 @@ class Engine:
         met = self.met_slots
         return met is None or slots_of(self.model_config, len(one.prompt)) <= met
 
-    def _take(self, first: Continuation, free: int) -> list[Prompt]:
+    def _gather(self, first: Continuation, free: int) -> list[Prompt]:
         """The prompts to read together: the first, and those that wait and are as soon read with it."""
         tokens = self._tokens_a_turn()
         with self._changed:
@@ -322,17 +322,73 @@ class Engine:
         """How many tokens of prompts to read until the next step: many where nobody waits for that."""
         return self._pace.tokens if any(map(len, self._batches.values())) else MOST
 
-    def _read_some(self) -> None:
-        """Read some of the prompt whose turn it is; give its continuations their rows when it is read."""
-        prefill, clock = self._prefills[0], self._pace.clock
-        self._prefills.rotate(-1)
+    def _advance(self, adapter: str | None, prefill: Prefill | None, tokens: int) -> None:
+        """One pass of the model with an adapter: a step of the running rows, beside it a piece of a prompt."""
+        batch, clock = self._batches.get(adapter), self._pace.clock
         others_wait, begin = any(map(len, self._batches.values())), clock()
+        rows = self._rows_to_step(batch)
+        asked = [] if rows is None else [rows]
+        if prefill is not None:
+            asked.append(prefill.extension(tokens))
+        if not asked:
+            return
+        steps = self._extend(adapter, asked)
+        if rows is not None:
+            assert batch is not None
+            self._share(batch, steps[0])
+        if prefill is not None:
+            self._take(prefill, steps[-1], waits=others_wait)
+        seconds = clock() - begin  # a device computes on after the call, until its result is needed
+        shape = None if rows is None else ("step", rows.decoder.batch, rows.decoder.slots)
+        if shape is not None:
+            self.metrics.observe("gptj_step_seconds", seconds)
+        if prefill is None:
+            self._pace.note_step(shape, seconds)
+        elif others_wait:
+            read = asked[-1]
+            of_step = 0.0 if shape is None else self._pace.step_s(shape)
+            if of_step is not None:
+                width = round_up(read.token_ids.shape[1], MOST)
+                met = "prompt", shape, read.decoder.batch, width, read.decoder.slots
+                self._pace.note_prompt(met, read.token_ids.size, seconds - of_step)
+
+    def _rows_to_step(self, batch: RunningBatch | None) -> Extension | None:
+        if batch is None or not len(batch):
+            return None
         try:
-            self._select_adapter(prefill.adapter)
-            shape, tokens = prefill.advance(self._tokens_a_turn())
-            if others_wait:
+            return batch.extension()
+        except Exception as error:
+            self._fail(batch.clear(), error)
+            return None
+
+    def _extend(self, adapter: str | None, asked: Sequence[Extension]) -> list[Step | Exception]:
+        """The step of each, or its own error."""
+        try:
+            self._select_adapter(adapter)
+            return [*extend_together(asked)]
+        except Exception as error:
+            if len(asked) == 1:
+                return [error]
+            return [found for one in asked for found in self._extend(adapter, [one])]
+
+    def _share(self, batch: RunningBatch, step: Step | Exception) -> None:
+        """Choose the next token of each running row."""
+        if isinstance(step, Exception):
+            self._fail(batch.clear(), step)
+            return
+        for one, its in batch.share(step):
+            self._choose(one, its)
+            if one.ended:
+                batch.leave(one)
+
+    def _take(self, prefill: Prefill, step: Step | Exception, *, waits: bool) -> None:
+        """Take note of what was read of a prompt; give its continuations their rows when all is read."""
+        try:
+            if isinstance(step, Exception):
+                raise step
+            prefill.take(step)
+            if waits:
                 prefill.wait()
-                self._pace.note_prompt(shape, tokens, clock() - begin)
             if prefill.is_done:
                 self._seat(prefill)
                 self._prefills.remove(prefill)
@@ -363,23 +419,6 @@ class Engine:
                     make, self.model_config, self.most_rows, self._limit
                 )
             self._join(batch, newcomers)
-
-    def _step(self, adapter: str | None, batch: RunningBatch) -> None:
-        begin = self._pace.clock()
-        try:
-            self._select_adapter(adapter)
-            stepped = batch.step()
-        except Exception as error:
-            self._fail(batch.clear(), error)
-            return
-        shape = batch.shape
-        for one, step in stepped:
-            self._choose(one, step)
-            if one.ended:
-                batch.leave(one)
-        seconds = self._pace.clock() - begin  # a device computes on after the call, until its result is needed
-        self._pace.note_step(("step", shape), seconds)
-        self.metrics.observe("gptj_step_seconds", seconds)
 
     def _choose(self, one: Continuation, step: Any) -> None:
         try:

@@ -1,13 +1,15 @@
 """Prompts that enter a cache of their own, some columns at a time, so that a long one makes nobody else wait.
 
-Short prompts that wait together are read together, padded on the left, as `generate` reads a batch. How much is read
-between two steps of the running rows is measured: as much as takes one to two steps, so that a long prompt delays the
-next token of the others by two steps' time at most. With less, the weights would be read more often for as many tokens.
+Short prompts that wait together are read together, padded on the left, as `generate` reads a batch. A piece of a prompt
+rides in the step of the running rows: where a wing can join the two, the weights are read once for both. How large a
+piece is, is measured: as much as delays the others' next token by less than two steps' time.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.generation import Columns, DecoderFactory, HeldLogits, Step
-from gptj.generation.decoder import round_up
+from gptj.generation import Columns, DecoderFactory, Extension, HeldLogits, Step
 from gptj.serving.batch import choose_slots, power_of_two
 from gptj.serving.continuation import Continuation, TokenScores
 
@@ -28,9 +29,18 @@ FEWEST, MOST = 8, 512
 MOST_PROMPTS = 4
 """Prompts that are read together."""
 
+_MOST_DELAY = 1.75
+"""Steps' time by which a piece may delay the others' next token: less than two, since some take longer than told."""
+
+_ENOUGH, _MEMORY, _PATIENCE = 3, 5, 256
+"""Measurements by which a size is known, those that are kept, and pieces after which one that was too slow is tried."""
+
 
 class Pace:
-    """How many tokens of prompts are read between two steps.
+    """How many tokens of prompts are read beside a step, learned from what it took.
+
+    The most is sought by doubling. A size is known when it was met a few times, and is tried when the two before it say
+    that it will not delay the others' next token for too long.
 
     Args:
         clock: seconds.
@@ -38,23 +48,60 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self.tokens = 16
-        self._step_s: float | None = None
+        self._step_s: dict[Any, float] = {}
+        self._delays_s: dict[int, deque[float]] = {}
+        self._now: Any = None
+        self._since_probe = 0
         self._seen: set[Any] = set()
+
+    @property
+    def tokens(self) -> int:
+        """How many to read until the next step: a power of two."""
+        most, tokens = _MOST_DELAY * self._step_s.get(self._now, 0.0), FEWEST
+        while tokens < MOST:
+            delay = self._delay_s(tokens)
+            if delay is None or self._expected_s(2 * tokens) > most:
+                break
+            tokens *= 2
+        return tokens
 
     def note_step(self, shape: Any, seconds: float) -> None:
         """Learn what a step took. A shape's first may have been compiled, and teaches nothing."""
         if self._is_known(shape):
-            self._step_s = seconds if self._step_s is None else 0.8 * self._step_s + 0.2 * seconds
+            before = self._step_s.get(shape, seconds)
+            self._step_s[shape] = 0.8 * before + 0.2 * seconds
+        self._now = shape
 
     def note_prompt(self, shape: Any, tokens: int, seconds: float) -> None:
-        """Learn what it took to read so many tokens while others waited."""
-        if not self._is_known(shape) or self._step_s is None:
+        """Learn by how much it delayed the others to read so many tokens."""
+        size = power_of_two(tokens, MOST)
+        if not self._is_known(shape) or size < FEWEST:
             return
-        if seconds > 1.75 * self._step_s:
-            self.tokens = max(min(self.tokens, tokens) // 2, FEWEST)
-        elif seconds < 0.8 * self._step_s and tokens >= self.tokens:
-            self.tokens = min(2 * self.tokens, MOST)
+        self._delays_s.setdefault(size, deque(maxlen=_MEMORY)).append(seconds)
+        self._since_probe += 1
+        if self._since_probe >= _PATIENCE:  # what was slow for another reason is tried again
+            self._since_probe = 0
+            slower = self._delays_s.get(2 * size)
+            if slower:
+                slower.popleft()
+
+    def step_s(self, shape: Any) -> float | None:
+        """The seconds of a step of this shape, where it is known."""
+        return self._step_s.get(shape)
+
+    def _delay_s(self, tokens: int) -> float | None:
+        delays = self._delays_s.get(tokens, ())
+        return statistics.median(delays) if len(delays) >= _ENOUGH else None
+
+    def _expected_s(self, tokens: int) -> float:
+        """The delay by so many tokens, as known, or on the line through the two sizes before."""
+        known, half, quarter = (self._delay_s(tokens >> n) for n in range(3))
+        if known is not None:
+            return known
+        assert half is not None
+        if quarter is None:
+            return 1.5 * half  # between reading the weights alone and computing alone
+        return min(2 * half, half + 2 * max(half - quarter, 0.0))
 
     def _is_known(self, shape: Any) -> bool:
         known = shape in self._seen
@@ -127,8 +174,8 @@ class Prefill:
         """Whether all is read."""
         return self._decoder.length == self.columns
 
-    def advance(self, tokens: int) -> tuple[Any, int]:
-        """Read some more columns, `tokens` at most in all rows, and return the shape of the call and its tokens."""
+    def extension(self, tokens: int) -> Extension:
+        """Some more columns for the model to read, `tokens` at most in all rows."""
         decoder = self._decoder
         width = max(power_of_two(tokens // decoder.batch + 1, MOST) // 2, FEWEST)
         start, left = decoder.length, self.columns - decoder.length
@@ -136,13 +183,16 @@ class Prefill:
         while width > FEWEST and power_of_two(min(width, left), MOST) > decoder.slots - start:
             width //= 2
         end = min(start + width, self.columns)
-        scored = self.prompts[0].scores
-        step = decoder.extend(self._ids[:, start:end], self._there[:, start:end], last_only=scored is None)
+        scored = self.prompts[0].scores is not None
+        return Extension(decoder, self._ids[:, start:end], self._there[:, start:end], last_only=not scored)
+
+    def take(self, step: Step) -> None:
+        """Take the step of the columns that were read."""
+        scored, queries = self.prompts[0].scores, step.held.shape[-2]
         if scored is not None:
-            self._score(step.logits[0], start, scored)
-            step = step.position(end - start - 1)
+            self._score(step.logits[0], self._decoder.length - queries, scored)
+            step = step.position(queries - 1)
         self._last = step
-        return ("prefill", decoder.batch, round_up(end - start, MOST), decoder.slots), (end - start) * decoder.batch
 
     def wait(self) -> None:
         """Wait until a device has computed what was asked for last."""
