@@ -339,18 +339,22 @@ class Engine:
         if prefill is not None:
             self._take(prefill, steps[-1], waits=others_wait)
         seconds = clock() - begin  # a device computes on after the call, until its result is needed
-        shape = None if rows is None else ("step", rows.decoder.batch, rows.decoder.slots)
-        if shape is not None:
+        if rows is not None:
             self.metrics.observe("gptj_step_seconds", seconds)
-        if prefill is None:
-            self._pace.note_step(shape, seconds)
-        elif others_wait:
-            read = asked[-1]
-            of_step = 0.0 if shape is None else self._pace.step_s(shape)
-            if of_step is not None:
-                width = round_up(read.token_ids.shape[1], MOST)
-                met = "prompt", shape, read.decoder.batch, width, read.decoder.slots
-                self._pace.note_prompt(met, read.token_ids.size, seconds - of_step)
+        if others_wait:
+            self._learn(seconds, rows, None if prefill is None else asked[-1])
+
+    def _learn(self, seconds: float, rows: Extension | None, piece: Extension | None) -> None:
+        """Learn from a pass what a step takes, or by how much a piece of a prompt delayed the running rows."""
+        step = None if rows is None else (rows.decoder.batch, rows.decoder.slots)
+        if piece is None:
+            self._pace.note_step(step, seconds)
+            return
+        of_step = 0.0 if step is None else self._pace.step_s(step)
+        if of_step is not None:
+            width = round_up(piece.token_ids.shape[1], MOST)
+            shape = step, piece.decoder.batch, width, piece.decoder.slots
+            self._pace.note_prompt(shape, piece.token_ids.size, seconds - of_step)
 
     def _rows_to_step(self, batch: RunningBatch | None) -> Extension | None:
         if batch is None or not len(batch):
