@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -9,6 +10,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +31,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "safetensors": {"to": "safetensors", "max_shard_bytes": 4000},
     "bin": {"to": "bin", "max_shard_bytes": 4000},
     "flax": {"to": "flax", "max_shard_bytes": 4000},
-    "tf": {"to": "tf", "max_shard_bytes": 4000},
+    "tf": {"to": "tf", "max_shard_bytes": 8000},
     "mesh": {"to": "mesh", "shards": 2},
 }
 NOTE = "shard-1.journal"
@@ -42,8 +44,24 @@ def source(folder: Path, fill: Callable[..., Any] = array_of) -> Path:
     return folder / "in"
 
 
-def stopped(folder: Path, name: str, **options: Any) -> Path:
-    """What a conversion leaves that is interrupted when most of its files are finished."""
+def stopped(folder: Path, name: str) -> Path:
+    """What a conversion leaves that is interrupted when most of its files are finished: a copy of the first such."""
+    shutil.copytree(_remains(name), folder, dirs_exist_ok=True)
+    [stage] = folder.glob(".out.gptj-stage-*")
+    return stage
+
+
+@functools.cache
+def _remains(name: str) -> Path:
+    """A folder with the source, and with what an interrupted conversion left beside it."""
+    folder = Path(tempfile.mkdtemp(prefix="gptj-journals-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    interrupt(folder, name)
+    return folder
+
+
+def interrupt(folder: Path, name: str, **options: Any) -> None:
+    """Begin a conversion, and interrupt it when most of its files are finished."""
     told = itertools.count()
 
     def progress(tensor: str, nbytes: int) -> None:
@@ -53,8 +71,6 @@ def stopped(folder: Path, name: str, **options: Any) -> Path:
     with contextlib.suppress(KeyboardInterrupt):
         convert(source(folder), folder / "out", progress=progress, resume=True, fingerprint=False,
                 **{**FORMATS[name], **options})  # fmt: skip
-    [stage] = folder.glob(".out.gptj-stage-*")
-    return stage
 
 
 def seal(note: Note) -> Note:
@@ -269,7 +285,7 @@ def _with_nan(row: Any) -> np.ndarray:
 
 def _stopped_with_nan(folder: Path, name: str) -> None:
     source(folder, _with_nan)
-    stopped(folder, name, allow_nonfinite=True)
+    interrupt(folder, name, allow_nonfinite=True)
 
 
 def _resumed_strictly(folder: Path, name: str) -> None:
