@@ -52,7 +52,7 @@ def part(wing: Any, place: Path, out: Path, updates: int, words: str) -> None:
     processes = 2 if wing.name == "flax" else devices
     said = launched.run(
         processes, WORKER, wing.name, place / "m", place / "data.jsonl", out, updates, words, json.dumps(SETTINGS),
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices // processes}",
+        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices // processes}",
     )  # fmt: skip
     assert [one[0] for one in said] == [0] * processes, said[0][2][-3000:]
 

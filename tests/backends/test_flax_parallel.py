@@ -29,9 +29,11 @@ NUMBERS = sum(row.size for row in schema(CONFIG))
 
 
 def environment(devices: int, **variables: Any) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_ENABLE_X64": "0"} | {
-        name: str(value) for name, value in variables.items()
-    }
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "JAX_ENABLE_X64": "0",
+    } | {name: str(value) for name, value in variables.items()}
 
 
 @pytest.fixture(scope="module")
