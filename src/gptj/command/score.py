@@ -88,7 +88,7 @@ def score(directory: Path, file: str, **options: Any) -> None:
             copies = Copies.of(model, opened.backend, [(*map(int, one.token_ids),) for one in sequences])
             copies.check(len(sequences), "texts")
             mine = [number for number in range(len(sequences)) if copies.is_mine(number)]
-            with _progress() if copies.mine == 0 else contextlib.nullcontext() as progress:
+            with _progress() if agreed.rank == 0 else contextlib.nullcontext() as progress:
                 made = score_sequences(
                     model, [sequences[number] for number in mine], limits, batch_size=said.batch_size, progress=progress
                 )
