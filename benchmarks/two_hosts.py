@@ -2,12 +2,12 @@
 
     sudo python -m benchmarks.two_hosts [--engines pt flax tf] [--each 1 2]      # Linux, iproute2, root
 
-Each host has a network, a name, process numbers and an /etc/hosts of its own, in which its own name means 127.0.1.1 (Debian's way, which
-no other host reaches) and the other's its address on the wire; files are shared, but for a folder that only the second
-lacks. For each engine and number of processes on each host: logits against the whole model, tokens, shares, bytes
-read, a training step, a checkpoint, as the tests have them on one host; then the commands, whose words must be those of
-one process: generate (greedy, drawn), score, finetune. Then what must be refused with one line, and a killed process.
-Each line of the output is a row of docs/scale.md; the status is 1 where one fails.
+Each host has a network, a name, process numbers and an /etc/hosts of its own, in which its own name means 127.0.1.1
+(Debian's way, which no other host reaches) and the other's its address on the wire; files are shared, but for a folder
+that only the second lacks. For each engine and number of processes on each host: logits against the whole model,
+tokens, shares, bytes read, a training step, a checkpoint, as the tests have them on one host; then the commands, whose
+words must be those of one process: generate (greedy, drawn), score, finetune. Then what must be refused with one line,
+and a killed process. Each line of the output is a row of docs/scale.md; the status is 1 where one fails.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Host:
         bind = 'mount --bind "$1" /etc/hosts; mount --bind /dev/null /etc/resolv.conf; '
         hide = 'mount -t tmpfs none "$2"; ' if self.number else ""
         prepare = f'hostname "$0"; {bind}{hide}shift 2; exec "$@"'
-        inside = ["unshare", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", prepare, self.name, self.folder / f"hosts-{self.number}",
+        inside = ["unshare", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", prepare,
+                  self.name, self.folder / f"hosts-{self.number}",
                   self.folder / "of-the-first"]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "JAX_ENABLE_X64": "0", "TF_CPP_MIN_LOG_LEVEL": "3",
                        "PYTHONWARNINGS": "ignore", "GPTJ_JOIN_SECONDS": "90", "PYTHONPATH": python_path()}  # fmt: skip
