@@ -13,6 +13,7 @@ so, or a loss is another.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -31,9 +32,7 @@ LONGEST_S = 60
 
 def start(command: list[str], processes: int, folder: Path) -> list[subprocess.Popen[Any]]:
     """The command in so many processes, each of which speaks into a file."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = []
     for n in range(processes):
@@ -42,6 +41,17 @@ def start(command: list[str], processes: int, folder: Path) -> list[subprocess.P
             one = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, **shared, **place})
         started.append(one)
     return started
+
+
+def free_port() -> int:
+    """A port that is free beside the next one, which jax takes."""
+    while True:
+        with socket.socket() as free, socket.socket() as next_one:
+            free.bind(("127.0.0.1", 0))
+            port: int = free.getsockname()[1]
+            with contextlib.suppress(OSError):
+                next_one.bind(("127.0.0.1", port + 1))
+                return port
 
 
 def main() -> None:

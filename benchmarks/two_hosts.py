@@ -2,12 +2,12 @@
 
     sudo python -m benchmarks.two_hosts [--engines pt flax tf] [--each 1 2]      # Linux, iproute2, root
 
-Each host has a network, a name and an /etc/hosts of its own, in which its own name means 127.0.1.1 (Debian's way, which
-no other host reaches) and the other's its address on the wire; files are shared, but for a folder that only the second
-lacks. For each engine and number of processes on each host: logits against the whole model, tokens, shares, bytes
-read, a training step, a checkpoint, as the tests have them on one host; then the commands, whose words must be those of
-one process: generate (greedy, drawn), score, finetune. Then what must be refused with one line, and a killed process.
-Each line of the output is a row of docs/scale.md; the status is 1 where one fails.
+Each host has a network, a name, process numbers and an /etc/hosts of its own, in which its own name means 127.0.1.1
+(Debian's way, which no other host reaches) and the other's its address on the wire; files are shared, but for a folder
+that only the second lacks. For each engine and number of processes on each host: logits against the whole model,
+tokens, shares, bytes read, a training step, a checkpoint, as the tests have them on one host; then the commands, whose
+words must be those of one process: generate (greedy, drawn), score, finetune. Then what must be refused with one line,
+and a killed process. Each line of the output is a row of docs/scale.md; the status is 1 where one fails.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Host:
         bind = 'mount --bind "$1" /etc/hosts; mount --bind /dev/null /etc/resolv.conf; '
         hide = 'mount -t tmpfs none "$2"; ' if self.number else ""
         prepare = f'hostname "$0"; {bind}{hide}shift 2; exec "$@"'
-        inside = ["unshare", "--uts", "--mount", "sh", "-c", prepare, self.name, self.folder / f"hosts-{self.number}",
+        inside = ["unshare", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", prepare,
+                  self.name, self.folder / f"hosts-{self.number}",
                   self.folder / "of-the-first"]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "JAX_ENABLE_X64": "0", "TF_CPP_MIN_LOG_LEVEL": "3",
                        "PYTHONWARNINGS": "ignore", "GPTJ_JOIN_SECONDS": "90", "PYTHONPATH": python_path()}  # fmt: skip
@@ -370,6 +371,48 @@ def check_faults(table: Table, run: Runner, engine: str, place: Path) -> None:
         )
 
 
+def check_vanished(table: Table, run: Runner, engine: str, place: Path) -> None:
+    """A row for the second host's wire, which is cut in mid-run: no process hears of it from the system."""
+    words = ("-m", "gptj", "finetune", place / "text-model", place / "data.jsonl", place / f"vanished-{engine}")
+    options = ("--steps", "100000", *SETTINGS[2:-1], "1", "--backend", engine, "--strategy", "fsdp")
+    table.row(f"{engine}, the second host vanishes", lambda: vanished(run, LAUNCHERS[engine][0], (*words, *options)))
+
+
+def vanished(run: Runner, launcher: str, words: tuple[Any, ...]) -> tuple[bool, str]:
+    """Take the wire from the second host once a checkpoint is there; how long either host's processes go on."""
+    took: list[float] = []
+
+    def cut(running: Any) -> None:
+        limit = time.monotonic() + 120
+        while not [*Path(words[5]).glob("checkpoints/step-*")] and time.monotonic() < limit:
+            time.sleep(0.1)
+        ip("-n", run.hosts[1].namespace, "link", "set", "gptj-b", "down")
+        begun = time.monotonic()
+        while len(took) < 2 and time.monotonic() < begun + 3 * ENDS_S:
+            time.sleep(0.1)
+            alive = [b"finetune" in commands_of(host) for host in run.hosts]
+            if len(took) < alive.count(False):
+                took.extend([time.monotonic() - begun] * (alive.count(False) - len(took)))
+        for host in run.hosts:
+            for pid in ip("netns", "pids", host.namespace).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        ip("-n", run.hosts[1].namespace, "link", "set", "gptj-b", "up")
+
+    said = run(launcher, *words, while_running=cut)
+    good = len(took) == 2 and max(took) < ENDS_S and len(said.lines) in (1, 2)  # one line on each host
+    return good, f"processes ended after {' and '.join(f'{one:.1f} s' for one in took)}: `{'; '.join(said.lines)}`"
+
+
+def commands_of(host: Host) -> bytes:
+    """The command lines of a host's Python processes that are no launchers."""
+    found = []
+    for pid in ip("netns", "pids", host.namespace).split():
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return b"\n".join(one for one in found if b"torch.distributed.run" not in one)
+
+
 def refused(said: Said, words: str) -> tuple[bool, str]:
     good = all(said.statuses) and len(said.lines) == 1 and words in said.lines[0] and said.took < ENDS_S
     return good, f"`{'; '.join(said.lines)}` after {said.took:.0f} s" + ("" if good else f" {said.texts}")
@@ -399,7 +442,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", default=["pt", "flax", "tf"], choices=LAUNCHERS)
     parser.add_argument("--each", nargs="+", type=int, default=[1, 2], choices=(1, 2), help="processes on each host")
-    parser.add_argument("--only", nargs="+", default=["engine", "commands", "faults"])
+    parser.add_argument("--only", nargs="+", default=["engine", "commands", "faults", "vanished"])
     asked = parser.parse_args()
     if os.geteuid() or not shutil.which("ip") or not shutil.which("unshare"):
         sys.exit("two hosts are two network namespaces: this needs Linux, root, iproute2 and util-linux")
@@ -425,6 +468,8 @@ def main() -> None:
                     if "commands" in asked.only:
                         for launcher in LAUNCHERS[engine]:
                             check_commands(table, run, launcher, engine, place)
+                    if "vanished" in asked.only and not n and engine != "tf":
+                        check_vanished(table, run, engine, place)
                     if "faults" in asked.only and not n:
                         check_faults(table, run, engine, place)
     sys.exit(not table.holds)

@@ -69,3 +69,11 @@ def test_a_process_that_no_launcher_started_says_that_it_cuts_nothing(place, win
     alone = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert alone.count("warning: --strategy: one process") == 1 and "torchrun --nproc-per-node=2" in alone
     assert launched.run(1, "-m", "gptj", *words)[0][::2] == (0, "")  # which a launcher did
+
+
+@pytest.mark.parametrize("words", (("score", "m", "absent"), ("generate", "m", "--prompts", "absent")))
+def test_a_file_that_is_missing_is_said_once(place, wing, words):
+    paths = [place / word if word in ("m", "absent") else word for word in words]
+    said = launched.run(2, "-m", "gptj", *paths, "--backend", wing.name, "--strategy", "tp")
+    assert all(status for status, _, _ in said)
+    assert sum(err.count("absent") for *_, err in said) == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,10 @@ def test_what_cannot_be_trained_so_is_said_once_and_ends_all(place, wing):
     lines = [line for one in said for line in one[2].splitlines() if "gptj: " in line]
     assert len(lines) == 1 and "batch" in lines[0] and "multiple of 2" in lines[0]
     assert not (place / "no").exists()
+
+
+def test_an_adapter_beside_a_strategy_is_refused_in_one_line(place, wing):
+    words = ("finetune", place / "m", place / "data.jsonl", place / "no", "--lora", 2, "--backend", wing.name)
+    alone = [sys.executable, "-m", "gptj", *map(str, words), "--strategy", "fsdp"]
+    done = subprocess.run(alone, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "gptj: InputError: --lora" in done.stderr

@@ -20,11 +20,11 @@ class Late:
     def __del__(self):
         print("Python ended")
 
-parallel = types.ModuleType("gptj.fake.parallel")
-parallel.join_processes = lambda: Processes(int(sys.argv[1]), 2)
-parallel.make_keys = lambda: Keys(lambda name, text: None, lambda name: "", lambda name: None)
-parallel.leave_processes = lambda: 1 / 0 if sys.argv[1] == "1" else print("left")
-sys.modules["gptj.fake.parallel"] = parallel
+talk = types.ModuleType("gptj.fake.processes")
+talk.join_processes = lambda: Processes(int(sys.argv[1]), 2)
+talk.make_keys = lambda: Keys(lambda name, text: None, lambda name: "", lambda name: None)
+talk.leave_processes = lambda: 1 / 0 if sys.argv[1] == "1" else print("left")
+sys.modules["gptj.fake.processes"] = talk
 together.choose_backend = lambda name: "fake"
 atexit.register(print, "put in order")
 late = Late()

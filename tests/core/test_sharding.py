@@ -200,11 +200,13 @@ def test_what_is_another_than_the_first_processs_is_refused():
 
 
 def test_other_prompts_than_the_first_processs_are_refused(monkeypatch):
-    parallel = types.SimpleNamespace(share_number=lambda number: 7, copy_of=lambda model: (1, 2))
+    parallel = types.SimpleNamespace(copy_of=lambda model: (1, 2))
+    talk = types.SimpleNamespace(share_number=lambda number: 7)
     monkeypatch.setitem(sys.modules, "gptj.other.parallel", parallel)
+    monkeypatch.setitem(sys.modules, "gptj.other.processes", talk)
     with pytest.raises(InputError, match=r"the texts on .* are others than the first process"):
         Copies.of(types.SimpleNamespace(placement=1), "other", [[1, 2]])
-    parallel.share_number = lambda number: number
+    talk.share_number = lambda number: number
     assert Copies.of(types.SimpleNamespace(placement=1), "other", [[1, 2]]).count == 2
 
 

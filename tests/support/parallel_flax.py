@@ -21,6 +21,7 @@ from watching import count_reads, refusal_of
 import gptj.flax as gptj
 from gptj.config.schema import schema
 from gptj.flax import parallel
+from gptj.flax import processes as talk
 from gptj.flax.weights import flat, to_numpy
 from gptj.reading import safetensors_file
 from gptj.sharding import Mesh, held_by_one
@@ -65,7 +66,7 @@ def main(folder: str, saved: str, *meshes: str) -> None:
             ]
             facts |= adapted(model, whole, Path(saved) / "adapter")
             drawn = to_numpy(model.generate(IDS, max_new_tokens=6, do_sample=True))
-            facts["one_draw"] = len(set(parallel.gather_texts(str(drawn.tolist())))) == 1
+            facts["one_draw"] = len(set(talk.gather_texts(str(drawn.tolist())))) == 1
         else:
             facts["restored"] = restore(model, slopes, Path(saved) / words.replace(":", "-"))
         if strategy == "dp":

@@ -30,12 +30,13 @@ RATE = 8.0
 
 def cut(folder: str, saved: str, *meshes: str) -> None:
     from gptj.tf import parallel
+    from gptj.tf import processes as talk
 
     if "DTENSOR_JOBS" not in os.environ:
         one = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(one, [tf.config.LogicalDeviceConfiguration()] * 4)
     processes = parallel.join_processes()
-    found: dict[str, Any] = {"agreed": parallel.share_number(2**61 + 12345 + processes.rank) - 2**61}
+    found: dict[str, Any] = {"agreed": talk.share_number(2**61 + 12345 + processes.rank) - 2**61}
     with parallel.ending_together():
         for words in meshes:
             found[words] = facts(folder, Path(saved), words, alone=processes.size == 1)

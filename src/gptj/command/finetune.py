@@ -115,6 +115,7 @@ def finetune(
     from gptj.backends.surroundings import check_surroundings
     from gptj.finetune import Settings
     from gptj.finetune import finetune as run
+    from gptj.finetune.job import check_cut
 
     try:
         settings = Settings(**options)
@@ -138,8 +139,8 @@ def finetune(
                     expected="--backend pt or flax",
                     hint="Train the same folder there; docs/scale.md has a loop of TensorFlow's own over copies",
                 )
-            backend, parallel = several.enter_context(joined(backend))
-            mesh, first = mesh_of(*complete(dp, tp, parallel.count_devices())), parallel.join_processes().rank == 0
+            backend, talk, place = several.enter_context(joined(backend, check=lambda: check_cut(settings, device)))
+            mesh, first = mesh_of(*complete(dp, tp, talk.count_devices())), place.rank == 0
         heard = several.enter_context(stopped_by_signals(aloud=first))
         outcome = run(
             directory, data, output, settings, backend=backend, device=device, evaluation=evaluation, resume=resume,

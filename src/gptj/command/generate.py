@@ -93,8 +93,8 @@ def generate(directory: Path, prompt: str | None, **options: Any) -> None:
 
     said = GenerateOptions.of(options)
     said.check_together(prompt)
-    prompts = said.read_prompts(prompt)
     with together(said.request(directory)) as request:
+        prompts = said.read_prompts(prompt)
         if said.interactive:
             converse(request, prompts, write=write_text, note=lambda line: click.echo(line, err=True))
         elif said.stream:

@@ -31,7 +31,7 @@ from gptj.backends.surroundings import check_surroundings
 from gptj.calls.inputs import check_ids
 from gptj.calls.prepared import QUANTIZATIONS, check_quantize
 from gptj.command.prompts import Prompt
-from gptj.command.together import mesh_of
+from gptj.command.together import TOGETHER, mesh_of
 from gptj.command.waiting import waiting
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, GPTJError, InputError, warn_of
@@ -91,6 +91,7 @@ class Request:
         allow_special: whether `<|endoftext|>` in a text is that token.
         mmap: whether the weights files are mapped; else they are read, and may change while the model is in use.
         strategy, dp, tp: how the model is cut across processes; None where it is not.
+        rank: this process' number among them.
         chosen_seed: whether the seed was asked for, and not drawn for all processes.
         any_token: whether tokens that the folder's tokenizer does not know may be chosen too.
     """
@@ -112,6 +113,7 @@ class Request:
     strategy: str | None = None
     dp: int | None = None
     tp: int | None = None
+    rank: int = 0
     chosen_seed: bool = True
 
 
@@ -221,19 +223,18 @@ class OpenedModel:
         if self.request.quantize is not None:
             options["quantize"] = self.request.quantize
         if self.request.strategy is not None:
-            parallel: Any = importlib.import_module(f"gptj.{self.backend}.parallel")
+            parallel, talk = (importlib.import_module(f"gptj.{self.backend}.{name}") for name in TOGETHER)
             mesh = parallel.mesh_of_copy(mesh_of(self.request.dp, self.request.tp), self.request.strategy)
             options |= {"strategy": self.request.strategy, "mesh": mesh}
             require_same_model(
-                open_checkpoint(directory, weights=weights), parallel.join_processes().rank, parallel.gather_texts,
-                facts=self._facts(),
-            )  # fmt: skip
+                open_checkpoint(directory, weights=weights), self.request.rank, talk.gather_texts, facts=self._facts()
+            )
         packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)
         packs = packs and self.request.strategy is None
         if packs or self.request.quantize is not None:
             options["inference"] = True
         doing = "loading and quantizing" if self.request.quantize else "loading"
-        with waiting(f"{doing} {directory}"), self._loading:
+        with waiting(f"{doing} {directory}", shown=self.request.rank == 0), self._loading:
             model = gptj.backend(self.backend).GPTJForCausalLM.from_pretrained(directory, **options)
             # For a CPU, Flax makes twice as many bytes of 16-bit weights; others it leaves as they are.
             alone = self.request.strategy is None

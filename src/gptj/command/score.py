@@ -71,7 +71,6 @@ def score(directory: Path, file: str, **options: Any) -> None:
     if said.tokens and not said.as_json:
         raise click.UsageError("--tokens is for --json.")
     check_strategy_options(said)
-    documents = read_documents(file, whole=said.whole)
     directory, weights = split_weights(directory, said.weights)
     request = Request(
         directory=directory, weights=weights, mmap=not said.no_mmap, backend=said.backend, dtype=said.dtype,
@@ -79,6 +78,7 @@ def score(directory: Path, file: str, **options: Any) -> None:
         strategy=said.strategy, dp=said.dp, tp=said.tp,
     )  # fmt: skip
     with together(request) as agreed:
+        documents = read_documents(file, whole=said.whole)
         opened = OpenedModel(agreed, needs_tokenizer=any(document.text is not None for document in documents))
         limits = limits_of(opened.model_config, said.max_length, said.stride)
         prefix = prefix_of(opened.model_config, None if said.no_prefix else "bos")
@@ -88,7 +88,7 @@ def score(directory: Path, file: str, **options: Any) -> None:
             copies = Copies.of(model, opened.backend, [(*map(int, one.token_ids),) for one in sequences])
             copies.check(len(sequences), "texts")
             mine = [number for number in range(len(sequences)) if copies.is_mine(number)]
-            with _progress() if copies.mine == 0 else contextlib.nullcontext() as progress:
+            with _progress() if agreed.rank == 0 else contextlib.nullcontext() as progress:
                 made = score_sequences(
                     model, [sequences[number] for number in mine], limits, batch_size=said.batch_size, progress=progress
                 )

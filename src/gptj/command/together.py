@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -26,6 +26,7 @@ from gptj.errors import GPTJError, InputError, ProcessError, warn_of
 from gptj.sharding import Mesh, Processes, Watch, require_same, silence_seconds
 
 __all__ = [
+    "TOGETHER",
     "Copies",
     "check_axes",
     "check_strategy_options",
@@ -76,18 +77,22 @@ def mesh_of(dp: int | None, tp: int | None) -> Mesh | None:
     return None if dp is None and tp is None else Mesh(dp=dp or 1, tp=tp or 1)
 
 
+TOGETHER = ("parallel", "processes")
+"""A wing's modules of what processes do as one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Copies:
     """The copies of a model among which a command's rows of work are dealt out: piece n is copy n % count's.
 
     Attributes:
         mine, count: which of how many this process has.
-        parallel: the wing's module of that name, None where one process does all.
+        talk: the wing's module `processes`, None where one process does all.
     """
 
     mine: int = 0
     count: int = 1
-    parallel: Any = None
+    talk: Any = None
 
     @classmethod
     def of(cls, model: Any, backend: str, work: Sequence[Any]) -> Copies:
@@ -101,14 +106,14 @@ class Copies:
         """
         if model.placement is None:
             return cls()
-        parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
+        parallel, talk = (importlib.import_module(f"gptj.{backend}.{name}") for name in TOGETHER)
         require_same(
-            hashlib.sha256(repr(work).encode()).hexdigest(), parallel.share_number, file=None,
+            hashlib.sha256(repr(work).encode()).hexdigest(), talk.share_number, file=None,
             problem=f"the texts on {socket.gethostname()} are others than the first process'",
             hint="Give every host the same files; stdin is one process' alone",
         )  # fmt: skip
         mine, count = parallel.copy_of(model)
-        return cls(mine, count, parallel)
+        return cls(mine, count, talk)
 
     def check(self, pieces: int, where: str) -> None:
         """Refuse so little work that a copy would have none.
@@ -131,7 +136,7 @@ class Copies:
         if self.count == 1:
             return [done[number] for number in sorted(done)]
         found: dict[int, Any] = {}
-        for text in self.parallel.gather_texts(json.dumps([*done.items()])):
+        for text in self.talk.gather_texts(json.dumps([*done.items()])):
             found |= dict(json.loads(text))
         return [found[number] for number in sorted(found)]
 
@@ -150,28 +155,31 @@ def together(request: Any) -> Iterator[Any]:
         hint = "gptj adapter merge DIR ADAPTER OUT makes one model of both"
         problem = "nothing is beside a cut matrix in TensorFlow"
         raise InputError(problem, where="--adapter", expected="--backend pt or flax", hint=hint)
-    with joined(request.backend) as (backend, parallel):
-        seed = parallel.share_number(secrets.randbits(62)) if request.seed is None else request.seed
-        dp, tp = complete(request.dp, request.tp, parallel.count_devices())
-        chosen = request.seed is not None
-        yield dataclasses.replace(request, backend=backend, seed=seed, chosen_seed=chosen, dp=dp, tp=tp)
+    with joined(request.backend) as (backend, talk, place):
+        seed = talk.share_number(secrets.randbits(62)) if request.seed is None else request.seed
+        dp, tp = complete(request.dp, request.tp, talk.count_devices())
+        agreed = {"backend": backend, "seed": seed, "chosen_seed": request.seed is not None, "dp": dp, "tp": tp}
+        yield dataclasses.replace(request, **agreed, rank=place.rank)
 
 
 @contextlib.contextmanager
-def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
-    """The framework and its module of processes, which know each other while this is open.
+def joined(backend: str | None, *, check: Callable[[], object] = lambda: None) -> Iterator[tuple[str, Any, Processes]]:
+    """The framework, its module of processes, which know each other while this is open, and this one's place.
 
     What one of them fails at ends all: the first to fail says so, and the others end without a word. None waits for
     one that is no more.
+
+    Args:
+        check: refuses what cannot be, before more is said.
 
     Raises:
         InputError: the launcher's variables are there in part.
         ProcessError: another process ended.
     """
     backend, bound_s = choose_backend(backend), silence_seconds()
-    parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
+    talk: Any = importlib.import_module(f"gptj.{backend}.processes")
     try:
-        processes = parallel.join_processes()
+        processes = talk.join_processes()
     except RuntimeError as error:
         atexit.register(_end_at_once, error, 0)
         cause = str(error).splitlines()[0]
@@ -179,23 +187,24 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
     watch = None
     if processes.size > 1:
         watch = Watch(
-            processes, parallel.make_keys, lambda other, failed: _end_for(other, failed, processes, bound_s),
+            processes, talk.make_keys, lambda other, how: _end_for(other, how, processes, bound_s),
             bound_s=bound_s,
         )  # fmt: skip
         watch.start()
     try:
         with stdout_apart(), _silent(processes.rank > 0):
-            if processes.size == 1 and parallel.count_devices() == 1:
+            check()
+            if processes.size == 1 and talk.count_devices() == 1:
                 _say_alone()
-            yield backend, parallel
+            yield backend, talk, processes
     except (Exception, SystemExit) as error:
-        ended = not isinstance(error, GPTJError) and parallel.is_of_processes(error)
+        ended = not isinstance(error, GPTJError) and talk.is_of_processes(error)
         alone = processes.size == 1
         silent = alone or (ended and (processes.rank > 0 or processes.size == 2))  # nobody is left who would ask it
         atexit.register(_end_at_once, error, 0 if silent else _LISTENING_S)
         if isinstance(error, SystemExit):
             raise
-        first = True if alone else parallel.speaks_first()
+        first = True if alone else talk.speaks_first()
         if watch is not None:
             watch.fail()
         if not (ended and _is_first_here() if first is None else first):
@@ -203,18 +212,20 @@ def joined(backend: str | None) -> Iterator[tuple[str, Any]]:
         if ended:
             raise ProcessError(
                 "another process of this run ended", where=f"process {processes.rank} of {processes.size}",
-                hint="The cause is what that one said, or what killed it; what was saved stands",
+                hint=_CAUSE,
             ) from None  # fmt: skip
         raise
     if watch is not None:
         watch.leave()
     with contextlib.suppress(Exception):  # all is written: one that died since takes nothing away
-        parallel.leave_processes()
+        talk.leave_processes()
     atexit.register(_end_well)
 
 
 _LISTENING_S = 2.0
 """Seconds for which a process that failed stays, so that others who fail alike learn from it that it said why."""
+
+_CAUSE = "The cause is what that one said, or what killed it; what was saved stands"
 
 _QUIET_S = 0.5
 """For so long a process whose fellow failed may still end by itself: less than that one stays."""
@@ -261,20 +272,22 @@ def _end_at_once(error: BaseException, wait_s: float) -> None:
     _exit(code if isinstance(code, int) else 1)
 
 
-def _end_for(other: int, failed: bool, processes: Processes, bound_s: int) -> None:
-    """End this process, which may wait for one that failed or is silent, from a thread beside it.
+def _end_for(other: int, how: str, processes: Processes, bound_s: int) -> None:
+    """End this process, which may wait for one that failed, is silent or ended, from a thread beside it.
 
-    One that failed says why; of one that is silent a process on each host says so.
+    One that failed says why; of another a process on each host says so.
     """
-    if not failed and _is_first_here():
-        error = ProcessError(
-            f"was silent for {bound_s} s", where=f"process {other} of {processes.size}",
-            hint="It was stopped, or its host is gone; what was saved stands. GPTJ_SILENCE_SECONDS allows more",
-        )  # fmt: skip
+    if how != "failed" and _is_first_here():
+        problem, hint = f"was silent for {bound_s} s", "It was stopped, or its host is gone; what was saved stands. "
+        if how == "ended":
+            problem, hint = "ended", _CAUSE
+        else:
+            hint += "GPTJ_SILENCE_SECONDS allows more"
+        error = ProcessError(problem, where=f"process {other} of {processes.size}", hint=hint)
         click.echo(f"gptj: {error.code}: {error}", err=True)
     _flush()
     keeps = processes.rank == 0  # what the others ask, and jax' processes do not outlive
-    time.sleep(_LISTENING_S if not failed else 2 * _LISTENING_S if keeps else _QUIET_S)
+    time.sleep(_LISTENING_S if how != "failed" else 2 * _LISTENING_S if keeps else _QUIET_S)
     _exit(1)
 
 

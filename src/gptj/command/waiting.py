@@ -21,7 +21,9 @@ QUICK_S = 2.0
 
 
 @contextlib.contextmanager
-def waiting(doing: str, console: Console | None = None, *, after_s: float = QUICK_S) -> Iterator[Callable[[str], None]]:
+def waiting(
+    doing: str, console: Console | None = None, *, after_s: float = QUICK_S, shown: bool = True
+) -> Iterator[Callable[[str], None]]:
     """Show on a terminal, from `after_s` on, what is being done and for how long already.
 
     What it gives is told, from any thread, what is being done instead.
@@ -30,12 +32,13 @@ def waiting(doing: str, console: Console | None = None, *, after_s: float = QUIC
         doing: such as "loading gpt-j-6b".
         console: where; None is stderr.
         after_s: seconds of silence.
+        shown: whether it is shown at all.
     """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = console or Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    if not (shown and console.is_terminal):
         yield lambda doing: None
         return
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()

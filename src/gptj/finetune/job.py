@@ -34,7 +34,7 @@ from gptj.text.tokenizer import GPTJTokenizer
 from gptj.writing.checkpoint_writer import write_checkpoint
 from gptj.writing.output_file import whole_file
 
-__all__ = ["Outcome", "finetune"]
+__all__ = ["Outcome", "check_cut", "finetune"]
 
 PICTURE = "loss.png"
 
@@ -121,7 +121,7 @@ def finetune(
 
     def prepare() -> _Job:
         if cut is not None:
-            _check_cut(settings, device)
+            check_cut(settings, device)
         if team is None or team.first:
             RunFolder(place, resume=resume).require_usable()
         return _prepare(
@@ -191,7 +191,7 @@ def _is_in_parts(folder: Path) -> bool:
     return bool(steps) and run.parts_of(steps[-1]) is not None
 
 
-def _check_cut(settings: Settings, device: str) -> None:
+def check_cut(settings: Settings, device: str) -> None:
     """Refuse what a run across processes cannot do.
 
     Raises:

@@ -39,11 +39,11 @@ class Team:
     """The processes of a run, which all call each method, in one order.
 
     Attributes:
-        parallel: a wing's module of that name.
+        talk: a wing's module `processes`.
         processes: which of them this is.
     """
 
-    parallel: Any
+    talk: Any
     processes: Processes
 
     @classmethod
@@ -51,8 +51,8 @@ class Team:
         """The processes that the launcher started for that framework."""
         if backend == "tf":
             raise InputError("TensorFlow trains whole models", where="cut", expected="backend pt or flax")
-        parallel: Any = importlib.import_module(f"gptj.{backend}.parallel")
-        return cls(parallel, parallel.join_processes())
+        talk: Any = importlib.import_module(f"gptj.{backend}.processes")
+        return cls(talk, talk.join_processes())
 
     @property
     def first(self) -> bool:
@@ -71,7 +71,7 @@ class Team:
             result = work()
         except GPTJError as raised:
             error = raised
-        failed = [rank for rank, text in enumerate(self.parallel.gather_texts("failed" if error else "")) if text]
+        failed = [rank for rank, text in enumerate(self.talk.gather_texts("failed" if error else "")) if text]
         if error is not None and failed[0] == self.processes.rank:
             raise error
         if failed:
@@ -90,7 +90,7 @@ class Team:
             SystemExit: in another process it is.
         """
         now = json.loads(json.dumps(mine.to_dict()))
-        first = json.loads(self.parallel.gather_texts(json.dumps(now))[0])
+        first = json.loads(self.talk.gather_texts(json.dumps(now))[0])
         changed = mine.changes(first) or [(shown(key), first[key], now[key]) for key in now if first[key] != now[key]]
 
         def require() -> None:
@@ -103,11 +103,11 @@ class Team:
                 )  # fmt: skip
 
         self.agree(require)
-        self.agree(lambda: require_same_model(checkpoint, self.processes.rank, self.parallel.gather_texts, facts={}))
+        self.agree(lambda: require_same_model(checkpoint, self.processes.rank, self.talk.gather_texts, facts={}))
 
     def any(self, mine: bool) -> bool:
         """Whether any process says so."""
-        return any(self.parallel.gather_texts("yes" if mine else ""))
+        return any(self.talk.gather_texts("yes" if mine else ""))
 
 
 class SharedRunFolder(RunFolder):
@@ -133,7 +133,7 @@ class SharedRunFolder(RunFolder):
             WriteError: in the first of those for which it is not.
             SystemExit: in the others.
         """
-        token = self.team.parallel.gather_texts(secrets.token_hex(8))[0]
+        token = self.team.talk.gather_texts(secrets.token_hex(8))[0]
         self.team.agree(lambda: self._sign(token) if self.team.first else None)
         try:
             self.team.agree(lambda: None if self.team.first else self._find(token))

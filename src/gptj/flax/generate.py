@@ -188,7 +188,7 @@ class GenerationMixin(generation.Generates[jax.Array], scoring.Scores):
     def _agree_on(self, seed: Any) -> Any:
         if self.placement is None or seed is not None:  # type: ignore[attr-defined]
             return seed
-        from gptj.flax.parallel import share_number
+        from gptj.flax.processes import share_number
 
         return share_number(secrets.randbits(62))
 

@@ -18,14 +18,8 @@ from numpy.typing import NDArray
 from gptj.config import GPTJConfig
 from gptj.config.schema import Head, TensorSpec, schema
 from gptj.errors import InputError, shown
-from gptj.flax.processes import count_devices as count_devices
-from gptj.flax.processes import gather_texts as gather_texts
-from gptj.flax.processes import is_of_processes as is_of_processes
 from gptj.flax.processes import join_processes as join_processes
 from gptj.flax.processes import leave_processes as leave_processes
-from gptj.flax.processes import make_keys as make_keys
-from gptj.flax.processes import share_number as share_number
-from gptj.flax.processes import speaks_first as speaks_first
 from gptj.sharding import (
     Mesh,
     Placement,

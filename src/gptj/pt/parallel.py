@@ -35,14 +35,9 @@ from gptj.errors import InputError, MissingFileError, SchemaError, WriteError, s
 from gptj.pt.crossing import CopyToPeers, JoinedColumns, LossOfColumns, Peers, SumOfPeers
 from gptj.pt.kernels import Linear
 from gptj.pt.layers import at_least_float32
-from gptj.pt.processes import count_devices as count_devices
-from gptj.pt.processes import gather_texts as gather_texts
-from gptj.pt.processes import is_of_processes as is_of_processes
+from gptj.pt.processes import gather_texts
 from gptj.pt.processes import join_processes as join_processes
 from gptj.pt.processes import leave_processes as leave_processes
-from gptj.pt.processes import make_keys as make_keys
-from gptj.pt.processes import share_number as share_number
-from gptj.pt.processes import speaks_first as speaks_first
 from gptj.sharding import (
     Mesh,
     MeshAxis,

@@ -1,14 +1,17 @@
 """Notices that a process of several is silent: it was stopped, or its host is gone, and nothing would ever say so.
 
+One that ended without taking leave, where the system tells it or the names are gone, is waited for a few signs alone.
 Each gives a sign of life a second to the first process, which answers all of them when it has everyone's. What counts
 the seconds is a thread that waits, not a clock, so that all of them may be stopped for a while and go on together.
 """
 
 from __future__ import annotations
 
-import contextlib
+import os
+import select
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from gptj.sharding.processes import Processes, seconds_of
@@ -45,16 +48,19 @@ class Watch:
     Args:
         place: this process'.
         make_keys: gives a connection to the names, which one thread uses.
-        end: called once with the number of a process that is silent, or that failed, and whether it did.
+        end: called once with the number of a process, and what is known of it: "silent", "failed" or "ended".
         bound_s: for how long it may be.
         pause_s: between two signs.
     """
 
     _LATER = 5
-    """Pauses for which the others wait longer than the first process, so that it can say who it is."""
+    """Pauses for which the others wait longer than the first process, so that it can say who it is.
+
+    So many it waits for one that ended itself: what needs it may notice meanwhile, and knows more to say.
+    """
 
     def __init__(
-        self, place: Processes, make_keys: Callable[[], Keys], end: Callable[[int, bool], object], *, bound_s: float,
+        self, place: Processes, make_keys: Callable[[], Keys], end: Callable[[int, str], object], *, bound_s: float,
         pause_s: float = 1.0,
     ) -> None:  # fmt: skip
         self._rank, self._size = place
@@ -64,6 +70,7 @@ class Watch:
         self._ending = threading.Lock()
         self._present = [*range(1, self._size)]
         self._silent, self._answered, self._parting = 0, 0, ""
+        self._process, self._has_ended = _own_process(), dict[int, Callable[[], bool]]()
 
     def start(self) -> None:
         """Begin to give signs, and to wait for the others'."""
@@ -88,12 +95,23 @@ class Watch:
 
     def _give_signs(self) -> None:
         one_round = self._ask_all if self._rank == 0 else self._report
-        with contextlib.suppress(Exception):  # the keeper of the names is gone: whoever needs it is told by it
+        try:
+            self._meet()
             while not self._gone.is_set():
                 one_round(_name_of(self._answered))
                 self._answered += 1
                 self._hurry.wait(self._pause_s)
+        except Exception:  # the names are gone, which the first process keeps
+            if self._rank:
+                self._has_ended[0] = lambda: True
         self._gone.set()
+
+    def _meet(self) -> None:
+        """Learn which of the system's processes the first is, which learns it of all."""
+        self._keys.set(f"gptj.process.{self._rank}", self._process)
+        for other in [0] if self._rank else self._present:
+            self._silent = other
+            self._has_ended[other] = _end_of(self._keys.get(f"gptj.process.{other}"))
 
     def _report(self, name: str) -> None:
         """Another process' round: its sign, and the first's answer."""
@@ -103,7 +121,7 @@ class Watch:
             self._gone.set()
         elif answer := self._keys.get(name):
             how, number = answer.split()
-            self._end_once(int(number), how == "failed")
+            self._end_once(int(number), how)
 
     def _ask_all(self, name: str) -> None:
         """The first process' round: everybody's sign, and the answer to all."""
@@ -123,32 +141,59 @@ class Watch:
         if failed is not None:
             self._gone.set()
         if failed:
-            self._end_once(failed, True)
+            self._end_once(failed, "failed")
 
     def _count(self) -> None:
         """Count the pauses without an answer, and end where they are too many."""
-        pauses, seen = 0.0, -1
-        most = self._most + (self._LATER if self._rank else 0)
+        pauses, seen = 0.0, (-1, -1)
+        later = self._LATER if self._rank else 0
         while not self._leaving.wait(self._pause_s):
-            pauses, seen = (pauses + 1, seen) if seen == self._answered else (0, self._answered)
-            if pauses >= most:
-                self._say_silent()
+            now = self._answered, self._silent
+            pauses, seen = (pauses + 1, seen) if seen == now else (0, now)
+            has_ended = self._has_ended.get(now[1])
+            how = "ended" if has_ended is not None and has_ended() else "silent"
+            if pauses >= later + (self._LATER if how == "ended" else self._most):
+                self._say_missing(now[1], how)
                 return
 
-    def _say_silent(self) -> None:
-        silent = self._silent
+    def _say_missing(self, number: int, how: str) -> None:
         if self._rank == 0:
-            answer = (_name_of(self._answered), f"silent {silent}")
+            answer = (_name_of(self._answered), f"{how} {number}")
             said = threading.Thread(target=lambda: self._loud.set(*answer), daemon=True)
             said.start()
             said.join(self._pause_s)  # its keeper may be the silent one
-        self._end_once(silent, False)
+        self._end_once(number, how)
 
-    def _end_once(self, number: int, failed: bool) -> None:
+    def _end_once(self, number: int, how: str) -> None:
         if self._ending.acquire(blocking=False):
-            self._end(number, failed)
+            self._end(number, how)
 
 
 def _name_of(number: int) -> str:
     """The name of a round's answer."""
     return f"gptj.sign.{number}"
+
+
+def _own_process() -> str:
+    """This process' number, and by which system's counting; that is empty where it cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        counting = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        counting = ""
+    return f"{os.getpid()} {counting}"
+
+
+def _end_of(process: str) -> Callable[[], bool]:
+    """Whether a process of this system ended, each time it is asked; of another system's it is never known."""
+    number, _, counting = process.partition(" ")
+    if not counting or counting != _own_process().partition(" ")[2]:
+        return lambda: False
+    try:
+        asked = select.poll()
+        asked.register(os.pidfd_open(int(number)), select.POLLIN)
+    except ProcessLookupError:
+        return lambda: True
+    except (AttributeError, OSError):  # an older system
+        return lambda: False
+    return lambda: bool(asked.poll(0))

@@ -28,8 +28,9 @@ from gptj.tf.adapters import LowRank, add_low_rank
 from gptj.tf.arguments import CacheBuilder, causal_mask, host
 from gptj.tf.layers import LayerNorm, Linear, at_least_float32
 from gptj.tf.model import Block
-from gptj.tf.parallel import run_over_mesh, share_number, whole
+from gptj.tf.parallel import run_over_mesh, whole
 from gptj.tf.parallel_generate import ParallelDecoder
+from gptj.tf.processes import share_number
 from gptj.tf.weights import to_numpy
 
 

@@ -34,16 +34,10 @@ from gptj.sharding import (
     slices,
 )
 from gptj.tf.arguments import host
-from gptj.tf.processes import count_devices as count_devices
-from gptj.tf.processes import device_kind
+from gptj.tf.processes import count_devices, device_kind
 from gptj.tf.processes import ending_together as ending_together
-from gptj.tf.processes import gather_texts as gather_texts
-from gptj.tf.processes import is_of_processes as is_of_processes
 from gptj.tf.processes import join_processes as join_processes
 from gptj.tf.processes import leave_processes as leave_processes
-from gptj.tf.processes import make_keys as make_keys
-from gptj.tf.processes import share_number as share_number
-from gptj.tf.processes import speaks_first as speaks_first
 
 GIVEN_UP = (
     *("compile", "evaluate", "export", "fit", "get_weights", "load_weights", "predict", "predict_on_batch"),
