@@ -31,7 +31,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "safetensors": {"to": "safetensors", "max_shard_bytes": 4000},
     "bin": {"to": "bin", "max_shard_bytes": 4000},
     "flax": {"to": "flax", "max_shard_bytes": 4000},
-    "tf": {"to": "tf", "max_shard_bytes": 8000},
+    "tf": {"to": "tf", "max_shard_bytes": 4000},
     "mesh": {"to": "mesh", "shards": 2},
 }
 NOTE = "shard-1.journal"
