@@ -10,8 +10,7 @@ from gptj.config import GPTJConfig
 from gptj.config.schema import TensorSpec, schema
 from gptj.errors import FormatError, MissingFileError, shown
 from gptj.parity.fingerprint import check_fingerprint, compare_fingerprint
-from gptj.paths import is_folder, missing_folder
-from gptj.reading.folder import verify_checkpoint
+from gptj.reading.folder import require_directory, verify_checkpoint
 from gptj.reading.manifest import (
     MANIFEST_FILE,
     FoundTensor,
@@ -54,8 +53,7 @@ def verify(
         GPTJError: the directory cannot be opened.
     """
     directory, weights = split_weights(directory, weights)
-    if not is_folder(directory):
-        raise missing_folder(directory, "no such directory")
+    require_directory(directory)
     try:
         noted = Manifest.from_file(safe_path(directory, MANIFEST_FILE, follow_links=follow_links))
         written = noted.weights_format

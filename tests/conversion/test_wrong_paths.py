@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import subprocess
 import sys
 import tarfile
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 import zstandard
 from checkpoint_samples import write_sample
+from click.testing import CliRunner
 from gptj_conversion.convert import convert, describe, open_source
 from mesh_samples import write_mesh_sample
 
-from gptj.errors import FormatError, GPTJError, MissingFileError, UnsafeFileError
+from gptj.command import main as cli
+from gptj.errors import FormatError, GPTJError, UnsafeFileError
 
 
 def refusal(path: Path, **options: str) -> str:
@@ -164,5 +167,31 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
 
 def test_what_no_one_knows_is_still_refused(tmp_path):
     (tmp_path / "x.dat").write_bytes(b"\x01\x02\x03" * 40)
-    with pytest.raises((FormatError, MissingFileError), match=r"x\.dat: no weights"):
+    with pytest.raises(FormatError, match=r"x\.dat: a file that holds no model's weights"):
         describe(tmp_path / "x.dat")
+
+
+@pytest.mark.parametrize("name", ["text.txt", "config.json"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "FILE", "hi"], ["score", "FILE", "TEXT"], ["serve", "FILE"], ["verify", "FILE"],
+        ["parity", "FILE"], ["generate", "DIR", "hi", "--adapter", "FILE"], ["inspect", "FILE"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_file_in_a_folders_place_is_said_to_be_one(tmp_path, words, name):
+    folder = write_sample(tmp_path / "model")
+    (folder / "text.txt").write_text("Once upon a time")
+    told = {"FILE": str(folder / name), "DIR": str(folder), "TEXT": str(folder / "text.txt")}
+    found = CliRunner().invoke(cli.gptj_command, [told.get(word, word) for word in words])
+    assert isinstance(found.exception, GPTJError), found.output
+    assert re.search(
+        rf"{re.escape(name)}: (not a (directory|folder)|a file that|this is a JSON file)", str(found.exception)
+    )
+
+
+def test_a_weights_file_stands_for_its_folder(tmp_path):
+    folder = write_sample(tmp_path / "model")
+    found = CliRunner().invoke(cli.gptj_command, ["generate", str(folder / "model.safetensors"), "hi"])
+    assert "directory" not in str(found.exception), "it goes on to what is missing in the folder"

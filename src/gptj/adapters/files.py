@@ -139,7 +139,8 @@ def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
     folder = require_path(directory)
     if not folder.is_dir():
         expected = f"a folder with {ADAPTER_CONFIG_FILE} and {ADAPTER_WEIGHTS_FILE}"
-        raise MissingFileError("no such adapter", file=folder, expected=expected, hint=likely_folder(folder))
+        problem = "not a folder" if os.path.lexists(folder) else "no such adapter"
+        raise MissingFileError(problem, file=folder, expected=expected, hint=likely_folder(folder))
     if (folder / MLX_FILE).exists() and not (folder / ADAPTER_WEIGHTS_FILE).exists():
         raise FormatError(
             "an adapter of mlx_lm's, whose matrices lie the other way round under other names",

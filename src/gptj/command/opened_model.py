@@ -38,10 +38,10 @@ from gptj.errors import ConfigError, GPTJError, InputError, warn_of
 from gptj.generation import GenerationConfig, known_tokens_only
 from gptj.generation.sampling import SEEDS
 from gptj.generation.session import LogitsProcessor
-from gptj.paths import missing_folder
 from gptj.paths.hub import locate
-from gptj.reading.folder import open_checkpoint
+from gptj.reading.folder import open_checkpoint, require_directory
 from gptj.reading.same_model import require_same_model
+from gptj.reading.weight_files import split_weights
 from gptj.text.tokenizer import GPTJTokenizer
 
 __all__ = ["NEW_TOKENS", "PAYS_FROM_TOKENS", "IdPrinter", "Job", "OpenedModel", "Request", "TextDecoder"]
@@ -143,8 +143,7 @@ class OpenedModel:
     def __init__(self, request: Request, *, needs_tokenizer: bool) -> None:
         self.request = request
         self.directory = locate(request.directory)
-        if not os.path.lexists(self.directory):
-            raise missing_folder(self.directory, "no such directory")
+        require_directory(split_weights(self.directory, None)[0])
         if is_adapter(self.directory):
             hint = f"Give its base, and this with --adapter {self.directory}"
             raise InputError("a LoRA adapter without its base model", where=str(self.directory), hint=hint)

@@ -297,7 +297,7 @@ def _choose(
 
 
 def refuse_folder(directory: Path, expected: str) -> NoReturn:
-    """Say what a folder without a model's weights is, where that can be seen by its names.
+    """Say what a folder without a model's weights is, where that can be seen by its names, or that it is none.
 
     Raises:
         FormatError: it is something else.
@@ -312,6 +312,8 @@ def refuse_folder(directory: Path, expected: str) -> NoReturn:
             found=list_some(shards),
             hint="Fetch the index too",
         )
+    if directory.is_file():
+        raise FormatError("a file that holds no model's weights", file=directory, expected=expected)
     kind = describe_folder(directory)
     if kind is not None:
         raise FormatError(f"no model's folder, but {kind[0]}", file=directory, expected=expected, hint=kind[1])

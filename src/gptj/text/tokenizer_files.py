@@ -70,7 +70,8 @@ def read_tokenizer_data(directory: str | os.PathLike[str], *, extra_tokens: bool
     folder = require_path(directory)
     if not is_folder(folder):
         hint = likely_folder(folder) or "For GPT-2's own vocabulary, which is GPT-J's: GPTJTokenizer.gpt2()"
-        raise MissingFileError("no such folder", file=folder, hint=hint)
+        problem = "not a folder" if os.path.lexists(folder) else "no such folder"
+        raise MissingFileError(problem, file=folder, hint=hint)
     beside = Beside(
         folder=folder,
         settings=_optional_json(folder, "tokenizer_config.json"),
