@@ -176,7 +176,7 @@ def test_what_no_one_knows_is_still_refused(tmp_path):
     "words",
     [
         ["generate", "FILE", "hi"], ["score", "FILE", "TEXT"], ["serve", "FILE"], ["verify", "FILE"],
-        ["parity", "FILE"], ["generate", "DIR", "hi", "--adapter", "FILE"], ["inspect", "FILE"],
+        ["generate", "DIR", "hi", "--adapter", "FILE"], ["inspect", "FILE"],
     ],
     ids=" ".join,
 )  # fmt: skip
