@@ -135,7 +135,7 @@ class RunningBatch:
         longest = max(one.cached for one in active)
         idle = 2 * len(active) <= len(self._rows)
         self._idle_steps = self._idle_steps + 1 if idle else 0
-        wasted = decoder.length - longest > max(_ROOM, longest)
+        wasted = decoder.length - longest > max(_ROOM, longest) // 2
         if decoder.length == decoder.capacity or wasted or self._idle_steps > _PATIENCE:
             return self._rebuild([])
         return decoder
