@@ -62,3 +62,11 @@ def test_a_pass_that_is_refused_grows_no_decoder(revealing):
     assert (rows.length, prompt.length) == (5, 0)
     extend_together([good, bad])
     assert (rows.length, prompt.length) == (6, 4)
+
+
+def test_one_decoder_alone_is_joined_with_nobody(revealing, monkeypatch):
+    (rows, _), (same, _) = grown(revealing()), grown(revealing())
+    monkeypatch.setattr(type(rows), "_run_together", None)
+    [found] = extend_together([Extension(rows, IDS[:3, 5:6])])
+    assert (found.logits == same.extend(IDS[:3, 5:6], last_only=True).logits).all()
+    assert rows.length == 6

@@ -59,13 +59,13 @@ def as_array(value: Any, *, where: str) -> Any:
 
 def convert_arguments(
     config: GPTJConfig,
-    input_ids: Any,
-    past_key_values: Any,
-    attention_mask: Any,
-    token_type_ids: Any,
-    position_ids: Any,
-    head_mask: Any,
-    inputs_embeds: Any,
+    input_ids: Any = None,
+    past_key_values: Any = None,
+    attention_mask: Any = None,
+    token_type_ids: Any = None,
+    position_ids: Any = None,
+    head_mask: Any = None,
+    inputs_embeds: Any = None,
 ) -> dict[str, Any]:
     """The arguments of a call as arrays by name, after the host has looked at their values where they have any.
 

@@ -189,9 +189,9 @@ class GPTJForCausalLM(PretrainedModel, GenerationMixin, InferenceMixin):
         return labels
 
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> None:
-        params, nothing = given["params"], {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}
+        params = given["params"]
         given = {name: value for name, value in given.items() if name != "params"}
-        arguments = convert_arguments(self.config, **given, **nothing)
+        arguments = convert_arguments(self.config, **given)
         labels = None if labels is None else self._checked_labels(labels, arguments)
         collect_taps(self, collector, arguments, labels, params)
 

@@ -382,9 +382,9 @@ class GPTJModel(PretrainedModel):
         return RotaryTable(self.config, self.dtype)(jnp.asarray(position_ids))
 
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> None:
-        params, nothing = given["params"], {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}
+        params = given["params"]
         given = {name: value for name, value in given.items() if name != "params"}
-        collect_taps(self, collector, convert_arguments(self.config, **given, **nothing), None, params)
+        collect_taps(self, collector, convert_arguments(self.config, **given), None, params)
 
 
 PretrainedModel.base_class = GPTJModel

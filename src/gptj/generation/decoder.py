@@ -416,6 +416,9 @@ def extend_together(extensions: Sequence[Extension]) -> list[Step]:
     Raises:
         InputError: see `Decoder.extend`.
     """
+    if len(extensions) == 1:  # as it is: joined with nobody it would be padded, and parted in each block
+        [one] = extensions
+        return [one.decoder.extend(one.token_ids, one.mask, last_only=one.last_only)]
     runs = [one.decoder._checked(one.token_ids, one.mask, one.last_only) for one in extensions]
     steps = runs[0].decoder._run_together(runs)
     for run in runs:

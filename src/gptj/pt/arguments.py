@@ -85,13 +85,13 @@ class Call(NamedTuple):
 def convert_arguments(
     config: GPTJConfig,
     device: torch.device,
-    input_ids: Any,
-    past_key_values: Any,
-    attention_mask: Any,
-    token_type_ids: Any,
-    position_ids: Any,
-    head_mask: Any,
-    inputs_embeds: Any,
+    input_ids: Any = None,
+    past_key_values: Any = None,
+    attention_mask: Any = None,
+    token_type_ids: Any = None,
+    position_ids: Any = None,
+    head_mask: Any = None,
+    inputs_embeds: Any = None,
 ) -> Call:
     """The arguments of a call as tensors on `device`, after the host has checked their values where they have any.
 

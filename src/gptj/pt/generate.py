@@ -66,7 +66,6 @@ class Decoder(generation.Decoder):
             cache: KVCache = run.decoder.cache  # type: ignore[attr-defined]
             cache.length = run.offset
             seen = run.mask[:, : run.end]
-            nothing = {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}
             calls.append(
                 convert_arguments(
                     self.config,
@@ -75,7 +74,6 @@ class Decoder(generation.Decoder):
                     past_key_values=cache,
                     attention_mask=None if seen.all() else seen,
                     position_ids=run.position_ids,
-                    **nothing,
                 )
             )
         with evaluating(self.model):

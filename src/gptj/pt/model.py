@@ -374,8 +374,7 @@ class GPTJModel(PretrainedModel):
 
     def _collect(self, collector: TapCollector, given: dict[str, Any], labels: Any) -> Tensor:
         """The hidden states (b, t, m); a hook."""
-        nothing = {"token_type_ids": None, "head_mask": None, "inputs_embeds": None}
-        call = convert_arguments(self.config, self.wte.weight.device, **given, **nothing)
+        call = convert_arguments(self.config, self.wte.weight.device, **given)
         return self._run(call, False, False, False, taps=collector).last_hidden_state
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
