@@ -502,8 +502,11 @@ def test_what_was_compiled_meanwhile_teaches_nothing():
     pace.note_step("rows", 70)
     for tokens in (8, 16, 32):
         pace.note_prompt(tokens, tokens, 9000)
-        for _ in range(3):
+        for _ in range(2):
             pace.note_prompt(tokens, tokens, tokens)
+        assert pace.tokens == tokens, "known by three that taught, of which the first is none"
+        pace.note_prompt(tokens, tokens, tokens)
+        assert pace.tokens == 2 * tokens
     assert pace.tokens == 64, "the next, which the two before allow"
 
 
