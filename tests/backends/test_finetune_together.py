@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,17 @@ def test_an_adapter_beside_a_strategy_is_refused_in_one_line(place, wing):
     alone = [sys.executable, "-m", "gptj", *map(str, words), "--strategy", "fsdp"]
     done = subprocess.run(alone, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "gptj: InputError: --lora" in done.stderr
+
+
+def test_the_first_process_killed_ends_the_other_with_one_line(place, wing):
+    out = place / f"killed-{wing.name}"
+    running = launched.start(
+        2, "-m", "gptj", "finetune", place / "m", place / "data.jsonl", out, "--steps", 10**6, "--batch", 4, "--pad",
+        "--save-every", 1, "--backend", wing.name, "--strategy", "fsdp",
+    )  # fmt: skip
+    while not (out / "checkpoints" / "step-00000002").exists() and all(one.poll() is None for one in running):
+        time.sleep(0.01)
+    running[0].kill()
+    (_, _), (_, said) = (one.communicate(timeout=60) for one in running)
+    lines = [line for line in said.splitlines() if "[Gloo]" not in line]
+    assert running[1].returncode == 1 and len(lines) == 1 and "gptj: ProcessError: process" in lines[0], said

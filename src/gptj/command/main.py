@@ -36,6 +36,7 @@ __all__ = ["main"]
 # What a framework must see before it is imported. The library sets none of these; a user's own value stays.
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "KERAS_BACKEND": "tensorflow",
     "OMP_WAIT_POLICY": "PASSIVE",

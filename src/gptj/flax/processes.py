@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -11,15 +15,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gptj.errors import InputError
-from gptj.sharding import Keys, Processes, environment_place, join_seconds, own_address, silence_seconds
+from gptj.sharding import Keys, Processes, Relay, environment_place, join_seconds, own_address
 
-_A_DAY_MS = 24 * 3600 * 1000
+_A_DAY_S = 24 * 3600
+"""How long a process may be silent for jax, which goes by the clock and aborts; a command's own watch knows better."""
 
 _SHUTDOWN_S = 30
 """How long a process waits for others that do not leave; jax's own bound is 300."""
 
-_AFTER_US_S = 15
-"""Seconds by which jax waits longer than a command's own bound for a silent process: it says more than one line."""
+_RELAYS: list[Relay] = []
+"""This process' way to the first one's service; empty in the first."""
 
 
 def join_processes() -> Processes:
@@ -40,19 +45,42 @@ def join_processes() -> Processes:
     else:
         address = _said("JAX_COORDINATOR_ADDRESS")
     bounds = {
-        "initialization_timeout": join_seconds(), "heartbeat_timeout_seconds": silence_seconds() + _AFTER_US_S,
+        "initialization_timeout": join_seconds(), "heartbeat_timeout_seconds": _A_DAY_S,
         "shutdown_timeout_seconds": _SHUTDOWN_S,
     }  # fmt: skip
     named = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES")
-    if jax.distributed.is_initialized():
-        pass
-    elif count is not None and count > 1:
-        jax.distributed.initialize(address, count, index, **bounds)
-        _choose_address()
-    elif any(name in os.environ for name in named):
-        jax.distributed.initialize(**bounds)
+    said = (address, count, index) if (count or 1) > 1 else ()
+    if not jax.distributed.is_initialized() and (said or any(name in os.environ for name in named)):
+        with _relayed():
+            jax.distributed.initialize(*said, **bounds)
         _choose_address()
     return Processes(jax.process_index(), jax.process_count())
+
+
+@contextlib.contextmanager
+def _relayed() -> Iterator[None]:
+    """While this is open, a client that jax makes asks the first process' service by way of a `Relay`."""
+    from jax._src.lib import _jax  # jax has no public door to it
+
+    real = _jax.get_distributed_runtime_client
+
+    def make(address: str, rank: int, **options: Any) -> Any:
+        host, _, port = address.rpartition(":")
+        if rank > 0 and port.isdecimal():
+            _RELAYS.append(Relay(host.strip("[]"), int(port)))
+            address = _RELAYS[-1].address
+        return real(address, rank, shutdown_timeout=_SHUTDOWN_S, **options)
+
+    _jax.get_distributed_runtime_client = make
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_client = real
+
+
+def _is_first_gone(within_s: float = 0) -> bool:
+    """Whether the first process is known to have gone, with the service that would answer nobody any more."""
+    return any(relay.broken.wait(within_s) for relay in _RELAYS)
 
 
 def _choose_address() -> None:
@@ -87,9 +115,23 @@ def count_devices() -> int:
 
 
 def leave_processes() -> None:
-    """Let go of the others."""
-    if jax.distributed.is_initialized():
-        jax.distributed.shutdown()
+    """Let go of the others; at once, where the first is gone."""
+    if not jax.distributed.is_initialized():
+        return
+    left: Future[None] = Future()
+
+    def leave() -> None:
+        try:
+            left.set_result(jax.distributed.shutdown())
+        except Exception as error:
+            left.set_exception(error)
+
+    threading.Thread(target=leave, daemon=True).start()
+    while not (left.done() or _is_first_gone()):
+        with contextlib.suppress(TimeoutError):
+            left.exception(0.05)
+    if left.done():
+        left.result()
 
 
 def is_of_processes(error: BaseException) -> bool:
@@ -102,6 +144,8 @@ def is_of_processes(error: BaseException) -> bool:
 def speaks_first() -> bool | None:
     """Whether no other process failed before this one: for the first to say why. None where that is not known."""
     client = _state().client
+    if _is_first_gone(within_s=0.1):  # what broke the work may be known some moments before it
+        return None
     try:
         return client is None or int(client.key_value_increment("gptj.failed", 1)) == 1
     except (RuntimeError, ValueError):  # with the process that kept the count
@@ -118,7 +162,7 @@ def gather_texts(text: str) -> list[str]:
         return [text]
     number = int(client.key_value_increment(f"gptj.texts.{rank}", 1))
     client.key_value_set(f"gptj.text.{number}.{rank}", text)
-    texts = [client.blocking_key_value_get(f"gptj.text.{number}.{n}", _A_DAY_MS) for n in range(count)]
+    texts = [client.blocking_key_value_get(f"gptj.text.{number}.{n}", 1000 * _A_DAY_S) for n in range(count)]
     if number > 1:  # which all have read who have written this one
         client.key_value_delete(f"gptj.text.{number - 1}.{rank}")
     return texts
@@ -141,8 +185,30 @@ def share_number(number: int) -> int:
 
 
 def make_keys() -> Keys:
-    """A connection to the names that all processes know; it waits for as long as it takes."""
+    """A connection to the names that all processes know; it waits for as long as it takes, and the first is there.
+
+    Who asks for one watches the first process, whose end jax no longer learns, so that it cannot abort this one.
+    """
     client = _state().client
-    return Keys(
-        client.key_value_set, lambda name: str(client.blocking_key_value_get(name, _A_DAY_MS)), client.key_value_delete
-    )
+    for relay in _RELAYS:
+        relay.keeps_open = True
+
+    def tell(name: str, text: str) -> None:
+        _require_first()
+        client.key_value_set(name, text)
+
+    def ask(name: str) -> str:
+        while True:
+            _require_first()
+            try:
+                return str(client.blocking_key_value_get(name, 1000))
+            except RuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+
+    return Keys(tell, ask, client.key_value_delete)
+
+
+def _require_first() -> None:
+    if _is_first_gone():
+        raise ConnectionError("the first process is gone")

@@ -16,6 +16,7 @@ from gptj.sharding.processes import (
     own_address,
     require_same,
 )
+from gptj.sharding.relay import Relay
 from gptj.sharding.table import (
     MESH_AXES,
     STRATEGIES,
@@ -47,6 +48,7 @@ __all__ = [
     "Processes",
     "ReadPart",
     "ReadTogether",
+    "Relay",
     "Strategy",
     "Watch",
     "check_decodes",

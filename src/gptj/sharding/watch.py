@@ -146,13 +146,13 @@ class Watch:
     def _count(self) -> None:
         """Count the pauses without an answer, and end where they are too many."""
         pauses, seen = 0.0, (-1, -1)
-        later = self._LATER if self._rank else 0
         while not self._leaving.wait(self._pause_s):
             now = self._answered, self._silent
             pauses, seen = (pauses + 1, seen) if seen == now else (0, now)
             has_ended = self._has_ended.get(now[1])
             how = "ended" if has_ended is not None and has_ended() else "silent"
-            if pauses >= later + (self._LATER if how == "ended" else self._most):
+            later = self._most + (self._LATER if self._rank else 0)
+            if pauses >= (self._LATER if how == "ended" else later):
                 self._say_missing(now[1], how)
                 return
 
