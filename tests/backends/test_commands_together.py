@@ -77,3 +77,21 @@ def test_a_file_that_is_missing_is_said_once(place, wing, words):
     said = launched.run(2, "-m", "gptj", *paths, "--backend", wing.name, "--strategy", "tp")
     assert all(status for status, _, _ in said)
     assert sum(err.count("absent") for *_, err in said) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    (
+        (("generate", "m", "word " * 999, "--strategy", "tp", "--tp", 3), "mesh"),
+        (("generate", "m", "word " * 999, "--strategy", "dp", "--tp", 2), "tp"),
+        (("score", "m", "absent", "--strategy", "tp", "--dp", 5), "mesh"),
+        (("finetune", "m", "absent", "out", "--strategy", "fsdp", "--dp", 3), "mesh"),
+        (("finetune", "m", "absent", "out", "--strategy", "fsdp", "--dp", 2, "--batch", 3), "batch"),
+    ),
+)
+def test_a_mesh_that_does_not_fit_is_said_before_all_else(place, wing, words, field):
+    paths = [place / word if word in ("m", "absent", "out") else word for word in words]
+    said = launched.run(2, "-m", "gptj", *paths, "--backend", wing.name)
+    lines = [line for *_, err in said for line in err.splitlines() if "[Gloo]" not in line]
+    assert [status for status, _, _ in said] == [1, 1]
+    assert len(lines) == 1 and lines[0].startswith(f"gptj: InputError: {field}: "), lines

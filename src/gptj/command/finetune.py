@@ -27,7 +27,7 @@ from gptj.command.options import (
     revision_option,
 )
 from gptj.command.printing import print_facts, print_json
-from gptj.command.together import check_axes, complete, joined, mesh_of, strategy_options
+from gptj.command.together import check_axes, fitting_mesh, joined, strategy_options
 from gptj.config.dtypes import DTYPES_CALLED
 from gptj.errors import InputError
 from gptj.finetune.settings import DTYPES, SCHEDULES
@@ -140,7 +140,7 @@ def finetune(
                     hint="Train the same folder there; docs/scale.md has a loop of TensorFlow's own over copies",
                 )
             backend, talk, place = several.enter_context(joined(backend, check=lambda: check_cut(settings, device)))
-            mesh, first = mesh_of(*complete(dp, tp, talk.count_devices())), place.rank == 0
+            mesh, first = fitting_mesh(strategy, dp, tp, talk.count_devices(), place), place.rank == 0
         heard = several.enter_context(stopped_by_signals(aloud=first))
         outcome = run(
             directory, data, output, settings, backend=backend, device=device, evaluation=evaluation, resume=resume,

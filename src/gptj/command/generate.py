@@ -22,6 +22,7 @@ from gptj.command.printing import write_text
 from gptj.command.together import check_strategy_options, strategy_options
 from gptj.errors import shown
 from gptj.reading.weight_files import split_weights
+from gptj.sharding import Strategy
 
 if TYPE_CHECKING:
     from gptj.command.opened_model import Request
@@ -128,7 +129,7 @@ class GenerateOptions:
     adapter: Path | None
     quantize: str | None
     device: str
-    strategy: str | None
+    strategy: Strategy | None
     dp: int | None
     tp: int | None
     seed: int | None

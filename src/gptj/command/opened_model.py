@@ -31,7 +31,7 @@ from gptj.backends.surroundings import check_surroundings
 from gptj.calls.inputs import check_ids
 from gptj.calls.prepared import QUANTIZATIONS, check_quantize
 from gptj.command.prompts import Prompt
-from gptj.command.together import TOGETHER, mesh_of
+from gptj.command.together import TOGETHER
 from gptj.command.waiting import waiting
 from gptj.config import GPTJConfig
 from gptj.errors import ConfigError, GPTJError, InputError, warn_of
@@ -42,6 +42,7 @@ from gptj.paths.hub import locate
 from gptj.reading.folder import open_checkpoint, require_directory
 from gptj.reading.same_model import require_same_model
 from gptj.reading.weight_files import split_weights
+from gptj.sharding import Mesh, Strategy, check_mesh
 from gptj.text.tokenizer import GPTJTokenizer
 
 __all__ = ["NEW_TOKENS", "PAYS_FROM_TOKENS", "IdPrinter", "Job", "OpenedModel", "Request", "TextDecoder"]
@@ -110,11 +111,16 @@ class Request:
     allow_special: bool = False
     mmap: bool = True
     any_token: bool = False
-    strategy: str | None = None
+    strategy: Strategy | None = None
     dp: int | None = None
     tp: int | None = None
     rank: int = 0
     chosen_seed: bool = True
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that the processes have agreed on."""
+        return Mesh(dp=self.dp or 1, tp=self.tp or 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +154,8 @@ class OpenedModel:
             hint = f"Give its base, and this with --adapter {self.directory}"
             raise InputError("a LoRA adapter without its base model", where=str(self.directory), hint=hint)
         self.model_config = GPTJConfig.from_file(self.directory)
+        if request.strategy is not None:
+            check_mesh(self.model_config, request.strategy, request.mesh)
         if self.request.adapter is not None:
             read_adapter(self.request.adapter).rows(self.model_config)
         self.config = self._derive_config()
@@ -223,7 +231,7 @@ class OpenedModel:
             options["quantize"] = self.request.quantize
         if self.request.strategy is not None:
             parallel, talk = (importlib.import_module(f"gptj.{self.backend}.{name}") for name in TOGETHER)
-            mesh = parallel.mesh_of_copy(mesh_of(self.request.dp, self.request.tp), self.request.strategy)
+            mesh = parallel.mesh_of_copy(self.request.mesh, self.request.strategy)
             options |= {"strategy": self.request.strategy, "mesh": mesh}
             require_same_model(
                 open_checkpoint(directory, weights=weights), self.request.rank, talk.gather_texts, facts=self._facts()

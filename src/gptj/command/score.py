@@ -23,6 +23,7 @@ from gptj.command.options import (
 from gptj.command.printing import print_json, write_text
 from gptj.command.together import Copies, check_strategy_options, strategy_options, together
 from gptj.reading.weight_files import split_weights
+from gptj.sharding import Strategy
 
 if TYPE_CHECKING:
     from gptj.command.documents import Document
@@ -117,7 +118,7 @@ class ScoreOptions:
     batch_size: int | None
     quantize: str | None
     device: str
-    strategy: str | None
+    strategy: Strategy | None
     dp: int | None
     tp: int | None
 

@@ -23,16 +23,15 @@ from gptj.backends import choose_backend
 from gptj.command.options import Names, option
 from gptj.command.standard_streams import stdout_apart
 from gptj.errors import GPTJError, InputError, ProcessError, warn_of
-from gptj.sharding import Mesh, Processes, Watch, require_same, silence_seconds
+from gptj.sharding import Mesh, Processes, Strategy, Watch, choose_mesh, require_same, silence_seconds
 
 __all__ = [
     "TOGETHER",
     "Copies",
     "check_axes",
     "check_strategy_options",
-    "complete",
+    "fitting_mesh",
     "joined",
-    "mesh_of",
     "strategy_options",
     "together",
 ]
@@ -70,11 +69,6 @@ def check_axes(strategy: str | None, dp: int | None, tp: int | None) -> None:
     """
     if strategy is None and (dp or tp):
         raise click.UsageError("--dp and --tp go with --strategy.")
-
-
-def mesh_of(dp: int | None, tp: int | None) -> Mesh | None:
-    """The mesh that the command line names, None for the strategy's own."""
-    return None if dp is None and tp is None else Mesh(dp=dp or 1, tp=tp or 1)
 
 
 TOGETHER = ("parallel", "processes")
@@ -156,10 +150,10 @@ def together(request: Any) -> Iterator[Any]:
         problem = "nothing is beside a cut matrix in TensorFlow"
         raise InputError(problem, where="--adapter", expected="--backend pt or flax", hint=hint)
     with joined(request.backend) as (backend, talk, place):
+        mesh = fitting_mesh(request.strategy, request.dp, request.tp, talk.count_devices(), place)
         seed = talk.share_number(secrets.randbits(62)) if request.seed is None else request.seed
-        dp, tp = complete(request.dp, request.tp, talk.count_devices())
-        agreed = {"backend": backend, "seed": seed, "chosen_seed": request.seed is not None, "dp": dp, "tp": tp}
-        yield dataclasses.replace(request, **agreed, rank=place.rank)
+        agreed = {"backend": backend, "seed": seed, "chosen_seed": request.seed is not None}
+        yield dataclasses.replace(request, **agreed, dp=mesh.dp, tp=mesh.tp, rank=place.rank)
 
 
 @contextlib.contextmanager
@@ -284,7 +278,8 @@ def _end_for(other: int, how: str, processes: Processes, bound_s: int) -> None:
         else:
             hint += "GPTJ_SILENCE_SECONDS allows more"
         error = ProcessError(problem, where=f"process {other} of {processes.size}", hint=hint)
-        click.echo(f"gptj: {error.code}: {error}", err=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+            click.echo(f"gptj: {error.code}: {error}", err=True)
     _flush()
     keeps = processes.rank == 0  # what the others ask, and jax' processes do not outlive
     time.sleep(_LISTENING_S if how != "failed" else 2 * _LISTENING_S if keeps else _QUIET_S)
@@ -317,11 +312,16 @@ def _say_alone() -> None:
         )  # fmt: skip
 
 
-def complete(dp: int | None, tp: int | None, devices: int) -> tuple[int | None, int | None]:
-    """Both axes of the mesh where one is named: the other takes all devices that are left."""
-    if dp is None and tp is None:
-        return None, None
-    return dp or devices // (tp or 1) or 1, tp or devices // (dp or 1) or 1
+def fitting_mesh(strategy: Strategy, dp: int | None, tp: int | None, devices: int, place: Processes) -> Mesh:
+    """The mesh of all devices; where one axis is named, the other takes all that are left.
+
+    Raises:
+        InputError: what is named makes no mesh of so many.
+    """
+    named = (
+        None if dp is None and tp is None else Mesh(dp or devices // (tp or 1) or 1, tp or devices // (dp or 1) or 1)
+    )
+    return choose_mesh(named, strategy, devices, processes=place.size)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from gptj.finetune.settings import Settings
 from gptj.finetune.together import SharedRunFolder, Team
 from gptj.paths.hub import locate
 from gptj.reading.folder import open_checkpoint, require_directory
-from gptj.sharding import Mesh, ReadTogether, Strategy
+from gptj.sharding import Mesh, ReadTogether, Strategy, check_mesh, choose_mesh
 from gptj.text.tokenizer import GPTJTokenizer
 from gptj.writing.checkpoint_writer import write_checkpoint
 from gptj.writing.output_file import whole_file
@@ -122,6 +122,10 @@ def finetune(
     def prepare() -> _Job:
         if cut is not None:
             check_cut(settings, device)
+        if cut is not None and team is not None:
+            strategy, mesh = cut
+            mesh = choose_mesh(mesh, strategy, team.talk.count_devices(), processes=team.processes.size)
+            check_mesh(GPTJConfig.from_file(Path(directory)), strategy, mesh, batch=settings.batch)
         if team is None or team.first:
             RunFolder(place, resume=resume).require_usable()
         return _prepare(

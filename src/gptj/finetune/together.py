@@ -179,6 +179,7 @@ class SharedRunFolder(RunFolder):
         if final.exists():
             return final
         self.team.agree(lambda: self.make(stage) if self.team.first else None)
-        self.team.agree(lambda: write(stage))
+        write(stage)  # where it fails the others may wait in the midst of theirs, and nobody would agree
+        self.team.agree(lambda: None)
         self.team.agree(lambda: self.finish(progress, identity, rows) if self.team.first else None)
         return final

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from gptj.finetune.settings import Settings
 from gptj.flax import finetune
 from gptj.flax.heads import GPTJForCausalLM
 from gptj.flax.parallel import choose_placement, cut_rows, sharding_of
+from gptj.flax.processes import is_of_processes
 from gptj.flax.weights import to_numpy
 from gptj.sharding import Mesh, Strategy, check_mesh
 
@@ -92,11 +95,13 @@ class TrainingStep(finetune.TrainingStep):
         import orbax.checkpoint as ocp
 
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _raised_alone(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(folder.absolute(), self._held())
                 checkpointer.wait_until_finished()
-        except OSError as error:
-            raise WriteError(f"cannot be written: {error}", file=folder) from None
+        except (OSError, ValueError) as error:  # orbax gives a disk's refusal as the one, tensorstore as the other
+            if is_of_processes(error):
+                raise
+            raise WriteError(f"cannot be written: {error}", file=folder, hint="Is the disk full?") from None
 
     def load(self, folder: Path, *, updates: int) -> None:
         """Read what `save` wrote, on whatever mesh.
@@ -137,3 +142,15 @@ class TrainingStep(finetune.TrainingStep):
 
     def _cut(self, array: NDArray[Any], name: str) -> Array:
         return jax.make_array_from_callback(array.shape, self._shardings[name], lambda index: array[index])
+
+
+@contextlib.contextmanager
+def _raised_alone() -> Iterator[None]:
+    """While this is open, orbax raises what fails, and does not print each of its threads' account of it as well."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -40,6 +40,7 @@ __all__ = [
     "check_mesh",
     "check_rows",
     "check_strategy",
+    "choose_mesh",
     "held_by_one",
     "natural_mesh",
     "partition_of",
@@ -279,3 +280,21 @@ def natural_mesh(strategy: Strategy, devices: int) -> Mesh:
     if strategy == "tp_fsdp":
         raise InputError("the strategy cuts along two axes", where="mesh", expected="Mesh(dp=..., tp=...)", found=None)
     return Mesh(tp=devices) if strategy == "tp" else Mesh(dp=devices)
+
+
+def choose_mesh(mesh: Mesh | None, strategy: Strategy, devices: int, *, processes: int) -> Mesh:
+    """The mesh that a command computes on: the one that is named, or the strategy's own.
+
+    Args:
+        devices: how many there are, of all processes together; one process may leave some of its own unused.
+
+    Raises:
+        InputError: it has another number of devices, or none is named and the strategy has no own.
+    """
+    chosen = natural_mesh(strategy, devices) if mesh is None else mesh
+    if chosen.size > devices or (processes > 1 and chosen.size != devices):
+        raise InputError(
+            f"not as many as there are devices (strategy {strategy}, dp={chosen.dp}, tp={chosen.tp})", where="mesh",
+            expected=devices, found=chosen.size, hint="dp times tp is how many there must be",
+        )  # fmt: skip
+    return chosen
