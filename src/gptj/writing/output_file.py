@@ -2,8 +2,8 @@
 
 What is read back comes from the disk, not from memory: once the file has been forced there, the kernel is asked to drop
 its pages, where it can be asked. Large runs of bytes that lie page by page go past the page cache, where a file system
-has that way: finding pages for them and filling those is a quarter of a conversion's CPU time (28.1 s in place of 21.3 for
-12.1 GB). What must go through it is forced and dropped window by window, so that it never fills.
+has that way: to find pages for them, and fill those, is a quarter of a conversion's CPU time (28.1 s in place of 21.3
+for 12.1 GB). What must go through it is forced and dropped window by window, so that it never fills.
 """
 
 from __future__ import annotations
