@@ -4,6 +4,7 @@
     python -m benchmarks.speed --shape M --only decode1 --only decode8 --contenders gptj-pt,transformers-pt \\
         --json speed.json --plot speed.png                       # a slice, whose figures are added to the file's
     python -m benchmarks.speed --json speed.json --plot speed.png                  # shows a file again
+    python -m benchmarks.speed --shape M --against ../before/src --contenders gptj-pt-fast --only decode1
     python -m benchmarks.speed --shape L --alone --contenders gptj-pt-bfloat16,transformers-pt-bfloat16 ...
 
 The peers live in an environment of their own, since transformers 4.57.6 is the last release with all three frameworks:
@@ -74,6 +75,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--shape", action="append", choices=SHAPES, default=[], help="may be said again")
     parser.add_argument("--only", action="append", choices=MEASURES, help="which, in this order [default: all]")
     parser.add_argument("--contenders", help="names with commas between [default: all whose weights fit]")
+    parser.add_argument("--against", type=Path, help="another checkout's src: each of ours is measured beside its own")
     parser.add_argument("--list", action="store_true", help="print the contenders' and measures' names, and stop")
     parser.add_argument("--peers-python", type=Path, default=Path(sys.executable), help="has the peers")
     parser.add_argument("--openvino-python", type=Path, default=Path(sys.executable), help="has OpenVINO")
@@ -91,10 +93,13 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="draw decoding under the memory's limit (PNG; needs matplotlib)")
     arguments = parser.parse_args(words)
     if arguments.list:
-        for name, what in [*((name, "") for name in contenders()), *MEASURES.items()]:
+        for name, what in [*((name, "") for name, of in contenders().items() if not of.before), *MEASURES.items()]:
             print(f"{name:28} {what}".rstrip())
         parser.exit()
-    unknown = set((arguments.contenders or "").split(",")) - {""} - contenders().keys()
+    if arguments.against and not (arguments.against / "gptj" / "__init__.py").is_file():
+        parser.error(f"--against {arguments.against}: no gptj in it")
+    named = {name for name, contender in contenders().items() if not contender.before}
+    unknown = set((arguments.contenders or "").split(",")) - {""} - named
     if unknown:
         parser.error(f"unknown contenders {', '.join(sorted(unknown))}; --list names them")
     if not arguments.shape and not (arguments.json and arguments.json.exists()):
@@ -103,9 +108,13 @@ def parsed(words: list[str]) -> argparse.Namespace:
 
 
 def chosen(arguments: argparse.Namespace, shape: str) -> list[Contender]:
-    """Those that were named, or all; none in a wider dtype than the shape's folder is stored in."""
+    """Those named, or all, each of ours beside its own of before; none in a wider dtype than the shape's folder."""
     everybody = contenders()
-    names = arguments.contenders.split(",") if arguments.contenders else list(everybody)
+    names = (
+        arguments.contenders.split(",") if arguments.contenders else [n for n in everybody if not everybody[n].before]
+    )
+    if arguments.against:
+        names = [name for ours in names for name in (ours, f"{ours}-before") if name in everybody]
     narrow = SHAPES[shape].dtype != "float32"
     return [everybody[name] for name in names if not (narrow and everybody[name].dtype == "float32")]
 
@@ -122,6 +131,7 @@ def contest_of(arguments: argparse.Namespace, shape: str, results: Results, dire
         most_s=60 * arguments.minutes,
         cold=arguments.cold,
         alone=arguments.alone,
+        against=arguments.against and arguments.against.resolve(),
         **TINY if shape == "tiny" else {},
     )
     pythons = {**dict.fromkeys(engines, peers), "OpenVINO": openvino}

@@ -20,6 +20,7 @@ class Contender:
         copy: which copy of the weights it opens; see folders.py.
         options: for the engine.
         trains: whether a training step is measured.
+        before: whether it is the checkout that `--against` names, in place of this one.
     """
 
     name: str
@@ -29,10 +30,11 @@ class Contender:
     copy: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     trains: bool = False
+    before: bool = False
 
     @property
     def ours(self) -> bool:
-        return self.name.startswith("gptj-")
+        return self.name.startswith("gptj-") and not self.before
 
     @property
     def parallel(self) -> str:
@@ -41,8 +43,10 @@ class Contender:
 
 
 def contenders() -> dict[str, Contender]:
-    """All of them by name, ours first."""
-    found = [*_ours(), *_transformers(), *_ctranslate2(), *_openvino()]
+    """All of them by name: ours, the same of another checkout, the peers."""
+    ours = _ours()
+    earlier = [dataclasses.replace(contender, name=f"{contender.name}-before", before=True) for contender in ours]
+    found = [*ours, *earlier, *_transformers(), *_ctranslate2(), *_openvino()]
     return {contender.name: contender for contender in found}
 
 

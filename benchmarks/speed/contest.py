@@ -55,6 +55,7 @@ class Rules:
         target_s: what a turn of decoding should take at most, where it can.
         cold: whether the weights' pages are dropped before each start.
         alone: whether a contender's process ends with its turn, where two models do not fit in memory.
+        against: the `src` of the checkout that contenders of before are taken from.
         disturbed: the share of the machine above which a turn is taken again, since others computed meanwhile.
         most_s: after which no turn is begun any more; what was measured till then counts.
         patience_s: how long an answer may take.
@@ -67,6 +68,7 @@ class Rules:
     target_s: float = 3.0
     cold: bool = False
     alone: bool = False
+    against: Path | None = None
     disturbed: float = 0.1
     most_s: float = math.inf
     patience_s: float = 900.0
@@ -79,13 +81,23 @@ class Worker:
     Args:
         python: the interpreter that has the library.
         engine, folder, options, threads: see engines.py.
+        source: where it takes gptj from, if not from where this process does.
     """
 
-    def __init__(self, python: Path, engine: str, folder: Path, options: dict[str, Any], rules: Rules) -> None:
+    def __init__(
+        self,
+        python: Path,
+        engine: str,
+        folder: Path,
+        options: dict[str, Any],
+        rules: Rules,
+        source: Path | None = None,
+    ) -> None:
         order = {"engine": engine, "folder": str(folder), "options": options, "threads": rules.threads}
         self.patience_s = rules.patience_s
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         threads = str(rules.threads)
+        path = {"PYTHONPATH": str(source)} if source else {}
         self.process = subprocess.Popen(
             [str(python), "-m", "benchmarks.speed.worker", json.dumps(order)],
             stdin=subprocess.PIPE,
@@ -93,7 +105,7 @@ class Worker:
             stderr=self.log,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **QUIET, **ENVIRONMENTS.get(engine, {}), "OMP_NUM_THREADS": threads},
+            env={**os.environ, **QUIET, **ENVIRONMENTS.get(engine, {}), **path, "OMP_NUM_THREADS": threads},
         )
 
     def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
@@ -268,7 +280,8 @@ class Contest:
         if self.rules.cold:
             forget_pages(folder)
         python = self.pythons.get(contender.engine, Path(sys.executable))
-        return Worker(python, contender.engine, folder, contender.options, self.rules)
+        source = self.rules.against if contender.before else None
+        return Worker(python, contender.engine, folder, contender.options, self.rules, source)
 
     def _let_go(self, contender: Contender) -> None:
         if contender.name in self.kept:

@@ -119,7 +119,9 @@ def failures_table(results: Results, shape: Shape) -> Table:
 
 
 def comparable(ours: Contender, peer: Contender) -> bool:
-    """Whether a ratio of the two says something: a peer, of the same dtype, in the same framework or in its own."""
+    """Whether a ratio of the two says something: a peer, of the same dtype, in the same framework or its own."""
+    if peer.before:
+        return peer.name == f"{ours.name}-before"
     same_dtype = peer.dtype == ours.dtype or (ours.dtype == "int4" and peer.dtype == "int8")
     return not peer.ours and same_dtype and peer.family in (ours.family, "ctranslate2", "openvino")
 

@@ -300,6 +300,8 @@ def test_saving_the_model_writes_the_base_and_says_so(wing, fresh, adapter, tmp_
     assert close(logits(wing, again), expected_logits(), "float32")
 
 
+PEFT_FIELDS = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+
 REFUSALS = [
     (lambda m, a: m.load_adapter(a, "a/b"), InputError, "adapter_name"),
     (lambda m, a: m.load_adapter(a, ""), InputError, "adapter_name"),
@@ -317,6 +319,11 @@ REFUSALS = [
     (lambda m, a: m.add_adapter("n", target_modules=["q_proj", "lm_head"]), ConfigError, "lm_head"),
     (lambda m, a: m.add_adapter("n", target_modules=["q_prj"]), ConfigError, "Did you mean q_proj"),
     (lambda m, a: m.add_adapter("n", target_modules=[]), ConfigError, "target_modules"),
+    (lambda m, a: m.add_adapter("n", rank_pattern={"q_prj": 4}), ConfigError, "rank_pattern: 'q_prj'"),
+    (lambda m, a: m.add_adapter("n", init_lora_weights="gaussian"), ConfigError, "init_lora_weights: not how"),
+    (lambda m, a: m.add_adapter({**PEFT_FIELDS, "init_lora_weights": False}, "n"), ConfigError, "init_lora_weights"),
+    (lambda m, a: m.add_adapter({**PEFT_FIELDS, "inference_mode": True}, "n"), ConfigError, "inference_mode"),
+    (lambda m, a: m.add_adapter("n", peft_type="IA3"), ConfigError, "peft_type"),
     (lambda m, a: m.add_adapter("n", layers_to_transform=[3]), ConfigError, "layers_to_transform"),
     (lambda m, a: m.add_adapter("n", name="m"), InputError, "given twice"),
 ]

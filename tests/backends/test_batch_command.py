@@ -67,3 +67,10 @@ def test_two_files_of_one_name_are_refused(wing: Wing, folder, prompts, tmp_path
     twin.write_text("x\n")
     done = run("batch", folder(), tmp_path / "out", prompts[0], twin, "--backend", wing.name)
     assert done.exit_code == 1 and "another" in str(done.exception)
+
+
+def test_an_out_that_is_a_file_is_named_before_the_files_are(prompts):
+    done = run("batch", prompts[0], prompts[1], "nowhere/c.txt")
+    assert done.exit_code == 1
+    assert "not a folder" in str(done.exception) and "DIR OUT FILE..." in str(done.exception)
+    assert "b.jsonl" in str(done.exception) and not done.stderr

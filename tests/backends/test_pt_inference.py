@@ -28,6 +28,7 @@ from gptj.pt.kernels import (
     TiledLinear,
     UnpackedLinear,
     WidenedLinear,
+    amd_family,
     onednn_has,
     onednn_linear,
     x86_lacks_vnni,
@@ -172,6 +173,39 @@ def test_products_in_parts_are_the_plain_ones(monkeypatch, rows, kind, dtype):
     product = kind(weight, bias)(x)
     assert product.is_contiguous()
     torch.testing.assert_close(product, PlainLinear(weight, bias)(x))
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["sums at once", "sums that wait"])
+@pytest.mark.parametrize("rows", [(1,), (2, 1), (3,), (2, 2)])
+def test_few_rows_of_packed_weights_are_filled_up_where_their_sums_wait(monkeypatch, rows, waits):
+    multiplied = []
+
+    def watched(x, *rest):
+        multiplied.append(x.shape[:-1].numel())
+        return onednn_linear(x, *rest)
+
+    monkeypatch.setattr("gptj.pt.kernels.onednn_linear", watched)
+    monkeypatch.setattr("gptj.pt.kernels.waits_for_sums", lambda: waits)
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(*rows, 32)
+    torch.testing.assert_close(PackedLinear(weight, bias)(x), PlainLinear(weight, bias)(x))
+    count = x.shape[:-1].numel()
+    assert multiplied == [4 if waits or count == 3 else count]
+
+
+@pytest.mark.parametrize(
+    ("told", "family"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\n", 25),
+        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", 26),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\n", None),
+        ("", None),
+    ],
+)
+def test_a_processor_of_amd_is_known_by_its_family(monkeypatch, told, family):
+    monkeypatch.setattr("gptj.pt.kernels.Path.exists", lambda path: False)
+    monkeypatch.setattr("gptj.pt.kernels.platform.processor", lambda: told)
+    assert amd_family() == family
 
 
 @ROWS

@@ -31,3 +31,17 @@ def test_the_way_from_the_shell_to_the_first_token_is_measured(wing):
     head, _, *rows = done.stdout.splitlines()
     assert head.endswith("| to the first token |") and [row.split(" | ")[0] for row in rows] == [f"| {w}" for w in ways]
     assert ("MB on disk" in done.stderr) == (len(ways) == 2)
+
+
+def test_another_checkout_is_measured_beside_this_one(wing, tmp_path):
+    name, elsewhere = f"gptj-{wing.name}", tmp_path / "before"
+    elsewhere.mkdir()
+    (elsewhere / "gptj").symlink_to(ROOT / "src" / "gptj")
+    options = ["--shape", "tiny", "--contenders", name, "--only", "decode1", "--repeats", "1", "--steps", "4"]
+    command = [sys.executable, "-m", "benchmarks.speed", *options, "--against", elsewhere]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{name}-before" in done.stdout
+    (elsewhere / "gptj").unlink()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "no gptj in it" in done.stderr

@@ -23,7 +23,7 @@ from gptj.adapters import (
 )
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.command.main import gptj_command
-from gptj.errors import ConfigError, SchemaError, WriteError
+from gptj.errors import CheckpointWarning, ConfigError, MissingFileError, SchemaError, WriteError
 from gptj.parity.compare import compare_records
 from gptj.parity.oracle import Oracle
 from gptj.parity.probe import make_probe
@@ -107,6 +107,54 @@ def test_what_is_written_is_read(tmp_path, kind):
     for row, a, b in found.arrays(CONFIG):
         scale, *pair = expected[row.module]
         assert row.scale == scale and np.array_equal(a, pair[0]) and np.array_equal(b, pair[1])
+
+
+def test_patterns_keep_their_order_in_the_file_since_the_first_that_fits_counts(tmp_path):
+    patterns = {
+        "rank_pattern": {"q_proj": 3, "h.1.attn.q_proj": 1},
+        "alpha_pattern": {"v_proj": 5, "h.1.attn.v_proj": 1},
+    }
+    adapter = AdapterConfig(**patterns)
+    rows = adapter_rows(adapter, CONFIG)
+    values = {row: (np.ones(row.a.shape, np.float32), np.ones(row.b.shape, np.float32)) for row in rows}
+    assert read_adapter(write_adapter(tmp_path / "a", adapter, rows, values.__getitem__)).rows(CONFIG) == rows
+    assert rows[2].scale == 5 / 8 and rows[3].rank == 3
+
+
+def test_adapters_in_folders_of_their_own_are_named(tmp_path):
+    write_sample_adapter(tmp_path / "mine")
+    with pytest.raises(MissingFileError, match="folders of their own: here 'mine'"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"rank_pattern": {"q_prj": 4}}, "rank_pattern: 'q_prj'.*Did you mean q_proj"),
+        ({"alpha_pattern": {"fc_in": 4}}, "alpha_pattern: 'fc_in'"),
+        ({"exclude_modules": ["lm_head", "v_prj"]}, "exclude_modules: 'v_prj'"),
+        ({"target_modules": ["q_proj", "v_proj", "up_proj"]}, "target_modules: 'up_proj'"),
+    ],
+)
+def test_a_name_that_means_nothing_is_said_whichever_field_it_stands_in(tmp_path, fields, words):
+    found = read_adapter(write_sample_adapter(tmp_path / "a", "default", change=lambda members: members.update(fields)))
+    with pytest.warns(CheckpointWarning, match=f"{words}.*") as caught:
+        assert len(found.rows(CONFIG)) == 6
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"target_modules": "all-linear", "layers_to_transform": [0]}, "layers_to_transform"),
+        ({"target_modules": r".*q_proj", "layers_to_transform": []}, "layers_to_transform"),
+        ({"layers_pattern": "h"}, "layers_pattern"),
+        ({"layers_pattern": ["h"], "layers_to_transform": []}, "layers_pattern"),
+    ],
+)
+def test_fields_that_peft_refuses_together_are_refused(fields, field):
+    with pytest.raises(ConfigError, match=f"^{field}: "):
+        AdapterConfig(**fields)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config import GPTJConfig
 from gptj.errors import CheckpointWarning, ConfigError
+from gptj.generation import GenerationConfig
 from gptj.parity.revealing import revealing_config, revealing_fill
 
 SMALL = {"vocab_size": 11, "n_positions": 16, "n_embd": 12, "n_layer": 2, "n_head": 3, "rotary_dim": 2}
@@ -139,3 +140,19 @@ def test_question_answering_is_written_with_the_two_labels_that_transformers_giv
     assert open_checkpoint(tmp_path / "qa").tensors["qa_outputs.weight"].shape[0] == 2
     write_checkpoint(tmp_path / "cls", config, revealing_fill(0), head="sequence_classification")
     assert len(json.loads((tmp_path / "cls" / "config.json").read_text())["id2label"]) == 3
+
+
+@pytest.mark.parametrize("size", [10, 2_000_000])
+def test_a_weights_file_is_no_config(tmp_path, size):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\xf8" * size)
+    for kind in (GPTJConfig, GenerationConfig):
+        with pytest.raises(ConfigError, match=rf"model\.safetensors: a weights file, not a {kind.FILE}"):
+            kind.from_pretrained(path)
+
+
+def test_another_file_of_the_folder_is_no_config(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"version": "1.0", "truncation": null, "model": {}}')
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: no config of a model: .*'version', 'truncation'"):
+        GPTJConfig.from_file(path)

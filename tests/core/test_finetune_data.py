@@ -165,11 +165,15 @@ def test_a_prompt_and_completion_longer_than_a_window_are_refused_and_packed():
     document = Document("b" * 20, "a" * 20, line=7)
     with pytest.raises(InputError, match=r"line 7: longer than a window .expected at most 8 tokens"):
         windows([document], pack=False)
-    assert windows([document]).learnt == len(TOKENIZER.encode("b" * 20)) + 1
+    with pytest.warns(CheckpointWarning, match=r"line 7: longer than a window.*at most 8 tokens") as caught:
+        packed = windows([Document("a"), document, document, Document("b" * 40)])
+    assert len(caught) == 1  # not of a text: all of it is learnt, and it has no prompt to be parted from
+    assert packed.learnt == sum(1 + len(TOKENIZER.encode(x)) for x in ("a", "b" * 20, "b" * 20, "b" * 40)) - 1
 
 
 def test_windows_that_teach_nothing_are_left_out():
-    packed = windows([Document("b", "a" * 40)], length=4)
+    with pytest.warns(CheckpointWarning, match="longer than a window"):
+        packed = windows([Document("b", "a" * 40)], length=4)
     assert (packed.labels[:, 1:] != -100).any(1).all()
     assert packed.learnt == 2
 

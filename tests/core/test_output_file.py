@@ -1,4 +1,7 @@
-"""A file is compared with what the disk gives back: its pages are dropped between being written and being read."""
+"""A file is compared with what the disk gives back: its pages are dropped between being written and being read.
+
+Large runs of bytes go past the page cache where they can; where they cannot, the same bytes go through it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 from failing_disks import WatchedFileSystem
 
 from gptj.errors import WriteError
-from gptj.reading.buffers import PAGE_BYTES, ReusedBuffer
+from gptj.reading.buffers import PAGE_BYTES, ReusedBuffer, page_aligned
 from gptj.writing.file_system import FileSystem
 from gptj.writing.output_directory import OutputDirectory
 
@@ -116,6 +119,93 @@ def test_short_transfers_are_continued(tmp_path: Path) -> None:
             return super().read_into(descriptor, buffer[:1100])
 
     assert write(tmp_path / "x", Short()) == MEANT
+
+
+PAGES = 5
+
+
+@pytest.fixture
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptj.writing.output_file.DIRECT_BYTES", 2 * PAGE_BYTES)
+
+
+class _Direct(WatchedFileSystem):
+    """Notes each write and its bytes; a direct one is the kernel's own only in `WatchedFileSystem`'s fashion."""
+
+    def __init__(self, error: OSError | None = None, *, most: int = 2**40) -> None:
+        super().__init__()
+        self.error, self.most = error, most
+        self.writes: list[tuple[str, int]] = []
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        self.writes.append(("write", len(data)))
+        return FileSystem.write(self, descriptor, data)
+
+    def write_direct(self, descriptor: int, data: memoryview) -> int:
+        self.writes.append(("write_direct", len(data)))
+        if self.error:
+            raise self.error
+        return FileSystem.write(self, descriptor, data[: self.most])  # the folder may be in memory
+
+
+def write_pages(target: Path, fs: FileSystem, *, header: int = PAGE_BYTES) -> bool:
+    """A header, then pages and a bit. Returns whether what was read back, and what stands there, is that."""
+    data = page_aligned(PAGES * PAGE_BYTES + 100)
+    data[:] = np.random.default_rng(0).integers(0, 256, data.size)
+    with OutputDirectory(target, fs=fs) as output:
+        file = output.create("weights")
+        file.write(bytes(header))
+        file.write(data.data)
+        [whole] = file.read_back([10**6], hashlib.sha256)
+        output.commit()
+    expected = bytes(header) + data.tobytes()
+    return whole == hashlib.sha256(expected).hexdigest() and (target / "weights").read_bytes() == expected
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_whole_pages_go_past_the_cache_and_the_rest_through_it(tmp_path: Path) -> None:
+    fs = _Direct()
+    assert write_pages(tmp_path / "x", fs)
+    assert fs.writes == [("write", PAGE_BYTES), ("write_direct", PAGES * PAGE_BYTES), ("write", 100)]
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_what_does_not_lie_at_a_page_goes_through_the_cache(tmp_path: Path) -> None:
+    fs = _Direct()
+    assert write_pages(tmp_path / "x", fs, header=64)
+    assert {name for name, _ in fs.writes} == {"write"}
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_a_direct_write_that_ends_inside_a_page_is_continued(tmp_path: Path) -> None:
+    fs = _Direct(most=PAGE_BYTES + 700)
+    assert write_pages(tmp_path / "x", fs)
+    assert fs.writes[-1] == ("write", (PAGES - 1) * PAGE_BYTES - 600)
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_a_file_system_that_refuses_direct_writes_gets_the_same_bytes(tmp_path: Path) -> None:
+    fs = _Direct(OSError(errno.EINVAL, "not here"))
+    assert write_pages(tmp_path / "x", fs)
+    assert fs.writes[1:] == [("write_direct", PAGES * PAGE_BYTES), ("write", PAGES * PAGE_BYTES + 100)]
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_a_full_disk_refuses_a_direct_write_by_name_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"weights.*Free some space"):
+        write_pages(tmp_path / "x", _Direct(OSError(errno.ENOSPC, "No space left on device")))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_the_file_system_of_this_machine_takes_them_or_the_page_cache_does(tmp_path: Path) -> None:
+    assert write_pages(tmp_path / "x", FileSystem())
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_a_system_without_direct_writes_has_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.O_DIRECT", raising=False)
+    assert write_pages(tmp_path / "x", FileSystem())
 
 
 def test_a_room_gives_each_array_the_same_pages_and_grows() -> None:

@@ -741,3 +741,30 @@ def test_a_folder_that_searches_is_served_without_its_search():
     with pytest.warns(CheckpointWarning, match="greedy or sampled"):
         assert servable(GenerationConfig(num_beams=4)).strategy == "greedy"
     assert servable(GenerationConfig(num_return_sequences=1)).strategy == "greedy"
+
+
+def test_the_prompt_of_the_next_text_is_read_before_there_is_a_row_for_it():
+    """While all rows are taken one prompt is read ahead, and no second; its text has the row of whoever ends first."""
+    model = ToyModel(n_positions=512, slow_s=0.002)
+    endless = {"max_tokens": 450, "temperature": 0, "logit_bias": {"289": -100}}
+    with Served(model, most_rows=2) as served:
+        prompts = ["Once", "Twice", "Thrice", "Four times"]
+        alone = [served.tokens(prompt=prompt, **{**endless, "max_tokens": 20}) for prompt in prompts]
+        with served.streamed(prompt="One", **endless) as one, served.streamed(prompt="Two", **endless) as two:
+            next(one), next(two)
+            found: dict[int, Any] = {}
+
+            def ask(n: int) -> None:
+                found[n] = served.tokens(prompt=prompts[n], **{**endless, "max_tokens": 20})
+
+            threads = [threading.Thread(target=ask, args=(n,)) for n in range(len(prompts))]
+            for thread in threads:
+                thread.start()
+            (batch,) = served.engine._batches.values()
+            while not batch.aside or served.engine.waiting < len(prompts) - 1:
+                next(one)
+            assert served.engine.running == 3 and len(batch) == 2
+        for thread in threads:
+            thread.join(20)
+        assert [found[n] for n in range(len(prompts))] == alone
+        assert served.is_empty()

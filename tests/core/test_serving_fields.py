@@ -96,7 +96,7 @@ def draws(value: Any) -> bool:
 
 
 RULES: dict[str, Callable[[Any], bool]] = {
-    "temperature": draws, "top_p": number(0, 1), "top_k": whole(0, 2**31), "min_p": number(0, 1),
+    "temperature": draws, "top_p": number(0, 1), "top_k": whole(0, 2**31 - 1), "min_p": number(0, 1),
     "repetition_penalty": number(0.01, 100), "presence_penalty": number(-2, 2), "frequency_penalty": number(-2, 2),
     "logit_bias": is_bias, "seed": whole(-(2**63), 2**64 - 1), "n": whole(1, 128),
     "stop": lambda v: says(v) or (isinstance(v, list) and len(v) <= 4 and all(map(says, v))), "stream": is_bool,
@@ -298,11 +298,19 @@ def test_what_is_too_long_is_named_by_the_field_that_it_came_in(served):
         (False, {"prompt": "fox " * 300}, "prompt"),
         (False, {"prompt": ["a"] * 501}, "prompt"),
         (False, {"prompt": ["a"] * 251, "n": 2}, "n"),
+        (False, {"prompt": [1] * 128}, "prompt"),
+        (False, {"prompt": [1] * 128, "max_tokens": 1}, "max_tokens"),
         (True, {"max_tokens": 128}, "max_tokens"),
         (True, {"max_completion_tokens": 128}, "max_completion_tokens"),
     ):
         found = refused(served, chat, {**base_of(chat), **members})
         assert found is not None and (found.status, found.param) == (400, param) and param in found.message
+
+
+def test_the_largest_top_k_is_the_one_that_is_named(served):
+    assert refused(served, False, {**base_of(False), "top_k": 2**31 - 1}) is None
+    found = refused(served, False, {**base_of(False), "top_k": 2**31})
+    assert found is not None and "0 to 2147483647, found 2147483648" in found.message
 
 
 def test_lawful_floats_are_finite_in_every_answer(served):

@@ -126,6 +126,11 @@ class AdapterConfig:
         pattern = self.layers_pattern
         known = pattern in (None, "", "h") or (isinstance(pattern, list | tuple) and [*pattern] in ([], ["h"]))
         _require("layers_pattern", pattern, known, '"h", the blocks of a GPT-J, or nothing')
+        if pattern and self.layers_to_transform in (None, ()):
+            raise ConfigError("says which blocks without layers_to_transform", where="layers_pattern")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            hint = "Name the blocks in the regular expression, or the matrices in a list"
+            raise ConfigError("not beside target_modules of text, as in PEFT", where="layers_to_transform", hint=hint)
         for field in ("task_type", "base_model_name_or_path", "revision"):
             value = getattr(self, field)
             _require(field, value, value is None or isinstance(value, str), "text or null")
@@ -147,6 +152,8 @@ class AdapterConfig:
                 hint = did_you_mean(name, own) or f"The fields are {', '.join(sorted(own))}"
                 raise ConfigError("no such field", where=shown(name), hint=hint)
             _refuse_unsupported(name, value)
+        require_new(fields)
+        _warn_of_fan_in(fields)
         return cls(**{name: value for name, value in fields.items() if name in own})
 
     @classmethod
@@ -176,14 +183,7 @@ class AdapterConfig:
                         hint = "It may change what the adapter computes: if it does not, take it out"
                         raise ConfigError("no such field here", where=shown(name), found=shown(value), hint=hint)
                     warn_of("no such field here; it says nothing", file=file, where=shown(name), found=shown(value))
-            if members.get("fan_in_fan_out"):
-                warn_of(
-                    "GPT-J's matrices are stored output axis first, and read so, as PEFT does",
-                    file=file,
-                    where="fan_in_fan_out",
-                    expected=False,
-                    found=True,
-                )
+            _warn_of_fan_in(members, file)
             given = {name: value for name, value in members.items() if name in own}
             empty = {field.name: field.default_factory for field in dataclasses.fields(cls)}
             for name in ("rank_pattern", "alpha_pattern"):
@@ -251,12 +251,22 @@ class AdapterConfig:
         alpha, r = _of_pattern(self.alpha_pattern, block, target, self.lora_alpha), self.rank(block, target)
         return float(alpha / math.sqrt(r) if self.use_rslora else alpha / r)
 
-    def strangers(self, blocks: int) -> list[str]:
-        """Those of `target_modules`, where they are names, that mean no matrix of a model with so many blocks."""
-        if isinstance(self.target_modules, str):
-            return []
-        every = [name for n in range(blocks) for target in TARGETS for name in _spellings(n, target)]
-        return [name for name in self.target_modules or () if not any(_is_meant((name,), one) for one in every)]
+    def strangers(self, blocks: int) -> list[tuple[str, str]]:
+        """Fields, and names in them, that mean no matrix of so many blocks; of a pattern, none that is adapted."""
+        places = [(n, target) for n in range(blocks) for target in TARGETS]
+        every = [name for place in places for name in _spellings(*place)]
+        found = []
+        for field in ("target_modules", "exclude_modules"):
+            names = getattr(self, field)
+            others = () if field == "target_modules" else OTHER_MODULES  # a habit beside "all-linear"
+            for name in () if names is None or isinstance(names, str) else names:
+                if name.split(".")[-1] not in others and not any(_is_meant((name,), one) for one in every):
+                    found.append((field, name))
+        adapted = [_spellings(*place)[0] for place in places if self.means(*place)]
+        for field in ("rank_pattern", "alpha_pattern"):
+            keys = getattr(self, field)
+            found += [(field, key) for key in keys if not any(_is_of(key, name) for name in adapted)]
+        return found
 
 
 def stranger_hint(name: str) -> str:
@@ -271,7 +281,7 @@ def nothing_hint(adapter: AdapterConfig, blocks: int) -> str:
     modules = adapter.target_modules
     if isinstance(modules, str) and any(_is_meant((modules,), f".{target}") for target in TARGETS):
         return f"Text is a regular expression of whole names: say [{shown(modules)}]"
-    if strangers := adapter.strangers(blocks):
+    if strangers := [name for field, name in adapter.strangers(blocks) if field == "target_modules"]:
         return stranger_hint(strangers[0])
     leaving = [name for name in ("exclude_modules", "layers_to_transform") if getattr(adapter, name) not in (None, ())]
     return f"{leaving[0]} leaves none of them" if leaving else stranger_hint("")
@@ -289,7 +299,11 @@ def _is_meant(modules: str | Sequence[str], name: str) -> bool:
 
 def _of_pattern(pattern: Mapping[str, Any], block: int, target: str, default: Any) -> Any:
     name = _spellings(block, target)[0]
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    return next((value for key, value in pattern.items() if _is_of(key, name)), default)
+
+
+def _is_of(key: str, name: str) -> bool:
+    return re.match(rf"(.*\.)?({key})$", name) is not None
 
 
 # ---- the rules of fields
@@ -353,6 +367,28 @@ def _require_lora(members: Mapping[str, Any]) -> None:
     if not isinstance(kind, str) or kind.upper() != "LORA":
         hint = "Merge it with PEFT where PEFT can: merge_and_unload(), then save_pretrained"
         raise ConfigError("no LoRA adapter", where="peft_type", expected="LORA", found=shown(kind), hint=hint)
+
+
+def require_new(members: Mapping[str, Any]) -> None:
+    """Refuse fields of PEFT's that would make a new adapter start, or train, in another way than one does here.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    for name, fits, value, way in (
+        ("init_lora_weights", members.get("init_lora_weights") in (True, None), True, "A is even, B zero"),
+        ("inference_mode", not members.get("inference_mode"), False, "what is not trained is opened by load_adapter"),
+        ("peft_type", str(members.get("peft_type", "LORA")).upper() == "LORA", "LORA", "an adapter is a LoRA here"),
+    ):
+        if not fits:
+            found = shown(members[name])
+            raise ConfigError(f"not how a new adapter begins here: {way}", where=name, expected=value, found=found)
+
+
+def _warn_of_fan_in(members: Mapping[str, Any], file: str | os.PathLike[str] | None = None) -> None:
+    if members.get("fan_in_fan_out"):
+        problem = "GPT-J's matrices are stored output axis first, and read so, as PEFT does"
+        warn_of(problem, file=file, where="fan_in_fan_out", expected=False, found=True)
 
 
 def _refuse_unsupported(name: str, value: Any) -> None:

@@ -67,15 +67,10 @@ class Adapter:
         """
         with naming_file(self.directory / ADAPTER_CONFIG_FILE):
             rows = adapter_rows(self.config, config)
-        for name in self.config.strangers(config.n_layer):
-            hint = stranger_hint(name)
-            where = ADAPTER_CONFIG_FILE
-            warn_of(
-                "means no matrix of a GPT-J",
-                file=self.directory / where,
-                where=f"target_modules: {shown(name)}",
-                hint=hint,
-            )
+        for field, name in self.config.strangers(config.n_layer):
+            path = self.directory / ADAPTER_CONFIG_FILE
+            where = f"{field}: {shown(name)}"
+            warn_of("means no matrix that is adapted", file=path, where=where, hint=stranger_hint(name))
         expected = {spec.name: spec for row in rows for spec in (row.a, row.b)}
         kinds = {
             "missing": [name for name in expected if name not in self.stored],
@@ -151,6 +146,8 @@ def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
     path = folder / ADAPTER_CONFIG_FILE
     if not os.path.lexists(path):
         hint = f"{folder} is a model's folder: the adapter's is another" if (folder / CONFIG_FILE).exists() else None
+        if named := sorted(found.parent.name for found in folder.glob(f"*/{ADAPTER_CONFIG_FILE}")):
+            hint = f"PEFT writes named adapters to folders of their own: here {', '.join(map(shown, named[:10]))}"
         raise MissingFileError("no such file", file=path, expected="an adapter's config, as PEFT writes it", hint=hint)
     config = AdapterConfig.from_dict(read_json_object(safe_path(folder, ADAPTER_CONFIG_FILE)), file=path)
     file = read_safetensors(_weights_file(folder))
@@ -230,7 +227,8 @@ def write_adapter(
         for entry, (spec, values) in zip(entries, arrays, strict=True):
             written.add(entry, [_bytes_of(spec, values)])
         written.finish()
-        text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+        # Patterns keep their order, since the first that fits counts.
+        text = json.dumps(dict(sorted(config.to_dict().items())), indent=2) + "\n"
         output.write_file(ADAPTER_CONFIG_FILE, text.encode())
         output.commit()
     return Path(directory)

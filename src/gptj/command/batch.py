@@ -63,6 +63,8 @@ def batch(directory: Path, output: Path, files: Sequence[Path], shard: tuple[int
     another --shard. Each FILE draws with the seed, the seed + 1, and so on.
     """
     said = GenerateOptions.of({**options, **_NOT_GIVEN})
+    if os.path.lexists(output) and not output.is_dir():
+        raise InputError("not a folder", file=output, hint="The order is DIR OUT FILE...")
     tasks = list_tasks(files, output, *shard)
     waiting = [task for task in tasks if not os.path.lexists(task.target)]
     click.echo(f"{len(tasks)} files, {len(tasks) - len(waiting)} of them done before", err=True)

@@ -120,6 +120,9 @@ def read_members(
                     f"contradicts its alias {alias}", where=field, expected=spelt(value), found=spelt(rest[field])
                 )
     known = {key: rest.pop(key) for key in list(rest) if key in fields}
+    if rest and not known and not {"model_type", "architectures"} & members.keys():
+        found = ", ".join(shown(key, longest=30) for key in [*rest][:3])
+        raise ConfigError("no config of a model: no field of a GPT-J is in it", found=found)
     for key in rest:
         _judge_unknown(key, known, fields, say)
     for key in rest:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 from gptj.config.dtypes import dtype_name
 from gptj.config.file import ALIASES
 from gptj.errors import ConfigError, WriteError, did_you_mean, shown
-from gptj.paths import find_beside, is_folder, missing_folder, path_called, require_path
+from gptj.paths import WEIGHTS_SUFFIXES, find_beside, is_folder, missing_folder, path_called, require_path
 from gptj.paths.hub import split_hub_arguments
 from gptj.paths.json_file import read_json_object
 
@@ -86,9 +86,12 @@ class Settings:
         """The file that is meant by `path`, itself or the folder that holds it, and the members of its JSON object.
 
         Raises:
-            ConfigError: not JSON, or no object.
+            ConfigError: not JSON, or no object, or a weights file.
         """
         path = cls._file_in(path)
+        if path.suffix in WEIGHTS_SUFFIXES and path.is_file():
+            hint = "Give the folder it lies in"
+            raise ConfigError(f"a weights file, not a {cls.FILE}", file=path, hint=hint)
         return path, read_json_object(path, error=ConfigError)
 
     def opened_from(self, name: str | os.PathLike[str]) -> Self:

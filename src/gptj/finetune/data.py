@@ -185,21 +185,23 @@ def make_windows(
         tokenizer: its end-of-text token, where it has one, ends each.
         length: tokens of a window at most.
         pack: one after the other and cut anywhere; else each begins a window of its own. A text that is longer goes
-            on in further windows; a prompt and completion that are longer are refused.
+            on in further windows; a prompt and completion that are longer are refused. Packed, the first is said.
 
     Raises:
         InputError: there is nothing to predict, or a prompt and completion are too long.
     """
-    pieces = []
+    pieces, said = [], False
     for document in documents:
         piece = _encode(document, tokenizer)
-        if not pack and document.prompt and len(piece[0]) > length:
-            hint = "Shorten it, give a larger --length, or --pack, which cuts it"
-            expected, found = f"at most {length} tokens", f"{len(piece[0])}"
-            raise InputError(
-                "longer than a window", file=path, where=f"line {document.line}", expected=expected, found=found,
-                hint=hint,
-            )  # fmt: skip
+        if document.prompt and len(piece[0]) > length and not said:
+            facts = {"file": path, "where": f"line {document.line}", "found": f"{len(piece[0])}"}
+            facts |= {"expected": f"at most {length} tokens"}
+            if not pack:
+                hint = "Shorten it, give a larger --length, or --pack, which cuts it"
+                raise InputError("longer than a window", **facts, hint=hint)
+            said = True
+            problem = "longer than a window: it is cut, and what is learnt does not see all of its prompt"
+            warn_of(problem, **facts, hint="Shorten it, or give a larger --length; more such lines are not said")
         pieces.append(piece)
     if pack:
         ids, labels = (np.concatenate(parts) for parts in zip(*pieces, strict=True))

@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 from gptj.errors import FormatError, InputError, MissingFileError, UnsafeFileError, shown, warn_of
 
 __all__ = [
+    "WEIGHTS_SUFFIXES",
     "find_beside",
     "is_folder",
     "kind_of_path",
@@ -30,6 +31,8 @@ __all__ = [
     "require_path",
     "safe_path",
 ]
+
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".h5", ".msgpack", ".pt", ".pth", ".ckpt")
 
 _MOST_NAMES = 10_000
 """Names beside a missing folder that are looked through for the one that is meant."""

@@ -26,7 +26,7 @@ from gptj.adapters import (
     read_adapter,
     write_adapter,
 )
-from gptj.adapters.config import stranger_hint
+from gptj.adapters.config import require_new, stranger_hint
 from gptj.config.dtypes import dtype_name
 from gptj.config.schema import BASE_PREFIX, TensorSpec, schema
 from gptj.errors import ConfigError, InputError, did_you_mean, shown, warn_of
@@ -165,8 +165,8 @@ class Adapted:
         settled = self._new_name(_one_name(adapter_name, name))
         config = _convert_config(adapter_config, fields)
         if odd := config.strangers(model.config.n_layer):
-            problem = "means no matrix of this model"
-            raise ConfigError(problem, where=f"target_modules: {shown(odd[0])}", hint=stranger_hint(odd[0]))
+            (field, module), problem = odd[0], "means no matrix of this model that is adapted"
+            raise ConfigError(problem, where=f"{field}: {shown(module)}", hint=stranger_hint(module))
         rows = adapter_rows(config, model.config)
         self._take(settled, config, ((row, *initial_arrays(row, seed)) for row in rows), trains=True)
 
@@ -401,7 +401,10 @@ def _convert_config(config: Any, fields: Mapping[str, Any]) -> AdapterConfig:
     if not members:
         expected = "an AdapterConfig, or PEFT's LoraConfig"
         raise InputError("no adapter's config", where="adapter_config", expected=expected, found=type(config).__name__)
-    return AdapterConfig.from_dict({name: _plain(value) for name, value in members.items()})
+    plain = {name: _plain(value) for name, value in members.items()}
+    converted = AdapterConfig.from_dict(plain)
+    require_new(plain)
+    return converted
 
 
 def _plain(value: Any) -> Any:

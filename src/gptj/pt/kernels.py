@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,21 @@ def onednn_has(device: torch.device, dtype: torch.dtype) -> bool:
 @functools.cache
 def mkl_is_slow() -> bool:
     """Whether the processor is AMD's with AVX-512, which MKL leaves unused: at half of oneDNN's pace (measured)."""
-    if not torch.cpu._is_avx512_supported():
-        return False
+    return torch.cpu._is_avx512_supported() and amd_family() is not None
+
+
+@functools.cache
+def waits_for_sums() -> bool:
+    """Whether the processor is a Zen 4, whose sums of one row or two come later than the weights do (measured)."""
+    return torch.cpu._is_avx512_supported() and amd_family() == 25
+
+
+def amd_family() -> int | None:
+    """The family of an AMD processor, by which its generations are told apart; None for another maker's."""
     linux = Path("/proc/cpuinfo")
-    return "AuthenticAMD" in (linux.read_text() if linux.exists() else platform.processor())
+    told = linux.read_text() if linux.exists() else platform.processor()
+    family = re.search(r"family\s*:?\s*(\d+)", told, re.IGNORECASE)
+    return int(family[1]) if family and "AuthenticAMD" in told else None
 
 
 @functools.cache
@@ -237,13 +249,12 @@ class PlainLinear(nn.Module):
 class PackedLinear(nn.Module):
     """A linear layer over weights in oneDNN's layout.
 
-    The layout for 8 rows is the best, or as good as any, for 1, 8 and 512 (measured in float32 and bfloat16). Fewer
-    than 4 rows are multiplied as 4: each weight then meets enough sums to hide the wait for the next (Zen 4, shape M:
-    a step of one row in float32 takes 0.80 of the time, of two 0.67; in bfloat16 0.90 and 0.87).
+    The layout for 8 rows is the best, or as good as any, for 1, 8 and 512 (measured in float32 and bfloat16). Three
+    rows are multiplied as 4, which takes 0.91 of the time on Zen 5, and so are one and two on Zen 4: each weight then
+    meets enough sums to hide the wait for the next (shape M: a step of one row in float32 takes 0.80 of the time, of
+    two 0.67; in bfloat16 0.90 and 0.87). On Zen 5 the same costs one row nothing where memory is slow, and up to 0.18
+    where it is fast.
     """
-
-    fewest = 4
-    """Rows of a product."""
 
     gelu: str | None = None
     """`F.gelu`'s `approximate=` of the activation that follows, None for no activation."""
@@ -251,13 +262,14 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, 8), bias
+        self.filled = (1, 2, 3) if waits_for_sums() else (3,)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) to (..., n)."""
         count = x.shape[:-1].numel()
-        if count >= self.fewest:
+        if count not in self.filled:
             return onednn_linear(x, self.weight, self.bias, self.gelu)
-        rows = fill_rows(x.reshape(count, x.shape[-1]), self.fewest)
+        rows = fill_rows(x.reshape(count, x.shape[-1]), 4)
         product = onednn_linear(rows, self.weight, self.bias, self.gelu)[:count]
         return product.view(*x.shape[:-1], product.shape[-1])
 

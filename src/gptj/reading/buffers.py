@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PAGE_BYTES", "ReusedBuffer", "page_aligned"]
+__all__ = ["PAGE_BYTES", "ReusedBuffer", "begins_a_page", "page_aligned"]
 
 PAGE_BYTES = 4096
 """A page of memory, and at least a block of any disk."""
@@ -42,3 +42,8 @@ def page_aligned(nbytes: int) -> NDArray[np.uint8]:
     space = np.empty(nbytes + PAGE_BYTES, np.uint8)
     start = -space.ctypes.data % PAGE_BYTES
     return space[start : start + nbytes]
+
+
+def begins_a_page(view: memoryview) -> bool:
+    """Whether the memory begins at a page; its elements lie one after the other."""
+    return np.frombuffer(view, np.uint8).ctypes.data % PAGE_BYTES == 0

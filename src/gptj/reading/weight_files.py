@@ -27,7 +27,7 @@ from gptj.errors import (
     warn_again,
     warn_of,
 )
-from gptj.paths import safe_path
+from gptj.paths import WEIGHTS_SUFFIXES, safe_path
 from gptj.paths.json_file import read_json_object
 from gptj.reading.kinds import describe_folder
 from gptj.reading.safetensors_file import SafetensorsFile, read_safetensors
@@ -61,7 +61,6 @@ FOREIGN_WEIGHTS = (("pytorch_model", ".bin"), ("tf_model", ".h5"), ("model.weigh
 LARGEST_INDEX_BYTES = 16 * 2**20
 MOST_ENTRIES = 100_000
 
-_WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".h5", ".msgpack", ".pt", ".pth", ".ckpt")
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<variant>\.[\w-]+)?\.(?P<suffix>safetensors|bin|h5|msgpack)")
 _INDEX = re.compile(r"(?P<file>.+)\.index(\.(?P<variant>[\w-]+))?\.json")
 _VARIANT = re.compile(r".+\.[\w-]+\.(safetensors|bin|h5|msgpack)(\.index\.json)?|.+\.index\.[\w-]+\.json")
@@ -86,7 +85,7 @@ def weights_suffix(name: str) -> str:
     """
     index = _INDEX.fullmatch(name)
     suffix = Path(index["file"] if index else name).suffix
-    return suffix if suffix in _WEIGHTS_SUFFIXES else ""
+    return suffix if suffix in WEIGHTS_SUFFIXES else ""
 
 
 def is_index_name(name: str) -> bool:

@@ -4,7 +4,8 @@ A decoder writes the same slot in every row. So a row that joins is put into the
 in the slot before the next one, as left padding would put it, and what lies before its first token is masked. When
 the slots are used up, or most of them belong to nobody any more, the rows are put together anew at the beginning of
 another cache. Sizes are few, since XLA compiles for each: powers of two, and what is asked for at most. A row that has
-outgrown the compiled ones is put aside with its columns, so that the others need not wait for a compiler.
+outgrown the compiled ones is put aside with its columns, so that the others need not wait for a compiler; so is a text
+whose prompt was read before there was a row for it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class RunningBatch:
         limit: gives the slots of the largest cache that may be made now; None for any.
 
     Attributes:
-        aside: continuations that wait for a larger cache, with their columns.
+        aside: continuations that wait for a larger cache or for a row, with their columns.
     """
 
     def __init__(
@@ -102,12 +103,14 @@ class RunningBatch:
         self._rows, self._decoder, self.aside = [], None, []
         return were
 
-    def take_ready(self) -> list[tuple[Continuation, Columns]]:
-        """Those aside that a cache may be made for now, which are to join again."""
-        limit, there = self._limit(), self.aside
-        is_ready = [limit is None or slots_of(self._config, columns.count) <= limit for _, columns in there]
-        self.aside = [pair for pair, ready in zip(there, is_ready, strict=True) if not ready]
-        return [pair for pair, ready in zip(there, is_ready, strict=True) if ready]
+    def take_ready(self, free: int) -> list[tuple[Continuation, Columns]]:
+        """Those aside that a cache may be made for now, `free` at most, which are to join."""
+        limit, ready, left = self._limit(), [], []
+        for pair in self.aside:
+            fits = limit is None or slots_of(self._config, pair[1].count) <= limit
+            (ready if fits and len(ready) < free else left).append(pair)
+        self.aside = left
+        return ready
 
     def extension(self) -> Extension | None:
         """One more token of each, for the model to read; None where all rows were put aside."""

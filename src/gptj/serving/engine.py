@@ -1,7 +1,8 @@
 """One thread that owns the model: it reads prompts, steps the running rows, and tells who listens.
 
 Between two steps everything may change: a row that ended is free at once, so is that of a client who left, and who
-waits takes it. A turn makes one step of all running rows, and reads some of one waiting prompt beside it.
+waits takes it. A turn makes one step of all running rows, and reads some of one waiting prompt beside it: where all rows
+are taken that of the text that is next to have one, so that no row stands idle while it is read.
 """
 
 from __future__ import annotations
@@ -195,6 +196,11 @@ class Engine:
         rows = sum(len(batch) + len(batch.aside) for batch in list(self._batches.values()))
         return rows + sum(prefill.rows for prefill in list(self._prefills))
 
+    @property
+    def _free(self) -> int:
+        """The rows that no text has."""
+        return self.most_rows - sum(map(len, self._batches.values()))
+
     # ---- the engine's thread
 
     def _work(self) -> None:
@@ -247,9 +253,9 @@ class Engine:
         self.metrics.add("gptj_cancelled_total", len(left))
 
     def _take_back(self) -> None:
-        """Go on with texts that waited for a larger cache."""
+        """Go on with texts that waited for a larger cache or a row."""
         for batch in self._batches.values():
-            if ready := batch.take_ready():
+            if ready := batch.take_ready(self._free):
                 self._join(batch, ready)
 
     def _join(self, batch: RunningBatch, newcomers: list[tuple[Continuation, Columns]]) -> None:
@@ -267,13 +273,18 @@ class Engine:
         return met if any(one.cached < met for one in rows) else None
 
     def _admit(self) -> None:
-        """Begin to read the prompts that there are rows for."""
-        while (free := self.most_rows - self.running) > 0 and (first := self._next()) is not None:
-            prompts = self._gather(first, free)
+        """Begin to read the prompts that there are rows for, or that of the first to have the next row."""
+        while (room := self._room()) > 0 and (first := self._next()) is not None:
+            prompts = self._gather(first, room)
             try:
                 self._prefills.append(Prefill(self._decoder_of(prompts[0].adapter), self.model_config, prompts))
             except Exception as error:
                 self._fail((one for prompt in prompts for one in prompt.continuations), error)
+
+    def _room(self) -> int:
+        """The texts whose prompts may be read now: those that there are rows for, and one where all are taken."""
+        room = self.most_rows - self.running
+        return 1 if not room and not self._free else room
 
     def _next(self) -> Continuation | None:
         """The first that waits and whose size is compiled already, so that nobody waits for a compiler."""
@@ -416,13 +427,15 @@ class Engine:
                 if not one.ended:
                     newcomers.append((one, columns))
         if newcomers:
+            free = self._free
             batch = self._batches.get(prefill.adapter)
             if batch is None:
                 make = self._decoder_of(prefill.adapter)
                 batch = self._batches[prefill.adapter] = RunningBatch(
                     make, self.model_config, self.most_rows, self._limit
                 )
-            self._join(batch, newcomers)
+            batch.aside += newcomers[free:]
+            self._join(batch, newcomers[:free])
 
     def _choose(self, one: Continuation, step: Any) -> None:
         try:

@@ -17,7 +17,7 @@ _HELP = {
     "gptj_step_seconds": "Seconds of a step of all running rows.",
     "gptj_first_token_seconds": "Seconds from a request to its first token.",
     "gptj_request_seconds": "Seconds of a request for a completion.",
-    "gptj_rows_running": "Continuations that have a row.",
+    "gptj_rows_running": "Continuations that have a row, or whose prompt is read, be it ahead of one.",
     "gptj_rows_most": "Rows at most.",
     "gptj_waiting": "Continuations that wait for a row.",
 }

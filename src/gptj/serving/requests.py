@@ -283,7 +283,7 @@ def _read_common(fields: _Fields, **own: Any) -> CompletionRequest:
     sampling = Sampling(
         temperature=fields.number("temperature", 0, 100),
         top_p=fields.number("top_p", 0, 1),
-        top_k=fields.whole("top_k", 0, 2**31),
+        top_k=fields.whole("top_k", 0, 2**31 - 1),
         min_p=fields.number("min_p", 0, 1),
         repetition_penalty=fields.number("repetition_penalty", 0.01, 100),
         presence_penalty=fields.number("presence_penalty", -2, 2, 0.0),

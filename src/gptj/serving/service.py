@@ -222,15 +222,17 @@ class Service:
         if longest and len(text) // longest > self.model_config.n_positions:
             self._refuse_length(field, f"{len(text)} characters")
 
-    def _refuse_length(self, field: str, found: str) -> None:
-        message = f"{field}: expected at most {self.model_config.n_positions} tokens, found {found}"
+    def _refuse_length(self, field: str, found: str, room: int = 0) -> None:
+        message = f"{field}: expected at most {self.model_config.n_positions - room} tokens, found {found}"
         raise Refusal(400, message, param=field, code="context_length_exceeded")
 
     def _config(self, request: CompletionRequest, prompt_tokens: int) -> GenerationConfig:
         """The settings of a continuation, checked for a prompt of so many tokens."""
         room = self.model_config.n_positions - prompt_tokens
         if request.max_tokens is None:
-            new = max(room if request.is_chat else min(DEFAULT_TOKENS, room), 1)
+            if room < 1:
+                self._refuse_length(request.text_field, f"{prompt_tokens} tokens", room=1)
+            new = room if request.is_chat else min(DEFAULT_TOKENS, room)
         else:
             new = max(request.max_tokens, 1)
         if new > room and request.max_tokens != 0:

@@ -37,6 +37,22 @@ class FileSystem:
         """How many bytes of `data` were written."""
         return os.write(descriptor, data)
 
+    def write_direct(self, descriptor: int, data: memoryview) -> int:
+        """How many bytes of `data`, pages to be put at a page of the file, were written past the page cache.
+
+        EINVAL where the system or the file system has no such way.
+        """
+        if not hasattr(os, "O_DIRECT"):
+            raise OSError(errno.EINVAL, "no O_DIRECT here")
+        import fcntl  # where O_DIRECT is, this is
+
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
+        try:
+            return os.write(descriptor, data)
+        finally:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+
     def seek(self, descriptor: int, offset: int) -> None:
         """Continue at `offset`."""
         os.lseek(descriptor, offset, os.SEEK_SET)
