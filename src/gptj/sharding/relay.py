@@ -59,7 +59,7 @@ class Relay:
             answering.join()
 
     def _answer(self, service: socket.socket, client: socket.socket, left: threading.Event) -> None:
-        """What the service says, until it ends."""
+        """Pass on the service's bytes, until it ends."""
         with contextlib.suppress(OSError):  # the client is gone
             for data in _received(service):
                 client.sendall(data)
@@ -70,7 +70,7 @@ class Relay:
 
 
 def _received(source: socket.socket) -> Iterator[bytes]:
-    """What comes, until the other side ends, however it does."""
+    """Yield the bytes that come, until the other side ends, however it does."""
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             yield data
