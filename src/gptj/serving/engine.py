@@ -1,8 +1,8 @@
 """One thread that owns the model: it reads prompts, steps the running rows, and tells who listens.
 
 Between two steps everything may change: a row that ended is free at once, so is that of a client who left, and who
-waits takes it. A turn makes one step of all running rows, and reads some of one waiting prompt beside it: where all rows
-are taken that of the text that is next to have one, so that no row stands idle while it is read.
+waits takes it. A turn makes one step of all running rows, and reads some of one waiting prompt beside it: where all
+rows are taken that of the text that is next to have one, so that no row stands idle while it is read.
 """
 
 from __future__ import annotations
