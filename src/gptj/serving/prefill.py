@@ -29,8 +29,8 @@ FEWEST, MOST = 8, 512
 MOST_PROMPTS = 4
 """Prompts that are read together."""
 
-_MOST_DELAY = 1.0
-"""Steps' time by which a piece may delay the others' next token: half of two, since some take twice what was told."""
+_MOST_DELAY = 1.6
+"""Steps' time by which a piece may delay the others' next token: less than two, since some take longer than told."""
 
 _ENOUGH, _MEMORY, _PATIENCE = 3, 5, 256
 """Measurements by which a size is known, those that are kept, and pieces after which one that was too slow is tried."""
