@@ -194,7 +194,7 @@ def make_windows(
     for document in documents:
         piece = _encode(document, tokenizer)
         if document.prompt and len(piece[0]) > length and not said:
-            facts = {"file": path, "where": f"line {document.line}", "found": f"{len(piece[0])}"}
+            facts: Any = {"file": path, "where": f"line {document.line}", "found": f"{len(piece[0])}"}
             facts |= {"expected": f"at most {length} tokens"}
             if not pack:
                 hint = "Shorten it, give a larger --length, or --pack, which cuts it"

@@ -105,7 +105,9 @@ class RunningBatch:
 
     def take_ready(self, free: int) -> list[tuple[Continuation, Columns]]:
         """Those aside that a cache may be made for now, `free` at most, which are to join."""
-        limit, ready, left = self._limit(), [], []
+        limit = self._limit()
+        ready: list[tuple[Continuation, Columns]] = []
+        left: list[tuple[Continuation, Columns]] = []
         for pair in self.aside:
             fits = limit is None or slots_of(self._config, pair[1].count) <= limit
             (ready if fits and len(ready) < free else left).append(pair)
