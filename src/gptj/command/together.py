@@ -318,9 +318,9 @@ def fitting_mesh(strategy: Strategy, dp: int | None, tp: int | None, devices: in
     Raises:
         InputError: what is named makes no mesh of so many.
     """
-    named = (
-        None if dp is None and tp is None else Mesh(dp or devices // (tp or 1) or 1, tp or devices // (dp or 1) or 1)
-    )
+    named = None
+    if dp is not None or tp is not None:
+        named = Mesh(dp=dp or devices // (tp or 1) or 1, tp=tp or devices // (dp or 1) or 1)
     return choose_mesh(named, strategy, devices, processes=place.size)
 
 

@@ -26,7 +26,7 @@ from gptj.sharding import (
     ReadPart,
     Strategy,
     check_rows,
-    natural_mesh,
+    choose_mesh,
     partition_of,
 )
 
@@ -50,11 +50,7 @@ def choose_placement(mesh: Any, strategy: Strategy) -> Placement:
         raise InputError(
             "no mesh", where="mesh", expected="a gptj.sharding.Mesh or a jax Mesh", found=shown(type(mesh).__name__)
         )
-    sizes = natural_mesh(strategy, jax.device_count()) if mesh is None else mesh
-    if sizes.size > jax.device_count() or (jax.process_count() > 1 and sizes.size != jax.device_count()):
-        raise InputError(
-            "not as many as there are devices", where="mesh", expected=jax.device_count(), found=sizes.size
-        )
+    sizes = choose_mesh(mesh, strategy, jax.device_count(), processes=jax.process_count())
     return _placement_of(sizes, np.array(jax.devices()[: sizes.size]), strategy)
 
 
@@ -150,16 +146,11 @@ def copy_of(model: Any) -> tuple[int, int]:
     return (jax.process_index(), jax.process_count()) if alone else (0, 1)
 
 
-def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
+def mesh_of_copy(mesh: Mesh, strategy: Strategy) -> Any:
     """The mesh that the processes of one command open a model on: where it is copies, each has one on its own device.
 
     Differs: what is compiled over a mesh of several processes is one program, which all of them run together.
-
-    Raises:
-        InputError: there are not as many copies as processes.
     """
     if strategy != "dp" or jax.process_count() == 1:
         return mesh
-    if mesh is not None and mesh != Mesh(dp=jax.device_count()):
-        raise InputError("not as many as there are devices", where="--dp", expected=jax.device_count(), found=mesh.dp)
     return JaxMesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("dp", "tp"))

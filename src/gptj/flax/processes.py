@@ -69,7 +69,7 @@ def _relayed() -> Iterator[None]:
         if rank > 0 and port.isdecimal():
             _RELAYS.append(Relay(host.strip("[]"), int(port)))
             address = _RELAYS[-1].address
-        return real(address, rank, shutdown_timeout=_SHUTDOWN_S, **options)
+        return real(address, rank, shutdown_timeout=_SHUTDOWN_S, **options)  # jax tells the service alone
 
     _jax.get_distributed_runtime_client = make
     try:

@@ -43,7 +43,7 @@ from gptj.sharding import (
     MeshAxis,
     Placement,
     Strategy,
-    natural_mesh,
+    choose_mesh,
     partition_of,
 )
 
@@ -139,11 +139,7 @@ def choose_placement(mesh: Any, strategy: Strategy) -> Placement:
         raise InputError(
             "no mesh", where="mesh", expected="a gptj.sharding.Mesh or a DeviceMesh", found=shown(type(mesh).__name__)
         )
-    sizes = natural_mesh(strategy, dist.get_world_size()) if mesh is None else mesh
-    if sizes.size != dist.get_world_size():
-        raise InputError(
-            "not as many as there are processes", where="mesh", expected=dist.get_world_size(), found=sizes.size
-        )
+    sizes = choose_mesh(mesh, strategy, dist.get_world_size(), processes=dist.get_world_size())
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     return _placement_of(init_device_mesh(kind, (sizes.dp, sizes.tp), mesh_dim_names=("dp", "tp")), strategy)
 
@@ -340,7 +336,7 @@ def copy_of(model: Any) -> tuple[int, int]:
     return model.placement.coordinates["dp"], model.placement.mesh.dp
 
 
-def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
+def mesh_of_copy(mesh: Mesh, strategy: Strategy) -> Any:
     """The mesh that the processes of one command open a model on."""
     return mesh
 

@@ -196,11 +196,6 @@ class Engine:
         rows = sum(len(batch) + len(batch.aside) for batch in list(self._batches.values()))
         return rows + sum(prefill.rows for prefill in list(self._prefills))
 
-    @property
-    def _free(self) -> int:
-        """The rows that no text has."""
-        return self.most_rows - sum(map(len, self._batches.values()))
-
     # ---- the engine's thread
 
     def _work(self) -> None:
@@ -280,6 +275,11 @@ class Engine:
                 self._prefills.append(Prefill(self._decoder_of(prompts[0].adapter), self.model_config, prompts))
             except Exception as error:
                 self._fail((one for prompt in prompts for one in prompt.continuations), error)
+
+    @property
+    def _free(self) -> int:
+        """The rows that no text has."""
+        return self.most_rows - sum(map(len, self._batches.values()))
 
     def _room(self) -> int:
         """The texts whose prompts may be read now: those that there are rows for, and one where all are taken."""

@@ -32,7 +32,6 @@ from gptj.sharding.table import (
     check_strategy,
     choose_mesh,
     held_by_one,
-    natural_mesh,
     partition_of,
     slices,
 )
@@ -62,7 +61,6 @@ __all__ = [
     "interface_of",
     "join_seconds",
     "leave_in_order",
-    "natural_mesh",
     "own_address",
     "partition_of",
     "require_same",

@@ -42,7 +42,6 @@ __all__ = [
     "check_strategy",
     "choose_mesh",
     "held_by_one",
-    "natural_mesh",
     "partition_of",
     "slices",
 ]
@@ -271,7 +270,7 @@ def check_rows(rows: int, placement: Placement) -> None:
         )
 
 
-def natural_mesh(strategy: Strategy, devices: int) -> Mesh:
+def _natural_mesh(strategy: Strategy, devices: int) -> Mesh:
     """The mesh where none is named: all devices along the one axis that the strategy is about.
 
     Raises:
@@ -282,19 +281,27 @@ def natural_mesh(strategy: Strategy, devices: int) -> Mesh:
     return Mesh(tp=devices) if strategy == "tp" else Mesh(dp=devices)
 
 
-def choose_mesh(mesh: Mesh | None, strategy: Strategy, devices: int, *, processes: int) -> Mesh:
-    """The mesh that a command computes on: the one that is named, or the strategy's own.
+def choose_mesh(
+    mesh: Mesh | None,
+    strategy: Strategy,
+    devices: int,
+    *,
+    processes: int,
+    hint: str = "dp times tp is how many there must be",
+) -> Mesh:
+    """The mesh to compute on: the one that is named, or the strategy's own.
 
     Args:
         devices: how many there are, of all processes together; one process may leave some of its own unused.
+        hint: the way out, where there are not as many.
 
     Raises:
         InputError: it has another number of devices, or none is named and the strategy has no own.
     """
-    chosen = natural_mesh(strategy, devices) if mesh is None else mesh
+    chosen = _natural_mesh(strategy, devices) if mesh is None else mesh
     if chosen.size > devices or (processes > 1 and chosen.size != devices):
         raise InputError(
             f"not as many as there are devices (strategy {strategy}, dp={chosen.dp}, tp={chosen.tp})", where="mesh",
-            expected=devices, found=chosen.size, hint="dp times tp is how many there must be",
+            expected=devices, found=chosen.size, hint=hint,
         )  # fmt: skip
     return chosen

@@ -29,7 +29,7 @@ from gptj.sharding import (
     ReadPart,
     Strategy,
     check_rows,
-    natural_mesh,
+    choose_mesh,
     partition_of,
     slices,
 )
@@ -75,16 +75,8 @@ def choose_placement(mesh: Any, strategy: Strategy) -> Placement:
         raise InputError(
             "no mesh", where="mesh", expected="a gptj.sharding.Mesh or a DTensor mesh", found=shown(type(mesh).__name__)
         )
-    count = count_devices()
-    sizes = natural_mesh(strategy, count) if mesh is None else mesh
-    if sizes.size > count or (dtensor.num_clients() > 1 and sizes.size != count):
-        raise InputError(
-            "not as many as there are devices",
-            where="mesh",
-            expected=count,
-            found=sizes.size,
-            hint="tf.config.set_logical_device_configuration makes several of one; see docs/scale.md",
-        )
+    several = "tf.config.set_logical_device_configuration makes several of one; see docs/scale.md"
+    sizes = choose_mesh(mesh, strategy, count_devices(), processes=dtensor.num_clients(), hint=several)
     axes = [("dp", sizes.dp), ("tp", sizes.tp)]
     kind = device_kind()
     if dtensor.num_clients() > 1:
@@ -246,7 +238,7 @@ def copy_of(model: Any) -> tuple[int, int]:
     return 0, 1
 
 
-def mesh_of_copy(mesh: Mesh | None, strategy: Strategy) -> Any:
+def mesh_of_copy(mesh: Mesh, strategy: Strategy) -> Any:
     """The mesh that the processes of one command open a model on."""
     return mesh
 
