@@ -25,10 +25,16 @@ def test_it_says_what_to_install(monkeypatch, tmp_path):
     assert backends.install_line("serve") in str(result.exception)
 
 
-@pytest.mark.parametrize("key", ["", "  ", "a\nb"])
+@pytest.mark.parametrize("key", ["", "  ", "a\nb", "sésame"])
 def test_a_key_that_nobody_can_send_is_refused(tmp_path, key):
     result = CliRunner().invoke(serve, [str(tmp_path), "--api-key", key])
     assert result.exit_code == 2 and "--api-key" in result.output
+
+
+@pytest.mark.parametrize("key", ["", "  ", "sésame"])
+def test_so_is_one_in_the_variable_which_would_let_everybody_ask(tmp_path, key):
+    result = CliRunner().invoke(serve, [str(tmp_path)], env={"GPTJ_API_KEY": key})
+    assert result.exit_code == 2 and "GPTJ_API_KEY" in result.output
 
 
 @pytest.mark.parametrize(

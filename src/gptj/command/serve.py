@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 import warnings
@@ -62,8 +63,9 @@ def serve(directory: Path, **options: Any) -> None:
     Requests are continued together and join and leave at any token; the same seed gives the same text whatever else
     is being made. Ctrl-C finishes what was begun, a second one ends at once.
     """
-    if options["api_key"] is not None and not (options["api_key"].strip() and options["api_key"].isprintable()):
-        raise click.UsageError("--api-key is empty, or cannot be written in a request.")
+    key = os.environ.get("GPTJ_API_KEY") if options["api_key"] is None else options["api_key"]
+    if key is not None and not (key.strip() and key.isascii() and key.isprintable()):
+        raise click.UsageError("--api-key or GPTJ_API_KEY is empty, or has what no client can send: more than ASCII.")
     if not options["host"].strip():
         raise click.UsageError("--host is empty; 0.0.0.0 is everywhere.")
     if options["name"] is not None and not (options["name"].strip() and options["name"].isprintable()):
