@@ -229,6 +229,7 @@ def test_the_command_serves_and_ends_in_order(wing, folder):
             assert len(client.tokens(prompt="Once", max_tokens=3, temperature=0)) == 3
             asked = {"model": "tiny", "messages": [{"role": "user", "content": "Once"}], "max_tokens": 3}
             assert client.post("/v1/chat/completions", asked)[0] == 200
+            assert b"invalid_http" in client.raw(b"no HTTP\r\n\r\n")
             endless = {"max_tokens": 200, "temperature": 0, "logit_bias": {"289": -100}}
             with client.streamed(prompt=PROMPT, **endless) as events:
                 next(events)
@@ -236,6 +237,7 @@ def test_the_command_serves_and_ends_in_order(wing, folder):
                 *parts, done = events
             assert done == "[DONE]" and parts[-1]["choices"][0]["finish_reason"] == "length"
             assert process.wait(20) == 0
-            assert process.stderr.read() == ""
+            said = process.stderr.read()
+            assert re.fullmatch(r"gptj serve: \S+ \S+ uvicorn.error: Invalid HTTP request received.\n", said), said
         finally:
             process.kill()

@@ -120,6 +120,8 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
     if not loopback and options["api_key"] is None:
         click.echo("warning: whoever reaches this machine may ask; --api-key keeps others out", err=True)
     listener = listen(options["host"], options["port"])
+    if logging.lastResort is not None:  # writes what no library has a handler for to stderr, nameless
+        logging.lastResort.setFormatter(logging.Formatter("gptj serve: %(asctime)s %(name)s: %(message)s"))
     if opened.backend == "tf":  # it warns of every size that is compiled
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with opened.at_work():
