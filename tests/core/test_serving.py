@@ -24,6 +24,7 @@ from gptj.serving import prefixes
 from gptj.serving.batch import power_of_two
 from gptj.serving.chat import ChatTemplate
 from gptj.serving.continuation import Continuation, Transcript
+from gptj.serving.metrics import _HELP as HELP
 from gptj.serving.prefill import Pace, Prefill, Prompt
 from gptj.serving.prefixes import PrefixStore
 from gptj.serving.prefixes import _in_common as in_common
@@ -256,6 +257,29 @@ def test_metrics_are_prometheus_text(served):
     assert all(re.fullmatch(line, one) for one in text.splitlines()), text
     assert 'gptj_requests_total{path="/v1/completions",status="200"}' in text
     assert "gptj_rows_running 0" in text and "gptj_rows_most 4" in text and "gptj_step_seconds_count" in text
+
+
+def test_metrics_are_there_from_the_beginning_and_count_a_prompt_once():
+    """A rate would miss the first count of a counter that begins with it; usage says what the counters say."""
+    with Served(ToyModel(), most_rows=4) as served:
+        before = served.ask("GET", "/metrics")[1]
+        for name in ("prompt_tokens_total", "prompt_tokens_reused_total", "generated_tokens_total", "cancelled_total"):
+            assert f"\ngptj_{name} 0\n" in before
+        for name in ("step", "first_token", "request"):
+            assert f"\ngptj_{name}_seconds_count 0\n" in before
+        assert {line.split()[2] for line in before.splitlines() if line.startswith("# TYPE")} | {
+            "gptj_requests_total"
+        } == {*HELP}
+        usages = [
+            served.post(**asked)[1]["usage"]
+            for asked in ({"prompt": PROMPT, "n": 3}, {"prompt": [[5, 6, 7]] * 2}, {"prompt": [[8] * 40], "n": 9})
+        ]
+        assert usages[1]["prompt_tokens_details"] == {"cached_tokens": 3}, "two that are one were read together"
+        value = served.engine.metrics.value
+        assert value("gptj_prompt_tokens_total") == sum(one["prompt_tokens"] for one in usages)
+        assert value("gptj_generated_tokens_total") == sum(one["completion_tokens"] for one in usages)
+        reused = sum(one["prompt_tokens_details"]["cached_tokens"] for one in usages)
+        assert value("gptj_prompt_tokens_reused_total") == reused
 
 
 def test_the_page_needs_nothing_from_anywhere_and_may_do_nothing_else(served):
@@ -613,7 +637,7 @@ def test_warming_up_meets_all_sizes_and_leaves_no_trace():
     with Served(model, most_rows=6) as served:
         warm_up(served.engine)
         assert {1, 2, 4, 6} <= {decoder.batch for decoder in model.decoders}
-        assert "gptj_generated_tokens_total" not in served.engine.metrics.text()
+        assert "gptj_generated_tokens_total 0\n" in served.engine.metrics.text()
         assert served.is_empty(1) and served.post(prompt=PROMPT)[0] == 200
 
 

@@ -148,6 +148,7 @@ class Continuation:
         scores: how many of the likeliest tokens to tell of each place; None where no scores are asked for.
         scores_prompt: whether those of the prompt's tokens are asked for, too.
         adapter: which of the model's adapters computes it.
+        is_copy: whether another continuation, of the same request and prompt, counts the prompt's tokens.
 
     Attributes:
         left: set by anybody, at any time, when nobody listens any more; its row is freed before the next step.
@@ -164,10 +165,12 @@ class Continuation:
         scores: int | None = None,
         scores_prompt: bool = False,
         adapter: str | None = None,
+        is_copy: bool = False,
     ) -> None:
         self.prompt, self.session = prompt, session
         self.scores, self.scores_prompt, self.adapter = scores, scores_prompt, adapter
         self._transcript, self._listener = transcript, listener
+        self.is_copy = is_copy
         self.left = self.ended = False
         self.reused = 0
 

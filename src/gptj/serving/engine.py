@@ -418,9 +418,11 @@ class Engine:
             step, columns = prefill.result(row)
             if prompt.scores is None:
                 self._prefixes.keep(prompt.ids, columns, prompt.adapter)
-            for one in prompt.continuations:
-                self.metrics.add("gptj_prompt_tokens_total", len(prompt.ids))
-                self.metrics.add("gptj_prompt_tokens_reused_total", one.reused)
+            for number, one in enumerate(prompt.continuations):
+                one.reused = len(prompt.ids) if number else one.reused  # the first's were read for all
+                if not one.is_copy:
+                    self.metrics.add("gptj_prompt_tokens_total", len(prompt.ids))
+                    self.metrics.add("gptj_prompt_tokens_reused_total", one.reused)
                 if one.scores_prompt:
                     one.tell_scores(prefill.scores)
                 self._choose(one, step)

@@ -10,8 +10,8 @@ __all__ = ["Metrics"]
 
 _HELP = {
     "gptj_requests_total": "Requests answered, by path and status.",
-    "gptj_prompt_tokens_total": "Tokens of prompts that were read.",
-    "gptj_prompt_tokens_reused_total": "Tokens of prompts that were not computed again.",
+    "gptj_prompt_tokens_total": "Tokens of prompts, each prompt once for its n answers.",
+    "gptj_prompt_tokens_reused_total": "Those of them that were not computed again.",
     "gptj_generated_tokens_total": "Tokens that were generated.",
     "gptj_cancelled_total": "Continuations whose client left.",
     "gptj_step_seconds": "Seconds of a step of all running rows.",
@@ -37,8 +37,7 @@ class Metrics:
     def __init__(self, gauges: Mapping[str, Callable[[], float]] | None = None) -> None:
         self.gauges = dict(gauges or {})
         self._lock = threading.Lock()
-        self._counters: dict[tuple[str, Labels], float] = {}
-        self._histograms: dict[str, list[float]] = {}
+        self.clear()
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Count."""
@@ -49,15 +48,16 @@ class Metrics:
     def observe(self, name: str, value: float) -> None:
         """Count a value in a histogram."""
         with self._lock:
-            counts = self._histograms.setdefault(name, [0.0] * (len(_BOUNDS) + 2))
+            counts = self._histograms[name]
             counts[bisect.bisect_left(_BOUNDS, value)] += 1
             counts[-1] += value
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Begin anew, at 0: a rate knows the first count of what was there before it."""
         with self._lock:
-            self._counters.clear()
-            self._histograms.clear()
+            alone = [name for name in _HELP if name.endswith("_total") and name != "gptj_requests_total"]
+            self._counters: dict[tuple[str, Labels], float] = {(name, ()): 0.0 for name in alone}
+            self._histograms = {name: [0.0] * (len(_BOUNDS) + 2) for name in _HELP if name.endswith("_seconds")}
 
     def value(self, name: str, **labels: str) -> float:
         """The count so far."""

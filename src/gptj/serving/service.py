@@ -147,6 +147,7 @@ class Service:
                     scores=request.scores,
                     scores_prompt=request.echo and request.scores is not None,
                     adapter=adapter,
+                    is_copy=copy > 0,
                 )
             )
         return made
