@@ -109,7 +109,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str | None]] = {
     "logit_bias of one token twice": ({"logit_bias": {"3": 1, "03": 2}}, "logit_bias"),
     "stop as a number": ({"stop": 3}, "stop"),
     "an empty stop": ({"stop": ""}, "stop"),
-    "five stops": ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    "more than 64 stops": ({"stop": ["a"] * 65}, "stop"),
     "logprobs true": ({"logprobs": True}, "logprobs"),
     "logprobs of 21": ({"logprobs": 21}, "logprobs"),
     "seed as text": ({"seed": "1"}, "seed"),

@@ -78,7 +78,7 @@ def test_scores_biases_penalties_and_seeds(served, ask):
     [
         ("prompt", {"prompt": [300]}),
         ("max_tokens", {"max_tokens": 300}),
-        ("stop", {"stop": [*"abcde"]}),
+        ("stop", {"stop": ["a"] * 65}),
         ("suffix", {"suffix": "end"}),
         ("nonsense", {"extra_body": {"nonsense": 1}}),
     ],

@@ -20,7 +20,7 @@ __all__ = ["CompletionRequest", "Prompt", "Sampling", "read_chat", "read_complet
 Prompt = str | tuple[int, ...]
 """A text, or token ids."""
 
-MOST_CHOICES, MOST_STOPS, MOST_SCORES = 128, 4, 20
+MOST_CHOICES, MOST_STOPS, MOST_SCORES = 128, 64, 20
 
 MOST_DIGITS = 1000
 """Of an integer, whatever it is for: Python's own bound can be moved from outside."""
