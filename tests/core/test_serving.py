@@ -329,7 +329,8 @@ def test_a_chat_is_the_template_continued():
         )
         [choice] = answer["choices"]
         assert answer["object"] == "chat.completion"
-        assert choice["message"] == {"role": "assistant", "content": expected}
+        assert choice["message"] == {"role": "assistant", "content": expected, "refusal": None}
+        assert choice["logprobs"]["refusal"] is None
         assert len(choice["logprobs"]["content"]) == 9 and len(choice["logprobs"]["content"][0]["top_logprobs"]) == 2
         spelt = b"".join(bytes(one["bytes"]) for one in choice["logprobs"]["content"])
         assert spelt.decode(errors="replace") == expected

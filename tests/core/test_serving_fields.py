@@ -40,7 +40,7 @@ OF_COMPLETIONS = (*SAMPLING, "prompt", "echo", "best_of", "suffix")
 OF_CHAT = (
     *SAMPLING, "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "functions",
     "function_call", "parallel_tool_calls", "response_format", "modalities", "audio", "prediction", "reasoning_effort",
-    "verbosity", "web_search_options", "store", "prompt_cache_retention",
+    "verbosity", "web_search_options", "store", "prompt_cache_retention", "prompt_cache_options", "moderation",
 )  # fmt: skip
 
 
@@ -110,6 +110,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "response_format": one_of({"type": "text"}, {"type": "text", "json_schema": None}), "modalities": one_of(["text"]),
     "audio": one_of(), "prediction": one_of(), "reasoning_effort": one_of("none"), "verbosity": one_of(),
     "web_search_options": one_of(), "store": one_of(False), "prompt_cache_retention": one_of(),
+    "prompt_cache_options": one_of(), "moderation": one_of(),
 }  # fmt: skip
 
 MISSING_IS_REFUSED = {"model", "prompt", "messages"}
@@ -170,7 +171,8 @@ def test_a_field_is_lawful_or_refused_by_its_name(served, chat, field):
     rule = rule_of(field, chat)
     beside: dict[str, Any] = {"stream_options": {"stream": True}, "top_logprobs": {"logprobs": True}}.get(field, {})
     assert any(map(rule, VALUES)) or field in ("audio", "prediction", "verbosity", "web_search_options", "max_tokens",
-        "prompt_cache_retention", "model"), "the table has a lawful value"  # fmt: skip
+        "prompt_cache_retention", "prompt_cache_options", "moderation",
+        "model"), "the table has a lawful value"  # fmt: skip
     for value in VALUES:
         found = refused(served, chat, {**base_of(chat), **beside, field: value})
         lawful = field not in MISSING_IS_REFUSED if value is None else rule(value)
@@ -281,9 +283,10 @@ def test_any_bytes_are_an_object_or_refused(body):
         (b'{"a":' * 100_000, "nests too deep"),
         (b'{"n": 1,}', "not JSON"),
         (b'{"n": 01}', "not JSON"),
-        (b"\xef\xbb\xbf{}", "not JSON"),
+        (b"\xef\xbb\xbf{}", "not JSON: a byte order mark at character 0"),
+        (b'{"a": "\x01"}', "not JSON: Invalid control character at character 7"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_what_is_no_json_says_why_in_jsons_words(body, words):
     with pytest.raises(Refusal, match=words) as caught:

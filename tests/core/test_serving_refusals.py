@@ -171,6 +171,20 @@ def test_a_short_list_or_object_is_shown_as_it_was_found(served):
         assert check_error(served.post(body=asked | {name: value})[1])["message"].endswith(shown)
 
 
+def test_of_many_messages_the_one_at_fault_is_named(served):
+    said = {"role": "user", "content": "hi"}
+    for wrong in ({"role": "tool", "content": "hi"}, {"role": "user"}, "hi"):
+        status, answer = served.post("/v1/chat/completions", messages=[said, said, wrong, said])
+        error = check_error(answer)
+        assert status == 400 and error["param"] == "messages" and error["message"].startswith("messages[2]: expected")
+
+
+def test_best_of_below_n_is_not_called_above(served):
+    for n, best_of in ((1, 2), (2, 1)):
+        _, answer = served.post(prompt="Once", n=n, best_of=best_of)
+        assert check_error(answer)["message"] == f"best_of is not supported but as n, which is {n}"
+
+
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_that_cannot_be_had_is_refused(served, name):
     status, answer = served.post("/v1/chat/completions", {"model": "tiny", **CHATS[name]})

@@ -12,6 +12,34 @@ openai = pytest.importorskip("openai", reason="pip install openai")
 PROMPT, LIMIT = "Once upon a time", 12
 GREEDY = {"temperature": 0, "max_tokens": LIMIT}
 
+SAYS: dict[str, Any] = {
+    "best_of": 1, "echo": True, "frequency_penalty": 0.5, "functions": [{"name": "f"}], "logit_bias": {"5": 1},
+    "logprobs": 1, "max_completion_tokens": 3, "max_tokens": 3, "messages": [{"role": "user", "content": "Once"}],
+    "metadata": {"a": "b"}, "modalities": ["audio"], "model": "tiny", "n": 2, "parallel_tool_calls": True,
+    "presence_penalty": 0.5, "prompt": PROMPT, "prompt_cache_key": "a", "response_format": {"type": "json_object"},
+    "safety_identifier": "a", "seed": 1, "service_tier": "auto", "stop": ["a", "b"], "store": True, "stream": False,
+    "stream_options": {"include_usage": True}, "suffix": "a", "temperature": 0.5, "tool_choice": "auto",
+    "tools": [{"type": "function", "function": {"name": "f"}}], "top_logprobs": 1, "top_p": 0.5, "user": "a",
+}  # fmt: skip
+"""A value that asks for something, of each field that has one; any object for the others."""
+
+DONE = {
+    "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "model", "n", "presence_penalty", "seed",
+    "stop", "stream", "stream_options", "temperature", "top_p", "user",
+}  # fmt: skip
+DONE_OF = {
+    False: DONE | {"best_of", "prompt"},
+    True: DONE - {"echo"} | {"max_completion_tokens", "messages", "metadata", "parallel_tool_calls",
+        "prompt_cache_key", "safety_identifier", "service_tier", "top_logprobs"},
+}  # fmt: skip
+
+
+class Template:
+    """A chat template that says the last message."""
+
+    def render(self, messages: Any) -> str:
+        return str(messages[-1]["content"])
+
 
 @pytest.fixture(scope="module")
 def ask(served: Any) -> Any:
@@ -99,3 +127,47 @@ def test_many_at_once_get_what_they_get_alone(served, ask):
         openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key="none").models.retrieve("gpt-4")
     alone = [texts(ask(seed=seed)) for seed in range(3)]
     assert [texts(answer) for answer in asyncio.run(gather())] == alone * 3
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["completion", "chat"])
+def test_each_field_of_the_clients_types_is_done_or_refused_by_its_name(serve, chat):
+    """Answers hold what the client's types demand, strictly, whole and in pieces."""
+    from openai.types.chat.completion_create_params import CompletionCreateParamsBase as OfChat
+    from openai.types.completion_create_params import CompletionCreateParamsBase as OfCompletions
+
+    named = {*(OfChat if chat else OfCompletions).__annotations__, "stream"}
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    base = {name: SAYS[name] for name in ("model", "messages" if chat else "prompt")} | {"max_tokens": 3}
+    done = set()
+    with serve(template=Template()) as served:
+        for field in sorted(named):
+            asked = base | {field: SAYS.get(field, {"type": "a"})}
+            if field == "max_completion_tokens":
+                del asked["max_tokens"]
+            if chat and field in ("logprobs", "top_logprobs"):
+                asked["logprobs"] = True
+            if field == "stream_options":
+                with served.streamed(path, **asked) as events:
+                    *parts, _ = events
+                    assert parts[-1]["usage"]["completion_tokens"] == 3
+                done.add(field)
+                continue
+            status, answer = served.post(path, asked)
+            if status == 200:
+                done.add(field)
+                check_answer(answer, chat)
+            else:
+                assert status == 400 and answer["error"]["param"] == field and field in answer["error"]["message"]
+    assert done == DONE_OF[chat]
+
+
+def check_answer(answer: Any, chat: bool) -> None:
+    from openai.types import Completion
+    from openai.types.chat import ChatCompletion
+
+    for choice in answer["choices"]:
+        assert not chat or {"role", "content", "refusal"} <= choice["message"].keys()
+        if not chat and choice["logprobs"] is not None:
+            counts = {len(found) for found in choice["logprobs"].values()}
+            assert len(counts) == 1
+    (ChatCompletion if chat else Completion).model_validate(answer, strict=True)

@@ -150,12 +150,15 @@ class _ChoiceAnswer:
         text = "".join(self._text)
         scores = _joined(self._parts) if self._request.scores is not None else None
         ids = {"token_ids": self.tokens} if self._request.return_token_ids else {}
-        said = {"message": {"role": "assistant", "content": text}} if self._request.is_chat else {"text": text}
+        message = {"role": "assistant", "content": text, "refusal": None}  # OpenAI's answers have all three
+        said = {"message": message} if self._request.is_chat else {"text": text}
         return {"index": self.index, **said, "logprobs": scores, "finish_reason": self.finish, **ids}
 
 
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {name: [one for part in parts for one in part[name]] for name in parts[0]} if parts else {}
+    """The lists of the parts put together; what is null in them stays null."""
+    lists = [name for name, found in parts[0].items() if found is not None]
+    return {**parts[0], **{name: [one for part in parts for one in part[name]] for name in lists}}
 
 
 class _Spelling:
@@ -169,7 +172,7 @@ class _Spelling:
     def spell(self, scores: Sequence[TokenScores]) -> dict[str, Any]:
         """The logprobs object of these tokens."""
         if self._request.is_chat:
-            return {"content": [self._of_chat(one) for one in scores]}
+            return {"content": [self._of_chat(one) for one in scores], "refusal": None}
         offsets = []
         for one in scores:
             offsets.append(self._offset)

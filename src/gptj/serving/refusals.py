@@ -50,9 +50,10 @@ class Refusal(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @classmethod
-    def of_field(cls, param: str, expected: str, found: Any) -> Refusal:
-        """The refusal of a field's value."""
-        return cls(400, f"{param}: expected {expected}, found {_kind(found)}", param=param, code="invalid_value")
+    def of_field(cls, param: str, expected: str, found: Any, *, place: str | None = None) -> Refusal:
+        """The refusal of a field's value, or of what stands at a place inside it."""
+        said = f"{place or param}: expected {expected}, found {_kind(found)}"
+        return cls(400, said, param=param, code="invalid_value")
 
 
 def _kind(value: Any) -> str:

@@ -105,7 +105,8 @@ def read_json(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise Refusal(400, "the body nests too deep", code="invalid_json") from None
     except json.JSONDecodeError as error:
-        raise Refusal(400, f"the body is not JSON: {error.msg} at character {error.pos}", code="invalid_json") from None
+        said = "a byte order mark" if "BOM" in error.msg else error.msg.removesuffix(" at")
+        raise Refusal(400, f"the body is not JSON: {said} at character {error.pos}", code="invalid_json") from None
     except ValueError as error:
         raise Refusal(400, f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
@@ -208,11 +209,13 @@ _OF_CHAT: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
+    "moderation": (),
     "prediction": (),
     "reasoning_effort": ("none",),
     "verbosity": (),
     "web_search_options": (),
     "store": (False,),
+    "prompt_cache_options": (),
     "prompt_cache_retention": (),
 }
 
@@ -235,7 +238,8 @@ def read_completion(members: Mapping[str, Any]) -> CompletionRequest:
     )
     best_of = fields.whole("best_of", 1, MOST_CHOICES)
     if best_of not in (None, request.n):
-        raise Refusal(400, "best_of above n is not supported", param="best_of", code="unsupported_parameter")
+        said = f"best_of is not supported but as n, which is {request.n}"
+        raise Refusal(400, said, param="best_of", code="unsupported_parameter")
     fields.finish()
     if prompts is None:
         raise Refusal(400, f"prompt is missing: {rule}", param="prompt", code="missing_parameter")
@@ -249,7 +253,7 @@ def read_chat(members: Mapping[str, Any]) -> CompletionRequest:
         Refusal: naming the field and its rule.
     """
     fields = _Fields(members, _OF_CHAT)
-    rule = "a list of objects with role (system, developer, user or assistant) and content, a text"
+    rule = f"a list of messages, each {_MESSAGE}"
     messages = fields.take("messages", rule, _messages)
     asked = fields.flag("logprobs")
     top = fields.whole("top_logprobs", 0, MOST_SCORES)
@@ -367,6 +371,7 @@ def _stream_options(value: Any) -> bool | None:
 
 
 _ROLES = ("system", "developer", "user", "assistant")
+_MESSAGE = "an object with role (system, developer, user or assistant) and content, a text"
 
 _OF_ANSWERS = ("annotations", "tool_calls")
 """Lists in a message of OpenAI's answers, which say nothing where they are empty, and come back with a conversation."""
@@ -375,7 +380,13 @@ _OF_ANSWERS = ("annotations", "tool_calls")
 def _messages(value: Any) -> tuple[dict[str, str], ...] | None:
     if not isinstance(value, list) or not value:
         return None
-    return tuple(map(_message, value))
+    read = []
+    for number, one in enumerate(value):
+        try:
+            read.append(_message(one))
+        except ValueError:
+            raise Refusal.of_field("messages", _MESSAGE, one, place=f"messages[{number}]") from None
+    return tuple(read)
 
 
 def _message(value: Any) -> dict[str, str]:
