@@ -186,6 +186,22 @@ def test_echo_begins_with_the_prompt(served):
         assert "".join(event["choices"][0]["text"] for event in events if event != "[DONE]") == PROMPT + text
 
 
+def test_an_echo_and_its_answer_are_one_text(served):
+    """A character that the prompt begins and the answer ends is one; of numbers none runs into the next."""
+    first, second = served.tokenizer.encode("é")
+    asked = {"prompt": [5, first], "echo": True, "temperature": 0, "logprobs": 0, "logit_bias": {str(second): 100}}
+    before = served.tokenizer.decode([5])
+    for count, expected in ((0, before + "\ufffd"), (1, before + "é"), (2, before + "é\ufffd")):
+        [choice] = served.post(**asked, max_tokens=count)[1]["choices"]
+        assert choice["text"] == expected
+        assert choice["logprobs"]["text_offset"] == [0, len(before), len(before), len(before) + 1][: 2 + count]
+        with served.streamed(**asked, max_tokens=count) as events:
+            assert "".join(event["choices"][0]["text"] for event in events if event != "[DONE]") == expected
+    with Served(ToyModel(), tokenizer=None) as numbers:
+        ids = [5, 6, *numbers.tokens(prompt=[5, 6], max_tokens=3, **GREEDY)]
+        assert numbers.text(prompt=[5, 6], echo=True, max_tokens=3, **GREEDY) == " ".join(map(str, ids))
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs_are_the_models_own_with_those_of_the_prompt(served, stream):
     asked = {"prompt": PROMPT, "echo": True, "logprobs": 3, "max_tokens": 4, "temperature": 0, "return_token_ids": True}

@@ -193,7 +193,7 @@ class Continuation:
         """
         session = self.session
         if session is None:
-            self._tell(Piece(None, "", finish="length"))
+            self._tell(Piece(None, self._transcript.finish(), finish="length"))
             return None
         tokens, scores = session.next_tokens(step)
         token = int(tokens[0])

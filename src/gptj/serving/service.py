@@ -128,7 +128,9 @@ class Service:
         """
         adapter = self.adapter(request)
         if request.stop and self.tokenizer is None:
-            raise Refusal(400, "stop needs a tokenizer, which this model's folder has not", param="stop")
+            raise Refusal(
+                400, "stop needs a tokenizer, which this model's folder has not", param="stop", code="invalid_value"
+            )
         seed = request.sampling.seed
         sessions: dict[tuple[int, ...], GenerationConfig] = {}
         made = []
@@ -142,7 +144,7 @@ class Service:
                 Continuation(
                     np.array(choice.ids, np.int64),
                     None if request.max_tokens == 0 else self._session(request, choice, config, its_seed, copy),
-                    Transcript(self.decoder(), request.stop),
+                    Transcript(self._decoder_after(choice.prompt if request.echo else ""), request.stop),
                     listen(choice.index),
                     scores=request.scores,
                     scores_prompt=request.echo and request.scores is not None,
@@ -187,13 +189,17 @@ class Service:
         return list(self.tokenizer.id_to_bytes(token))
 
     def text(self, prompt: Prompt) -> str:
-        """A prompt as text."""
-        if isinstance(prompt, str):
-            return prompt
-        decoder = self.decoder()
-        return decoder.push(list(prompt)) + decoder.finish()
+        """A prompt as text, but for the beginning of a character at its end, which the answer's text begins with."""
+        return prompt if isinstance(prompt, str) else self.decoder().push(list(prompt))
 
     # ---- parts of the above
+
+    def _decoder_after(self, prompt: Prompt) -> TextDecoder:
+        """A decoder that goes on where a prompt ended."""
+        decoder = self.decoder()
+        if not isinstance(prompt, str):  # a text ends with a whole character
+            decoder.push(list(prompt))
+        return decoder
 
     def _render(self, request: CompletionRequest) -> str:
         if self.template is None:
