@@ -128,9 +128,7 @@ class Service:
         """
         adapter = self.adapter(request)
         if request.stop and self.tokenizer is None:
-            raise Refusal(
-                400, "stop needs a tokenizer, which this model's folder has not", param="stop", code="invalid_value"
-            )
+            raise Refusal(400, "stop: this model's folder has no tokenizer", param="stop", code="invalid_value")
         seed = request.sampling.seed
         sessions: dict[tuple[int, ...], GenerationConfig] = {}
         made = []
