@@ -325,6 +325,15 @@ def test_a_request_that_lies_about_itself_is_answered_in_json(served):
     check_alive(served)
 
 
+def test_a_request_of_two_lengths_is_the_last_of_its_connection(served):
+    """A proxy may take the other length, and what follows for another's request (RFC 9112, 6.1)."""
+    body = json.dumps({"model": "tiny", "prompt": "Once", "max_tokens": 2}).encode()
+    lengths = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    found = served.raw(head + lengths + b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 200") and found.count(b"HTTP/1.1") == 1
+
+
 def test_a_half_closed_socket_takes_no_row(served):
     body = json.dumps({"model": "tiny", "prompt": "Once", "max_tokens": 60}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

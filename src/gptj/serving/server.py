@@ -157,7 +157,9 @@ class Protocol(H11Protocol):
         return None
 
     def on_response_complete(self) -> None:
-        """Close the connection of a client that goes on sending after its answer."""
+        """Close the connection of a client that goes on sending after its answer, or whose request had two lengths."""
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in self.headers}:
+            self.transport.close()  # a proxy may have taken the other for the request's end (RFC 9112, 6.1)
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
             self.loop.call_later(self.rest_s, self._leave, self.cycle)
