@@ -179,6 +179,22 @@ def test_of_many_messages_the_one_at_fault_is_named(served):
         assert status == 400 and error["param"] == "messages" and error["message"].startswith("messages[2]: expected")
 
 
+def test_of_many_prompts_the_one_at_fault_is_named(served):
+    beyond, long, room = [1, 300], [1] * 129, "max_tokens: the model has 128 positions, and 120 of "
+    for asked, said in (
+        ({"prompt": [[1, 2], [3], beyond]}, "prompt[2][1]: no such token"),
+        ({"prompt": beyond}, "prompt[1]: no such token"),
+        ({"prompt": [[1], long]}, "prompt[1]: expected at most 128 tokens"),
+        ({"prompt": ["a", "fox " * 600], "n": 2}, "prompt[1]: expected at most 128 tokens"),
+        ({"prompt": long}, "prompt: expected at most 128 tokens"),
+        ({"prompt": [[1], [1] * 120], "max_tokens": 9}, room + "prompt[1]"),
+        ({"prompt": [[1] * 120], "max_tokens": 9}, room + "the prompt"),
+        ({"prompt": [[1], [1] * 128]}, "prompt[1]: expected at most 127 tokens"),
+    ):
+        error = check_error(served.post(**asked)[1])
+        assert error["message"].startswith(said) and error["param"] == said.partition(":")[0].partition("[")[0]
+
+
 def test_best_of_below_n_is_not_called_above(served):
     for n, best_of in ((1, 2), (2, 1)):
         _, answer = served.post(prompt="Once", n=n, best_of=best_of)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from gptj.calls.inputs import check_ids
 from gptj.config import GPTJConfig
 from gptj.errors import InputError, warn_of
 from gptj.generation import GenerationConfig
@@ -108,8 +107,9 @@ class Service:
             message = f"n times prompts: expected at most {most} choices, found {len(prompts) * request.n}"
             raise Refusal(400, message, param="n" if request.n > 1 else "prompt", code="invalid_value")
         made: list[Choice] = []
-        for prompt in prompts:
-            ids = self._encode(request.text_field, prompt, allow_special=request.is_chat or self.allow_special)
+        for number, prompt in enumerate(prompts):
+            place = _place(request, number)
+            ids = self._encode(place, prompt, allow_special=request.is_chat or self.allow_special)
             made += [Choice(len(made) + n, prompt, ids) for n in range(request.n)]
         return made
 
@@ -135,7 +135,7 @@ class Service:
         for choice in choices:
             config = sessions.get(choice.ids)
             if config is None:
-                config = sessions[choice.ids] = self._config(request, len(choice.ids))
+                config = sessions[choice.ids] = self._config(request, choice)
             prompt_number, copy = divmod(choice.index, request.n)
             its_seed = None if seed is None else [(seed + prompt_number) % 2**64]
             made.append(
@@ -205,43 +205,48 @@ class Service:
             raise Refusal(400, message, code="no_chat_template")
         return self.template.render(request.messages)
 
-    def _encode(self, field: str, prompt: Prompt, *, allow_special: bool) -> tuple[int, ...]:
+    def _encode(self, place: str, prompt: Prompt, *, allow_special: bool) -> tuple[int, ...]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                message = f"{field}: this model's folder has no tokenizer; give token ids"
-                raise Refusal(400, message, param=field, code="invalid_value")
-            self._check_length(field, prompt)
+                message = f"{place}: this model's folder has no tokenizer; give token ids"
+                raise Refusal(400, message, param=place.partition("[")[0], code="invalid_value")
+            self._check_length(place, prompt)
             ids = tuple(self.tokenizer.encode(prompt, allow_special=allow_special))
         else:
             ids = prompt
         if not ids:
-            raise InputError("no token", where=field, expected="at least one")
+            raise InputError("no token", where=place, expected="at least one")
         if len(ids) > self.model_config.n_positions:
-            self._refuse_length(field, f"{len(ids)} tokens")
-        check_ids(self.model_config, np.array([ids], np.int64))
+            self._refuse_length(place, f"{len(ids)} tokens")
+        most = self.model_config.vocab_size - 1
+        if max(ids) > most:
+            at = next(n for n, one in enumerate(ids) if one > most)
+            raise InputError("no such token", where=f"{place}[{at}]", expected=f"0 to {most}", found=ids[at])
         return ids
 
-    def _check_length(self, field: str, text: str) -> None:
+    def _check_length(self, place: str, text: str) -> None:
         """Refuse a text that could not fit however long its tokens were, before it is made into tokens."""
         longest = max(len(token.encode()) for token in self.tokenizer.get_vocab()) if len(text) > 50_000 else 0
         if longest and len(text) // longest > self.model_config.n_positions:
-            self._refuse_length(field, f"{len(text)} characters")
+            self._refuse_length(place, f"{len(text)} characters")
 
-    def _refuse_length(self, field: str, found: str, room: int = 0) -> None:
-        message = f"{field}: expected at most {self.model_config.n_positions - room} tokens, found {found}"
-        raise Refusal(400, message, param=field, code="context_length_exceeded")
+    def _refuse_length(self, place: str, found: str, room: int = 0) -> None:
+        message = f"{place}: expected at most {self.model_config.n_positions - room} tokens, found {found}"
+        raise Refusal(400, message, param=place.partition("[")[0], code="context_length_exceeded")
 
-    def _config(self, request: CompletionRequest, prompt_tokens: int) -> GenerationConfig:
-        """The settings of a continuation, checked for a prompt of so many tokens."""
+    def _config(self, request: CompletionRequest, choice: Choice) -> GenerationConfig:
+        """The settings of a continuation, checked for its prompt."""
+        place, prompt_tokens = _place(request, choice.index // request.n), len(choice.ids)
         room = self.model_config.n_positions - prompt_tokens
         if request.max_tokens is None:
             if room < 1:
-                self._refuse_length(request.text_field, f"{prompt_tokens} tokens", room=1)
+                self._refuse_length(place, f"{prompt_tokens} tokens", room=1)
             new = room if request.is_chat else min(DEFAULT_TOKENS, room)
         else:
             new = max(request.max_tokens, 1)
         if new > room and request.max_tokens != 0:
-            found = f"{prompt_tokens} of the prompt and {new} new ones"
+            of = place if "[" in place else "the prompt"
+            found = f"{prompt_tokens} of {of} and {new} new ones"
             field = request.length_field
             message = f"{field}: the model has {self.model_config.n_positions} positions, and {found} were asked for"
             raise Refusal(400, message, param=field, code="context_length_exceeded")
@@ -289,3 +294,8 @@ class Service:
         if presence:
             session.add_processor(FewTokens(lambda row: decline(np.unique(row.ids[row.prompt :]), presence)))
         return session
+
+
+def _place(request: CompletionRequest, number: int) -> str:
+    """A prompt's name in messages: its field's, with its number where there are several."""
+    return f"{request.text_field}[{number}]" if len(request.prompts) > 1 else request.text_field
