@@ -455,8 +455,11 @@ def test_pages_of_others_may_not_ask_unless_they_are_named():
 
 def test_who_would_wait_too_long_is_told_to_come_again():
     with Served(ToyModel(slow_s=0.05), most_rows=1, most_waiting=2) as served:
-        with served.streamed(prompt="Once", max_tokens=60) as first:
+        endless = {"prompt": "Once", "max_tokens": 120, "temperature": 0, "logit_bias": {"289": -100}}
+        with served.streamed(**endless) as first, served.streamed(**endless):
             next(first)
+            while served.engine.running < 2 and next(first):  # the second's prompt is read before it has a row
+                pass
             with served.streamed(prompt="Once"), served.streamed(prompt="Once"):
                 status, answer = served.post(prompt="Once")
                 assert (status, check_error(answer)["code"]) == (429, "queue_full")
