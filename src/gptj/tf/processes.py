@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -112,6 +114,10 @@ def speaks_first() -> bool | None:
     return True
 
 
+_ROUNDS = itertools.count(1)
+"""Numbers of this process' rounds of texts, the same in every process."""
+
+
 def gather_texts(text: str) -> list[str]:
     """Every process' text, in their order: all wait for each other, for as long as it takes.
 
@@ -120,35 +126,44 @@ def gather_texts(text: str) -> list[str]:
     """
     if dtensor.num_clients() == 1:
         return [text]
-    service, rank = context.context(), dtensor.client_id()
-    for at in itertools.count(1):
-        try:  # nobody else writes this process' keys: the first that is free is the next
-            service.set_config_key_value(f"gptj.text.{at}.{rank}", text)
-            break
-        except tf.errors.AlreadyExistsError:
-            continue
+    service, rank, at = context.context(), dtensor.client_id(), next(_ROUNDS)
+    service.set_config_key_value(f"gptj.text.{at}.{rank}", text)
     share_number(0)
-    return [service.get_config_key_value(f"gptj.text.{at}.{n}") for n in range(dtensor.num_clients())]
+    texts = [service.get_config_key_value(f"gptj.text.{at}.{n}") for n in range(dtensor.num_clients())]
+    if at > 1:  # which all have read who have written this one
+        service.delete_config_key_value(f"gptj.text.{at - 1}.{rank}")
+    return texts
 
 
 def share_number(number: int) -> int:
     """The first process' number, 0 to 2**63 - 1."""
     if dtensor.num_clients() == 1:
         return number
-    kind = device_kind()
-    mesh = dtensor.create_distributed_mesh([("all", count_devices())], device_type=kind)
-    said = np.array([[number >> shift & 0xFFFF for shift in (0, 16, 32, 48)]], np.int32)
-    first = dtensor.client_id() == 0
-    parts = [tf.constant(said if first and n == 0 else said * 0) for n in range(dtensor.num_local_devices(kind))]
-    spread = dtensor.pack(parts, dtensor.Layout(["all", dtensor.UNSHARDED], mesh))
+    said = np.array([number >> shift & 0xFFFF for shift in (0, 16, 32, 48)], np.int32)
+    (total,) = sum_over_processes([tf.constant(said if dtensor.client_id() == 0 else said * 0)])
+    return sum(int(piece) << shift for piece, shift in zip(total.numpy(), (0, 16, 32, 48), strict=True))
+
+
+def sum_over_processes(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The sums over all processes, to the last bit the same in each; every process calls it, with the same shapes."""
+    kind, (mesh, sum_rows) = device_kind(), _summing()
+
+    def spread(x: tf.Tensor) -> tf.Tensor:
+        row = tf.expand_dims(x, 0)
+        others = [tf.zeros_like(row)] * (dtensor.num_local_devices(kind) - 1)
+        return dtensor.pack([row, *others], dtensor.Layout(["all", *[dtensor.UNSHARDED] * x.shape.rank], mesh))
+
+    rows = [spread(x) for x in tensors]
     with dtensor.default_mesh(mesh):
-        total = tf.function(_sum_rows, autograph=False)(spread)
-    pieces = dtensor.unpack(total)[0].numpy()
-    return sum(int(piece) << shift for piece, shift in zip(pieces, (0, 16, 32, 48), strict=True))
+        totals = sum_rows(rows)
+    return [dtensor.unpack(total)[0] for total in totals]
 
 
-def _sum_rows(x: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(x, 0)
+@functools.cache
+def _summing() -> tuple[Any, Any]:
+    """The mesh of all devices, and the graph that sums over it."""
+    mesh = dtensor.create_distributed_mesh([("all", count_devices())], device_type=device_kind())
+    return mesh, tf.function(lambda spread: [tf.reduce_sum(x, 0) for x in spread], autograph=False)
 
 
 @contextlib.contextmanager
