@@ -27,7 +27,7 @@ from gptj.flax.weights import to_numpy
 from gptj.sharding import Mesh, Strategy, check_mesh
 
 IN_PARTS = True
-"""Whether a checkpoint has every process' parts, and not a whole model that the first writes."""
+"""A checkpoint is of every process' parts, or a whole model that the first writes."""
 
 
 def open_model(

@@ -24,7 +24,7 @@ from gptj.tf.heads import GPTJForCausalLM
 from gptj.tf.processes import count_devices, sum_over_processes
 
 IN_PARTS = False
-"""Whether a checkpoint has every process' parts, and not a whole model that the first writes."""
+"""A checkpoint is of every process' parts, or a whole model that the first writes."""
 
 
 def open_model(
