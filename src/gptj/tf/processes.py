@@ -17,7 +17,7 @@ from tensorflow.experimental import dtensor
 from tensorflow.python.eager import context
 
 from gptj.errors import InputError, ProcessError
-from gptj.sharding import Keys, Processes, environment_place
+from gptj.sharding import Keys, Processes, environment_place, join_seconds, silence_seconds
 
 
 def device_kind() -> str:
@@ -51,7 +51,8 @@ def join_processes() -> Processes:
         )
     if len(jobs) > 1 and not is_initialized():
         try:
-            dtensor.initialize_accelerator_system(device_kind())
+            with _patient(context.context()):
+                dtensor.initialize_accelerator_system(device_kind())
         except ValueError as error:
             raise InputError(
                 "TensorFlow has computed something already",
@@ -59,6 +60,20 @@ def join_processes() -> Processes:
                 hint="Call it first, before any tensor is made",
             ) from error
     return Processes(index or 0, count or 1)
+
+
+@contextlib.contextmanager
+def _patient(service: Any) -> Iterator[None]:
+    """While this is open, DTensor lets a process come as late, and be silent for as long, as a command does."""
+    configure = service.configure_coordination_service
+    bounds = {"cluster_register": join_seconds(), "heartbeat": silence_seconds()}
+    service.configure_coordination_service = functools.partial(
+        configure, **{f"{what}_timeout_in_ms": 1000 * seconds for what, seconds in bounds.items()}
+    )
+    try:
+        yield
+    finally:
+        del service.configure_coordination_service
 
 
 def _say_jobs(count: int, index: int) -> None:
@@ -145,25 +160,26 @@ def share_number(number: int) -> int:
 
 
 def sum_over_processes(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """The sums over all processes, to the last bit the same in each; every process calls it, with the same shapes."""
-    kind, (mesh, sum_rows) = device_kind(), _summing()
+    """The sums over all processes, to the last bit the same in each; every process calls it, with the same shapes.
 
-    def spread(x: tf.Tensor) -> tf.Tensor:
-        row = tf.expand_dims(x, 0)
-        others = [tf.zeros_like(row)] * (dtensor.num_local_devices(kind) - 1)
-        return dtensor.pack([row, *others], dtensor.Layout(["all", *[dtensor.UNSHARDED] * x.shape.rank], mesh))
-
-    rows = [spread(x) for x in tensors]
-    with dtensor.default_mesh(mesh):
-        totals = sum_rows(rows)
-    return [dtensor.unpack(total)[0] for total in totals]
+    Python's other threads go on meanwhile, as they do not where DTensor sums.
+    """
+    made: list[tf.Tensor] = _sum_all([*tensors])
+    return made
 
 
-@functools.cache
-def _summing() -> tuple[Any, Any]:
-    """The mesh of all devices, and the graph that sums over it."""
-    mesh = dtensor.create_distributed_mesh([("all", count_devices())], device_type=device_kind())
-    return mesh, tf.function(lambda spread: [tf.reduce_sum(x, 0) for x in spread], autograph=False)
+_GROUP = 2**30
+"""TensorFlow's number for all processes as one group, and of the first of its sums: far from DTensor's own."""
+
+_SUMS = itertools.count(_GROUP)
+"""Numbers of the sums in graphs, which every process makes in the same order."""
+
+
+@tf.function(autograph=False)
+def _sum_all(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    together = {"group_size": dtensor.num_clients(), "group_key": _GROUP, "ordering_token": []}
+    how = {"merge_op": "Add", "final_op": "Id"}
+    return [tf.raw_ops.CollectiveReduceV2(input=x, instance_key=next(_SUMS), **together, **how) for x in tensors]
 
 
 @contextlib.contextmanager
