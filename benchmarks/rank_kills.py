@@ -85,7 +85,8 @@ def kill_and_compare(given: argparse.Namespace, folder: Path, more: list[str]) -
     """Whether all ends were as they must be, and the losses are those of a run that nothing stopped."""
     drawn, out = random.Random(given.seed), given.out
     words = [sys.executable, "-m", "gptj", "finetune", str(given.model), str(given.data)]
-    options = ["--backend", given.backend, "--steps", str(given.steps), "--save-every", "1", "--strategy", "fsdp"]
+    options = ["--backend", given.backend, "--steps", str(given.steps), "--save-every", "1", "--strategy",
+               "dp" if given.backend == "tf" else "fsdp"]  # fmt: skip
     options += more
     whole = out.with_name(out.name + "-whole")
 

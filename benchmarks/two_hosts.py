@@ -302,8 +302,7 @@ def check_commands(table: Table, run: Runner, launcher: str, engine: str, place:
     table.row(f"{name}, generate, greedy", lambda: found("greedy"))
     table.row(f"{name}, generate, drawn", lambda: found("drawn"))
     table.row(f"{name}, score", lambda: found("score"))
-    if engine != "tf":
-        table.row(f"{name}, finetune", lambda: same_training(run, launcher, engine, place))
+    table.row(f"{name}, finetune", lambda: same_training(run, launcher, engine, place))
 
 
 def alone(*words: Any) -> str:
@@ -326,13 +325,16 @@ def same_score(said: Said, expected: str) -> tuple[bool, str]:
     return len(texts) == 1 and off <= RELATIVE, f"log-likelihoods within {off:.1e}, {said.took:.0f} s"
 
 
+TRAINS = {"pt": "fsdp", "flax": "fsdp", "tf": "dp"}
+
+
 def same_training(run: Runner, launcher: str, engine: str, place: Path) -> tuple[bool, str]:
     """A run of four updates, which is then resumed by one process that finds nothing left, beside one process' own."""
     whole, out = place / f"tuned-{engine}", place / f"tuned-{engine}-{launcher}-{run.each}"
     words = ("finetune", place / "text-model", place / "data.jsonl")
     if not whole.exists():
         alone(*words, whole, *SETTINGS, "--backend", engine)
-    mesh = ("fsdp",) if run.each == 1 else ("tp_fsdp", "--dp", "2", "--tp", "2")
+    mesh = ("tp_fsdp", "--dp", "2", "--tp", "2") if run.each == 2 and engine != "tf" else (TRAINS[engine],)
     said = run(launcher, "-m", "gptj", *words, out, *SETTINGS, "--backend", engine, "--strategy", *mesh)
     if any(said.statuses):
         return False, f"{said.statuses} {said.texts}"
@@ -356,25 +358,24 @@ def check_faults(table: Table, run: Runner, engine: str, place: Path) -> None:
     asked = ("-m", "gptj", "generate", private / "model", "once", "--max-new-tokens", "4", *cut)
     shutil.copytree(place / "text-model", private / "model", dirs_exist_ok=True)
     table.row(f"{engine}, the model is on one host alone", lambda: refused(run(launcher, *asked), "no such"))
-    if engine != "tf":
-        words = ("-m", "gptj", "finetune", place / "text-model", place / "data.jsonl")
-        options = (*SETTINGS, "--backend", engine, "--strategy", "fsdp")
-        table.row(
-            f"{engine}, OUT is on one host alone",
-            lambda: refused(run(launcher, *words, private / "out", *options), "does not see"),
-        )
-        shutil.rmtree(private / "out", ignore_errors=True)
-        long = ("--steps", "2000", *SETTINGS[2:])
-        table.row(
-            f"{engine}, a process of the second host is killed",
-            lambda: ended(run, launcher, (*words, place / f"killed-{engine}", *long, *options[len(SETTINGS) :])),
-        )
+    words = ("-m", "gptj", "finetune", place / "text-model", place / "data.jsonl")
+    options = (*SETTINGS, "--backend", engine, "--strategy", TRAINS[engine])
+    table.row(
+        f"{engine}, OUT is on one host alone",
+        lambda: refused(run(launcher, *words, private / "out", *options), "does not see"),
+    )
+    shutil.rmtree(private / "out", ignore_errors=True)
+    long = ("--steps", "2000", *SETTINGS[2:])
+    table.row(
+        f"{engine}, a process of the second host is killed",
+        lambda: ended(run, launcher, (*words, place / f"killed-{engine}", *long, *options[len(SETTINGS) :])),
+    )
 
 
 def check_vanished(table: Table, run: Runner, engine: str, place: Path) -> None:
     """A row for the second host's wire, which is cut in mid-run: no process hears of it from the system."""
     words = ("-m", "gptj", "finetune", place / "text-model", place / "data.jsonl", place / f"vanished-{engine}")
-    options = ("--steps", "100000", *SETTINGS[2:-1], "1", "--backend", engine, "--strategy", "fsdp")
+    options = ("--steps", "100000", *SETTINGS[2:-1], "1", "--backend", engine, "--strategy", TRAINS[engine])
     table.row(f"{engine}, the second host vanishes", lambda: vanished(run, LAUNCHERS[engine][0], (*words, *options)))
 
 
@@ -468,7 +469,7 @@ def main() -> None:
                     if "commands" in asked.only:
                         for launcher in LAUNCHERS[engine]:
                             check_commands(table, run, launcher, engine, place)
-                    if "vanished" in asked.only and not n and engine != "tf":
+                    if "vanished" in asked.only and not n:
                         check_vanished(table, run, engine, place)
                     if "faults" in asked.only and not n:
                         check_faults(table, run, engine, place)

@@ -33,8 +33,8 @@ from gptj.parity.revealing import revealing_config, revealing_fill, revealing_we
 
 _others = set(BACKENDS) - set(named_backends())
 collect_ignore_glob = [f"test_{name}_*.py" for name in _others] if named_backends() else ["*.py"]
-if named_backends() == ("tf",):  # TensorFlow trains whole models: test_tf_parallel.py has what it does across processes
-    collect_ignore_glob.append("test_*_together.py")
+if named_backends() == ("tf",):  # test_tf_parallel.py has what TensorFlow's commands do across processes
+    collect_ignore_glob.append("test_commands_together.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

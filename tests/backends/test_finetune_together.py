@@ -21,7 +21,11 @@ from gptj.errors import InputError
 from gptj.finetune import Settings, finetune
 from gptj.finetune.curve import read_curve
 
-WINGS = ("pt", "flax")
+WINGS = ("pt", "tf", "flax")
+CUTS = {"pt": ("fsdp:2:1", "tp_fsdp:2:2", "tp"), "tf": ("dp:2:1", "dp:4:1", "dp"),
+        "flax": ("fsdp:2:1", "tp_fsdp:2:2", "tp")}  # fmt: skip
+"""By which the parts of a run are cut; TensorFlow trains whole copies alone."""
+
 WORKER = Path(__file__).parents[1] / "support" / "finetune_together.py"
 SETTINGS: dict[str, Any] = {"steps": 7, "batch": 4, "lr": 0.01, "pack": False, "seed": 3, "clip": 0.5,
                             "accumulate": 2, "eval_every": 3}  # fmt: skip
@@ -61,15 +65,15 @@ def part(wing: Any, place: Path, out: Path, updates: int, words: str) -> None:
 
 
 def test_a_run_goes_on_on_other_numbers_of_processes_with_the_losses_of_one(place, alone, wing):
-    out = place / f"cut-{wing.name}"
-    part(wing, place, out, 2, "fsdp:2:1")
+    out, (few, many, last) = place / f"cut-{wing.name}", CUTS[wing.name]
+    part(wing, place, out, 2, few)
     finetune(place / "m", place / "data.jsonl", out, Settings(**SETTINGS), backend=wing.name, resume=True,
              evaluation=place / "data.jsonl", stop=lambda: True)  # fmt: skip
     leave(wing)
-    part(wing, place, out, 5, "tp_fsdp:2:2")
+    part(wing, place, out, 5, many)
     said = launched.run(
         2, "-m", "gptj", "finetune", place / "m", place / "data.jsonl", out, *OPTIONS, "--backend", wing.name,
-        "--eval", place / "data.jsonl", "--resume", "--strategy", "tp",
+        "--eval", place / "data.jsonl", "--resume", "--strategy", last,
     )  # fmt: skip
     assert [one[0] for one in said] == [0, 0], said
     first, second = (one[1] + one[2] for one in said)
@@ -101,16 +105,20 @@ def test_a_run_of_one_process_goes_on_in_several(place, alone, wing):
 
 
 def test_what_cannot_be_trained_so_is_said_once_and_ends_all(place, wing):
+    strategy = CUTS[wing.name][0].partition(":")[0]
     with pytest.raises(InputError, match="lora"):
         finetune(
-            place / "m", place / "data.jsonl", place / "no", Settings(lora=2), backend=wing.name, cut=("fsdp", None)
+            place / "m", place / "data.jsonl", place / "no", Settings(lora=2), backend=wing.name, cut=(strategy, None)
         )
     with pytest.raises(InputError, match="device"):
-        finetune(place / "m", place / "data.jsonl", place / "no", backend=wing.name, device="cpu", cut=("fsdp", None))
+        finetune(place / "m", place / "data.jsonl", place / "no", backend=wing.name, device="cpu", cut=(strategy, None))
+    if wing.name == "tf":
+        with pytest.raises(InputError, match=r"trains no model in parts \(expected dp, found fsdp\)"):
+            finetune(place / "m", place / "data.jsonl", place / "no", backend="tf", cut=("fsdp", None))
     leave(wing)
     said = launched.run(
         2, "-m", "gptj", "finetune", place / "m", place / "data.jsonl", place / "no", "--batch", 3, "--backend",
-        wing.name, "--strategy", "fsdp",
+        wing.name, "--strategy", strategy,
     )  # fmt: skip
     assert [one[0] for one in said] == [1, 1]
     lines = [line for one in said for line in one[2].splitlines() if "gptj: " in line]
@@ -120,7 +128,7 @@ def test_what_cannot_be_trained_so_is_said_once_and_ends_all(place, wing):
 
 def test_an_adapter_beside_a_strategy_is_refused_in_one_line(place, wing):
     words = ("finetune", place / "m", place / "data.jsonl", place / "no", "--lora", 2, "--backend", wing.name)
-    alone = [sys.executable, "-m", "gptj", *map(str, words), "--strategy", "fsdp"]
+    alone = [sys.executable, "-m", "gptj", *map(str, words), "--strategy", "dp"]
     done = subprocess.run(alone, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "gptj: InputError: --lora" in done.stderr
 
@@ -129,7 +137,7 @@ def test_the_first_process_killed_ends_the_other_with_one_line(place, wing):
     out = place / f"killed-{wing.name}"
     running = launched.start(
         2, "-m", "gptj", "finetune", place / "m", place / "data.jsonl", out, "--steps", 10**6, "--batch", 4, "--pad",
-        "--save-every", 1, "--backend", wing.name, "--strategy", "fsdp",
+        "--save-every", 1, "--backend", wing.name, "--strategy", CUTS[wing.name][0].partition(":")[0],
     )  # fmt: skip
     while not (out / "checkpoints" / "step-00000002").exists() and all(one.poll() is None for one in running):
         time.sleep(0.01)

@@ -18,12 +18,12 @@ from gptj.config.schema import HEADS
 
 ROOT = Path(gptj.__file__).parent
 FILES = ("__init__.py", "adapters.py", "arguments.py", "finetune.py", "generate.py", "heads.py", "inference.py")
-FILES += ("layers.py", "model.py", "one_step.py", "parallel.py", "processes.py", "weights.py")
+FILES += ("layers.py", "model.py", "one_step.py", "parallel.py", "parallel_training.py", "processes.py", "weights.py")
 
 OWN_FILES = {
-    "pt": {"crossing.py", "export.py", "kernels.py", "parallel_training.py"},
-    "tf": {"export.py", "parallel_generate.py", "parallel_training.py", "training.py"},
-    "flax": {"parallel_training.py"},
+    "pt": {"crossing.py", "export.py", "kernels.py"},
+    "tf": {"copies.py", "export.py", "parallel_generate.py", "training.py"},
+    "flax": set(),
 }
 """Files that one wing alone has: PyTorch leaves the choice of a matrix product's kernel to its callers, Keras has a
 training loop of its own, and programs are exported in formats that are one framework's."""

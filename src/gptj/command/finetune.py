@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shlex
 import signal
@@ -132,14 +133,8 @@ def finetune(
     with contextlib.ExitStack() as several:
         mesh, first = None, True
         if strategy is not None:
-            if backend == "tf":
-                raise InputError(
-                    "TensorFlow trains no model in parts",
-                    where="--strategy",
-                    expected="--backend pt or flax",
-                    hint="Train the same folder there; docs/scale.md has a loop of TensorFlow's own over copies",
-                )
-            backend, talk, place = several.enter_context(joined(backend, check=lambda: check_cut(settings, device)))
+            check = functools.partial(check_cut, settings, device, backend, strategy)
+            backend, talk, place = several.enter_context(joined(backend, check=check))
             mesh, first = fitting_mesh(strategy, dp, tp, talk.count_devices(), place), place.rank == 0
         heard = several.enter_context(stopped_by_signals(aloud=first))
         outcome = run(

@@ -120,10 +120,9 @@ def finetune(
         note, report = (lambda sentence: None), (lambda line: None)
 
     def prepare() -> _Job:
-        if cut is not None:
-            check_cut(settings, device)
         if cut is not None and team is not None:
             strategy, mesh = cut
+            check_cut(settings, device, choose_backend(backend), strategy)
             mesh = choose_mesh(mesh, strategy, team.talk.count_devices(), processes=team.processes.size)
             check_mesh(GPTJConfig.from_file(Path(directory)), strategy, mesh, batch=settings.batch)
         if team is None or team.first:
@@ -195,12 +194,17 @@ def _is_in_parts(folder: Path) -> bool:
     return bool(steps) and run.parts_of(steps[-1]) is not None
 
 
-def check_cut(settings: Settings, device: str) -> None:
+def check_cut(settings: Settings, device: str, backend: str, strategy: Strategy) -> None:
     """Refuse what a run across processes cannot do.
 
     Raises:
         InputError: naming the option.
     """
+    if backend == "tf" and strategy != "dp":
+        hint = "Train whole copies with --strategy dp, or in parts in PyTorch or Flax"
+        raise InputError(
+            "TensorFlow trains no model in parts", where="--strategy", expected="dp", found=strategy, hint=hint
+        )
     if settings.lora:
         hint = "Leave out --strategy: an adapter is small, and its base needs no gradient"
         raise InputError("an adapter is trained by one process", where="--lora", found=settings.lora, hint=hint)
@@ -324,12 +328,8 @@ def _train(
             step, job.settings, job.batches, job.evaluation, steps=job.steps, progress=progress, rows=rows
         )
 
-        def write(folder: Path) -> None:
-            _write(job, folder, step)
-            write_moments(folder, step.moments())
-
         def save(training: Training) -> None:
-            run.save(training.progress, job.identity, training.rows, write=write)
+            run.save(training.progress, job.identity, training.rows, write=lambda folder: _write(job, folder, step))
             write_curve(run.folder / CURVE_FILE, training.rows)
 
         finished = training.run(save=save, report=report, stop=stop)
@@ -372,8 +372,14 @@ def _train_cut(
         step.restore(team.agree(lambda: saved.moments(shapes)), updates=progress.updates)
     training = Training(step, job.settings, job.batches, job.evaluation, steps=job.steps, progress=progress, rows=rows)
 
+    def write(folder: Path) -> None:
+        if room.IN_PARTS:
+            step.save(folder / PARTS)
+        elif team.first:
+            _write(job, folder, step)
+
     def save(training: Training) -> None:
-        run.save(training.progress, job.identity, training.rows, write=lambda folder: step.save(folder / PARTS))
+        run.save(training.progress, job.identity, training.rows, write=write)
         if team.first:
             write_curve(run.folder / CURVE_FILE, training.rows)
 
@@ -436,14 +442,15 @@ def _open(job: _Job, room: Any, saved: Saved | None) -> Any:
 
 
 def _write(job: _Job, folder: Path, step: TrainingStep) -> None:
-    """Write the model as it is, or its adapter, into a new folder."""
+    """Write the model as it is, or its adapter, and AdamW's moments into a new folder."""
     if job.settings.lora:
         step.trained_model().save_adapter(folder)
-        return
-    write_checkpoint(
-        folder, job.config, lambda row: step.read(row.name), dtype="float32", extra_files=job.files,
-        provenance=_provenance(job),
-    )  # fmt: skip
+    else:
+        write_checkpoint(
+            folder, job.config, lambda row: step.read(row.name), dtype="float32", extra_files=job.files,
+            provenance=_provenance(job),
+        )  # fmt: skip
+    write_moments(folder, step.moments())
 
 
 def _provenance(job: _Job) -> dict[str, Any]:

@@ -49,8 +49,6 @@ class Team:
     @classmethod
     def of(cls, backend: str) -> Team:
         """The processes that the launcher started for that framework."""
-        if backend == "tf":
-            raise InputError("TensorFlow trains whole models", where="cut", expected="backend pt or flax")
         talk: Any = importlib.import_module(f"gptj.{backend}.processes")
         return cls(talk, talk.join_processes())
 

@@ -26,6 +26,9 @@ from gptj.flax.processes import is_of_processes
 from gptj.flax.weights import to_numpy
 from gptj.sharding import Mesh, Strategy, check_mesh
 
+IN_PARTS = True
+"""A checkpoint is of every process' parts, or a whole model that the first writes."""
+
 
 def open_model(
     directory: str | os.PathLike[str], settings: Settings, *, mesh: Mesh | None, strategy: Strategy

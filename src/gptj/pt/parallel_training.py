@@ -38,6 +38,9 @@ from gptj.pt.parallel import (
 from gptj.pt.weights import from_numpy, to_numpy
 from gptj.sharding import Mesh, Strategy, check_mesh
 
+IN_PARTS = True
+"""A checkpoint is of every process' parts, or a whole model that the first writes."""
+
 
 def open_model(
     directory: str | os.PathLike[str], settings: Settings, *, mesh: Mesh | None, strategy: Strategy

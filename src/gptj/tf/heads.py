@@ -24,11 +24,11 @@ from gptj.config import GPTJConfig
 from gptj.generation import GenerationConfig
 from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.tf.arguments import batch_and_length, check_traced_ids, host, sizes
+from gptj.tf.copies import count_copies, count_over_copies
 from gptj.tf.generate import GenerationMixin
 from gptj.tf.inference import InferenceMixin
 from gptj.tf.layers import Linear, at_least_float32
 from gptj.tf.model import GPTJModel
-from gptj.tf.parallel_training import count_copies, count_over_copies
 from gptj.tf.weights import PretrainedModel
 
 

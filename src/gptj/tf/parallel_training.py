@@ -1,46 +1,86 @@
-"""Copies of a whole TensorFlow model that train together, under a strategy of `tf.distribute`.
+"""A step of fine-tuning across processes in TensorFlow: each its rows of the batch and a copy of every tensor.
 
-Differs: Keras and `tf.distribute` have the loops; here is what makes the copies' losses that of the whole batch.
+Differs: no model trains in parts here, so gradients are summed, and a checkpoint is a whole model's.
 """
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.experimental import dtensor
 
+from gptj.config import GPTJConfig
+from gptj.config.labels import IGNORED_LABEL
 from gptj.errors import InputError
+from gptj.finetune.settings import Settings
+from gptj.sharding import Mesh, Strategy, check_mesh, choose_mesh
+from gptj.tf import finetune
+from gptj.tf.heads import GPTJForCausalLM
+from gptj.tf.processes import count_devices, sum_over_processes
+
+IN_PARTS = False
+"""A checkpoint is of every process' parts, or a whole model that the first writes."""
 
 
-def count_over_copies(count: tf.Tensor) -> tf.Tensor:
-    """A scalar count, or under a strategy of `tf.distribute` the mean of every copy's: what a mean is taken over.
-
-    The mean of the copies' losses, and of their gradients, is then that of the whole batch, however many labels each
-    of them has.
-    """
-    copies = count_copies()
-    if copies == 1:
-        return tf.maximum(count, 1)
-    context: Any = tf.distribute.get_replica_context()
-    return tf.maximum(context.all_reduce(tf.distribute.ReduceOp.MEAN, count), 1 / copies)
-
-
-def count_copies() -> int:
-    """How many copies of a model compute this together: 1 outside of a strategy's `run`."""
-    context = tf.distribute.get_replica_context()
-    return 1 if context is None else int(context.num_replicas_in_sync)
-
-
-def check_fit() -> None:
-    """Refuse Keras' own loop where it is known to fail.
+def open_model(
+    directory: str | os.PathLike[str], settings: Settings, *, mesh: Mesh | None, strategy: Strategy
+) -> GPTJForCausalLM:
+    """This process' copy of the model as it is to be trained; see `gptj.tf.finetune.open_model`.
 
     Raises:
-        InputError: the copies are those of several processes.
+        InputError: the strategy would cut it, a batch cannot be cut so, or a process has several devices.
     """
-    if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+    processes = dtensor.num_clients()
+    mesh = choose_mesh(mesh, strategy, count_devices(), processes=processes)
+    check_mesh(GPTJConfig.from_file(Path(directory)), strategy, mesh, batch=settings.batch)
+    if mesh.dp != processes:
         raise InputError(
-            "Keras' own loop fails on several processes",
-            where="tf.distribute.MultiWorkerMirroredStrategy",
-            expected="strategy.run over a step of your own",
-            hint="docs/scale.md has it, in a dozen lines",
+            "a process trains one copy, on one device",
+            where="mesh",
+            expected=f"dp={processes}, one a process",
+            found=f"dp={mesh.dp}",
+            hint="Start a process a device, each of which sees that one; or fit in the scope of a MirroredStrategy",
         )
+    return finetune.open_model(directory, settings)
+
+
+class TrainingStep(finetune.TrainingStep):
+    """See `gptj.finetune.loop.TrainingStep`. Every process calls each method, with the same arguments."""
+
+    def accumulate(self, ids: NDArray[Any], labels: NDArray[Any], *, factor: float) -> float:
+        """Add `factor` times the gradient of a batch's mean loss to the gradient; returns that mean loss."""
+        own_ids, own_labels, share = _own_rows(ids, labels)
+        return _sum(super().accumulate(own_ids, own_labels, factor=factor * share) * share)
+
+    def gradient_norm(self) -> float:
+        """The norm of the whole gradient, which every process holds from here on."""
+        assert self._gradients is not None
+        if dtensor.num_clients() > 1:
+            self._gradients = sum_over_processes(self._gradients)
+        return super().gradient_norm()
+
+    def evaluate(self, ids: NDArray[Any], labels: NDArray[Any]) -> float:
+        """The mean loss of a batch."""
+        own_ids, own_labels, share = _own_rows(ids, labels)
+        return _sum(super().evaluate(own_ids, own_labels) * share)
+
+
+def _own_rows(ids: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], float]:
+    """This process' rows, and their share of the tokens that are learnt."""
+    processes, rank = dtensor.num_clients(), dtensor.client_id()
+    own = np.split(labels, processes)[rank]
+    learnt, of_all = (int((some[:, 1:] != IGNORED_LABEL).sum()) for some in (own, labels))
+    return np.split(ids, processes)[rank], own, learnt / of_all
+
+
+def _sum(part: float) -> float:
+    """The sum over the processes, to the last bit the same in each."""
+    if dtensor.num_clients() == 1:
+        return part
+    (total,) = sum_over_processes([tf.constant(part, tf.float64)])
+    return float(total)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +17,7 @@ from tensorflow.experimental import dtensor
 from tensorflow.python.eager import context
 
 from gptj.errors import InputError, ProcessError
-from gptj.sharding import Keys, Processes, environment_place
+from gptj.sharding import Keys, Processes, environment_place, join_seconds, silence_seconds
 
 
 def device_kind() -> str:
@@ -49,7 +51,8 @@ def join_processes() -> Processes:
         )
     if len(jobs) > 1 and not is_initialized():
         try:
-            dtensor.initialize_accelerator_system(device_kind())
+            with _patient(context.context()):
+                dtensor.initialize_accelerator_system(device_kind())
         except ValueError as error:
             raise InputError(
                 "TensorFlow has computed something already",
@@ -57,6 +60,20 @@ def join_processes() -> Processes:
                 hint="Call it first, before any tensor is made",
             ) from error
     return Processes(index or 0, count or 1)
+
+
+@contextlib.contextmanager
+def _patient(service: Any) -> Iterator[None]:
+    """While this is open, DTensor lets a process come as late, and be silent for as long, as a command does."""
+    configure = service.configure_coordination_service
+    bounds = {"cluster_register": join_seconds(), "heartbeat": silence_seconds()}
+    service.configure_coordination_service = functools.partial(
+        configure, **{f"{what}_timeout_in_ms": 1000 * seconds for what, seconds in bounds.items()}
+    )
+    try:
+        yield
+    finally:
+        del service.configure_coordination_service
 
 
 def _say_jobs(count: int, index: int) -> None:
@@ -112,6 +129,10 @@ def speaks_first() -> bool | None:
     return True
 
 
+_ROUNDS = itertools.count(1)
+"""Numbers of this process' rounds of texts, the same in every process."""
+
+
 def gather_texts(text: str) -> list[str]:
     """Every process' text, in their order: all wait for each other, for as long as it takes.
 
@@ -120,35 +141,45 @@ def gather_texts(text: str) -> list[str]:
     """
     if dtensor.num_clients() == 1:
         return [text]
-    service, rank = context.context(), dtensor.client_id()
-    for at in itertools.count(1):
-        try:  # nobody else writes this process' keys: the first that is free is the next
-            service.set_config_key_value(f"gptj.text.{at}.{rank}", text)
-            break
-        except tf.errors.AlreadyExistsError:
-            continue
+    service, rank, at = context.context(), dtensor.client_id(), next(_ROUNDS)
+    service.set_config_key_value(f"gptj.text.{at}.{rank}", text)
     share_number(0)
-    return [service.get_config_key_value(f"gptj.text.{at}.{n}") for n in range(dtensor.num_clients())]
+    texts = [service.get_config_key_value(f"gptj.text.{at}.{n}") for n in range(dtensor.num_clients())]
+    if at > 1:  # which all have read who have written this one
+        service.delete_config_key_value(f"gptj.text.{at - 1}.{rank}")
+    return texts
 
 
 def share_number(number: int) -> int:
     """The first process' number, 0 to 2**63 - 1."""
     if dtensor.num_clients() == 1:
         return number
-    kind = device_kind()
-    mesh = dtensor.create_distributed_mesh([("all", count_devices())], device_type=kind)
-    said = np.array([[number >> shift & 0xFFFF for shift in (0, 16, 32, 48)]], np.int32)
-    first = dtensor.client_id() == 0
-    parts = [tf.constant(said if first and n == 0 else said * 0) for n in range(dtensor.num_local_devices(kind))]
-    spread = dtensor.pack(parts, dtensor.Layout(["all", dtensor.UNSHARDED], mesh))
-    with dtensor.default_mesh(mesh):
-        total = tf.function(_sum_rows, autograph=False)(spread)
-    pieces = dtensor.unpack(total)[0].numpy()
-    return sum(int(piece) << shift for piece, shift in zip(pieces, (0, 16, 32, 48), strict=True))
+    said = np.array([number >> shift & 0xFFFF for shift in (0, 16, 32, 48)], np.int32)
+    (total,) = sum_over_processes([tf.constant(said if dtensor.client_id() == 0 else said * 0)])
+    return sum(int(piece) << shift for piece, shift in zip(total.numpy(), (0, 16, 32, 48), strict=True))
 
 
-def _sum_rows(x: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(x, 0)
+def sum_over_processes(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The sums over all processes, to the last bit the same in each; every process calls it, with the same shapes.
+
+    Python's other threads go on meanwhile, as they do not where DTensor sums.
+    """
+    made: list[tf.Tensor] = _sum_all([*tensors])
+    return made
+
+
+_GROUP = 2**30
+"""TensorFlow's number for all processes as one group, and of the first of its sums: far from DTensor's own."""
+
+_SUMS = itertools.count(_GROUP)
+"""Numbers of the sums in graphs, which every process makes in the same order."""
+
+
+@tf.function(autograph=False)
+def _sum_all(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    together = {"group_size": dtensor.num_clients(), "group_key": _GROUP, "ordering_token": []}
+    how = {"merge_op": "Add", "final_op": "Id"}
+    return [tf.raw_ops.CollectiveReduceV2(input=x, instance_key=next(_SUMS), **together, **how) for x in tensors]
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from gptj.calls.outputs import BaseModelOutputWithPast, ModelOutput, QuestionAns
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
 from gptj.tf.arguments import assert_arguments
-from gptj.tf.parallel_training import check_fit, count_copies
+from gptj.tf.copies import check_fit, count_copies
 
 
 def check_data_first(run: Callable[..., Any]) -> Callable[..., Any]:
