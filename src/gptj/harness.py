@@ -23,7 +23,7 @@ import numpy as np
 
 from gptj.backends import backend as load_backend
 from gptj.backends import choose_backend, install_line
-from gptj.errors import BackendError, InputError, shown
+from gptj.errors import BackendError, InputError, SchemaError, shown
 from gptj.generation.scoring import Score, Sequenced, limits_of, score_sequences
 from gptj.paths.hub import HubPlace
 from gptj.text.tokenizer import GPTJTokenizer
@@ -101,9 +101,14 @@ class GPTJLM(TemplateLM):
         if quantize is not None:
             options |= {"quantize": quantize, "inference": True}
         with loading:
-            self.model = module.GPTJForCausalLM.from_pretrained(
-                self.directory, **{name: value for name, value in options.items() if value is not None}
+            self.model, found = module.GPTJForCausalLM.from_pretrained(
+                self.directory,
+                output_loading_info=True,
+                **{name: value for name, value in options.items() if value is not None},
             )
+            if "lm_head.weight" in found["missing_keys"]:  # which starts from random values
+                problem = "not a whole causal language model"
+                raise SchemaError(problem, file=self.directory, found="no lm_head.weight")
             if adapter is not None:
                 self.model.load_adapter(adapter)
         self.tokenizer.check_fits(self.model.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gptj import GPTJConfig
+from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.command.main import gptj_command
-from gptj.errors import BackendError, InputError
+from gptj.errors import BackendError, InputError, SchemaError
 from gptj.generation.scoring.windows import Limits, windows_of
 from gptj.harness import GPTJLM, evaluate
 
@@ -188,3 +190,12 @@ def test_sampled_texts_follow_the_seed(folder: Path, tasks: Path) -> None:
         return responses(run(model, tasks, ("local_continue",), gen_kwargs=how), "local_continue")
 
     assert texts(1) == texts(1) != texts(2)
+
+
+def test_a_folder_without_a_language_models_head_is_refused(backend: str, folder: Path, tmp_path: Path) -> None:
+    config = GPTJConfig.from_file(folder)
+    weights = open_checkpoint(folder)
+    base = write_checkpoint(tmp_path / "base", config, lambda row: weights.read(f"transformer.{row.name}"), head="base")
+    shutil.copy(folder / "tokenizer.json", base)
+    with pytest.raises(SchemaError, match=r"not a whole causal language model .found no lm_head.weight"):
+        GPTJLM(str(base), backend)

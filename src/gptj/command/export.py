@@ -96,12 +96,17 @@ def export(directory: Path, out: Path, target: str, dtype: str | None, weights: 
     The program is one step over a cache of any length, for any batch. Inputs are input_ids, attention_mask,
     position_ids and the cache's arrays; outputs are the logits and the cache with the new tokens in it.
     """
+    from gptj.paths.hub import locate
+    from gptj.reading.folder import open_checkpoint
+    from gptj.reading.load_plan import plan_causal_lm
+
     require_model(directory, fetch=target in FORMATS)
     if target in ELSEWHERE:
         reason, way = ELSEWHERE[target]
         hint = way.format(DIR=shlex.quote(str(directory)), OUT=shlex.quote(str(out)))
         raise InputError(reason, where=f"--to {target}", hint=hint)
-    directory, weights = split_weights(directory, weights)
+    directory, weights = split_weights(locate(directory), weights)
+    plan_causal_lm(open_checkpoint(directory, weights=weights))
     write(directory, out, FORMATS[target], dtype=dtype, weights=weights)
     click.echo(f"{out}: written")
 

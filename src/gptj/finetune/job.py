@@ -29,6 +29,7 @@ from gptj.finetune.settings import Settings
 from gptj.finetune.together import SharedRunFolder, Team
 from gptj.paths.hub import locate
 from gptj.reading.folder import open_checkpoint, require_directory
+from gptj.reading.load_plan import plan_causal_lm
 from gptj.sharding import Mesh, ReadTogether, Strategy, check_mesh, choose_mesh
 from gptj.text.tokenizer import GPTJTokenizer
 from gptj.writing.checkpoint_writer import write_checkpoint
@@ -251,6 +252,7 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
         hint = "Give its base; model.load_adapter(DIR, is_trainable=True) trains it further in a loop of yours"
         raise InputError("a LoRA adapter without its base model", where=str(directory), hint=hint)
     config = GPTJConfig.from_file(directory)
+    plan_causal_lm(open_checkpoint(directory))
     tokenizer = GPTJTokenizer.from_pretrained(directory)
     tokenizer.check_fits(config)
     length = config.n_positions if settings.length is None else settings.length
