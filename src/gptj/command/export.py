@@ -57,15 +57,19 @@ ELSEWHERE = {
     "vllm": ("vLLM opens this folder as it is", "vllm serve {DIR}"),
     "transformers": ("transformers opens this folder as it is", "AutoModelForCausalLM.from_pretrained('{DIR}')"),
     "safetensors": ("this folder is safetensors already", "gptj convert {DIR} {OUT} writes another dtype or shards"),
-    "mesh": ("a TPU checkpoint is a weights format", "gptj convert {DIR} {OUT} --to mesh"),
-    "openvino": ("OpenVINO's converter reads ONNX", "gptj export {DIR} {OUT} --to onnx, then ovc {OUT}/model.onnx"),
+    "mesh": ("a TPU checkpoint is a weights format", "gptj convert {DIR} {OUT} --to mesh --shards 8"),
+    "openvino": (
+        "OpenVINO's converter reads ONNX",
+        "gptj export {DIR} {OUT} --to onnx --dtype float32, then ovc {OUT}/model.onnx",
+    ),
     "tensorrt": (
         "TensorRT reads ONNX",
-        "gptj export {DIR} {OUT} --to onnx, then trtexec --onnx={OUT}/model.onnx --saveEngine=model.plan",
+        "gptj export {DIR} {OUT} --to onnx --dtype float16, then trtexec --onnx={OUT}/model.onnx --saveEngine=plan",
     ),
     "tflite": (
         "TensorFlow Lite's converter reads a SavedModel",
-        "gptj export {DIR} {OUT} --to savedmodel, then tf.lite.TFLiteConverter.from_saved_model('{OUT}')",
+        "gptj export {DIR} {OUT} --to savedmodel --dtype float32, then "
+        "tf.lite.TFLiteConverter.from_saved_model('{OUT}', signature_keys=['step'])",
     ),
     "gguf": ("llama.cpp runs no GPT-J", "gptj generate {DIR} --backend pt --quantize int8 is quick on a CPU"),
     "torchscript": ("torch.jit is deprecated in favour of torch.export", "gptj export {DIR} {OUT} --to torch-export"),
