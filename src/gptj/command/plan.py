@@ -11,6 +11,7 @@ import click
 
 from gptj.command.options import Command, DtypeChoice, PathArgument, json_option
 from gptj.command.printing import open_console, print_json
+from gptj.errors import counted
 from gptj.paths import missing_folder
 
 __all__ = ["plan"]
@@ -57,7 +58,8 @@ def _print_plans(plans: list[Any], work: Any, room: int, directory: Path) -> Non
 
     verb = "training" if work.training else "generating"
     console = open_console()
-    console.print(f"GiB of the fullest device, {verb}: {work.batch} rows of {work.length} tokens, {work.dtype}")
+    rows = f"{counted(work.batch, 'row')} of {work.length} tokens"
+    console.print(f"GiB of the fullest device, {verb}: {rows}, {work.dtype}")
     kinds = (
         ("weights", "gradients", "optimizer", "activations") if work.training else ("weights", "cache", "activations")
     )

@@ -49,6 +49,7 @@ __all__ = [
     "TokenizerError",
     "UnsafeFileError",
     "WriteError",
+    "counted",
     "harmless",
     "install_line",
     "install_one_of",
@@ -295,6 +296,15 @@ def _warn(message: str, category: type[Warning]) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("gptj", "gptj_conversion"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, in the plural but for one.
+
+    >>> counted(1, "file"), counted(1_200, "file")
+    ('1 file', '1,200 files')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -20,7 +20,7 @@ from gptj.adapters.merge import read_companions
 from gptj.backends import choose_backend, install_line
 from gptj.config import GPTJConfig
 from gptj.config.schema import TensorSpec, schema
-from gptj.errors import InputError, WriteError, shown
+from gptj.errors import InputError, WriteError, counted, shown
 from gptj.finetune.checkpoints import CURVE_FILE, PARTS, Identity, RunFolder, Saved, write_moments
 from gptj.finetune.curve import can_draw, curve_text, draw_curve, perplexity, write_curve
 from gptj.finetune.data import Batches, Windows, describe, make_windows, read_documents
@@ -233,8 +233,9 @@ class _Job:
         """The run in a sentence, and what of it may surprise."""
         windows, epochs = self.batches.windows, self.steps / self.batches.per_epoch
         said = [
-            f"{windows.learnt:,} tokens in {len(windows):,} windows of at most {windows.ids.shape[1]}; {self.steps:,} "
-            f"updates of {self.settings.micro_batches} windows, {epochs:.3g} epochs"
+            f"{windows.learnt:,} tokens in {counted(len(windows), 'window')} of at most {windows.ids.shape[1]}; "
+            f"{counted(self.steps, 'update')} of {counted(self.settings.micro_batches, 'window')}, "
+            f"{epochs:.3g} epoch{'' if epochs == 1 else 's'}"
         ]
         dropped = max(self.config.embd_pdrop, self.config.attn_pdrop, self.config.resid_pdrop)
         if dropped > 0:
