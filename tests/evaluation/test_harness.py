@@ -20,9 +20,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gptj import GPTJConfig
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.command.main import gptj_command
-from gptj.errors import BackendError, InputError, SchemaError
+from gptj.errors import BackendError, InputError, MissingFileError, SchemaError
 from gptj.generation.scoring.windows import Limits, windows_of
-from gptj.harness import GPTJLM, evaluate
+from gptj.harness import GPTJLM, evaluate, main
 
 NAMES = ("local_choice", "local_last_word", "local_perplexity", "local_continue")
 LOG_LIKELIHOOD = 1e-4
@@ -174,6 +174,25 @@ def test_what_cannot_be_answered_is_refused_by_name(folder: Path, tasks: Path) -
         run(model, tasks, ("local_continue",), apply_chat_template=True)
     with pytest.raises(InputError, match="max_gen_toks: leaves no room"):
         run(model, tasks, ("local_continue",), gen_kwargs="max_gen_toks=48")
+
+
+def test_the_harnesss_own_command_line_ends_in_one_line(
+    folder: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--model", "gptj", "--model_args", f"pretrained={folder},backnd=pt", "--tasks", "local_continue"]
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *words, "--include_path", str(tasks)])
+    with pytest.raises(SystemExit, match=r"^gptj: InputError: 'backnd': no such model argument") as caught:
+        main()
+    assert "\n" not in str(caught.value)
+
+
+def test_data_that_cannot_be_fetched_are_said(folder: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(**options: Any) -> None:
+        raise ConnectionError("Couldn't reach 'someone/data' on the Hub")
+
+    monkeypatch.setattr("gptj.harness.simple_evaluate", offline)
+    with pytest.raises(MissingFileError, match=r"a task's data cannot be fetched .found .*someone/data"):
+        evaluate(GPTJLM(str(folder), "pt"), ["local_continue"], include_path=tasks)
 
 
 def test_an_adapter_is_put_to_work(folder: Path, tasks: Path, theirs: Any, tmp_path: Path) -> None:
