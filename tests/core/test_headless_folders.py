@@ -61,6 +61,11 @@ def test_no_run_of_training_begins(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_inspect_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gptj_command.main(["inspect", str(folder)], standalone_mode=False)
+    assert "no language model's head: it is a GPTJ" in capsys.readouterr().err
+
+
 def test_no_trace_is_recorded(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=NO_HEAD):
         record_trace(folder, "pt", tmp_path / "trace.safetensors")
