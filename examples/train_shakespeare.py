@@ -321,9 +321,13 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
 def main() -> None:
     """Train, measure, write."""
     arguments, recipe = parse_arguments()
+    if not arguments.text.is_file():
+        raise SystemExit(f"{arguments.text}: no such file")
     for folder in filter(None, (arguments.output, arguments.tpu)):
         if folder.exists():  # said before the training rather than after it
             raise SystemExit(f"{folder} exists; move it away first")
+    if arguments.tpu and (recipe.vocab_size % TPU_SHARDS or recipe.n_head % TPU_SHARDS):
+        raise SystemExit(f"--tpu needs a vocabulary and heads that are multiples of {TPU_SHARDS}")
     torch.set_num_threads(recipe.threads)
 
     data = arguments.text.read_bytes()

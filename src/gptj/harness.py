@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 
 from gptj.backends import backend as load_backend
 from gptj.backends import choose_backend, install_line
-from gptj.errors import BackendError, InputError, shown
+from gptj.errors import BackendError, GPTJError, InputError, MissingFileError, SchemaError, shown
 from gptj.generation.scoring import Score, Sequenced, limits_of, score_sequences
 from gptj.paths.hub import HubPlace
 from gptj.text.tokenizer import GPTJTokenizer
@@ -101,9 +102,14 @@ class GPTJLM(TemplateLM):
         if quantize is not None:
             options |= {"quantize": quantize, "inference": True}
         with loading:
-            self.model = module.GPTJForCausalLM.from_pretrained(
-                self.directory, **{name: value for name, value in options.items() if value is not None}
+            self.model, found = module.GPTJForCausalLM.from_pretrained(
+                self.directory,
+                output_loading_info=True,
+                **{name: value for name, value in options.items() if value is not None},
             )
+            if "lm_head.weight" in found["missing_keys"]:  # which starts from random values
+                problem = "not a whole causal language model"
+                raise SchemaError(problem, file=self.directory, found="no lm_head.weight")
             if adapter is not None:
                 self.model.load_adapter(adapter)
         self.tokenizer.check_fits(self.model.config)
@@ -329,6 +335,7 @@ def evaluate(
 
     Raises:
         InputError: there is no such task.
+        MissingFileError: a task's data are not here, and cannot be fetched.
     """
     names = [*tasks]
     place = None if include_path is None else str(include_path)
@@ -344,7 +351,11 @@ def evaluate(
             raise InputError("no such task", where="tasks", found=shown(name), hint=hint)
         chosen += found
     opened = model if isinstance(model, GPTJLM) else model()
-    return simple_evaluate(model=opened, tasks=chosen, task_manager=manager, **options)
+    try:
+        return simple_evaluate(model=opened, tasks=chosen, task_manager=manager, **options)
+    except ConnectionError as error:
+        hint = "Run it once online, or name a task of yours, with --include-path"
+        raise MissingFileError("a task's data cannot be fetched", found=shown(str(error)), hint=hint) from error
 
 
 def _matches(manager: Any, name: str) -> list[str]:
@@ -369,10 +380,13 @@ def to_json(results: Any) -> str:
 
 
 def main() -> None:
-    """Run the harness' own command line, in which `--model gptj` is known."""
+    """Run the harness' own command line, in which `--model gptj` is known; an error of ours is one line."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except GPTJError as error:
+        sys.exit(f"gptj: {error.code}: {error}")
 
 
 if __name__ == "__main__":

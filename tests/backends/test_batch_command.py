@@ -32,8 +32,9 @@ def test_shares_are_together_what_one_process_writes(wing: Wing, folder: Callabl
     options = ("--backend", wing.name, "--max-new-tokens", 3, "--seed", 1, "--batch-size", 2)
     done = run(*words, tmp_path / "one", *prompts, *options)
     assert done.exit_code == 0, done.output
-    for part in (1, 2):
-        assert run(*words, tmp_path / "two", *prompts, "--shard", f"{part}/2", *options).exit_code == 0
+    for part, files in ((1, "2 files"), (2, "1 file")):
+        shared = run(*words, tmp_path / "two", *prompts, "--shard", f"{part}/2", *options)
+        assert shared.exit_code == 0 and f"{files}, 0 of them done before" in shared.stderr
     names = ["a.jsonl", "b.jsonl", "c.jsonl"]
     for place in ("one", "two"):
         assert sorted(path.name for path in (tmp_path / place).iterdir()) == names

@@ -115,8 +115,9 @@ def test_a_causal_lm_folder_opens_as_a_base_model(wing, folder, oracle):
 @pytest.mark.feature("a base folder under a head", "causal_lm", "sequence_classification", "question_answering")
 def test_a_base_folder_opens_under_a_head_whose_fresh_rows_are_announced(wing, folder, head):
     rows = [row.name for row in schema(CONFIG, head) if not row.name.startswith("transformer.")]
-    with pytest.warns(FreshWeightsWarning, match=rows[0]):
+    with pytest.warns(FreshWeightsWarning, match=rows[0]) as caught:
         model, info = wing.model(head).from_pretrained(folder("base"), output_loading_info=True)
+    assert [one.filename for one in caught] == [__file__]
     assert sorted(info["missing_keys"]) == sorted(rows)
     found = wing.parameters(model)
     for row in schema(CONFIG, head):

@@ -132,12 +132,14 @@ def test_an_adapter_at_work_counts(wing, folder, tmp_path):
     assert agree(found, adapted, FLOAT32_ABSOLUTE) and not agree(found, plain, 0.01)
 
 
-def test_the_example_of_the_page_runs(wing, folder, tmp_path):
-    path = shutil.copytree(folder(vocab_size=300, n_layer=1, bos_token_id=299, eos_token_id=299), tmp_path / "model")
+def test_the_example_of_the_page_runs(wing, folder, tmp_path, monkeypatch):
+    source = folder(vocab_size=300, n_layer=1, bos_token_id=299, eos_token_id=299)
+    path = shutil.copytree(source, tmp_path / "gpt-j-6b")
+    monkeypatch.chdir(tmp_path)
     small().save_pretrained(path)
     page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
     code = page.split("```python\n")[1].split("```")[0].replace("gptj.pt", f"gptj.{wing.name}")
-    names = {"folder": path}
+    names = {}
     exec(code, names)
     assert names["score"].token_ids.tolist() == small().encode("To be, or not to be")
     assert names["best"].log_likelihood < 0 and names["best"].n_bytes == 3

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mutants import revealing_batch
+from pages import block
 from wings import FLOAT32_ABSOLUTE, FLOAT64_RELATIVE, Wing
 
 from gptj.calls.taps import AFTER_BLOCKS, BEFORE_BLOCKS, IN_BLOCK, TapCollector, list_taps, split_tap
@@ -175,3 +176,11 @@ def test_a_prepared_model_refuses_by_name(wing, folder):
 def test_a_model_without_parameters_refuses_by_name(wing):
     with pytest.raises(InputError, match=r"taps: the model was made without parameters"):
         wing.model("causal_lm")(CONFIG, _do_init=False).taps(BATCH["input_ids"])
+
+
+def test_the_example_of_the_page_runs(wing, folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "gpt-j-6b").symlink_to(folder(n_layer=4), target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    exec(block("parity.md", "Looking inside").replace("gptj.pt", f"gptj.{wing.name}"), {})
+    apart = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert list(apart) == [f"h.{n}.sum" for n in range(4)] and max(map(float, apart.values())) < FLOAT32_ABSOLUTE

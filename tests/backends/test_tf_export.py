@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from pages import block
+from tokenizer_samples import small
 
+from gptj import GPTJConfig
+from gptj.checkpoint import write_checkpoint
 from gptj.command.export import FORMATS, write
-from gptj.parity.revealing import revealing_config
+from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.tf.export import cache_names
 
 CONFIG = revealing_config()
@@ -83,3 +87,35 @@ def test_a_mask_longer_than_the_tokens_is_none_of_theirs_in_a_graph_of_any_size(
     past = [x for pair in zip(held.keys, held.values, strict=True) for x in pair]
     logits = step(tf.constant(ids[:, 4:]), tf.ones_like(ids), past)
     assert np.abs(logits - oracle().forward(ids).logits[:, 4:]).max() <= 2e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+def test_tensorflow_lite_steps_with_its_own_operations(folder, oracle, tmp_path):
+    write(folder(), tmp_path / "out", FORMATS["savedmodel"], dtype=None, weights=None)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "out"), signature_keys=["step"])
+    step = tf.lite.Interpreter(model_content=converter.convert()).get_signature_runner("step")
+    names = cache_names(CONFIG.n_layer, "past_key_values")
+    ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 7))
+    expected = oracle().forward(ids).logits
+    past = {name: np.zeros((2, CONFIG.n_head, 0, CONFIG.head_dim), np.float32) for name in names}
+    for start, end in ((0, 5), (5, 7)):
+        outputs = step(**arguments(ids, start, np.ones((2, end), np.int64), past))
+        assert np.abs(outputs["logits"] - expected[:, start:end]).max() <= 2e-5
+        past = {name: outputs[name.replace("past_key_values", "present")] for name in names}
+
+
+def test_the_pages_program_writes_the_models_own_text(folder, tmp_path, monkeypatch):
+    from gptj.tf import GPTJForCausalLM
+
+    tokenizer = small()
+    config = GPTJConfig(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4)
+    source = write_checkpoint(tmp_path / "model", config, revealing_fill(0), extra_files=tokenizer.files())
+    write(source, tmp_path / "for-tensorflow", FORMATS["savedmodel"], dtype=None, weights=None)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block("export.md", "In TensorFlow"), names)
+    prompt = tokenizer.encode("Hello, my dog is cute")
+    ours = GPTJForCausalLM.from_pretrained(source).generate(
+        [prompt], max_new_tokens=20, do_sample=False, eos_token_id=None
+    )
+    assert names["ids"] == ours[0].numpy().tolist()

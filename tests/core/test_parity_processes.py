@@ -51,6 +51,12 @@ def is_gone(name: str) -> bool:
     return not Path(f"/proc/{Path(name).read_text()}").exists()
 
 
+def test_two_jobs_of_one_name_run_side_by_side(task):
+    jobs = [task("a", "one", "meet=b"), task("b", "two", "meet=a")]
+    object.__setattr__(jobs[1], "name", "a")
+    assert processes.run_side_by_side(jobs, progress=lambda words: None) == ["one\n", "two\n"]
+
+
 def test_what_each_says_comes_back_in_order_and_is_told_while_it_runs(task):
     told: list[str] = []
     said = processes.run_side_by_side([task("a", "one", "meet=b", "two"), task("b", "three")], progress=told.append)

@@ -312,3 +312,10 @@ def test_a_refusal_names_the_sizes_that_every_field_would_fit():
     assert hints["tp", 1, 5] == "tp among 1, 2, 4"  # 16 heads go onto 8 devices, 100 tokens do not
     assert hints["fsdp", 3, 1] == "dp among 1, 2" and hints["tp_fsdp", 3, 2] == "dp among 1, 2"
     assert hints["tp_fsdp", 6, 8] == "tp among 1, 2, 4, and another dp"
+
+
+@pytest.mark.parametrize("memory", ["16", "80000"])
+def test_bytes_that_no_device_has_are_taken_for_a_forgotten_unit(tmp_path, memory):
+    (tmp_path / "config.json").write_text(SMALL.to_json())
+    with pytest.raises(InputError, match=f"--memory: too little for a device .*found '?{memory}"):
+        gptj_command.main(["plan", str(tmp_path), "--memory", memory], standalone_mode=False)

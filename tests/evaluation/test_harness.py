@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,11 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gptj import GPTJConfig
+from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.command.main import gptj_command
-from gptj.errors import BackendError, InputError
+from gptj.errors import BackendError, InputError, MissingFileError, SchemaError
 from gptj.generation.scoring.windows import Limits, windows_of
-from gptj.harness import GPTJLM, evaluate
+from gptj.harness import GPTJLM, evaluate, main
 
 NAMES = ("local_choice", "local_last_word", "local_perplexity", "local_continue")
 LOG_LIKELIHOOD = 1e-4
@@ -174,6 +176,25 @@ def test_what_cannot_be_answered_is_refused_by_name(folder: Path, tasks: Path) -
         run(model, tasks, ("local_continue",), gen_kwargs="max_gen_toks=48")
 
 
+def test_the_harnesss_own_command_line_ends_in_one_line(
+    folder: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--model", "gptj", "--model_args", f"pretrained={folder},backnd=pt", "--tasks", "local_continue"]
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *words, "--include_path", str(tasks)])
+    with pytest.raises(SystemExit, match=r"^gptj: InputError: 'backnd': no such model argument") as caught:
+        main()
+    assert "\n" not in str(caught.value)
+
+
+def test_data_that_cannot_be_fetched_are_said(folder: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(**options: Any) -> None:
+        raise ConnectionError("Couldn't reach 'someone/data' on the Hub")
+
+    monkeypatch.setattr("gptj.harness.simple_evaluate", offline)
+    with pytest.raises(MissingFileError, match=r"a task's data cannot be fetched .found .*someone/data"):
+        evaluate(GPTJLM(str(folder), "pt"), ["local_continue"], include_path=tasks)
+
+
 def test_an_adapter_is_put_to_work(folder: Path, tasks: Path, theirs: Any, tmp_path: Path) -> None:
     path = write_sample_adapter(tmp_path / "adapter", config=GPTJConfig.from_file(folder))
     results = run(GPTJLM(str(folder), "pt", adapter=path), tasks, ("local_perplexity",))
@@ -188,3 +209,12 @@ def test_sampled_texts_follow_the_seed(folder: Path, tasks: Path) -> None:
         return responses(run(model, tasks, ("local_continue",), gen_kwargs=how), "local_continue")
 
     assert texts(1) == texts(1) != texts(2)
+
+
+def test_a_folder_without_a_language_models_head_is_refused(backend: str, folder: Path, tmp_path: Path) -> None:
+    config = GPTJConfig.from_file(folder)
+    weights = open_checkpoint(folder)
+    base = write_checkpoint(tmp_path / "base", config, lambda row: weights.read(f"transformer.{row.name}"), head="base")
+    shutil.copy(folder / "tokenizer.json", base)
+    with pytest.raises(SchemaError, match=r"not a whole causal language model .found no lm_head.weight"):
+        GPTJLM(str(base), backend)

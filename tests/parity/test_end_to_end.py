@@ -106,3 +106,10 @@ def test_two_folders_are_compared_in_a_process_each(backend_names, checkpoint, t
     assert not found["equal"] and one["comparison"]["pairs"][0]["first"]["tap"] == "h.1.fc_in"
     assert one["taps"]["h.1.ln_1"] == 0 and 0.005 < one["taps"]["h.1.fc_in"] < 0.015
     assert len(one["comparison"]["texts"]) == 2 and 0 < one["greedy"] <= 1
+
+
+def test_a_folder_is_compared_with_itself_on_another_path(backend_names, checkpoint):
+    given = ["parity", str(checkpoint), str(checkpoint), "--backends", backend_names[0], "--path", "prepared"]
+    done = CliRunner().invoke(gptj_command, [*given, "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["equal"] is True

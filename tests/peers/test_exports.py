@@ -11,6 +11,7 @@ import ctranslate2
 import numpy as np
 import onnxruntime
 import pytest
+from pages import block
 
 from gptj.command.export import ELSEWHERE, FORMATS, write
 from gptj.pt import GPTJForCausalLM
@@ -33,6 +34,11 @@ def test_onnx_steps_over_a_cache_of_any_length(session, folder):
     names = [f"past_key_values.{n}.{kind}" for n in range(config.n_layer) for kind in ("key", "value")]
     assert [given.name for given in runs.get_inputs()] == ["input_ids", "attention_mask", "position_ids", *names]
     assert outputs[0] == "logits" and outputs[1] == "present.0.key"
+    assert [given.shape for given in runs.get_inputs()[:3]] == [
+        ["batch", "new"],
+        ["batch", "past + new"],
+        ["batch", "new"],
+    ]
     for b, t in ((1, 5), (2, 1), (3, 7), (1, 1)):
         ids = np.random.default_rng(t).integers(0, config.vocab_size, (b, t + 2))
         expected = model(ids).logits.detach().numpy()
@@ -58,3 +64,19 @@ def test_ctranslate2s_own_converter_reads_our_folder_by_the_line_that_we_give(fo
     made = generator.generate_batch([tokens], max_length=12, sampling_topk=1, include_prompt_in_result=False)
     ours = GPTJForCausalLM.from_pretrained(folder).generate([prompt], max_new_tokens=12, do_sample=False)
     assert made[0].sequences_ids[0] == ours[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "heading"),
+    [("onnx", "for-onnx", "In onnxruntime"), ("torch-export", "for-torch", "In torch.export")],
+)
+def test_the_pages_program_writes_the_models_own_text(folder, tokenizer, tmp_path, monkeypatch, to, name, heading):
+    write(folder, tmp_path / name, FORMATS[to], dtype=None, weights=None)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block("export.md", heading), names)
+    prompt = tokenizer.encode("Hello, my dog is cute")
+    ours = GPTJForCausalLM.from_pretrained(folder).generate(
+        [prompt], max_new_tokens=20, do_sample=False, eos_token_id=None
+    )
+    assert names["ids"] == ours[0].tolist()

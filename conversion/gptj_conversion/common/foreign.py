@@ -25,7 +25,7 @@ from gptj.reading.safetensors_file import WEIGHT_DTYPES
 from gptj.reading.weight_files import Index, is_index_name, list_some, read_index, require_index_agrees, safe_path
 from gptj.reading.weight_names import HEAD_WORDS, PlainNames, head_of, plain_names
 from gptj_conversion.common.dialects import Dialect, Spelling, spell
-from gptj_conversion.common.source import Context, Facts
+from gptj_conversion.common.source import Context, Facts, describe_head
 from gptj_conversion.common.stored_array import StoredArray
 
 __all__ = [
@@ -123,7 +123,7 @@ class ForeignCheckpoint:
             tensors=len(rows),
             parameters=sum(row.size for row in rows),
             bytes=sum(file.stat().st_size for file in self.files),
-            problems=tuple(describe_left(self.names, self.dropped, self.zeros)),
+            problems=(*describe_left(self.names, self.dropped, self.zeros), *describe_head(self.head)),
         )
 
 

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.config.schema import Head, TensorSpec
+from gptj.config.schema import HEADS, Head, TensorSpec
 from gptj.reading.buffers import ReusedBuffer
 
-__all__ = ["TOKENIZER_SIGNS", "Context", "Facts", "Source"]
+__all__ = ["TOKENIZER_SIGNS", "Context", "Facts", "Source", "describe_head"]
 
 TOKENIZER_SIGNS = ("tokenizer.json", "vocab.json")
 """A folder that holds one of these files holds a tokenizer."""
@@ -52,6 +52,11 @@ class Facts:
     def as_dict(self) -> dict[str, Any]:
         """The facts in this order, ready for JSON."""
         return {**dataclasses.asdict(self), "problems": list(self.problems)}
+
+
+def describe_head(head: Head) -> list[str]:
+    """The sentence on a head that is no language model's, if it is none."""
+    return [] if head == "causal_lm" else [f"no language model's head: it is a {HEADS[head]}"]
 
 
 @dataclasses.dataclass(frozen=True)

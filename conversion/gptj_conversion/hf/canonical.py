@@ -25,7 +25,7 @@ from gptj.reading.load_plan import LoadPlan, describe_left, plan_load
 from gptj.reading.safetensors_file import StoredTensor, cast
 from gptj.reading.weight_names import infer_dialect
 from gptj_conversion.common.foreign import LIKE, ZEROS_ORIGIN, ForeignCheckpoint, match_arrays
-from gptj_conversion.common.source import Context, Facts, Source
+from gptj_conversion.common.source import Context, Facts, Source, describe_head
 from gptj_conversion.common.stored_array import DTYPES, StoredArray
 
 __all__ = ["CanonicalDirectory", "describe_safetensors", "open_safetensors"]
@@ -185,5 +185,5 @@ def _derive_facts(checkpoint: Checkpoint, problems: list[str], name: str = "safe
         tensors=len(stored),
         parameters=sum(tensor.size for tensor in stored),
         bytes=sum(path.stat().st_size for path in checkpoint.weight_files),
-        problems=tuple(problems),
+        problems=(*problems, *describe_head(checkpoint.head)),
     )

@@ -16,7 +16,7 @@ from gptj.config.schema import BASE_PREFIX, TensorSpec
 from gptj.errors import SchemaError, shown
 from gptj.paths.json_file import read_files_of
 from gptj.reading.folder import open_checkpoint
-from gptj.reading.load_plan import plan_load
+from gptj.reading.load_plan import plan_causal_lm
 from gptj.writing.checkpoint_writer import write_checkpoint
 
 __all__ = ["merge_folder", "merge_kernel", "read_companions"]
@@ -82,9 +82,7 @@ def merge_folder(
     config = checkpoint.config
     opened = read_adapter(adapter)
     rows = {row.kernel: row for row in opened.rows(config)}
-    plan = plan_load(checkpoint, config, "causal_lm")
-    if plan.missing:
-        raise SchemaError("not a whole causal language model", file=directory, found=f"no {', '.join(plan.missing)}")
+    plan = plan_causal_lm(checkpoint)
 
     def read(spec: TensorSpec) -> NDArray[Any]:
         if spec.name in plan.zeros:

@@ -14,7 +14,7 @@ import click
 
 from gptj.command.generate import HOW_OPTIONS, GenerateOptions
 from gptj.command.options import ModelArgument, PathArgument, Sections, apply_options, option
-from gptj.errors import InputError
+from gptj.errors import InputError, counted
 
 __all__ = ["batch"]
 
@@ -67,7 +67,7 @@ def batch(directory: Path, output: Path, files: Sequence[Path], shard: tuple[int
         raise InputError("not a folder", file=output, hint="The order is DIR OUT FILE...")
     tasks = list_tasks(files, output, *shard)
     waiting = [task for task in tasks if not os.path.lexists(task.target)]
-    click.echo(f"{len(tasks)} files, {len(tasks) - len(waiting)} of them done before", err=True)
+    click.echo(f"{counted(len(tasks), 'file')}, {len(tasks) - len(waiting)} of them done before", err=True)
     if waiting:
         work_through(said, directory, waiting)
 

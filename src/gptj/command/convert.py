@@ -34,7 +34,7 @@ from gptj.command.printing import (
     spell_size,
 )
 from gptj.command.waiting import waiting
-from gptj.errors import shown
+from gptj.errors import counted, shown
 
 if TYPE_CHECKING:
     from gptj_conversion.convert import ConversionPlan
@@ -142,7 +142,7 @@ def _print_plan(plan: ConversionPlan, as_json: bool) -> None:
     }
     print_facts({key: spell(value) for key, value in facts.items()})
     for file in plan.files:
-        click.echo(f"  {file.name}  {file.tensors} tensors, {spell_size(file.nbytes)}")
+        click.echo(f"  {file.name}  {counted(file.tensors, 'tensor')}, {spell_size(file.nbytes)}")
     _print_notes(plan)
     click.echo("nothing was written: this is what would be done", err=True)
     if not plan.fits:
@@ -218,7 +218,7 @@ def verify(directory: Path, fingerprint: bool, weights: str | None, as_json: boo
         print_json({**format_of, **facts, "fingerprint": fingerprint})
     else:
         same = ", and the reference computes the same" if fingerprint else ""
-        counts = f"{len(manifest.tensors)} tensors, {len(manifest.files)} files"
+        counts = f"{counted(len(manifest.tensors), 'tensor')}, {counted(len(manifest.files), 'file')}"
         click.echo(f"{directory}: {counts}, all as they were written{same}")
         for name in manifest.unchecked:
             click.echo(f"not checked: {shown(name).strip(chr(39))}")

@@ -57,15 +57,19 @@ ELSEWHERE = {
     "vllm": ("vLLM opens this folder as it is", "vllm serve {DIR}"),
     "transformers": ("transformers opens this folder as it is", "AutoModelForCausalLM.from_pretrained('{DIR}')"),
     "safetensors": ("this folder is safetensors already", "gptj convert {DIR} {OUT} writes another dtype or shards"),
-    "mesh": ("a TPU checkpoint is a weights format", "gptj convert {DIR} {OUT} --to mesh"),
-    "openvino": ("OpenVINO's converter reads ONNX", "gptj export {DIR} {OUT} --to onnx, then ovc {OUT}/model.onnx"),
+    "mesh": ("a TPU checkpoint is a weights format", "gptj convert {DIR} {OUT} --to mesh --shards 8"),
+    "openvino": (
+        "OpenVINO's converter reads ONNX",
+        "gptj export {DIR} {OUT} --to onnx --dtype float32, then ovc {OUT}/model.onnx",
+    ),
     "tensorrt": (
         "TensorRT reads ONNX",
-        "gptj export {DIR} {OUT} --to onnx, then trtexec --onnx={OUT}/model.onnx --saveEngine=model.plan",
+        "gptj export {DIR} {OUT} --to onnx --dtype float16, then trtexec --onnx={OUT}/model.onnx --saveEngine=plan",
     ),
     "tflite": (
         "TensorFlow Lite's converter reads a SavedModel",
-        "gptj export {DIR} {OUT} --to savedmodel, then tf.lite.TFLiteConverter.from_saved_model('{OUT}')",
+        "gptj export {DIR} {OUT} --to savedmodel --dtype float32, then "
+        "tf.lite.TFLiteConverter.from_saved_model('{OUT}', signature_keys=['step'])",
     ),
     "gguf": ("llama.cpp runs no GPT-J", "gptj generate {DIR} --backend pt --quantize int8 is quick on a CPU"),
     "torchscript": ("torch.jit is deprecated in favour of torch.export", "gptj export {DIR} {OUT} --to torch-export"),
@@ -96,12 +100,17 @@ def export(directory: Path, out: Path, target: str, dtype: str | None, weights: 
     The program is one step over a cache of any length, for any batch. Inputs are input_ids, attention_mask,
     position_ids and the cache's arrays; outputs are the logits and the cache with the new tokens in it.
     """
+    from gptj.paths.hub import locate
+    from gptj.reading.folder import open_checkpoint
+    from gptj.reading.load_plan import plan_causal_lm
+
     require_model(directory, fetch=target in FORMATS)
     if target in ELSEWHERE:
         reason, way = ELSEWHERE[target]
         hint = way.format(DIR=shlex.quote(str(directory)), OUT=shlex.quote(str(out)))
         raise InputError(reason, where=f"--to {target}", hint=hint)
-    directory, weights = split_weights(directory, weights)
+    directory, weights = split_weights(locate(directory), weights)
+    plan_causal_lm(open_checkpoint(directory, weights=weights))
     write(directory, out, FORMATS[target], dtype=dtype, weights=weights)
     click.echo(f"{out}: written")
 

@@ -60,10 +60,11 @@ def find_matrix(
     """
     from gptj_conversion.round_trip import run_matrix_through_formats
 
-    from gptj.parity.run import require_framework
+    from gptj.parity.run import open_reference, require_framework
 
     names = installed_backends() if backends is None else tuple(choose_backend(name) for name in backends)
     require_framework(names)  # before anything is converted
+    open_reference(directory)
     with waiting("converting to each format and back") as say:
         found: Findings = run_matrix_through_formats(
             directory, names, dtype=dtype, seed=seed, progress=lambda words: say(f"ways to one answer: {words}")

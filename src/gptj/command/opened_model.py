@@ -40,6 +40,7 @@ from gptj.generation.sampling import SEEDS
 from gptj.generation.session import LogitsProcessor
 from gptj.paths.hub import locate
 from gptj.reading.folder import open_checkpoint, require_directory
+from gptj.reading.load_plan import plan_causal_lm
 from gptj.reading.same_model import require_same_model
 from gptj.reading.weight_files import split_weights
 from gptj.sharding import Mesh, Strategy, check_mesh
@@ -222,6 +223,8 @@ class OpenedModel:
         return None if self.request.assistant is None else self._load(locate(self.request.assistant), tokens)
 
     def _load(self, directory: Path, tokens: float, *, weights: str | None = None) -> Any:
+        checkpoint = open_checkpoint(directory, weights=weights)
+        plan_causal_lm(checkpoint)  # else from_pretrained would start a head from random values
         options: dict[str, Any] = {} if self.request.dtype is None else {"param_dtype": self.request.dtype}
         if weights is not None:
             options["weights"] = weights
@@ -233,9 +236,7 @@ class OpenedModel:
             parallel, talk = (importlib.import_module(f"gptj.{self.backend}.{name}") for name in TOGETHER)
             mesh = parallel.mesh_of_copy(self.request.mesh, self.request.strategy)
             options |= {"strategy": self.request.strategy, "mesh": mesh}
-            require_same_model(
-                open_checkpoint(directory, weights=weights), self.request.rank, talk.gather_texts, facts=self._facts()
-            )
+            require_same_model(checkpoint, self.request.rank, talk.gather_texts, facts=self._facts())
         packs = self.backend == "tf" or (self.backend == "pt" and tokens >= PAYS_FROM_TOKENS)
         packs = packs and self.request.strategy is None
         if packs or self.request.quantize is not None:

@@ -11,9 +11,13 @@ import click
 
 from gptj.command.options import Command, DtypeChoice, PathArgument, json_option
 from gptj.command.printing import open_console, print_json
+from gptj.errors import InputError, counted
 from gptj.paths import missing_folder
 
 __all__ = ["plan"]
+
+LEAST_BYTES = 2**20
+"""Of a device's memory; a number without a unit, which means bytes, is almost surely meant in another."""
 
 
 @click.command(cls=Command, short_help="Say what fits on how many devices.")
@@ -44,6 +48,8 @@ def plan(
     work = Work(training, batch or devices, length or config.n_positions, dtype, recompute)
     work.check(config)
     room = shard_bytes(memory, where="--memory")
+    if room < LEAST_BYTES:
+        raise InputError("too little for a device", where="--memory", expected="such as 16GiB", found=memory)
     plans = [plan_memory(config, strategy, mesh, work) for strategy, mesh in list_meshes(devices, training=training)]
     if as_json:
         facts = [{**dataclasses.asdict(made), "total": made.total, "fits": made.fits(room)} for made in plans]
@@ -57,7 +63,8 @@ def _print_plans(plans: list[Any], work: Any, room: int, directory: Path) -> Non
 
     verb = "training" if work.training else "generating"
     console = open_console()
-    console.print(f"GiB of the fullest device, {verb}: {work.batch} rows of {work.length} tokens, {work.dtype}")
+    rows = f"{counted(work.batch, 'row')} of {work.length} tokens"
+    console.print(f"GiB of the fullest device, {verb}: {rows}, {work.dtype}")
     kinds = (
         ("weights", "gradients", "optimizer", "activations") if work.training else ("weights", "cache", "activations")
     )

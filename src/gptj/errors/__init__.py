@@ -49,6 +49,7 @@ __all__ = [
     "TokenizerError",
     "UnsafeFileError",
     "WriteError",
+    "counted",
     "harmless",
     "install_line",
     "install_one_of",
@@ -278,9 +279,10 @@ def warn_of(
     expected: object = None,
     found: object = None,
     hint: str | None = None,
+    category: type[Warning] = CheckpointWarning,
 ) -> None:
     """Warn of an oddity, in the words of an error (see `GPTJError`), at the caller's line outside of this package."""
-    _warn(str(GPTJError(problem, file=file, where=where, expected=expected, found=found, hint=hint)))
+    _warn(str(GPTJError(problem, file=file, where=where, expected=expected, found=found, hint=hint)), category)
 
 
 def warn_again(caught: Iterable[warnings.WarningMessage]) -> None:
@@ -289,11 +291,20 @@ def warn_again(caught: Iterable[warnings.WarningMessage]) -> None:
         _warn(str(one.message), one.category)
 
 
-def _warn(message: str, category: type[Warning] = CheckpointWarning) -> None:
+def _warn(message: str, category: type[Warning]) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("gptj", "gptj_conversion"):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level - 1)
+    warnings.warn(message, category, stacklevel=level)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, in the plural but for one.
+
+    >>> counted(1, "file"), counted(1_200, "file")
+    ('1 file', '1,200 files')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -20,7 +20,7 @@ from gptj.adapters.merge import read_companions
 from gptj.backends import choose_backend, install_line
 from gptj.config import GPTJConfig
 from gptj.config.schema import TensorSpec, schema
-from gptj.errors import InputError, WriteError, shown
+from gptj.errors import InputError, WriteError, counted, shown
 from gptj.finetune.checkpoints import CURVE_FILE, PARTS, Identity, RunFolder, Saved, write_moments
 from gptj.finetune.curve import can_draw, curve_text, draw_curve, perplexity, write_curve
 from gptj.finetune.data import Batches, Windows, describe, make_windows, read_documents
@@ -29,6 +29,7 @@ from gptj.finetune.settings import Settings
 from gptj.finetune.together import SharedRunFolder, Team
 from gptj.paths.hub import locate
 from gptj.reading.folder import open_checkpoint, require_directory
+from gptj.reading.load_plan import plan_causal_lm
 from gptj.sharding import Mesh, ReadTogether, Strategy, check_mesh, choose_mesh
 from gptj.text.tokenizer import GPTJTokenizer
 from gptj.writing.checkpoint_writer import write_checkpoint
@@ -236,8 +237,9 @@ class _Job:
         """The run in a sentence, and what of it may surprise."""
         windows, epochs = self.batches.windows, self.steps / self.batches.per_epoch
         said = [
-            f"{windows.learnt:,} tokens in {len(windows):,} windows of at most {windows.ids.shape[1]}; {self.steps:,} "
-            f"updates of {self.settings.micro_batches} windows, {epochs:.3g} epochs"
+            f"{windows.learnt:,} tokens in {counted(len(windows), 'window')} of at most {windows.ids.shape[1]}; "
+            f"{counted(self.steps, 'update')} of {counted(self.settings.micro_batches, 'window')}, "
+            f"{epochs:.3g} epoch{'' if epochs == 1 else 's'}"
         ]
         dropped = max(self.config.embd_pdrop, self.config.attn_pdrop, self.config.resid_pdrop)
         if dropped > 0:
@@ -255,6 +257,7 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
         hint = "Give its base; model.load_adapter(DIR, is_trainable=True) trains it further in a loop of yours"
         raise InputError("a LoRA adapter without its base model", where=str(directory), hint=hint)
     config = GPTJConfig.from_file(directory)
+    plan_causal_lm(open_checkpoint(directory))
     tokenizer = GPTJTokenizer.from_pretrained(directory)
     tokenizer.check_fits(config)
     length = config.n_positions if settings.length is None else settings.length

@@ -120,7 +120,7 @@ class PairDifferences:
         seems = "" if self.pattern is None else f"; looks like: {self.pattern}"
         needs = ", ".join(sorted({origin.needs for origin in self.origins if origin.needs is not None}))
         if needs == "weights":  # no tap before it differs, its inputs' neither
-            return f"{start}: born there, in one of the two, whose inputs agree; {size}. Which needs the weights{seems}"
+            return f"{start}: born there, in one of the two, whose inputs agree; {size}. The weights tell which{seems}"
         return f"{start}: {size}. Whether it was born there needs {needs}{seems}"
 
     def _headline_of_alone(self, alone: Origin) -> str:

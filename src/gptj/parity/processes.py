@@ -106,14 +106,14 @@ def run_side_by_side(
         while ahead or running:
             while ahead and _fits(jobs[ahead[-1]], [jobs[number] for number in running.values()], room, most):
                 number = ahead.pop()
-                board.begin(jobs[number].name)
+                board.begin(jobs[number])
                 running[pool.submit(_run, jobs[number], timeout_s, alive, board)] = number
             # Woken now and then, to hear an interrupt that another thread was given.
             done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
                 number = running.pop(future)
                 said[number] = future.result()
-                board.end(jobs[number].name)
+                board.end(jobs[number])
     return said
 
 
@@ -157,27 +157,27 @@ class _Board:
 
     def __init__(self, jobs: int, tell: Callable[[str], None] | None) -> None:
         self._jobs, self._done, self._tell = jobs, 0, tell
-        self._at: dict[str, str] = {}
+        self._at: dict[int, tuple[str, str]] = {}  # by the job itself, since two may have one name
         self._lock = threading.Lock()
 
-    def begin(self, name: str) -> None:
-        self.at(name, "")
+    def begin(self, job: Job) -> None:
+        self.at(job, "")
 
-    def at(self, name: str, doing: str) -> None:
+    def at(self, job: Job, doing: str) -> None:
         with self._lock:
-            self._at[name] = doing
+            self._at[id(job)] = job.name, doing
             self._say()
 
-    def end(self, name: str) -> None:
+    def end(self, job: Job) -> None:
         with self._lock:
-            del self._at[name]
+            del self._at[id(job)]
             self._done += 1
             self._say()
 
     def _say(self) -> None:
         if self._tell is None or not self._at:
             return
-        words = ", ".join(f"{name} ({doing})" if doing else name for name, doing in self._at.items())
+        words = ", ".join(f"{name} ({doing})" if doing else name for name, doing in self._at.values())
         self._tell(words if self._jobs == 1 else f"{words}; {self._done} of {self._jobs} done")
 
 
@@ -274,7 +274,7 @@ def _run(job: Job, timeout_s: float, alive: _Processes, board: _Board) -> str:
     command = [sys.executable, "-P", "-m", *job.command]
     try:
         done = run_command(command, environment=environment, timeout_s=timeout_s, alive=alive,
-                           told=lambda line: board.at(job.name, harmless(line[:40])))  # fmt: skip
+                           told=lambda line: board.at(job, harmless(line[:40])))  # fmt: skip
     except subprocess.TimeoutExpired:
         raise BackendProcessError(
             "the backend's process took too long", where=job.name, expected=f"at most {timeout_s:g} s"

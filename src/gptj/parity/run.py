@@ -18,7 +18,7 @@ from gptj.adapters import read_adapter
 from gptj.backends import BACKENDS, choose_backend, install_one_of, installed_backends
 from gptj.config import GPTJConfig
 from gptj.config.dtypes import dtype_name, numpy_dtype
-from gptj.errors import BackendError, FormatError, InputError, SchemaError, shown
+from gptj.errors import BackendError, FormatError, InputError, shown
 from gptj.parity.compare import compare_records
 from gptj.parity.comparison import Comparison
 from gptj.parity.differences import compare_traces
@@ -32,7 +32,7 @@ from gptj.parity.threads import few_threads
 from gptj.parity.trace import Trace, TraceFacts, open_trace, write_trace
 from gptj.parity.trace_record import batch_of_probe, texts_of
 from gptj.reading.folder import open_checkpoint, verify_checkpoint
-from gptj.reading.load_plan import plan_load
+from gptj.reading.load_plan import plan_causal_lm
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 from gptj.reading.weight_files import open_weights, split_weights
 from gptj.writing.file_system import make_folder, write_error
@@ -230,9 +230,7 @@ def open_reference(
         GPTJError: it cannot be opened.
     """
     checkpoint = open_checkpoint(directory, weights=weights)
-    plan = plan_load(checkpoint, checkpoint.config, "causal_lm")
-    if plan.missing:
-        raise SchemaError("not a whole causal language model", file=directory, found=f"no {', '.join(plan.missing)}")
+    plan = plan_causal_lm(checkpoint)
 
     def read(name: str, dtype: str) -> NDArray[Any]:
         if name in plan.zeros:

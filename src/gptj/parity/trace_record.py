@@ -33,7 +33,7 @@ from gptj.parity.steps import BETAS, DECAY, EPSILON, KINDS, RATE, SHARES
 from gptj.parity.trace import TraceFacts, table_sha256, write_trace
 from gptj.parity.versions import library_versions
 from gptj.reading.folder import open_checkpoint
-from gptj.reading.load_plan import plan_load
+from gptj.reading.load_plan import plan_causal_lm, plan_load
 from gptj.reading.manifest import MANIFEST_FILE, Manifest
 
 __all__ = [
@@ -112,6 +112,7 @@ def record_trace(
         "sdpa": {"attn_implementation": "sdpa"},
     }  # fmt: skip
     if model is None:
+        plan_causal_lm(open_checkpoint(directory, weights=weights))
         model = wing.GPTJForCausalLM.from_pretrained(directory, param_dtype=dtype, weights=weights, **ways.get(way, {}))
     seed = (0 if seed is None else seed) if batch is None else seed
     if generate and prompts is None:

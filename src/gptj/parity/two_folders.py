@@ -207,17 +207,18 @@ def compare_folders(
             options += ["--prompts", os.fspath(file)]
         else:
             options += ["--seed", str(seed or 0)]
-        jobs, outs = [], []
+        jobs, outs, called = [], [], _called(first, second, way)
         for name in names:
             for number, (folder, path) in enumerate(((first, "plain"), (second, way)), 1):
                 outs.append(Path(place) / f"{name}-{number}")
                 command = ["gptj", "parity", "record", os.fspath(Path(folder).absolute()), "--backend", name]
                 command += [*options, "--path", path, "-o", os.fspath(outs[-1])]
-                jobs.append(Job(f"{name} on {folder}", command, name, dtype, memory_of(config, dtype), place))
+                jobs.append(
+                    Job(f"{name} on {called[number - 1]}", command, name, dtype, memory_of(config, dtype), place)
+                )
         run_side_by_side(jobs, progress=progress)
         if progress is not None:
             progress("comparing the two")
-        called = _called(first, second, way)
         with few_threads(config):
             return [
                 compare_two(name, *(dataclasses.replace(open_trace(out), name=text)

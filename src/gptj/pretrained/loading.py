@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from gptj.config import GPTJConfig, is_field
 from gptj.config.dtypes import PARAMETER_DTYPES, dtype_name, numpy_dtype
 from gptj.config.initial import initial_tensor
 from gptj.config.schema import HEADS, Head, TensorSpec, schema
-from gptj.errors import ConfigError, InputError, MissingFileError, SchemaError, did_you_mean, shown
+from gptj.errors import ConfigError, InputError, MissingFileError, SchemaError, did_you_mean, shown, warn_of
 from gptj.generation.config import GenerationConfig
 from gptj.parity.fingerprint import check_fingerprint
 from gptj.paths.hub import HUB_ARGUMENTS, is_repository_id, split_hub_arguments
@@ -155,11 +154,8 @@ def prepare(
     loading = Loading(checkpoint, settled, head, _choose_dtype(dtype, checkpoint, plan), plan, seed, place)
     fresh = [*plan.missing, *(row.name for row in plan.mismatched)]
     if fresh:
-        warnings.warn(
-            f"{path}: {HEADS[head]} starts {', '.join(fresh)} from random values: the weights there have none that fit",
-            FreshWeightsWarning,
-            stacklevel=3,
-        )
+        said = f"{HEADS[head]} starts {', '.join(fresh)} from random values: the weights there have none that fit"
+        warn_of(said, file=path, category=FreshWeightsWarning)
     return loading
 
 

@@ -159,4 +159,6 @@ def write_onnx(model: Any, folder: Path) -> None:
             verbose=False,
         )
         assert program is not None
+        mask = next(given for given in program.model.graph.inputs if given.name == "attention_mask")
+        mask.shape[1] = "past + new"  # which a trace names after itself
         program.save(folder / ONNX_FILE, external_data=True)

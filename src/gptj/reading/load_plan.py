@@ -25,7 +25,7 @@ from gptj.reading.weight_names import PlainNames, infer_dialect
 if TYPE_CHECKING:
     from gptj.reading.folder import Checkpoint
 
-__all__ = ["LM_HEAD_BIAS", "LoadPlan", "Mismatch", "describe_left", "plan_load", "warn_of_zero_bias"]
+__all__ = ["LM_HEAD_BIAS", "LoadPlan", "Mismatch", "describe_left", "plan_causal_lm", "plan_load", "warn_of_zero_bias"]
 
 LM_HEAD_BIAS = "lm_head.bias"
 _TIED = "lm_head.weight"
@@ -121,6 +121,20 @@ def plan_load(
         zeros=zeros,
         names=names,
     )
+
+
+def plan_causal_lm(checkpoint: Checkpoint) -> LoadPlan:
+    """The plan of a whole language model of the checkpoint's own config, for whoever wants no head of random values.
+
+    Raises:
+        SchemaError: the head is not there, as in a classifier's folder; and what `plan_load` raises.
+    """
+    plan = plan_load(checkpoint, checkpoint.config, "causal_lm")
+    if plan.missing:
+        hint = "In Python, GPTJForCausalLM.from_pretrained starts a head from random values, to be trained"
+        found = f"no {' and no '.join(plan.missing)}"
+        raise SchemaError("not a whole causal language model", file=checkpoint.directory, found=found, hint=hint)
+    return plan
 
 
 def warn_of_zero_bias(directory: Path) -> None:

@@ -241,6 +241,6 @@ def fill_with_nan(x: tf.Tensor, claims: list[Claim]) -> tf.Tensor:
         # A mask is as long as the keys; where no size is known when it is traced, it may be longer than the tokens.
         of_tokens = len(claim.values.shape) == 2 and claim.values.shape[1] == x.shape[1]
         of_tokens = of_tokens and (x.shape[1] is not None or not claim.rule.startswith("attention_mask"))
-        holds = claim.holds[..., None] if of_tokens else tf.reduce_all(claim.holds)
+        holds = tf.expand_dims(claim.holds, -1) if of_tokens else tf.reduce_all(claim.holds)
         x = tf.where(holds, x, tf.constant(math.nan, x.dtype))
     return x

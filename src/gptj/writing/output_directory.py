@@ -299,7 +299,7 @@ class OutputDirectory:
         names = self.call(self.target, self.fs.names, self.target)
         if names and not self.overwrite:
             raise WriteError(
-                f"is not empty: it holds {shown(names[0])}", file=self.target, hint="Say overwrite to replace it"
+                f"is not empty: it holds {shown(names[0])}", file=self.target, hint="Say overwrite=True, or --overwrite"
             )
         return names
 

@@ -57,7 +57,9 @@ class SharedDirectory(OutputDirectory):
         replaced = [name for name, fate in fates.items() if fate == "replace"]
         if replaced and not self.overwrite:
             raise WriteError(
-                f"is not empty: it holds {shown(replaced[0])}", file=self.target, hint="Say overwrite to replace it"
+                f"is not empty: it holds {shown(replaced[0])}",
+                file=self.target,
+                hint="Say overwrite=True, or --overwrite",
             )
         self._old = old
         self._only_adds = bool(names) and not replaced and self._has_links
