@@ -330,6 +330,8 @@ V = CONFIG.vocab_size
         (([[[1]]],), {}, r"texts\[0\]"),
         (([[1]], [[2], [3]]), {}, "continuations: not one a text"),
         (([[1]], [[]]), {}, r"continuations\[0\]: no token of its own"),
+        (([[1], [V]], [[2], [3]]), {}, r"texts\[1\]\[0\]: no such token"),
+        (([[1], [2]], [[2], [V]]), {}, r"continuations\[1\]\[0\]: no such token"),
         (([[1]], ["a"]), {"tokenizer": Words()}, r"continuations\[0\]: text beside token ids"),
         ((["ab"], ["c"]), {"tokenizer": object()}, "tokenizer: cannot be used"),
         ((["ab"], [" "]), {"tokenizer": Words()}, r"continuations\[0\]: no token of its own"),
