@@ -23,7 +23,7 @@ import numpy as np
 
 from gptj.backends import backend as load_backend
 from gptj.backends import choose_backend, install_line
-from gptj.errors import BackendError, InputError, shown
+from gptj.errors import BackendError, GPTJError, InputError, shown
 from gptj.generation.scoring import Score, Sequenced, limits_of, score_sequences
 from gptj.paths.hub import HubPlace
 from gptj.text.tokenizer import GPTJTokenizer
@@ -328,7 +328,7 @@ def evaluate(
         options: of `lm_eval.simple_evaluate`.
 
     Raises:
-        InputError: there is no such task.
+        InputError: there is no such task, or the harness cannot run it: its data cannot be had, or do not fit it.
     """
     names = [*tasks]
     place = None if include_path is None else str(include_path)
@@ -344,7 +344,13 @@ def evaluate(
             raise InputError("no such task", where="tasks", found=shown(name), hint=hint)
         chosen += found
     opened = model if isinstance(model, GPTJLM) else model()
-    return simple_evaluate(model=opened, tasks=chosen, task_manager=manager, **options)
+    try:
+        return simple_evaluate(model=opened, tasks=chosen, task_manager=manager, **options)
+    except (GPTJError, RuntimeError, MemoryError):  # the model's, or its framework's
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError("the harness cannot run them", where="tasks", found=found) from error
 
 
 def _matches(manager: Any, name: str) -> list[str]:
