@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from gptj.adapters import (
 from gptj.adapters.config import require_new, stranger_hint
 from gptj.config.dtypes import dtype_name
 from gptj.config.schema import BASE_PREFIX, TensorSpec, schema
-from gptj.errors import ConfigError, InputError, did_you_mean, shown, warn_of
+from gptj.errors import ConfigError, InputError, LimitError, did_you_mean, shown, warn_of
 
 __all__ = ["Adapted", "HeldAdapter", "HeldAdapters"]
 
@@ -154,6 +154,7 @@ class Adapted:
         Raises:
             InputError: the name is taken or odd, or the model is prepared for inference.
             ConfigError: a field breaks its rule, is not supported, or means no matrix of this model.
+            LimitError: its matrices have more bytes than the memory.
         """
         model: Any = self
         model._refuse_prepared("add_adapter")
@@ -168,6 +169,7 @@ class Adapted:
             (field, module), problem = odd[0], "means no matrix of this model that is adapted"
             raise ConfigError(problem, where=f"{field}: {shown(module)}", hint=stranger_hint(module))
         rows = adapter_rows(config, model.config)
+        _require_room(rows, config)
         self._take(settled, config, ((row, *initial_arrays(row, seed)) for row in rows), trains=True)
 
     def load_adapter(
@@ -387,6 +389,22 @@ def _one_name(first: str | None, second: str | None) -> str | None:
     if first is not None and second is not None and first != second:
         raise InputError("given twice", where="name", expected=shown(first), found=shown(second))
     return second if first is None else first
+
+
+def _require_room(rows: Sequence[AdapterRow], config: AdapterConfig) -> None:
+    """Refuse a rank whose matrices no memory holds.
+
+    Raises:
+        LimitError: with the bytes that there are.
+    """
+    need = 4 * sum(row.size for row in rows)
+    try:
+        np.empty(need, np.uint8)  # which takes no page of it
+    except (MemoryError, ValueError):  # the second of a number beyond 64 bits
+        largest = max(row.rank for row in rows)
+        where = "r" if largest == config.r else "rank_pattern"
+        found = f"rank {shown(largest)}: {need:,} bytes"
+        raise LimitError("matrices larger than the memory that there is", where=where, found=found) from None
 
 
 def _convert_config(config: Any, fields: Mapping[str, Any]) -> AdapterConfig:
