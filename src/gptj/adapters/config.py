@@ -16,7 +16,10 @@ from typing import Any, Self
 from gptj.adapters.patterns import MOST_PATTERNS, require_pattern
 from gptj.errors import ConfigError, LimitError, did_you_mean, naming_file, shown, warn_of
 
-__all__ = ["DEFAULT_TARGETS", "TARGETS", "AdapterConfig"]
+__all__ = ["DEFAULT_TARGETS", "NAME", "NAME_RULE", "TARGETS", "AdapterConfig"]
+
+NAME, NAME_RULE = re.compile(r"[A-Za-z0-9_-]{1,100}"), "letters, digits, - and _, at most 100"
+"""The names under which a model holds adapters."""
 
 TARGETS = ("attn.k_proj", "attn.v_proj", "attn.q_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out")
 """The matrices of a block that an adapter may add to, in the schema's order."""

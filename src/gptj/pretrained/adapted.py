@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +25,7 @@ from gptj.adapters import (
     read_adapter,
     write_adapter,
 )
-from gptj.adapters.config import require_new, stranger_hint
+from gptj.adapters.config import NAME, NAME_RULE, require_new, stranger_hint
 from gptj.config.dtypes import dtype_name
 from gptj.config.schema import BASE_PREFIX, TensorSpec, schema
 from gptj.errors import ConfigError, InputError, LimitError, did_you_mean, shown, warn_of
@@ -35,8 +34,6 @@ __all__ = ["Adapted", "HeldAdapter", "HeldAdapters"]
 
 HeldRow = tuple[AdapterRow, NDArray[Any], NDArray[Any]]
 """A row of an adapter with its A and B."""
-
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,9 +330,9 @@ class Adapted:
             InputError: it is taken, or not a name.
         """
         name = "default" if name is None else name
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            expected = "letters, digits, - and _, at most 100"
-            raise InputError("no name for an adapter", where="adapter_name", expected=expected, found=shown(name))
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            expected, found = NAME_RULE, shown(name)
+            raise InputError("no name for an adapter", where="adapter_name", expected=expected, found=found)
         if name in self._adapters.by_name:
             hint = f"delete_adapter({shown(name)}) first, or give another name"
             raise InputError(
