@@ -116,7 +116,7 @@ def _items(value: Any, where: str) -> list[Any]:
         return [value]
     if isinstance(value, bytes | Mapping) or value is None:
         raise InputError("no texts", where=where, expected="a text, token ids, or a list of them", found=shown(value))
-    items = value.tolist() if isinstance(value, np.ndarray) else check_row(value)
+    items = check_row(value.tolist() if isinstance(value, np.ndarray) else value, where=where)
     if not items:
         raise InputError("no text", where=where, expected="at least one", found=shown(value))
     if all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in items):
