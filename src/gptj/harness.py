@@ -349,8 +349,8 @@ def evaluate(
     except (GPTJError, RuntimeError, MemoryError):  # the model's, or its framework's
         raise
     except Exception as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError("the harness cannot run them", where="tasks", found=found) from error
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError("the harness cannot run them", where="tasks", found=said) from error
 
 
 def _matches(manager: Any, name: str) -> list[str]:
