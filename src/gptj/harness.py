@@ -334,7 +334,7 @@ def evaluate(
         options: of `lm_eval.simple_evaluate`.
 
     Raises:
-        InputError: there is no such task.
+        InputError: there is no such task, or the harness cannot run it: as where data do not fit it.
         MissingFileError: a task's data are not here, and cannot be fetched.
     """
     names = [*tasks]
@@ -356,6 +356,11 @@ def evaluate(
     except ConnectionError as error:
         hint = "Run it once online, or name a task of yours, with --include-path"
         raise MissingFileError("a task's data cannot be fetched", found=shown(str(error)), hint=hint) from error
+    except (GPTJError, RuntimeError, MemoryError):  # the model's, or its framework's
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError("the harness cannot run them", where="tasks", found=said) from error
 
 
 def _matches(manager: Any, name: str) -> list[str]:

@@ -10,7 +10,7 @@ from wings import close
 
 from gptj.adapters import AdapterConfig, adapter_rows, initial_arrays, merge_folder, read_adapter
 from gptj.command.main import gptj_command
-from gptj.errors import CheckpointWarning, ConfigError, InputError, SchemaError, WriteError
+from gptj.errors import CheckpointWarning, ConfigError, InputError, LimitError, SchemaError, WriteError
 from gptj.parity.oracle import Oracle
 from gptj.parity.revealing import revealing_config, revealing_weights
 from gptj.sharding import Mesh, Placement
@@ -326,6 +326,12 @@ REFUSALS = [
     (lambda m, a: m.add_adapter("n", peft_type="IA3"), ConfigError, "peft_type"),
     (lambda m, a: m.add_adapter("n", layers_to_transform=[3]), ConfigError, "layers_to_transform"),
     (lambda m, a: m.add_adapter("n", name="m"), InputError, "given twice"),
+    (
+        lambda m, a: m.add_adapter("n", r=2**40),
+        LimitError,
+        "r: matrices larger than the memory .*found rank 1099511627776: ",
+    ),
+    (lambda m, a: m.add_adapter("n", rank_pattern={"q_proj": 2**70}), LimitError, "rank_pattern: matrices larger"),
 ]
 
 

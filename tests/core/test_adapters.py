@@ -13,6 +13,7 @@ from oracle_record import oracle_record
 
 from gptj import GPTJConfig
 from gptj.adapters import (
+    TARGETS,
     AdapterConfig,
     adapter_rows,
     initial_arrays,
@@ -50,10 +51,22 @@ NOT_EXCLUDED = ("attn.v_proj", "attn.q_proj", "attn.out_proj", "mlp.fc_out")
         ({"target_modules": "h.1.mlp.fc_in"}, ["h.1.mlp.fc_in"]),
         ({"target_modules": ["transformer.h.2.attn.q_proj"]}, ["h.2.attn.q_proj"]),
         ({"target_modules": ["attn.q_proj"], "layers_to_transform": 1}, ["h.1.attn.q_proj"]),
-        # As in PEFT, a whole name counts whatever layers_to_transform says.
+        # As in PEFT, a whole name counts whatever layers_to_transform says, and the end of one does not.
         (
-            {"target_modules": ["h.0.mlp.fc_out", "k_proj"], "layers_to_transform": [2]},
+            {"target_modules": ["transformer.h.0.mlp.fc_out", "k_proj"], "layers_to_transform": [2]},
             ["h.0.mlp.fc_out", "h.2.attn.k_proj"],
+        ),
+        ({"target_modules": ["h.0.mlp.fc_out", "k_proj"], "layers_to_transform": [2]}, ["h.2.attn.k_proj"]),
+        *(
+            (
+                {"target_modules": ["k_proj"], "layers_to_transform": [0, 2], "layers_pattern": lists},
+                ["h.0.attn.k_proj", "h.2.attn.k_proj"],
+            )
+            for lists in ("h", ["h"], ("layers", "h"), "transformer.h", [r"(h|blocks)"], [], "")
+        ),
+        (
+            {"target_modules": "all-linear", "exclude_modules": r"h\..*"},
+            [f"h.{n}.{name}" for n in range(3) for name in TARGETS],
         ),
         (
             {"target_modules": r".*\.0\..*proj", "exclude_modules": r".*[kv]_proj"},
@@ -150,6 +163,8 @@ def test_a_name_that_means_nothing_is_said_whichever_field_it_stands_in(tmp_path
         ({"target_modules": r".*q_proj", "layers_to_transform": []}, "layers_to_transform"),
         ({"layers_pattern": "h"}, "layers_pattern"),
         ({"layers_pattern": ["h"], "layers_to_transform": []}, "layers_pattern"),
+        ({"layers_pattern": ["h", "("], "layers_to_transform": 1}, "layers_pattern"),
+        ({"layers_pattern": ["h", ""], "layers_to_transform": 1}, "layers_pattern"),
     ],
 )
 def test_fields_that_peft_refuses_together_are_refused(fields, field):
@@ -179,6 +194,7 @@ def test_fields_that_change_nothing_are_let_be(tmp_path, fields):
     [
         ({"target_modules": "q_proj"}, r"Text is a regular expression of whole names: say \['q_proj'\]"),
         ({"exclude_modules": ["q_proj", "v_proj"]}, "exclude_modules leaves none of them"),
+        ({"layers_to_transform": 1, "layers_pattern": ["layers"]}, "layers_pattern leaves none of them"),
         ({"target_modules": ["gate_proj", "up_proj"]}, "Did you mean out_proj"),
     ],
 )

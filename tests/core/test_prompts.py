@@ -36,9 +36,9 @@ def test_json_lines_have_a_prompt_or_ids_a_seed_and_settings(tmp_path: Path) -> 
     ]
 
 
-def test_all_of_stdin_is_one_prompt_without_its_last_line_break(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_of_stdin_is_one_prompt_without_its_mark_and_its_last_line_break(monkeypatch: pytest.MonkeyPatch) -> None:
     typed(monkeypatch, "\ufeffone\r\ntwo\n\n".encode())
-    assert read_prompt("-") == Prompt("\ufeffone\r\ntwo\n")
+    assert read_prompt("-") == Prompt("one\ntwo\n", file="stdin")
 
 
 @pytest.mark.parametrize(

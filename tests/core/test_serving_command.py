@@ -47,9 +47,11 @@ def test_what_would_reach_nobody_or_everybody_is_refused(tmp_path, given):
     assert result.exit_code == 2 and f"{given[0]}" in result.output
 
 
-@pytest.mark.parametrize("said", [["one"], ["=a"], ["one="], ["one=a", "one=b"]])
-def test_an_adapter_has_a_name_and_a_folder(tmp_path, said):
-    with pytest.raises(click.UsageError, match="NAME=DIR"):
+@pytest.mark.parametrize(
+    "said", [["one"], ["=a"], ["one="], ["one=a", "one=b"], ["a/b=c"], [" one=a"], ["x" * 101 + "=a"]]
+)
+def test_an_adapter_has_a_name_and_a_folder(said):
+    with pytest.raises(click.UsageError, match=r"--adapter: (expected NAME=DIR|a name is of letters)"):
         named_folders(said)
     assert named_folders(["one=a=b", "two=c"]) == {"one": Path("a=b"), "two": Path("c")}
 

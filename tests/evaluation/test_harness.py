@@ -113,13 +113,13 @@ def test_the_command_prints_the_harnesss_table_and_its_json(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("gptj.command.main.ENVIRONMENT", {})
-    words = ["eval", str(folder), "--tasks", "local_ch*,local_perplexity", "--include-path", str(tasks)]
+    words = ["eval", str(folder), "--tasks", "local_ch*,local_last*,local_perplexity", "--include-path", str(tasks)]
     words += ["--backend", backend]
     gptj_command.main(words, standalone_mode=False)
     table = capsys.readouterr().out
     assert "local_choice" in table and "bits_per_byte" in table and "acc_norm" in table
     gptj_command.main([*words, "--json", "--limit", "3", "--batch-size", "2"], standalone_mode=False)
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)  # though the harness prints there, where it draws samples
     assert found["n-samples"]["local_choice"]["effective"] == 3 and "samples" not in found
 
 
@@ -164,7 +164,7 @@ def test_arguments_are_refused_by_name(folder: Path, arguments: dict[str, Any], 
         GPTJLM(str(folder), "pt", **arguments)
 
 
-def test_what_cannot_be_answered_is_refused_by_name(folder: Path, tasks: Path) -> None:
+def test_what_cannot_be_answered_is_refused_by_name(folder: Path, tasks: Path, tmp_path: Path) -> None:
     with pytest.raises(BackendError):
         GPTJLM(str(folder), "cuda")
     model = GPTJLM(str(folder), "pt")
@@ -174,6 +174,14 @@ def test_what_cannot_be_answered_is_refused_by_name(folder: Path, tasks: Path) -
         run(model, tasks, ("local_continue",), apply_chat_template=True)
     with pytest.raises(InputError, match="max_gen_toks: leaves no room"):
         run(model, tasks, ("local_continue",), gen_kwargs="max_gen_toks=48")
+    text = (tasks / "local_perplexity.yaml").read_text()
+    for name, changed, message in (
+        ("no_data", text.replace("local_perplexity.json", "nowhere.json"), "FileNotFoundError: .*nowhere.json"),
+        ("no_field", text.replace("{{page}}", "{{nothing}}"), "UndefinedError: 'nothing' is undefined"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(changed.replace("task: local_perplexity", f"task: {name}"))
+        with pytest.raises(InputError, match=f"tasks: the harness cannot run them.*{message}"):
+            evaluate(model, [name], include_path=tmp_path)
 
 
 def test_the_harnesss_own_command_line_ends_in_one_line(

@@ -1,11 +1,14 @@
 """PEFT opens the adapters that are written here, and the other way round: the same logits within 2e-5."""
 
+import itertools
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import GPTJForCausalLM as TheirGPTJ
 
-from gptj.adapters import merge_folder, read_adapter
+from gptj.adapters import TARGETS, AdapterConfig, merge_folder, read_adapter
 from gptj.pt import GPTJForCausalLM
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 64], [1, 2, 3, 4, 5, 6]])
@@ -24,6 +27,12 @@ CONFIGS = {
         "alpha_pattern": {"fc_out": 9},
     },
     "one block": {"r": 2, "target_modules": ["q_proj", "fc_out"], "layers_to_transform": [1]},
+    "blocks of a list": {
+        "r": 2,
+        "target_modules": ["q_proj", "h.0.mlp.fc_out"],
+        "layers_to_transform": 1,
+        "layers_pattern": ["layers", "h"],
+    },
     "named": {"r": 2, "target_modules": ["transformer.h.0.attn.q_proj", "h.1.mlp.fc_in"]},
     "a regular expression": {"r": 2, "target_modules": r".*\.h\.1\.(attn\.v_proj|mlp\.fc_in)"},
     "all but": {"r": 2, "target_modules": ["q_proj", "v_proj"], "exclude_modules": ["h.0.attn.q_proj"]},
@@ -48,6 +57,36 @@ def theirs(folder):
 def logits(model):
     with torch.no_grad():
         return model.eval()(input_ids=IDS).logits
+
+
+LISTS = [
+    None,
+    "",
+    "h",
+    ["h"],
+    ["layers", "h"],
+    "layers",
+    "transformer.h",
+    r"transformer\.h",
+    "h|layers",
+    "(h|layers)",
+    "[a-h]",
+]
+
+
+@pytest.mark.parametrize(
+    "modules", [["q_proj", "attn.v_proj"], ["attn.q_proj", "h.1.mlp.fc_in"], ["transformer.h.0.attn.q_proj", "fc_out"]]
+)
+@pytest.mark.parametrize("lists", LISTS)
+def test_the_matrices_are_those_that_peft_means(modules, lists):
+    for chosen, left in itertools.product((0, 3, [0], [1, 3]), (None, ["fc_in"], ["h.1.attn.q_proj"], r".*h\.1\..*")):
+        fields = {"target_modules": modules, "layers_to_transform": chosen, "layers_pattern": lists}
+        config = LoraConfig(**fields, exclude_modules=left)
+        every = [(n, target) for n in range(4) for target in TARGETS]
+        found = {place: check_target_module_exists(config, "transformer.h.{}.{}".format(*place)) for place in every}
+        meant = [place for place, one in found.items() if one and type(one).__name__ != "_ExcludedModule"]
+        ours = AdapterConfig(**fields, exclude_modules=left).places(4)
+        assert ours == meant if meant else all(place == (1, "mlp.fc_in") for place in ours)  # GPTJModel's whole name
 
 
 @pytest.mark.parametrize("name", CONFIGS)

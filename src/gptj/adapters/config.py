@@ -16,7 +16,10 @@ from typing import Any, Self
 from gptj.adapters.patterns import MOST_PATTERNS, require_pattern
 from gptj.errors import ConfigError, LimitError, did_you_mean, naming_file, shown, warn_of
 
-__all__ = ["DEFAULT_TARGETS", "TARGETS", "AdapterConfig"]
+__all__ = ["DEFAULT_TARGETS", "NAME", "NAME_RULE", "TARGETS", "AdapterConfig"]
+
+NAME, NAME_RULE = re.compile(r"[A-Za-z0-9_-]{1,100}"), "letters, digits, - and _, at most 100"
+"""The names under which a model holds adapters."""
 
 TARGETS = ("attn.k_proj", "attn.v_proj", "attn.q_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out")
 """The matrices of a block that an adapter may add to, in the schema's order."""
@@ -74,7 +77,8 @@ class AdapterConfig:
         rank_pattern, alpha_pattern: other r and lora_alpha, by ends of names or regular expressions of them.
         exclude_modules: names, ends or a regular expression of those that `target_modules` shall not mean.
         layers_to_transform: the blocks that are meant, a number or several; None means all.
-        layers_pattern: the name of the list of blocks, which is "h" or nothing.
+        layers_pattern: a regular expression that ends in the name of the list of blocks, which is "h", or several, of
+            which the first that fits counts; only beside `layers_to_transform`.
         task_type, base_model_name_or_path, revision: notes for people and for PEFT.
 
     Raises:
@@ -123,10 +127,9 @@ class AdapterConfig:
             for name, value in pattern.items():
                 _require(f"{field}[{shown(name)}]", value, isinstance(name, str) and fits(value), expected)
                 require_pattern(name, field)
-        pattern = self.layers_pattern
-        known = pattern in (None, "", "h") or (isinstance(pattern, list | tuple) and [*pattern] in ([], ["h"]))
-        _require("layers_pattern", pattern, known, '"h", the blocks of a GPT-J, or nothing')
-        if pattern and self.layers_to_transform in (None, ()):
+        for pattern in self._lists_of_blocks():
+            require_pattern(_within(pattern), "layers_pattern")
+        if self._lists_of_blocks() and self.layers_to_transform in (None, ()):
             raise ConfigError("says which blocks without layers_to_transform", where="layers_pattern")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             hint = "Name the blocks in the regular expression, or the matrices in a list"
@@ -227,20 +230,42 @@ class AdapterConfig:
 
     # ---- which matrices, and how
 
-    def means(self, block: int, target: str) -> bool:
-        """Whether the matrix `target` (one of `TARGETS`) of a block is adapted, by PEFT's rules."""
-        names = _spellings(block, target)
-        if self.exclude_modules is not None and any(_is_meant(self.exclude_modules, name) for name in names):
+    def places(self, blocks: int) -> list[tuple[int, str]]:
+        """The matrices that are adapted of so many blocks, by PEFT's rules: the block, and one of `TARGETS`.
+
+        Names are those of a model with a head, or of GPTJModel's where the fields mean nothing of the first.
+        """
+        every = [(n, target) for n in range(blocks) for target in TARGETS]
+        for bare in (False, True):
+            if found := [place for place in every if self._means(*place, bare)]:
+                return found
+        return []
+
+    def _means(self, block: int, target: str, bare: bool) -> bool:
+        name = _spellings(block, target)[bare]
+        if self.exclude_modules is not None and _is_meant(self.exclude_modules, name):
             return False
         modules = self.target_modules
         if isinstance(modules, str):
-            return modules.lower() == "all-linear" or any(re.fullmatch(modules, name) for name in names)
+            return modules.lower() == "all-linear" or re.fullmatch(modules, name) is not None
         assert modules is not None  # settled when it was made
-        if any(name in modules for name in names):
+        if name in modules:
             return True
         chosen = self.layers_to_transform
-        within = chosen is None or chosen == () or block in ((chosen,) if isinstance(chosen, int) else chosen)
-        return within and any(_is_meant(modules, name) for name in names)
+        if chosen is not None and chosen != ():
+            lists = self._lists_of_blocks()
+            found = _block_of(lists, name) if lists else block
+            if found not in ((chosen,) if isinstance(chosen, int) else chosen):
+                return False
+        return _is_meant(modules, name)
+
+    def _lists_of_blocks(self) -> tuple[str, ...]:
+        """The names that `layers_pattern` gives the list of blocks."""
+        given = self.layers_pattern
+        names = (given,) if isinstance(given, str) and given else given or ()
+        fits = isinstance(names, list | tuple) and all(isinstance(name, str) and name for name in names)
+        _require("layers_pattern", given, fits, '"h", the blocks of a GPT-J, a regular expression, or several')
+        return tuple(names)
 
     def rank(self, block: int, target: str) -> int:
         """The r of a matrix."""
@@ -253,8 +278,7 @@ class AdapterConfig:
 
     def strangers(self, blocks: int) -> list[tuple[str, str]]:
         """Fields, and names in them, that mean no matrix of so many blocks; of a pattern, none that is adapted."""
-        places = [(n, target) for n in range(blocks) for target in TARGETS]
-        every = [name for place in places for name in _spellings(*place)]
+        every = [name for n in range(blocks) for target in TARGETS for name in _spellings(n, target)]
         found = []
         for field in ("target_modules", "exclude_modules"):
             names = getattr(self, field)
@@ -262,7 +286,7 @@ class AdapterConfig:
             for name in () if names is None or isinstance(names, str) else names:
                 if name.split(".")[-1] not in others and not any(_is_meant((name,), one) for one in every):
                     found.append((field, name))
-        adapted = [_spellings(*place)[0] for place in places if self.means(*place)]
+        adapted = [_spellings(*place)[0] for place in self.places(blocks)]
         for field in ("rank_pattern", "alpha_pattern"):
             keys = getattr(self, field)
             found += [(field, key) for key in keys if not any(_is_of(key, name) for name in adapted)]
@@ -283,7 +307,8 @@ def nothing_hint(adapter: AdapterConfig, blocks: int) -> str:
         return f"Text is a regular expression of whole names: say [{shown(modules)}]"
     if strangers := [name for field, name in adapter.strangers(blocks) if field == "target_modules"]:
         return stranger_hint(strangers[0])
-    leaving = [name for name in ("exclude_modules", "layers_to_transform") if getattr(adapter, name) not in (None, ())]
+    fields = ("exclude_modules", "layers_pattern", "layers_to_transform")
+    leaving = [name for name in fields if getattr(adapter, name) not in (None, (), "", [])]
     return f"{leaving[0]} leaves none of them" if leaving else stranger_hint("")
 
 
@@ -295,6 +320,19 @@ def _is_meant(modules: str | Sequence[str], name: str) -> bool:
     if isinstance(modules, str):
         return re.fullmatch(modules, name) is not None
     return any(name == module or name.endswith(f".{module}") for module in modules)
+
+
+def _within(pattern: str) -> str:
+    """The regular expression of the names inside a list of blocks, by PEFT's rule."""
+    return rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\."
+
+
+def _block_of(lists: Sequence[str], name: str) -> int | None:
+    """The block that a matrix lies in, by the first of the lists' names that fits; None where none says it."""
+    for pattern in lists:
+        if (match := re.match(_within(pattern), name)) is not None:
+            return None if match["idx"] is None else int(match["idx"])
+    return None
 
 
 def _of_pattern(pattern: Mapping[str, Any], block: int, target: str, default: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptj.adapters.config import TARGETS, AdapterConfig, nothing_hint
+from gptj.adapters.config import AdapterConfig, nothing_hint
 from gptj.config import GPTJConfig
 from gptj.config.schema import TensorSpec, schema_by_name
 from gptj.errors import ConfigError, shown
@@ -61,16 +61,13 @@ def adapter_rows(adapter: AdapterConfig, config: GPTJConfig) -> tuple[AdapterRow
         ConfigError: `target_modules` mean no matrix of the model, or name a block that there is none of.
     """
     kernels, rows = schema_by_name(config, "base"), []
-    for n in range(config.n_layer):
-        for target in TARGETS:
-            if not adapter.means(n, target):
-                continue
-            module, r = f"h.{n}.{target}", adapter.rank(n, target)
-            kernel = kernels[f"{module}.weight"]
-            (outputs, inputs), (out_axis, in_axis) = kernel.shape, kernel.axes
-            a = TensorSpec(f"{module}.lora_A.weight", ("rank", in_axis), (r, inputs), "adapter")
-            b = TensorSpec(f"{module}.lora_B.weight", (out_axis, "rank"), (outputs, r), "adapter")
-            rows.append(AdapterRow(module, adapter.scale(n, target), a, b))
+    for n, target in adapter.places(config.n_layer):
+        module, r = f"h.{n}.{target}", adapter.rank(n, target)
+        kernel = kernels[f"{module}.weight"]
+        (outputs, inputs), (out_axis, in_axis) = kernel.shape, kernel.axes
+        a = TensorSpec(f"{module}.lora_A.weight", ("rank", in_axis), (r, inputs), "adapter")
+        b = TensorSpec(f"{module}.lora_B.weight", (out_axis, "rank"), (outputs, r), "adapter")
+        rows.append(AdapterRow(module, adapter.scale(n, target), a, b))
     chosen = adapter.layers_to_transform
     beyond = [n for n in ((chosen,) if isinstance(chosen, int) else chosen or ()) if n >= config.n_layer]
     if beyond:

@@ -87,14 +87,14 @@ def integers(value: Any, *, where: str) -> NDArray[Any]:
     return array
 
 
-def check_row(token_ids: Any) -> list[Any]:
+def check_row(token_ids: Any, *, where: str = "token_ids") -> list[Any]:
     """One row of token ids as a list, whatever they are; refuses what has no items."""
     try:
         if not isinstance(token_ids, str | bytes | Mapping):
             return list(token_ids)
     except TypeError:
         pass
-    raise InputError("not a row of token ids", where="token_ids", expected="[id, ...]", found=shown(token_ids))
+    raise InputError("not a row of token ids", where=where, expected="[id, ...]", found=shown(token_ids))
 
 
 def check_functions(value: Any, *, where: str) -> tuple[Callable[..., Any], ...]:

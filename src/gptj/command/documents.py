@@ -42,10 +42,10 @@ def read_documents(file: str, *, whole: bool = False) -> list[Document]:
         InputError: it cannot be read, is not UTF-8, or has no text; or a line is not what its first line promises.
     """
     if whole:
-        text = read_prompt(file).text
-        if not text:
-            raise InputError("no text", file=file)
-        return [Document(text, file=file)]
+        prompt = read_prompt(file)
+        if not prompt.text:
+            raise InputError("no text", file=prompt.file)
+        return [Document(prompt.text, file=prompt.file)]
     reader = _Reader()
     prompts = read_lines(file, reader.document)
     return [one if isinstance(one, Document) else Document(one.text, file=one.file, line=one.line) for one in prompts]

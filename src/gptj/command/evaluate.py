@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +68,13 @@ def eval(
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     directory, weights = split_weights(directory, options.pop("weights"))
-    results = harness.evaluate(
-        lambda: harness.GPTJLM(str(directory), weights=weights, **options),
-        names,
-        include_path=include_path,
-        num_fewshot=num_fewshot,
-        limit=limit if limit is None or limit < 1 else int(limit),
-        log_samples=samples,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # where the harness prints what it does
+        results = harness.evaluate(
+            lambda: harness.GPTJLM(str(directory), weights=weights, **options),
+            names,
+            include_path=include_path,
+            num_fewshot=num_fewshot,
+            limit=limit if limit is None or limit < 1 else int(limit),
+            log_samples=samples,
+        )
     write_text((harness.to_json(results) if as_json else harness.to_table(results)) + "\n")

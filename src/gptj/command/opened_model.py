@@ -39,7 +39,7 @@ from gptj.generation import GenerationConfig, known_tokens_only
 from gptj.generation.sampling import SEEDS
 from gptj.generation.session import LogitsProcessor
 from gptj.paths.hub import locate
-from gptj.reading.folder import open_checkpoint, require_directory
+from gptj.reading.folder import open_checkpoint, require_config, require_directory
 from gptj.reading.load_plan import plan_causal_lm
 from gptj.reading.same_model import require_same_model
 from gptj.reading.weight_files import split_weights
@@ -154,6 +154,7 @@ class OpenedModel:
         if is_adapter(self.directory):
             hint = f"Give its base, and this with --adapter {self.directory}"
             raise InputError("a LoRA adapter without its base model", where=str(self.directory), hint=hint)
+        require_config(self.directory)
         self.model_config = GPTJConfig.from_file(self.directory)
         if request.strategy is not None:
             check_mesh(self.model_config, request.strategy, request.mesh)

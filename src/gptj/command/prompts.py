@@ -21,7 +21,7 @@ from typing import Any
 from gptj.errors import GPTJError, InputError, LimitError, shown, warn_of
 from gptj.generation.config import UNSUPPORTED, GenerationConfig
 from gptj.paths.json_file import parse_json_object, read_small_file
-from gptj.text.lines import decode_lines, decode_text
+from gptj.text.lines import decode_lines, decode_text, decode_whole
 
 __all__ = ["STDIN", "OfMembers", "Prompt", "check_text", "check_token_ids", "read_lines", "read_prompt"]
 
@@ -35,7 +35,10 @@ _FIELDS = frozenset(field.name for field in dataclasses.fields(GenerationConfig)
 
 _LARGEST_FILE_BYTES = 1_000_000_000
 
-_AS_JSON = 'A prompt as JSON is {"prompt": "..."}, and then every line is one'
+
+def _as_json(what: str) -> str:
+    """The sentence that says how a prompt, or a text to score, is written in a JSON line."""
+    return f'A {what} as JSON is {{"{what}": "..."}}, and then every line is one'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +69,9 @@ class Prompt:
 
 
 def read_prompt(file: str) -> Prompt:
-    """All of a file, or of stdin, as one prompt, without the line break at its end."""
+    """All of a file, or of stdin, as one prompt, as `decode_whole` gives it, without the line break at its end."""
     name, data = _read(file)
-    return Prompt(decode_text(data, file=name).removesuffix("\n").removesuffix("\r"))
+    return Prompt(decode_whole(data, file=name).removesuffix("\n"), file=name)
 
 
 def read_lines(file: str, of_members: OfMembers | None = None) -> list[Prompt]:
@@ -83,16 +86,16 @@ def read_lines(file: str, of_members: OfMembers | None = None) -> list[Prompt]:
     """
     name, data = _read(file)
     text, filled = decode_lines(data, file=name)
+    what = "prompt" if of_members is None else "text"
     if not filled:
-        what = "prompt" if of_members is None else "text"
         raise InputError(f"no {what}", file=name, expected=f"a {what} a line")
     if _beginning(filled[0][1]) == "{":
         return [_from_json(line, name, number, of_members or _of_members) for number, line in filled]
-    _check_text(text, filled, name)
+    _check_text(text, filled, name, _as_json(what))
     return [Prompt(line, file=name, line=number) for number, line in filled]
 
 
-def _check_text(text: str, filled: list[tuple[int, str]], name: str) -> None:
+def _check_text(text: str, filled: list[tuple[int, str]], name: str, way: str) -> None:
     """Refuse text that was meant as JSON, and say what may have been.
 
     Raises:
@@ -100,19 +103,19 @@ def _check_text(text: str, filled: list[tuple[int, str]], name: str) -> None:
     """
     first, begins = filled[0][0], [_beginning(line) for _, line in filled]
     if begins[0] == "[" and isinstance(_json(text), list):
-        hint = f"{_AS_JSON}: jq -c '.[]' makes lines of an array"
+        hint = f"{way}: jq -c '.[]' makes lines of an array"
         raise InputError("a JSON array in place of lines", file=name, where=f"line {first}", hint=hint)
     braced = [one for one, begin in zip(filled, begins, strict=True) if begin == "{"]
     for number, line in braced:
         if isinstance(_json(line), dict):
             problem = f"a JSON object, and line {first} is text"
-            raise InputError(problem, file=name, where=f"line {number}", found=shown(line), hint=_AS_JSON)
+            raise InputError(problem, file=name, where=f"line {number}", found=shown(line), hint=way)
     if braced:
         number, line = braced[0]
         warn_of("begins with { and is read as text", file=name, where=f"line {number}", found=shown(line))
     if {*begins} <= {"[", '"'} and all(_json(line) is not None for _, line in filled):
         problem = "JSON that is no object, as every line is, is read as text"
-        warn_of(problem, file=name, where=f"line {first}", found=shown(filled[0][1]), hint=_AS_JSON)
+        warn_of(problem, file=name, where=f"line {first}", found=shown(filled[0][1]), hint=way)
 
 
 def _beginning(line: str) -> str:
@@ -246,5 +249,5 @@ def _all_of_stdin() -> bytes:
 def _stdin() -> Any:
     """Stdin as bytes."""
     if sys.stdin is None:
-        raise InputError("is closed", where="stdin", hint="Give the prompt as an argument, or with --prompts FILE")
+        raise InputError("is closed", where="stdin", hint="Give a file in its place")
     return sys.stdin.buffer

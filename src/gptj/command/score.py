@@ -161,11 +161,11 @@ def check_documents(opened: OpenedModel, documents: Sequence[Document], prefix: 
 
     some = False
     for document in documents:
-        name = "text" if document.completion is None else "completion"
+        alone = "token_ids" if document.text is None else "text"
         try:
             one = sequence_of(
-                opened.model_config, document.content, document.completion,
-                where=name if document.text is not None else "token_ids", tokenizer=_Encoding(opened), prefix=prefix,
+                opened.model_config, document.content, document.completion, tokenizer=_Encoding(opened), prefix=prefix,
+                where=alone if document.completion is None else "completion", before="prompt",
             )  # fmt: skip
         except GPTJError as error:
             raise document.add_place(error) from None

@@ -166,10 +166,14 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
 
 def named_folders(said: Iterable[str]) -> dict[str, Path]:
     """The folders of --adapter NAME=DIR by name."""
+    from gptj.adapters.config import NAME, NAME_RULE
+
     folders: dict[str, Path] = {}
     for one in said:
         name, equals, folder = one.partition("=")
         if not (name and equals and folder) or name in folders:
             raise click.UsageError(f"--adapter: expected NAME=DIR, each name once; found {one}.")
+        if not NAME.fullmatch(name):
+            raise click.UsageError(f"--adapter: a name is of {NAME_RULE}; found {name}.")
         folders[name] = Path(folder)
     return folders

@@ -76,7 +76,7 @@ def read_documents(path: Path) -> list[Document]:
         raise InputError("a table", file=path, expected=f"text, or JSON lines: {_FORMS}", found=suffix, hint=hint)
     if suffix in _JSON_SUFFIXES or (suffix not in _TEXT_SUFFIXES and _is_meant_as_json(text, lines[0][1])):
         return _from_json(lines, path)
-    return [Document(text.replace("\r\n", "\n"))]
+    return [Document(text)]
 
 
 def _is_meant_as_json(text: str, first: str) -> bool:

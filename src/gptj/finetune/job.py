@@ -28,7 +28,7 @@ from gptj.finetune.loop import Progress, Report, Training, TrainingStep
 from gptj.finetune.settings import Settings
 from gptj.finetune.together import SharedRunFolder, Team
 from gptj.paths.hub import locate
-from gptj.reading.folder import open_checkpoint, require_directory
+from gptj.reading.folder import open_checkpoint, require_config, require_directory
 from gptj.reading.load_plan import plan_causal_lm
 from gptj.sharding import Mesh, ReadTogether, Strategy, check_mesh, choose_mesh
 from gptj.text.tokenizer import GPTJTokenizer
@@ -256,6 +256,7 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
     if is_adapter(directory):
         hint = "Give its base; model.load_adapter(DIR, is_trainable=True) trains it further in a loop of yours"
         raise InputError("a LoRA adapter without its base model", where=str(directory), hint=hint)
+    require_config(directory)
     config = GPTJConfig.from_file(directory)
     plan_causal_lm(open_checkpoint(directory))
     tokenizer = GPTJTokenizer.from_pretrained(directory)

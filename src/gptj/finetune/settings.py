@@ -99,8 +99,8 @@ class Settings:
             try:
                 self.adapter_config()  # which checks what an adapter has
             except ConfigError as error:
-                error.where = option_of("lora_alpha" if error.where == "lora_alpha" else "lora_targets")
-                raise
+                name = "lora_alpha" if error.where == "lora_alpha" else "lora_targets"
+                raise InputError(error.problem, **error.facts(where=option_of(name))) from None
 
     def _refuse(self, name: str, expected: str) -> None:
         raise InputError("breaks its rule", where=option_of(name), expected=expected, found=shown(getattr(self, name)))

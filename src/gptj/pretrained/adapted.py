@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,17 +25,15 @@ from gptj.adapters import (
     read_adapter,
     write_adapter,
 )
-from gptj.adapters.config import require_new, stranger_hint
+from gptj.adapters.config import NAME, NAME_RULE, require_new, stranger_hint
 from gptj.config.dtypes import dtype_name
 from gptj.config.schema import BASE_PREFIX, TensorSpec, schema
-from gptj.errors import ConfigError, InputError, did_you_mean, shown, warn_of
+from gptj.errors import ConfigError, InputError, LimitError, did_you_mean, shown, warn_of
 
 __all__ = ["Adapted", "HeldAdapter", "HeldAdapters"]
 
 HeldRow = tuple[AdapterRow, NDArray[Any], NDArray[Any]]
 """A row of an adapter with its A and B."""
-
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +151,7 @@ class Adapted:
         Raises:
             InputError: the name is taken or odd, or the model is prepared for inference.
             ConfigError: a field breaks its rule, is not supported, or means no matrix of this model.
+            LimitError: its matrices have more bytes than the memory.
         """
         model: Any = self
         model._refuse_prepared("add_adapter")
@@ -168,6 +166,7 @@ class Adapted:
             (field, module), problem = odd[0], "means no matrix of this model that is adapted"
             raise ConfigError(problem, where=f"{field}: {shown(module)}", hint=stranger_hint(module))
         rows = adapter_rows(config, model.config)
+        _require_room(rows, config)
         self._take(settled, config, ((row, *initial_arrays(row, seed)) for row in rows), trains=True)
 
     def load_adapter(
@@ -331,9 +330,9 @@ class Adapted:
             InputError: it is taken, or not a name.
         """
         name = "default" if name is None else name
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            expected = "letters, digits, - and _, at most 100"
-            raise InputError("no name for an adapter", where="adapter_name", expected=expected, found=shown(name))
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            expected, found = NAME_RULE, shown(name)
+            raise InputError("no name for an adapter", where="adapter_name", expected=expected, found=found)
         if name in self._adapters.by_name:
             hint = f"delete_adapter({shown(name)}) first, or give another name"
             raise InputError(
@@ -387,6 +386,22 @@ def _one_name(first: str | None, second: str | None) -> str | None:
     if first is not None and second is not None and first != second:
         raise InputError("given twice", where="name", expected=shown(first), found=shown(second))
     return second if first is None else first
+
+
+def _require_room(rows: Sequence[AdapterRow], config: AdapterConfig) -> None:
+    """Refuse a rank whose matrices no memory holds.
+
+    Raises:
+        LimitError: with the bytes that there are.
+    """
+    need = 4 * sum(row.size for row in rows)
+    try:
+        np.empty(need, np.uint8)  # which takes no page of it
+    except (MemoryError, ValueError):  # the second of a number beyond 64 bits
+        largest = max(row.rank for row in rows)
+        where = "r" if largest == config.r else "rank_pattern"
+        found = f"rank {shown(largest)}: {need:,} bytes"
+        raise LimitError("matrices larger than the memory that there is", where=where, found=found) from None
 
 
 def _convert_config(config: Any, fields: Mapping[str, Any]) -> AdapterConfig:

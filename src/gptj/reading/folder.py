@@ -19,12 +19,13 @@ from gptj.config import CONFIG_FILE, GPTJConfig
 from gptj.config.schema import Head
 from gptj.errors import ConfigError, FormatError, SchemaError, shown
 from gptj.paths import missing_folder
+from gptj.reading.kinds import describe_folder
 from gptj.reading.manifest import CONFIG_HASH_KEY, VerifiedManifest, verify_manifest, warn_of_unchecked
 from gptj.reading.safetensors_file import SafetensorsFile, StoredTensor
 from gptj.reading.weight_files import INDEX_FILE, WEIGHTS_FILE, open_weights, safe_path, split_weights
 from gptj.reading.weight_names import PlainNames, head_of, infer_dialect, plain_names
 
-__all__ = ["Checkpoint", "open_checkpoint", "require_directory", "verify_checkpoint"]
+__all__ = ["Checkpoint", "open_checkpoint", "require_config", "require_directory", "verify_checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +198,16 @@ def require_directory(directory: Path) -> None:
         )
     if not os.access(directory, os.R_OK | os.X_OK):
         raise FormatError("cannot be read: permission denied", file=directory)
+
+
+def require_config(directory: Path) -> None:
+    """Refuse a folder without config.json that is known to be something else.
+
+    Raises:
+        FormatError: with what it is, and what to do.
+    """
+    if not os.path.lexists(directory / CONFIG_FILE) and (kind := describe_folder(directory, by_weights=False)):
+        raise FormatError(f"no model's folder, but {kind[0]}", file=directory, expected=CONFIG_FILE, hint=kind[1])
 
 
 def _choose_config(

@@ -73,10 +73,16 @@ _FOLDERS: tuple[tuple[str, str, str], ...] = (
         "Save them as safetensors under transformers' names, or give the step folder of a TPU checkpoint",
     ),
     (
-        r"random_states_\d+\.pkl|optimizer\.(bin|pt)|scheduler\.(bin|pt)|trainer_state\.json|training_args\.bin",
+        r"random_states_\d+\.pkl|optimizer\.(bin|pt|safetensors)|scheduler\.(bin|pt)|trainer_state\.json|training_args\.bin",
         "a trainer's state without the model's weights: {}",
         "Give the folder that save_pretrained wrote, or save the model again",
     ),
+    (
+        r"checkpoints",
+        "a run of training that has not ended, whose checkpoints lie in {}",
+        "Give the last of them, a folder step-...; gptj finetune ... --resume goes on with the run",
+    ),
+    (r"step-\d{8,}", "the checkpoints of a run of training: {}", "Give the last of them"),
     (r"checkpoint-\d+", "a trainer's output folder, whose checkpoints lie in {}", "Give one of them"),
     (r"snapshots|models--.+", "a folder of the hub's cache; the models lie in {}", "Give .../snapshots/REVISION"),
     (r".*\.(ckpt|pth?|safetensors|bin|h5|msgpack)", "a folder whose weights have another name: {}",
@@ -120,13 +126,18 @@ def _is_safetensors(head: bytes, size: int) -> bool:
     return head[8:9] == b"{" and 2 <= length <= size - 8
 
 
-def describe_folder(directory: Path) -> tuple[str, str] | None:
-    """A name for a folder that holds no model's weights, and a hint; None where no sign of any kind is in it."""
+def describe_folder(directory: Path, *, by_weights: bool = True) -> tuple[str, str] | None:
+    """A name for a folder that holds no model's weights, and a hint; None where no sign of any kind is in it.
+
+    Args:
+        directory: the folder.
+        by_weights: whether a file of weights by any name is a sign.
+    """
     try:
         names = sorted(path.name for path in directory.iterdir())
     except OSError:
         return None
-    for sign, kind, hint in _FOLDERS:
+    for sign, kind, hint in _FOLDERS if by_weights else _FOLDERS[:-1]:
         matches: Callable[[str], re.Match[str] | None] = re.compile(sign).fullmatch
         found = next((name for name in names if matches(name)), None)
         if found is not None and not (sign == r"model\.bin" and "config.json" not in names):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gptj.errors import GPTJError, InputError
 
-__all__ = ["decode_lines", "decode_text"]
+__all__ = ["decode_lines", "decode_text", "decode_whole"]
 
 _PACKED = {
     b"\x1f\x8b": "gzip",
@@ -48,13 +48,11 @@ def decode_text(
         raise error("not UTF-8", file=file, where=where(problem.start), found=found) from None
 
 
-def decode_lines(
-    data: bytes, *, file: str | os.PathLike[str], error: type[GPTJError] = InputError
-) -> tuple[str, list[tuple[int, str]]]:
-    """A file's text without a byte order mark, and its lines that are not blank, each with its number from 1.
+def decode_whole(data: bytes, *, file: str | os.PathLike[str], error: type[GPTJError] = InputError) -> str:
+    r"""A file's text without a byte order mark, its lines ended by "\n".
 
     Raises:
-        error: it is not UTF-8, or has a NUL; it names the byte.
+        error: it is packed, not UTF-8, or has a NUL; it names the byte.
     """
 
     def line_of(place: int) -> str:
@@ -67,6 +65,13 @@ def decode_lines(
     if (place := data.find(0)) >= 0:
         hint = "Is it UTF-16? Save it as UTF-8"
         raise error("not UTF-8", file=file, where=line_of(place), found=f"NUL at offset {place}", hint=hint)
-    text = decode_text(data, file=file, where=line_of, error=error).removeprefix("\ufeff")
+    return decode_text(data, file=file, where=line_of, error=error).removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def decode_lines(
+    data: bytes, *, file: str | os.PathLike[str], error: type[GPTJError] = InputError
+) -> tuple[str, list[tuple[int, str]]]:
+    """A file's text as `decode_whole` gives it, and its lines that are not blank, each with its number from 1."""
+    text = decode_whole(data, file=file, error=error)
     numbered = enumerate(text.split("\n"), 1)
     return text, [(number, line.removesuffix("\r")) for number, line in numbered if line.strip()]

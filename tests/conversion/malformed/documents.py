@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -82,10 +83,14 @@ CASES = [
     case("not UTF-8", b"one\ntwo \xff", "offset 8"),
     case("not UTF-8, as a whole", b"one\ntwo \xff", "offset 8", whole=True),
     case("UTF-16", "one".encode("utf-16"), "UTF-8"),
+    case("UTF-16 without a mark, as a whole", "one".encode("utf-16-be"), "line 1: not UTF-8", whole=True),
+    case("gzip, as a whole", gzip.compress(b"one"), "found gzip", whole=True),
+    case("a byte order mark alone, as a whole", b"\xef\xbb\xbf", "no text", whole=True),
+    case("strings, a line each", b'"a"\n"b"', 'A text as JSON is {"text": "..."}', "said"),
     case("spaces alone", b" \n\t\n", "no text"),
     case("JSON, then text", lines(GOOD) + b"\nplain", "line 2"),
     case("text, then JSON", b"plain\n" + lines(GOOD), "line 2"),
-    case("an array of objects", json.dumps([GOOD, GOOD]).encode(), "array"),
+    case("an array of objects", json.dumps([GOOD, GOOD]).encode(), 'A text as JSON is {"text": "..."}'),
     case("a key twice", lines(GOOD) + b'\n{"text": "a", "text": "b"}', "line 2"),
     case("JSON that does not end", lines(GOOD) + b'\n{"text": "a"', "line 2"),
     case("a list in place of an object", lines(GOOD) + b"\n[1]", "line 2"),
@@ -129,15 +134,20 @@ CASES = [
     second("a field that nothing reads", {"text": "a", "meta": {"set": "Pile"}}, "meta", "said"),
     second("a setting of generation", {"text": "a", "temperature": 2}, "temperature", "said"),
     *(checked(f"id {value}", {"token_ids": [1, value]}, "line 2") for value in (-1, 10**6, 2**63, 2**64, -(10**30))),
-    *(checked(f"context id {value}", {"prompt": [value], "completion": [1]}, "line 2") for value in (-1, 10**6)),
-    *(checked(f"scored id {value}", {"prompt": [1], "completion": [value]}, "line 2") for value in (-1, 10**6)),
+    *(
+        checked(f"{key} has the id {value}", {"prompt": [1], "completion": [1], key: [value]}, f"line 2: {key}[0]")
+        for key in _PAIRS
+        for value in (-1, 10**6)
+    ),
     checked("a completion of no token", {"prompt": "a", "completion": ""}, "line 2"),
-    checked("a completion of no id", {"prompt": [1], "completion": []}, "line 2"),
+    checked("a completion of no id", {"prompt": [1], "completion": []}, "line 2: completion"),
     checked("no context and no prefix", {"prompt": "", "completion": "a"}, "line 2", prefix=None),
     checked("no context and no prefix, in ids", {"prompt": [], "completion": [1]}, "line 2", prefix=None),
     checked("nothing but the prefix", {"prompt": [], "completion": [0]}, "line 2"),
-    checked("a lone surrogate", {"text": "a\ud800"}, "line 2"),
-    checked("a lone surrogate in a completion", {"prompt": "a", "completion": "\ud800"}, "line 2"),
+    checked("a lone surrogate", {"text": "a\ud800"}, "line 2: text: a lone"),
+    checked("a lone surrogate in a prompt", {"prompt": "a\ud800", "completion": "b"}, "line 2: prompt: a lone"),
+    checked("a lone surrogate in a completion", {"prompt": "a", "completion": "\ud800"}, "line 2: completion: a lone"),
+    checked("its place", {"prompt": "abc", "completion": "\ud800"}, "at offset 0"),
     checked("no text at all", {"text": ""}, "no token to score", before=None),
     checked("no id at all", {"token_ids": []}, "no token to score", before=None),
     checked("one token each, and no prefix", {"token_ids": [1]}, "no token to score", prefix=None, before={"text": ""}),

@@ -12,6 +12,7 @@ from lawful import good_folder
 from weight_changes import WEIGHTS, arrays, as_format, renamed, sharded, store, with_more
 
 from gptj.checkpoint import open_checkpoint, plan_load
+from gptj.command.opened_model import OpenedModel, Request
 from malformed import Malformed
 
 TITLE = "folders that are no model's"
@@ -49,6 +50,11 @@ def through_open(folder: Path) -> object:
     return plan_load(opened, opened.config, "causal_lm")
 
 
+def through_command(folder: Path) -> object:
+    (folder / "in" / "config.json").unlink()
+    return OpenedModel(Request(directory=folder / "in"), needs_tokenizer=False)
+
+
 DOORS = {"convert": through_convert, "inspect": through_inspect, "open": through_open}
 KINDS = {
     "a LoRA adapter": (("adapter_config.json", "adapter_model.safetensors"), "merge_and_unload"),
@@ -69,6 +75,9 @@ KINDS = {
     "t5x": (("checkpoint_1000/",), "t5x"),
     "a trainer's state": (("optimizer.pt", "trainer_state.json"), "trainer"),
     "a trainer's output": (("checkpoint-500/",), "checkpoint-500"),
+    "a run that was stopped": (("checkpoints/", "loss.csv"), "lie in checkpoints"),
+    "a run's checkpoints": (("step-00000100/",), "of a run of training: step-00000100"),
+    "a run's optimizer": (("optimizer.safetensors", "training.json"), "trainer's state"),
     "shards without an index": (("model-00001-of-00002.safetensors",), "model.safetensors.index.json"),
     "a Lightning file": (("last.ckpt",), "last.ckpt"),
     "another name": (("weights.safetensors",), "weights.safetensors"),
@@ -122,6 +131,10 @@ CASES = [
         Malformed(f"{what}, through {door}", holding(*files), DOORS[door], names)
         for what, (files, names) in KINDS.items()
         for door in DOORS
+    ),
+    *(
+        Malformed(f"{what}, through a command", holding(*KINDS[what][0]), through_command, KINDS[what][1])
+        for what in ("Megatron", "a trainer's output", "a run that was stopped", "a run's checkpoints")
     ),
     *(
         Malformed(f"only a {to}, opened as a model", only(to), through_open, "gptj convert")

@@ -164,7 +164,8 @@ CASES += [
     typed("text after JSON", GOOD + b"text", "stdin: line 2"),
     typed("an array", b"[1]", "stdin: line 1"),
     typed("Latin-1", b"caf\xe9", "stdin: line 1: not UTF-8"),
-    typed("Latin-1, as one prompt", b"caf\xe9", "stdin: not UTF-8", lambda: read_prompt("-")),
+    typed("Latin-1, as one prompt", b"caf\xe9", "stdin: line 1: not UTF-8", lambda: read_prompt("-")),
+    typed("a NUL, as one prompt", b"one\ntwo\0", "stdin: line 2: not UTF-8", lambda: read_prompt("-")),
     typed("Latin-1, as a turn", b"one\ncaf\xe9", "stdin: not UTF-8", lambda: [*read_turns()]),
     *(
         Malformed(f"stdin without an end: {what}", lambda folder: None, _endless(read), "stdin")

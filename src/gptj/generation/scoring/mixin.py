@@ -90,6 +90,8 @@ class Scores:
             hint = "Call it outside of jax.jit, tf.function or torch.compile"
             raise InputError("scoring is a loop on the host", where="score", hint=hint)
         texts, continuations = self._listed(texts), self._listed(continuations)
+        if progress is not None and not callable(progress):
+            raise InputError("cannot be called", where="progress", expected="a function", found=shown(progress))
         sequences = sequences_of(self.config, texts, continuations, tokenizer, prefix_token_id)
         limits, batch_size = limits_of(self.config, max_length, stride), check_batch_size(batch_size)
         return score_sequences(self._with(params), sequences, limits, batch_size=batch_size, progress=progress)

@@ -59,26 +59,35 @@ def sequences_of(
     if len(then) != len(first):
         raise InputError("not one a text", where="continuations", expected=len(first), found=len(then))
     return [
-        sequence_of(config, *pair, where=f"continuations[{n}]", tokenizer=tokenizer, prefix=prefix)
+        sequence_of(
+            config, *pair, where=f"continuations[{n}]", before=f"texts[{n}]", tokenizer=tokenizer, prefix=prefix
+        )
         for n, pair in enumerate(zip(first, then, strict=True))
     ]
 
 
 def sequence_of(
-    config: GPTJConfig, text: Any, continuation: Any = None, *, where: str, tokenizer: Any, prefix: int | None
+    config: GPTJConfig,
+    text: Any,
+    continuation: Any = None,
+    *,
+    where: str,
+    before: str = "context",
+    tokenizer: Any,
+    prefix: int | None,
 ) -> Sequenced:
     """The sequence of a text, or of a text and its continuation.
 
     Args:
         config: whose token ids these are.
         text, continuation: text or token ids.
-        where: the name of what is scored, in errors.
+        where, before: the names of what is scored, and of what a continuation comes after, in errors.
         tokenizer: its `encode` makes token ids of texts.
         prefix: the token before a text; None for none.
     """
     if continuation is None:
         return _of_text(config, text, where, tokenizer, prefix)
-    return _of_pair(config, (text, continuation), where, tokenizer, prefix)
+    return _of_pair(config, (text, continuation), (before, where), tokenizer, prefix)
 
 
 def prefix_of(config: GPTJConfig, prefix_token_id: Prefix) -> int | None:
@@ -107,7 +116,7 @@ def _items(value: Any, where: str) -> list[Any]:
         return [value]
     if isinstance(value, bytes | Mapping) or value is None:
         raise InputError("no texts", where=where, expected="a text, token ids, or a list of them", found=shown(value))
-    items = value.tolist() if isinstance(value, np.ndarray) else check_row(value)
+    items = check_row(value.tolist() if isinstance(value, np.ndarray) else value, where=where)
     if not items:
         raise InputError("no text", where=where, expected="at least one", found=shown(value))
     if all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in items):
@@ -122,13 +131,24 @@ def _of_text(config: GPTJConfig, text: Any, where: str, tokenizer: Any, prefix: 
     return Sequenced.of([prefix], ids, len(text.encode()) if isinstance(text, str) else _spelt(ids, tokenizer))
 
 
-def _of_pair(config: GPTJConfig, pair: tuple[Any, Any], where: str, tokenizer: Any, prefix: int | None) -> Sequenced:
+def _of_pair(
+    config: GPTJConfig, pair: tuple[Any, Any], names: tuple[str, str], tokenizer: Any, prefix: int | None
+) -> Sequenced:
+    where = names[1]
     if isinstance(pair[0], str) != isinstance(pair[1], str):
         raise InputError("text beside token ids", where=where, hint="Give context and continuation in the same form")
+
+    def encode_each() -> list[list[int]]:
+        return [_encode(config, one, name, tokenizer) for one, name in zip(pair, names, strict=True)]
+
     if isinstance(pair[0], str):
-        context, scored = encode_pair(lambda text: _encode(config, text, where, tokenizer), *pair)
+        try:
+            context, scored = encode_pair(lambda text: _encode(config, text, where, tokenizer), *pair)
+        except InputError:
+            encode_each()  # says which of the two it is, and the place in it
+            raise
     else:
-        context, scored = (_encode(config, ids, where, tokenizer) for ids in pair)
+        context, scored = encode_each()
     if not scored:
         hint = "Its text may be a part of the context's last token: move the border to one between words"
         raise InputError("no token of its own", where=where, found=shown(pair[1]), hint=hint if pair[1] else None)
@@ -170,7 +190,10 @@ def _encode(config: GPTJConfig, text: Any, where: str, tokenizer: Any) -> list[i
         if tokenizer is None:
             hint = "Pass tokenizer=..., or token ids"
             raise InputError("text, and no tokenizer", where=where, found=shown(text, longest=40), hint=hint)
-        ids: Any = [int(token) for token in tokenizer.encode(text)]
+        try:
+            ids: Any = [int(token) for token in tokenizer.encode(text)]
+        except InputError as error:  # the tokenizer does not know what the text is called here
+            raise InputError(error.problem, **error.facts(where=where)) from None
     else:
         ids = text
     if not isinstance(ids, list | tuple):
