@@ -20,12 +20,14 @@ import pytest
 from tokenizer_samples import gpt2, small
 from toy_decoder import ToyDecoder, toy_config
 
+from gptj.checkpoint import write_checkpoint
 from gptj.command import main as cli
 from gptj.command.opened_model import PAYS_FROM_TOKENS
 from gptj.command.printing import write_text
 from gptj.errors import CheckpointWarning, InputError, TokenizerError, harmless
 from gptj.generation import Generates, known_tokens_only
 from gptj.generation.stopping import decode_with
+from gptj.parity.revealing import revealing_fill
 from gptj.text.tokenizer import GPTJTokenizer
 
 UNKNOWN = 305
@@ -122,11 +124,11 @@ class Toy(Generates[Any]):
 @pytest.fixture
 def spoken(tmp_path: Path) -> Path:
     """A folder with a tokenizer of 300 tokens beside a model of 310, which loves the 306th."""
-    (tmp_path / "config.json").write_text(toy_config(vocab_size=310).to_json())
-    small().save_pretrained(tmp_path)
+    folder = write_checkpoint(tmp_path / "toy", toy_config(vocab_size=310), revealing_fill(0))
+    small().save_pretrained(folder)
     bias = [[[UNKNOWN], 1000.0], [small().encode("n"), 500.0]]
-    (tmp_path / "generation_config.json").write_text(json.dumps({"sequence_bias": bias}))
-    return tmp_path
+    (folder / "generation_config.json").write_text(json.dumps({"sequence_bias": bias}))
+    return folder
 
 
 @pytest.fixture
