@@ -291,11 +291,11 @@ def test_metrics_are_there_from_the_beginning_and_count_a_prompt_once():
             for asked in ({"prompt": PROMPT, "n": 3}, {"prompt": [[5, 6, 7]] * 2}, {"prompt": [[8] * 40], "n": 9})
         ]
         assert usages[1]["prompt_tokens_details"] == {"cached_tokens": 3}, "two that are one were read together"
-        value = served.engine.metrics.value
-        assert value("gptj_prompt_tokens_total") == sum(one["prompt_tokens"] for one in usages)
-        assert value("gptj_generated_tokens_total") == sum(one["completion_tokens"] for one in usages)
-        reused = sum(one["prompt_tokens_details"]["cached_tokens"] for one in usages)
-        assert value("gptj_prompt_tokens_reused_total") == reused
+    value = served.engine.metrics.value  # of an engine that is closed, and has counted the last token
+    assert value("gptj_prompt_tokens_total") == sum(one["prompt_tokens"] for one in usages)
+    assert value("gptj_generated_tokens_total") == sum(one["completion_tokens"] for one in usages)
+    reused = sum(one["prompt_tokens_details"]["cached_tokens"] for one in usages)
+    assert value("gptj_prompt_tokens_reused_total") == reused
 
 
 def test_the_page_needs_nothing_from_anywhere_and_may_do_nothing_else(served):

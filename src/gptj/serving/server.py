@@ -201,6 +201,10 @@ class Protocol(H11Protocol):
         self.loop.call_later(self.rest_s, self.transport.close)
 
 
+_AT_ONCE_S = 0.5
+"""Seconds in which a server closes its listener and stops its connections, whose answers are not waited for."""
+
+
 class Server(uvicorn.Server):
     """The server of an application.
 
@@ -255,6 +259,14 @@ class Server(uvicorn.Server):
         """Listen, and say so: from here on a signal ends it in order."""
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End in order, at the second signal at once: from Python 3.12 on a listener waits for its connections."""
+        ending = asyncio.ensure_future(super().shutdown(sockets))
+        while not (ending.done() or self.force_exit):
+            await asyncio.wait([ending], timeout=0.1)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ending, _AT_ONCE_S)
 
     def serve_on(self, listener: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until a shutdown is asked for, then finish the answers that were begun; `ready` says that it began."""
