@@ -28,6 +28,8 @@ from typing import Any
 from benchmarks.finetune_kills import losses, make_parser, newest, read_options
 
 LONGEST_S = 60
+TRAINS = {"pt": "fsdp", "flax": "fsdp", "tf": "dp"}
+"""The strategy by which processes of a framework train."""
 
 
 def start(command: list[str], processes: int, folder: Path) -> list[subprocess.Popen[Any]]:
@@ -86,7 +88,7 @@ def kill_and_compare(given: argparse.Namespace, folder: Path, more: list[str]) -
     drawn, out = random.Random(given.seed), given.out
     words = [sys.executable, "-m", "gptj", "finetune", str(given.model), str(given.data)]
     options = ["--backend", given.backend, "--steps", str(given.steps), "--save-every", "1", "--strategy",
-               "dp" if given.backend == "tf" else "fsdp"]  # fmt: skip
+               TRAINS[given.backend]]  # fmt: skip
     options += more
     whole = out.with_name(out.name + "-whole")
 

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rank_kills import TRAINS
 from gptj import GPTJConfig
 from gptj.checkpoint import open_checkpoint, write_checkpoint
 from gptj.config.schema import schema
@@ -323,9 +324,6 @@ def same_score(said: Said, expected: str) -> tuple[bool, str]:
     pairs = zip(mine["documents"], whole["documents"], strict=True)
     off = max(abs(a["log_likelihood"] - b["log_likelihood"]) / abs(b["log_likelihood"]) for a, b in pairs)
     return len(texts) == 1 and off <= RELATIVE, f"log-likelihoods within {off:.1e}, {said.took:.0f} s"
-
-
-TRAINS = {"pt": "fsdp", "flax": "fsdp", "tf": "dp"}
 
 
 def same_training(run: Runner, launcher: str, engine: str, place: Path) -> tuple[bool, str]:

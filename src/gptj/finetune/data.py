@@ -27,7 +27,7 @@ from gptj.paths.json_file import parse_json_object, read_small_file
 from gptj.text.lines import decode_lines
 from gptj.text.tokenizer import GPTJTokenizer
 
-__all__ = ["Batch", "Batches", "Document", "Windows", "make_windows", "read_documents"]
+__all__ = ["Batch", "Batches", "Document", "Windows", "make_windows", "own_rows", "read_documents"]
 
 _LARGEST_FILE_BYTES = 1_000_000_000
 
@@ -317,6 +317,15 @@ class Batches:
         ids[: len(chosen)] = windows.ids[chosen, :width]
         labels[: len(chosen)] = windows.labels[chosen, :width]
         return Batch(ids, labels, int((labels[:, 1:] != IGNORED_LABEL).sum()))
+
+
+def own_rows(
+    ids: NDArray[Any], labels: NDArray[Any], mine: int, parts: int
+) -> tuple[NDArray[Any], NDArray[Any], float]:
+    """A part of a batch's rows, ids and labels, of so many that are equal; and its share of what is learnt."""
+    own = np.split(labels, parts)[mine]
+    learnt, of_all = (int((some[:, 1:] != IGNORED_LABEL).sum()) for some in (own, labels))
+    return np.split(ids, parts)[mine], own, learnt / of_all
 
 
 def describe(windows: Windows) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from torch.distributed import checkpoint
 from torch.distributed.tensor import DTensor
 
 from gptj.config import GPTJConfig
-from gptj.config.labels import IGNORED_LABEL
 from gptj.config.schema import schema_by_name
 from gptj.errors import WriteError
+from gptj.finetune.data import own_rows
 from gptj.finetune.settings import Settings
 from gptj.pt import finetune
 from gptj.pt.heads import GPTJForCausalLM
@@ -84,12 +84,10 @@ class TrainingStep(finetune.TrainingStep):
 
     def _loss_of_own(self, ids: NDArray[Any], labels: NDArray[Any]) -> tuple[Tensor, float]:
         """The mean loss of this process' rows, and their share of the tokens that are learnt."""
-        dp, mine = self.placement.mesh.dp, self.placement.coordinates["dp"]
-        own = np.split(labels, dp)[mine]
-        learnt, of_all = (int((some[:, 1:] != IGNORED_LABEL).sum()) for some in (own, labels))
+        own_ids, own_labels, share = own_rows(ids, labels, self.placement.coordinates["dp"], self.placement.mesh.dp)
         with warnings.catch_warnings():  # the logits are a view, and nothing is done to them in place
             warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
-            return self._loss(np.split(ids, dp)[mine], own), learnt / of_all
+            return self._loss(own_ids, own_labels), share
 
     def _sum(self, part: Tensor) -> float:
         """The sum along dp, to the last bit the same in every process."""

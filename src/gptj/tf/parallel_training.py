@@ -9,14 +9,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.experimental import dtensor
 
 from gptj.config import GPTJConfig
-from gptj.config.labels import IGNORED_LABEL
 from gptj.errors import InputError
+from gptj.finetune.data import own_rows
 from gptj.finetune.settings import Settings
 from gptj.sharding import Mesh, Strategy, check_mesh, choose_mesh
 from gptj.tf import finetune
@@ -54,33 +53,22 @@ class TrainingStep(finetune.TrainingStep):
 
     def accumulate(self, ids: NDArray[Any], labels: NDArray[Any], *, factor: float) -> float:
         """Add `factor` times the gradient of a batch's mean loss to the gradient; returns that mean loss."""
-        own_ids, own_labels, share = _own_rows(ids, labels)
+        own_ids, own_labels, share = own_rows(ids, labels, dtensor.client_id(), dtensor.num_clients())
         return _sum(super().accumulate(own_ids, own_labels, factor=factor * share) * share)
 
     def gradient_norm(self) -> float:
         """The norm of the whole gradient, which every process holds from here on."""
         assert self._gradients is not None
-        if dtensor.num_clients() > 1:
-            self._gradients = sum_over_processes(self._gradients)
+        self._gradients = sum_over_processes(self._gradients)
         return super().gradient_norm()
 
     def evaluate(self, ids: NDArray[Any], labels: NDArray[Any]) -> float:
         """The mean loss of a batch."""
-        own_ids, own_labels, share = _own_rows(ids, labels)
+        own_ids, own_labels, share = own_rows(ids, labels, dtensor.client_id(), dtensor.num_clients())
         return _sum(super().evaluate(own_ids, own_labels) * share)
-
-
-def _own_rows(ids: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], float]:
-    """This process' rows, and their share of the tokens that are learnt."""
-    processes, rank = dtensor.num_clients(), dtensor.client_id()
-    own = np.split(labels, processes)[rank]
-    learnt, of_all = (int((some[:, 1:] != IGNORED_LABEL).sum()) for some in (own, labels))
-    return np.split(ids, processes)[rank], own, learnt / of_all
 
 
 def _sum(part: float) -> float:
     """The sum over the processes, to the last bit the same in each."""
-    if dtensor.num_clients() == 1:
-        return part
     (total,) = sum_over_processes([tf.constant(part, tf.float64)])
     return float(total)
