@@ -81,6 +81,15 @@ def test_use_cache_false_returns_none(wing, revealing):
     assert wing.call(revealing(), IDS).past_key_values is not None
 
 
+def test_an_empty_cache_is_of_zeros_in_the_models_type(wing, revealing):
+    model = revealing()
+    cache = model.init_cache(3, 8)
+    sides = [np.asarray(x) for side in (cache.keys, cache.values) for x in side]
+    shape = 3, CONFIG.n_head, 8, CONFIG.head_dim
+    assert len(sides) == 2 * CONFIG.n_layer and cache.length == 0
+    assert all(x.shape == shape and x.dtype == np.float32 and not x.any() for x in sides)
+
+
 def test_a_full_cache_is_an_error_that_says_so(wing, revealing):
     model = revealing()
     past = model.init_cache(3, 8)

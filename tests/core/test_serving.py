@@ -18,7 +18,7 @@ from served import Served, ToyModel
 from toy_decoder import ToyDecoder, toy_config
 
 from gptj.errors import CheckpointWarning, TokenizerError
-from gptj.generation import Columns, GenerationConfig
+from gptj.generation import Columns, GenerationConfig, Step
 from gptj.generation.sampling import log_softmax
 from gptj.serving import prefixes
 from gptj.serving.batch import power_of_two
@@ -570,6 +570,66 @@ def test_of_a_prompt_and_rows_that_are_read_together_the_one_at_fault_fails_alon
         assert served.is_empty()
 
 
+class Spoiling(ToyDecoder):
+    """After token 277 a row has no numbers, and none in any other place of that slot: nothing times NaN is NaN."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.spoilt = np.zeros((self.batch, self.capacity), bool)
+
+    def _run(self, ids: np.ndarray, positions: Any, mask: Any, offset: int, **options: Any) -> Any:
+        step, end = super()._run(ids, positions, mask, offset, **options), offset + ids.shape[1]
+        self.spoilt[:, offset:end] = ids == 277
+        logits = step.logits
+        logits[self.spoilt[:, :end].any(1)] = np.nan
+        return Step(logits, None, None)
+
+    def _write(self, row: int, start: int, columns: Any) -> None:
+        super()._write(row, start, columns)
+        self.spoilt[row, start : start + columns.count] = False
+
+
+@pytest.mark.parametrize("bad", [{"prompt": [5], "logit_bias": {"277": 100}}, {"prompt": [277] + [4] * 31}])
+def test_a_text_that_is_no_number_spoils_none_that_takes_its_place(bad):
+    model = ToyModel(n_positions=300)
+    model._decoder = lambda batch, capacity: Spoiling(model.config, batch, capacity)
+    endless = {"prompt": "Once", "max_tokens": 200, "temperature": 0, "logit_bias": {"289": -100, "277": -100}}
+    known = [7 * n % 200 for n in range(20)]
+    # Three rows, two of which are taken, are not put together anew in the steps until another takes the third.
+    with (
+        Served(model, most_rows=3) as served,
+        served.streamed(**endless) as events,
+        served.streamed(**endless) as others,
+    ):
+        served.tokens(prompt=known, max_tokens=1, temperature=0)
+        for _ in range(40):
+            next(events), next(others)
+        assert served.post(**bad, max_tokens=9, temperature=0)[0] == 500
+        for _ in range(20):
+            next(events), next(others)
+        for prompt in ([*known, 8, 9, 10], [5, 6, 7]):  # of what is known, the slots before are not written
+            assert served.tokens(prompt=prompt, max_tokens=3, temperature=0, logit_bias={"277": -100})
+        *_, last = (event for event in events if event != "[DONE]")
+        assert last["choices"][0]["finish_reason"] == "length"
+
+
+def test_caches_are_used_again():
+    model, made = ToyModel(n_positions=300), []
+    make = model._decoder
+
+    def counted(batch: int, capacity: int) -> Any:
+        made.append((batch, capacity))
+        return make(batch, capacity)
+
+    model._decoder = counted  # type: ignore[method-assign]
+    endless = {"prompt": "Once", "max_tokens": 290, "temperature": 0, "logit_bias": {"289": -100}}
+    with Served(model, most_rows=2) as served, served.streamed(**endless) as events:
+        next(events)
+        for number in range(12):
+            served.tokens(prompt=[5 + number, 6, 7], max_tokens=4, **GREEDY)
+        assert 0 < len(made) <= 4, "one for prompts, one for a row, one for two, and a larger one at most"
+
+
 def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
     with Served(ToyModel(), most_rows=2) as served:
         first = [7 * n % 290 for n in range(60)]
@@ -591,9 +651,9 @@ def test_the_pieces_of_a_prompt_are_widths_that_are_compiled_once():
     for begin in (0, 130, 203):
         prompt = Prompt(Continuation(np.arange(297) % 23, None, Transcript(IdTokenizer()), print), None)
         prefill = Prefill(lambda batch, capacity: ToyDecoder(config, batch, capacity), config, [prompt])
-        prefill._decoder.restart(begin)
+        prefill.decoder.restart(begin)
         while not prefill.is_done:
-            room = prefill._decoder.slots - prefill._decoder.length
+            room = prefill.decoder.slots - prefill.decoder.length
             piece = prefill.extension(512)
             prefill.take(piece.decoder.extend(piece.token_ids, piece.mask, last_only=True))
             width = power_of_two(piece.token_ids.shape[1], 512)

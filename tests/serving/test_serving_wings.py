@@ -16,6 +16,7 @@ from adapter_samples import write_sample_adapter
 from served import Served
 
 from gptj.checkpoint import write_checkpoint
+from gptj.errors import InputError
 from gptj.parity.revealing import revealing_config, revealing_fill
 from gptj.serving import engine, prefill, warming
 from gptj.serving.warming import warm_up, warm_up_behind
@@ -44,6 +45,26 @@ def test_columns_that_are_moved_to_another_cache_give_the_same_logits(model, sta
     part = third.extend(np.array([[5]]), last_only=True).logits[0]
     lone = model._decoder(1, some + 1).prefill(np.array([[*ids[0, start : start + some], 5]])).logits[0]
     assert np.abs(part - lone).max() < 2e-5
+
+
+@pytest.mark.parametrize("to", [9, 12, 14, 40], ids=["shortest", "before", "where they are", "later"])
+def test_rows_that_are_moved_within_a_cache_go_on_as_before(model, to):
+    """Rows of several lengths and one that is empty; then each takes another token."""
+    rows = [[7 * n % 300 for n in range(9)], [], [5, 8, 13], [290]]
+    decoder = model._decoder(4, 64)
+    decoder.restart(14 - 9)
+    padded = np.array([[0] * (9 - len(ids)) + ids for ids in rows])
+    there = np.array([[False] * (9 - len(ids)) + [True] * len(ids) for ids in rows])
+    decoder.extend(padded, there)
+    with pytest.raises(InputError, match="expected 9 to 64, found 8"):
+        decoder.move(8)
+    decoder.move(to)
+    assert decoder.length == to and decoder.mask.sum(1).tolist() == [9, 0, 3, 1]
+    found = decoder.extend(np.full((4, 1), 5), np.array([[True], [False], [True], [True]]), last_only=True).logits
+    for row, ids in enumerate(rows):
+        if ids:
+            lone = model._decoder(1, len(ids) + 1).prefill(np.array([[*ids, 5]])).logits[0]
+            assert np.abs(found[row] - lone).max() < 2e-5
 
 
 def test_answers_under_load_are_those_of_lone_runs_and_no_row_is_lost(served):

@@ -306,6 +306,22 @@ class Decoder(abc.ABC):
         self.mask[row] = False
         self.mask[row, start : start + count] = True
 
+    def move(self, length: int) -> None:
+        """Let the next column go to slot `length`, and what each row holds, as one piece, end before it.
+
+        Raises:
+            InputError: a row holds more, or the cache has less.
+        """
+        begins = np.where(self.mask.any(axis=1), self.mask.argmax(axis=1), self.length)
+        most = int((self.length - begins).max(initial=0))
+        if not most <= length <= self.capacity:
+            raise InputError("no such length", where="move", expected=f"{most} to {self.capacity}", found=length)
+        end, self.length = self.length, max(self.length, length)
+        for row, begin in enumerate(begins.tolist()):
+            if begin < end:  # row for row: one row's copy at a time is little memory
+                self.write(row, length - (end - begin), self.read(row, begin, end - begin))
+        self.length = length
+
     def clear(self, row: int) -> None:
         """Empty the row: nothing attends to what its slots hold."""
         self.mask[row] = False

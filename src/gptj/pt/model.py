@@ -35,7 +35,7 @@ from gptj.pt.arguments import (
 )
 from gptj.pt.kernels import Linear
 from gptj.pt.layers import ACTIVATIONS, RotaryTable, at_least_float32, rotate_pairs
-from gptj.pt.weights import PretrainedModel, empty_parameters
+from gptj.pt.weights import PretrainedModel, empty_parameters, zeros
 
 
 class Attention(nn.Module):
@@ -385,6 +385,5 @@ class GPTJModel(PretrainedModel):
         """
         inputs.check_cache_size(self.config, batch_size, max_length)
         shape = (batch_size, self.h[0].attn.n_head, max_length, self.config.head_dim)
-        weight = self.wte.weight
-        keys, values = (tuple(weight.new_zeros(shape) for _ in self.h) for _ in range(2))
+        keys, values = (tuple(side) for side in zeros((2, len(self.h), *shape), self.wte.weight))
         return KVCache(keys, values, 0, fixed=True)

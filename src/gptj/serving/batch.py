@@ -67,6 +67,7 @@ class RunningBatch:
         self._decoder: Decoder | None = None
         self._rows: list[Continuation | None] = []
         self._idle_steps = 0
+        self._is_spoilt = False
 
     def __len__(self) -> int:
         return len(self.continuations)
@@ -82,20 +83,19 @@ class RunningBatch:
         longest = max((columns.count for _, columns in newcomers), default=0)
         if decoder is not None and not len(self) and self._fits(decoder, len(newcomers), longest):
             decoder.restart(longest)
-        free = [row for row, one in enumerate(self._rows) if one is None]
-        if decoder is None or len(free) < len(newcomers) or decoder.length < longest:
+        no_room = len(self) + len(newcomers) > len(self._rows)
+        if decoder is None or self._is_spoilt or no_room or decoder.length < longest:
             self._rebuild(newcomers)
-            return
-        for row, (continuation, columns) in zip(free, newcomers, strict=False):
-            self._rows[row] = continuation
-            decoder.write(row, decoder.length - columns.count, columns)
+        else:
+            self._seat(newcomers)
 
     def leave(self, continuation: Continuation) -> None:
-        """Free its row."""
+        """Free its row, and have the cache made anew where it failed: what is no number is one behind a mask, too."""
         row = self._rows.index(continuation)
         self._rows[row] = None
         assert self._decoder is not None
         self._decoder.clear(row)
+        self._is_spoilt |= continuation.failed
 
     def clear(self) -> list[Continuation]:
         """Free all rows and the cache, and return the continuations that had them, and those aside."""
@@ -141,39 +141,68 @@ class RunningBatch:
         idle = 2 * len(active) <= len(self._rows)
         self._idle_steps = self._idle_steps + 1 if idle else 0
         wasted = decoder.length - longest > max(_ROOM, longest) // 2
-        if decoder.length == decoder.capacity or wasted or self._idle_steps > _PATIENCE:
+        if decoder.length == decoder.capacity or wasted or self._is_spoilt or self._idle_steps > _PATIENCE:
             return self._rebuild([])
         return decoder
 
     def _rebuild(self, newcomers: list[tuple[Continuation, Columns]]) -> Decoder | None:
-        """Another cache, with those that have a row and the newcomers; None where all of them are put aside."""
-        old = self._decoder
-        kept = []
-        for row, one in enumerate(self._rows):
-            if one is not None:
-                assert old is not None
-                kept.append((one, old.read(row, old.length - one.cached, one.cached)))
-        kept += newcomers
-        old = self._decoder = None  # given back before the next one is made
-        limit = self._limit()
+        """The rows put together anew with the newcomers, in the same cache where it is of the size and unspoilt.
+
+        None where all of them are put aside.
+        """
+        limit, decoder = self._limit(), self._decoder
+        counts = [*(one.cached for one in self.continuations), *(columns.count for _, columns in newcomers)]
+        counts = [count for count in counts if limit is None or count < limit]
+        if not counts:
+            self.aside += [*self._read_rows(), *newcomers]
+            self._rows, self._decoder = [], None
+            return None
+        longest, batch = max(counts), power_of_two(len(counts), self.most)
+        slots = choose_slots(self._config, longest + _ROOM)
+        slots = slots if limit is None else min(slots, limit)
+        self._idle_steps = 0
+        outgrown = len(counts) < len(self) + len(newcomers)
+        if decoder is None or outgrown or self._is_spoilt or (decoder.batch, decoder.capacity) != (batch, slots):
+            return self._replace(batch, slots, longest, newcomers, limit)
+        decoder.move(longest)
+        self._seat(newcomers)
+        return decoder
+
+    def _replace(
+        self, batch: int, slots: int, longest: int, newcomers: list[tuple[Continuation, Columns]], limit: int | None
+    ) -> Decoder:
+        """Another cache, with those that have a row and the newcomers, but for those that have outgrown the limit."""
+        kept = [*self._read_rows(), *newcomers]
+        self._decoder = None  # given back before the next one is made
         if limit is not None:
             outgrown = [(one, columns) for one, columns in kept if columns.count >= limit]
             kept = [(one, columns) for one, columns in kept if columns.count < limit]
             self._rows = [one for one, _ in kept]  # first, so that who counts from another thread counts none twice
             self.aside += outgrown
-        if not kept:
-            self._rows = []
-            return None
-        longest = max(columns.count for _, columns in kept)
-        batch = power_of_two(len(kept), self.most)
-        slots = choose_slots(self._config, longest + _ROOM)
-        decoder = self._decoder = self._make_decoder(batch, slots if limit is None else min(slots, limit))
+        decoder = self._decoder = self._make_decoder(batch, slots)
+        self._is_spoilt = False
         decoder.restart(longest)
-        for row, (_, columns) in enumerate(kept):
-            decoder.write(row, longest - columns.count, columns)
-        self._rows = [one for one, _ in kept] + [None] * (batch - len(kept))
-        self._idle_steps = 0
+        self._rows = [None] * batch
+        self._seat(kept)
         return decoder
+
+    def _read_rows(self) -> list[tuple[Continuation, Columns]]:
+        """The continuations that have a row, with its columns."""
+        decoder, found = self._decoder, []
+        for row, one in enumerate(self._rows):
+            if one is not None:
+                assert decoder is not None
+                found.append((one, decoder.read(row, decoder.length - one.cached, one.cached)))
+        return found
+
+    def _seat(self, newcomers: list[tuple[Continuation, Columns]]) -> None:
+        """Give each the next free row."""
+        decoder = self._decoder
+        assert decoder is not None
+        free = [row for row, one in enumerate(self._rows) if one is None]
+        for row, (one, columns) in zip(free, newcomers, strict=False):
+            self._rows[row] = one
+            decoder.write(row, decoder.length - columns.count, columns)
 
     def _fits(self, decoder: Decoder, rows: int, longest: int) -> bool:
         return (

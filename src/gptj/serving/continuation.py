@@ -151,6 +151,8 @@ class Continuation:
         is_copy: whether another continuation, of the same request and prompt, counts the prompt's tokens.
 
     Attributes:
+        ended: whether there will be no more of it.
+        failed: whether an error ended it.
         left: set by anybody, at any time, when nobody listens any more; its row is freed before the next step.
         reused: how many of the prompt's tokens were not computed again.
     """
@@ -171,7 +173,7 @@ class Continuation:
         self.scores, self.scores_prompt, self.adapter = scores, scores_prompt, adapter
         self._transcript, self._listener = transcript, listener
         self.is_copy = is_copy
-        self.left = self.ended = False
+        self.left = self.ended = self.failed = False
         self.reused = 0
 
     @property
@@ -215,7 +217,7 @@ class Continuation:
 
     def fail(self, error: BaseException) -> None:
         """End with an error."""
-        self.ended = True
+        self.ended = self.failed = True
         self._listener(Failed(error))
 
     def _tell(self, piece: Piece) -> None:

@@ -22,7 +22,7 @@ from gptj.generation.decoder import round_up
 from gptj.serving.batch import RunningBatch, slots_of
 from gptj.serving.continuation import Continuation
 from gptj.serving.metrics import Metrics
-from gptj.serving.prefill import FEWEST, MOST, MOST_PROMPTS, Pace, Prefill, Prompt
+from gptj.serving.prefill import FEWEST, MOST, MOST_PROMPTS, Pace, Prefill, Prompt, Spare
 from gptj.serving.prefixes import PrefixStore
 
 __all__ = ["Closed", "Engine", "Full"]
@@ -73,7 +73,7 @@ class Engine:
         self.within, self._use_adapter = within, use_adapter
         self._adapter_in_use: object = object()
         self._prefixes = PrefixStore(prefix_tokens)
-        self._pace = Pace()
+        self._pace, self._spare = Pace(), Spare()
         self._changed = threading.Condition()
         self._waiting: deque[Continuation] = deque()
         self._prefills: deque[Prefill] = deque()
@@ -271,8 +271,9 @@ class Engine:
         """Begin to read the prompts that there are rows for, or that of the first to have the next row."""
         while (room := self._room()) > 0 and (first := self._next()) is not None:
             prompts = self._gather(first, room)
+            make = self._spare.before(first.adapter, self._decoder_of(first.adapter))
             try:
-                self._prefills.append(Prefill(self._decoder_of(prompts[0].adapter), self.model_config, prompts))
+                self._prefills.append(Prefill(make, self.model_config, prompts))
             except Exception as error:
                 self._fail((one for prompt in prompts for one in prompt.continuations), error)
 
@@ -407,6 +408,8 @@ class Engine:
             if prefill.is_done:
                 self._seat(prefill)
                 self._prefills.remove(prefill)
+                if not any(one.failed for prompt in prefill.prompts for one in prompt.continuations):
+                    self._spare.keep(prefill.adapter, prefill.decoder)
         except Exception as error:
             self._prefills.remove(prefill)
             self._fail((one for prompt in prefill.prompts for one in prompt.continuations), error)

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
-from gptj.generation import Columns, DecoderFactory, Extension, HeldLogits, Step
+from gptj.generation import Columns, Decoder, DecoderFactory, Extension, HeldLogits, Step
 from gptj.serving.batch import choose_slots, power_of_two
 from gptj.serving.continuation import Continuation, TokenScores
 
-__all__ = ["FEWEST", "MOST", "MOST_PROMPTS", "Pace", "Prefill", "Prompt"]
+__all__ = ["FEWEST", "MOST", "MOST_PROMPTS", "Pace", "Prefill", "Prompt", "Spare"]
 
 FEWEST, MOST = 8, 512
 """Columns times rows of one call of the model: while others wait for their next token, and at most."""
@@ -134,6 +134,34 @@ class Prompt:
         return alike and self.scores is None and not other.scores_prompt
 
 
+class Spare:
+    """The cache that a prompt was read in, kept for the next of its size: memory that is new must be cleared.
+
+    One is kept at most, of `MOST` slots in all rows at most.
+    """
+
+    def __init__(self) -> None:
+        self._adapter: str | None = None
+        self._decoder: Decoder | None = None
+
+    def keep(self, adapter: str | None, decoder: Decoder) -> None:
+        """Keep a decoder that nobody needs any more, and whose cache holds numbers alone."""
+        if decoder.batch * decoder.slots <= MOST:
+            self._adapter, self._decoder = adapter, decoder
+
+    def before(self, adapter: str | None, make_decoder: DecoderFactory) -> DecoderFactory:
+        """A factory that gives the kept decoder where it is of the size, else makes one."""
+
+        def make(batch: int, capacity: int) -> Decoder:
+            kept, self._decoder = self._decoder, None
+            if kept is not None and (self._adapter, kept.batch, kept.capacity) == (adapter, batch, capacity):
+                return kept
+            del kept  # given back before the next one is made
+            return make_decoder(batch, capacity)
+
+        return make
+
+
 class Prefill:
     """Prompts that are being read together.
 
@@ -141,6 +169,9 @@ class Prefill:
         make_decoder: makes an empty decoder for (batch, capacity).
         config: the model's.
         prompts: which, all for the same adapter; one alone where it is scored.
+
+    Attributes:
+        decoder: what reads them.
     """
 
     def __init__(self, make_decoder: DecoderFactory, config: GPTJConfig, prompts: Sequence[Prompt]) -> None:
@@ -148,19 +179,19 @@ class Prefill:
         longest, unread = (max(counts) for counts in zip(*((len(one.ids), one.unread) for one in prompts), strict=True))
         # Padded on the left, so that few numbers of rows are met: XLA compiles for each, oneDNN keeps its products.
         self.columns = min(_rounded(longest), config.n_positions)
-        self._decoder = make_decoder(power_of_two(len(prompts), MOST_PROMPTS), choose_slots(config, self.columns))
-        self._ids = np.zeros((self._decoder.batch, self.columns), np.int64)
+        self.decoder = make_decoder(power_of_two(len(prompts), MOST_PROMPTS), choose_slots(config, self.columns))
+        self._ids = np.zeros((self.decoder.batch, self.columns), np.int64)
         self._there = np.zeros(self._ids.shape, bool)
         self.scores: list[TokenScores] = []
         self._last: Step | None = None
         begin = max(self.columns - _rounded(unread), 0)
-        self._decoder.restart(begin)
+        self.decoder.restart(begin)
         for row, prompt in enumerate(prompts):
             start = self.columns - len(prompt.ids)
             self._ids[row, start:] = prompt.ids
             self._there[row, start:] = True
             if prompt.prefix is not None and begin > start:
-                self._decoder.write(row, start, prompt.prefix[0], begin - start)
+                self.decoder.write(row, start, prompt.prefix[0], begin - start)
                 for one in prompt.continuations:
                     one.reused = begin - start
 
@@ -172,11 +203,11 @@ class Prefill:
     @property
     def is_done(self) -> bool:
         """Whether all is read."""
-        return self._decoder.length == self.columns
+        return self.decoder.length == self.columns
 
     def extension(self, tokens: int) -> Extension:
         """Some more columns for the model to read, `tokens` at most in all rows."""
-        decoder = self._decoder
+        decoder = self.decoder
         width = max(power_of_two(tokens // decoder.batch + 1, MOST) // 2, FEWEST)
         start, left = decoder.length, self.columns - decoder.length
         # A width that is rounded up beyond the cache's end would be cut to what is left there, and compiled for that.
@@ -190,7 +221,7 @@ class Prefill:
         """Take the step of the columns that were read."""
         scored, queries = self.prompts[0].scores, step.held.shape[-2]
         if scored is not None:
-            self._score(step.logits[0], self._decoder.length - queries, scored)
+            self._score(step.logits[0], self.decoder.length - queries, scored)
             step = step.position(queries - 1)
         self._last = step
 
@@ -213,7 +244,7 @@ class Prefill:
         """A prompt's logits (1, v), and the columns of all its tokens."""
         assert self._last is not None and self.is_done
         count = len(self.prompts[row].ids)
-        return self._last.select([row]), self._decoder.read(row, self.columns - count, count)
+        return self._last.select([row]), self.decoder.read(row, self.columns - count, count)
 
 
 def _rounded(columns: int) -> int:
