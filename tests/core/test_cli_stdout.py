@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -89,6 +90,37 @@ def test_a_framework_that_cannot_be_loaded_is_named(monkeypatch, error):
     monkeypatch.setattr(backends.importlib, "import_module", fail)
     with pytest.raises(BackendError, match=r"gptj\.pt: its framework is installed and cannot be loaded"):
         backends.backend("pt")
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["", "json"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("MemoryError('cannot take it')", "cannot take it"),
+        (
+            'RuntimeError("alloc.cpp:1: can\'t allocate memory: 9 bytes\\nframe")',
+            "alloc.cpp:1: can't allocate memory: 9 bytes",
+        ),
+        ("type('OutOfMemoryError', (RuntimeError,), {})('of a device\\nand where')", "of a device"),
+        ("type('ResourceExhaustedError', (Exception,), {})('of a product\\n[Op:MatMul]')", "of a product"),
+        ("type('JaxRuntimeError', (RuntimeError,), {})('RESOURCE_EXHAUSTED: 9 bytes')", "RESOURCE_EXHAUSTED: 9 bytes"),
+    ],
+    ids=["Python", "PyTorch", "a GPU", "TensorFlow", "jax"],
+)
+def test_a_framework_without_memory_is_one_line(error, said, words):
+    program = f"""
+        import sys
+        from gptj.command import main
+        def fail(**options):
+            raise {error}
+        main.gptj_command.main = fail
+        main.main()
+    """
+    lines = "\n".join(line[8:] for line in program.splitlines())
+    done = subprocess.run([sys.executable, "-c", lines, *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"gptj: LimitError: out of memory (found {said}). ") and done.stderr.count("\n") == 1
+    assert json.loads(done.stdout)["error"]["found"] == said if words else not done.stdout
 
 
 def test_an_error_whose_json_cannot_be_written_is_still_said():

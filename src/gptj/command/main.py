@@ -29,7 +29,7 @@ from gptj.command.called import CALLED
 from gptj.command.options import DEBUG_HELP, LazyGroup
 from gptj.command.printing import printed_warnings
 from gptj.command.standard_streams import StdoutError, abandon_stdout, prepare_streams
-from gptj.errors import CheckpointWarning, GPTJError
+from gptj.errors import CheckpointWarning, GPTJError, LimitError, is_out_of_memory
 
 __all__ = ["main"]
 
@@ -96,30 +96,37 @@ def main() -> None:
         click.echo(f"gptj: WriteError: stdout: cannot be written: {error}", err=True)
         sys.exit(_status_of(error))
     except GPTJError as error:
-        if debug:
-            traceback.print_exc()
-        elif "--json" in sys.argv[1:]:
-            try:
-                click.echo(json.dumps({"error": error.as_dict()}))
-            except (StdoutError, BrokenPipeError):  # stderr still says it
-                abandon_stdout()
-        click.echo(f"gptj: {error.code}: {error}", err=True)
+        _say(error, debug)
         sys.exit(_status_of(error))
     except BrokenPipeError as error:
         # The reader of our output has left, as `| head` does: nobody is there to be told.
         abandon_stdout()
         sys.exit(_status_of(error))
-    except MemoryError as error:
-        click.echo(f"gptj: LimitError: out of memory: {error}", err=True)
-        sys.exit(_status_of(error))
     except Exception as error:
         if heard:  # a library that was being imported made another error of it
             _leave(heard[0])
+        if is_out_of_memory(error):
+            said = next(iter(str(error).splitlines()), None)  # the rest is where in a framework
+            hint = "A smaller batch, a narrower --dtype or shorter texts take less"
+            _say(LimitError("out of memory", found=said, hint=hint), debug)
+            sys.exit(_status_of(error))
         if _status_of(error) == 1:  # as Python ends with
             raise
         traceback.print_exc()
         sys.exit(_status_of(error))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _say(error: GPTJError, debug: bool) -> None:
+    """Print an error that is being handled: a line, its facts for `--json`, the way to it for `--debug`."""
+    if debug:
+        traceback.print_exc()
+    elif "--json" in sys.argv[1:]:
+        try:
+            click.echo(json.dumps({"error": error.as_dict()}))
+        except (StdoutError, BrokenPipeError):  # stderr still says it
+            abandon_stdout()
+    click.echo(f"gptj: {error.code}: {error}", err=True)
 
 
 def _status_of(error: Exception) -> int:

@@ -53,6 +53,7 @@ __all__ = [
     "harmless",
     "install_line",
     "install_one_of",
+    "is_out_of_memory",
     "naming_file",
     "requirement",
     "shown",
@@ -296,6 +297,21 @@ def _warn(message: str, category: type[Warning]) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("gptj", "gptj_conversion"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left: Python's, or a framework's own, which has no common class.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
+    (True, True)
+    >>> is_out_of_memory(ValueError("of another kind"))
+    False
+    """
+    if isinstance(error, MemoryError):
+        return True
+    named = type(error).__name__ in ("OutOfMemoryError", "ResourceExhaustedError")  # PyTorch's, TensorFlow's
+    said = "RESOURCE_EXHAUSTED", "can't allocate memory"  # jax', PyTorch's on a host
+    return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
 
 
 def counted(number: int, noun: str) -> str:

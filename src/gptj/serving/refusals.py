@@ -11,7 +11,7 @@ import copy
 import json
 from typing import Any
 
-from gptj.errors import GPTJError, shown
+from gptj.errors import GPTJError, is_out_of_memory, shown
 from gptj.serving.engine import Closed, Full
 
 __all__ = ["Refusal", "refusal_of"]
@@ -92,7 +92,7 @@ def refusal_of(error: BaseException) -> Refusal:
         return Refusal(400, str(told), param=param, code="invalid_value")
     if isinstance(error, GPTJError) and error.file is None:
         return Refusal(500, str(error), code="computation_failed")
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return Refusal(500, "out of memory", code="out_of_memory")
     return Refusal(500, "an error inside the server; its log says more", code="internal_error")
 
