@@ -83,6 +83,33 @@ def test_so_are_all_results(ours: Any, theirs: Any) -> None:
     assert ours["results"]["local_choice"]["acc,none"] not in (0, 1)
 
 
+def test_so_are_those_of_a_server(backend: str, folder: Path, tasks: Path) -> None:
+    """The harness counts the token that it lets a server make: texts that are too long have two tokens less there."""
+    command = [sys.executable, "-m", "gptj", "serve", str(folder), "--backend", backend, "--name", "m", "--port", "0"]
+    command += ["--no-warm-up"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            place = f"http://127.0.0.1:{server.stdout.readline().rpartition(':')[2].strip()}/v1/completions"
+            asked = f"model=m,base_url={place},tokenizer={folder},max_length=48,num_concurrent=4"
+            served = run("local-completions", tasks, model_args=asked)
+        finally:
+            server.terminate()
+    expected = run(HFLM(pretrained=str(folder), dtype="float32", device="cpu", max_length=46, batch_size=3), tasks)
+    for task in NAMES:
+        got, its = responses(served, task), responses(expected, task)
+        for one, other in zip(got, its, strict=True):  # a text, a number, or a number and whether it is the likeliest
+            assert one == other if isinstance(one, str) else list(pair(one)) == approximately(pair(other))
+
+
+def pair(answer: Any) -> tuple[float, bool | None]:
+    return answer if isinstance(answer, tuple | list) else (answer, None)
+
+
+def approximately(answer: tuple[float, bool | None]) -> list[Any]:
+    return [pytest.approx(answer[0], abs=LOG_LIKELIHOOD, rel=1e-6), answer[1]]
+
+
 def test_what_was_run_is_said(ours: Any, backend: str) -> None:
     config = ours["config"]
     assert config["model"] == "gptj" and config["backend"] == backend
