@@ -154,15 +154,16 @@ class RunningBatch:
         counts = [*(one.cached for one in self.continuations), *(columns.count for _, columns in newcomers)]
         counts = [count for count in counts if limit is None or count < limit]
         if not counts:
-            self.aside += [*self._read_rows(), *newcomers]
-            self._rows, self._decoder = [], None
+            outgrown = [*self._read_rows(), *newcomers]
+            self._rows, self._decoder = [], None  # first, so that who counts from another thread counts none twice
+            self.aside += outgrown
             return None
         longest, batch = max(counts), power_of_two(len(counts), self.most)
         slots = choose_slots(self._config, longest + _ROOM)
         slots = slots if limit is None else min(slots, limit)
         self._idle_steps = 0
-        outgrown = len(counts) < len(self) + len(newcomers)
-        if decoder is None or outgrown or self._is_spoilt or (decoder.batch, decoder.capacity) != (batch, slots):
+        all_stay = len(counts) == len(self) + len(newcomers)
+        if decoder is None or not all_stay or self._is_spoilt or (decoder.batch, decoder.capacity) != (batch, slots):
             return self._replace(batch, slots, longest, newcomers, limit)
         decoder.move(longest)
         self._seat(newcomers)
@@ -177,13 +178,14 @@ class RunningBatch:
         if limit is not None:
             outgrown = [(one, columns) for one, columns in kept if columns.count >= limit]
             kept = [(one, columns) for one, columns in kept if columns.count < limit]
-            self._rows = [one for one, _ in kept]  # first, so that who counts from another thread counts none twice
+            self._rows = [one for one, _ in kept]  # first, as above
             self.aside += outgrown
         decoder = self._decoder = self._make_decoder(batch, slots)
         self._is_spoilt = False
         decoder.restart(longest)
-        self._rows = [None] * batch
-        self._seat(kept)
+        for row, (_, columns) in enumerate(kept):
+            decoder.write(row, longest - columns.count, columns)
+        self._rows = [*(one for one, _ in kept), *[None] * (batch - len(kept))]
         return decoder
 
     def _read_rows(self) -> list[tuple[Continuation, Columns]]:
