@@ -253,3 +253,14 @@ def test_what_is_on_the_host_is_checked_there(arguments, said):
     model = GPTJForCausalLM(revealing_config()).to("meta")
     with pytest.raises(InputError, match=said):
         model(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_that_was_made_without_gradients_is_filled_with_them(folder, dtype):
+    model = GPTJForCausalLM.from_pretrained(folder(), param_dtype=dtype)
+    with torch.no_grad():
+        cache = model.init_cache(len(IDS), IDS.shape[1])
+    assert {x.dtype for x in (*cache.keys, *cache.values)} == {dtype}
+    first = model(IDS[:, :5], past_key_values=cache, use_cache=True)
+    first.logits.float().square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())

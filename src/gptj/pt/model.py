@@ -385,5 +385,5 @@ class GPTJModel(PretrainedModel):
         """
         inputs.check_cache_size(self.config, batch_size, max_length)
         shape = (batch_size, self.h[0].attn.n_head, max_length, self.config.head_dim)
-        keys, values = (tuple(side) for side in zeros((2, len(self.h), *shape), self.wte.weight))
-        return KVCache(keys, values, 0, fixed=True)
+        held = zeros(2 * len(self.h), shape, self.wte.weight)
+        return KVCache(tuple(held[::2]), tuple(held[1::2]), 0, fixed=True)

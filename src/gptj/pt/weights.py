@@ -55,16 +55,19 @@ def from_numpy(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array)
 
 
-def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros of a tensor's dtype and place.
+def zeros(count: int, shape: tuple[int, ...], like: Tensor) -> list[Tensor]:
+    """So many tensors of zeros, none a view of another, of a tensor's dtype and in its place.
 
-    On a host it is memory of its own from the system, cleared page for page as it is written: half a GB is there at
+    On a host it is memory of their own from the system, cleared page for page as it is written: half a GB is there at
     once, where `new_zeros` takes 95 ms, and what nobody writes costs nothing.
     """
-    count = math.prod(shape) * like.itemsize
-    if not count or like.device.type != "cpu" or type(like) not in (Tensor, nn.Parameter):
-        return like.new_zeros(shape)
-    return torch.frombuffer(mmap.mmap(-1, count, **_PRIVATE), dtype=like.dtype).view(shape)
+    size = math.prod(shape)
+    if not size or like.device.type != "cpu" or type(like) not in (Tensor, nn.Parameter):
+        return [like.new_zeros(shape) for _ in range(count)]
+    step = size * like.itemsize
+    held = mmap.mmap(-1, count * step, **_PRIVATE)
+    parts = (torch.frombuffer(held, dtype=like.dtype, count=size, offset=n * step) for n in range(count))
+    return [part.view(shape).detach() for part in parts]
 
 
 for _output in (
