@@ -419,7 +419,7 @@ def refused(said: Said, words: str) -> tuple[bool, str]:
 
 def ended(run: Runner, launcher: str, words: tuple[Any, ...]) -> tuple[bool, str]:
     """Kill what runs on the second host once a checkpoint is there."""
-    out = Path(words[4])
+    out = Path(words[5])
     killed = [0.0]
 
     def kill(running: Any) -> None:
@@ -434,7 +434,8 @@ def ended(run: Runner, launcher: str, words: tuple[Any, ...]) -> tuple[bool, str
     said = run(launcher, *words, while_running=kill)
     took = time.monotonic() - killed[0]
     good = bool(said.statuses[0]) and took < ENDS_S and len(said.lines) <= 1
-    return good, f"the first host's ended after {took:.1f} s: `{'; '.join(said.lines)}`"
+    words_said = "" if good else f" {said.statuses} {said.texts}"
+    return good, f"the first host's ended after {took:.1f} s: `{'; '.join(said.lines)}`{words_said}"
 
 
 def main() -> None:
