@@ -10,7 +10,7 @@ from mutants import revealing_batch
 from wings import close
 
 from gptj.config.rotary import rotary_table
-from gptj.errors import InputError
+from gptj.errors import InputError, LimitError
 from gptj.parity.revealing import revealing_config
 from gptj.pt import GPTJForCausalLM
 from gptj.pt.heads import cross_entropy
@@ -264,3 +264,16 @@ def test_a_cache_that_was_made_without_gradients_is_filled_with_them(folder, dty
     first = model(IDS[:, :5], past_key_values=cache, use_cache=True)
     first.logits.float().square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_cache_that_the_system_has_no_room_for_is_a_clear_error(folder, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(12, "Cannot allocate memory")
+
+    model = GPTJForCausalLM.from_pretrained(folder())
+    monkeypatch.setattr("gptj.pt.weights.mmap.mmap", refuse)
+    with pytest.raises(LimitError, match=r"no memory for a cache \(found [0-9,]+ bytes asked for\)"):
+        model.init_cache(1, 8)
+    monkeypatch.undo()
+    with pytest.raises(LimitError, match="no memory for a cache"):
+        model.init_cache(10**17, 8)

@@ -31,6 +31,7 @@ from gptj.calls.outputs import (
 from gptj.calls.prepared import check_device
 from gptj.config import GPTJConfig
 from gptj.config.schema import Head, TensorSpec, schema, schema_by_name
+from gptj.errors import LimitError
 from gptj.pretrained import Loading, Pretrained
 from gptj.pretrained.counted import ArrayFacts
 from gptj.pt.adapters import AdapterMixin
@@ -60,12 +61,18 @@ def zeros(count: int, shape: tuple[int, ...], like: Tensor) -> list[Tensor]:
 
     On a host it is memory of their own from the system, cleared page for page as it is written: half a GB is there at
     once, where `new_zeros` takes 95 ms, and what nobody writes costs nothing.
+
+    Raises:
+        LimitError: the system has no room for them.
     """
     size = math.prod(shape)
     if not size or like.device.type != "cpu" or type(like) not in (Tensor, nn.Parameter):
         return [like.new_zeros(shape) for _ in range(count)]
     step = size * like.itemsize
-    held = mmap.mmap(-1, count * step, **_PRIVATE)
+    try:
+        held = mmap.mmap(-1, count * step, **_PRIVATE)
+    except (OSError, OverflowError) as error:
+        raise LimitError("there is no memory for a cache", found=f"{count * step:,} bytes asked for") from error
     parts = (torch.frombuffer(held, dtype=like.dtype, count=size, offset=n * step) for n in range(count))
     return [part.view(shape).detach() for part in parts]
 
