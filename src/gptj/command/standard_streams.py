@@ -93,9 +93,10 @@ class _Stdout(io.TextIOWrapper):
             return super().write(text)
 
     def flush(self) -> None:
-        """As in TextIOWrapper."""
-        with _naming_stdout():
-            super().flush()
+        """As in TextIOWrapper. Python 3.13 asks for it once more at its end, when this module's names are gone."""
+        if _naming_stdout is not None:
+            with _naming_stdout():
+                super().flush()
 
 
 @contextlib.contextmanager
