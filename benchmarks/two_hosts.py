@@ -380,11 +380,10 @@ def check_vanished(table: Table, run: Runner, engine: str, place: Path) -> None:
 def vanished(run: Runner, launcher: str, words: tuple[Any, ...]) -> tuple[bool, str]:
     """Take the wire from the second host once a checkpoint is there; how long either host's processes go on."""
     took: list[float] = []
+    saved: list[bool] = []
 
     def cut(running: Any) -> None:
-        limit = time.monotonic() + 120
-        while not [*Path(words[5]).glob("checkpoints/step-*")] and time.monotonic() < limit:
-            time.sleep(0.1)
+        saved.append(wait_for_checkpoint(Path(words[5])))
         ip("-n", run.hosts[1].namespace, "link", "set", "gptj-b", "down")
         begun = time.monotonic()
         while len(took) < 2 and time.monotonic() < begun + 3 * ENDS_S:
@@ -393,14 +392,28 @@ def vanished(run: Runner, launcher: str, words: tuple[Any, ...]) -> tuple[bool, 
             if len(took) < alive.count(False):
                 took.extend([time.monotonic() - begun] * (alive.count(False) - len(took)))
         for host in run.hosts:
-            for pid in ip("netns", "pids", host.namespace).split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+            kill_all(host)
         ip("-n", run.hosts[1].namespace, "link", "set", "gptj-b", "up")
 
     said = run(launcher, *words, while_running=cut)
-    good = len(took) == 2 and max(took) < ENDS_S and len(said.lines) in (1, 2)  # one line on each host
+    good = saved == [True] and len(took) == 2 and max(took) < ENDS_S
+    good = good and len(said.lines) in (1, 2)  # one line on each host
     return good, f"processes ended after {' and '.join(f'{one:.1f} s' for one in took)}: `{'; '.join(said.lines)}`"
+
+
+def wait_for_checkpoint(out: Path) -> bool:
+    """Wait for a run's first checkpoint, and return whether it came."""
+    limit = time.monotonic() + 120
+    while not (found := [*out.glob("checkpoints/step-*")]) and time.monotonic() < limit:
+        time.sleep(0.1)
+    return bool(found)
+
+
+def kill_all(host: Host) -> None:
+    """Kill -9 what runs on a host."""
+    for pid in ip("netns", "pids", host.namespace).split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def commands_of(host: Host) -> bytes:
@@ -419,21 +432,17 @@ def refused(said: Said, words: str) -> tuple[bool, str]:
 
 def ended(run: Runner, launcher: str, words: tuple[Any, ...]) -> tuple[bool, str]:
     """Kill what runs on the second host once a checkpoint is there."""
-    out = Path(words[5])
     killed = [0.0]
+    saved: list[bool] = []
 
     def kill(running: Any) -> None:
-        limit = time.monotonic() + 120
-        while not [*out.glob("checkpoints/step-*")] and time.monotonic() < limit:
-            time.sleep(0.1)
-        for pid in ip("netns", "pids", run.hosts[1].namespace).split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+        saved.append(wait_for_checkpoint(Path(words[5])))
+        kill_all(run.hosts[1])
         killed[0] = time.monotonic()
 
     said = run(launcher, *words, while_running=kill)
     took = time.monotonic() - killed[0]
-    good = bool(said.statuses[0]) and took < ENDS_S and len(said.lines) <= 1
+    good = saved == [True] and bool(said.statuses[0]) and took < ENDS_S and len(said.lines) <= 1
     words_said = "" if good else f" {said.statuses} {said.texts}"
     return good, f"the first host's ended after {took:.1f} s: `{'; '.join(said.lines)}`{words_said}"
 

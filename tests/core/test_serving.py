@@ -20,10 +20,12 @@ from toy_decoder import ToyDecoder, toy_config
 from gptj.errors import CheckpointWarning, TokenizerError
 from gptj.generation import Columns, GenerationConfig, Step
 from gptj.generation.sampling import log_softmax
+from gptj.generation.session import prepare
 from gptj.serving import prefixes
 from gptj.serving.batch import power_of_two
 from gptj.serving.chat import ChatTemplate
-from gptj.serving.continuation import Continuation, Transcript
+from gptj.serving.continuation import Continuation, Transcript, no_decoder
+from gptj.serving.engine import Engine
 from gptj.serving.metrics import _HELP as HELP
 from gptj.serving.prefill import Pace, Prefill, Prompt
 from gptj.serving.prefixes import PrefixStore
@@ -614,6 +616,7 @@ def test_a_text_that_is_no_number_spoils_none_that_takes_its_place(bad):
 
 
 def test_caches_are_used_again():
+    """Turn by turn, so that a machine that is slow between two texts changes nothing."""
     model, made = ToyModel(n_positions=300), []
     make = model._decoder
 
@@ -622,12 +625,22 @@ def test_caches_are_used_again():
         return make(batch, capacity)
 
     model._decoder = counted  # type: ignore[method-assign]
-    endless = {"prompt": "Once", "max_tokens": 290, "temperature": 0, "logit_bias": {"289": -100}}
-    with Served(model, most_rows=2) as served, served.streamed(**endless) as events:
-        next(events)
-        for number in range(12):
-            served.tokens(prompt=[5 + number, 6, 7], max_tokens=4, **GREEDY)
-        assert 0 < len(made) <= 4, "one for prompts, one for a row, one for two, and a larger one at most"
+    engine = Engine(model, most_rows=2)
+
+    def submit(ids: list[int], new: int) -> Continuation:
+        config = GenerationConfig(max_new_tokens=new, pad_token_id=0, eos_token_id=None)
+        session = prepare(no_decoder, np.array([ids]), model_config=model.config, generation_config=config)
+        one = Continuation(np.array(ids), session, Transcript(IdTokenizer()), lambda told: None)
+        engine.submit([one])
+        return one
+
+    endless = submit([4, 5, 6], 290)
+    for number in range(12):
+        short = submit([5 + number, 6, 7], 4)
+        while not short.ended:
+            engine.turn()
+    assert not endless.ended and not short.failed
+    assert 0 < len(made) <= 4, "one for prompts, one for a row, one for two, and a larger one at most"
 
 
 def test_a_prompt_that_begins_as_another_did_is_not_computed_again():
