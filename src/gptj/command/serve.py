@@ -82,6 +82,11 @@ def serve(directory: Path, **options: Any) -> None:
     _serve(directory, options)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether the event loop says more than that a client left while pieces of its answer were written."""
+    return record.getMessage() != "socket.send() raised exception."
+
+
 def _serve(directory: Path, options: dict[str, Any]) -> None:
     import gptj
     from gptj.adapters import read_adapter
@@ -124,6 +129,7 @@ def _serve(directory: Path, options: dict[str, Any]) -> None:
         logging.lastResort.setFormatter(logging.Formatter("gptj serve: %(asctime)s %(name)s: %(message)s"))
     if opened.backend == "tf":  # it warns of every size that is compiled
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").addFilter(_is_news)
     with opened.at_work():
         model = opened.load(float("inf"))
         for adapter, folder in adapters.items():

@@ -75,15 +75,13 @@ class RunningBatch:
     @property
     def continuations(self) -> list[Continuation]:
         """Those that have a row."""
-        return [one for one in self._rows if one is not None]
+        return [one for _, one in self._seated()]
 
     def join(self, newcomers: list[tuple[Continuation, Columns]]) -> None:
         """Give each continuation a row, with the keys and values of its tokens."""
         decoder = self._decoder
         longest = max((columns.count for _, columns in newcomers), default=0)
-        if decoder is not None and not len(self) and self._fits(decoder, len(newcomers), longest):
-            decoder.restart(longest)
-        no_room = len(self) + len(newcomers) > len(self._rows)
+        no_room = not len(self) or len(self) + len(newcomers) > len(self._rows)
         if decoder is None or self._is_spoilt or no_room or decoder.length < longest:
             self._rebuild(newcomers)
         else:
@@ -126,7 +124,7 @@ class RunningBatch:
     def share(self, step: Step) -> list[tuple[Continuation, Step]]:
         """Each continuation with its own of the logits (b, v) after the extension."""
         whole = len(self._rows) == 1
-        return [(one, step if whole else step.select([row])) for row, one in enumerate(self._rows) if one is not None]
+        return [(one, step if whole else step.select([row])) for row, one in self._seated()]
 
     # ---- the cache
 
@@ -150,36 +148,20 @@ class RunningBatch:
 
         None where all of them are put aside.
         """
-        limit, decoder = self._limit(), self._decoder
+        newcomers = self._put_outgrown_aside(newcomers)
         counts = [*(one.cached for one in self.continuations), *(columns.count for _, columns in newcomers)]
-        counts = [count for count in counts if limit is None or count < limit]
         if not counts:
-            outgrown = [*self._read_rows(), *newcomers]
-            self._rows, self._decoder = [], None  # first, so that who counts from another thread counts none twice
-            self.aside += outgrown
+            self._rows, self._decoder = [], None
             return None
-        longest, batch = max(counts), power_of_two(len(counts), self.most)
-        slots = choose_slots(self._config, longest + _ROOM)
-        slots = slots if limit is None else min(slots, limit)
         self._idle_steps = 0
-        all_stay = len(counts) == len(self) + len(newcomers)
-        if decoder is None or not all_stay or self._is_spoilt or (decoder.batch, decoder.capacity) != (batch, slots):
-            return self._replace(batch, slots, longest, newcomers, limit)
-        decoder.move(longest)
-        self._seat(newcomers)
-        return decoder
-
-    def _replace(
-        self, batch: int, slots: int, longest: int, newcomers: list[tuple[Continuation, Columns]], limit: int | None
-    ) -> Decoder:
-        """Another cache, with those that have a row and the newcomers, but for those that have outgrown the limit."""
-        kept = [*self._read_rows(), *newcomers]
-        self._decoder = None  # given back before the next one is made
-        if limit is not None:
-            outgrown = [(one, columns) for one, columns in kept if columns.count >= limit]
-            kept = [(one, columns) for one, columns in kept if columns.count < limit]
-            self._rows = [one for one, _ in kept]  # first, as above
-            self.aside += outgrown
+        decoder, longest = self._decoder, max(counts)
+        batch, slots = self._size(len(counts), longest)
+        if decoder is not None and not self._is_spoilt and (decoder.batch, decoder.capacity) == (batch, slots):
+            decoder.move(longest)
+            self._seat(newcomers)
+            return decoder
+        kept = [*((one, self._read(row, one)) for row, one in self._seated()), *newcomers]
+        self._decoder = decoder = None  # given back before the next one is made
         decoder = self._decoder = self._make_decoder(batch, slots)
         self._is_spoilt = False
         decoder.restart(longest)
@@ -188,14 +170,29 @@ class RunningBatch:
         self._rows = [*(one for one, _ in kept), *[None] * (batch - len(kept))]
         return decoder
 
-    def _read_rows(self) -> list[tuple[Continuation, Columns]]:
-        """The continuations that have a row, with its columns."""
-        decoder, found = self._decoder, []
-        for row, one in enumerate(self._rows):
-            if one is not None:
-                assert decoder is not None
-                found.append((one, decoder.read(row, decoder.length - one.cached, one.cached)))
-        return found
+    def _put_outgrown_aside(self, newcomers: list[tuple[Continuation, Columns]]) -> list[tuple[Continuation, Columns]]:
+        """Put those aside that no cache may be made for now, and return the other newcomers."""
+        limit = self._limit()
+        if limit is None:
+            return newcomers
+        outgrown = [(one, self._read(row, one)) for row, one in self._seated() if one.cached >= limit]
+        for one, _ in outgrown:  # first, so that who counts from another thread counts none twice
+            self.leave(one)
+        self.aside += [*outgrown, *(pair for pair in newcomers if pair[1].count >= limit)]
+        return [pair for pair in newcomers if pair[1].count < limit]
+
+    def _size(self, rows: int, longest: int) -> tuple[int, int]:
+        """The rows and slots of a cache for so many rows, the longest of so many tokens."""
+        slots, limit = choose_slots(self._config, longest + _ROOM), self._limit()
+        return power_of_two(rows, self.most), slots if limit is None else min(slots, limit)
+
+    def _seated(self) -> list[tuple[int, Continuation]]:
+        """The rows that are somebody's, with whose they are."""
+        return [(row, one) for row, one in enumerate(self._rows) if one is not None]
+
+    def _read(self, row: int, one: Continuation) -> Columns:
+        assert self._decoder is not None
+        return self._decoder.read(row, self._decoder.length - one.cached, one.cached)
 
     def _seat(self, newcomers: list[tuple[Continuation, Columns]]) -> None:
         """Give each the next free row."""
@@ -205,9 +202,3 @@ class RunningBatch:
         for row, (one, columns) in zip(free, newcomers, strict=False):
             self._rows[row] = one
             decoder.write(row, decoder.length - columns.count, columns)
-
-    def _fits(self, decoder: Decoder, rows: int, longest: int) -> bool:
-        return (
-            power_of_two(rows, self.most) == decoder.batch
-            and choose_slots(self._config, longest + _ROOM) == decoder.capacity
-        )
