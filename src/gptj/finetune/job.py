@@ -28,7 +28,7 @@ from gptj.finetune.loop import Progress, Report, Training, TrainingStep
 from gptj.finetune.settings import Settings
 from gptj.finetune.together import SharedRunFolder, Team
 from gptj.paths.hub import locate
-from gptj.reading.folder import open_checkpoint, require_config, require_directory
+from gptj.reading.folder import Checkpoint, open_checkpoint, require_config, require_directory
 from gptj.reading.load_plan import plan_causal_lm
 from gptj.sharding import Mesh, ReadTogether, Strategy, check_mesh, choose_mesh
 from gptj.text.tokenizer import GPTJTokenizer
@@ -138,8 +138,7 @@ def finetune(
             saved = _begin(job, run, resume, note)
             return _train(job, run, saved, device, note, report, stop or (lambda: False))
     job = team.agree(prepare)
-    checkpoint = team.agree(lambda: open_checkpoint(job.directory))
-    team.require_alike(job.identity, checkpoint)
+    team.require_alike(job.identity, job.checkpoint)
     shared = SharedRunFolder(place, resume=resume, team=team)
     with shared:
         saved = _begin(job, shared, resume, note)
@@ -217,7 +216,7 @@ def check_cut(settings: Settings, device: str, backend: str, strategy: Strategy)
 class _Job:
     """A run before any framework: its model, data and settings."""
 
-    directory: Path
+    checkpoint: Checkpoint
     config: GPTJConfig
     files: Mapping[str, bytes]
     ends: bool
@@ -258,7 +257,8 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
         raise InputError("a LoRA adapter without its base model", where=str(directory), hint=hint)
     require_config(directory)
     config = GPTJConfig.from_file(directory)
-    plan_causal_lm(open_checkpoint(directory))
+    checkpoint = open_checkpoint(directory)
+    plan_causal_lm(checkpoint)
     tokenizer = GPTJTokenizer.from_pretrained(directory)
     tokenizer.check_fits(config)
     length = config.n_positions if settings.length is None else settings.length
@@ -289,22 +289,22 @@ def _prepare(directory: Path, data: Path, evaluation: Path | None, settings: Set
     files = read_companions(directory)
     model = {"config_sha256": config.architecture_sha256}
     if settings.lora:  # whose base is read again, and must be the same
-        model["weights_sha256"] = _hash_weights(directory)
+        model["weights_sha256"] = _hash_weights(checkpoint)
     identity = Identity(
         backend=chosen, settings=settings, steps=steps, model=model,
         data=describe(training), evaluation=None if measured is None else describe(measured),
     )  # fmt: skip
     return _Job(
-        directory=directory, config=config, files=files, ends=tokenizer.eos_token_id is not None, batches=batches,
+        checkpoint=checkpoint, config=config, files=files, ends=tokenizer.eos_token_id is not None, batches=batches,
         identity=identity,
         evaluation=None if measured is None else Batches(measured, settings.batch),
     )  # fmt: skip
 
 
-def _hash_weights(directory: Path) -> str:
+def _hash_weights(checkpoint: Checkpoint) -> str:
     """A hash of the model's weights files."""
     digest = hashlib.sha256()
-    for path in open_checkpoint(directory).weight_files:
+    for path in checkpoint.weight_files:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
@@ -359,7 +359,7 @@ def _train_cut(
     progress, rows = (Progress(), []) if saved is None else (saved.progress, saved.rows)
     gptj.backend(job.identity.backend)
     room: Any = importlib.import_module(f"gptj.{job.identity.backend}.parallel_training")
-    base = job.directory if saved is None or saved.parts is not None else saved.folder
+    base = job.checkpoint.directory if saved is None or saved.parts is not None else saved.folder
 
     def open_step() -> TrainingStep:
         model = room.open_model(base, job.settings, mesh=mesh, strategy=strategy)
@@ -435,9 +435,9 @@ def _outcome(job: _Job, run: RunFolder, training: Training, finished: bool, draw
 def _open(job: _Job, room: Any, saved: Saved | None) -> Any:
     """The model that is trained: the base or a checkpoint's, or the base with an adapter, new or a checkpoint's."""
     settings = job.settings
-    model = room.open_model(job.directory if saved is None or settings.lora else saved.folder, settings)
+    model = room.open_model(job.checkpoint.directory if saved is None or settings.lora else saved.folder, settings)
     if settings.lora and saved is None:
-        model.add_adapter(settings.adapter_config(str(job.directory)), seed=settings.seed)
+        model.add_adapter(settings.adapter_config(str(job.checkpoint.directory)), seed=settings.seed)
     elif settings.lora:
         model.load_adapter(saved.folder, is_trainable=True)  # type: ignore[union-attr]
     if settings.checkpoint_gradients:
