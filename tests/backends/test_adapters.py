@@ -320,6 +320,11 @@ REFUSALS = [
     (lambda m, a: m.add_adapter("n", target_modules=["q_prj"]), ConfigError, "Did you mean q_proj"),
     (lambda m, a: m.add_adapter("n", target_modules=[]), ConfigError, "target_modules"),
     (lambda m, a: m.add_adapter("n", rank_pattern={"q_prj": 4}), ConfigError, "rank_pattern: 'q_prj'"),
+    (
+        lambda m, a: m.add_adapter("n", target_modules=["q_proj"], rank_pattern={"h.0.attn.v_proj": 4}),
+        ConfigError,
+        "v_proj'.*Targets and blocks that are chosen leave it out",
+    ),
     (lambda m, a: m.add_adapter("n", init_lora_weights="gaussian"), ConfigError, "init_lora_weights: not how"),
     (lambda m, a: m.add_adapter({**PEFT_FIELDS, "init_lora_weights": False}, "n"), ConfigError, "init_lora_weights"),
     (lambda m, a: m.add_adapter({**PEFT_FIELDS, "inference_mode": True}, "n"), ConfigError, "inference_mode"),

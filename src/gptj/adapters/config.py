@@ -295,6 +295,8 @@ class AdapterConfig:
 
 def stranger_hint(name: str) -> str:
     """The sentence that says what a target that is none may have meant."""
+    if name.split(".")[-1] in _NAMES:
+        return "Targets and blocks that are chosen leave it out"
     if name.split(".")[-1] in OTHER_MODULES:
         return f"{shown(name)} is no matrix of a block; those are {', '.join(_NAMES)}"
     return did_you_mean(name.split(".")[-1], _NAMES) or f"The matrices of a block are {', '.join(_NAMES)}"

@@ -31,7 +31,7 @@ from gptj.command.printing import print_facts, print_json
 from gptj.command.together import check_axes, fitting_mesh, joined, strategy_options
 from gptj.config.dtypes import DTYPES_CALLED
 from gptj.errors import InputError
-from gptj.finetune.settings import DTYPES, SCHEDULES
+from gptj.finetune.settings import DTYPES, MOST_TIMES, SCHEDULES
 from gptj.sharding import STRATEGIES
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ LINE_EVERY_S = 5.0
 
 LORA_TARGETS = tuple(target.split(".")[1] for target in TARGETS)
 
-_WHOLE = click.IntRange(min=1)
+_WHOLE = click.IntRange(1, MOST_TIMES)
 
 _OPTIONS = (
     *place_options("Run"),
@@ -57,8 +57,8 @@ _OPTIONS = (
     *strategy_options("Run", STRATEGIES),
     revision_option(section="Run"),
     option("Run", "--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    option("Data", "--length", type=click.IntRange(min=2), metavar="N", help="Tokens of a window. [default: the "
-           "model's n_positions]"),
+    option("Data", "--length", type=click.IntRange(2, MOST_TIMES), metavar="N", help="Tokens of a window. [default: "
+           "the model's n_positions]"),
     option("Data", "--pack/--pad", "pack", default=True, help="Documents one after the other in full windows, or each "
            "in a window of its own. [default: pack]"),
     option("Data", "--eval", "evaluation", type=PathArgument, metavar="DATA", help="Measure this, and keep the best."),

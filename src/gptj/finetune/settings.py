@@ -10,13 +10,16 @@ from typing import Any
 from gptj.adapters import AdapterConfig
 from gptj.errors import ConfigError, InputError, did_you_mean, shown
 
-__all__ = ["BETA_1", "BETA_2", "DTYPES", "EPSILON", "SCHEDULES", "Settings", "option_of"]
+__all__ = ["BETA_1", "BETA_2", "DTYPES", "EPSILON", "MOST_TIMES", "SCHEDULES", "Settings", "option_of"]
 
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("float32", "bfloat16", "float16")
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 """AdamW's constants, torch.optim.AdamW's own defaults."""
+
+MOST_TIMES = 2**31 - 1
+"""Of what is counted: updates, windows, tokens."""
 
 _LEAST, _MOST = 1e-15, 1e15
 """Beyond, a number or its product with another is 0 or infinite in float32, in one framework before the others."""
@@ -74,9 +77,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "batch", "accumulate", "eval_every", "save_every"):
-            self._check_whole(name, least=1)
+            self._check_whole(name, least=1, most=MOST_TIMES)
         self._check_whole("lora", least=1, most=2**16)
-        self._check_whole("length", least=2)
+        self._check_whole("length", least=2, most=MOST_TIMES)
         self._check_whole("seed", least=0, most=2**64 - 1)
         for name in ("lr", "warmup", "weight_decay", "clip", "lora_alpha"):
             self._check_number(name)
@@ -105,14 +108,13 @@ class Settings:
     def _refuse(self, name: str, expected: str) -> None:
         raise InputError("breaks its rule", where=option_of(name), expected=expected, found=shown(getattr(self, name)))
 
-    def _check_whole(self, name: str, *, least: int, most: int | None = None) -> None:
+    def _check_whole(self, name: str, *, least: int, most: int) -> None:
         value = getattr(self, name)
         optional = _DEFAULTS[name] is None
         if value is None and optional:
             return
-        if type(value) is not int or value < least or (most is not None and value > most):
-            rule = f"a whole number, {least} or above" if most is None else f"a whole number from {least} to {most}"
-            self._refuse(name, rule)
+        if type(value) is not int or not least <= value <= most:
+            self._refuse(name, f"a whole number from {least} to {most}")
 
     def _check_number(self, name: str) -> None:
         value = getattr(self, name)

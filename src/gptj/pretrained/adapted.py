@@ -394,7 +394,7 @@ def _require_room(rows: Sequence[AdapterRow], config: AdapterConfig) -> None:
     Raises:
         LimitError: with the bytes that there are.
     """
-    need = 4 * sum(row.size for row in rows)
+    need = 2 * 4 * sum(row.size for row in rows)  # in NumPy, and then the framework's
     try:
         np.empty(need, np.uint8)  # which takes no page of it
     except (MemoryError, ValueError):  # the second of a number beyond 64 bits
