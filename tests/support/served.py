@@ -36,19 +36,28 @@ class ToyModel:
     Args:
         slow_s: what a call of it takes at least.
         held: whether its logits stay on a device, which NumPy pretends to be.
+        joins: whether its decoders are computed together, each as it is alone.
     """
 
-    def __init__(self, vocab_size: int = 300, n_positions: int = 128, slow_s: float = 0.0, held: bool = False) -> None:
+    def __init__(
+        self,
+        vocab_size: int = 300,
+        n_positions: int = 128,
+        slow_s: float = 0.0,
+        held: bool = False,
+        joins: bool = False,
+    ) -> None:
         self.config = GPTJConfig(
             vocab_size=vocab_size, n_positions=n_positions, n_embd=4, n_layer=1, n_head=1, rotary_dim=4,
             eos_token_id=289, bos_token_id=289,
         )  # fmt: skip
-        self.slow_s, self.held = slow_s, held
+        self.slow_s, self.held, self._joins_calls = slow_s, held, joins
         self.decoders: list[ToyDecoder] = []
 
     def _decoder(self, batch: int, capacity: int) -> ToyDecoder:
         time.sleep(self.slow_s)
         made = ToyDecoder(self.config, batch, capacity)
+        made.joins = self._joins_calls
         inner = made._run
 
         def run(*arguments: Any, **options: Any) -> Step:

@@ -148,6 +148,10 @@ def round_up_slots(config: GPTJConfig, capacity: int) -> int:
     return round_up(capacity, config.n_positions, fewest=64)
 
 
+PIECE = 16
+"""Slots at whose multiples a prompt is cut, so that its numbers are the same in whatever pieces it is read."""
+
+
 def round_up_columns(columns: int, room: int) -> int:
     """The columns of a compiled prompt: 8 at least, unless it is one token, and `room` at most."""
     return 1 if columns == 1 else round_up(columns, room, fewest=8)
@@ -188,9 +192,13 @@ class Decoder(abc.ABC):
         batch: rows now; `select` may change it.
         capacity: slots of a row that may be filled.
         slots: of a row, `capacity` or what a wing that compiles rounds it up to.
+        joins: whether `extend_together` computes several of them in one pass, and each as it is computed alone: to the
+            bit, also where a prompt is read in pieces, as long as each begins at a multiple of `PIECE` slots.
         length: filled slots, the same for all rows.
         mask: bool (batch, capacity), True where a slot holds a token that may be attended to.
     """
+
+    joins = False
 
     def __init__(self, config: GPTJConfig, batch: int, capacity: int) -> None:
         check_cache_size(config, batch, capacity)
@@ -432,7 +440,7 @@ def extend_together(extensions: Sequence[Extension]) -> list[Step]:
     Raises:
         InputError: see `Decoder.extend`.
     """
-    if len(extensions) == 1:  # as it is: joined with nobody it would be padded, and parted in each block
+    if len(extensions) == 1 and extensions[0].token_ids.shape[1] == 1:  # as it is: joined it would be padded
         [one] = extensions
         return [one.decoder.extend(one.token_ids, one.mask, last_only=one.last_only)]
     runs = [one.decoder._checked(one.token_ids, one.mask, one.last_only) for one in extensions]

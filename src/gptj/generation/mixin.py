@@ -89,6 +89,7 @@ class Generates(Generic[Array]):
     config: GPTJConfig
     _generation_config: GenerationConfig | None = None
     _derived: GenerationConfig | None = None
+    _joins_calls = False  # what its decoders' `joins` is
 
     @property
     def generation_config(self) -> GenerationConfig:

@@ -177,7 +177,10 @@ class JoinedCalls(NamedTuple):
 
     def part_heads(self, x: Tensor) -> list[Tensor]:
         """The calls' own (b, h, t, d) of queries, keys or values (1, h, n, d)."""
-        return [part.transpose(1, 2) for part in self.part(x.transpose(1, 2))]
+        sizes = [b * t for b, t in self.shapes]
+        parts = x.split([*sizes, x.shape[2] - sum(sizes)], dim=2)
+        shaped = zip(parts, self.shapes, strict=False)
+        return [part if b == 1 else part[0].unflatten(1, (b, t)).transpose(0, 1) for part, (b, t) in shaped]
 
     def update_all(self, updates: Sequence[UpdateCache]) -> Callable[[Tensor, Tensor], Any]:
         """The calls' functions that take new keys and values, as one: it returns a tuple of keys and one of values."""

@@ -33,6 +33,7 @@ class Decoder(generation.Decoder):
         super().__init__(model.config, batch, capacity)
         self.model = model
         self.cache: KVCache = model.init_cache(batch, capacity)
+        self.joins = model._joins_calls
 
     @torch.inference_mode()
     def _run(
@@ -161,6 +162,11 @@ class GenerationMixin(generation.Generates[torch.Tensor], scoring.Scores):
     def _decoder(self, batch: int, capacity: int) -> Decoder:
         check_decodes(self.placement)  # type: ignore[attr-defined]
         return Decoder(self, batch, capacity)
+
+    @property
+    def _joins_calls(self) -> bool:  # type: ignore[override]
+        # Differs: XLA would compile a program for each number of rows. On a GPU it is a kernel for each row that costs.
+        return self.placement is None and self.device.type == "cpu"  # type: ignore[attr-defined]
 
     def _agree_on(self, seed: Any) -> Any:
         placement = self.placement  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ scores, softmax, layer norms and logits are float32 at least whatever the parame
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from gptj.calls.outputs import BaseModelOutputWithPast, KVCache, object_or_tuple
 from gptj.calls.taps import TapCollector
 from gptj.config import GPTJConfig
 from gptj.errors import InputError
+from gptj.generation.decoder import PIECE
 from gptj.generation.typed import ReturnDict, same_as, typed_call
 from gptj.pretrained import one_dtype
 from gptj.pt.arguments import (
@@ -104,7 +106,7 @@ class Attention(nn.Module):
         """
         if isinstance(mask, JoinedCalls):
             calls = zip(mask.part_heads(q), k, v, mask.masks, strict=True)
-            return mask.join(self.mix(*its, head_mask, output_attentions)[0] for its in calls), None
+            return mask.join(self._mix_apart(*its) for its in calls), None
         by_step = output_attentions or (taps is not None and taps.asks("scores", "visible", "weights"))
         if self.fused and head_mask is None and not by_step:
             mixed, weights = self._attend_fused(q, k, v, mask), None
@@ -112,6 +114,23 @@ class Attention(nn.Module):
             mixed, weights = self._attend(q, k, v, mask.values, head_mask, taps)
         # Kept for nobody, they would outgrow the cache: all blocks' of 2,048 tokens are 7.5 GB at 6B in float32.
         return mixed.transpose(1, 2).flatten(2), weights if output_attentions else None
+
+    def _mix_apart(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+        """`mix` of one of several calls: on a CPU the same bits for a query, whichever others are in its call.
+
+        PyTorch's kernel sums in another order for more queries, and where the keys do not end with a query's block.
+        """
+        t, s = q.shape[2], k.shape[2]
+        if mask.values is None or not self.fused or q.device.type != "cpu":
+            return self.mix(q, k, v, mask, None, False)[0]
+        begin, values = s - t, mask.values.expand(-1, -1, t, -1)
+        edges = [begin, *range(begin // PIECE * PIECE + PIECE, s, PIECE), s]
+        parts = []
+        for start, end in itertools.pairwise(edges):
+            rows = slice(start - begin, end - begin)
+            block = AttentionMask(values[:, :, rows, :end], is_causal=False)
+            parts.append(self._attend_fused(q[:, :, rows], k[:, :, :end], v[:, :, :end], block))
+        return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         p = self.attn_dropout.p if self.training else 0.0

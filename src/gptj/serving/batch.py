@@ -10,7 +10,7 @@ whose prompt was read before there was a row for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -112,17 +112,26 @@ class RunningBatch:
         self.aside = left
         return ready
 
-    def extension(self) -> Extension | None:
-        """One more token of each, for the model to read; None where all rows were put aside."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """What tells how long a step takes: the rows and slots of the cache."""
+        assert self._decoder is not None
+        return self._decoder.batch, self._decoder.slots
+
+    def extensions(self) -> list[Extension]:
+        """One more token of each, for the model to read together; none where all rows were put aside."""
         decoder = self._tidy()
         if decoder is None:
-            return None
+            return []
         tokens = np.array([0 if one is None else one.last_token for one in self._rows], np.int64)
         there = np.array([[one is not None] for one in self._rows])
-        return Extension(decoder, tokens[:, None], there)
+        return [Extension(decoder, tokens[:, None], there)]
 
-    def share(self, step: Step) -> list[tuple[Continuation, Step]]:
-        """Each continuation with its own of the logits (b, v) after the extension."""
+    def share(self, steps: Sequence[Step | Exception]) -> list[tuple[Continuation, Step | Exception]]:
+        """Each continuation with its own of the logits (b, v) after the extension, or the error of all."""
+        [step] = steps
+        if isinstance(step, Exception):
+            return [(one, step) for one in self.clear()]
         whole = len(self._rows) == 1
         return [(one, step if whole else step.select([row])) for row, one in self._seated()]
 

@@ -187,6 +187,11 @@ class Continuation:
         """How many of its tokens the model has read, once its prompt was."""
         return len(self.prompt) if self.session is None else self.session.columns - 1
 
+    @property
+    def longest(self) -> int:
+        """How many tokens it will have at most."""
+        return len(self.prompt) if self.session is None else self.session.total_length
+
     def choose(self, step: Step) -> int | None:
         """Choose the next token by the logits (1, v), tell it, and return it; None where none is wanted.
 

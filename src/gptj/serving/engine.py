@@ -1,8 +1,9 @@
 """One thread that owns the model: it reads prompts, steps the running rows, and tells who listens.
 
 Between two steps everything may change: a row that ended is free at once, so is that of a client who left, and who
-waits takes it. A turn makes one step of all running rows, and reads some of one waiting prompt beside it: where all
-rows are taken that of the text that is next to have one, so that no row stands idle while it is read.
+waits takes it. A turn makes one step of all running rows, and reads some of a waiting prompt beside it, or of several
+where a wing joins calls: where all rows are taken that of the text that is next to have one, so that no row stands idle
+while it is read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from gptj.errors import GPTJError
 from gptj.generation import Columns, DecoderFactory, Extension, Step, extend_together
 from gptj.generation.decoder import round_up
+from gptj.serving.apart import RowsApart
 from gptj.serving.batch import RunningBatch, slots_of
 from gptj.serving.continuation import Continuation
 from gptj.serving.metrics import Metrics
@@ -68,6 +70,7 @@ class Engine:
     ) -> None:
         self.model_config = model.config
         self.make_decoder: DecoderFactory = model._decoder
+        self._joins: bool = model._joins_calls
         self.most_rows, self.most_waiting = most_rows, most_waiting
         self.metrics = metrics or Metrics()
         self.within, self._use_adapter = within, use_adapter
@@ -77,7 +80,7 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: deque[Continuation] = deque()
         self._prefills: deque[Prefill] = deque()
-        self._batches: dict[str | None, RunningBatch] = {}
+        self._batches: dict[str | None, RunningBatch | RowsApart] = {}
         self._errands: deque[Callable[[], None]] = deque()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -220,11 +223,10 @@ class Engine:
         self._drop_those_who_left()
         self._take_back()
         self._admit()
-        prefill, tokens = self._prefills[0] if self._prefills else None, self._tokens_a_turn()
-        self._prefills.rotate(-1)
-        of_prompt = [] if prefill is None else [prefill.adapter]
-        for adapter in dict.fromkeys([*of_prompt, *self._batches]):
-            self._advance(adapter, prefill if adapter in of_prompt else None, tokens)
+        read = self._next_pieces()
+        of_prompts = [prefill.adapter for prefill, _ in read[:1]]
+        for adapter in dict.fromkeys([*of_prompts, *self._batches]):
+            self._advance(adapter, read if adapter in of_prompts else [])
 
     def _drop_those_who_left(self) -> None:
         with self._changed:
@@ -253,7 +255,7 @@ class Engine:
             if ready := batch.take_ready(self._free):
                 self._join(batch, ready)
 
-    def _join(self, batch: RunningBatch, newcomers: list[tuple[Continuation, Columns]]) -> None:
+    def _join(self, batch: RunningBatch | RowsApart, newcomers: list[tuple[Continuation, Columns]]) -> None:
         try:
             batch.join(newcomers)
         except Exception as error:
@@ -325,7 +327,7 @@ class Engine:
 
     def _has_place(self, prompts: Sequence[Prompt], fits: bool) -> bool:
         """Whether another prompt may be read with these, where it is short enough; a scored one is read alone."""
-        return fits and len(prompts) < MOST_PROMPTS and prompts[0].scores is None
+        return fits and not self._joins and len(prompts) < MOST_PROMPTS and prompts[0].scores is None
 
     def _prefix(self, one: Continuation) -> tuple[Columns, int] | None:
         return None if one.scores_prompt else self._prefixes.find(one.prompt, one.adapter)
@@ -334,48 +336,60 @@ class Engine:
         """How many tokens of prompts to read until the next step: many where nobody waits for that."""
         return self._pace.tokens if any(map(len, self._batches.values())) else MOST
 
-    def _advance(self, adapter: str | None, prefill: Prefill | None, tokens: int) -> None:
-        """One pass of the model with an adapter: a step of the running rows, beside it a piece of a prompt."""
+    def _next_pieces(self) -> list[tuple[Prefill, Extension]]:
+        """The prompts whose turn it is, of one adapter, with the columns of each to read."""
+        tokens = self._tokens_a_turn()
+        found: list[tuple[Prefill, Extension]] = []
+        for prefill in self._prefills:
+            if found and (
+                not prefill.decoder.joins or tokens < prefill.fewest or prefill.adapter != found[0][0].adapter
+            ):
+                break
+            piece = prefill.extension(tokens)
+            found.append((prefill, piece))
+            tokens -= piece.token_ids.size
+        self._prefills.rotate(-len(found))
+        return found
+
+    def _advance(self, adapter: str | None, read: Sequence[tuple[Prefill, Extension]]) -> None:
+        """One pass of the model with an adapter: a step of the running rows, beside it pieces of prompts."""
         batch, clock = self._batches.get(adapter), self._pace.clock
         others_wait, begin = any(map(len, self._batches.values())), clock()
         rows = self._rows_to_step(batch)
-        asked = [] if rows is None else [rows]
-        if prefill is not None:
-            asked.append(prefill.extension(tokens))
+        shape = batch.shape if batch is not None and rows else None
+        asked = [*rows, *(piece for _, piece in read)]
         if not asked:
             return
         steps = self._extend(adapter, asked)
-        if rows is not None:
-            assert batch is not None
-            self._share(batch, steps[0])
-        if prefill is not None:
-            self._take(prefill, steps[-1], waits=others_wait)
+        if batch is not None and rows:
+            self._share(batch, steps[: len(rows)])
+        for (prefill, _), step in zip(read, steps[len(rows) :], strict=True):
+            self._take(prefill, step, waits=others_wait)
         seconds = clock() - begin  # a device computes on after the call, until its result is needed
-        if rows is not None:
+        if rows:
             self.metrics.observe("gptj_step_seconds", seconds)
         if others_wait:
-            self._learn(seconds, rows, None if prefill is None else asked[-1])
+            self._learn(seconds, shape, [piece for _, piece in read])
 
-    def _learn(self, seconds: float, rows: Extension | None, piece: Extension | None) -> None:
-        """Learn from a pass what a step takes, or by how much a piece of a prompt delayed the running rows."""
-        step = None if rows is None else (rows.decoder.batch, rows.decoder.slots)
-        if piece is None:
+    def _learn(self, seconds: float, step: tuple[int, int] | None, pieces: Sequence[Extension]) -> None:
+        """Learn from a pass what a step takes, or by how much pieces of prompts delayed the running rows."""
+        if not pieces:
             self._pace.note_step(step, seconds)
             return
         of_step = 0.0 if step is None else self._pace.step_s(step)
         if of_step is not None:
-            width = round_up(piece.token_ids.shape[1], MOST)
-            shape = step, piece.decoder.batch, width, piece.decoder.slots
-            self._pace.note_prompt(shape, piece.token_ids.size, seconds - of_step)
+            tokens = sum(piece.token_ids.size for piece in pieces)
+            shapes = {(one.decoder.batch, round_up(one.token_ids.shape[1], MOST), one.decoder.slots) for one in pieces}
+            self._pace.note_prompt((step, frozenset(shapes)), tokens, seconds - of_step)
 
-    def _rows_to_step(self, batch: RunningBatch | None) -> Extension | None:
+    def _rows_to_step(self, batch: RunningBatch | RowsApart | None) -> list[Extension]:
         if batch is None or not len(batch):
-            return None
+            return []
         try:
-            return batch.extension()
+            return batch.extensions()
         except Exception as error:
             self._fail(batch.clear(), error)
-            return None
+            return []
 
     def _extend(self, adapter: str | None, asked: Sequence[Extension]) -> list[Step | Exception]:
         """The step of each, or its own error."""
@@ -387,14 +401,14 @@ class Engine:
                 return [error]
             return [found for one in asked for found in self._extend(adapter, [one])]
 
-    def _share(self, batch: RunningBatch, step: Step | Exception) -> None:
+    def _share(self, batch: RunningBatch | RowsApart, steps: Sequence[Step | Exception]) -> None:
         """Choose the next token of each running row."""
-        if isinstance(step, Exception):
-            self._fail(batch.clear(), step)
-            return
-        for one, its in batch.share(step):
-            self._choose(one, its)
-            if one.ended:
+        for one, step in batch.share(steps):
+            if isinstance(step, Exception):
+                one.fail(step)
+            else:
+                self._choose(one, step)
+            if one.ended and one in batch.continuations:
                 batch.leave(one)
 
     def _take(self, prefill: Prefill, step: Step | Exception, *, waits: bool) -> None:
@@ -435,10 +449,9 @@ class Engine:
             free = self._free
             batch = self._batches.get(prefill.adapter)
             if batch is None:
-                make = self._decoder_of(prefill.adapter)
-                batch = self._batches[prefill.adapter] = RunningBatch(
-                    make, self.model_config, self.most_rows, self._limit
-                )
+                make, config, most = self._decoder_of(prefill.adapter), self.model_config, self.most_rows
+                batch = RowsApart(make, config, most) if self._joins else RunningBatch(make, config, most, self._limit)
+                self._batches[prefill.adapter] = batch
             batch.aside += newcomers[free:]
             self._join(batch, newcomers[:free])
 

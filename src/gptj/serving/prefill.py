@@ -1,8 +1,9 @@
 """Prompts that enter a cache of their own, some columns at a time, so that a long one makes nobody else wait.
 
-Short prompts that wait together are read together, padded on the left, as `generate` reads a batch. A piece of a prompt
-rides in the step of the running rows: where a wing can join the two, the weights are read once for both. How large a
-piece is, is measured: as much as delays the others' next token by less than two steps' time.
+Short prompts that wait together are read together, padded on the left, as `generate` reads a batch; where a wing joins
+calls, each in a cache of its own, from its first slot on and cut at multiples of `PIECE`, which changes no number. A
+piece of a prompt rides in the step of the running rows: where a wing can join the two, the weights are read once for
+both. How large a piece is, is measured: as much as delays the others' next token by less than two steps' time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from gptj.config import GPTJConfig
 from gptj.generation import Columns, Decoder, DecoderFactory, Extension, HeldLogits, Step
+from gptj.generation.decoder import PIECE
 from gptj.serving.batch import choose_slots, power_of_two
 from gptj.serving.continuation import Continuation, TokenScores
 
@@ -172,19 +174,22 @@ class Prefill:
 
     Attributes:
         decoder: what reads them.
+        fewest: columns that are read at once, but for the last.
     """
 
     def __init__(self, make_decoder: DecoderFactory, config: GPTJConfig, prompts: Sequence[Prompt]) -> None:
         self.prompts, self.adapter = list(prompts), prompts[0].adapter
         longest, unread = (max(counts) for counts in zip(*((len(one.ids), one.unread) for one in prompts), strict=True))
-        # Padded on the left, so that few numbers of rows are met: XLA compiles for each, oneDNN keeps its products.
-        self.columns = min(_rounded(longest), config.n_positions)
-        self.decoder = make_decoder(power_of_two(len(prompts), MOST_PROMPTS), choose_slots(config, self.columns))
+        # Padded on the left, so that few numbers of rows are met: XLA compiles for each. Who joins calls pads them.
+        self.decoder = make_decoder(power_of_two(len(prompts), MOST_PROMPTS), choose_slots(config, _rounded(longest)))
+        joins = self.decoder.joins
+        self.columns = longest if joins else min(_rounded(longest), config.n_positions)
+        self.fewest = PIECE if joins else FEWEST
         self._ids = np.zeros((self.decoder.batch, self.columns), np.int64)
         self._there = np.zeros(self._ids.shape, bool)
         self.scores: list[TokenScores] = []
         self._last: Step | None = None
-        begin = max(self.columns - _rounded(unread), 0)
+        begin = (longest - unread) // PIECE * PIECE if joins else max(self.columns - _rounded(unread), 0)
         self.decoder.restart(begin)
         for row, prompt in enumerate(prompts):
             start = self.columns - len(prompt.ids)
@@ -208,10 +213,10 @@ class Prefill:
     def extension(self, tokens: int) -> Extension:
         """Some more columns for the model to read, `tokens` at most in all rows."""
         decoder = self.decoder
-        width = max(power_of_two(tokens // decoder.batch + 1, MOST) // 2, FEWEST)
+        width = max(power_of_two(tokens // decoder.batch + 1, MOST) // 2, self.fewest)
         start, left = decoder.length, self.columns - decoder.length
         # A width that is rounded up beyond the cache's end would be cut to what is left there, and compiled for that.
-        while width > FEWEST and power_of_two(min(width, left), MOST) > decoder.slots - start:
+        while width > self.fewest and power_of_two(min(width, left), MOST) > decoder.slots - start:
             width //= 2
         end = min(start + width, self.columns)
         scored = self.prompts[0].scores is not None
