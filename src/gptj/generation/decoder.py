@@ -151,6 +151,9 @@ def round_up_slots(config: GPTJConfig, capacity: int) -> int:
 PIECE = 16
 """Slots at whose multiples a prompt is cut, so that its numbers are the same in whatever pieces it is read."""
 
+_ROWS_SEE = 64
+"""Slots whose multiples rows of lengths of their own see, so that a sum has the same order whatever the longest."""
+
 
 def round_up_columns(columns: int, room: int) -> int:
     """The columns of a compiled prompt: 8 at least, unless it is one token, and `room` at most."""
@@ -192,8 +195,9 @@ class Decoder(abc.ABC):
         batch: rows now; `select` may change it.
         capacity: slots of a row that may be filled.
         slots: of a row, `capacity` or what a wing that compiles rounds it up to.
-        joins: whether `extend_together` computes several of them in one pass, and each as it is computed alone: to the
-            bit, also where a prompt is read in pieces, as long as each begins at a multiple of `PIECE` slots.
+        joins: whether `extend_together` computes several of them in one pass, takes rows of lengths of their own
+            (`Extension.slots`), and gives each row the numbers that it has alone, to the bit, also where a prompt is
+            read in pieces, as long as each begins at a multiple of `PIECE` slots.
         length: filled slots, the same for all rows.
         mask: bool (batch, capacity), True where a slot holds a token that may be attended to.
     """
@@ -269,6 +273,16 @@ class Decoder(abc.ABC):
         # A token's position counts the tokens before it, so left padding moves nothing; padding itself gets 0.
         positions = np.clip(np.cumsum(self.mask[:, :end], axis=1)[:, start:] - 1, 0, None).astype(np.int64)
         return Run(self, ids, positions, self.mask, start, last_only)
+
+    def _checked_rows(self, token_ids: Ids, slots: Ids) -> Run:
+        """The run of rows of lengths of their own, whose mask is of the slots that any of them sees, rounded up."""
+        ids = check_ids(self.config, token_ids).astype(np.int64, copy=False)
+        if not self.joins or ids.shape != (len(slots), 1) or len(slots) > self.batch or slots.max() >= self.capacity:
+            expected = f"at most {self.batch} rows, slots below {self.capacity}"
+            raise InputError("no such rows", where="slots", expected=expected, found=f"{ids.shape}, {slots.max()}")
+        seen = min(-(-(int(slots.max()) + 1) // _ROWS_SEE) * _ROWS_SEE, self.capacity)
+        mask = np.arange(seen) <= slots[:, None]
+        return Run(self, ids, slots[:, None], mask, self.length, True, slots)
 
     def select(self, rows: Sequence[int] | NDArray[Any]) -> None:
         """Row r of the cache becomes what row `rows[r]` was; there may be more or fewer rows than before."""
@@ -403,16 +417,20 @@ class Extension:
         token_ids: int64 (b, n).
         mask: bool (b, n), True where a column is a token. None: all are.
         last_only: logits (b, v) of the last position, else (b, n, v).
+        slots: int64 (b,), where the first b rows, n = 1, are filled to lengths of their own: each row's token is at its
+            own position, goes to the slot of that number, and sees those before it. The decoder's `length` and `mask`
+            count for nothing, and stay as they are. None: all rows go on at `length`.
     """
 
     decoder: Decoder
     token_ids: Ids
     mask: Mask | None = None
     last_only: bool = True
+    slots: Ids | None = None
 
 
 class Run(NamedTuple):
-    """An extension whose arguments are checked, as `Decoder._run` takes them."""
+    """An extension whose arguments are checked, as `Decoder._run` takes them; with `slots`, as a wing that joins."""
 
     decoder: Decoder
     token_ids: Ids
@@ -420,6 +438,7 @@ class Run(NamedTuple):
     mask: Mask
     offset: int
     last_only: bool
+    slots: Ids | None = None
 
     @property
     def arguments(self) -> tuple[Ids, Ids, Mask, int]:
@@ -429,7 +448,7 @@ class Run(NamedTuple):
     @property
     def end(self) -> int:
         """The slot after the last that is written."""
-        return self.offset + len(self.token_ids[0])
+        return self.offset + (len(self.token_ids[0]) if self.slots is None else 0)
 
 
 def extend_together(extensions: Sequence[Extension]) -> list[Step]:
@@ -440,10 +459,15 @@ def extend_together(extensions: Sequence[Extension]) -> list[Step]:
     Raises:
         InputError: see `Decoder.extend`.
     """
-    if len(extensions) == 1 and extensions[0].token_ids.shape[1] == 1:  # as it is: joined it would be padded
-        [one] = extensions
-        return [one.decoder.extend(one.token_ids, one.mask, last_only=one.last_only)]
-    runs = [one.decoder._checked(one.token_ids, one.mask, one.last_only) for one in extensions]
+    first = extensions[0]
+    if len(extensions) == 1 and first.slots is None and first.token_ids.shape[1] == 1:  # joined it would be padded
+        return [first.decoder.extend(first.token_ids, first.mask, last_only=first.last_only)]
+    runs = [
+        one.decoder._checked(one.token_ids, one.mask, one.last_only)
+        if one.slots is None
+        else one.decoder._checked_rows(one.token_ids, one.slots)
+        for one in extensions
+    ]
     steps = runs[0].decoder._run_together(runs)
     for run in runs:
         run.decoder.length = run.end

@@ -154,7 +154,7 @@ class AttentionMask(NamedTuple):
 class JoinedCalls(NamedTuple):
     """The masks of several calls whose tokens are one stream (1, n, m); attention alone parts them.
 
-    n is rounded up to a multiple of 8, as prompts' columns are, so that few numbers of rows are multiplied.
+    n is 1, or rounded up to a multiple of 8, as prompts' columns are, so that few numbers of rows are multiplied.
 
     Attributes:
         masks: of each call.
@@ -167,7 +167,8 @@ class JoinedCalls(NamedTuple):
     def join(self, parts: Iterable[Tensor]) -> Tensor:
         """The calls' own (b, t, ...) as one stream (1, n, ...)."""
         rows = [part.flatten(0, 1) for part in parts]
-        return torch.cat([*rows, rows[0].new_zeros(-sum(map(len, rows)) % 8, *rows[0].shape[1:])])[None]
+        count = sum(map(len, rows))
+        return torch.cat([*rows, rows[0].new_zeros(-count % 8 if count > 1 else 0, *rows[0].shape[1:])])[None]
 
     def part(self, stream: Tensor) -> list[Tensor]:
         """The calls' own (b, t, ...) of a stream (1, n, ...)."""
@@ -192,6 +193,33 @@ class JoinedCalls(NamedTuple):
         return update_caches
 
 
+class RowsCache(NamedTuple):
+    """A fixed cache whose rows are filled to lengths of their own; each is given one token.
+
+    Attributes:
+        keys, values: n_layer of (b, h, capacity, d).
+        slots: int64 (b,), where each row's token goes.
+        seen: how many slots its query is given, of which its mask tells those that are the row's.
+    """
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    slots: Tensor
+    seen: int
+
+    def update_of(self, layer: int) -> UpdateCache:
+        """The function that the layer's attention calls, with (b, h, 1, d); it returns what is seen, (b, h, s, d)."""
+
+        def update_cache(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            rows = torch.arange(len(k), device=k.device)
+            held = self.keys[layer].narrow(0, 0, len(k)), self.values[layer].narrow(0, 0, len(k))
+            for slots, new in zip(held, (k, v), strict=True):
+                slots[rows, :, self.slots] = new[:, :, 0]
+            return held[0].narrow(2, 0, self.seen), held[1].narrow(2, 0, self.seen)
+
+        return update_cache
+
+
 class CacheBuilder:
     """The next cache while it is built: each layer's new keys and values, joined to those of the last cache.
 
@@ -204,7 +232,7 @@ class CacheBuilder:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def update_of(self, layer: int, use_cache: bool) -> UpdateCache:
+    def update_of(self, layer: int, use_cache: bool = False) -> UpdateCache:
         """The function that the layer's attention calls; with `use_cache` the result is part of the next cache."""
 
         def update_cache(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,10 +240,10 @@ class CacheBuilder:
             if past is None:
                 whole = k, v
             elif past.fixed:
-                whole, end = (past.keys[layer], past.values[layer]), past.length + k.shape[2]
+                whole, start, count = (past.keys[layer], past.values[layer]), past.length, k.shape[2]
                 for slots, new in zip(whole, (k, v), strict=True):
-                    slots[:, :, past.length : end] = new
-                k, v = (x[:, :, :end] for x in whole)
+                    slots.narrow(2, start, count).copy_(new)
+                k, v = (x.narrow(2, 0, start + count) for x in whole)
             else:
                 whole = k, v = torch.cat((past.keys[layer], k), dim=2), torch.cat((past.values[layer], v), dim=2)
             if use_cache:

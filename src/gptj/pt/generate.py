@@ -15,7 +15,7 @@ from gptj import generation
 from gptj.calls.outputs import KVCache
 from gptj.generation import PARTS, Columns, Selected, Step, scoring
 from gptj.generation.decoder import Ids, Mask, Run
-from gptj.pt.arguments import convert_arguments, host
+from gptj.pt.arguments import Call, RowsCache, convert_arguments, host
 from gptj.pt.weights import from_numpy, to_numpy
 from gptj.sharding import check_decodes
 
@@ -62,9 +62,14 @@ class Decoder(generation.Decoder):
     def _run_together(self, runs: Sequence[Run]) -> list[Step]:
         if self.model.placement is not None:
             return super()._run_together(runs)
-        calls = []
+        calls: list[Call] = []
         for run in runs:
             cache: KVCache = run.decoder.cache  # type: ignore[attr-defined]
+            if run.slots is not None:
+                ids, positions, seen, slots = map(torch.from_numpy, (*run[1:4], run.slots))
+                past: Any = RowsCache(cache.keys, cache.values, slots, seen.shape[1])
+                calls.append(Call(ids, past, seen, None, positions, None, None))
+                continue
             cache.length = run.offset
             seen = run.mask[:, : run.end]
             calls.append(

@@ -31,6 +31,7 @@ from gptj.pt.arguments import (
     CacheBuilder,
     Call,
     JoinedCalls,
+    RowsCache,
     UpdateCache,
     cache_length,
     convert_arguments,
@@ -120,9 +121,13 @@ class Attention(nn.Module):
 
         PyTorch's kernel sums in another order for more queries, and where the keys do not end with a query's block.
         """
-        t, s = q.shape[2], k.shape[2]
-        if mask.values is None or not self.fused or q.device.type != "cpu":
+        if not self.fused or q.device.type != "cpu":
             return self.mix(q, k, v, mask, None, False)[0]
+        t, s = q.shape[2], k.shape[2]
+        if t == 1 and mask.values is not None:
+            return self._attend_rows(q, k, v, mask.values).flatten(1)[:, None]
+        if mask.values is None:
+            return self._attend_fused(q, k, v, mask).transpose(1, 2).flatten(2)
         begin, values = s - t, mask.values.expand(-1, -1, t, -1)
         edges = [begin, *range(begin // PIECE * PIECE + PIECE, s, PIECE), s]
         parts = []
@@ -131,6 +136,17 @@ class Attention(nn.Module):
             block = AttentionMask(values[:, :, rows, :end], is_causal=False)
             parts.append(self._attend_fused(q[:, :, rows], k[:, :, :end], v[:, :, :end], block))
         return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
+
+    def _attend_rows(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """The values mixed for one query a row, (b, h, 1, d), each the same bits whatever other rows there are.
+
+        In float32 PyTorch's kernel sums by where its thread's memory begins, which is another for each number of rows.
+        """
+        if q.dtype.itemsize == 2:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).view(*q.shape[:3], -1) / math.sqrt(self.head_dim)
+        weights = scores.masked_fill_(~mask, -math.inf).softmax(-1)
+        return torch.bmm(weights.flatten(0, 1), v.flatten(0, 1)).view(q.shape)
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         p = self.attn_dropout.p if self.training else 0.0
@@ -374,17 +390,23 @@ class GPTJModel(PretrainedModel):
 
         Their tokens are one stream (1, n, m), so that each matrix is read once; attention alone parts them.
         """
-        masks, caches = [], [CacheBuilder(call.past_key_values) for call in calls]
+        masks: list[AttentionMask] = []
+        updates: list[Callable[[int], UpdateCache]] = []
         shapes = [(len(call.input_ids), call.input_ids.shape[1]) for call in calls]
         for call, (_, t) in zip(calls, shapes, strict=True):
-            start = cache_length(call.past_key_values)
-            slots = start + torch.arange(t, device=self.wte.weight.device)
-            masks.append(AttentionMask.of(call.attention_mask, slots, start + t))
+            past: KVCache | RowsCache = call.past_key_values
+            if isinstance(past, RowsCache):
+                masks.append(AttentionMask(call.attention_mask[:, None, None], is_causal=False))
+                updates.append(past.update_of)
+                continue
+            slots = past.length + torch.arange(t, device=self.wte.weight.device)
+            masks.append(AttentionMask.of(call.attention_mask, slots, past.length + t))
+            updates.append(CacheBuilder(past).update_of)
         joined = JoinedCalls(masks, shapes)
         x = self.wte(joined.join(call.input_ids for call in calls))
         rotation = self.rotary(joined.join(call.position_ids for call in calls))
         for n, block in enumerate(self.h):
-            update_caches = joined.update_all([cache.update_of(n, False) for cache in caches])
+            update_caches = joined.update_all([update_of(n) for update_of in updates])
             x, _ = block(x, rotation, joined, update_caches, None, False)
         return joined.part(self.ln_f(x))
 
