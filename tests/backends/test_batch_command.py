@@ -57,6 +57,15 @@ def test_a_bad_line_of_any_file_is_named_before_anything_is_computed(wing: Wing,
     assert done.exit_code == 1 and "c.jsonl" in str(done.exception) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["a folder", "a link to nothing"])
+def test_what_is_in_the_way_of_an_output_is_not_taken_for_one(prompts, tmp_path, kind):
+    way = tmp_path / "out" / "b.jsonl"
+    way.parent.mkdir()
+    way.mkdir() if kind == "a folder" else way.symlink_to("nowhere")
+    done = run("batch", tmp_path, tmp_path / "out", *prompts)
+    assert done.exit_code == 1 and "b.jsonl: in the way of an output" in str(done.exception)
+
+
 @pytest.mark.parametrize("share", ["0/2", "3/2", "1", "a/b", "1/0"])
 def test_a_share_that_is_none_is_misuse(wing: Wing, folder, prompts, tmp_path, share):
     assert run("batch", folder(), tmp_path / "out", *prompts, "--shard", share).exit_code == 2

@@ -5,10 +5,13 @@ from __future__ import annotations
 import atexit
 import subprocess
 import sys
+import types
+import warnings
 
 import pytest
 
 from gptj.command import together
+from gptj.errors import InputError
 from gptj.sharding import Processes, leave_in_order
 
 SCRIPT = """
@@ -51,6 +54,32 @@ def test_one_process_of_a_host_says_that_another_ended_where_the_first_is_gone(m
     for work, *_ in kept:
         if getattr(work, "__name__", "") == "close":
             work()
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "several"),
+    [
+        ("WORLD_SIZE", "2", True),
+        ("JAX_NUM_PROCESSES", "4", True),
+        ("DTENSOR_NUM_CLIENTS", "1", False),
+        ("WORLD_SIZE", "x", False),
+    ],
+)
+def test_processes_that_know_nothing_of_each_other_are_said_or_refused(monkeypatch, name, said, several):
+    request = types.SimpleNamespace(strategy=None)
+    monkeypatch.setenv(name, said)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with together.together(request) as agreed:
+            assert agreed is request
+    assert [f"{said} processes were started" in str(one.message) for one in caught] == [True] * several
+    if several:
+        with pytest.raises(
+            InputError, match=f"--strategy: each process would train .*found none, and {said} processes"
+        ):
+            together.require_strategy()
+    else:
+        together.require_strategy()
 
 
 def test_the_first_process_is_the_last_to_leave(monkeypatch):

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from watching import count_reads
 
 from gptj import GPTJConfig
+from gptj.command.demo.journey import SHAKESPEARE
 from gptj.command.main import gptj_command
 from gptj.command.together import Copies
 from gptj.config.initial import initial_tensor
 from gptj.config.schema import schema, schema_by_name
-from gptj.errors import InputError
+from gptj.errors import FormatError, InputError
 from gptj.sharding import STRATEGIES, Mesh, check_mesh, check_strategy, held_by_one, partition_of, slices
 from gptj.sharding.plan import MemoryPlan, Work, list_meshes, plan_memory
 from gptj.sharding.processes import environment_place, interface_of, own_address, require_same
@@ -269,6 +270,26 @@ def test_the_command_prints_a_plan_and_the_line_that_starts_it(tmp_path):
     assert "--memory" in str(done.exception)
     for wrong in (["--memory", "many"], ["--devices", "0"], ["--length", "4096"]):
         assert CliRunner().invoke(gptj_command, ["plan", str(tmp_path), *wrong]).exit_code != 0
+
+
+def test_a_plan_of_what_is_no_models_folder_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(SIX.to_json())
+    two = ["--devices", "2", "--memory", "999GiB"]
+    done = CliRunner().invoke(gptj_command, ["plan", str(tmp_path / "config.json"), *two])
+    assert f"-m gptj generate {tmp_path} " in done.output, "the folder, which generate takes"
+    done = CliRunner().invoke(gptj_command, ["plan", str(tmp_path), *two, "--training", "--dtype", "bfloat16"])
+    assert f'from_pretrained("{tmp_path}", strategy=' in done.output, "Python"
+    done = CliRunner().invoke(gptj_command, ["plan", str(SHAKESPEARE)])
+    assert isinstance(done.exception, FormatError) and "gptj convert" in str(done.exception)
+    fetched = []
+
+    def locate(self, name, *, patterns):
+        fetched.append((str(name), patterns))
+        return tmp_path
+
+    monkeypatch.setattr("gptj.paths.hub.HubPlace.locate", locate)
+    done = CliRunner().invoke(gptj_command, ["plan", "somebody/gpt-j", *two])
+    assert fetched == [("somebody/gpt-j", ("config.json",))] and "-m gptj generate somebody/gpt-j " in done.output
 
 
 @settings(deadline=None, max_examples=30)

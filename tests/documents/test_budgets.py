@@ -10,7 +10,7 @@ import house
 import pytest
 from budgets import Over, clauses, complexity, count_arguments, functions, over, over_in
 
-PRODUCT_LINES = 64_600
+PRODUCT_LINES = 64_900
 """The most lines of product; it falls, but for a new room, whose commit says what it takes. The aim is 24,000."""
 
 CLAUSE_DOCSTRINGS = 0

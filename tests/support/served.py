@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -36,36 +36,36 @@ class ToyModel:
     Args:
         slow_s: what a call of it takes at least.
         held: whether its logits stay on a device, which NumPy pretends to be.
+
+    Attributes:
         joins: whether its decoders are computed together, each as it is alone.
     """
 
-    def __init__(
-        self,
-        vocab_size: int = 300,
-        n_positions: int = 128,
-        slow_s: float = 0.0,
-        held: bool = False,
-        joins: bool = False,
-    ) -> None:
+    joins = False
+
+    def __init__(self, vocab_size: int = 300, n_positions: int = 128, slow_s: float = 0.0, held: bool = False) -> None:
         self.config = GPTJConfig(
             vocab_size=vocab_size, n_positions=n_positions, n_embd=4, n_layer=1, n_head=1, rotary_dim=4,
             eos_token_id=289, bos_token_id=289,
         )  # fmt: skip
-        self.slow_s, self.held, self._joins_calls = slow_s, held, joins
+        self.slow_s, self.held, self._joins_calls = slow_s, held, self.joins
         self.decoders: list[ToyDecoder] = []
 
     def _decoder(self, batch: int, capacity: int) -> ToyDecoder:
         time.sleep(self.slow_s)
         made = ToyDecoder(self.config, batch, capacity)
         made.joins = self._joins_calls
-        inner = made._run
 
-        def run(*arguments: Any, **options: Any) -> Step:
-            time.sleep(self.slow_s)
-            step = inner(*arguments, **options)
-            return Step(OnNumPy(step.logits)) if self.held else step
+        def slowed(inner: Callable[..., Step]) -> Callable[..., Step]:
+            def run(*arguments: Any, **options: Any) -> Step:
+                time.sleep(self.slow_s)
+                step = inner(*arguments, **options)
+                return Step(OnNumPy(step.logits)) if self.held else step
 
-        made._run = run  # type: ignore[method-assign]
+            return run
+
+        made._run = slowed(made._run)  # type: ignore[method-assign]
+        made._run_rows = slowed(made._run_rows)  # type: ignore[method-assign]
         self.decoders = [*self.decoders[-20:], made]
         return made
 

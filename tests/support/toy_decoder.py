@@ -53,10 +53,7 @@ class ToyDecoder(Decoder):
         for row in range(batch):
             for query in range(count):
                 seen = np.flatnonzero(mask[row, : offset + query + 1])
-                distance = position_ids[row, query] - self.positions[row, seen]
-                weights = 0.8**distance * np.cos(1.0 + self.positions[row, seen])
-                for weight, token in zip(weights, self.tokens[row, seen], strict=True):  # one order of summing
-                    states[row, query] += weight * self.embedding[token]
+                states[row, query] = self._state(row, position_ids[row, query], seen)
         # Row by row, so that the bits do not depend on the batch.
         logits = np.array([[state @ self.head for state in row] for row in states]).astype(self.dtype)
         attentions = np.broadcast_to(mask[:, None, None, : offset + count], (batch, 1, count, offset + count))
@@ -65,6 +62,31 @@ class ToyDecoder(Decoder):
             (states * 0, states.astype(self.dtype)) if "hidden_states" in want else None,
             (attentions.astype(self.dtype),) if "attentions" in want else None,
         )
+
+    def _state(self, row: int, position: int, seen: Any) -> Any:
+        distance = position - self.positions[row, seen]
+        weights = 0.8**distance * np.cos(1.0 + self.positions[row, seen])
+        state = np.zeros(WIDTH)
+        for weight, token in zip(weights, self.tokens[row, seen], strict=True):  # one order of summing
+            state += weight * self.embedding[token]
+        return state
+
+    def _run_together(self, runs: Any) -> list[Step]:
+        return [
+            run.decoder._run(*run.arguments, last_only=run.last_only, want=frozenset())
+            if run.slots is None
+            else run.decoder._run_rows(run.token_ids, run.slots)
+            for run in runs
+        ]
+
+    def _run_rows(self, token_ids: Any, slots: Any) -> Step:
+        """One token of each row, in its own slot."""
+        self.calls.append(token_ids.shape)
+        logits = []
+        for row, (token, slot) in enumerate(zip(token_ids[:, 0], slots, strict=True)):
+            self.tokens[row, slot], self.positions[row, slot] = token, slot
+            logits.append(self._state(row, slot, np.arange(slot + 1)) @ self.head)
+        return Step(np.array(logits).astype(self.dtype))
 
     def _gather(self, rows: Any) -> None:
         self.tokens = self.tokens[rows]

@@ -47,6 +47,16 @@ class Task:
     source: Path
     target: Path
 
+    def is_done(self) -> bool:
+        """Whether its texts are there.
+
+        Raises:
+            InputError: something else is.
+        """
+        if os.path.lexists(self.target) and not self.target.is_file():
+            raise InputError("in the way of an output", file=self.target, expected="a file, or nothing")
+        return self.target.is_file()
+
 
 @click.command(cls=Sections, short_help="Continue many files of prompts, a share of them here.")
 @click.argument("directory", type=ModelArgument, metavar="DIR")
@@ -66,7 +76,7 @@ def batch(directory: Path, output: Path, files: Sequence[Path], shard: tuple[int
     if os.path.lexists(output) and not output.is_dir():
         raise InputError("not a folder", file=output, hint="The order is DIR OUT FILE...")
     tasks = list_tasks(files, output, *shard)
-    waiting = [task for task in tasks if not os.path.lexists(task.target)]
+    waiting = [task for task in tasks if not task.is_done()]
     click.echo(f"{counted(len(tasks), 'file')}, {len(tasks) - len(waiting)} of them done before", err=True)
     if waiting:
         work_through(said, directory, waiting)
@@ -110,7 +120,7 @@ def work_through(said: GenerateOptions, directory: Path, tasks: Sequence[Task]) 
     with opened.at_work():
         model, assistant = opened.load(steps), opened.load_assistant(steps)
         for task, one in zip(tasks, jobs, strict=True):
-            if os.path.lexists(task.target):
+            if task.is_done():
                 click.echo(f"{task.target}: written by another process meanwhile", err=True)
                 continue
             with whole_file(task.target) as write:

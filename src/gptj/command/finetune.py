@@ -28,7 +28,7 @@ from gptj.command.options import (
     revision_option,
 )
 from gptj.command.printing import print_facts, print_json
-from gptj.command.together import check_axes, fitting_mesh, joined, strategy_options
+from gptj.command.together import check_axes, fitting_mesh, joined, require_strategy, strategy_options
 from gptj.config.dtypes import DTYPES_CALLED
 from gptj.errors import InputError
 from gptj.finetune.settings import DTYPES, MOST_TIMES, SCHEDULES
@@ -132,7 +132,9 @@ def finetune(
     check_surroundings(backend)
     with contextlib.ExitStack() as several:
         mesh, first = None, True
-        if strategy is not None:
+        if strategy is None:
+            require_strategy()
+        else:
             check = functools.partial(check_cut, settings, device, backend, strategy)
             backend, talk, place = several.enter_context(joined(backend, check=check))
             mesh, first = fitting_mesh(strategy, dp, tp, talk.count_devices(), place), place.rank == 0

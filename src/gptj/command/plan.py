@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,24 @@ def plan(
 ) -> None:  # fmt: skip
     """Print the memory that the model in DIR needs on each of N devices, for each strategy: arithmetic alone.
 
-    DIR is a model's folder, or a config.json.
+    DIR is a model's folder, a config.json, or a repository of the Hugging Face hub, whose config.json alone is fetched.
     """
     from gptj.config import CONFIG_FILE, GPTJConfig
+    from gptj.paths.hub import HubPlace, is_repository_id
+    from gptj.reading.folder import require_config
     from gptj.sharding.plan import Work, list_meshes, plan_memory
     from gptj.writing.shards import shard_bytes
 
+    place = directory
     if not directory.exists():
-        raise missing_folder(directory, "no such file or folder")
-    config = GPTJConfig.from_file(directory / CONFIG_FILE if directory.is_dir() else directory)
+        if not is_repository_id(directory):
+            raise missing_folder(directory, "no such file or folder")
+        place = HubPlace().locate(directory, patterns=(CONFIG_FILE,))
+    if place.is_dir():
+        require_config(place)
+    elif place.name == CONFIG_FILE:
+        directory = directory.parent
+    config = GPTJConfig.from_file(place)
     work = Work(training, batch or devices, length or config.n_positions, dtype, recompute)
     work.check(config)
     room = shard_bytes(memory, where="--memory")
@@ -98,7 +108,8 @@ def _launch_line(made: Any, directory: Path, work: Any) -> str:
     cut = "" if mesh.size == 1 else f" --backend pt --strategy {made.strategy} --dp {mesh.dp} --tp {mesh.tp}"
     if work.training and work.dtype != "float32":  # gptj finetune keeps float32 parameters, whatever it computes in
         placed = f'strategy="{made.strategy}", mesh=Mesh(dp={mesh.dp}, tp={mesh.tp}), ' if start else ""
-        loop = f'a loop of your own (docs/scale.md) over from_pretrained({folder}, {placed}dtype="{work.dtype}")'
+        call = f'from_pretrained({json.dumps(str(directory))}, {placed}dtype="{work.dtype}")'
+        loop = f"a loop of your own (docs/scale.md) over {call}"
         return f"{start or 'python '}LOOP.py, {loop}"
     if work.training:
         recompute = " --checkpoint-gradients" if work.recompute else ""

@@ -143,6 +143,9 @@ def together(request: Any) -> Iterator[Any]:
         InputError: the framework cannot, or the launcher's variables are there in part.
     """
     if request.strategy is None:
+        if (count := _count_launched()) > 1:
+            hint = "--strategy tp, or dp, has them share it; or start one"
+            warn_of(f"{count} processes were started, and each does all of it", where="--strategy", hint=hint)
         yield request
         return
     if request.adapter is not None and choose_backend(request.backend) == "tf":
@@ -299,6 +302,24 @@ def _flush() -> None:
 
 _LAUNCHED = ("WORLD_SIZE", "JAX_NUM_PROCESSES", "DTENSOR_NUM_CLIENTS")
 """Variables by which a launcher says how many processes there are."""
+
+
+def _count_launched() -> int:
+    """How many processes a launcher says that there are; 1 where none does."""
+    return max(int(said) if (said := os.environ.get(name, "")).isdecimal() else 1 for name in _LAUNCHED)
+
+
+def require_strategy() -> None:
+    """Refuse several processes that would write into one folder, none of which knows of another.
+
+    Raises:
+        InputError: a launcher started them, and no strategy was asked for.
+    """
+    if (count := _count_launched()) > 1:
+        raise InputError(
+            "each process would train a model of its own", where="--strategy", expected="dp, tp, fsdp or tp_fsdp",
+            found=f"none, and {count} processes", hint="Give one, or start one process",
+        )  # fmt: skip
 
 
 def _say_alone() -> None:

@@ -19,7 +19,7 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 """AdamW's constants, torch.optim.AdamW's own defaults."""
 
 MOST_TIMES = 2**31 - 1
-"""Of what is counted: updates, windows, tokens."""
+"""The most updates, windows or tokens."""
 
 _LEAST, _MOST = 1e-15, 1e15
 """Beyond, a number or its product with another is 0 or infinite in float32, in one framework before the others."""

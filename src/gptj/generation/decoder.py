@@ -151,9 +151,6 @@ def round_up_slots(config: GPTJConfig, capacity: int) -> int:
 PIECE = 16
 """Slots at whose multiples a prompt is cut, so that its numbers are the same in whatever pieces it is read."""
 
-_ROWS_SEE = 64
-"""Slots whose multiples rows of lengths of their own see, so that a sum has the same order whatever the longest."""
-
 
 def round_up_columns(columns: int, room: int) -> int:
     """The columns of a compiled prompt: 8 at least, unless it is one token, and `room` at most."""
@@ -275,14 +272,12 @@ class Decoder(abc.ABC):
         return Run(self, ids, positions, self.mask, start, last_only)
 
     def _checked_rows(self, token_ids: Ids, slots: Ids) -> Run:
-        """The run of rows of lengths of their own, whose mask is of the slots that any of them sees, rounded up."""
+        """The run of rows of lengths of their own, which say what each sees."""
         ids = check_ids(self.config, token_ids).astype(np.int64, copy=False)
         if not self.joins or ids.shape != (len(slots), 1) or len(slots) > self.batch or slots.max() >= self.capacity:
             expected = f"at most {self.batch} rows, slots below {self.capacity}"
             raise InputError("no such rows", where="slots", expected=expected, found=f"{ids.shape}, {slots.max()}")
-        seen = min(-(-(int(slots.max()) + 1) // _ROWS_SEE) * _ROWS_SEE, self.capacity)
-        mask = np.arange(seen) <= slots[:, None]
-        return Run(self, ids, slots[:, None], mask, self.length, True, slots)
+        return Run(self, ids, slots[:, None], self.mask, self.length, True, slots)
 
     def select(self, rows: Sequence[int] | NDArray[Any]) -> None:
         """Row r of the cache becomes what row `rows[r]` was; there may be more or fewer rows than before."""

@@ -137,10 +137,12 @@ class AttentionMask(NamedTuple):
     Attributes:
         values: bool (b or 1, 1, t, s), True In; None where each query attends over all keys.
         is_causal: whether it is the lower triangle alone: each query over its own key and those before it.
+        lengths: of b rows with a query each, how many keys each sees, which are the first; None elsewhere.
     """
 
     values: Tensor | None
     is_causal: bool
+    lengths: Sequence[int] | None = None
 
     @classmethod
     def of(cls, attention_mask: Tensor | None, slots: Tensor, length: int) -> AttentionMask:
@@ -200,12 +202,39 @@ class RowsCache(NamedTuple):
         keys, values: n_layer of (b, h, capacity, d).
         slots: int64 (b,), where each row's token goes.
         seen: how many slots its query is given, of which its mask tells those that are the row's.
+        lengths: how many slots are each row's, where a row must be computed alone to have the same bits among others.
     """
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
     slots: Tensor
     seen: int
+    lengths: Sequence[int] | None
+
+    @classmethod
+    def of(cls, cache: KVCache, slots: NDArray[np.int64]) -> RowsCache:
+        """Those of a decoder's cache, with as many slots seen as let PyTorch's kernel sum each row in one order.
+
+        It sums by vectors of 16, so what lies behind a row's last must fill one. In float32 its sums also follow how
+        its thread's memory is aligned, and each thread's begins behind `seen` + 2 + d numbers of the one before, for
+        512 slots and fewer.
+        """
+        keys, longest = cache.keys[0], int(slots.max()) + 1
+        width, capacity = keys.shape[3], keys.shape[2]
+        lengths = None
+        if keys.dtype.itemsize == 2:
+            seen = min(-(-longest // 64) * 64, capacity)
+        else:
+            seen = -(-(longest + 16) // 64) * 64 - (2 + width) % 16
+            if seen > min(512, capacity):
+                seen, lengths = longest, (slots + 1).tolist()
+        return cls(cache.keys, cache.values, torch.from_numpy(slots), seen, lengths)
+
+    @property
+    def mask(self) -> AttentionMask:
+        """The mask of each row's query over the slots that are seen."""
+        values = torch.arange(self.seen) <= self.slots[:, None]
+        return AttentionMask(values[:, None, None], is_causal=False, lengths=self.lengths)
 
     def update_of(self, layer: int) -> UpdateCache:
         """The function that the layer's attention calls, with (b, h, 1, d); it returns what is seen, (b, h, s, d)."""

@@ -66,9 +66,9 @@ class Decoder(generation.Decoder):
         for run in runs:
             cache: KVCache = run.decoder.cache  # type: ignore[attr-defined]
             if run.slots is not None:
-                ids, positions, seen, slots = map(torch.from_numpy, (*run[1:4], run.slots))
-                past: Any = RowsCache(cache.keys, cache.values, slots, seen.shape[1])
-                calls.append(Call(ids, past, seen, None, positions, None, None))
+                past: Any = RowsCache.of(cache, run.slots)
+                ids, positions = torch.from_numpy(run.token_ids), torch.from_numpy(run.position_ids)
+                calls.append(Call(ids, past, None, None, positions, None, None))
                 continue
             cache.length = run.offset
             seen = run.mask[:, : run.end]

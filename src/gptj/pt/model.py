@@ -125,7 +125,7 @@ class Attention(nn.Module):
             return self.mix(q, k, v, mask, None, False)[0]
         t, s = q.shape[2], k.shape[2]
         if t == 1 and mask.values is not None:
-            return self._attend_rows(q, k, v, mask.values).flatten(1)[:, None]
+            return self._attend_rows(q, k, v, mask).flatten(1)[:, None]
         if mask.values is None:
             return self._attend_fused(q, k, v, mask).transpose(1, 2).flatten(2)
         begin, values = s - t, mask.values.expand(-1, -1, t, -1)
@@ -137,16 +137,16 @@ class Attention(nn.Module):
             parts.append(self._attend_fused(q[:, :, rows], k[:, :, :end], v[:, :, :end], block))
         return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
 
-    def _attend_rows(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    def _attend_rows(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         """The values mixed for one query a row, (b, h, 1, d), each the same bits whatever other rows there are.
 
-        In float32 PyTorch's kernel sums by where its thread's memory begins, which is another for each number of rows.
+        See `RowsCache.of`.
         """
-        if q.dtype.itemsize == 2:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).view(*q.shape[:3], -1) / math.sqrt(self.head_dim)
-        weights = scores.masked_fill_(~mask, -math.inf).softmax(-1)
-        return torch.bmm(weights.flatten(0, 1), v.flatten(0, 1)).view(q.shape)
+        if mask.lengths is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.values)
+        seen = zip(q.split(1), k.split(1), v.split(1), mask.lengths, strict=True)
+        rows = [F.scaled_dot_product_attention(q, k.narrow(2, 0, s), v.narrow(2, 0, s)) for q, k, v, s in seen]
+        return torch.cat(rows)
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         p = self.attn_dropout.p if self.training else 0.0
@@ -396,7 +396,7 @@ class GPTJModel(PretrainedModel):
         for call, (_, t) in zip(calls, shapes, strict=True):
             past: KVCache | RowsCache = call.past_key_values
             if isinstance(past, RowsCache):
-                masks.append(AttentionMask(call.attention_mask[:, None, None], is_causal=False))
+                masks.append(past.mask)
                 updates.append(past.update_of)
                 continue
             slots = past.length + torch.arange(t, device=self.wte.weight.device)

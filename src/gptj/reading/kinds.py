@@ -68,6 +68,11 @@ _FOLDERS: tuple[tuple[str, str, str], ...] = (
         "Restore it there, and save it with transformers' save_pretrained",
     ),
     (
+        r"step_\d+|shard_\d+",
+        "a TPU checkpoint, as mesh-transformer-jax writes it: {}",
+        "Convert it: gptj convert {dir} OUT",
+    ),
+    (
         r".*\.npz",
         "a folder of NumPy arrays: {}",
         "Save them as safetensors under transformers' names, or give the step folder of a TPU checkpoint",

@@ -50,7 +50,7 @@ class RowsApart:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """What tells how long a step takes: the rows that are computed, by powers of two."""
+        """The size by which a step takes its time: the rows that are computed, by powers of two."""
         return power_of_two(len(self._running), self._most), 0
 
     def join(self, newcomers: Sequence[tuple[Continuation, Columns]]) -> None:

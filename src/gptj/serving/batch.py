@@ -114,7 +114,7 @@ class RunningBatch:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """What tells how long a step takes: the rows and slots of the cache."""
+        """The size by which a step takes its time: the rows and slots of the cache."""
         assert self._decoder is not None
         return self._decoder.batch, self._decoder.slots
 

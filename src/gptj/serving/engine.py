@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from gptj.errors import GPTJError
 from gptj.generation import Columns, DecoderFactory, Extension, Step, extend_together
-from gptj.generation.decoder import round_up
+from gptj.generation.decoder import PIECE, round_up
 from gptj.serving.apart import RowsApart
 from gptj.serving.batch import RunningBatch, slots_of
 from gptj.serving.continuation import Continuation
@@ -76,7 +76,7 @@ class Engine:
         self.within, self._use_adapter = within, use_adapter
         self._adapter_in_use: object = object()
         self._prefixes = PrefixStore(prefix_tokens)
-        self._pace, self._spare = Pace(), Spare()
+        self._pace, self._spare = Pace(PIECE if self._joins else FEWEST), Spare()
         self._changed = threading.Condition()
         self._waiting: deque[Continuation] = deque()
         self._prefills: deque[Prefill] = deque()

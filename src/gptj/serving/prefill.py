@@ -45,11 +45,12 @@ class Pace:
     that it will not delay the others' next token for too long.
 
     Args:
+        fewest: to be read at once.
         clock: seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.clock = clock
+    def __init__(self, fewest: int = FEWEST, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._fewest, self.clock = fewest, clock
         self._step_s: dict[Any, float] = {}
         self._delays_s: dict[int, deque[float]] = {}
         self._now: Any = None
@@ -59,7 +60,7 @@ class Pace:
     @property
     def tokens(self) -> int:
         """How many to read until the next step: a power of two."""
-        most, tokens = _MOST_DELAY * self._step_s.get(self._now, 0.0), FEWEST
+        most, tokens = _MOST_DELAY * self._step_s.get(self._now, 0.0), self._fewest
         while tokens < MOST:
             delay = self._delay_s(tokens)
             if delay is None or self._expected_s(2 * tokens) > most:
@@ -77,7 +78,7 @@ class Pace:
     def note_prompt(self, shape: Any, tokens: int, seconds: float) -> None:
         """Learn by how much it delayed the others to read so many tokens."""
         size = power_of_two(tokens, MOST)
-        if not self._is_known(shape) or size < FEWEST:
+        if not self._is_known(shape) or size < self._fewest:
             return
         self._delays_s.setdefault(size, deque(maxlen=_MEMORY)).append(seconds)
         self._since_probe += 1
