@@ -85,7 +85,7 @@ def test_a_malformed_line_is_refused_by_file_and_line(tmp_path, line, words):
         (b"", InputError, "nothing to learn"),
         (b" \n\n", InputError, "nothing to learn"),
         (b"a\nb\xff\n", FormatError, "line 2: not UTF-8"),
-        (b"a\n\nb\0\n", FormatError, "line 3: no text .*NUL at offset 4"),
+        (b"a\n\nb\0\n", FormatError, "line 3: not UTF-8 .*NUL at offset 4"),
         (b'[{"text": "a"}]', InputError, "line 1: a JSON array"),
         (b'{\n "text": "a"\n}\n', InputError, "line 1: a JSON object over several lines.*jq -c"),
         (gzip.compress(b'{"text": "a"}', mtime=0), FormatError, "no text .found gzip.. Unpack it first"),

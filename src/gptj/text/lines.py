@@ -64,7 +64,7 @@ def decode_whole(data: bytes, *, file: str | os.PathLike[str], error: type[GPTJE
         raise error("no text", file=file, found=packed, hint="Unpack it first")
     if (place := data.find(0)) >= 0:
         hint = "Is it UTF-16? Save it as UTF-8"
-        raise error("no text", file=file, where=line_of(place), found=f"NUL at offset {place}", hint=hint)
+        raise error("not UTF-8", file=file, where=line_of(place), found=f"NUL at offset {place}", hint=hint)
     return decode_text(data, file=file, where=line_of, error=error).removeprefix("\ufeff").replace("\r\n", "\n")
 
 
