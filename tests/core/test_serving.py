@@ -22,6 +22,7 @@ from gptj.generation import Columns, GenerationConfig, Step
 from gptj.generation.sampling import log_softmax
 from gptj.generation.session import prepare
 from gptj.serving import prefixes
+from gptj.serving.apart import RowsApart
 from gptj.serving.batch import power_of_two
 from gptj.serving.chat import ChatTemplate
 from gptj.serving.continuation import Continuation, Transcript, no_decoder
@@ -659,6 +660,41 @@ def test_caches_are_used_again():
             engine.turn()
     assert not endless.ended and not short.failed
     assert 0 < len(made) <= 4, "one for prompts, one for a row, one for two, and a larger one at most"
+
+
+def test_a_cache_of_rows_apart_grows_for_who_joins_and_shrinks_when_nobody_is_there():
+    config, sizes = toy_config(n_positions=1024), []
+
+    def make(batch: int, capacity: int) -> ToyDecoder:
+        sizes.append((batch, capacity))
+        made = ToyDecoder(config, batch, capacity)
+        made.joins = True
+        return made
+
+    def text(length: int) -> tuple[Continuation, Columns]:
+        ids = np.arange(length)[None] % 23
+        settings = GenerationConfig(max_new_tokens=8, pad_token_id=0, eos_token_id=None)
+        session = prepare(no_decoder, ids, model_config=config, generation_config=settings)
+        prompt = ToyDecoder(config, 1, length)
+        step = prompt.prefill(ids)
+        tokens, scores = session.next_tokens(step)
+        session.append(tokens, step, scores)
+        return Continuation(ids[0], session, Transcript(IdTokenizer()), print), prompt.read(0, 0, length)
+
+    rows = RowsApart(make, config, 4)
+    short, long = text(5), text(600)
+    rows.join([short])
+    rows.join([long])
+    assert sizes == [(1, 256), (2, 1024)] and rows.shape == (2, 0)
+    [asked] = rows.extensions()
+    assert asked.slots is not None and asked.slots.tolist() == [5, 600]
+    rows.leave(long[0])
+    rows.join([text(7)])
+    assert len(sizes) == 2, "the long one's row is taken"
+    for one in rows.continuations:
+        rows.leave(one)
+    rows.join([text(5)])
+    assert sizes[2:] == [(1, 256)]
 
 
 def test_a_prompt_that_begins_as_another_did_is_not_computed_again(joins):

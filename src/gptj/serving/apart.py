@@ -22,7 +22,7 @@ class RowsApart:
     """Continuations, a row each; what `RunningBatch` is to wings whose rows are all written at one slot.
 
     The cache has slots for the longest that any text may become, so it is made anew for more rows or a longer text
-    alone.
+    alone, and for a shorter one where nobody is there.
 
     Args:
         make_decoder: makes an empty decoder for (batch, capacity).
@@ -57,9 +57,11 @@ class RowsApart:
         """Give each continuation a row, with the keys and values of its tokens."""
         there = [*self.continuations, *(one for one, _ in newcomers)]
         slots = max((choose_slots(self._config, one.longest) for one in there), default=0)
-        decoder = self._decoder
-        if decoder is None or self._is_spoilt or len(there) > decoder.batch or slots > decoder.capacity:
-            decoder = self._rebuild(power_of_two(len(there), self._most), slots)
+        decoder, rows = self._decoder, len(there)
+        outgrown = decoder is None or rows > decoder.batch or slots > decoder.capacity
+        wide = decoder is not None and not len(self) and slots < decoder.capacity  # memory that a long text has left
+        if decoder is None or outgrown or wide or self._is_spoilt:
+            decoder = self._rebuild(power_of_two(rows, self._most), slots)
         for one, columns in newcomers:
             self._seat(decoder, one, columns)
 
