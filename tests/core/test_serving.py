@@ -683,6 +683,8 @@ def test_a_cache_of_rows_apart_grows_for_who_joins_and_shrinks_when_nobody_is_th
 
     rows = RowsApart(make, config, 4)
     short, long = text(5), text(600)
+    rows.join([])
+    assert not sizes and not len(rows)
     rows.join([short])
     rows.join([long])
     assert sizes == [(1, 256), (2, 1024)] and rows.shape == (2, 0)

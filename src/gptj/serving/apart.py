@@ -55,8 +55,10 @@ class RowsApart:
 
     def join(self, newcomers: Sequence[tuple[Continuation, Columns]]) -> None:
         """Give each continuation a row, with the keys and values of its tokens."""
+        if not newcomers:  # all rows are other adapters'
+            return
         there = [*self.continuations, *(one for one, _ in newcomers)]
-        slots = max((choose_slots(self._config, one.longest) for one in there), default=0)
+        slots = max(choose_slots(self._config, one.longest) for one in there)
         decoder, rows = self._decoder, len(there)
         outgrown = decoder is None or rows > decoder.batch or slots > decoder.capacity
         wide = decoder is not None and not len(self) and slots < decoder.capacity  # memory that a long text has left
