@@ -600,9 +600,8 @@ class Spoiling(ToyDecoder):
         logits = super()._run_rows(token_ids, slots).logits
         for row, slot in enumerate(slots):
             self.spoilt[row, slot] = token_ids[row, 0] == 277
-        logits[self.spoilt[: len(slots), : max(slots) + 1].any(1)] = (
-            np.nan
-        )  # what is seen of a row is as wide as of all
+        wide = max(slots) + 1  # what is seen of one row is as wide as of all
+        logits[self.spoilt[: len(slots), :wide].any(1)] = np.nan
         return Step(logits, None, None)
 
     def _write(self, row: int, start: int, columns: Any) -> None:
@@ -688,7 +687,7 @@ def test_a_cache_of_rows_apart_grows_for_who_joins_and_shrinks_when_nobody_is_th
     rows.join([short])
     rows.join([long])
     assert sizes == [(1, 256), (2, 1024)] and rows.shape == (2, 0)
-    [asked] = rows.extensions()
+    asked = rows.extension()
     assert asked.slots is not None and asked.slots.tolist() == [5, 600]
     rows.leave(long[0])
     rows.join([text(7)])

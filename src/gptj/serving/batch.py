@@ -10,7 +10,7 @@ whose prompt was read before there was a row for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from gptj.config import GPTJConfig
 from gptj.generation import Columns, Decoder, DecoderFactory, Extension, Step
 from gptj.serving.continuation import Continuation
 
-__all__ = ["RunningBatch", "choose_slots", "power_of_two", "slots_of"]
+__all__ = ["Rows", "RunningBatch", "choose_slots", "power_of_two", "slots_of"]
 
 _ROOM = 64
 """Slots that a new cache has at least for what comes: so many steps until the next."""
@@ -42,8 +42,59 @@ def power_of_two(count: int, most: int) -> int:
     return min(1 << max(count - 1, 0).bit_length(), most)
 
 
-class RunningBatch:
-    """Continuations, a row each.
+class Rows:
+    """Continuations, a row of a cache each.
+
+    Args:
+        make_decoder: makes an empty decoder for (batch, capacity).
+        config: the model's.
+        most: rows at most.
+
+    Attributes:
+        aside: continuations that wait for a row, or for a larger cache, with their columns.
+    """
+
+    def __init__(self, make_decoder: DecoderFactory, config: GPTJConfig, most: int) -> None:
+        self._make_decoder, self._config, self.most = make_decoder, config, most
+        self.aside: list[tuple[Continuation, Columns]] = []
+        self._decoder: Decoder | None = None
+        self._rows: list[Continuation | None] = []
+        self._is_spoilt = False
+
+    def __len__(self) -> int:
+        return len(self.continuations)
+
+    @property
+    def continuations(self) -> list[Continuation]:
+        """Those that have a row."""
+        return [one for _, one in self._seated()]
+
+    def leave(self, continuation: Continuation) -> None:
+        """Free its row, and have the cache made anew where it failed: what is no number is one behind a mask, too."""
+        row = self._rows.index(continuation)
+        self._rows[row] = None
+        assert self._decoder is not None
+        self._decoder.clear(row)
+        self._is_spoilt |= continuation.failed
+
+    def clear(self) -> list[Continuation]:
+        """Free all rows and the cache, and return the continuations that had them, and those aside."""
+        were = [*self.continuations, *(one for one, _ in self.aside)]
+        self._rows, self._decoder, self.aside = [], None, []
+        return were
+
+    def share(self, step: Step) -> list[tuple[Continuation, Step]]:
+        """Each continuation with its own of the logits (b, v) after the extension."""
+        whole = len(self._rows) == 1
+        return [(one, step if whole else step.select([row])) for row, one in self._seated()]
+
+    def _seated(self) -> list[tuple[int, Continuation]]:
+        """The rows that are somebody's, with whose they are."""
+        return [(row, one) for row, one in enumerate(self._rows) if one is not None]
+
+
+class RunningBatch(Rows):
+    """Rows that are all written at one slot.
 
     Args:
         make_decoder: makes an empty decoder for (batch, capacity).
@@ -62,20 +113,8 @@ class RunningBatch:
         most: int,
         limit: Callable[[], int | None] = lambda: None,
     ) -> None:
-        self._make_decoder, self._config, self.most, self._limit = make_decoder, config, most, limit
-        self.aside: list[tuple[Continuation, Columns]] = []
-        self._decoder: Decoder | None = None
-        self._rows: list[Continuation | None] = []
-        self._idle_steps = 0
-        self._is_spoilt = False
-
-    def __len__(self) -> int:
-        return len(self.continuations)
-
-    @property
-    def continuations(self) -> list[Continuation]:
-        """Those that have a row."""
-        return [one for _, one in self._seated()]
+        super().__init__(make_decoder, config, most)
+        self._limit, self._idle_steps = limit, 0
 
     def join(self, newcomers: list[tuple[Continuation, Columns]]) -> None:
         """Give each continuation a row, with the keys and values of its tokens."""
@@ -86,20 +125,6 @@ class RunningBatch:
             self._rebuild(newcomers)
         else:
             self._seat(newcomers)
-
-    def leave(self, continuation: Continuation) -> None:
-        """Free its row, and have the cache made anew where it failed: what is no number is one behind a mask, too."""
-        row = self._rows.index(continuation)
-        self._rows[row] = None
-        assert self._decoder is not None
-        self._decoder.clear(row)
-        self._is_spoilt |= continuation.failed
-
-    def clear(self) -> list[Continuation]:
-        """Free all rows and the cache, and return the continuations that had them, and those aside."""
-        were = [*self.continuations, *(one for one, _ in self.aside)]
-        self._rows, self._decoder, self.aside = [], None, []
-        return were
 
     def take_ready(self, free: int) -> list[tuple[Continuation, Columns]]:
         """Those aside that a cache may be made for now, `free` at most, which are to join."""
@@ -118,22 +143,14 @@ class RunningBatch:
         assert self._decoder is not None
         return self._decoder.batch, self._decoder.slots
 
-    def extensions(self) -> list[Extension]:
-        """One more token of each, for the model to read together; none where all rows were put aside."""
+    def extension(self) -> Extension | None:
+        """One more token of each, for the model to read; None where all rows were put aside."""
         decoder = self._tidy()
         if decoder is None:
-            return []
+            return None
         tokens = np.array([0 if one is None else one.last_token for one in self._rows], np.int64)
         there = np.array([[one is not None] for one in self._rows])
-        return [Extension(decoder, tokens[:, None], there)]
-
-    def share(self, steps: Sequence[Step | Exception]) -> list[tuple[Continuation, Step | Exception]]:
-        """Each continuation with its own of the logits (b, v) after the extension, or the error of all."""
-        [step] = steps
-        if isinstance(step, Exception):
-            return [(one, step) for one in self.clear()]
-        whole = len(self._rows) == 1
-        return [(one, step if whole else step.select([row])) for row, one in self._seated()]
+        return Extension(decoder, tokens[:, None], there)
 
     # ---- the cache
 
@@ -194,10 +211,6 @@ class RunningBatch:
         """The rows and slots of a cache for so many rows, the longest of so many tokens."""
         slots, limit = choose_slots(self._config, longest + _ROOM), self._limit()
         return power_of_two(rows, self.most), slots if limit is None else min(slots, limit)
-
-    def _seated(self) -> list[tuple[int, Continuation]]:
-        """The rows that are somebody's, with whose they are."""
-        return [(row, one) for row, one in enumerate(self._rows) if one is not None]
 
     def _read(self, row: int, one: Continuation) -> Columns:
         assert self._decoder is not None

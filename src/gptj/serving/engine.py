@@ -356,17 +356,18 @@ class Engine:
         batch, clock = self._batches.get(adapter), self._pace.clock
         others_wait, begin = any(map(len, self._batches.values())), clock()
         rows = self._rows_to_step(batch)
-        shape = batch.shape if batch is not None and rows else None
-        asked = [*rows, *(piece for _, piece in read)]
+        shape = None if batch is None or rows is None else batch.shape
+        asked = [*([] if rows is None else [rows]), *(piece for _, piece in read)]
         if not asked:
             return
         steps = self._extend(adapter, asked)
-        if batch is not None and rows:
-            self._share(batch, steps[: len(rows)])
-        for (prefill, _), step in zip(read, steps[len(rows) :], strict=True):
+        if rows is not None:
+            assert batch is not None
+            self._share(batch, steps[0])
+        for (prefill, _), step in zip(read, steps[len(steps) - len(read) :], strict=True):
             self._take(prefill, step, waits=others_wait)
         seconds = clock() - begin  # a device computes on after the call, until its result is needed
-        if rows:
+        if rows is not None:
             self.metrics.observe("gptj_step_seconds", seconds)
         if others_wait:
             self._learn(seconds, shape, [piece for _, piece in read])
@@ -382,14 +383,14 @@ class Engine:
             shapes = {(one.decoder.batch, round_up(one.token_ids.shape[1], MOST), one.decoder.slots) for one in pieces}
             self._pace.note_prompt((step, frozenset(shapes)), tokens, seconds - of_step)
 
-    def _rows_to_step(self, batch: RunningBatch | RowsApart | None) -> list[Extension]:
+    def _rows_to_step(self, batch: RunningBatch | RowsApart | None) -> Extension | None:
         if batch is None or not len(batch):
-            return []
+            return None
         try:
-            return batch.extensions()
+            return batch.extension()
         except Exception as error:
             self._fail(batch.clear(), error)
-            return []
+            return None
 
     def _extend(self, adapter: str | None, asked: Sequence[Extension]) -> list[Step | Exception]:
         """The step of each, or its own error."""
@@ -401,14 +402,14 @@ class Engine:
                 return [error]
             return [found for one in asked for found in self._extend(adapter, [one])]
 
-    def _share(self, batch: RunningBatch | RowsApart, steps: Sequence[Step | Exception]) -> None:
+    def _share(self, batch: RunningBatch | RowsApart, step: Step | Exception) -> None:
         """Choose the next token of each running row."""
-        for one, step in batch.share(steps):
-            if isinstance(step, Exception):
-                one.fail(step)
-            else:
-                self._choose(one, step)
-            if one.ended and one in batch.continuations:
+        if isinstance(step, Exception):
+            self._fail(batch.clear(), step)
+            return
+        for one, its in batch.share(step):
+            self._choose(one, its)
+            if one.ended:
                 batch.leave(one)
 
     def _take(self, prefill: Prefill, step: Step | Exception, *, waits: bool) -> None:
