@@ -136,3 +136,5 @@ def test_more_devices_than_there_are_and_what_cannot_be_cut_are_refused(model_fo
         load(model_folder, strategy="tp_fsdp")
     with pytest.raises(InputError, match="cannot be prepared"):
         load(model_folder, strategy="tp", inference=True)
+    with pytest.raises(InputError, match="on one device with inference=True"):
+        load(model_folder, strategy="tp", quantize="int8")

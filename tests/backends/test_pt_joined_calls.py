@@ -1,10 +1,13 @@
 """Calls that PyTorch computes in one pass: attention gives each query the same bits, whatever else is in the call."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from gptj.config import GPTJConfig
+from gptj.errors import InputError
 from gptj.generation import Extension, extend_together
 from gptj.generation.decoder import PIECE
 from gptj.pt import GPTJForCausalLM
@@ -56,3 +59,33 @@ def test_a_prompt_in_pieces_beside_others_has_its_logits(lengths, beside):
         piece = Extension(decoder, ids[:, start:end], last_only=False)
         found.append(extend_together([*asked, piece])[-1].logits[0])
     np.testing.assert_allclose(np.concatenate(found), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 2e-5), ("bfloat16", 0.05)])
+@pytest.mark.parametrize("lengths", [[1, 30, 63, 64, 120], [505, 3], [17, 700, 0]], ids=["short", "at 512", "long"])
+def test_rows_of_lengths_of_their_own_have_the_logits_of_lone_rows(dtype, limit, lengths):
+    """Two more tokens of each row, the first at slot `length`; slots of later tokens, and of nobody, hold 9s."""
+    config = dataclasses.replace(CONFIG, n_positions=1024)
+    model = GPTJForCausalLM(config, seed=3, dtype=dtype)
+    model.prepare_for_inference()
+    together = model._decoder(len(lengths) + 1, 1024)
+    together.restart(1024)
+    for kept in (*together.cache.keys, *together.cache.values):
+        kept.fill_(9)
+    lone, ids = [], np.arange(1024) * 7 % 300
+    for row, length in enumerate(lengths):
+        lone.append(model._decoder(1, length + 2))
+        if length:
+            lone[row].extend(ids[None, :length])
+            together.write(row, 0, lone[row].read(0, 0, length))
+    for more in range(2):
+        tokens = ids[np.array(lengths) + more][:, None]
+        slots = np.array(lengths) + more
+        [found] = extend_together([Extension(together, tokens, slots=slots)])
+        expected = [one.extend(tokens[row : row + 1], last_only=True).logits[0] for row, one in enumerate(lone)]
+        np.testing.assert_allclose(found.logits, expected, rtol=0, atol=limit)
+    assert together.length == 1024  # neither read nor moved
+    with pytest.raises(InputError, match="at most"):
+        extend_together([Extension(together, np.ones((len(lengths) + 2, 1), int), slots=np.arange(len(lengths) + 2))])
+    with pytest.raises(InputError, match="slots below 1024"):
+        extend_together([Extension(together, np.ones((1, 1), int), slots=np.array([1024]))])

@@ -150,6 +150,8 @@ def test_a_lone_process_is_told_how_to_be_several(model_folder):
         gptj.GPTJForCausalLM.from_pretrained(model_folder, strategy="tp")
     with pytest.raises(InputError, match="without a strategy"):
         gptj.GPTJForCausalLM.from_pretrained(model_folder, mesh=object())
+    with pytest.raises(InputError, match="on one device with inference=True"):
+        gptj.GPTJForCausalLM.from_pretrained(model_folder, strategy="tp", quantize="int8")
 
 
 def test_the_command_says_the_same_on_two_processes_and_says_it_once(model_folder):

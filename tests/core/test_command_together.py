@@ -12,7 +12,7 @@ import pytest
 
 from gptj.command import together
 from gptj.errors import InputError
-from gptj.sharding import Processes, leave_in_order
+from gptj.sharding import Mesh, Processes, leave_in_order
 
 SCRIPT = """
 import atexit, sys, types
@@ -80,6 +80,18 @@ def test_processes_that_know_nothing_of_each_other_are_said_or_refused(monkeypat
             together.require_strategy()
     else:
         together.require_strategy()
+
+
+def test_the_options_name_a_mesh_of_all_devices_or_are_refused_by_their_names():
+    def fitting(strategy, dp, tp):
+        return together.fitting_mesh(strategy, dp, tp, 8, Processes(0, 8))
+
+    assert [fitting("tp_fsdp", *axes) for axes in ((2, None), (None, 4))] == [Mesh(dp=2, tp=4)] * 2
+    assert (fitting("tp", None, None), fitting("fsdp", None, None)) == (Mesh(tp=8), Mesh(dp=8))
+    with pytest.raises(InputError, match=r"--dp and --tp: .*whose product is 8"):
+        fitting("tp_fsdp", None, None)
+    with pytest.raises(InputError, match=r"mesh: .*expected 8, found 6"):
+        fitting("tp_fsdp", 2, 3)
 
 
 def test_the_first_process_is_the_last_to_leave(monkeypatch):

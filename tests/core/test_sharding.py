@@ -268,6 +268,8 @@ def test_the_command_prints_a_plan_and_the_line_that_starts_it(tmp_path):
     assert made["fits"] is False and made["total"] > 90 * 2**30
     done = CliRunner().invoke(gptj_command, ["plan", str(tmp_path), "--memory", "many"])
     assert "--memory" in str(done.exception)
+    done = CliRunner().invoke(gptj_command, ["plan", str(tmp_path), "--devices", "99999999999"])
+    assert str(done.exception).startswith("devices: out of range")  # and not the batch, which is as many
     for wrong in (["--memory", "many"], ["--devices", "0"], ["--length", "4096"]):
         assert CliRunner().invoke(gptj_command, ["plan", str(tmp_path), *wrong]).exit_code != 0
 

@@ -77,8 +77,20 @@ def check_quantize(quantize: str | None, honoured: Collection[str]) -> None:
         )
 
 
-def check_inference(head: Head, inference: bool, quantize: str | None) -> None:
-    """Refuse what `from_pretrained` cannot mean: a class without a fast path, quantize without inference."""
+def check_inference(head: Head, inference: bool, quantize: str | None, *, is_cut: bool) -> None:
+    """Refuse what `from_pretrained` cannot mean: a class without a fast path, quantize without inference.
+
+    Args:
+        is_cut: whether the model is to be cut across devices, which is neither prepared nor quantised.
+    """
+    if quantize is not None and is_cut:
+        hint = "Leave it out, or load the model on one device with inference=True"
+        raise InputError(
+            "a model on several devices is not quantised", where="quantize", found=shown(quantize), hint=hint
+        )
+    if inference and is_cut:
+        hint = "Leave inference=True out; tp is for inference already"
+        raise InputError("a model on several devices cannot be prepared", where="inference", found=True, hint=hint)
     if quantize is not None and not inference:
         raise InputError("given without inference", where="quantize", found=shown(quantize), hint="Add inference=True")
     if inference and head != "causal_lm":

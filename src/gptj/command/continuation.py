@@ -12,7 +12,7 @@ import numpy as np
 import gptj
 from gptj.command.opened_model import Job, OpenedModel, Request, TextDecoder
 from gptj.command.prompts import Prompt
-from gptj.command.together import Copies
+from gptj.command.together import TOO_FEW_HINT, Copies
 from gptj.errors import InputError
 from gptj.generation import GenerationConfig, TokenStep
 
@@ -52,8 +52,8 @@ def _continue(
     if copies.count == 1 and model.placement is not None:
         rows = model.placement.mesh.dp
         if len(jobs) < rows:
-            hint = "Give more, use a smaller --dp, or --strategy tp"
-            raise InputError("fewer than dp", where="prompts", expected=f"{rows} or more", found=len(jobs), hint=hint)
+            expected = f"{rows} or more"
+            raise InputError("fewer than dp", where="prompts", expected=expected, found=len(jobs), hint=TOO_FEW_HINT)
     work = [*batches(jobs, batch_size * rows)]
     copies.check(len(work), "batches of prompts")
     first = True

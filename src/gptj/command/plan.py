@@ -55,12 +55,13 @@ def plan(
     elif place.name == CONFIG_FILE:
         directory = directory.parent
     config = GPTJConfig.from_file(place)
+    meshes = [*list_meshes(devices, training=training)]
     work = Work(training, batch or devices, length or config.n_positions, dtype, recompute)
     work.check(config)
     room = shard_bytes(memory, where="--memory")
     if room < LEAST_BYTES:
         raise InputError("too little for a device", where="--memory", expected="such as 16GiB", found=memory)
-    plans = [plan_memory(config, strategy, mesh, work) for strategy, mesh in list_meshes(devices, training=training)]
+    plans = [plan_memory(config, strategy, mesh, work) for strategy, mesh in meshes]
     if as_json:
         facts = [{**dataclasses.asdict(made), "total": made.total, "fits": made.fits(room)} for made in plans]
         print_json({"devices": devices, "memory": room, "work": dataclasses.asdict(work), "plans": facts})

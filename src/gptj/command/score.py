@@ -58,8 +58,9 @@ _OPTIONS = (
 def score(directory: Path, file: str, **options: Any) -> None:
     """Say how likely the model in DIR finds each text in FILE, and all of them; - is stdin.
 
-    A line is a text. Where the first line begins with {, every line is a JSON object: {"text": "..."},
-    {"token_ids": [1, 2]}, or {"prompt": "...", "completion": "..."}, of which the completion is scored.
+    A line that is not blank is a text. Where the first line begins with {, every line is a JSON object:
+    {"text": "..."}, {"token_ids": [1, 2]}, or {"prompt": "...", "completion": "..."}, of which the completion is
+    scored.
 
     A text that is longer than the model's positions is read in windows. Bits per byte, unlike perplexity, can be
     compared between models with different tokenizers.

@@ -27,6 +27,7 @@ from gptj.sharding import Mesh, Processes, Strategy, Watch, choose_mesh, require
 
 __all__ = [
     "TOGETHER",
+    "TOO_FEW_HINT",
     "Copies",
     "check_axes",
     "check_strategy_options",
@@ -35,6 +36,10 @@ __all__ = [
     "strategy_options",
     "together",
 ]
+
+
+TOO_FEW_HINT = "Give more, or cut the model in place of the work: --strategy tp without --dp"
+"""A way on where a copy of the model would have no work."""
 
 
 def strategy_options(section: str, strategies: tuple[str, ...]) -> tuple[Any, ...]:
@@ -118,7 +123,7 @@ class Copies:
         if pieces < self.count:
             raise InputError(
                 f"fewer than the {self.count} copies of the model", where=where, expected=f"{self.count} or more",
-                found=pieces, hint="Use a smaller --dp, or --strategy tp",
+                found=pieces, hint=TOO_FEW_HINT,
             )  # fmt: skip
 
     def is_mine(self, number: int) -> bool:
@@ -340,7 +345,11 @@ def fitting_mesh(strategy: Strategy, dp: int | None, tp: int | None, devices: in
         InputError: what is named makes no mesh of so many.
     """
     named = None
-    if dp is not None or tp is not None:
+    if dp is None and tp is None:
+        if strategy == "tp_fsdp":
+            expected = f"two numbers whose product is {devices}"
+            raise InputError("the strategy cuts along both", where="--dp and --tp", expected=expected, found="neither")
+    else:
         named = Mesh(dp=dp or devices // (tp or 1) or 1, tp=tp or devices // (dp or 1) or 1)
     return choose_mesh(named, strategy, devices, processes=place.size)
 

@@ -288,7 +288,7 @@ class Pretrained(Absent, Tapped, Adapted):
             GPTJError: see `gptj.pretrained.prepare`.
             InputError: an argument that another framework alone has; in Flax, float64 while jax has it switched off.
         """
-        check_inference(cls.head, inference, quantize)
+        check_inference(cls.head, inference, quantize, is_cut=mesh is not None or strategy is not None)
         _check_parameters_apart(cls, _do_init, inference)
         computed, kept = cls._dtypes_of(dtype, param_dtype=param_dtype, torch_dtype=torch_dtype)
         loading = prepare(
@@ -309,7 +309,7 @@ class Pretrained(Absent, Tapped, Adapted):
             if mesh is None and strategy is None:
                 model._fill(loading.arrays(mmap=mmap), inference=inference, quantize=quantize)
             else:
-                placement = place_model(cls, loading.config, mesh, strategy, inference=inference, device_map=device_map)
+                placement = place_model(cls, loading.config, mesh, strategy, device_map=device_map)
                 model._distribute(loading.read_part, placement)
         model.name_or_path = loading.config.name_or_path
         if isinstance(model, Generates):

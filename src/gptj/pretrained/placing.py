@@ -9,23 +9,18 @@ from gptj.errors import InputError, shown
 from gptj.sharding import Placement, ReadPart, check_mesh, check_strategy
 
 
-def place_model(
-    cls: Any, config: GPTJConfig, mesh: Any, strategy: str | None, *, inference: bool, device_map: Any = None
-) -> Placement:
+def place_model(cls: Any, config: GPTJConfig, mesh: Any, strategy: str | None, *, device_map: Any = None) -> Placement:
     """This process' part of a model of `config`, checked.
 
     Args:
         cls: the model's class, whose `_choose_placement` knows the framework's devices.
-        mesh, strategy, inference, device_map: as `from_pretrained` was given them.
+        mesh, strategy, device_map: as `from_pretrained` was given them.
 
     Raises:
         InputError: one of the two is missing, there is no such strategy or mesh, or the model cannot be cut so.
     """
     if strategy is None:
         raise InputError("a mesh without a strategy", where="strategy", expected="tp, fsdp, tp_fsdp or dp", found=None)
-    if inference:
-        hint = "Leave inference=True out; tp is for inference already"
-        raise InputError("a model on several devices cannot be prepared", where="inference", found=True, hint=hint)
     if device_map is not None:
         hint = "Leave it out: a mesh of the framework's own names its devices"
         raise InputError("the mesh says where", where="device_map", found=shown(device_map), hint=hint)
@@ -58,5 +53,5 @@ def cut_model(
         InputError: see `place_model`; and what `read_part` raises.
     """
     model = cls(config, param_dtype=dtype, _do_init=False)
-    model._distribute(read_part, place_model(cls, config, mesh, strategy, inference=False))
+    model._distribute(read_part, place_model(cls, config, mesh, strategy))
     return model

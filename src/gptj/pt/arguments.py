@@ -174,16 +174,18 @@ class JoinedCalls(NamedTuple):
 
     def part(self, stream: Tensor) -> list[Tensor]:
         """The calls' own (b, t, ...) of a stream (1, n, ...)."""
-        sizes = [b * t for b, t in self.shapes]
-        parts = stream[0].split([*sizes, stream.shape[1] - sum(sizes)])
-        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=False)]
+        parts = zip(stream[0].split(self._sizes(stream.shape[1])), self.shapes, strict=False)
+        return [part.unflatten(0, shape) for part, shape in parts]
 
     def part_heads(self, x: Tensor) -> list[Tensor]:
         """The calls' own (b, h, t, d) of queries, keys or values (1, h, n, d)."""
+        parts = zip(x.split(self._sizes(x.shape[2]), dim=2), self.shapes, strict=False)
+        return [part if b == 1 else part[0].unflatten(1, (b, t)).transpose(0, 1) for part, (b, t) in parts]
+
+    def _sizes(self, count: int) -> list[int]:
+        """How many of the stream's tokens are each call's, and last, how many are nobody's."""
         sizes = [b * t for b, t in self.shapes]
-        parts = x.split([*sizes, x.shape[2] - sum(sizes)], dim=2)
-        shaped = zip(parts, self.shapes, strict=False)
-        return [part if b == 1 else part[0].unflatten(1, (b, t)).transpose(0, 1) for part, (b, t) in shaped]
+        return [*sizes, count - sum(sizes)]
 
     def update_all(self, updates: Sequence[UpdateCache]) -> Callable[[Tensor, Tensor], Any]:
         """The calls' functions that take new keys and values, as one: it returns a tuple of keys and one of values."""
