@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from wings import FLOAT32_ABSOLUTE
@@ -12,7 +13,7 @@ from wings import FLOAT32_ABSOLUTE
 from gptj.calls.outputs import KVCache
 from gptj.errors import InputError
 from gptj.flax import Decoder, GPTJForCausalLM
-from gptj.flax.inference import compiled_block, compiled_exit
+from gptj.flax.inference import compiled_block, compiled_exit, multiply_narrow
 from gptj.flax.weights import flat
 
 IDS = np.random.default_rng(0).integers(0, 214, (3, 9))
@@ -92,6 +93,21 @@ def test_the_compiled_step_writes_keys_and_values_once_each_and_copies_none(prep
 def test_a_few_rows_are_multiplied_weights_first(prepared, rows):
     text = block_program(prepared, rows).as_text()
     assert text.count("optimization_barrier") == (6 if rows in (2, 64) else 0)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_a_few_rows_by_bfloat16_are_sums_of_its_products(rows):
+    """As exact as in float32, for numbers of all sizes, with the gradient of it; and the weights are not widened."""
+    generator = np.random.default_rng(rows)
+    x = generator.standard_normal((rows, 96)).astype(np.float32) * 10.0 ** generator.integers(-6, 6, (rows, 1))
+    x, weight = jnp.asarray(x, jnp.float32), jnp.asarray(generator.standard_normal((40, 96)), jnp.bfloat16)
+    exact = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    size = np.abs(np.asarray(x, np.float64)) @ np.abs(np.asarray(weight, np.float64)).T
+    assert (np.abs(multiply_narrow(x, weight) - exact) / size).max() <= 1e-6
+    gradient = jax.grad(lambda x: multiply_narrow(x, weight).sum())(x)
+    assert np.abs(gradient - np.asarray(weight, np.float64).sum(0)).max() <= 1e-5
+    text = jax.jit(multiply_narrow).lower(x, weight).as_text()
+    assert "tensor<40x96xbf16>" in text and "tensor<40x96xf32>" not in text
 
 
 SLOTS = 16
