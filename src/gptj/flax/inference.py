@@ -364,7 +364,8 @@ class InferenceMixin:
         Differs: nothing is packed; the parameters are cast once to what is computed in, or stay as they are.
 
         On a CPU, what is computed in is float32 at least, and a 16-bit model takes twice its memory: `generate` leaves
-        its parameters as they are, which takes longer for several rows and for prompts, and for float16. Training and all that changes or writes parameters is over.
+        its parameters as they are, which takes longer for several rows and for prompts, and for float16. Training and
+        all that changes or writes parameters is over.
 
         Args:
             quantize: None; XLA has no fast product of narrower weights on a CPU.
