@@ -82,7 +82,7 @@ def test_a_step_writes_the_cache_in_place(prepared):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_compiled_step_writes_keys_and_values_once_each_and_copies_none(prepared, rows):
     config = prepared.config
-    text = block_program(prepared, rows).compile().as_text()
+    text = block_program(prepared.fast_path, rows).compile().as_text()
     program = text[text.index("ENTRY") :]
     whole = rf"f32\[({rows},{config.n_head}|{rows * config.n_head}),{SLOTS},{config.head_dim}\]"
     made = re.findall(rf"= {whole}\S* (\w+)\(", program)
@@ -91,7 +91,7 @@ def test_the_compiled_step_writes_keys_and_values_once_each_and_copies_none(prep
 
 @pytest.mark.parametrize("rows", [1, 2, 64, 65])
 def test_a_few_rows_are_multiplied_weights_first(prepared, rows):
-    text = block_program(prepared, rows).as_text()
+    text = block_program(prepared.fast_path, rows).as_text()
     assert text.count("optimization_barrier") == (6 if rows in (2, 64) else 0)
 
 
@@ -110,18 +110,27 @@ def test_a_few_rows_by_bfloat16_are_sums_of_its_products(rows):
     assert "tensor<40x96xbf16>" in text and "tensor<40x96xf32>" not in text
 
 
+@pytest.mark.parametrize("rows", [1, 2, 64, 65])
+def test_a_step_of_a_few_rows_widens_no_weight_in_bfloat16(folder, rows):
+    path = GPTJForCausalLM.from_pretrained(folder(), param_dtype="bfloat16")._path()
+    text = block_program(path, rows).as_text()
+    shapes = {"x".join(map(str, array.shape)) for array in flat(path.blocks[0]).values() if array.ndim == 2}
+    widened = re.findall(rf"\(tensor<({'|'.join(shapes)})xbf16>\) -> tensor<\1xf32>", text)
+    assert len(widened) == (0 if rows <= 64 else 6)
+
+
 SLOTS = 16
 
 
-def block_program(model, rows):
+def block_program(path, rows):
     """The block of a decoded token, lowered."""
-    config, cache = model.config, model.fast_path.init_cache(rows, SLOTS)
+    config, cache = path.config, path.init_cache(rows, SLOTS)
     layer = KVCache(cache.keys[:1], cache.values[:1], None, True)
     x = np.zeros((rows, 1, config.n_embd), np.float32)
     rotation = (np.zeros((rows, 1, config.rotary_width // 2), np.float32),) * 2
     attention_inputs = np.array([5]), rotation, np.ones((rows, 1, 1, SLOTS), bool)
     return compiled_block(config, True, False, True, False, 1).lower(
-        model.fast_path.blocks[0], {}, layer, x, attention_inputs, None
+        path.blocks[0], {}, layer, x, attention_inputs, None
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import jax
@@ -36,6 +36,18 @@ from gptj.generation.decoder import built_alike
 
 FEW_ROWS = range(2, 65)
 """The numbers of rows for which the product is written weights first: as many as it was measured to be faster for."""
+
+NARROW_ROWS = range(1, 65)
+"""The numbers of rows in float32 that are multiplied by bfloat16 as it lies: as many as casting it takes longer for."""
+
+
+def computed_in(dtype: np.dtype[Any], devices: Iterable[jax.Device]) -> np.dtype[Any]:
+    """The dtype of the steps of a model that computes in `dtype` on these devices: on CPUs float32 at least.
+
+    Differs: XLA on a CPU multiplies 16-bit numbers far slower, so what is computed there is not rounded to them.
+    """
+    widens = dtype.itemsize < 4 and all(device.platform == "cpu" for device in devices)
+    return np.dtype(np.float32) if widens else dtype
 
 
 @jax.custom_jvp
@@ -65,15 +77,14 @@ def few_rows(call: Callable[..., Array], arguments: Any, keywords: Any, context:
     x, tied = (*arguments, None)[:2]
     weight = linear.get_variable("params", "weight") if tied is None else tied
     rows = x.reshape(-1, x.shape[-1])
-    if len(rows) > FEW_ROWS[-1]:
+    is_narrow = (x.dtype, weight.dtype) == (jnp.float32, jnp.bfloat16)
+    if len(rows) not in (NARROW_ROWS if is_narrow else FEW_ROWS):
         return call(*arguments, **keywords)
-    if (x.dtype, weight.dtype) == (jnp.float32, jnp.bfloat16):
+    if is_narrow:
         y = multiply_narrow(rows, weight)
-    elif len(rows) in FEW_ROWS:
+    else:
         # The barrier is what makes the product lie as it is written: XLA would swap it to save the small transpose.
         y = lax.optimization_barrier(multiply(weight.astype(x.dtype), rows, (1, 1))).T
-    else:
-        return call(*arguments, **keywords)
     y = y.reshape(*x.shape[:-1], -1)
     if linear.use_bias:
         y += linear.get_variable("params", "bias").astype(y.dtype)
@@ -211,13 +222,11 @@ class FastPath:
 
     def __init__(self, module: Any, params: Params, adapter: Params) -> None:
         self.config = built_alike(module.config)
+        self.module = module.clone(config=self.config)
         base = params["transformer"]
         self.embedding: Array = base["wte"]["weight"]
-        self.dtype = np.dtype(self.embedding.dtype if module.dtype is None else module.dtype)
-        if self.dtype.itemsize < 4 and all(device.platform == "cpu" for device in self.embedding.devices()):
-            # Differs: XLA on a CPU multiplies 16-bit numbers far slower, so what is computed is not rounded to them.
-            self.dtype = np.dtype(np.float32)
-        self.module = module.clone(config=self.config, dtype=self.dtype)
+        kept = self.embedding.dtype if module.dtype is None else module.dtype
+        self.dtype = computed_in(np.dtype(kept), self.embedding.devices())
         self.blocks = [base["h"][str(n)] for n in range(self.config.n_layer)]
         outer = {"ln_f": base["ln_f"]} | ({"wte": base["wte"]} if self.config.tie_word_embeddings else {})
         self.exit = {"transformer": outer, "lm_head": params["lm_head"]}
@@ -378,9 +387,7 @@ class InferenceMixin:
         model._refuse_cut("prepare_for_inference")
         check_quantize(quantize, ())
         model._require_values("prepare_for_inference")
-        dtype = model.dtype
-        if dtype.itemsize < 4 and model.device.platform == "cpu":
-            dtype = np.dtype(np.float32)
+        dtype = computed_in(model.dtype, [model.device])
         arrays, model._params = flat(model.params), None
         for name in arrays:  # one at a time, so that no more than one is there twice
             arrays[name] = jax.block_until_ready(jnp.asarray(arrays[name], dtype))
